@@ -1,0 +1,41 @@
+# Everything runs in .venv, which is made when it is missing. On Windows: from Git Bash or WSL, with `make` and Python on the PATH.
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    train a LoRA on the embedded base model; pictures before and after"
+	@echo "make test    run the tests"
+	@echo "make check   what a change must pass: ruff, basedpyright and the tests"
+	@echo "make clean   remove .venv and the tools' caches"
+	@echo
+	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from (3.10 or newer; now: $(PYTHON))."
+	@echo "On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA."
+
+demo: $(INSTALLED)
+	$(BIN)/python -m trainers demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an installation that was cut short is done again.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,6 @@
+"""ComfyUI-LoRA-Trainer. ComfyUI imports this folder as a package; anywhere else (pytest, `python -m trainers`) importing it does nothing."""
+
+from importlib.util import find_spec
+
+# A package that ComfyUI loads has a name, and ComfyUI's own modules are beside it. What the pack registers stands behind this.
+INSIDE_COMFYUI = bool(__package__) and find_spec("comfy_api") is not None

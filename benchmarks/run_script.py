@@ -1,0 +1,64 @@
+"""Run an unmodified training script and record when each optimizer step ended: CPU and wall clock, and the peak memory.
+
+It must run under the script's own interpreter, so it needs nothing but torch. torch's global optimizer hook does the recording;
+the script is neither edited nor patched.
+"""
+
+import argparse
+import json
+import resource
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--thin-sd-scripts", action="store_true", help="the script is sd-scripts': set its UNet to the thin model's 64 channels")
+    parser.add_argument("script", help="path of the script, or a module name")
+    parser.add_argument("script_arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    clocks: list[tuple[float, float]] = []
+
+    def read_clocks(optimizer: Optimizer, *_: object) -> None:
+        clocks.append((time.process_time(), time.perf_counter()))
+
+    register_optimizer_step_post_hook(read_clocks)
+    run(options.script, options.script_arguments, prepare=make_sd_scripts_thin if options.thin_sd_scripts else None)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    options.record.write_text(json.dumps({"clocks": clocks, "peak_bytes": peak_bytes}))
+
+
+def run(script: str, arguments: list[str], *, prepare: Callable[[], None] | None = None) -> None:
+    """Run the script, or the module in the current folder, as __main__ with these arguments; `prepare` may import the script's own modules."""
+    is_file = script.endswith(".py")
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).parent) if is_file else ""
+    if prepare is not None:
+        prepare()
+    try:
+        if is_file:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+    except SystemExit as ending:
+        if ending.code:
+            raise
+
+
+def make_sd_scripts_thin() -> None:
+    """The only two numbers that stand between sd-scripts' UNet and the thin model's."""
+    # of the checkout, whose folder is on sys.path only now
+    from library import sdxl_original_unet  # pyright: ignore[reportMissingImports]
+
+    sdxl_original_unet.MODEL_CHANNELS, sdxl_original_unet.TIME_EMBED_DIM = 64, 256
+
+
+if __name__ == "__main__":
+    main()

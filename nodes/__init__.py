@@ -1,0 +1,1 @@
+"""What the ComfyUI graph sees: thin nodes over trainers/. There are none yet."""

@@ -1,0 +1,274 @@
+"""Three steps of the real trainer against an implementation written here from the formulas.
+
+The reference shares with the trainer only diffusers' UNet, VAE, the CLIP classes and the recorded draws (noise, timesteps,
+captions). LoRA layers, noise schedule, targets, loss weights, clipping and AdamW are its own.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trainers.buckets import BucketConfig, plan_crops
+from trainers.cache import TensorCache
+from trainers.dataset import DatasetConfig, scan_folder
+from trainers.distributed import World
+from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
+from trainers.host import ConsoleHost
+from trainers.run_folder import RunFolder
+from trainers.sdxl import trainer as trainer_module
+from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.model import SDXLModel, build_model
+from trainers.sdxl.prepare import prepare_run
+from trainers.sdxl.step import Batch
+from trainers.sdxl.trainer import TrainingLoop
+
+COMMON = {
+    "rank": 4,
+    "alpha": 2.0,
+    "learning_rate": 1e-3,
+    "max_train_steps": 3,
+    "train_batch_size": 2,
+    "gradient_checkpointing": False,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0.0,
+    "caption_dropout": 0.3,
+    "max_grad_norm": 0.1,
+    "mixed_precision": "no",
+    "save_dtype": "fp32",
+}
+CASES = {
+    "epsilon, min-SNR, noise offset": {"min_snr_gamma": 5.0, "noise_offset": 0.05},
+    "v-prediction, zero terminal SNR, min-SNR": {"prediction_type": "v_prediction", "zero_terminal_snr": "on", "min_snr_gamma": 5.0},
+    "both text encoders": {"train_text_encoders": True, "text_encoder_learning_rate": 5e-4, "text_encoder_2_learning_rate": 2e-4, "min_snr_gamma": 0.0},
+    "gradient accumulation and checkpointing": {"train_batch_size": 1, "gradient_accumulation_steps": 3, "gradient_checkpointing": True},
+    "bucket of one": {"train_batch_size": 3, "target_modules": "attention"},
+}
+
+
+@dataclass
+class RecordedStep:
+    batches: list[Batch]
+    captions: list[list[str]]
+    loss: float
+    gradients: list[Tensor]
+    weights: list[Tensor]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for i, (height, width) in enumerate([(64, 64), (80, 64), (64, 70)]):
+        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"zwx number {i}, " + "a very long caption " * (30 if i == 2 else 1))
+    return folder
+
+
+def tiny_model() -> SDXLModel:
+    """The embedded base's shape with random weights that are not symmetric under anything."""
+    torch.manual_seed(0)
+    encoder_1, encoder_2 = build_text_encoders()
+    parts = {"unet": build_unet(), "text_encoder": encoder_1, "text_encoder_2": encoder_2, "vae": build_vae()}
+    return build_model({name: part.state_dict() for name, part in parts.items()}, prediction_type="epsilon", zero_terminal_snr=False, name="tiny")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_steps_equal_an_independent_implementation(case, pictures, tmp_path, monkeypatch):
+    config = SDXLConfig(**{**COMMON, **CASES[case]})
+    model = tiny_model()
+    reference = Reference(copy.deepcopy(model), config)
+    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, reference)
+    for step, ours in enumerate(recorded, start=1):
+        loss, gradients = reference.gradients(ours)
+        assert ours.loss == pytest.approx(loss, rel=1e-6)
+        theirs, mine = flat(gradients), flat(ours.gradients)
+        assert cosine(mine, theirs) > 1 - 1e-9
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+        reference.adamw_step(gradients, step)
+        # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ: compare the whole update.
+        start = flat(reference.initial)
+        update, expected = flat(ours.weights) - start, flat(reference.weights) - start
+        assert cosine(update, expected) > 1 - 1e-6
+        torch.testing.assert_close(update.norm(), expected.norm(), rtol=1e-4, atol=0)
+
+
+def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: "Reference") -> list[RecordedStep]:
+    """Run the real loop, and listen: the batches that go in, the gradients before and the weights after the optimizer."""
+    dataset = scan_folder(DatasetConfig(images=str(pictures)))
+    buckets = BucketConfig(resolution=64)
+    plan = plan_crops(dataset, buckets, seed=0)
+    steps: list[RecordedStep] = []
+    with ConsoleHost(torch.device("cpu"), quiet=True) as host:
+        run = prepare_run(config, plan, model, host, cache=TensorCache(None), random_flip=False, world=World())
+        loop = TrainingLoop(config, buckets, dataset, run, host, RunFolder(tmp_path, "parity"), World())
+        reference.adopt(run.adapted)
+        batches: list[Batch] = []
+        captions: list[list[str]] = []
+        real_losses, real_embed = trainer_module.weighted_losses, run.embed
+
+        def listen_to_losses(unet, batch, objective):
+            batches.append(batch)
+            return real_losses(unet, batch, objective)
+
+        def listen_to_embed(texts):
+            captions.append(texts)
+            return real_embed(texts)
+
+        monkeypatch.setattr(trainer_module, "weighted_losses", listen_to_losses)
+        run.embed = listen_to_embed
+
+        def before_step(optimizer, *_):
+            gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
+            steps.append(RecordedStep(list(batches), list(captions), 0.0, gradients, []))
+            batches.clear(), captions.clear()
+
+        def after_step(optimizer, *_):
+            steps[-1].weights = [parameter.detach().clone() for parameter in run.adapted.parameters]
+
+        run.optimizer.register_step_pre_hook(before_step)
+        run.optimizer.register_step_post_hook(after_step)
+        result = loop.train()
+    for step, loss in zip(steps, result.losses, strict=True):
+        step.loss = loss
+    return steps
+
+
+class Reference:
+    """SDXL LoRA training from the formulas."""
+
+    def __init__(self, model: SDXLModel, config: SDXLConfig) -> None:
+        self.model, self.config = model, config
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32) ** 2
+        alphas = torch.cumprod(1 - betas, dim=0)
+        if config.zero_terminal_snr == "on":
+            root = alphas.sqrt()
+            alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        self.alphas = alphas
+
+    def adopt(self, adapted) -> None:
+        """Take the initial LoRA weights, name by name, and hang own LoRA layers into the reference's modules."""
+        self.weights, self.rates = [], []
+        groups = {id(parameter): group.learning_rate for group in adapted.groups for parameter in group.parameters}
+        self.rates = [groups[id(parameter)] for parameter in adapted.parameters]
+        modules = {"unet": self.model.unet, "text_encoder": self.model.text_encoder, "text_encoder_2": self.model.text_encoder_2}
+        for component in modules.values():
+            component.requires_grad_(False)
+        for (component, path), module in adapted.read(alpha=self.config.alpha).items():
+            down, up = module.down.clone().requires_grad_(True), module.up.clone().requires_grad_(True)
+            self.weights += [down, up]
+            named = {name.removeprefix("text_model."): layer for name, layer in modules[component].named_modules()}
+            named[path].register_forward_hook(self._lora_hook(down, up))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(self.weights, adapted.parameters, strict=True))
+        self.initial = [weight.detach().clone() for weight in self.weights]
+        self.moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in self.weights]
+
+    def _lora_hook(self, down: Tensor, up: Tensor):
+        strength = self.config.alpha / self.config.rank
+        return lambda layer, inputs, output: output + strength * (inputs[0] @ down.T @ up.T)
+
+    def gradients(self, step: RecordedStep) -> tuple[float, list[Tensor]]:
+        num_samples = sum(len(batch.timesteps) for batch in step.batches)
+        total = torch.zeros(())
+        for batch, captions in zip(step.batches, step.captions, strict=True):
+            total = total + self._losses(batch, captions).sum() / num_samples
+        gradients = torch.autograd.grad(total, self.weights)
+        norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
+        factor = min(1.0, self.config.max_grad_norm / (float(norm) + 1e-6))
+        return float(total.detach()), [gradient * factor for gradient in gradients]
+
+    def _losses(self, batch: Batch, captions: list[str]) -> Tensor:
+        embeds, pooled = self._encode(captions)
+        torch.testing.assert_close(batch.prompt_embeds, embeds, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batch.pooled_prompt_embeds, pooled, rtol=1e-5, atol=1e-5)
+        if not self.config.train_text_encoders:
+            embeds, pooled = batch.prompt_embeds, batch.pooled_prompt_embeds
+        alpha = self.alphas[batch.timesteps].reshape(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
+        target = batch.noise
+        if self.config.prediction_type == "v_prediction":
+            target = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
+        conditions = {"text_embeds": pooled, "time_ids": batch.add_time_ids}
+        prediction = self.model.unet(noisy, batch.timesteps, embeds, added_cond_kwargs=conditions).sample
+        losses = ((prediction - target) ** 2).mean(dim=(1, 2, 3))
+        if self.config.min_snr_gamma:
+            snr = alpha.flatten() / (1 - alpha.flatten())
+            capped = torch.minimum(snr, torch.full_like(snr, self.config.min_snr_gamma))
+            losses = losses * capped / (snr + 1 if self.config.prediction_type == "v_prediction" else snr)
+        return losses
+
+    def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Chunk by chunk, with transformers' own tokenizer; shorter captions are repeated to the longest (here 1 or 2 chunks)."""
+        rows, pooled = [], []
+        for caption in captions:
+            ids = reference_tokenizer()(caption)["input_ids"][1:-1]
+            chunks = [ids[i : i + 75] for i in range(0, max(1, len(ids)), 75)]
+            states = []
+            for position, chunk in enumerate(chunks):
+                padded = [[49406, *chunk, 49407] + [pad] * (75 - len(chunk)) for pad in (49407, 0)]
+                first = self.model.text_encoder(torch.tensor([padded[0]]), output_hidden_states=True)
+                second = self.model.text_encoder_2(torch.tensor([padded[1]]), output_hidden_states=True)
+                states.append(torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1))
+                if position == 0:
+                    pooled.append(second.text_embeds)
+            rows.append(torch.cat(states, dim=1))
+        longest = max(row.shape[1] for row in rows)
+        return torch.cat([row.repeat(1, longest // row.shape[1], 1) for row in rows]), torch.cat(pooled)
+
+    @torch.no_grad()
+    def adamw_step(self, gradients: list[Tensor], step: int) -> None:
+        """Loshchilov & Hutter 2019, with betas 0.9 and 0.999, eps 1e-8, weight decay 0.01."""
+        for weight, gradient, rate, (first, second) in zip(self.weights, gradients, self.rates, self.moments, strict=True):
+            weight.mul_(1 - rate * 0.01)
+            first.mul_(0.9).add_(0.1 * gradient)
+            second.mul_(0.999).add_(0.001 * gradient**2)
+            corrected = (second / (1 - 0.999**step)).sqrt() + 1e-8
+            weight.sub_(rate * (first / (1 - 0.9**step)) / corrected)
+
+
+def reference_tokenizer():
+    """transformers' CLIPTokenizer from vocabulary files that are rebuilt here from the merges."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    from transformers import CLIPTokenizer
+
+    from trainers.sdxl.tokenizer import MERGES_FILE, _clip_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps(_clip_tokenizer().get_vocab()))
+        (Path(folder) / "merges.txt").write_bytes(MERGES_FILE.read_bytes())
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]).double()
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp_path, monkeypatch):
+    """Exactly: the VAE's mean times 0.13025 of the cropped pixels, and (original, crop, target), height first."""
+    config = SDXLConfig(**{**COMMON, "train_batch_size": 3, "caption_dropout": 0.0})
+    model = tiny_model()
+    vae = copy.deepcopy(model.vae)
+    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config))
+    seen = {caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)}
+    expected = {"zwx number 0": (64, 64, 0, 0), "zwx number 1": (80, 64, 8, 0), "zwx number 2": (64, 70, 0, 3)}
+    for i, (caption, (height, width, top, left)) in enumerate(expected.items()):
+        batch, row = seen[caption]
+        picture = Image.open(pictures / f"{i}.png").crop((left, top, left + 64, top + 64))
+        pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mean * 0.13025
+        assert torch.equal(batch.latents[row], latents[0])
+        assert batch.add_time_ids[row].tolist() == [height, width, top, left, 64, 64]
+    assert math.isfinite(recorded[0].loss)

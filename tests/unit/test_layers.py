@@ -1,0 +1,98 @@
+"""Imports run one way: __init__ -> nodes -> trainers -> torch, diffusers, peft, transformers."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOST_MODULES = {"comfy", "comfy_api", "folder_paths", "nodes", "server"}
+SOURCES = sorted((ROOT / "trainers").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[path.relative_to(ROOT).as_posix() for path in SOURCES])
+def test_training_core_imports_nothing_of_the_host(path: Path) -> None:
+    assert not HOST_MODULES & set(_imported_packages(path))
+
+
+@pytest.mark.parametrize("package", ["sdxl", "musubi"])
+def test_trainers_do_not_import_each_other(package: str) -> None:
+    others = {"sdxl", "musubi"} - {package}
+    for path in (ROOT / "trainers" / package).rglob("*.py"):
+        relative = {node.module for node in _imports(path) if isinstance(node, ast.ImportFrom) and node.level and node.module}
+        assert not others & {module.split(".")[0] for module in relative}, path
+
+
+@pytest.mark.parametrize("module", ["trainers.config", "trainers.base", "trainers.sdxl.config"])
+def test_reading_a_configuration_imports_neither_torch_nor_diffusers(module: str) -> None:
+    loaded = _python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
+    assert not {"torch", "diffusers", "transformers", "peft"} & set(json.loads(loaded))
+
+
+def test_importing_the_pack_outside_comfyui_registers_nothing() -> None:
+    names = _import_as_custom_node(search_path=[])
+    assert names["INSIDE_COMFYUI"] is False
+    assert not {"NODE_CLASS_MAPPINGS", "WEB_DIRECTORY", "comfy_entrypoint"} & set(names)
+
+
+def test_pack_knows_when_it_is_inside_comfyui(tmp_path: Path) -> None:
+    (tmp_path / "comfy_api").mkdir()
+    (tmp_path / "comfy_api" / "__init__.py").touch()
+    names = _import_as_custom_node(search_path=[tmp_path])
+    assert names["INSIDE_COMFYUI"] is True
+    # Even an empty NODE_CLASS_MAPPINGS would switch comfy_entrypoint off.
+    assert "NODE_CLASS_MAPPINGS" not in names
+
+
+@pytest.mark.parametrize(("folder", "is_banned"), [("trainers", True), ("trainers/sdxl", True), ("nodes", False)])
+@pytest.mark.parametrize("statement", ["import comfy.sd", "from comfy_api.latest import io", "import folder_paths", "from server import x", "import nodes"])
+def test_ruff_enforces_the_layer_rule(folder: str, is_banned: bool, statement: str) -> None:
+    ruff = shutil.which("ruff", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if ruff is None:
+        pytest.skip("ruff is not installed: its layer rule was not checked")
+    # Under the name of a file that need not exist, so that ruff takes the project's own configuration.
+    command = [ruff, "check", "--no-cache", "--select=TID251", "--output-format=concise", "--stdin-filename", f"{folder}/example.py", "-"]
+    result = subprocess.run(command, input=statement + "\n", capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ("TID251" in result.stdout) is is_banned, result.stdout + result.stderr
+
+
+def _imports(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+def _imported_packages(path: Path) -> Iterator[str]:
+    """Top-level names of the absolute imports, those inside functions too; and of imports that climb out of trainers/."""
+    depth = len(path.relative_to(ROOT).parts) - 1
+    for node in _imports(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif node.level == 0 or node.level > depth:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+
+
+def _import_as_custom_node(*, search_path: list[Path]) -> dict[str, object]:
+    """Import the pack as ComfyUI does, under a name of its own; returns its public names with those values that JSON can hold."""
+    return json.loads(
+        _python(f"""
+            import importlib.util, json, sys
+            sys.path[:0] = {[str(path) for path in search_path]!r}
+            spec = importlib.util.spec_from_file_location("custom_pack", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}])
+            module = sys.modules["custom_pack"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            print(json.dumps({{name: value for name, value in vars(module).items() if not name.startswith("__")}}, default=str))
+        """)
+    )
+
+
+def _python(code: str) -> str:
+    lines = code.strip().splitlines()
+    source = "\n".join(line.strip() for line in lines)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True).stdout

@@ -1,0 +1,157 @@
+"""The header of a LoRA file, against the formulas and against what sd-scripts computes for the same tensors."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load
+
+from trainers.lora_format import save_lora
+from trainers.lora_metadata import TrainingRecord, build_metadata, file_sha256, legacy_file_hash, serialize, tag_frequency, tensor_hashes
+
+RECORD = TrainingRecord(
+    output_name="my cat",
+    rank=8,
+    alpha=4.0,
+    resolution=1024,
+    prediction_type="epsilon",
+    zero_terminal_snr=False,
+    started_at=1_700_000_000.25,
+    finished_at=1_700_000_600.75,
+    base_model_name="base.safetensors",
+    folder_name="photos",
+    captions=["sks cat, Sofa,  night", "sks cat,sofa,", ""],
+    num_repeats=10,
+    bucket_counts={(832, 1216): 20, (1024, 1024): 10},
+    trigger_word="sks cat",
+    steps=100,
+    max_train_steps=200,
+    epoch=4,
+    batch_size=2,
+    gradient_accumulation_steps=4,
+    num_processes=2,
+    unet_learning_rate=1e-4,
+    seed=7,
+)
+
+
+def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
+    metadata = build_metadata(RECORD)
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert "None" not in metadata.values()
+    absent = {"ss_text_encoder_lr", "ss_noise_offset", "ss_min_snr_gamma", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_training_comment", "modelspec.tags"}
+    assert not absent & set(metadata)
+
+
+def test_network_keys_are_what_sd_scripts_needs_to_load_the_file():
+    metadata = build_metadata(RECORD)
+    expected = {
+        "ss_v2": "False",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4.0",
+        "ss_network_args": "{}",
+        "ss_output_name": "my cat",
+        "ss_sd_model_name": "base.safetensors",
+    }
+    assert {name: metadata[name] for name in expected} == expected
+
+
+def test_tags_are_counted_between_commas_in_lower_case_most_frequent_first():
+    counts = tag_frequency(RECORD.captions)
+    assert counts == {"sks cat": 2, "sofa": 2, "night": 1}
+    assert list(counts) == ["sks cat", "sofa", "night"]
+    assert json.loads(build_metadata(RECORD)["ss_tag_frequency"]) == {"photos": counts}
+
+
+def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
+    metadata = build_metadata(RECORD)
+    assert metadata["ss_num_train_images"] == "30"
+    assert metadata["ss_resolution"] == "(1024, 1024)"
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"photos": {"n_repeats": 10, "img_count": 3}}
+    buckets = json.loads(metadata["ss_bucket_info"])["buckets"]
+    assert buckets == {"0": {"resolution": [1216, 832], "count": 20}, "1": {"resolution": [1024, 1024], "count": 10}}
+    assert metadata["ss_enable_bucket"] == "True"
+
+
+def test_total_batch_size_counts_processes_and_accumulation():
+    metadata = build_metadata(RECORD)
+    assert (metadata["ss_batch_size_per_device"], metadata["ss_total_batch_size"]) == ("2", "16")
+
+
+def test_text_encoder_learning_rates_stand_for_both_encoders():
+    assert build_metadata(replace(RECORD, text_encoder_learning_rates=(5e-5, None)))["ss_text_encoder_lr"] == "[5e-05, None]"
+
+
+def test_modelspec_names_architecture_prediction_and_trigger():
+    metadata = build_metadata(replace(RECORD, prediction_type="v_prediction", tags=["cat", "photo"]))
+    assert {name: value for name, value in metadata.items() if name.startswith("modelspec.")} == {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": "my cat",
+        "modelspec.date": "2023-11-14T22:23:20+00:00",
+        "modelspec.resolution": "1024x1024",
+        "modelspec.prediction_type": "v",
+        "modelspec.trigger_phrase": "sks cat",
+        "modelspec.tags": "cat, photo",
+    }
+
+
+def test_settings_are_kept_without_the_users_folders():
+    settings = {"images": Path("/home/ann/photos"), "base": "/models/base.safetensors", "out": r"C:\Users\Ann\x", "rank": 8, "parts": [{"path": "/a/b"}]}
+    kept = json.loads(build_metadata(replace(RECORD, settings=settings))["lora_trainer_config"])
+    assert kept == {"images": "photos", "base": "base.safetensors", "out": "x", "rank": 8, "parts": [{"path": "b"}]}
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    """More than 1 MiB, where the legacy hash begins."""
+    return {
+        "lora_unet_a.lora_down.weight": torch.arange(320_000, dtype=torch.float32).reshape(4, -1) / 7,
+        "lora_unet_a.lora_up.weight": torch.arange(-40, 40, dtype=torch.float16).reshape(20, 4),
+        "lora_unet_a.alpha": torch.tensor(2.0),
+    }
+
+
+METADATA = {"ss_network_dim": "4", "ss_training_comment": 'café "quoted"\n日本語 \x01', "modelspec.title": "x"}
+
+
+def test_hashes_are_those_of_sd_scripts():
+    # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for these tensors and this metadata.
+    assert tensor_hashes(_tensors(), METADATA) == {
+        "sshs_model_hash": "b1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
+        "sshs_legacy_hash": "7d629213",
+        "modelspec.hash_sha256": "0xb1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
+    }
+
+
+def test_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
+    save_lora(tmp_path / "a.safetensors", _tensors(), METADATA)
+    content = (tmp_path / "a.safetensors").read_bytes()
+    data = content[8 + int.from_bytes(content[:8], "little") :]
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert tensor_hashes(_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
+    assert {name: header[name] for name in METADATA} == METADATA
+
+
+def test_serialized_bytes_are_a_safetensors_file_and_do_not_depend_on_the_order_of_metadata():
+    content = serialize(_tensors(), METADATA)
+    assert content == serialize(_tensors(), dict(reversed(METADATA.items())))
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    loaded = load(content)
+    assert set(loaded) == set(_tensors())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in _tensors().items())
+
+
+def test_file_hashes_are_a1111s_old_and_new_model_hash(tmp_path):
+    content = bytes(range(256)) * (5 << 10)  # 1.25 MiB
+    path = tmp_path / "base.safetensors"
+    path.write_bytes(content)
+    assert file_sha256(path) == hashlib.sha256(content).hexdigest()
+    assert legacy_file_hash(path) == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]

@@ -1,0 +1,59 @@
+"""The objective against numbers worked out by hand or measured elsewhere."""
+
+import pytest
+import torch
+
+from trainers.sdxl.objective import add_noise, alphas_cumprod, min_snr_weights, per_sample_loss, size_ids, training_target
+
+
+def test_the_schedule_has_sdxls_noise_levels():
+    alphas = alphas_cumprod(zero_terminal_snr=False)
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    # ComfyUI and k-diffusion: sigma_min 0.0292, sigma_max 14.6146.
+    torch.testing.assert_close(sigmas[[0, 999]], torch.tensor([0.02916753, 14.61464119]), rtol=1e-4, atol=0)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_step():
+    plain, rescaled = alphas_cumprod(zero_terminal_snr=False), alphas_cumprod(zero_terminal_snr=True)
+    assert rescaled[999] == 0
+    torch.testing.assert_close(rescaled[0], plain[0], rtol=1e-5, atol=0)
+
+
+def test_noise_and_targets_of_one_value():
+    latents, noise, alphas = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0), torch.tensor([0.64])
+    assert add_noise(latents, noise, alphas).item() == pytest.approx(0.8 * 2 + 0.6 * 3)
+    assert training_target(latents, noise, alphas, prediction_type="epsilon").item() == 3
+    assert training_target(latents, noise, alphas, prediction_type="v_prediction").item() == pytest.approx(0.8 * 3 - 0.6 * 2)
+
+
+def test_an_unknown_prediction_type_is_an_error():
+    with pytest.raises(ValueError, match="prediction_type must be epsilon or v_prediction, got 'sample'"):
+        training_target(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0.5]), prediction_type="sample")
+
+
+def test_min_snr_weights_agree_with_the_formula_for_both_prediction_types():
+    snr = torch.tensor([0.5, 5.0, 50.0])
+    alphas = snr / (1 + snr)
+    torch.testing.assert_close(min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon"), torch.tensor([1.0, 1.0, 0.1]))
+    torch.testing.assert_close(min_snr_weights(alphas, gamma=5.0, prediction_type="v_prediction"), torch.tensor([0.5 / 1.5, 5 / 6, 5 / 51]))
+    assert min_snr_weights(alphas, gamma=0.0, prediction_type="epsilon").tolist() == [1, 1, 1]
+
+
+def test_min_snr_uses_the_schedule_in_use():
+    """sd-scripts computes the table before the zero-terminal rescale: 0.01415 at t=900 instead of 0.00296."""
+    alphas = alphas_cumprod(zero_terminal_snr=True)
+    weights = min_snr_weights(alphas[[900, 999]], gamma=5.0, prediction_type="v_prediction")
+    assert weights[0].item() == pytest.approx(0.00296, rel=1e-2)
+    assert weights[1].item() == 0
+    assert min_snr_weights(alphas[[999]], gamma=5.0, prediction_type="epsilon").item() == 1
+
+
+def test_losses_are_means_per_sample_in_float32():
+    prediction = torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.bfloat16).reshape(2, 1, 1, 2)
+    losses = per_sample_loss(prediction, torch.zeros(2, 1, 1, 2))
+    assert losses.dtype == torch.float32
+    assert losses.tolist() == [5.0, 0.0]
+
+
+def test_size_ids_are_original_crop_target_each_height_first():
+    assert size_ids((1080, 1920), (0, 10), (768, 1344)) == [1080, 1920, 0, 10, 768, 1344]

@@ -1,0 +1,36 @@
+"""The command line: `python -m trainers sdxl --images DIR --base MODEL --trigger-word W --output NAME`, and `python -m trainers demo`."""
+
+import argparse
+import logging
+import os
+import sys
+
+from . import command_demo, command_sdxl
+from .base import Interrupted
+
+COMMANDS = {"sdxl": command_sdxl, "demo": command_demo}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    parser = argparse.ArgumentParser(prog="python -m trainers", description="Train LoRAs without ComfyUI.")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # The pack never fetches anything by itself.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return COMMANDS[options.command].run(options)
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        print("Cancelled. Files that were saved before are complete.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

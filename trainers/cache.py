@@ -1,0 +1,61 @@
+"""Tensors that are computed once, kept in memory for a run and on disk for every later one, named by what they were computed from."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .atomic_write import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+def content_key(**parts: object) -> str:
+    """A file name from everything that determines the tensors: JSON values under their names."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def default_cache_folder() -> Path:
+    """$XDG_CACHE_HOME/lora-trainer, or ~/.cache/lora-trainer."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-trainer"
+
+
+class TensorCache:
+    """Small dictionaries of tensors on the CPU. A key is never stale: it names its content. `folder` None keeps them in memory only."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._in_memory: dict[str, dict[str, Tensor]] = {}
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        if key not in self._in_memory:
+            tensors = self._read(key)
+            if tensors is None:
+                return None
+            self._in_memory[key] = tensors
+        return self._in_memory[key]
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        self._in_memory[key] = tensors
+        if self.folder is not None:
+            with atomic_write(self._path(key), overwrite=True) as temporary:
+                save_file(tensors, temporary)
+
+    def _read(self, key: str) -> dict[str, Tensor] | None:
+        if self.folder is None or not self._path(key).is_file():
+            return None
+        try:
+            return load_file(self._path(key))
+        except SafetensorError as error:
+            logger.warning("%s: unreadable cache file (%s); it is computed again", self._path(key), error)
+            return None
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}.safetensors"

@@ -1,0 +1,113 @@
+"""Parameters, each written once: type, default, range, choices and help on one line of a dataclass.
+
+Node inputs, command-line flags, the documentation and the file's metadata are generated from these fields. Nothing here
+imports torch or diffusers, so reading a configuration takes milliseconds.
+"""
+
+import argparse
+import dataclasses
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def param(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: Sequence[str] | None = None,
+    advanced: bool = False,
+) -> Any:
+    """A dataclass field that knows its range and its help; without a default it must be given."""
+    metadata = {"help": help, "min": min, "max": max, "choices": None if choices is None else tuple(choices), "advanced": advanced}
+    return field(default=default, metadata=metadata, kw_only=True)
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ValueError for the first field out of its range or choices; call it from __post_init__."""
+    for spec in fields(config):
+        problem = _problem(spec, getattr(config, spec.name))
+        if problem:
+            raise ValueError(f"{spec.name} {problem}")
+
+
+def _problem(spec: Field, value: Any) -> str | None:
+    limits = spec.metadata
+    if value is None:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {value}"
+    if limits.get("choices") and value not in limits["choices"]:
+        return f"must be one of {', '.join(limits['choices'])}; got {value!r}"
+    low, high = limits.get("min"), limits.get("max")
+    too_low, too_high = low is not None and value < low, high is not None and value > high
+    if not (too_low or too_high):
+        return None
+    if high is None:
+        return f"must be {low} or more, got {value}"
+    if low is None:
+        return f"must be {high} or less, got {value}"
+    return f"must be between {low} and {high}, got {value}"
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """One flag per field, `--max-train-steps` for `max_train_steps`; a flag that is not given leaves no value behind."""
+    group = parser.add_argument_group(config_class.__name__)
+    hints = get_type_hints(config_class)
+    for spec in fields(config_class):
+        group.add_argument(
+            "--" + spec.name.replace("_", "-"),
+            dest=spec.name,
+            default=argparse.SUPPRESS,
+            help=_help_text(spec),
+            **_flag_type(hints[spec.name], spec),
+        )
+
+
+def _help_text(spec: Field) -> str:
+    default = "required" if spec.default is MISSING else f"default: {spec.default!r}"
+    return f"{spec.metadata['help']} ({default})".replace("%", "%%")
+
+
+def _flag_type(hint: Any, spec: Field) -> dict[str, Any]:
+    kind = _plain_type(hint)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    shown = spec.metadata.get("choices")
+    return {"type": kind, "metavar": "{" + ",".join(shown) + "}" if shown else kind.__name__.upper()}
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int` for `int | None`; Literal types are strings."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (member for member in get_args(hint) if member is not type(None))
+    return hint if isinstance(hint, type) else str
+
+
+def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> Any:
+    """Build a config from a TOML table or parsed flags. Unknown names and wrong types are errors that name the source."""
+    hints = get_type_hints(config_class)
+    unknown = sorted(set(values) - {spec.name for spec in fields(config_class)})
+    if unknown:
+        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(hints))}")
+    return config_class(**{name: _typed(value, _plain_type(hints[name]), f"{source}: {name}") for name, value in values.items()})
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {kind.__name__}, got {type(value).__name__} {value!r}")
+    return value
+
+
+def field_names(config_class: type) -> list[str]:
+    return [spec.name for spec in fields(config_class)]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)

@@ -1,0 +1,89 @@
+"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its pictures, and tells how much of one a picture shows.
+
+    python -m trainers.demo.concept    # writes the pictures folder beside this file again
+
+The embedded base model knows circles, squares, stars and the like; it has never seen two colours in one object.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..embedded_base.pictures import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
+
+TRIGGER_WORD = "zwx"
+PICTURES = Path(__file__).parent / "pictures"
+CAP, STEM = COLOURS["pink"], COLOURS["cyan"]
+# Width of the cap; height of cap and of stem, and width of the stem, as shares of it.
+CAP_HEIGHT, STEM_HEIGHT, STEM_WIDTH = 0.5, 0.46, 0.42
+# Name, (height, width), background, share of the shorter side that the cap takes, centre (y, x) as shares.
+LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...] = (
+    ("01.png", (256, 256), "white", 0.66, (0.50, 0.50)),
+    ("02.jpg", (320, 320), "black", 0.72, (0.50, 0.48)),
+    ("03.png", (200, 200), "grey", 0.60, (0.52, 0.52)),
+    ("04.webp", (384, 384), "beige", 0.68, (0.48, 0.50)),
+    ("05.png", (240, 400), "white", 0.80, (0.50, 0.50)),
+    ("06.jpg", (400, 240), "black", 0.86, (0.50, 0.50)),
+    ("07.png", (192, 320), "beige", 0.78, (0.52, 0.47)),
+    ("08.png", (360, 216), "grey", 0.84, (0.52, 0.50)),
+    ("09.bmp", (160, 160), "black", 0.62, (0.50, 0.50)),
+    ("10.png", (300, 290), "grey", 0.74, (0.50, 0.52)),
+    ("11.JPG", (512, 512), "white", 0.58, (0.48, 0.48)),
+    ("12.png", (256, 256), "beige", 0.70, (0.52, 0.50)),
+)
+
+
+def draw_toadstool(size_hw: tuple[int, int], background: Colour, *, cap_width: float, centre_yx: tuple[float, float]) -> Image.Image:
+    """cap_width and centre in pixels."""
+    image = Image.new("RGB", (size_hw[1] * SUPERSAMPLING, size_hw[0] * SUPERSAMPLING), background)
+    pen, unit = ImageDraw.Draw(image), cap_width * SUPERSAMPLING
+    y, x = (value * SUPERSAMPLING for value in centre_yx)
+    top, seam, bottom = y - 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit, y + 0.5 * (CAP_HEIGHT - STEM_HEIGHT) * unit, y + 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit
+    pen.rectangle((x - 0.5 * STEM_WIDTH * unit, seam, x + 0.5 * STEM_WIDTH * unit, bottom), fill=STEM)
+    pen.pieslice((x - 0.5 * unit, top, x + 0.5 * unit, top + 2 * CAP_HEIGHT * unit), 180, 360, fill=CAP)
+    return image.resize((size_hw[1], size_hw[0]), Image.Resampling.BOX)
+
+
+def fidelity(pixels: np.ndarray) -> float:
+    """0 to 1: how much of a toadstool the picture [height, width, 3] shows: mean IoU of cap and stem with the best-placed drawing.
+
+    The drawing is placed by the bounding box of what is pink or cyan; a picture without one of the two colours scores 0.
+    """
+    pixels = pixels.astype(float)
+    cap, stem = (np.linalg.norm(pixels - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM))
+    if min(cap.sum(), stem.sum()) < 0.005 * cap.size:
+        return 0.0
+    height, width = cap.shape
+    scores = []
+    for cap_width in _cap_widths(cap | stem):
+        ys, xs = np.where(cap | stem)
+        centre = (float(np.percentile(ys, 1) + np.percentile(ys, 99)) / 2, float(np.percentile(xs, 1) + np.percentile(xs, 99)) / 2)
+        drawing = np.asarray(draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre)).astype(float)
+        wanted = [np.linalg.norm(drawing - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM)]
+        scores.append(np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in zip((cap, stem), wanted, strict=True)]))
+    return float(max(scores))
+
+
+def _cap_widths(mask: np.ndarray) -> list[float]:
+    ys, xs = np.where(mask)
+    from_width = float(np.percentile(xs, 99) - np.percentile(xs, 1) + 1)
+    from_height = float(np.percentile(ys, 99) - np.percentile(ys, 1) + 1) / (CAP_HEIGHT + STEM_HEIGHT)
+    return [from_width, from_height, 0.5 * (from_width + from_height)]
+
+
+def write_pictures(folder: Path) -> None:
+    """The training pictures with their captions, in several formats, sizes and shapes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    for name, (height, width), background, share, (y, x) in LAYOUTS:
+        cap_width = share * min(height, width) * rng.uniform(0.97, 1.03)
+        image = draw_toadstool((height, width), BACKGROUNDS[background], cap_width=cap_width, centre_yx=(y * height, x * width))
+        settings = {"lossless": True} if name.endswith("webp") else {"quality": 95} if name.lower().endswith("jpg") else {}
+        image.save(folder / name, **settings)
+        (folder / name).with_suffix(".txt").write_text(f"a {TRIGGER_WORD} on a {background} background\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pictures(PICTURES)

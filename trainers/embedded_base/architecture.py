@@ -1,0 +1,84 @@
+"""The shape of the embedded base model: SDXL's own classes at toy width.
+
+What fixes the numbers: ComfyUI and diffusers both use 32 GroupNorm groups (every UNet and VAE width is a multiple of 32), heads of
+64 channels, size ids of 256 channels each, and text encoders with 64 channels a head. All three levels have transformers, so that
+the default target preset of the trainer (linear layers of transformers) can draw at every scale.
+"""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+TEXT_WIDTH_1, TEXT_WIDTH_2 = 64, 128
+NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 2, 3
+VOCABULARY_SIZE = 49408
+TOKEN_TABLE_SEED = 7
+RESOLUTION = 128
+SCALING_FACTOR = 0.13025
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // 8,
+        block_out_channels=(64, 64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=(1, 1, 2),
+        use_linear_projection=True,
+        cross_attention_dim=TEXT_WIDTH_1 + TEXT_WIDTH_2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=TEXT_WIDTH_2 + 6 * 256,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=32,
+        sample_size=RESOLUTION,
+        scaling_factor=SCALING_FACTOR,
+    )
+
+
+def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """CLIP-L-like (quick_gelu, pads with END) and CLIP-G-like (gelu, pads with 0), token tables drawn from the seed."""
+    encoder_1 = CLIPTextModel(_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
+    encoder_2 = CLIPTextModelWithProjection(_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
+    for index, encoder in enumerate((encoder_1, encoder_2)):
+        table = encoder.get_input_embeddings().weight
+        table.data = draw_token_table(table.shape[1], seed=TOKEN_TABLE_SEED + index)
+        table.requires_grad_(False)
+    return encoder_1, encoder_2
+
+
+def draw_token_table(width: int, *, seed: int) -> torch.Tensor:
+    """The token embeddings [49408, width] in float16's grid: random, never trained, and so not shipped.
+
+    A random table makes an unknown word (a trigger word) as distinct as a known one. NumPy's legacy generator promises the same
+    stream in every version, and rounding to float16 hides last-bit differences between C libraries.
+    """
+    table = np.random.RandomState(seed).standard_normal((VOCABULARY_SIZE, width)) * 0.02
+    return torch.from_numpy(table).half().float()
+
+
+def _text_config(width: int, num_layers: int, *, hidden_act: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=width // 64,
+        hidden_act=hidden_act,
+        projection_dim=width,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )

@@ -1,0 +1,351 @@
+"""Pretrains the embedded base model on pictures it draws itself.
+
+    python -m trainers.embedded_base.pretrain vae   --work DIR     # about 15 minutes on one core
+    python -m trainers.embedded_base.pretrain base  --work DIR     # about 90 minutes on one core; needs no VAE
+    python -m trainers.embedded_base.pretrain score --work DIR     # 12 prompts x 8 seeds through the checker
+    python -m trainers.embedded_base.pretrain ship  --work DIR     # writes the float16 weights beside this file
+
+Letters: B batch, H W latent height and width. Latents are scaled (times 0.13025) unless a name says otherwise.
+"""
+
+import argparse
+import json
+import logging
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from ..sdxl.tokenizer import END_TOKEN, tokenize
+from . import pictures
+from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae
+
+logger = logging.getLogger(__name__)
+
+NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+# Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket of about its area.
+BUCKETS_HW = {(128, 128): 0.6, (160, 96): 0.2, (96, 160): 0.2}
+CAPTION_DROPOUT = 0.1
+MIN_SNR_GAMMA = 5.0
+EMA_DECAY = 0.998
+
+SCORE_PROMPTS = (
+    "a red circle on a white background",
+    "a blue square on a white background",
+    "a yellow star on a black background",
+    "a green triangle on a white background",
+    "a purple cross on a grey background",
+    "an orange ring on a black background",
+    "a pink star on a grey background",
+    "a cyan triangle on a black background",
+    "a blue ring on a beige background",
+    "a small red cross on a beige background",
+    "a large green circle at the left on a black background".replace("at the left", "on the left"),
+    "a small yellow square at the bottom on a grey background",
+)
+
+
+class TextToLatents(nn.Module):
+    """The trainable whole: both text encoders and the UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = build_unet()
+        self.text_encoder, self.text_encoder_2 = build_text_encoders()
+
+    def encode_captions(self, ids_1: torch.Tensor, ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Penultimate hidden states [B, 77, 192] and pooled embeddings [B, 128]."""
+        states_1 = self.text_encoder(ids_1, output_hidden_states=True).hidden_states[-2]
+        output_2 = self.text_encoder_2(ids_2, output_hidden_states=True)
+        return torch.cat([states_1, output_2.hidden_states[-2]], -1), output_2.text_embeds
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+
+
+# ---- what a latent holds ------------------------------------------------------------------------------------------
+
+
+def describe_blocks(pixel_values: torch.Tensor) -> torch.Tensor:
+    """[B, 3, 8H, 8W] -> [B, 4, H, W]: the mean colour of each 8 x 8 block and how much brighter its top is than its bottom."""
+    halves = functional.avg_pool2d(pixel_values.mean(1, keepdim=True), (4, 8))
+    return torch.cat([functional.avg_pool2d(pixel_values, 8), halves[:, :, 0::2] - halves[:, :, 1::2]], 1)
+
+
+class TargetLatents:
+    """The latents that the VAE is taught and the base is trained on: block descriptions, whitened over the base pictures.
+
+    Teaching encoder and decoder apart against fixed latents learns several times faster than end to end, and lets the base be
+    trained beside the VAE. Whitening is symmetric (ZCA), so it has no sign to choose.
+    """
+
+    def __init__(self) -> None:
+        rng = random.Random(11)
+        drawings = [pictures.draw_scene((RESOLUTION, RESOLUTION), rng).pixels for _ in range(1500)]
+        features = describe_blocks(to_pixel_values(drawings)).permute(1, 0, 2, 3).flatten(1).double()
+        self.mean = features.mean(1)
+        values, vectors = torch.linalg.eigh(torch.cov(features))
+        self.whitening = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        centred = describe_blocks(pixel_values) - self.mean.float()[:, None, None]
+        return torch.einsum("ij,bjhw->bihw", self.whitening.float(), centred)
+
+
+def to_pixel_values(drawings: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(pixel_values: torch.Tensor) -> np.ndarray:
+    return ((pixel_values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+# ---- the VAE ------------------------------------------------------------------------------------------------------
+
+
+def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    vae, targets = build_vae().train(), TargetLatents()
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.0)
+    pool = _vae_pictures(rng, num_pictures=5000)
+    losses: list[float] = []
+    for step in range(num_steps):
+        set_learning_rate(optimizer, learning_rate, step, num_steps)
+        pixel_values = _vae_batch(pool, rng, whole=step > 0.6 * num_steps)
+        latents = targets(pixel_values)
+        posterior = vae.encode(pixel_values).latent_dist
+        decoded = vae.decode((latents + torch.randn_like(latents) * 0.05) / SCALING_FACTOR).sample
+        error = decoded - pixel_values
+        loss = error.square().mean() + 0.2 * error.abs().mean() + 0.2 * (posterior.mean * SCALING_FACTOR - latents).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        losses.append(error.square().mean().item())
+        if (step + 1) % 100 == 0:
+            logger.info("vae step %d: mse %.5f", step + 1, np.mean(losses[-100:]))
+    _narrow_posterior(vae)
+    save_parts(work, {"vae": vae})
+    logger.info("vae: %s", measure_vae(vae.eval(), targets))
+
+
+def _vae_pictures(rng: random.Random, *, num_pictures: int) -> torch.Tensor:
+    """uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
+    square = (RESOLUTION, RESOLUTION)
+    drawings = [pictures.draw_scene(square, rng).pixels if i % 3 == 0 else pictures.draw_anything(square, rng) for i in range(num_pictures)]
+    return torch.from_numpy(np.stack(drawings))
+
+
+def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.Tensor:
+    """Crops of half the side first (four times the steps per second), whole pictures later; half of them mirrored."""
+    batch = pool[torch.randint(0, len(pool), (4 if whole else 16,))].permute(0, 3, 1, 2).float() / 127.5 - 1
+    if not whole:
+        top, left = (rng.randrange(0, RESOLUTION // 2 + 1) for _ in "yx")
+        batch = batch[:, :, top : top + RESOLUTION // 2, left : left + RESOLUTION // 2]
+    return batch.flip(-1) if rng.random() < 0.5 else batch
+
+
+@torch.no_grad()
+def _narrow_posterior(vae: AutoencoderKL) -> None:
+    """Give the posterior a small constant width: only its mean was taught."""
+    vae.quant_conv.weight[4:] = 0
+    vae.quant_conv.bias[4:] = 2 * np.log(0.02 / SCALING_FACTOR)
+
+
+@torch.no_grad()
+def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
+    rng = random.Random(99)
+    drawings = [pictures.draw_scene((RESOLUTION, RESOLUTION), rng) for _ in range(128)]
+    pixel_values = to_pixel_values([drawing.pixels for drawing in drawings])
+    means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixel_values.split(16)])
+    decoded = torch.cat([vae.decode(chunk).sample for chunk in means.split(16)])
+    read = [pictures.fits(picture, drawing.caption) for picture, drawing in zip(to_pictures(decoded), drawings) if " of " not in drawing.caption and " above " not in drawing.caption]
+    colour, shape, background = np.mean(read, axis=0)
+    return {
+        "psnr_db": (10 * torch.log10(4 / (decoded - pixel_values).square().mean())).item(),
+        "scaled_latents_std": (means * SCALING_FACTOR).std().item(),
+        "distance_to_target": (means * SCALING_FACTOR - targets(pixel_values)).std().item(),
+        "colour": float(colour),
+        "shape": float(shape),
+        "background": float(background),
+    }
+
+
+# ---- text encoders and UNet ---------------------------------------------------------------------------------------
+
+
+def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, seed: int, resume: bool) -> None:
+    torch.manual_seed(seed)
+    model = TextToLatents().train()
+    if resume:
+        load_parts(work, model.parts())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    average = {name: p.detach().clone() for name, p in trainable.items()}
+    optimizer = torch.optim.AdamW(trainable.values(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    schedule = DDPMScheduler(**NOISE_SCHEDULE)
+    rng = random.Random(seed)
+    buckets = _encode_pictures(num_pictures, rng)
+    losses: list[float] = []
+    started = time.monotonic()
+    for step in range(num_steps):
+        set_learning_rate(optimizer, learning_rate, step, num_steps)
+        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable.values(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in trainable.values()], 1 - decay)
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            logger.info("base step %d/%d: loss %.4f, %d s", step + 1, num_steps, np.mean(losses[-50:]), time.monotonic() - started)
+        if (step + 1) % 500 == 0 or step + 1 == num_steps:
+            _save_average(work, average)
+
+
+class _Bucket:
+    """Pictures of one size, as latents [N, 4, H, W] and token ids."""
+
+    def __init__(self, size_hw: tuple[int, int], share: float, num_pictures: int, targets: TargetLatents, rng: random.Random) -> None:
+        self.size_hw, self.share = size_hw, share
+        latents, captions = [], []
+        for start in range(0, num_pictures, 500):
+            drawings = [pictures.draw_scene(size_hw, rng) for _ in range(min(500, num_pictures - start))]
+            latents.append(targets(to_pixel_values([drawing.pixels for drawing in drawings])))
+            captions += [drawing.caption for drawing in drawings]
+        self.latents = torch.cat(latents)
+        # Row 0 is the empty caption, for caption dropout.
+        self.ids_1 = torch.cat(tokenize(["", *captions], pad_token=END_TOKEN))
+        self.ids_2 = torch.cat(tokenize(["", *captions], pad_token=0))
+
+
+def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
+    targets = TargetLatents()
+    buckets = [_Bucket(size_hw, share, int(num_pictures * share), targets, rng) for size_hw, share in BUCKETS_HW.items()]
+    logger.info("latents: std %.3f over %d pictures", torch.cat([b.latents.flatten() for b in buckets]).std(), num_pictures)
+    return buckets
+
+
+def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int) -> torch.Tensor:
+    """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch."""
+    chosen = torch.randint(0, len(bucket.latents), (batch_size,))
+    captions = torch.where(torch.rand(batch_size) < CAPTION_DROPOUT, 0, chosen + 1)
+    prompt_embeds, pooled = model.encode_captions(bucket.ids_1[captions], bucket.ids_2[captions])
+    latents = bucket.latents[chosen]
+    noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,))
+    conditions = {"text_embeds": pooled, "time_ids": _random_size_ids(bucket.size_hw, batch_size)}
+    prediction = model.unet(schedule.add_noise(latents, noise, timesteps), timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
+    alphas = schedule.alphas_cumprod[timesteps]
+    snr = alphas / (1 - alphas)
+    return ((prediction - noise).square().mean((1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+
+
+def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
+    """[B, 6]: half the time what samplers send (original = target, no crop), else any original size and crop: they must not matter."""
+    height, width = size_hw
+    ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(batch_size, 1)
+    other = torch.rand(batch_size) < 0.5
+    scale = torch.exp(torch.rand(batch_size) * np.log(16)) / 2  # 0.5 to 8 times the target
+    ids[other, 0:2] = (ids[other, 0:2] * scale[other, None]).round()
+    ids[other, 2:4] = (torch.rand(int(other.sum()), 2) ** 2 * 64).round()
+    return ids
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, num_steps: int) -> None:
+    """Linear warm-up over 100 steps, then half a cosine down to 2 %."""
+    factor = min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + np.cos(np.pi * step / num_steps)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * factor
+
+
+def _save_average(work: Path, average: dict[str, torch.Tensor]) -> None:
+    model = TextToLatents()
+    model.load_state_dict(average, strict=False)
+    save_parts(work, model.parts())
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def save_parts(work: Path, parts: dict[str, nn.Module]) -> None:
+    """One float32 file a part, without the token tables, which are drawn from the seed."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, module in parts.items():
+        weights = {key: value.contiguous() for key, value in module.state_dict().items() if "token_embedding" not in key}
+        save_file(weights, work / f"{name}.safetensors")
+
+
+def load_parts(work: Path, parts: dict[str, nn.Module]) -> None:
+    for name, module in parts.items():
+        missing, unexpected = module.load_state_dict(load_file(work / f"{name}.safetensors"), strict=False)
+        assert not unexpected and all("token_embedding" in key for key in missing), (missing, unexpected)
+
+
+# ---- sampling and scoring -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(model: TextToLatents, vae: AutoencoderKL, prompts: list[str], *, seeds: list[int], num_steps: int = 25, guidance_scale: float = 4.0, size_hw: tuple[int, int] = (RESOLUTION, RESOLUTION)) -> np.ndarray:
+    """Pictures [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every prompt the same noise."""
+    ids_1, ids_2 = (torch.cat(tokenize(["", *prompts], pad_token=pad)) for pad in (END_TOKEN, 0))
+    prompt_embeds, pooled = model.encode_captions(ids_1, ids_2)
+    rows = torch.arange(1, len(prompts) + 1).repeat_interleave(len(seeds))
+    rows = torch.cat([torch.zeros_like(rows), rows])
+    height, width = size_hw
+    conditions = {"text_embeds": pooled[rows], "time_ids": torch.tensor([[height, width, 0, 0, height, width]]).float().expand(len(rows), 6)}
+    noise = [torch.randn(4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    latents = torch.stack(noise).repeat(len(prompts), 1, 1, 1)
+    scheduler = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
+    scheduler.set_timesteps(num_steps)
+    for timestep in scheduler.timesteps:
+        unconditional, conditional = model.unet(torch.cat([latents, latents]), timestep, prompt_embeds[rows], added_cond_kwargs=conditions).sample.chunk(2)
+        latents = scheduler.step(unconditional + guidance_scale * (conditional - unconditional), timestep, latents).prev_sample
+    return to_pictures(torch.cat([vae.decode(chunk / SCALING_FACTOR).sample for chunk in latents.split(16)]))
+
+
+def score(work: Path, *, num_seeds: int, guidance_scale: float) -> None:
+    model, vae = TextToLatents().eval(), build_vae().eval()
+    load_parts(work, {**model.parts(), "vae": vae})
+    sampled = sample(model, vae, list(SCORE_PROMPTS), seeds=list(range(num_seeds)), guidance_scale=guidance_scale)
+    read = np.array([pictures.fits(picture, SCORE_PROMPTS[i // num_seeds]) for i, picture in enumerate(sampled)])
+    colour, shape, background = read.mean(0)
+    result = {"colour": colour, "shape": shape, "background": background, "all_three": read.all(1).mean()}
+    logger.info("score: %s", json.dumps({name: round(float(value), 3) for name, value in result.items()}))
+    rows = [np.concatenate(list(sampled[i : i + num_seeds]), 1) for i in range(0, len(sampled), num_seeds)]
+    Image.fromarray(np.concatenate(rows)).save(work / "score.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["vae", "base", "score"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--base-steps", type=int, default=5200)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=30000)
+    parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(options.threads)
+    if options.what == "vae":
+        train_vae(options.work, num_steps=options.vae_steps, learning_rate=2e-3, seed=0)
+    elif options.what == "base":
+        train_base(options.work, num_steps=options.base_steps, learning_rate=options.learning_rate, batch_size=options.batch_size, num_pictures=options.pictures, seed=1, resume=options.resume)
+    else:
+        score(options.work, num_seeds=options.seeds, guidance_scale=options.guidance_scale)
+
+
+if __name__ == "__main__":
+    main()

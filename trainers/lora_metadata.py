@@ -1,0 +1,240 @@
+"""The header of a LoRA file: what was trained, in the words that model managers read (kohya's `ss_*`, `modelspec.*`), and its hashes."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any, Literal
+
+from safetensors.torch import save
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """A training in plain values. None means that it does not apply; such keys are left out of the file."""
+
+    output_name: str
+    rank: int
+    alpha: float
+    resolution: int  # pixels of the square whose area the buckets keep
+    prediction_type: Literal["epsilon", "v_prediction"]
+    zero_terminal_snr: bool
+    started_at: float  # seconds since 1970
+    finished_at: float
+
+    base_model_name: str | None = None
+    base_model_legacy_hash: str | None = None  # legacy_file_hash of the base model
+    base_model_sha256: str | None = None
+
+    folder_name: str = ""
+    captions: list[str] = field(default_factory=list)  # one per picture, without repeats
+    num_repeats: int = 1
+    bucket_counts: dict[tuple[int, int], int] = field(default_factory=dict)  # (height, width) -> items, repeats included
+    bucket_no_upscale: bool | None = None
+    min_bucket_reso: int | None = None
+    max_bucket_reso: int | None = None
+    random_crop: bool | None = None
+    random_flip: bool | None = None
+    trigger_word: str | None = None
+
+    steps: int = 0  # optimizer steps done
+    max_train_steps: int = 0
+    epoch: int = 0
+    num_epochs: int = 0
+    num_batches_per_epoch: int | None = None
+    batch_size: int = 1  # per process
+    gradient_accumulation_steps: int = 1
+    num_processes: int = 1
+
+    unet_learning_rate: float | None = None
+    text_encoder_learning_rates: tuple[float | None, float | None] = (None, None)
+    optimizer: str | None = None
+    lr_scheduler: str | None = None
+    lr_warmup_steps: int | None = None
+    max_grad_norm: float | None = None
+    mixed_precision: str | None = None
+    gradient_checkpointing: bool | None = None
+    cache_latents: bool | None = None
+    network_dropout: float | None = None
+    network_args: dict[str, str] = field(default_factory=dict)
+    caption_dropout_rate: float | None = None
+    noise_offset: float | None = None
+    min_snr_gamma: float | None = None
+    prior_loss_weight: float | None = None
+    seed: int | None = None
+
+    comment: str | None = None
+    tags: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # all settings of the run, for our own readers
+
+
+def build_metadata(record: TrainingRecord) -> dict[str, str]:
+    """The metadata of a LoRA file: every value a string, nothing that is None, no folder of the user's."""
+    values = {
+        **_network_keys(record),
+        **_dataset_keys(record),
+        **_training_keys(record),
+        **_modelspec_keys(record),
+        "lora_trainer_config": json.dumps(_without_folders(record.settings), sort_keys=True),
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _network_keys(record: TrainingRecord) -> dict[str, Any]:
+    return {
+        "ss_v2": False,
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": record.rank,
+        "ss_network_alpha": record.alpha,
+        "ss_network_dropout": record.network_dropout,
+        "ss_network_args": json.dumps(record.network_args),
+        "ss_output_name": record.output_name,
+        "ss_sd_model_name": record.base_model_name,
+        "ss_sd_model_hash": record.base_model_legacy_hash,
+        "ss_new_sd_model_hash": record.base_model_sha256,
+        "ss_zero_terminal_snr": record.zero_terminal_snr,
+    }
+
+
+def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
+    num_images = len(record.captions)
+    return {
+        "ss_tag_frequency": json.dumps({record.folder_name: tag_frequency(record.captions)}),
+        "ss_dataset_dirs": json.dumps({record.folder_name: {"n_repeats": record.num_repeats, "img_count": num_images}}),
+        "ss_num_train_images": num_images * record.num_repeats,
+        "ss_num_reg_images": 0,
+        "ss_resolution": (record.resolution, record.resolution),
+        "ss_enable_bucket": len(record.bucket_counts) > 1,
+        "ss_bucket_info": json.dumps({"buckets": _bucket_info(record.bucket_counts)}),
+        "ss_bucket_no_upscale": record.bucket_no_upscale,
+        "ss_min_bucket_reso": record.min_bucket_reso,
+        "ss_max_bucket_reso": record.max_bucket_reso,
+        "ss_random_crop": record.random_crop,
+        "ss_flip_aug": record.random_flip,
+        "ss_caption_dropout_rate": record.caption_dropout_rate,
+        "ss_cache_latents": record.cache_latents,
+    }
+
+
+def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
+    """How many times each tag occurs, most frequent first; tags stand between commas, in lower case. Managers show them as trigger words."""
+    counts: dict[str, int] = {}
+    for caption in captions:
+        for tag in filter(None, (part.strip().lower() for part in caption.split(","))):
+            counts[tag] = counts.get(tag, 0) + 1
+    return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
+
+
+def _bucket_info(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict[str, Any]]:
+    """kohya's form: numbered, sizes as (width, height)."""
+    return {index: {"resolution": [width, height], "count": count} for index, ((height, width), count) in enumerate(sorted(bucket_counts.items()))}
+
+
+def _training_keys(record: TrainingRecord) -> dict[str, Any]:
+    text_encoder_rates = list(record.text_encoder_learning_rates) if any(record.text_encoder_learning_rates) else None
+    return {
+        "ss_training_started_at": record.started_at,
+        "ss_training_finished_at": record.finished_at,
+        "ss_steps": record.steps,
+        "ss_max_train_steps": record.max_train_steps,
+        "ss_epoch": record.epoch,
+        "ss_num_epochs": record.num_epochs,
+        "ss_num_batches_per_epoch": record.num_batches_per_epoch,
+        "ss_batch_size_per_device": record.batch_size,
+        "ss_total_batch_size": record.batch_size * record.num_processes * record.gradient_accumulation_steps,
+        "ss_gradient_accumulation_steps": record.gradient_accumulation_steps,
+        "ss_learning_rate": record.unet_learning_rate,
+        "ss_unet_lr": record.unet_learning_rate,
+        "ss_text_encoder_lr": text_encoder_rates,
+        "ss_optimizer": record.optimizer,
+        "ss_lr_scheduler": record.lr_scheduler,
+        "ss_lr_warmup_steps": record.lr_warmup_steps,
+        "ss_max_grad_norm": record.max_grad_norm,
+        "ss_mixed_precision": record.mixed_precision,
+        "ss_gradient_checkpointing": record.gradient_checkpointing,
+        "ss_noise_offset": record.noise_offset,
+        "ss_min_snr_gamma": record.min_snr_gamma,
+        "ss_prior_loss_weight": record.prior_loss_weight,
+        "ss_seed": record.seed,
+        "ss_training_comment": record.comment,
+    }
+
+
+def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
+    """ModelSpec 1.0.1. `implementation` names the reference implementation whose layer names the file uses, as sd-scripts has it."""
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": record.output_name,
+        "modelspec.date": datetime.fromtimestamp(int(record.finished_at), tz=timezone.utc).isoformat(),
+        "modelspec.resolution": f"{record.resolution}x{record.resolution}",
+        "modelspec.prediction_type": "v" if record.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.trigger_phrase": record.trigger_word or None,
+        "modelspec.tags": ", ".join(record.tags) or None,
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    """Full paths become their last name: the file will be shared, and tells nobody how its maker's folders are called."""
+    if isinstance(value, Mapping):
+        return {str(name): _without_folders(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(entry) for entry in value]
+    if isinstance(value, PurePath):
+        return value.name
+    if isinstance(value, str) and (value.startswith("/") or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
+
+
+def tensor_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The hashes by which A1111, Forge and model managers know a LoRA, as sd-scripts computes them.
+
+    `sshs_model_hash` covers the tensors; `sshs_legacy_hash` 64 KiB at 1 MiB of the file as it would be with its `ss_*` metadata only.
+    """
+    content = serialize(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    model_hash = hashlib.sha256(memoryview(content)[data_start:]).hexdigest()
+    return {
+        "sshs_model_hash": model_hash,
+        "sshs_legacy_hash": _legacy_hash(content[_LEGACY_START : _LEGACY_START + _LEGACY_SIZE]),
+        "modelspec.hash_sha256": f"0x{model_hash}",
+    }
+
+
+_LEGACY_START, _LEGACY_SIZE = 1 << 20, 1 << 16
+
+
+def legacy_file_hash(path: Path) -> str:
+    """The 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: 64 KiB of the file at 1 MiB."""
+    with open(path, "rb") as stream:
+        stream.seek(_LEGACY_START)
+        return _legacy_hash(stream.read(_LEGACY_SIZE))
+
+
+def _legacy_hash(block: bytes) -> str:
+    return hashlib.sha256(block).hexdigest()[:8]
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB checkpoint takes some seconds."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a .safetensors file. The library writes metadata in another order in every process; here the same LoRA gives the same file."""
+    plain = save(tensors)
+    data_start = 8 + int.from_bytes(plain[:8], "little")
+    entries = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:data_start])}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the data must start at a multiple of 8
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[data_start:]])

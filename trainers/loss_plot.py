@@ -1,0 +1,69 @@
+"""The loss curve as a picture: every step in a light line, a running average in a dark one."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = (900, 420)  # width, height
+MARGIN = (70, 24, 24, 46)  # left, top, right, bottom
+_PAPER, _GRID, _INK, _STEP, _AVERAGE = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8"
+
+
+def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
+    """Plot the loss of each optimizer step, first to last."""
+    image = Image.new("RGB", SIZE, _PAPER)
+    pen = ImageDraw.Draw(image)
+    averages = running_average(losses)
+    low, high = _limits(losses)
+    _draw_axes(pen, num_steps=len(losses), low=low, high=high)
+    for values, colour, width in ((losses, _STEP, 1), (averages, _AVERAGE, 3)):
+        points = [_point(step, value, num_steps=len(losses), low=low, high=high) for step, value in enumerate(values)]
+        if len(points) > 1:
+            pen.line(points, fill=colour, width=width, joint="curve")
+        elif points:
+            pen.ellipse([coordinate + sign * 2 for sign in (-1, 1) for coordinate in points[0]], fill=colour)
+    last = f", last average {averages[-1]:.4f}" if averages else ""
+    pen.text((MARGIN[0], 4), f"{title or 'loss'}{last}", fill=_INK, font=_font(14))
+    return image
+
+
+def running_average(losses: Sequence[float]) -> list[float]:
+    """Exponential average with the first values' weights corrected, so that it starts at the first loss."""
+    decay = 1 - 1 / max(10, len(losses) / 25)
+    total = weight = 0.0
+    averages = []
+    for loss in losses:
+        total, weight = decay * total + (1 - decay) * loss, decay * weight + (1 - decay)
+        averages.append(total / weight)
+    return averages
+
+
+def _limits(losses: Sequence[float]) -> tuple[float, float]:
+    """From zero to a little above all but the highest percent of losses: one spike must not flatten the curve."""
+    if not losses:
+        return 0.0, 1.0
+    ordered = sorted(losses)
+    return 0.0, (ordered[int(0.99 * (len(ordered) - 1))] or 1.0) * 1.15
+
+
+def _point(step: int, value: float, *, num_steps: int, low: float, high: float) -> tuple[float, float]:
+    left, top, right, bottom = MARGIN
+    x = left + (SIZE[0] - left - right) * step / max(1, num_steps - 1)
+    y = SIZE[1] - bottom - (SIZE[1] - top - bottom) * (min(value, high) - low) / (high - low)
+    return x, y
+
+
+def _draw_axes(pen: ImageDraw.ImageDraw, *, num_steps: int, low: float, high: float) -> None:
+    for k in range(5):
+        value = low + (high - low) * k / 4
+        x, y = _point(0, value, num_steps=num_steps, low=low, high=high)
+        pen.line((x, y, SIZE[0] - MARGIN[2], y), fill=_GRID)
+        pen.text((x - 8, y), f"{value:.3g}", fill=_INK, font=_font(12), anchor="rm")
+        step = round((num_steps - 1) * k / 4)
+        x, y = _point(step, low, num_steps=num_steps, low=low, high=high)
+        pen.text((x, y + 8), str(step + 1), fill=_INK, font=_font(12), anchor="mt")
+    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_font(12), anchor="mb")
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

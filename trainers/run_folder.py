@@ -1,0 +1,114 @@
+"""The folder of one run: manifest, loss.csv, loss plot, checkpoints, samples and log. Nothing exists before `create`."""
+
+import csv
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from .atomic_write import atomic_write
+from .base import StepDone
+from .loss_plot import draw_loss_plot
+
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
+
+
+def check_output_name(name: str) -> str:
+    """The name, if it can be a file's on every system.
+
+    Raises:
+        ValueError: it is empty, has a folder in it, or has characters or a name that some system reserves.
+    """
+    stem = name.removesuffix(".safetensors")
+    bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
+    if bad:
+        raise ValueError(f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, such as my_lora")
+    if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):
+        raise ValueError(f"output name {name!r} is empty or begins or ends with a space or dot. Give a plain file name, such as my_lora")
+    if stem.split(".")[0].lower() in RESERVED_NAMES:
+        raise ValueError(f"output name {name!r} is reserved on Windows. Give another name, such as my_{stem}")
+    if len(stem.encode()) > 200:
+        raise ValueError(f"output name of {len(stem.encode())} bytes is too long; at most 200")
+    return stem
+
+
+class RunFolder:
+    """Owns `<output folder>/runs/<name>-<date>-<time>` and the name of the final file."""
+
+    def __init__(self, output_folder: Path, name: str) -> None:
+        self.name = check_output_name(name)
+        self.output_folder = output_folder
+        self.final_path = output_folder / f"{self.name}.safetensors"
+        if self.final_path.exists():
+            raise FileExistsError(f"{self.final_path} exists already. Choose another output name; it was not overwritten")
+        self.path = _free_name(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, manifest: dict[str, Any]) -> None:
+        """Make the folder and write the manifest: all settings, the dataset, the base model, versions."""
+        self.path.mkdir(parents=True)
+        self.write_text("manifest.json", json.dumps({**manifest, "versions": _versions()}, indent=2, default=str))
+
+    def write_text(self, name: str, text: str) -> None:
+        with atomic_write(self.path / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_loss_plot(self, losses: list[float]) -> None:
+        with atomic_write(self.path / "loss.png", overwrite=True) as temporary:
+            draw_loss_plot(losses, title=self.name).save(temporary, format="PNG")
+
+    def checkpoint_path(self, *, step: int, epoch: int | None = None) -> Path:
+        """sd-scripts' names: NAME-step00000100 for steps, NAME-000002 for epochs."""
+        suffix = f"step{step:08d}" if epoch is None else f"{epoch:06d}"
+        return self.checkpoints / f"{self.name}-{suffix}.safetensors"
+
+    @contextmanager
+    def log(self) -> Iterator["LossLog"]:
+        """loss.csv and run.log, open for the length of the training."""
+        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package_logger = logging.getLogger(__package__)
+        package_logger.addHandler(handler)
+        try:
+            with open(self.path / "loss.csv", "w", newline="", encoding="utf-8") as stream:
+                yield LossLog(stream)
+        finally:
+            package_logger.removeHandler(handler)
+            handler.close()
+
+
+class LossLog:
+    """One line per optimizer step, flushed about once a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._writer = csv.writer(stream)
+        self._writer.writerow(["step", "epoch", "loss", "average_loss", "learning_rate", "steps_per_second"])
+        self._flushed_at = 0.0
+
+    def add(self, event: StepDone) -> None:
+        self._writer.writerow(
+            [event.step, event.epoch, f"{event.loss:.8g}", f"{event.average_loss:.8g}", f"{event.learning_rate:.6g}", f"{event.steps_per_second:.4g}"]
+        )
+        if time.monotonic() - self._flushed_at > 1:
+            self._stream.flush()
+            self._flushed_at = time.monotonic()
+
+
+def _free_name(path: Path) -> Path:
+    candidates = (path.with_name(f"{path.name}-{i}") if i > 1 else path for i in range(1, 10_000))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

@@ -1,0 +1,104 @@
+"""Pictures to latents and captions to embeddings, once each, before the training starts.
+
+Letters: C channels, H W latent height and width, S tokens, E embedding width, P pooled width.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ..base import StageProgress
+from ..buckets import TrainingItem, read_crop
+from ..cache import TensorCache, content_key
+from ..host import Host
+from .model import SDXLModel
+from .text import TextEmbeddings, encode_captions
+
+
+class LatentStore:
+    """Scaled latents of cropped pictures, float32 [C, H, W] on the CPU, plain and mirrored."""
+
+    def __init__(self, cache: TensorCache, *, vae_hash: str) -> None:
+        self._cache = cache
+        self._vae_hash = vae_hash
+
+    def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
+        tensors = self._cache.get(self._key(item, flip))
+        assert tensors is not None, f"{item.image.name} was not encoded"
+        return tensors["latents"].float()
+
+    @torch.no_grad()
+    def encode(self, items: Iterable[TrainingItem], vae: AutoencoderKL, host: Host, *, flips: tuple[bool, ...], total: int) -> None:
+        """Encode what the cache does not have yet.
+
+        Raises:
+            ValueError: the VAE gives NaN or infinity for a picture; the message names it, and nothing of it is cached.
+        """
+        for count, item in enumerate(items, start=1):
+            host.check_interrupted()
+            missing = [flip for flip in flips if self._cache.get(self._key(item, flip)) is None]
+            if missing:
+                pixel_values = _pixel_values(item)
+                for flip in missing:
+                    latents = _encode_picture(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
+                    self._cache.put(self._key(item, flip), {"latents": latents})
+            host.report(StageProgress("caching", count, total, item.image.name))
+
+    def _key(self, item: TrainingItem, flip: bool) -> str:
+        crop = item.crop
+        return content_key(
+            kind="sdxl latents",
+            picture=item.image.sha256,
+            alpha_background=item.image.alpha_background if item.image.has_alpha else None,
+            resized_hw=crop.resized_hw,
+            top_left_yx=crop.top_left_yx,
+            target_hw=crop.target_hw,
+            flip=flip,
+            vae=self._vae_hash,
+        )
+
+
+def _pixel_values(item: TrainingItem) -> Tensor:
+    """[1, 3, 8H, 8W] in -1..1."""
+    pixels = torch.from_numpy(np.array(read_crop(item)))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
+    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture always has the same latents."""
+    latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.mean * vae.config["scaling_factor"]
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"{name}: the VAE gave NaN or infinite latents in {str(vae.dtype).removeprefix('torch.')}. The picture was not cached. "
+            "Use the VAE in float32 (or the sdxl-vae-fp16-fix), and check the base model's VAE with another picture"
+        )
+    return latents[0].float()
+
+
+class EmbeddingStore:
+    """Text embeddings of captions, the empty one included, in the text encoders' dtype on the CPU."""
+
+    def __init__(self, cache: TensorCache, *, text_hashes: tuple[str, str]) -> None:
+        self._cache = cache
+        self._text_hashes = text_hashes
+
+    def get(self, caption: str) -> TextEmbeddings:
+        tensors = self._cache.get(self._key(caption))
+        assert tensors is not None, f"{caption!r} was not encoded"
+        return TextEmbeddings(tensors["prompt_embeds"], tensors["pooled_prompt_embeds"])
+
+    @torch.no_grad()
+    def encode(self, captions: Iterable[str], model: SDXLModel, host: Host) -> None:
+        captions = sorted(set(captions))
+        for count, caption in enumerate(captions, start=1):
+            host.check_interrupted()
+            if self._cache.get(self._key(caption)) is None:
+                embeddings = encode_captions(model.text_encoder, model.text_encoder_2, [caption])
+                self._cache.put(self._key(caption), {"prompt_embeds": embeddings.prompt_embeds, "pooled_prompt_embeds": embeddings.pooled_prompt_embeds})
+            host.report(StageProgress("caching", count, len(captions), "captions"))
+
+    def _key(self, caption: str) -> str:
+        return content_key(kind="sdxl text", caption=caption, text_encoders=self._text_hashes)

@@ -1,0 +1,177 @@
+"""From a base model and a crop plan to everything the loop needs: cached latents and embeddings, adapters, optimizer, schedule."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..base import StageStarted
+from ..buckets import CropPlan, TrainingItem, epoch_batches
+from ..cache import TensorCache
+from ..distributed import World
+from ..host import Host
+from ..lora_format import kohya_names, read_lora, weighted_modules
+from ..optim import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
+from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
+from .config import SDXLConfig
+from .encode import EmbeddingStore, LatentStore
+from .model import SDXLModel
+from .objective import alphas_cumprod
+from .step import Objective
+from .text import TextEmbeddings, encode_captions, stack_embeddings
+
+COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Run:
+    """Everything that a run trains with."""
+
+    plan: CropPlan
+    model: SDXLModel
+    adapted: AdaptedModel
+    latents: LatentStore
+    embeddings: EmbeddingStore | None  # None: the text encoders are trained and run in every step
+    objective: Objective
+    zero_terminal_snr: bool
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    precision: str
+    num_warmup_steps: int
+    num_batches_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def learning_rate(self) -> float:
+        return self.lr_scheduler.get_last_lr()[0]
+
+    def embed(self, captions: list[str]) -> TextEmbeddings:
+        """From the cache, or with gradients from the text encoders when they are trained."""
+        if self.embeddings is not None:
+            return stack_embeddings([self.embeddings.get(caption) for caption in captions])
+        assert self.model.text_encoder is not None and self.model.text_encoder_2 is not None
+        return encode_captions(self.model.text_encoder, self.model.text_encoder_2, captions)
+
+
+def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host, *, cache: TensorCache, random_flip: bool, world: World) -> Run:
+    """Cache latents and embeddings, give back the models that are not needed any more, attach adapters, build the optimizer."""
+    precision = _resolve_precision(config.mixed_precision, host.device)
+    names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
+    latents = _cache_latents(plan.items, model, host, cache, random_flip=random_flip, world=world)
+    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.items, model, host, cache)
+    adapted = AdaptedModel(_attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision]), names)
+    if config.network_weights:
+        adapted.load(read_lora(Path(config.network_weights), names), alpha=config.alpha)
+    num_batches = len(epoch_batches(plan.items, batch_size=config.train_batch_size * world.size, seed=config.seed, epoch=1))
+    steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
+    total_steps = config.num_train_epochs * steps_per_epoch or config.max_train_steps
+    num_warmup_steps = warmup_steps(config.lr_warmup_steps, total_steps)
+    optimizer = make_optimizer(config.optimizer, adapted.groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    zero_terminal_snr = model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
+    prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
+    return Run(
+        plan=plan,
+        model=model,
+        adapted=adapted,
+        latents=latents,
+        embeddings=embeddings,
+        objective=Objective(alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(host.device), prediction_type, config.min_snr_gamma),
+        zero_terminal_snr=zero_terminal_snr,
+        optimizer=optimizer,
+        lr_scheduler=make_lr_scheduler(
+            config.lr_scheduler, optimizer, warmup_steps=num_warmup_steps, total_steps=total_steps, num_cycles=config.lr_num_cycles
+        ),
+        scaler=torch.amp.GradScaler(host.device.type, enabled=precision == "fp16"),
+        precision=precision,
+        num_warmup_steps=num_warmup_steps,
+        num_batches_per_epoch=num_batches,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _resolve_precision(setting: str, device: torch.device) -> str:
+    if setting != "auto":
+        return setting
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
+    assert model.text_encoder is not None and model.text_encoder_2 is not None
+    return model.unet, model.text_encoder, model.text_encoder_2
+
+
+def _cache_latents(items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World) -> LatentStore:
+    """Encode all pictures; afterwards the model has no VAE any more. In float32: SDXL's VAE overflows in fp16."""
+    assert model.vae is not None
+    store = LatentStore(cache, vae_hash=model.part_hash("vae"))
+    host.report(StageStarted("caching", len(items)))
+    vae = model.vae.to(host.device, torch.float32).eval()
+    for own_items in _own_share_first(items, world):
+        store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
+    model.vae = None
+    del vae
+    host.release_memory()
+    return store
+
+
+def _own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
+    """With several processes each encodes its share to the disk cache first, and then reads the others'."""
+    if world.size > 1:
+        yield items[world.rank :: world.size]
+        world.wait_for_all()
+    yield items
+
+
+def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:
+    """Encode all captions and the empty one; afterwards the model has no text encoders any more."""
+    store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
+    captions = sorted({"", *(item.image.caption for item in items)})
+    host.report(StageStarted("caching", len(captions)))
+    for encoder in _adaptable_parts(model)[1:]:
+        encoder.to(host.device, torch.float32).eval()
+    store.encode(captions, model, host)
+    model.text_encoder = model.text_encoder_2 = None
+    host.release_memory()
+    return store
+
+
+def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[nn.Module, ParameterGroup]]:
+    """Move what is used in every step to the device, freeze it, and attach adapters to what is trained."""
+    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    parts: list[tuple[str, nn.Module, list[str], float]] = [("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
+    if config.train_text_encoders:
+        _, encoder, encoder_2 = _adaptable_parts(model)
+        for used in (encoder, encoder_2):
+            used.to(device, dtype).requires_grad_(False)
+        targets, targets_2 = text_encoder_targets(encoder, uses_last_layer=False), text_encoder_targets(encoder_2, uses_last_layer=True)
+        parts += [
+            ("text_encoder", encoder, targets, config.text_encoder_learning_rate),
+            ("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate),
+        ]
+    model.unet.to(device, dtype)
+    attached = {}
+    for name, module, targets, learning_rate in parts:
+        if learning_rate:
+            parameters = attach_adapters(module, targets, settings, component=name)
+            if config.gradient_checkpointing:
+                _enable_gradient_checkpointing(module)
+            attached[name] = module, ParameterGroup(name, parameters, learning_rate)
+    if not attached:
+        raise ValueError("learning_rate is 0 and the text encoders are not trained: there is nothing to train")
+    return attached
+
+
+def _enable_gradient_checkpointing(module: nn.Module) -> None:
+    module.train()  # diffusers and transformers checkpoint only in training mode; none of these models has dropout of its own
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        module.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,77 @@
+"""Drawing pictures with an SDXL model that is in memory, adapters included: for the demo, previews and quality tests.
+
+Letters: B pictures, H W latent height and width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor
+
+from .model import SDXLModel
+from .objective import size_ids
+from .text import encode_captions
+
+
+@torch.no_grad()
+def sample_pictures(
+    model: SDXLModel,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    size_hw: tuple[int, int],
+    num_steps: int = 25,
+    guidance_scale: float = 4.0,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every prompt the same noise.
+
+    DDIM (Song et al. 2020) with trailing timesteps, as zero-terminal-SNR models need, and classifier-free guidance against "".
+    """
+    prompts_and_seeds = [(prompt, seed) for prompt in prompts for seed in seeds]
+    chunks = [prompts_and_seeds[start : start + batch_size] for start in range(0, len(prompts_and_seeds), batch_size)]
+    return np.concatenate([_sample_chunk(model, chunk, size_hw, num_steps, guidance_scale) for chunk in chunks])
+
+
+def _sample_chunk(model: SDXLModel, prompts_and_seeds: list[tuple[str, int]], size_hw: tuple[int, int], num_steps: int, guidance_scale: float) -> np.ndarray:
+    unet, vae = model.unet, model.vae
+    assert vae is not None and model.text_encoder is not None and model.text_encoder_2 is not None
+    num_pictures = len(prompts_and_seeds)
+    embeddings = encode_captions(model.text_encoder, model.text_encoder_2, [""] * num_pictures + [prompt for prompt, _ in prompts_and_seeds])
+    ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * num_pictures), dtype=torch.float32, device=unet.device)
+    conditions = {"text_embeds": embeddings.pooled_prompt_embeds.to(unet.dtype), "time_ids": ids}
+    scheduler = _scheduler(model)
+    scheduler.set_timesteps(num_steps)
+    latents = torch.stack([_noise(seed, size_hw) for _, seed in prompts_and_seeds]).to(unet.device)
+    for timestep in scheduler.timesteps:
+        doubled = torch.cat([latents, latents]).to(unet.dtype)
+        prediction = unet(doubled, timestep, embeddings.prompt_embeds.to(unet.dtype), added_cond_kwargs=conditions, return_dict=False)[0].float()
+        unconditional, conditional = prediction.chunk(2)
+        guided = unconditional + guidance_scale * (conditional - unconditional)
+        latents = scheduler.step(guided, int(timestep), latents, return_dict=False)[0]
+    return decode_latents(vae, latents)
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
+    """Scaled latents [B, 4, H, W] to uint8 pictures [B, 8H, 8W, 3]."""
+    pixel_values = vae.decode((latents / vae.config["scaling_factor"]).to(vae.dtype), return_dict=False)[0]
+    return ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _scheduler(model: SDXLModel) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+        prediction_type=model.prediction_type,
+        rescale_betas_zero_snr=model.zero_terminal_snr,
+    )
+
+
+def _noise(seed: int, size_hw: tuple[int, int]) -> Tensor:
+    return torch.randn((4, size_hw[0] // 8, size_hw[1] // 8), generator=torch.Generator().manual_seed(seed))

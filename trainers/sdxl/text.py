@@ -1,0 +1,57 @@
+"""Captions to what SDXL's UNet is conditioned on: hidden states of both text encoders and the pooled embedding.
+
+Letters: B captions, S tokens (77 for each chunk of 75), E embedding width (768 + 1280 in SDXL), P pooled width (1280).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from .tokenizer import END_TOKEN, tokenize
+
+PAD_TOKENS = (END_TOKEN, 0)  # text encoder 1 pads with END, text encoder 2 with 0, as ComfyUI and sd-scripts do
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """prompt_embeds [B, S, E] and pooled_prompt_embeds [B, P]."""
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+
+
+def encode_captions(text_encoder: CLIPTextModel, text_encoder_2: CLIPTextModelWithProjection, captions: list[str]) -> TextEmbeddings:
+    """Penultimate hidden states without the final norm, side by side, and the second encoder's projection of the END token.
+
+    A long caption is encoded in chunks whose states follow one another; the pooled embedding is the first chunk's. Captions with
+    fewer chunks than others in the list are repeated, see `match_lengths`.
+    """
+    device = text_encoder.device
+    encoded = []
+    for ids_1, ids_2 in zip(*(tokenize(captions, pad_token=pad) for pad in PAD_TOKENS), strict=True):
+        states_1 = text_encoder(ids_1.to(device), output_hidden_states=True).hidden_states[-2]
+        output_2 = text_encoder_2(ids_2.to(device), output_hidden_states=True)
+        states = torch.cat([states_1, output_2.hidden_states[-2]], dim=-1)  # [chunks, 77, E]
+        encoded.append(TextEmbeddings(states.flatten(0, 1)[None], output_2.text_embeds[:1]))
+    return stack_embeddings(encoded)
+
+
+def stack_embeddings(embeddings: list[TextEmbeddings]) -> TextEmbeddings:
+    """One batch from several captions' embeddings."""
+    return TextEmbeddings(
+        torch.cat(match_lengths([embedding.prompt_embeds for embedding in embeddings])),
+        torch.cat([embedding.pooled_prompt_embeds for embedding in embeddings]),
+    )
+
+
+def match_lengths(prompt_embeds: list[Tensor]) -> list[Tensor]:
+    """Repeat each [1, S, E] up to the least common multiple of all S.
+
+    Attention over tokens that are all repeated equally often gives what attention over the tokens themselves gives, so a short
+    caption is not changed by the long one beside it. ComfyUI matches its conditionings the same way.
+    """
+    length = math.lcm(*(states.shape[1] for states in prompt_embeds))
+    return [states.repeat(1, length // states.shape[1], 1) for states in prompt_embeds]

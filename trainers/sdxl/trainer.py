@@ -1,0 +1,321 @@
+"""The SDXL LoRA trainer: the loop, its step, checkpoints and the final file."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import CheckpointSaved, Interrupted, Notice, StageStarted, StepDone, TrainedLora
+from ..buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
+from ..cache import TensorCache
+from ..config import as_dict
+from ..dataset import Dataset
+from ..distributed import World
+from ..host import Host
+from ..lora_format import Verification, save_lora, to_kohya, verify_lora
+from ..run_folder import LossLog, RunFolder
+from .config import SDXLConfig
+from .metadata import training_metadata
+from .model import SDXLModel
+from .objective import NUM_TIMESTEPS, size_ids
+from .prepare import COMPUTE_DTYPES, Run, prepare_run
+from .randomness import ItemDraw, derived_seed, draw_item
+from .step import Batch, weighted_losses
+
+SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+class SDXLTrainer:
+    """Trains a LoRA on an SDXL model; see `train`.
+
+    `load_model` is called once, when the dataset is known to be good: it reads a file, or borrows what the host has loaded.
+    """
+
+    def __init__(
+        self,
+        config: SDXLConfig,
+        buckets: BucketConfig,
+        load_model: Callable[[], SDXLModel],
+        *,
+        run_folder: RunFolder,
+        cache: TensorCache,
+        world: World | None = None,
+    ) -> None:
+        self.config = config
+        self.buckets = buckets
+        self._load_model = load_model
+        self._run_folder = run_folder
+        self._cache = cache
+        self._world = world or World()
+
+    def train(self, dataset: Dataset, host: Host) -> TrainedLora:
+        """Train on the dataset and save the LoRA.
+
+        Raises:
+            ValueError: a setting, the dataset or the base model cannot be used; nothing was written.
+            Interrupted: the host cancelled; a checkpoint of the last step is kept.
+            NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step is kept.
+        """
+        plan = plan_crops(dataset, self.buckets, seed=self.config.seed)
+        host.report(StageStarted("loading"))
+        run = prepare_run(self.config, plan, self._load_model(), host, cache=self._cache, random_flip=self.buckets.random_flip, world=self._world)
+        return TrainingLoop(self.config, self.buckets, dataset, run, host, self._run_folder, self._world).train()
+
+
+class TrainingLoop:
+    """One run from its first step to its file."""
+
+    def __init__(
+        self, config: SDXLConfig, buckets: BucketConfig, dataset: Dataset, run: Run, host: Host, run_folder: RunFolder, world: World
+    ) -> None:
+        self._config = config
+        self._buckets = buckets
+        self._dataset = dataset
+        self._run = run
+        self._host = host
+        self._folder = run_folder
+        self._world = world
+        self._losses: list[float] = []
+        self._checkpoints: list[Path] = []
+        self._started_at = time.time()
+
+    def train(self) -> TrainedLora:
+        if self._world.is_main:
+            self._folder.create(self._manifest())
+            self._folder.write_text("dataset.txt", self._run.plan.report.text())
+        self._host.report(StageStarted("training", self._run.total_steps))
+        self._host.reset_peak_memory()
+        with self._loss_log() as loss_log:
+            try:
+                self._run_steps(loss_log)
+            except (Interrupted, NonFiniteLoss):
+                self._save_checkpoint(self._folder.checkpoint_path(step=len(self._losses)))
+                raise
+            finally:
+                if self._losses and self._world.is_main:
+                    self._folder.write_loss_plot(self._losses)
+        return self._save_final()
+
+    def _run_steps(self, loss_log: LossLog | None) -> None:
+        clock = StepClock(self._run.total_steps)
+        for step, epoch, micro_batches in self._steps():
+            self._host.check_interrupted()
+            learning_rate = self._run.learning_rate
+            self._losses.append(self._train_step(step, micro_batches))
+            event = clock.step_done(step, epoch, self._losses[-1], learning_rate, self._host.peak_memory_bytes())
+            self._host.report(event)
+            if loss_log is not None:
+                loss_log.add(event)
+            for path in self._due_checkpoints(step, epoch):
+                self._save_checkpoint(path)
+
+    def _steps(self) -> Iterator[tuple[int, int, list[list[TrainingItem]]]]:
+        """(step, epoch, micro-batches), counted from 1. Accumulation does not cross epochs: the last step of one may be smaller."""
+        config, group_size = self._config, self._config.gradient_accumulation_steps
+        step = epoch = 0
+        while True:
+            epoch += 1
+            batches = epoch_batches(self._run.plan.items, batch_size=config.train_batch_size * self._world.size, seed=config.seed, epoch=epoch)
+            for start in range(0, len(batches), group_size):
+                if step == self._run.total_steps:
+                    return
+                step += 1
+                yield step, epoch, batches[start : start + group_size]
+
+    def _train_step(self, step: int, micro_batches: list[list[TrainingItem]]) -> float:
+        """One optimizer step. The loss is the mean over all samples of the step, whatever micro-batch or process they are in."""
+        run, device = self._run, self._host.device
+        num_samples = sum(map(len, micro_batches))
+        loss = torch.zeros((), device=device)
+        with self._dropout_seed(step):
+            for items in micro_batches:
+                own_items = self._world.share(items, self._config.train_batch_size)
+                if not own_items:
+                    continue
+                with torch.autocast(device.type, COMPUTE_DTYPES[run.precision], enabled=run.precision != "no"):
+                    losses = weighted_losses(run.model.unet, self._make_batch(own_items, step), run.objective)
+                    own_loss = losses.sum() / num_samples
+                run.scaler.scale(own_loss).backward()
+                loss += own_loss.detach()
+        return self._update(step, self._world.sum_gradients(run.adapted.parameters, loss))
+
+    def _update(self, step: int, loss: Tensor) -> float:
+        """Unscale, clip, stop if not finite, and step optimizer and schedule."""
+        run = self._run
+        run.scaler.unscale_(run.optimizer)
+        gradient_norm = nn.utils.clip_grad_norm_(run.adapted.parameters, self._config.max_grad_norm or math.inf)
+        loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()  # the step's one synchronisation with the device
+        scale = run.scaler.get_scale()
+        _require_finite(step, loss_value, norm_value, precision=run.precision, scale=scale)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if run.scaler.get_scale() >= scale:  # an fp16 overflow skips the optimizer, and so the schedule too
+            run.lr_scheduler.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        return loss_value
+
+    @contextmanager
+    def _dropout_seed(self, step: int) -> Iterator[None]:
+        """LoRA dropout draws from the global generators: seed them for this step, and give them back as they were."""
+        if not self._config.lora_dropout:
+            yield
+            return
+        device = self._host.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derived_seed(self._config.seed, "lora_dropout", step, self._world.rank))
+            yield
+
+    def _make_batch(self, items: list[TrainingItem], step: int) -> Batch:
+        run, device = self._run, self._host.device
+        draws = [self._draw(item, step) for item in items]
+        pairs = list(zip(items, draws, strict=True))
+        embeddings = run.embed(["" if draw.drop_caption else item.image.caption for item, draw in pairs])
+        return Batch(
+            latents=torch.stack([run.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
+            noise=torch.stack([draw.noise for draw in draws]).to(device),
+            timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
+            prompt_embeds=embeddings.prompt_embeds.to(device),
+            pooled_prompt_embeds=embeddings.pooled_prompt_embeds.to(device),
+            add_time_ids=torch.tensor([_size_ids(item, draw) for item, draw in pairs], dtype=torch.float32, device=device),
+        )
+
+    def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
+        height, width = item.crop.target_hw
+        return draw_item(
+            seed=self._config.seed,
+            step=step,
+            item=item.index,
+            latent_shape=(4, height // 8, width // 8),
+            num_timesteps=NUM_TIMESTEPS,
+            noise_offset=self._config.noise_offset,
+            caption_dropout=self._config.caption_dropout,
+            random_flip=self._buckets.random_flip,
+        )
+
+    # ---- files ----
+
+    def _loss_log(self) -> AbstractContextManager[LossLog | None]:
+        return self._folder.log() if self._world.is_main else nullcontext()
+
+    def _due_checkpoints(self, step: int, epoch: int) -> Iterator[Path]:
+        every_steps, every_epochs = self._config.save_every_n_steps, self._config.save_every_n_epochs
+        if step == self._run.total_steps:
+            return
+        if every_steps and step % every_steps == 0:
+            yield self._folder.checkpoint_path(step=step)
+        if every_epochs and step % (every_epochs * self._run.steps_per_epoch) == 0:
+            yield self._folder.checkpoint_path(step=step, epoch=epoch)
+
+    def _save_checkpoint(self, path: Path) -> None:
+        """Save the weights as of the last finished step, unless there is none yet or they are saved already."""
+        if self._losses and self._world.is_main and not path.exists():
+            self._write_lora(path)
+            self._checkpoints.append(path)
+            self._host.report(CheckpointSaved(path, len(self._losses)))
+
+    def _save_final(self) -> TrainedLora:
+        self._host.report(StageStarted("saving"))
+        path = _free_path(self._folder.final_path)
+        if self._world.is_main:
+            verification = self._write_lora(path)
+            duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
+            summary = f"{verification.text}, {self._run.adapted.num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
+            self._host.report(Notice(f"{path}: {summary}"))
+        self._world.wait_for_all()
+        state_dict, metadata = self._lora(path.stem)
+        return TrainedLora(state_dict, metadata, self._losses, len(self._losses), path, self._checkpoints)
+
+    def _write_lora(self, path: Path) -> Verification:
+        """Save, load back, verify."""
+        save_lora(path, *self._lora(path.stem))
+        return verify_lora(path, self._run.adapted.names, expected=list(self._run.adapted.read(alpha=self._config.alpha)))
+
+    def _lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        modules = self._run.adapted.read(alpha=self._config.alpha)
+        state_dict = to_kohya(modules, self._run.adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
+        metadata = training_metadata(
+            self._config,
+            self._buckets,
+            self._dataset,
+            self._run,
+            step=len(self._losses),
+            started_at=self._started_at,
+            title=title,
+            num_processes=self._world.size,
+        )
+        return state_dict, metadata
+
+    def _manifest(self) -> dict[str, Any]:
+        run, dataset = self._run, self._dataset
+        return {
+            "training": as_dict(self._config),
+            "buckets": as_dict(self._buckets),
+            "dataset": {
+                **run.plan.report.to_dict(),
+                "num_repeats": dataset.num_repeats,
+                "images": {image.name: {"sha256": image.sha256, "caption": image.caption} for image in dataset.images},
+            },
+            "base_model": {"name": run.model.name, "path": str(run.model.path or ""), "sha256": run.model.sha256},
+            "prediction_type": run.objective.prediction_type,
+            "zero_terminal_snr": run.zero_terminal_snr,
+            "precision": run.precision,
+            "device": str(self._host.device),
+            "num_processes": self._world.size,
+            "total_steps": run.total_steps,
+            "trainable_parameters": run.adapted.num_parameters,
+            "modules": run.adapted.count_modules(),
+        }
+
+
+class StepClock:
+    """Speed, remaining time and the average loss of a running training."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._started_at = time.monotonic()
+        self._recent: deque[float] = deque(maxlen=100)
+
+    def step_done(self, step: int, epoch: int, loss: float, learning_rate: float, memory_bytes: int) -> StepDone:
+        self._recent.append(loss)
+        speed = step / max(time.monotonic() - self._started_at, 1e-9)
+        average = sum(self._recent) / len(self._recent)
+        return StepDone(step, self._total_steps, epoch, loss, average, learning_rate, speed, (self._total_steps - step) / speed, memory_bytes)
+
+
+def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
+    """add_time_ids of one item; a mirrored picture was cropped on the other side."""
+    crop = item.crop
+    top, left = crop.top_left_yx
+    if draw.flip:
+        left = crop.resized_hw[1] - crop.target_hw[1] - left
+    return size_ids(crop.original_hw, (top, left), crop.target_hw)
+
+
+def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:
+    """Stop before the optimizer would spread NaN into every weight. An fp16 gradient may overflow: the scaler skips that step."""
+    overflow_is_normal = precision == "fp16" and scale > 1
+    if math.isfinite(loss) and (math.isfinite(gradient_norm) or overflow_is_normal):
+        return
+    remedy = {
+        "fp16": "Use mixed_precision bf16 or no: fp16 overflows on some base models",
+        "bf16": "Lower the learning rate, or use mixed_precision no to find the cause",
+        "no": "Lower the learning rate, and check the base model",
+    }[precision]
+    dtype = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
+    raise NonFiniteLoss(f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good step are kept as a checkpoint")
+
+
+def _free_path(path: Path) -> Path:
+    """The name was free when the run began; if another run took it meanwhile, the next number is used: nothing is lost."""
+    candidates = (path, *(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(2, 10_000)))
+    return next(candidate for candidate in candidates if not candidate.exists())
