@@ -131,7 +131,7 @@ def verify_lora(path: Path, names: Mapping[ModuleKey, str], *, expected: Collect
     Raises:
         RuntimeError: it cannot be read, a module is missing or was not trained, a value is not finite, or all updates are zero.
     """
-    expected = names if expected is None else expected
+    expected = dict.fromkeys(names if expected is None else expected)
     try:
         modules = read_lora(path, names)
     except ValueError as error:

@@ -33,7 +33,6 @@ NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "sc
 # Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket of about its area.
 BUCKETS_HW = {(128, 128): 0.6, (160, 96): 0.2, (96, 160): 0.2}
 CAPTION_DROPOUT = 0.1
-MIN_SNR_GAMMA = 5.0
 EMA_DECAY = 0.998
 
 SCORE_PROMPTS = (
@@ -182,7 +181,7 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
 # ---- text encoders and UNet ---------------------------------------------------------------------------------------
 
 
-def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, seed: int, resume: bool) -> None:
+def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, min_snr_gamma: float, seed: int, resume: bool) -> None:
     torch.manual_seed(seed)
     model = TextToLatents().train()
     if resume:
@@ -197,7 +196,7 @@ def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: 
     started = time.monotonic()
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size)
+        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, min_snr_gamma)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -234,7 +233,7 @@ def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
     return buckets
 
 
-def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int) -> torch.Tensor:
+def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int, min_snr_gamma: float) -> torch.Tensor:
     """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch."""
     chosen = torch.randint(0, len(bucket.latents), (batch_size,))
     captions = torch.where(torch.rand(batch_size) < CAPTION_DROPOUT, 0, chosen + 1)
@@ -245,7 +244,7 @@ def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, b
     prediction = model.unet(schedule.add_noise(latents, noise, timesteps), timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
     alphas = schedule.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
-    return ((prediction - noise).square().mean((1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+    return ((prediction - noise).square().mean((1, 2, 3)) * snr.clamp(max=min_snr_gamma) / snr).mean()
 
 
 def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
@@ -330,6 +329,7 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--base-steps", type=int, default=5200)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=5.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=30000)
     parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
@@ -342,7 +342,7 @@ def main() -> None:
     if options.what == "vae":
         train_vae(options.work, num_steps=options.vae_steps, learning_rate=2e-3, seed=0)
     elif options.what == "base":
-        train_base(options.work, num_steps=options.base_steps, learning_rate=options.learning_rate, batch_size=options.batch_size, num_pictures=options.pictures, seed=1, resume=options.resume)
+        train_base(options.work, num_steps=options.base_steps, learning_rate=options.learning_rate, batch_size=options.batch_size, num_pictures=options.pictures, min_snr_gamma=options.min_snr_gamma, seed=2 if options.resume else 1, resume=options.resume)
     else:
         score(options.work, num_seeds=options.seeds, guidance_scale=options.guidance_scale)
 

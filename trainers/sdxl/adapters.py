@@ -51,10 +51,13 @@ class AdaptedModel:
     def load(self, weights: dict[ModuleKey, LoraModule], *, alpha: float) -> None:
         """Start from existing weights; `up` is rescaled so that alpha / rank of the file and of this run give the same picture.
 
+        sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses: it is passed over.
+
         Raises:
             ValueError: a module has another rank than this run, or is not trained in it.
         """
         layers = {module_key(component, name): layer for component, module in self._modules.items() for name, layer in adapter_layers(module).items()}
+        weights = {key: module for key, module in weights.items() if not (key[0] == "text_encoder" and key[0] in self._modules and key not in layers)}
         surplus = sorted(self.names[key] for key in set(weights) - set(layers))
         if surplus:
             raise ValueError(
@@ -71,10 +74,12 @@ class AdaptedModel:
 @torch.no_grad()
 def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -> None:
     down, up = _weight(layer.lora_A), _weight(layer.lora_B)
-    if module.down.shape != down.shape:
+    if module.rank != down.shape[0]:
         raise ValueError(f"network_weights: {name} has rank {module.rank}, this run has rank {down.shape[0]}. Set rank to {module.rank}")
-    down.copy_(module.down)
-    up.copy_(module.up.float() * (module.alpha / alpha))
+    if module.down.numel() != down.numel() or module.up.numel() != up.numel():
+        raise ValueError(f"network_weights: {name} is made for a layer of another size; the file belongs to another base model")
+    down.copy_(module.down.reshape(down.shape))  # ComfyUI's own trainer saves a convolution's matrix flat
+    up.copy_(module.up.reshape(up.shape).float() * (module.alpha / alpha))
 
 
 def _weight(adapters: nn.ModuleDict) -> Tensor:

@@ -229,7 +229,7 @@ class TrainingLoop:
         if self._world.is_main:
             verification = self._write_lora(path)
             duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
-            summary = f"{verification.text}, {self._run.adapted.num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
+            summary = f"{verification.text()}, {self._run.adapted.num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
             self._host.report(Notice(f"{path}: {summary}"))
         self._world.wait_for_all()
         state_dict, metadata = self._lora(path.stem)

@@ -1,0 +1,164 @@
+"""Buckets, crops and the order of an epoch."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from trainers.buckets import BucketConfig, TrainingItem, bucket_sizes, epoch_batches, make_crop, plan_crops, read_crop, write_prepared_folder
+from trainers.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, scan_folder
+
+SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1536)]
+
+
+def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = False) -> Dataset:
+    images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", size, f"caption {i}", False) for i, size in enumerate(sizes_hw)]
+    return Dataset(images, num_repeats, "", DatasetReport(len(images)), "pictures", strict)
+
+
+def target_wh(width: int, height: int, **settings) -> tuple[int, int]:
+    (item,) = plan_crops(dataset_of((height, width)), BucketConfig(**settings), seed=0).items
+    return item.crop.target_hw[1], item.crop.target_hw[0]
+
+
+def test_the_list_has_every_size_sdxl_was_trained_at_and_never_more_area():
+    sizes = bucket_sizes(BucketConfig())
+    assert len(sizes) == 41  # as many as sd-scripts makes with --max_bucket_reso 2048
+    for width, height in SDXL_NATIVE_WH:
+        assert (height, width) in sizes and (width, height) in sizes
+    assert all(height * width <= 1024**2 and height % 64 == width % 64 == 0 for height, width in sizes)
+
+
+@pytest.mark.parametrize(
+    ("picture", "bucket"),
+    [((1920, 1080), (1344, 768)), ((3000, 2000), (1216, 832)), ((4032, 3024), (1152, 896)), ((832, 1216), (832, 1216)), ((1080, 1920), (768, 1344))],
+)
+def test_large_pictures_go_to_the_bucket_that_kohya_chooses(picture, bucket):
+    assert target_wh(*picture) == bucket
+
+
+@pytest.mark.parametrize(("width", "height"), SDXL_NATIVE_WH)
+def test_a_picture_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
+    (item,) = plan_crops(dataset_of((height, width)), BucketConfig(), seed=0).items
+    assert item.crop.resized_hw == item.crop.target_hw == (height, width)
+    assert item.crop.top_left_yx == (0, 0)
+
+
+@pytest.mark.parametrize(("picture", "bucket"), [((800, 600), (768, 576)), ((640, 360), (576, 320)), ((300, 300), (256, 256)), ((1023, 1025), (960, 960))])
+def test_small_pictures_are_not_enlarged_and_lose_little(picture, bucket):
+    assert target_wh(*picture) == bucket
+
+
+def test_small_pictures_are_enlarged_when_that_is_allowed():
+    assert target_wh(800, 600, bucket_no_upscale=False) == (1152, 896)
+
+
+def test_a_picture_too_small_for_any_bucket_is_left_out_and_named():
+    plan = plan_crops(dataset_of((1, 1), (1024, 1024)), BucketConfig(), seed=0)
+    assert [item.image.name for item in plan.items] == ["1.png"]
+    assert plan.report.num_kept == 1
+    assert plan.report.left_out[0].name == "0.png"
+    assert plan.report.left_out[0].reason.startswith("1 x 1 pixels are too small, both sides must have 256 or more")
+
+
+def test_one_pixel_alone_or_in_strict_mode_is_an_error():
+    with pytest.raises(ValueError, match=r"none of its 1 pictures can be used: 0\.png: 1 x 1 pixels are too small"):
+        plan_crops(dataset_of((1, 1)), BucketConfig(), seed=0)
+    with pytest.raises(ValueError, match=r"strict is on and 1 pictures cannot be used: 0\.png"):
+        plan_crops(dataset_of((1, 1), (1024, 1024), strict=True), BucketConfig(), seed=0)
+
+
+def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
+    plan = plan_crops(dataset_of((600, 1500), (1100, 1500)), BucketConfig(resize_mode="center_crop"), seed=0)
+    (item,) = plan.items
+    assert (item.crop.resized_hw, item.crop.top_left_yx, item.crop.target_hw) == ((1024, 1396), (0, 186), (1024, 1024))
+    assert "both sides must have 1024 or more" in plan.report.left_out[0].reason
+
+
+def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
+    config = BucketConfig(resize_mode="random_crop")
+    crops = [[item.crop.top_left_yx for item in plan_crops(dataset_of((1100, 1500), num_repeats=5), config, seed=seed).items] for seed in (0, 0, 1)]
+    assert crops[0] == crops[1] != crops[2]
+    assert len(set(crops[0])) == 5 and all(0 <= left <= 372 and top == 0 for top, left in crops[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": 1000}, "resolution must be a multiple of 64, got 1000. The nearest are 960 and 1024"),
+        ({"resolution": 32}, "resolution must be between 64 and 4096, got 32"),
+        ({"bucket_reso_steps": 20}, "bucket_reso_steps must be a multiple of 8, got 20"),
+        ({"resize_mode": "stretch"}, "resize_mode must be one of bucket, center_crop, random_crop; got 'stretch'"),
+        ({"max_bucket_reso": 512}, "max_bucket_reso must not be below resolution 1024, got 512"),
+    ],
+)
+def test_settings_that_make_no_buckets_are_an_error(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BucketConfig(**settings)
+
+
+def test_small_resolutions_have_buckets_too():
+    assert bucket_sizes(BucketConfig(resolution=64)) == [(64, 64)]
+    assert {(128, 128), (160, 96), (96, 160)} <= set(bucket_sizes(BucketConfig(resolution=128, bucket_reso_steps=32)))
+
+
+@given(height=st.integers(64, 4000), width=st.integers(64, 4000), resolution=st.sampled_from([512, 768, 1024]), upscale=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_every_crop_lies_inside_its_picture_and_fills_its_bucket(height, width, resolution, upscale):
+    config = BucketConfig(resolution=resolution, bucket_no_upscale=not upscale)
+    if not upscale and min(height, width) < config.shortest_side:
+        return
+    (item,) = plan_crops(dataset_of((height, width)), config, seed=0).items
+    crop = item.crop
+    for original, resized, offset, target in zip(crop.original_hw, crop.resized_hw, crop.top_left_yx, crop.target_hw, strict=True):
+        assert target % 64 == 0 and 0 <= offset <= resized - target
+        assert upscale or resized <= original
+    assert any(resized == target for resized, target in zip(crop.resized_hw, crop.target_hw, strict=True))
+    assert crop.target_hw[0] * crop.target_hw[1] <= resolution**2
+
+
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from([512, 700, 1024, 1500]), st.sampled_from([512, 700, 1024, 1500])), min_size=1, max_size=12),
+    num_repeats=st.integers(1, 4),
+    batch_size=st.integers(1, 5),
+    epoch=st.integers(1, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_an_epoch_has_every_picture_exactly_repeats_times_and_no_batch_mixes_sizes(sizes, num_repeats, batch_size, epoch):
+    plan = plan_crops(dataset_of(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
+    batches = epoch_batches(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
+    assert sorted(item.index for batch in batches for item in batch) == list(range(len(sizes) * num_repeats))
+    assert all(len({item.crop.target_hw for item in batch}) == 1 and len(batch) <= batch_size for batch in batches)
+    assert batches == epoch_batches(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
+
+
+def test_epochs_and_seeds_have_different_orders():
+    items = plan_crops(dataset_of(*[(1024, 1024)] * 20), BucketConfig(), seed=0).items
+    orders = {tuple(item.index for (item,) in epoch_batches(items, batch_size=1, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (1, 2, 3)}
+    assert len(orders) == 6
+
+
+def test_a_crop_has_the_pixels_of_its_place(tmp_path):
+    picture = Image.new("RGB", (100, 64))
+    picture.paste((255, 0, 0), (18, 0, 82, 64))
+    picture.save(tmp_path / "a.png")
+    image = TrainingImage("a.png", tmp_path / "a.png", "0" * 64, (64, 100), "", False)
+    cropped = read_crop(TrainingItem(0, image, 0, make_crop((64, 100), (64, 64))))
+    assert cropped.size == (64, 64) and cropped.getcolors() == [(64 * 64, (255, 0, 0))]
+
+
+def test_a_prepared_folder_has_the_cropped_pictures_and_their_captions(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.jpg"):
+        Image.new("RGB", (80, 70), "red" if name == "a.png" else "blue").save(tmp_path / "in" / name)
+    dataset = scan_folder(DatasetConfig(images=str(tmp_path / "in"), recursive=True, trigger_word="zwx"))
+    plan = plan_crops(dataset, BucketConfig(resolution=64), seed=0)
+    write_prepared_folder(plan, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_a.png", "0_a.txt", "1_a.png", "1_a.txt"]
+    assert Image.open(tmp_path / "out" / "0_a.png").size == (64, 64)
+    assert (tmp_path / "out" / "1_a.txt").read_text() == "zwx\n"
+    with pytest.raises(FileExistsError, match="is not empty. Give a new folder"):
+        write_prepared_folder(plan, tmp_path / "out")

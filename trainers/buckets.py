@@ -1,0 +1,217 @@
+"""How pictures are cropped and batched: aspect-ratio buckets, square crops, repeats, the order of an epoch. Sizes are (height, width) in pixels."""
+
+import math
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from .atomic_write import atomic_write
+from .config import check_ranges, param
+from .dataset import Dataset, DatasetReport, Finding, TrainingImage, require_usable
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BucketConfig:
+    """What sizes the pictures are trained at."""
+
+    resolution: int = param(1024, "Pictures are trained at about resolution x resolution pixels; 1024 for SDXL. A multiple of 64.", min=64, max=4096)
+    resize_mode: str = param(
+        "bucket",
+        "bucket keeps each picture's shape as well as possible; center_crop and random_crop cut squares, random_crop elsewhere in every repeat.",
+        choices=("bucket", "center_crop", "random_crop"),
+    )
+    random_flip: bool = param(False, "Mirror pictures at random, left and right. Not for faces, text or anything with sides.")
+    bucket_no_upscale: bool = param(True, "Never enlarge a picture: small ones go to smaller buckets, and too small ones are left out.", advanced=True)
+    bucket_reso_steps: int = param(64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256, advanced=True)
+    min_bucket_reso: int = param(256, "Shortest bucket side; at most half of resolution is required, so that small resolutions have buckets, too.", min=8, max=4096, advanced=True)
+    max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192, advanced=True)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for name, step in (("resolution", 64), ("bucket_reso_steps", 8)):
+            value = getattr(self, name)
+            if value % step:
+                raise ValueError(f"{name} must be a multiple of {step}, got {value}. The nearest are {value - value % step} and {value - value % step + step}")
+        if self.max_bucket_reso < self.resolution:
+            raise ValueError(f"max_bucket_reso must not be below resolution {self.resolution}, got {self.max_bucket_reso}")
+
+    @property
+    def shortest_side(self) -> int:
+        """The shortest bucket side in force, a multiple of bucket_reso_steps."""
+        step = self.bucket_reso_steps
+        return max(step, -(-min(self.min_bucket_reso, self.resolution // 2) // step) * step)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Scale the original to `resized_hw`, then cut `target_hw` at `top_left_yx`."""
+
+    original_hw: Size
+    resized_hw: Size
+    top_left_yx: tuple[int, int]
+    target_hw: Size
+
+
+@dataclass(frozen=True)
+class TrainingItem:
+    """One use of a picture per epoch: `index` counts them all, `repeat` those of this picture."""
+
+    index: int
+    image: TrainingImage
+    repeat: int
+    crop: Crop
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    items: list[TrainingItem]
+    report: DatasetReport
+    bucket_counts: dict[Size, int]
+
+
+def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan:
+    """Decide the crop of every repeat of every picture.
+
+    Raises:
+        ValueError: no picture is large enough, or one is not and the dataset is strict.
+    """
+    items: list[TrainingItem] = []
+    too_small: list[Finding] = []
+    targets = _Targets(config)
+    for image in dataset.images:
+        target_hw = targets.choose(image.size_hw)
+        if target_hw is None:
+            too_small.append(Finding(image.name, f"{_shown(image.size_hw)} pixels are too small, {targets.requirement}. Use larger pictures or turn off bucket_no_upscale"))
+            continue
+        for repeat in range(dataset.num_repeats):
+            crop = make_crop(image.size_hw, target_hw, offset=_offset(config.resize_mode, seed, image.sha256, repeat))
+            items.append(TrainingItem(len(items), image, repeat, crop))
+    num_kept = len(dataset.images) - len(too_small)
+    require_usable(num_kept, too_small, folder=dataset.folder_name, strict=dataset.strict)
+    pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
+    report = DatasetReport(num_kept, dataset.report.left_out + too_small, dataset.report.notes, dict(pictures))
+    return CropPlan(items, report, dict(Counter(item.crop.target_hw for item in items)))
+
+
+def bucket_sizes(config: BucketConfig) -> list[Size]:
+    """All sizes of multiples of bucket_reso_steps whose area is at most resolution squared, each with its largest partner.
+
+    For resolution 1024 and steps of 64 these include all sizes that SDXL was trained at.
+    """
+    step, area = config.bucket_reso_steps, config.resolution**2
+    longest = min(config.max_bucket_reso, area // config.shortest_side)
+    sizes: set[Size] = set()
+    for side in range(config.shortest_side, longest + 1, step):
+        partner = min(area // side // step * step, longest)
+        if partner >= config.shortest_side:
+            sizes |= {(side, partner), (partner, side)}
+    return sorted(sizes)
+
+
+class _Targets:
+    """Chooses the size at which a picture is trained."""
+
+    def __init__(self, config: BucketConfig) -> None:
+        self._config = config
+        self._buckets = bucket_sizes(config)
+        square = config.resize_mode != "bucket"
+        side = config.resolution if square else config.shortest_side
+        self.requirement = f"both sides must have {side} or more"
+
+    def choose(self, size_hw: Size) -> Size | None:
+        """None: the picture would have to be enlarged."""
+        config = self._config
+        if config.resize_mode != "bucket":
+            square = (config.resolution, config.resolution)
+            return square if not config.bucket_no_upscale or _covers(size_hw, square) else None
+        best = min(self._buckets, key=lambda bucket: (abs(math.log(_aspect(bucket) / _aspect(size_hw))), _lost_share(size_hw, bucket), bucket))
+        if not config.bucket_no_upscale or _covers(size_hw, best):
+            return best
+        return self._largest_inside(size_hw)
+
+    def _largest_inside(self, size_hw: Size) -> Size | None:
+        """For a picture smaller than its bucket: the size in steps, inside the picture, that keeps most of it."""
+        step, shortest = self._config.bucket_reso_steps, self._config.shortest_side
+        heights, widths = (range(shortest, min(side, self._config.max_bucket_reso) // step * step + 1, step) for side in size_hw)
+        inside = [(height, width) for height in heights for width in widths if height * width <= self._config.resolution**2]
+        return min(inside, key=lambda size: (round(_lost_share(size_hw, size), 6), -size[0] * size[1], size), default=None) if inside else None
+
+
+def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float] = (0.5, 0.5)) -> Crop:
+    """Scale, keeping the shape, until the target is just covered; cut at `offset`, a share of the surplus (0.5: the centre)."""
+    scale = max(target / original for target, original in zip(target_hw, original_hw, strict=True))
+    resized = tuple(max(target, round(original * scale)) for target, original in zip(target_hw, original_hw, strict=True))
+    top, left = (int((size - target) * share) for size, target, share in zip(resized, target_hw, offset, strict=True))
+    return Crop(original_hw, (resized[0], resized[1]), (top, left), target_hw)
+
+
+def read_crop(item: TrainingItem) -> Image.Image:
+    """The item's picture as it is trained: RGB of exactly target_hw."""
+    crop = item.crop
+    image = item.image.read()
+    resized_height, resized_width = crop.resized_hw
+    if image.size != (resized_width, resized_height):
+        image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
+    (top, left), (height, width) = crop.top_left_yx, crop.target_hw
+    return image.crop((left, top, left + width, top + height))
+
+
+def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
+    """Every item once, in an order of this seed and epoch; a batch has one size, and the last batch of a size may be smaller."""
+    by_size: dict[Size, list[TrainingItem]] = defaultdict(list)
+    for item in items:
+        by_size[item.crop.target_hw].append(item)
+    rng = random.Random(f"{seed}/epoch/{epoch}")
+    batches = []
+    for size in sorted(by_size):
+        shuffled = rng.sample(by_size[size], len(by_size[size]))
+        batches += [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def write_prepared_folder(plan: CropPlan, folder: Path) -> None:
+    """Write every picture as it is trained, as PNG with its caption beside it.
+
+    Raises:
+        FileExistsError: the folder has files already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty. Give a new folder for the prepared pictures")
+    digits = len(str(len(plan.items)))
+    for item in plan.items:
+        stem = f"{item.index:0{digits}}_{Path(item.image.name).stem}"
+        with atomic_write(folder / f"{stem}.png") as temporary:
+            read_crop(item).save(temporary, format="PNG")
+        with atomic_write(folder / f"{stem}.txt") as temporary:
+            temporary.write_text(item.image.caption + "\n", encoding="utf-8")
+
+
+def _offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[float, float]:
+    if resize_mode != "random_crop":
+        return 0.5, 0.5
+    rng = random.Random(f"{seed}/crop/{sha256}/{repeat}")
+    return rng.random(), rng.random()
+
+
+def _aspect(size: Size) -> float:
+    return size[1] / size[0]
+
+
+def _covers(size: Size, target: Size) -> bool:
+    return size[0] >= target[0] and size[1] >= target[1]
+
+
+def _lost_share(size: Size, target: Size) -> float:
+    """Share of the picture's area that is cut away when it is scaled to just cover the target."""
+    ratio = _aspect(size) / _aspect(target)
+    return 1 - min(ratio, 1 / ratio)
+
+
+def _shown(size: Size) -> str:
+    return f"{size[1]} x {size[0]}"
