@@ -30,7 +30,7 @@ from trainers.optim import ParameterGroup, make_optimizer
 from trainers.sdxl.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters, text_encoder_targets, unet_targets
 from trainers.sdxl.encode import LatentStore
 from trainers.sdxl.model import SDXLModel, load_model
-from trainers.sdxl.objective import alphas_cumprod, size_ids
+from trainers.sdxl.objective import add_noise, alphas_cumprod, size_ids
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
 from trainers.sdxl.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.tokenizer import tokenize
@@ -219,7 +219,9 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
     for step in range(NUM_STEPS):
         recorded = {name.removeprefix(f"{step}/"): tensor for name, tensor in recording.items() if name.startswith(f"{step}/")}
         batch = our_batch(pictures, model, recorded, differences)
-        model_pred = predict(model.unet, batch, objective.alphas_cumprod[batch.timesteps])
+        alphas = objective.alphas_cumprod[batch.timesteps]
+        differences.compare("noisy latents", add_noise(batch.latents, batch.noise, alphas), recorded["noisy_latents"])
+        model_pred = predict(model.unet, batch, alphas)
         differences.compare("prediction", model_pred, recorded["model_pred"])
         loss = weighted_losses(model.unet, batch, objective).mean()
         differences.compare("loss", loss, recorded["loss"])

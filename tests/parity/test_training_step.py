@@ -266,7 +266,7 @@ def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp
     for i, (caption, (height, width, top, left)) in enumerate(expected.items()):
         batch, row = seen[caption]
         picture = Image.open(pictures / f"{i}.png").crop((left, top, left + 64, top + 64))
-        pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean * 0.13025
         assert torch.equal(batch.latents[row], latents[0])

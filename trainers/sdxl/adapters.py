@@ -127,7 +127,8 @@ def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSetti
     """
     model.requires_grad_(False)
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, init_lora_weights=False)  # pyright: ignore[reportArgumentType]
-    inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
+    with torch.random.fork_rng(devices=[]):  # PEFT makes its layers with torch's own initialization, on the CPU
+        inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
     parameters = []
     for name, layer in adapter_layers(model).items():
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]

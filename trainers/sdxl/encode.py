@@ -64,7 +64,7 @@ class LatentStore:
 def _pixel_values(item: TrainingItem) -> Tensor:
     """[1, 3, 8H, 8W] in -1..1."""
     pixels = torch.from_numpy(np.array(read_crop(item)))
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
 
 
 def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:

@@ -20,6 +20,17 @@ SIZE_ID_CHANNELS = 256
 NUM_SIZE_IDS = 6
 LATENT_CHANNELS = 4
 SCALING_FACTOR = 0.13025
+# What a folder's config.json must not say otherwise, for then other programs compute something else from the same weights.
+_CONFIG_FACTS: dict[Part, tuple[str, ...]] = {
+    "unet": (
+        *("in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim", "cross_attention_dim", "mid_block_type"),
+        *("use_linear_projection", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim", "norm_num_groups"),
+        *("act_fn", "flip_sin_to_cos", "freq_shift", "resnet_time_scale_shift", "time_cond_proj_dim"),
+    ),
+    "text_encoder": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    "text_encoder_2": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "projection_dim"),
+    "vae": ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "norm_num_groups", "act_fn", "latents_mean", "latents_std"),
+}
 # Saved by some trainers and ComfyUI beside the weights; not weights of SDXL's text encoders.
 _NOT_WEIGHTS = ("position_ids", "logit_scale", "attn_mask")
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -61,7 +72,7 @@ def refuse_other_checkpoints(shapes: Shapes) -> None:
     for pattern, name, remedy in _OTHER_MODELS:
         if _any_matches(shapes, pattern):
             raise ValueError(f"this is {name}. Choose {remedy}")
-    missing = [part for part in PARTS if not any(name.startswith(LDM_PREFIX[part]) for name in shapes)]
+    missing: list[Part] = [part for part in PARTS if not any(name.startswith(LDM_PREFIX[part]) for name in shapes)]
     if "unet" in missing:
         for pattern, name in _LONE_PARTS:
             if _any_matches(shapes, pattern):
@@ -182,6 +193,14 @@ def check_text_widths(unet: Mapping[str, Any], text_encoder: Mapping[str, Any], 
         raise ValueError(f"the UNet reads pooled text of width {pooled_width}, but text encoder 2 gives {text_encoder_2['projection_dim']}")
 
 
+def check_config(stated: dict[str, Any], config: Any, part: Part) -> None:
+    """Check what a folder's config.json states against the config that was made for its weights."""
+    for setting in _CONFIG_FACTS[part]:
+        if setting in stated and not _agree(stated[setting], getattr(config, setting)):
+            values = f"{setting} {stated[setting]}, but an SDXL model with these weights has {getattr(config, setting)}"
+            raise ValueError(f"{part}/config.json says {values}. Correct the file if it is wrong; otherwise this model is not SDXL")
+
+
 @dataclass(frozen=True)
 class _Level:
     """One resolution of a UNet or VAE; `depths` counts the transformer blocks after each resnet, empty without attention."""
@@ -228,6 +247,14 @@ def _cross_attention_dim(shapes: Shapes) -> int:
 def _uses_linear_projection(shapes: Shapes) -> bool:
     """SDXL's transformers begin with a linear layer [C, C]; those of SD 1.x with a 1x1 convolution [C, C, 1, 1]."""
     return any(name.endswith("proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
+
+
+def _agree(stated: Any, built: Any) -> bool:
+    """Equal, where one number may stand for a list of the same."""
+    if isinstance(stated, list | tuple) or isinstance(built, list | tuple):
+        num_values = max(len(value) for value in (stated, built) if isinstance(value, list | tuple))
+        stated, built = (list(value) if isinstance(value, list | tuple) else [value] * num_values for value in (stated, built))
+    return stated == built
 
 
 def _one_or_all(values: Sequence[int]) -> int | tuple[int, ...]:

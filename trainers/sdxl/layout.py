@@ -130,7 +130,7 @@ def text_encoder_2_to_ldm(keys: Iterable[str]) -> dict[str, str]:
     """
     keys = list(keys)
     bare_names = [bare_text_name(key) for key in keys]
-    open_clip = _open_clip_names(1 + max((layer for layer, _ in _numbers(bare_names, r"encoder\.layers\.(\d+)\.()")), default=-1))
+    open_clip = _open_clip_names(_num_layers(bare_names, r"encoder\.layers\.(\d+)()"))
     _refuse_unknown([name for name in bare_names if name not in open_clip])
     return {key: open_clip[name] for key, name in zip(keys, bare_names, strict=True)}
 
@@ -139,7 +139,7 @@ def ldm_to_text_encoder_2(ldm_keys: Iterable[str]) -> dict[str, list[str]]:
     """Each OpenCLIP name of text encoder 2 with its transformers names, without "text_model.": three for in_proj, else one."""
     keys = list(ldm_keys)
     names = defaultdict(list)
-    for name, open_clip in _open_clip_names(1 + max((n for n, _ in _numbers(keys, r"transformer\.resblocks\.(\d+)\.()")), default=-1)).items():
+    for name, open_clip in _open_clip_names(_num_layers(keys, r"transformer\.resblocks\.(\d+)()")).items():
         names[open_clip].append(name)
     _refuse_unknown([key for key in keys if key not in names])
     return {key: names[key] for key in keys}
@@ -233,6 +233,10 @@ def _numbers(keys: Iterable[str], pattern: str) -> set[tuple[int, int]]:
     """The pairs of numbers that `pattern` (two groups) finds at the start of keys, up to a dot or the end."""
     compiled = re.compile(pattern + r"(?:\.|$)")
     return {(int(match[1]), int(match[2] or 0)) for key in keys if (match := compiled.match(key))}
+
+
+def _num_layers(keys: Iterable[str], pattern: str) -> int:
+    return 1 + max((layer for layer, _ in _numbers(keys, pattern)), default=-1)
 
 
 def _counts(keys: Iterable[str], pattern: str) -> list[int]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -95,6 +96,15 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
     )
 
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def _moved(module: ModuleT, device: torch.device, dtype: torch.dtype) -> ModuleT:
+    """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32, of which SDXL has none."""
+    nn.Module.to(module, device, dtype)
+    return module
+
+
 def _resolve_precision(setting: str, device: torch.device) -> str:
     if setting != "auto":
         return setting
@@ -113,7 +123,7 @@ def _cache_latents(items: list[TrainingItem], model: SDXLModel, host: Host, cach
     assert model.vae is not None
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
-    vae = model.vae.to(host.device, torch.float32).eval()
+    vae = _moved(model.vae, host.device, torch.float32).eval()
     for own_items in _own_share_first(items, world):
         store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
     model.vae = None
@@ -136,7 +146,7 @@ def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, c
     captions = sorted({"", *(item.image.caption for item in items)})
     host.report(StageStarted("caching", len(captions)))
     for encoder in _adaptable_parts(model)[1:]:
-        encoder.to(host.device, torch.float32).eval()
+        _moved(encoder, host.device, torch.float32).eval()
     store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
     host.release_memory()
@@ -150,13 +160,13 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
     if config.train_text_encoders:
         _, encoder, encoder_2 = _adaptable_parts(model)
         for used in (encoder, encoder_2):
-            used.to(device, dtype).requires_grad_(False)
+            _moved(used, device, dtype).requires_grad_(False)
         targets, targets_2 = text_encoder_targets(encoder, uses_last_layer=False), text_encoder_targets(encoder_2, uses_last_layer=True)
         parts += [
             ("text_encoder", encoder, targets, config.text_encoder_learning_rate),
             ("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate),
         ]
-    model.unet.to(device, dtype)
+    _moved(model.unet, device, dtype)
     attached = {}
     for name, module, targets, learning_rate in parts:
         if learning_rate:

@@ -1,0 +1,317 @@
+"""An SDXL base model: its four parts as diffusers and transformers modules, from a checkpoint, a diffusers folder or given weights.
+
+Nothing is fetched and no weight is copied: the configs come from the shapes of the weights, the modules are built without memory (on
+torch's meta device), and the tensors, mapped from the file, become their parameters. Files are only read, in their own dtype.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..lora_metadata import file_sha256, legacy_file_hash
+from .inspect_weights import (
+    PART_NAMES,
+    check_config,
+    check_text_widths,
+    is_weight,
+    refuse_missing_parts,
+    refuse_other_checkpoints,
+    refuse_other_unets,
+    refuse_quantized,
+    text_encoder_config,
+    unet_config,
+    vae_config,
+)
+from .layout import LDM_PREFIX, PARTS, Part, bare_text_name, is_vae_attention_matrix, ldm_to_text_encoder_2, ldm_to_unet, ldm_to_vae, modern_vae_names
+
+logger = logging.getLogger(__name__)
+
+PredictionType = Literal["epsilon", "v_prediction"]
+StateDict = Mapping[str, Tensor]
+
+# SDXL's noise schedule; a scheduler config that says otherwise belongs to a model that this trainer would train wrongly.
+NOISE_SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+_FILE_STEMS: dict[Part, str] = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
+
+
+@dataclass(eq=False)
+class SDXLModel:
+    """The parts, frozen and in evaluation mode. Set a part to None to free its memory when it has done its work."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel | None
+    text_encoder_2: CLIPTextModelWithProjection | None
+    vae: AutoencoderKL | None
+    prediction_type: PredictionType
+    zero_terminal_snr: bool
+    name: str
+    path: Path | None = None
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the checkpoint file; None for a folder or weights from memory."""
+        return file_sha256(self.path) if self.path and self.path.is_file() else None
+
+    @cached_property
+    def legacy_hash(self) -> str | None:
+        """The 8-digit hash of the checkpoint file by which old A1111 versions and kohya's metadata know it."""
+        return legacy_file_hash(self.path) if self.path and self.path.is_file() else None
+
+    def part_hash(self, part: Part) -> str:
+        """sha256 over names, shapes, dtypes and bytes of a part's weights. Ask before adapters are attached: they rename layers."""
+        module: nn.Module | None = getattr(self, part)
+        if module is None:
+            raise RuntimeError(f"the {PART_NAMES[part]} is not there any more, or was not given")
+        digest = hashlib.sha256()
+        for name, weight in sorted((bare_text_name(name), weight) for name, weight in module.state_dict().items()):
+            digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_model(path: Path) -> SDXLModel:
+    """Load a single .safetensors checkpoint or a diffusers folder.
+
+    Raises:
+        ValueError: it is missing, damaged, a pickle, quantized, incomplete or not SDXL; the message says which, and the remedy.
+    """
+    path = Path(path)
+    try:
+        return _load_folder(path) if path.is_dir() else _load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def build_model(
+    state_dicts: Mapping[Part, StateDict],
+    *,
+    prediction_type: PredictionType = "epsilon",
+    zero_terminal_snr: bool = False,
+    name: str,
+    path: Path | None = None,
+) -> SDXLModel:
+    """A model on the given tensors, without copying them.
+
+    The names are diffusers' and transformers'; text encoders may have the "text_model." level or not. Parts other than the UNet may
+    be left out. The tensors must not be inference tensors.
+
+    Raises:
+        ValueError: the weights are not those of an SDXL model.
+    """
+    weights = {part: _weights_of(part, tensors) for part, tensors in state_dicts.items()}
+    shapes = {part: {name: tuple(tensor.shape) for name, tensor in tensors.items()} for part, tensors in weights.items()}
+    unet_settings = unet_config(shapes["unet"])
+    encoder_settings = {part: text_encoder_config(shapes[part], part) for part in ("text_encoder", "text_encoder_2") if part in shapes}
+    if len(encoder_settings) == 2:
+        check_text_widths(unet_settings, **encoder_settings)
+    with torch.device("meta"):
+        modules: dict[Part, nn.Module] = {"unet": UNet2DConditionModel(**unet_settings)}
+        if "text_encoder" in shapes:
+            modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
+        if "text_encoder_2" in shapes:
+            modules["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**encoder_settings["text_encoder_2"]))
+        if "vae" in shapes:
+            modules["vae"] = AutoencoderKL(**vae_config(shapes["vae"]))
+    parts: dict[str, Any] = {part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS}
+    return SDXLModel(**parts, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, name=name, path=path)
+
+
+def _weights_of(part: Part, tensors: StateDict) -> dict[str, Tensor]:
+    return {bare_text_name(name): tensor for name, tensor in tensors.items() if is_weight(part, name)}
+
+
+def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
+    """Make `weights` the module's own parameters, frozen."""
+    own_names = {bare_text_name(name): name for name in module.state_dict()}
+    weights = {own_names.get(name, name): weight for name, weight in weights.items()}
+    _check_fit(module.state_dict(), weights, part)
+    module.requires_grad_(False)  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    module.load_state_dict(weights, strict=True, assign=True)
+    for owner in module.modules():
+        position_ids = owner._buffers.get("position_ids")
+        if position_ids is not None:  # not in the state dict, so still on the meta device
+            owner.position_ids = torch.arange(position_ids.shape[-1]).expand(1, -1)
+    left = [name for name, tensor in chain(module.named_parameters(), module.named_buffers()) if tensor.is_meta]
+    assert not left, f"without values: {left}"
+    return module.eval()
+
+
+def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    if missing or unknown:
+        raise ValueError(f"not an SDXL model: its {PART_NAMES[part]} lacks {_first(missing)} and has in excess {_first(unknown)}")
+    for name, weight in given.items():
+        if weight.shape != expected[name].shape:
+            shapes = f"{list(weight.shape)}, not {list(expected[name].shape)}"
+            raise ValueError(f"not an SDXL model: {name} of its {PART_NAMES[part]} is {shapes}")
+
+
+def _first(names: list[str]) -> str:
+    return f"{len(names)} weights ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "nothing"
+
+
+def _load_checkpoint(path: Path) -> SDXLModel:
+    _refuse_other_files(path)
+    with _open(path) as file:
+        names = list(file.keys())
+        refuse_other_checkpoints({name: file.get_slice(name).get_shape() for name in names})
+        parts = {part: [name for name in names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)] for part in PARTS}
+        refuse_quantized({name: file.get_slice(name).get_dtype() for name in chain.from_iterable(parts.values())})
+        tensors = {part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS}
+    # As ComfyUI tells them apart: a checkpoint carries these keys, with empty tensors, when it predicts v.
+    predicts_v = "v_pred" in names
+    return build_model(
+        {part: _from_ldm(part, tensors[part]) for part in PARTS},
+        prediction_type="v_prediction" if predicts_v else "epsilon",
+        zero_terminal_snr=predicts_v and "ztsnr" in names,
+        name=path.stem,
+        path=path,
+    )
+
+
+def _from_ldm(part: Part, tensors: StateDict) -> StateDict:
+    """The same tensors, or views of them, under diffusers' and transformers' names."""
+    match part:
+        case "unet":
+            return {name: tensors[ldm] for ldm, name in ldm_to_unet(tensors).items()}
+        case "text_encoder":
+            return tensors
+        case "text_encoder_2":
+            return _from_open_clip(tensors)
+        case "vae":
+            names = ldm_to_vae(tensors)
+            return {name: tensors[ldm].flatten(1) if is_vae_attention_matrix(name) else tensors[ldm] for ldm, name in names.items()}
+
+
+def _from_open_clip(tensors: StateDict) -> StateDict:
+    # Some programs save the projection as a linear layer, transposed already; it is square, so only its name tells.
+    converted = {"text_projection.weight": tensors["text_projection.weight"]} if "text_projection.weight" in tensors else {}
+    for open_clip, names in ldm_to_text_encoder_2(name for name in tensors if name not in converted).items():
+        weight = tensors[open_clip].T if open_clip == "text_projection" else tensors[open_clip]
+        converted |= dict(zip(names, weight.chunk(len(names)), strict=True))
+    return converted
+
+
+def _refuse_other_files(path: Path) -> None:
+    if not path.exists():
+        raise ValueError("there is no such file or folder")
+    if path.suffix.lower() in _PICKLES:
+        raise ValueError(
+            f"a {path.suffix} file is a pickle, which can run any code when it is opened. "
+            "Choose the .safetensors file of this model; ComfyUI makes one with Load Checkpoint and Save Checkpoint"
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError("neither a .safetensors file nor a diffusers folder")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The file, mapped into memory: tensors are read from disk when they are used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        remedy = "Download or copy it again"
+        raise ValueError(f"{path.name} is truncated or damaged ({path.stat().st_size:,} bytes; {error}). {remedy}") from error
+
+
+def _load_folder(folder: Path) -> SDXLModel:
+    if not (folder / "unet").is_dir():
+        pipeline = _read_json(folder / "model_index.json").get("_class_name", "no diffusers pipeline")
+        raise ValueError(f"it has no unet/ folder ({pipeline}). Choose a diffusers folder of an SDXL model, or a .safetensors checkpoint itself")
+    unet = _read_part(folder, "unet")
+    refuse_other_unets({name: tuple(tensor.shape) for name, tensor in unet.items()})
+    refuse_missing_parts([part for part in PARTS if not (folder / part).is_dir()])
+    prediction_type, zero_terminal_snr = _read_prediction(folder)
+    model = build_model(
+        {"unet": unet, **{part: _read_part(folder, part) for part in PARTS if part != "unet"}},
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        name=folder.resolve().name,
+        path=folder,
+    )
+    for part in PARTS:
+        check_config(_read_json(folder / part / "config.json"), getattr(model, part).config, part)
+    return model
+
+
+def _read_part(folder: Path, part: Part) -> StateDict:
+    tensors: dict[str, Tensor] = {}
+    for path in _part_files(folder / part, _FILE_STEMS[part]):
+        with _open(path) as file:
+            names = [name for name in file.keys() if is_weight(part, name)]  # noqa: SIM118 - not a mapping
+            refuse_quantized({name: file.get_slice(name).get_dtype() for name in names})
+            tensors |= {name: file.get_tensor(name) for name in names}
+    if part == "vae":
+        return {name: tensors[old] for old, name in modern_vae_names(tensors).items()}
+    return tensors
+
+
+def _part_files(folder: Path, stem: str) -> list[Path]:
+    """One file, or the shards that an index names; full precision before fp16."""
+    for variant in ("", ".fp16"):
+        if (folder / f"{stem}{variant}.safetensors").is_file():
+            return [folder / f"{stem}{variant}.safetensors"]
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            return _shards(index)
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    reason = f"only {found[0]}, a pickle, which can run any code when it is opened" if found else "no weights"
+    raise ValueError(f"{folder.name}/ has {reason}. It needs {stem}.safetensors; diffusers' save_pretrained writes it")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing or not names:
+        raise ValueError(f"{index.parent.name}/ lacks {', '.join(missing) or 'all files'} that {index.name} names. Download or copy it again")
+    return [index.parent / name for name in names]
+
+
+def _read_prediction(folder: Path) -> tuple[PredictionType, bool]:
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    if not scheduler:
+        logger.warning("%s has no scheduler/scheduler_config.json: taken for an epsilon model, as SDXL is", folder)
+    name = scheduler.get("_class_name", "")
+    if name.startswith("EDM"):
+        raise ValueError(f"its scheduler is {name}: it was trained with EDM's noise levels (Playground v2.5), not SDXL's")
+    for setting, value in NOISE_SCHEDULE.items():
+        if scheduler.get(setting, value) != value:
+            raise ValueError(f"its scheduler has {setting} {scheduler[setting]}, SDXL's has {value}")
+    prediction_type, zero_terminal_snr = scheduler.get("prediction_type", "epsilon"), bool(scheduler.get("rescale_betas_zero_snr", False))
+    match prediction_type:
+        case "v_prediction":
+            return "v_prediction", zero_terminal_snr
+        case "epsilon":
+            if zero_terminal_snr:
+                logger.warning("%s: rescale_betas_zero_snr is ignored, for pure noise tells an epsilon model nothing", folder)
+            return "epsilon", False
+    raise ValueError(f"its scheduler has prediction_type {prediction_type!r}; allowed: 'epsilon', 'v_prediction'")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")
+    return content
