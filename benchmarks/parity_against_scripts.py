@@ -277,6 +277,7 @@ def our_batch(pictures: OurPictures, model: SDXLModel, recorded: Recording, diff
     our_ids = torch.tensor([token_ids(caption) for caption in captions])  # [B, 2, 77]
     differences.compare("token ids", our_ids, torch.stack([recorded["input_ids_1"], recorded["input_ids_2"]], dim=1))
     differences.compare("latents (mean)", pictures.latents(items), recorded["latents_mean"] * VAE_SCALE)
+    assert model.text_encoder is not None and model.text_encoder_2 is not None
     embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
     add_time_ids = torch.tensor([size_ids(item.crop.original_hw, item.crop.top_left_yx, item.crop.target_hw) for item in items], dtype=torch.float32)
     compare_conditions(model, embeddings, add_time_ids, recorded, differences)
@@ -298,6 +299,7 @@ def compare_conditions(model: SDXLModel, embeddings: TextEmbeddings, add_time_id
 
 def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     """Our adapters with the recorded first weights, by the script's names, and our optimizer over them."""
+    assert model.text_encoder is not None and model.text_encoder_2 is not None
     names = kohya_names(*(weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2)))
     parts: list[tuple[Component, nn.Module, list[str]]] = [("unet", model.unet, unet_targets(model.unet, case.target_modules))]
     if case.train_text_encoders:

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 0.50 warns at import about kernels for a CPU that nothing here uses
     # The pack never fetches anything by itself.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -1,8 +1,8 @@
 """How pictures are cropped and batched: aspect-ratio buckets, square crops, repeats, the order of an epoch. Sizes are (height, width) in pixels."""
 
-import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from .config import check_ranges, param
 from .dataset import Dataset, DatasetReport, Finding, TrainingImage, require_usable
 
 Size = tuple[int, int]
+
+SMALL_LOSS = 0.04  # share of a picture's area; the buckets cost ordinary photos as much (4032 x 3024: 3.6 %)
+LARGE_LOSS = 0.25  # from here on the report says so
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class BucketConfig:
         choices=("bucket", "center_crop", "random_crop"),
     )
     random_flip: bool = param(False, "Mirror pictures at random, left and right. Not for faces, text or anything with sides.")
-    bucket_no_upscale: bool = param(True, "Never enlarge a picture: small ones go to smaller buckets, and too small ones are left out.", advanced=True)
+    bucket_no_upscale: bool = param(True, "Never enlarge a picture: small ones get smaller sizes, and too small ones are left out.", advanced=True)
     bucket_reso_steps: int = param(64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256, advanced=True)
-    min_bucket_reso: int = param(256, "Shortest bucket side; at most half of resolution is required, so that small resolutions have buckets, too.", min=8, max=4096, advanced=True)
+    min_bucket_reso: int = param(256, "Shortest bucket side, or half of resolution where that is less.", min=8, max=4096, advanced=True)
     max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192, advanced=True)
 
     def __post_init__(self) -> None:
@@ -37,6 +40,8 @@ class BucketConfig:
             value = getattr(self, name)
             if value % step:
                 raise ValueError(f"{name} must be a multiple of {step}, got {value}. The nearest are {value - value % step} and {value - value % step + step}")
+        if self.bucket_reso_steps > self.resolution:
+            raise ValueError(f"bucket_reso_steps must not be above resolution {self.resolution}, got {self.bucket_reso_steps}")
         if self.max_bucket_reso < self.resolution:
             raise ValueError(f"max_bucket_reso must not be below resolution {self.resolution}, got {self.max_bucket_reso}")
 
@@ -45,6 +50,12 @@ class BucketConfig:
         """The shortest bucket side in force, a multiple of bucket_reso_steps."""
         step = self.bucket_reso_steps
         return max(step, -(-min(self.min_bucket_reso, self.resolution // 2) // step) * step)
+
+    @property
+    def longest_side(self) -> int:
+        """The longest bucket side in force, a multiple of bucket_reso_steps."""
+        longest = min(self.max_bucket_reso, self.resolution**2 // self.shortest_side)
+        return longest - longest % self.bucket_reso_steps
 
 
 @dataclass(frozen=True)
@@ -80,66 +91,61 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
     Raises:
         ValueError: no picture is large enough, or one is not and the dataset is strict.
     """
+    buckets = bucket_sizes(config)
+    target_by_size = {size: choose_target(size, config, buckets) for size in {image.size_hw for image in dataset.images}}
     items: list[TrainingItem] = []
     too_small: list[Finding] = []
-    targets = _Targets(config)
+    notes: list[Finding] = []
     for image in dataset.images:
-        target_hw = targets.choose(image.size_hw)
+        target_hw = target_by_size[image.size_hw]
         if target_hw is None:
-            too_small.append(Finding(image.name, f"{_shown(image.size_hw)} pixels are too small, {targets.requirement}. Use larger pictures or turn off bucket_no_upscale"))
+            too_small.append(Finding(image.name, _why_too_small(image.size_hw, config)))
             continue
+        notes += _cropping_notes(image, target_hw, config)
         for repeat in range(dataset.num_repeats):
             crop = make_crop(image.size_hw, target_hw, offset=_offset(config.resize_mode, seed, image.sha256, repeat))
             items.append(TrainingItem(len(items), image, repeat, crop))
     num_kept = len(dataset.images) - len(too_small)
     require_usable(num_kept, too_small, folder=dataset.folder_name, strict=dataset.strict)
-    pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
-    report = DatasetReport(num_kept, dataset.report.left_out + too_small, dataset.report.notes, dict(pictures))
+    num_pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
+    report = DatasetReport(num_kept, dataset.report.left_out + too_small, dataset.report.notes + notes, dict(num_pictures))
     return CropPlan(items, report, dict(Counter(item.crop.target_hw for item in items)))
 
 
 def bucket_sizes(config: BucketConfig) -> list[Size]:
-    """All sizes of multiples of bucket_reso_steps whose area is at most resolution squared, each with its largest partner.
+    """All sizes of multiples of bucket_reso_steps whose area is at most resolution squared, each side with its largest partner.
 
-    For resolution 1024 and steps of 64 these include all sizes that SDXL was trained at.
+    The list of sd-scripts' make_bucket_resolutions. For resolution 1024 and steps of 64 it has all sizes that SDXL was trained at.
     """
     step, area = config.bucket_reso_steps, config.resolution**2
-    longest = min(config.max_bucket_reso, area // config.shortest_side)
     sizes: set[Size] = set()
-    for side in range(config.shortest_side, longest + 1, step):
-        partner = min(area // side // step * step, longest)
-        if partner >= config.shortest_side:
-            sizes |= {(side, partner), (partner, side)}
+    for side in range(config.shortest_side, config.longest_side + 1, step):
+        partner = min(area // side // step * step, config.longest_side)
+        sizes |= {(side, partner), (partner, side)}
     return sorted(sizes)
 
 
-class _Targets:
-    """Chooses the size at which a picture is trained."""
+def choose_target(size_hw: Size, config: BucketConfig, buckets: list[Size]) -> Size | None:
+    """The size at which a picture is trained; None: it would have to be enlarged.
 
-    def __init__(self, config: BucketConfig) -> None:
-        self._config = config
-        self._buckets = bucket_sizes(config)
-        square = config.resize_mode != "bucket"
-        side = config.resolution if square else config.shortest_side
-        self.requirement = f"both sides must have {side} or more"
+    In bucket mode that is the bucket of the nearest shape, which is also the one that cuts away least. Where the picture does not
+    cover it, and must not be enlarged, it is the largest size in steps inside the picture that cuts away at most 4 %, or else
+    the one that cuts away least. (sd-scripts rounds both sides down there and loses 6 % of 1023 x 1025.)
+    """
+    if config.resize_mode != "bucket":
+        square = (config.resolution, config.resolution)
+        return square if not config.bucket_no_upscale or _covers(size_hw, square) else None
+    nearest = min(buckets, key=lambda bucket: (bucket != size_hw, _lost_share(size_hw, bucket), -bucket[0] * bucket[1], bucket))
+    if not config.bucket_no_upscale or _covers(size_hw, nearest):
+        return nearest
+    return _largest_inside(size_hw, config)
 
-    def choose(self, size_hw: Size) -> Size | None:
-        """None: the picture would have to be enlarged."""
-        config = self._config
-        if config.resize_mode != "bucket":
-            square = (config.resolution, config.resolution)
-            return square if not config.bucket_no_upscale or _covers(size_hw, square) else None
-        best = min(self._buckets, key=lambda bucket: (abs(math.log(_aspect(bucket) / _aspect(size_hw))), _lost_share(size_hw, bucket), bucket))
-        if not config.bucket_no_upscale or _covers(size_hw, best):
-            return best
-        return self._largest_inside(size_hw)
 
-    def _largest_inside(self, size_hw: Size) -> Size | None:
-        """For a picture smaller than its bucket: the size in steps, inside the picture, that keeps most of it."""
-        step, shortest = self._config.bucket_reso_steps, self._config.shortest_side
-        heights, widths = (range(shortest, min(side, self._config.max_bucket_reso) // step * step + 1, step) for side in size_hw)
-        inside = [(height, width) for height in heights for width in widths if height * width <= self._config.resolution**2]
-        return min(inside, key=lambda size: (round(_lost_share(size_hw, size), 6), -size[0] * size[1], size), default=None) if inside else None
+def _largest_inside(size_hw: Size, config: BucketConfig) -> Size | None:
+    step, shortest = config.bucket_reso_steps, config.shortest_side
+    heights, widths = (range(shortest, min(side, config.longest_side) + 1, step) for side in size_hw)
+    inside = [(height, width) for height in heights for width in widths if height * width <= config.resolution**2]
+    return min(inside, key=lambda size: (max(_lost_share(size_hw, size), SMALL_LOSS), -size[0] * size[1], size), default=None)
 
 
 def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float] = (0.5, 0.5)) -> Crop:
@@ -175,17 +181,24 @@ def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoc
     return batches
 
 
-def write_prepared_folder(plan: CropPlan, folder: Path) -> None:
-    """Write every picture as it is trained, as PNG with its caption beside it.
+def write_prepared_folder(plan: CropPlan, folder: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
+    """Write every picture as it is trained, as PNG with its caption beside it; repeats only where their crops differ.
 
     Raises:
-        FileExistsError: the folder has files already.
+        FileExistsError, NotADirectoryError: the folder has files already, or is one.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file. Give a new folder for the prepared pictures")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty. Give a new folder for the prepared pictures")
-    digits = len(str(len(plan.items)))
+    distinct: dict[tuple[str, Crop], TrainingItem] = {}
     for item in plan.items:
-        stem = f"{item.index:0{digits}}_{Path(item.image.name).stem}"
+        distinct.setdefault((item.image.name, item.crop), item)
+    digits = len(str(len(distinct)))
+    for count, item in enumerate(distinct.values(), start=1):
+        check_interrupted()
+        # The number keeps sub/a.png and a.jpg apart; the name is cut where a file system's 255 bytes might not hold it.
+        stem = f"{count:0{digits}}_{Path(item.image.name).stem[:50]}"
         with atomic_write(folder / f"{stem}.png") as temporary:
             read_crop(item).save(temporary, format="PNG")
         with atomic_write(folder / f"{stem}.txt") as temporary:
@@ -199,8 +212,17 @@ def _offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[floa
     return rng.random(), rng.random()
 
 
-def _aspect(size: Size) -> float:
-    return size[1] / size[0]
+def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
+    required = config.shortest_side if config.resize_mode == "bucket" else config.resolution
+    return f"{_shown(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger picture, or turn off bucket_no_upscale"
+
+
+def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Finding]:
+    """A square crop was asked for; that a bucket cuts off much is a surprise."""
+    lost = _lost_share(image.size_hw, target_hw)
+    if config.resize_mode != "bucket" or lost < LARGE_LOSS:
+        return []
+    return [Finding(image.name, f"{lost:.0%} of it is cut off: no bucket is near the shape of {_shown(image.size_hw)}, {_shown(target_hw)} is nearest")]
 
 
 def _covers(size: Size, target: Size) -> bool:
@@ -209,7 +231,7 @@ def _covers(size: Size, target: Size) -> bool:
 
 def _lost_share(size: Size, target: Size) -> float:
     """Share of the picture's area that is cut away when it is scaled to just cover the target."""
-    ratio = _aspect(size) / _aspect(target)
+    ratio = (size[1] * target[0]) / (size[0] * target[1])
     return 1 - min(ratio, 1 / ratio)
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .atomic_write import atomic_write
@@ -45,7 +45,7 @@ class TensorCache:
         self._in_memory[key] = tensors
         if self.folder is not None:
             with atomic_write(self._path(key), overwrite=True) as temporary:
-                save_file(tensors, temporary)
+                temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind an error of its own
 
     def _read(self, key: str) -> dict[str, Tensor] | None:
         if self.folder is None or not self._path(key).is_file():

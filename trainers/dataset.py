@@ -1,5 +1,6 @@
 """A folder of pictures and captions, checked file by file. How the pictures are cropped stands in buckets.py."""
 
+import codecs
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,9 +10,9 @@ from typing import Any
 from PIL import Image, ImageColor
 
 from .config import check_ranges, param
-from .picture_files import EXTENSIONS, UnusablePicture, inspect_picture, read_alpha, read_rgb
+from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS, UnusablePicture, file_sha256, inspect_picture, read_alpha, read_rgb
 
-CAPTION_EXTENSIONS = (".txt", ".caption")
+CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not self.images.strip():  # Path("") is the current folder
+            raise ValueError("images is empty. Give the folder that holds the pictures")
         try:
             ImageColor.getrgb(self.alpha_background)
         except ValueError:
@@ -37,7 +40,10 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture and its caption. `name` is its path inside the folder, with forward slashes."""
+    """One picture and its caption. `name` is its path inside the folder, with forward slashes; `size_hw` is that of the upright original.
+
+    The file is read again when its pixels are needed. RuntimeError: it is not the file any more that was scanned.
+    """
 
     name: str
     path: Path
@@ -48,11 +54,23 @@ class TrainingImage:
     alpha_background: str = "#ffffff"
 
     def read(self) -> Image.Image:
-        """RGB, upright, transparent parts over alpha_background."""
+        """RGB, upright, transparent parts over alpha_background. A JPEG of more than 100 megapixels comes at a fraction of `size_hw`."""
+        self._require_unchanged()
         return read_rgb(self.path, alpha_background=self.alpha_background)
 
     def read_alpha(self) -> Image.Image | None:
+        """Mode "L" (255: opaque), upright; None where the file has no transparency."""
+        self._require_unchanged()
         return read_alpha(self.path)
+
+    def _require_unchanged(self) -> None:
+        """Caches name what they hold by `sha256`: pixels of a file that was edited meanwhile would be kept under the wrong name."""
+        try:
+            unchanged = file_sha256(self.path) == self.sha256
+        except UnusablePicture as error:
+            raise RuntimeError(f"{self.path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
+        if not unchanged:
+            raise RuntimeError(f"{self.path}: the file has changed since the folder was scanned. Start again")
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class DatasetReport:
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def text(self) -> str:
-        lines = [f"{self.num_kept} pictures kept, {len(self.left_out)} left out"]
+        lines = [f"{counted(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
         lines += [f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())]
         lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
         return "\n".join(lines) + "\n"
@@ -88,6 +106,8 @@ def _section(title: str, findings: list[Finding]) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
+    """The pictures that can be used, and what became of the others."""
+
     images: list[TrainingImage]
     num_repeats: int
     trigger_word: str
@@ -99,10 +119,11 @@ class Dataset:
 def scan_folder(
     config: DatasetConfig, *, check_interrupted: Callable[[], None] = lambda: None, on_progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> Dataset:
-    """Look at every picture of the folder, in the order of their names.
+    """Look at every picture of the folder, in the order of their names; nothing is written.
 
-    Left out and named in the report, never replaced by another: empty, damaged, animated or huge files, copies of an earlier
-    picture, and pictures for which there is no caption, no fallback caption and no trigger word. With `strict` that is an error.
+    Left out and named in the report, never replaced by another: empty, damaged, animated or huge files, files of other picture
+    formats, copies of an earlier picture, and pictures for which there is no caption, no fallback caption and no trigger word.
+    With `strict` that is an error. Hidden files and folders are passed over.
 
     Raises:
         FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in it that can be used.
@@ -112,23 +133,22 @@ def scan_folder(
     images: list[TrainingImage] = []
     left_out: list[Finding] = []
     notes: list[Finding] = []
-    first_by_hash: dict[str, str] = {}
+    name_by_hash: dict[str, str] = {}
     for count, path in enumerate(paths, start=1):
         check_interrupted()
         name = path.relative_to(folder).as_posix()
         on_progress(count, len(paths), name)
         try:
-            image = _look_at(path, name, config, notes)
-            if not config.keep_duplicates and image.sha256 in first_by_hash:
-                raise UnusablePicture(f"it is the same file as {first_by_hash[image.sha256]}")
+            image, own_notes = _look_at(path, name, config, {} if config.keep_duplicates else name_by_hash)
         except UnusablePicture as error:
             left_out.append(Finding(name, str(error)))
             continue
-        first_by_hash.setdefault(image.sha256, name)
+        name_by_hash[image.sha256] = name
         images.append(image)
+        notes += [Finding(name, note) for note in own_notes]
     require_usable(len(images), left_out, folder=str(folder), strict=config.strict)
     report = DatasetReport(len(images), left_out, notes)
-    return Dataset(images, config.num_repeats, config.trigger_word.strip(), report, folder.resolve().name, config.strict)
+    return Dataset(images, config.num_repeats, _one_line(config.trigger_word), report, folder.resolve().name, config.strict)
 
 
 def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, strict: bool) -> None:
@@ -138,8 +158,19 @@ def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, stric
     shown = "; ".join(f"{finding.name}: {finding.reason}" for finding in left_out[:10])
     more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
     if num_kept:
-        raise ValueError(f"{folder}: strict is on and {len(left_out)} pictures cannot be used: {shown}{more}")
-    raise ValueError(f"{folder}: none of its {len(left_out)} pictures can be used: {shown}{more}")
+        raise ValueError(f"{folder}: strict is on and {counted(len(left_out), 'picture')} cannot be used: {shown}{more}")
+    raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}{more}")
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def with_trigger_word(caption: str, trigger_word: str) -> str:
+    """The trigger word in front, once: a caption that has it anywhere as a whole word stays as it is."""
+    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger_word}, {caption}" if caption else trigger_word
 
 
 def _picture_paths(folder: Path, *, recursive: bool) -> list[Path]:
@@ -147,13 +178,20 @@ def _picture_paths(folder: Path, *, recursive: bool) -> list[Path]:
         raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the pictures")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the pictures")
-    files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_visible_file(path.relative_to(folder), folder)]
+    pictures = [path for path in files if path.suffix.lower() in EXTENSIONS + OTHER_PICTURE_EXTENSIONS]
     if not pictures:
-        content = f"its {len(files)} files are none" if files else "it is empty"
-        hint = "" if recursive or not any(path.is_dir() for path in folder.iterdir()) else " It has subfolders: turn on recursive to use them."
+        content = f"and none in its {counted(len(files), 'file')}" if files else "it is empty"
+        has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
+        hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
         raise ValueError(f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}")
     return sorted(pictures, key=lambda path: _natural_order(path.relative_to(folder).as_posix()))
+
+
+def _is_visible_file(relative_path: Path, folder: Path) -> bool:
+    """A link to a file that is gone counts: it is named in the report."""
+    path = folder / relative_path
+    return not any(part.startswith(".") for part in relative_path.parts) and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -162,40 +200,51 @@ def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
-def _look_at(path: Path, name: str, config: DatasetConfig, notes: list[Finding]) -> TrainingImage:
+def _look_at(path: Path, name: str, config: DatasetConfig, name_by_hash: dict[str, str]) -> tuple[TrainingImage, list[str]]:
+    """The picture and what is to be noted about it. Raises UnusablePicture."""
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UnusablePicture(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+    sha256 = file_sha256(path)
+    if sha256 in name_by_hash:
+        raise UnusablePicture(f"it is the same file as {name_by_hash[sha256]}")
     facts = inspect_picture(path)
-    caption = _caption_of(path, name, config, notes)
-    return TrainingImage(name, path, facts.sha256, facts.size_hw, caption, facts.has_alpha, config.alpha_background)
+    caption, notes = _caption_of(path, config)
+    return TrainingImage(name, path, sha256, facts.size_hw, caption, facts.has_alpha, config.alpha_background), notes
 
 
-def _caption_of(path: Path, name: str, config: DatasetConfig, notes: list[Finding]) -> str:
-    """The caption file's text, else the fallback caption, else the trigger word alone."""
-    caption = _read_caption(path, name, notes)
+def _caption_of(path: Path, config: DatasetConfig) -> tuple[str, list[str]]:
+    """The caption file's text, else the fallback caption, else the trigger word alone; and what is to be noted about it."""
+    trigger_word = _one_line(config.trigger_word)
+    caption, notes = _read_caption(path)
     if not caption:
-        caption = " ".join(config.fallback_caption.split())
-        source = "the fallback caption" if caption else "the trigger word alone"
-        if not (caption or config.trigger_word.strip()):
+        caption = _one_line(config.fallback_caption)
+        if not (caption or trigger_word):
             raise UnusablePicture("it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word")
-        notes.append(Finding(name, f"no caption file, or an empty one; {source} is used"))
-    return with_trigger_word(caption, config.trigger_word.strip())
+        notes = [f"no caption file, or an empty one; {'the fallback caption' if caption else 'the trigger word alone'} is used"]
+    return with_trigger_word(caption, trigger_word), notes
 
 
-def _read_caption(path: Path, name: str, notes: list[Finding]) -> str:
+def _read_caption(path: Path) -> tuple[str, list[str]]:
+    """The text of the first caption file that has any, on one line; UTF-8, or what Windows programs write instead."""
     for extension in CAPTION_EXTENSIONS:
         caption_file = path.with_suffix(extension)
-        if caption_file.is_file():
-            data = caption_file.read_bytes()
-            try:
-                text = data.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                text = data.decode("cp1252", errors="replace")
-                notes.append(Finding(name, f"{caption_file.name} is not UTF-8; it was read as Windows-1252"))
-            return " ".join(text.split())
-    return ""
+        if not caption_file.is_file():
+            continue
+        text, encoding = _decoded(caption_file.read_bytes())
+        if text.strip():
+            return _one_line(text), [] if encoding == "UTF-8" else [f"{caption_file.name} is not UTF-8; it was read as {encoding}"]
+    return "", []
 
 
-def with_trigger_word(caption: str, trigger_word: str) -> str:
-    """The trigger word in front, once: a caption that has it anywhere as a whole word stays as it is."""
-    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
-        return caption
-    return f"{trigger_word}, {caption}" if caption else trigger_word
+def _decoded(text: bytes) -> tuple[str, str]:
+    """The text and the name of its encoding."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return text.decode("utf-16", errors="replace"), "UTF-16"
+    try:
+        return text.decode("utf-8-sig"), "UTF-8"
+    except UnicodeDecodeError:
+        return text.decode("cp1252", errors="replace"), "Windows-1252"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

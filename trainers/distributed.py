@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-
 T = TypeVar("T")
 
 
@@ -50,5 +49,5 @@ def current_world() -> tuple[World, torch.device | None]:
         return World(), None
     from accelerate import PartialState  # starts the process group, so only where there is one
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return World(state.process_index, state.num_processes), state.device

@@ -130,8 +130,8 @@ class ConsoleHost(DeviceMemory):
 
     def _start_bar(self, stage: str, total: int) -> None:
         self._close_bar()
-        if not self._quiet:
-            self._bar = tqdm(total=total or None, desc=stage, dynamic_ncols=True, leave=stage == "training")
+        if total and not self._quiet:
+            self._bar = tqdm(total=total, desc=stage, dynamic_ncols=True, leave=stage == "training")
 
     def _move_bar(self, step: int, postfix: str) -> None:
         if self._bar is not None:

@@ -48,7 +48,9 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
                 raise ValueError("no name=value")
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise ValueError(f'optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "betas=(0.9,0.99) d_coef=2"') from None
+            raise ValueError(
+                f'optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "betas=(0.9,0.99) d_coef=2"'
+            ) from None
     return settings
 
 

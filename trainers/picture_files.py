@@ -1,17 +1,37 @@
 """One picture file: whether it can be trained on, and its pixels. Memory stays bounded whatever the file claims to be."""
 
 import hashlib
-import warnings
+import struct
+import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
-MAX_PIXELS = 100_000_000  # 300 MB of RGB; a JPEG above it is decoded at a fraction of its size
-_ORIENTATION_TAG, _ORIENTATIONS_ON_SIDE = 0x0112, {5, 6, 7, 8}
+# Pictures to a user, but not to us: they are named in the report instead of being passed over.
+OTHER_PICTURE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
+MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes for a pixel
+
+# Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png. Those of JPEG also read MPO.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
+_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, OverflowError, struct.error, zlib.error)  # what Pillow's decoders raise
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)
+_pillow_limit = threading.Lock()
 
 
 class UnusablePicture(ValueError):
@@ -20,109 +40,147 @@ class UnusablePicture(ValueError):
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a look at the whole file tells: sha256 of its bytes, (height, width) as displayed, and whether it has transparency."""
+    """What a look at the whole file tells: (height, width) as displayed, and whether it can be transparent."""
 
-    sha256: str
     size_hw: tuple[int, int]
     has_alpha: bool
 
 
 def inspect_picture(path: Path) -> PictureFacts:
-    """Decode the file once, JPEG at an eighth of its size, so that damage is found before the training.
+    """Decode the whole file, a JPEG at an eighth of its size, so that damage is found before the training.
 
     Raises:
         UnusablePicture: it is empty, no picture, damaged, animated, or too large to be decoded in bounded memory.
     """
-    if path.stat().st_size == 0:
-        raise UnusablePicture("the file is empty (0 bytes)")
     with _opened(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise UnusablePicture(f"it is animated ({getattr(image, 'n_frames', 0)} frames); save the frame that you want as a picture of its own")
-        stored_width, stored_height = image.size
-        has_alpha = _has_alpha(image)
-        _shrink_while_decoding(image, limit=1_000_000)
-        _require_decodable(image)
+        # The further pictures of an MPO file are what cameras put beside a photo: a preview, a depth or gain map.
+        num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
+        if num_frames > 1:
+            raise UnusablePicture(f"it is animated ({num_frames} frames); save the frame that you want as a picture of its own")
+        width, height = image.size
+        _prepare_decoding(image, max_pixels=0)
         image.load()
-        on_side = image.getexif().get(_ORIENTATION_TAG) in _ORIENTATIONS_ON_SIDE
-    return PictureFacts(_sha256(path), (stored_width, stored_height) if on_side else (stored_height, stored_width), has_alpha)
+        size_hw = (width, height) if _orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
+        return PictureFacts(size_hw, _has_alpha(image))
 
 
 def read_rgb(path: Path, *, alpha_background: str) -> Image.Image:
-    """The picture as displayed (EXIF orientation applied), transparent parts over `alpha_background`.
+    """The picture as displayed (EXIF orientation applied), transparent parts over the colour `alpha_background`.
 
-    A JPEG of more than 100 megapixels comes at a half, quarter or eighth of its size: it is cropped and scaled to a few
-    megapixels anyway.
+    A JPEG of more than 100 megapixels comes at a half, quarter or eighth of its size, straight from the decoder: the full
+    picture is never in memory, and training scales it down to a few megapixels anyway.
+
+    Raises:
+        UnusablePicture: as `inspect_picture`, for a file that changed since.
     """
     with _opened(path) as image:
-        upright = _decoded(image)
+        pixels = _upright_pixels(image)
         if not _has_alpha(image):
-            return upright.convert("RGB")
-        rgba = upright.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, alpha_background)
-        return Image.alpha_composite(background, rgba).convert("RGB")
+            rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+        else:
+            rgba = pixels.convert("RGBA")
+            rgb = Image.new("RGB", rgba.size, ImageColor.getrgb(alpha_background)[:3])
+            rgb.paste(rgba, mask=rgba)
+        return _without_metadata(rgb)
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """The transparency as displayed, mode "L" (255: opaque), or None."""
+    """The opacity as displayed, mode "L" (255: opaque), or None where the file has no transparency."""
     with _opened(path) as image:
-        return _decoded(image).convert("RGBA").getchannel("A") if _has_alpha(image) else None
+        if not _has_alpha(image):
+            return None
+        return _without_metadata(_upright_pixels(image).convert("RGBA").getchannel("A"))
+
+
+def file_sha256(path: Path) -> str:
+    """Raises UnusablePicture when the file is empty or cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+            if stream.tell() == 0:
+                raise UnusablePicture("the file is empty (0 bytes)")
+    except OSError as error:
+        raise UnusablePicture(f"it cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's errors and warnings about damaged or huge files, as UnusablePicture; the size limit is ours."""
+    """Pillow's errors about files that are damaged or no pictures, as UnusablePicture."""
     try:
-        with warnings.catch_warnings(), _without_pillows_limit():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
+        with _open_without_limit(path) as image:
+            yield image
+    except UnusablePicture:
+        raise
     except UnidentifiedImageError:
-        raise UnusablePicture("it is not a picture that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged data
-        if isinstance(error, (UnusablePicture, FileNotFoundError, PermissionError)):
-            raise
-        raise UnusablePicture(f"it is damaged ({error})") from error
+        raise UnusablePicture(f"it is not a picture that can be read here ({', '.join(_available_formats())})") from None
+    except _DAMAGE as error:
+        raise UnusablePicture(f"it is damaged ({error or type(error).__name__})") from error
 
 
-@contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Pillow refuses above 179 megapixels already when it opens a file; MAX_PIXELS is checked before anything is decoded."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def _open_without_limit(path: Path) -> Image.Image:
+    """Only the header is read. Pillow would refuse 179 megapixels here; `_prepare_decoding` has the limit of our own."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path, formats=_available_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decoded(image: Image.Image) -> Image.Image:
-    _shrink_while_decoding(image, limit=MAX_PIXELS)
-    _require_decodable(image)
-    return ImageOps.exif_transpose(image)
+def _available_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # AVIF came with Pillow 11.3
 
 
-def _shrink_while_decoding(image: Image.Image, *, limit: int) -> None:
-    """Have the JPEG decoder halve the picture, at most three times, until it has `limit` pixels; other formats ignore it."""
+def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
+    """Have the JPEG decoder scale by 1/2, 1/4 or 1/8, as much as `max_pixels` needs; refuse what would still take too much memory."""
     width, height = image.size
-    for scale in (2, 4, 8):
-        if image.format != "JPEG" or image.width * image.height <= limit:
-            return
+    if isinstance(image, JpegImageFile) and width * height > max_pixels:
+        scale = next((scale for scale in (2, 4) if width * height <= max_pixels * scale**2), 8)
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
-
-
-def _require_decodable(image: Image.Image) -> None:
+        if image.info.get("progressive") and width * height > MAX_PIXELS:  # the decoder keeps all its coefficients, at any scale
+            raise UnusablePicture(f"{width} x {height} pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down")
     if image.width * image.height > MAX_PIXELS:
-        raise UnusablePicture(
-            f"{image.width} x {image.height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} megapixels. Scale it down first"
-        )
+        raise UnusablePicture(f"{width} x {height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} megapixels. Scale it down")
+
+
+def _upright_pixels(image: Image.Image) -> Image.Image:
+    """Decoded, eight bits to a channel, turned as its EXIF data say.
+
+    Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them wrong.
+    """
+    _prepare_decoding(image, max_pixels=MAX_PIXELS)
+    image.load()
+    transposition = _UPRIGHT.get(_orientation(image))
+    pixels = image if transposition is None else image.transpose(transposition)
+    return _from_sixteen_bits(pixels) if _is_sixteen_bit(pixels) else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
 def _has_alpha(image: Image.Image) -> bool:
+    if _is_sixteen_bit(image):
+        return False  # one grey level as transparent: Pillow cannot convert it
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    """Grey PNGs of 16 bits; Pillow decodes coloured ones to 8 bits by itself."""
+    return image.mode.startswith("I")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scaled: convert alone would cut off at 255, which leaves almost everything white."""
+    image.info.pop("transparency", None)
+    return image.point(lambda value: value * (1 / 256)).convert("L")
+
+
+def _without_metadata(image: Image.Image) -> Image.Image:
+    """What described the file (a colour profile, a transparent colour) would be wrong in a copy that is saved."""
+    image.info.clear()
+    return image

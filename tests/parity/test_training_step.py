@@ -239,10 +239,10 @@ def reference_tokenizer():
 
     from transformers import CLIPTokenizer
 
-    from trainers.sdxl.tokenizer import MERGES_FILE, _clip_tokenizer
+    from trainers.sdxl.tokenizer import MERGES_FILE, vocabulary
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps(_clip_tokenizer().get_vocab()))
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary()))
         (Path(folder) / "merges.txt").write_bytes(MERGES_FILE.read_bytes())
         return CLIPTokenizer.from_pretrained(folder)
 
@@ -261,7 +261,9 @@ def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp
     model = tiny_model()
     vae = copy.deepcopy(model.vae)
     recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config))
-    seen = {caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)}
+    seen = {
+        caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)
+    }
     expected = {"zwx number 0": (64, 64, 0, 0), "zwx number 1": (80, 64, 8, 0), "zwx number 2": (64, 70, 0, 3)}
     for i, (caption, (height, width, top, left)) in enumerate(expected.items()):
         batch, row = seen[caption]

@@ -1,16 +1,21 @@
 """Buckets, crops and the order of an epoch."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainers.buckets import BucketConfig, TrainingItem, bucket_sizes, epoch_batches, make_crop, plan_crops, read_crop, write_prepared_folder
+from trainers.buckets import BucketConfig, TrainingItem, bucket_sizes, choose_target, epoch_batches, make_crop, plan_crops, read_crop, write_prepared_folder
 from trainers.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, scan_folder
 
+ROOT = Path(__file__).parents[2]
 SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1536)]
 
 
@@ -47,9 +52,29 @@ def test_a_picture_of_a_native_size_is_neither_scaled_nor_cropped(width, height)
     assert item.crop.top_left_yx == (0, 0)
 
 
-@pytest.mark.parametrize(("picture", "bucket"), [((800, 600), (768, 576)), ((640, 360), (576, 320)), ((300, 300), (256, 256)), ((1023, 1025), (960, 960))])
-def test_small_pictures_are_not_enlarged_and_lose_little(picture, bucket):
-    assert target_wh(*picture) == bucket
+@pytest.mark.parametrize(
+    "settings", [{}, {"resolution": 512}, {"resolution": 128, "bucket_reso_steps": 32}, {"max_bucket_reso": 2000}, {"bucket_reso_steps": 8}]
+)
+def test_every_bucket_is_the_target_of_a_picture_of_its_own_size_and_has_sides_in_steps(settings):
+    config = BucketConfig(**settings)
+    buckets = bucket_sizes(config)
+    assert all(choose_target(size, config, buckets) == size for size in buckets)
+    assert all(side % config.bucket_reso_steps == 0 for size in buckets for side in size)
+
+
+@pytest.mark.parametrize(
+    ("picture", "target"),
+    [
+        ((800, 600), (768, 576)),
+        ((640, 360), (576, 320)),  # sd-scripts: 640 x 320, which loses 11 %
+        ((300, 300), (256, 256)),
+        ((1023, 1025), (960, 960)),  # sd-scripts: 960 x 1024, which loses 6 %
+        ((700, 1000), (640, 896)),  # 448 x 640 would lose nothing, and be half as large
+        ((400, 300), (320, 256)),  # every size loses more than 4 %: the one that loses least
+    ],
+)
+def test_small_pictures_are_not_enlarged_and_get_the_largest_size_that_loses_little(picture, target):
+    assert target_wh(*picture) == target
 
 
 def test_small_pictures_are_enlarged_when_that_is_allowed():
@@ -65,10 +90,35 @@ def test_a_picture_too_small_for_any_bucket_is_left_out_and_named():
 
 
 def test_one_pixel_alone_or_in_strict_mode_is_an_error():
-    with pytest.raises(ValueError, match=r"none of its 1 pictures can be used: 0\.png: 1 x 1 pixels are too small"):
+    with pytest.raises(ValueError, match=r"pictures: no usable picture among 1: 0\.png: 1 x 1 pixels are too small"):
         plan_crops(dataset_of((1, 1)), BucketConfig(), seed=0)
-    with pytest.raises(ValueError, match=r"strict is on and 1 pictures cannot be used: 0\.png"):
+    with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: 0\.png"):
         plan_crops(dataset_of((1, 1), (1024, 1024), strict=True), BucketConfig(), seed=0)
+
+
+def test_a_picture_that_no_bucket_resembles_is_noted():
+    report = plan_crops(dataset_of((300, 10_000), (1024, 1024)), BucketConfig(), seed=0).report
+    assert [(note.name, note.reason) for note in report.notes] == [
+        ("0.png", "76% of it is cut off: no bucket is near the shape of 10000 x 300, 2048 x 256 is nearest")
+    ]
+
+
+def test_the_report_counts_pictures_by_bucket():
+    plan = plan_crops(dataset_of((1024, 1024), (1024, 1024), (832, 1216), (1, 1), num_repeats=3), BucketConfig(), seed=0)
+    assert plan.bucket_counts == {(1024, 1024): 6, (832, 1216): 3}
+    assert plan.report.text().splitlines() == [
+        "3 pictures kept, 1 left out",
+        "  832 x 1216 (height x width): 1",
+        "  1024 x 1024 (height x width): 2",
+        "Left out:",
+        "  3.png: 1 x 1 pixels are too small, both sides must have 256 or more. Use a larger picture, or turn off bucket_no_upscale",
+    ]
+    assert plan.report.to_dict()["buckets"] == {"1024x1024": 2, "832x1216": 1}
+
+
+def test_every_repeat_is_an_item_of_its_own():
+    items = plan_crops(dataset_of((1024, 1024), (1, 1), (832, 1216), num_repeats=2), BucketConfig(), seed=0).items
+    assert [(item.index, item.image.name, item.repeat) for item in items] == [(0, "0.png", 0), (1, "0.png", 1), (2, "2.png", 0), (3, "2.png", 1)]
 
 
 def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
@@ -76,6 +126,8 @@ def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
     (item,) = plan.items
     assert (item.crop.resized_hw, item.crop.top_left_yx, item.crop.target_hw) == ((1024, 1396), (0, 186), (1024, 1024))
     assert "both sides must have 1024 or more" in plan.report.left_out[0].reason
+    enlarged = plan_crops(dataset_of((600, 1500)), BucketConfig(resize_mode="center_crop", bucket_no_upscale=False), seed=0)
+    assert enlarged.items[0].crop.resized_hw == (1024, 2560)
 
 
 def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
@@ -91,6 +143,7 @@ def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
         ({"resolution": 1000}, "resolution must be a multiple of 64, got 1000. The nearest are 960 and 1024"),
         ({"resolution": 32}, "resolution must be between 64 and 4096, got 32"),
         ({"bucket_reso_steps": 20}, "bucket_reso_steps must be a multiple of 8, got 20"),
+        ({"resolution": 64, "bucket_reso_steps": 128}, "bucket_reso_steps must not be above resolution 64, got 128"),
         ({"resize_mode": "stretch"}, "resize_mode must be one of bucket, center_crop, random_crop; got 'stretch'"),
         ({"max_bucket_reso": 512}, "max_bucket_reso must not be below resolution 1024, got 512"),
     ],
@@ -141,24 +194,105 @@ def test_epochs_and_seeds_have_different_orders():
     assert len(orders) == 6
 
 
+def test_the_order_and_the_crops_do_not_depend_on_the_process():
+    code = """
+from pathlib import Path
+from trainers.buckets import BucketConfig, epoch_batches, plan_crops
+from trainers.dataset import Dataset, DatasetReport, TrainingImage
+images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "", False) for i in range(6)]
+items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "pictures"), BucketConfig(resize_mode="random_crop"), seed=3).items
+print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])
+"""
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed}, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    items = plan_crops(dataset_of(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
+    here = [[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)]
+    assert outputs == {f"{here}\n"}
+
+
+def scanned(folder: Path, **settings) -> Dataset:
+    return scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx", **settings))
+
+
 def test_a_crop_has_the_pixels_of_its_place(tmp_path):
     picture = Image.new("RGB", (100, 64))
     picture.paste((255, 0, 0), (18, 0, 82, 64))
     picture.save(tmp_path / "a.png")
-    image = TrainingImage("a.png", tmp_path / "a.png", "0" * 64, (64, 100), "", False)
+    (image,) = scanned(tmp_path).images
     cropped = read_crop(TrainingItem(0, image, 0, make_crop((64, 100), (64, 64))))
     assert cropped.size == (64, 64) and cropped.getcolors() == [(64 * 64, (255, 0, 0))]
+
+
+def test_a_picture_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (item,) = plan_crops(scanned(tmp_path), BucketConfig(resolution=128, bucket_reso_steps=32), seed=0).items
+    assert item.crop.target_hw == (96, 160)
+    assert np.array_equal(np.asarray(read_crop(item)), pixels)
+
+
+def test_a_file_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (item,) = plan_crops(scanned(tmp_path), BucketConfig(resolution=64), seed=0).items
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    with pytest.raises(RuntimeError, match=r"a\.png: the file has changed since the folder was scanned\. Start again"):
+        read_crop(item)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(RuntimeError, match=r"a\.png: it cannot be read \(No such file or directory\)"):
+        read_crop(item)
 
 
 def test_a_prepared_folder_has_the_cropped_pictures_and_their_captions(tmp_path):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/a.jpg"):
         Image.new("RGB", (80, 70), "red" if name == "a.png" else "blue").save(tmp_path / "in" / name)
-    dataset = scan_folder(DatasetConfig(images=str(tmp_path / "in"), recursive=True, trigger_word="zwx"))
-    plan = plan_crops(dataset, BucketConfig(resolution=64), seed=0)
+    plan = plan_crops(scanned(tmp_path / "in", recursive=True, num_repeats=3), BucketConfig(resolution=64), seed=0)
     write_prepared_folder(plan, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_a.png", "0_a.txt", "1_a.png", "1_a.txt"]
-    assert Image.open(tmp_path / "out" / "0_a.png").size == (64, 64)
-    assert (tmp_path / "out" / "1_a.txt").read_text() == "zwx\n"
-    with pytest.raises(FileExistsError, match="is not empty. Give a new folder"):
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_a.png", "1_a.txt", "2_a.png", "2_a.txt"]
+    assert Image.open(tmp_path / "out" / "1_a.png").size == (64, 64)
+    assert (tmp_path / "out" / "2_a.txt").read_text() == "zwx\n"
+    with pytest.raises(FileExistsError, match=r"is not empty\. Give a new folder"):
         write_prepared_folder(plan, tmp_path / "out")
+    with pytest.raises(NotADirectoryError, match=r"is a file\. Give a new folder"):
+        write_prepared_folder(plan, tmp_path / "in" / "a.png")
+
+
+def test_a_prepared_folder_is_a_dataset_that_needs_no_more_cropping(tmp_path):
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgba = Image.new("RGBA", (96, 64), (200, 0, 0, 128))
+    rgba.save(tmp_path / "in" / ("name" * 30 + ".png"), exif=exif)
+    (item,) = plan_crops(scanned(tmp_path / "in"), BucketConfig(resolution=64), seed=0).items
+    write_prepared_folder(plan_crops(scanned(tmp_path / "in"), BucketConfig(resolution=64), seed=0), tmp_path / "out")
+    (again,) = plan_crops(scanned(tmp_path / "out"), BucketConfig(resolution=64), seed=0).items
+    assert (again.image.size_hw, again.image.caption, again.image.has_alpha) == ((64, 64), "zwx", False)
+    assert read_crop(again).tobytes() == read_crop(item).tobytes()
+
+
+def test_a_prepared_folder_has_every_random_crop(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.linear_gradient("L").resize((300, 64)).save(tmp_path / "in" / "a.png")
+    plan = plan_crops(scanned(tmp_path / "in", num_repeats=3), BucketConfig(resolution=64, resize_mode="random_crop"), seed=0)
+    write_prepared_folder(plan, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_a_cancelled_prepared_folder_has_only_whole_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(tmp_path / "in" / f"{i}.png")
+    plan = plan_crops(scanned(tmp_path / "in"), BucketConfig(resolution=64), seed=0)
+    checks = iter([False, True])
+
+    def check():
+        if next(checks):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_prepared_folder(plan, tmp_path / "out", check_interrupted=check)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_0.png", "1_0.txt"]

@@ -152,9 +152,10 @@ def test_an_unknown_name_is_an_error(convert: Any) -> None:
 
 @pytest.mark.parametrize(("widths", "num_layers"), [((128, 256, 512, 512), 2), ((32, 32, 64, 64), 1), ((32, 64), 3)])
 def test_every_vae_survives_the_way_to_ldm_names_and_back(widths: tuple[int, ...], num_layers: int) -> None:
-    types = {"down_block_types": ("DownEncoderBlock2D",) * len(widths), "up_block_types": ("UpDecoderBlock2D",) * len(widths)}
+    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * len(widths), "up_block_types": ("UpDecoderBlock2D",) * len(widths)}
+    vae["block_out_channels"] = widths
     with torch.device("meta"):
-        shapes = shapes_of(AutoencoderKL(block_out_channels=widths, layers_per_block=num_layers, latent_channels=4, **types))
+        shapes = shapes_of(AutoencoderKL(layers_per_block=num_layers, latent_channels=4, **vae))
     to_ldm = vae_to_ldm(shapes)
     assert len(set(to_ldm.values())) == len(shapes)
     from_ldm = ldm_to_vae(to_ldm.values())
@@ -178,10 +179,20 @@ def test_every_vae_survives_the_way_to_ldm_names_and_back(widths: tuple[int, ...
     ],
 )
 def test_known_names_of_the_vae(diffusers_name: str, ldm_name: str) -> None:
-    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae["block_out_channels"] = (128, 256, 512, 512)
     with torch.device("meta"):
-        names = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).state_dict()
+        names = AutoencoderKL(layers_per_block=2, **vae).state_dict()
     assert vae_to_ldm(names)[diffusers_name] == ldm_name
+
+
+def test_ldm_numbers_the_levels_of_the_decoder_from_the_finest() -> None:
+    names = {
+        "decoder.up.0.block.0.conv1": "decoder.up_blocks.1.resnets.0.conv1",
+        "decoder.up.0.block.1.conv1": "decoder.up_blocks.1.resnets.1.conv1",
+        "decoder.up.1.block.0.conv1": "decoder.up_blocks.0.resnets.0.conv1",
+    }
+    assert ldm_to_vae(names) == names
 
 
 def test_old_diffusers_names_of_the_vae_attention_are_renewed() -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trainers.embedded_base import architecture
 from trainers.sdxl import export
 from trainers.sdxl.export import write_checkpoint, write_diffusers_folder
-from trainers.sdxl.layout import LDM_PREFIX, PARTS, Part, bare_text_name, text_encoder_2_to_ldm, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from trainers.sdxl.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm
 from trainers.sdxl.model import SDXLModel, build_model, load_model
 from trainers.sdxl.tokenizer import tokenize
 
@@ -41,25 +42,32 @@ def embedded() -> SDXLModel:
 def small() -> SDXLModel:
     """A still smaller one, with other depths in each block as SSD-1B has, and without a middle block as in KOALA-700M."""
     torch.manual_seed(1)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, (1, 2)),
-        reverse_transformer_layers_per_block=((3, 1, 1), 1),
-        attention_head_dim=(1, 1),
-        use_linear_projection=True,
-        cross_attention_dim=128,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=64 + 6 * 256,
-    )
-    config = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "projection_dim": 64, "eos_token_id": 49407}
+    unet: dict[str, Any] = {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, (1, 2)),
+        "reverse_transformer_layers_per_block": ((3, 1, 1), 1),
+        "attention_head_dim": (1, 1),
+        "use_linear_projection": True,
+        "cross_attention_dim": 128,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 64 + 6 * 256,
+    }
+    config: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 1,
+        "projection_dim": 64,
+        "eos_token_id": 49407,
+    }
     text_encoder = CLIPTextModel(CLIPTextConfig(**config, num_hidden_layers=1, hidden_act="quick_gelu"))
     text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**config, num_hidden_layers=2, hidden_act="gelu"))
-    types = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return randomized(unet, text_encoder, text_encoder_2, AutoencoderKL(block_out_channels=(32, 32), latent_channels=4, scaling_factor=0.13025, **types))
+    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (32, 32)}
+    return randomized(UNet2DConditionModel(**unet), text_encoder, text_encoder_2, AutoencoderKL(**vae, latent_channels=4, scaling_factor=0.13025))
 
 
 def randomized(unet: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module, vae: nn.Module) -> SDXLModel:
@@ -123,14 +131,9 @@ def outputs(model: Any) -> list[Tensor]:
     text = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
     conditions = {"text_embeds": states[1].text_embeds, "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
     prediction = model.unet(torch.randn(1, 4, 8, 8, generator=generator), 500, text, added_cond_kwargs=conditions).sample
-    picture = torch.randn(1, 3, 32, 32, generator=generator)
-    return [
-        text,
-        states[1].text_embeds,
-        prediction,
-        model.vae.encode(picture).latent_dist.mean,
-        model.vae.decode(torch.randn(1, 4, 8, 8, generator=generator)).sample,
-    ]
+    mean = model.vae.encode(torch.randn(1, 3, 32, 32, generator=generator)).latent_dist.mean
+    picture = model.vae.decode(torch.randn(1, 4, 8, 8, generator=generator)).sample
+    return [text, states[1].text_embeds, prediction, mean, picture]
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -179,7 +182,8 @@ def test_the_folder_loads_in_the_diffusers_pipeline(embedded: SDXLModel, tmp_pat
     for tokenizer, pad_token in ((pipeline.tokenizer, 49407), (pipeline.tokenizer_2, 0)):
         found = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         assert torch.equal(found, torch.stack([chunks[0] for chunks in tokenize(captions, pad_token=pad_token)]))
-    assert pipeline("a red circle", num_inference_steps=1, height=64, width=64, output_type="np").images.shape == (1, 64, 64, 3)
+    pictures: Any = pipeline("a red circle", num_inference_steps=1, height=64, width=64, output_type="np")
+    assert pictures.images.shape == (1, 64, 64, 3)
 
 
 def test_diffusers_own_converter_reads_the_checkpoint(embedded: SDXLModel, tmp_path: Path) -> None:
@@ -219,47 +223,64 @@ def test_ldm_attention_weights_of_the_vae_are_convolutions(checkpoint: Path) -> 
 
 
 def test_building_a_model_copies_no_weight(small: SDXLModel) -> None:
-    given = {part: {name: weight.clone() for name, weight in getattr(small, part).state_dict().items()} for part in PARTS}
+    given: dict[Part, dict[str, Tensor]] = {part: {name: weight.clone() for name, weight in getattr(small, part).state_dict().items()} for part in PARTS}
     model = build_model(given, name="shared")
     for part in PARTS:
         for name, parameter in getattr(model, part).state_dict().items():
             assert parameter.data_ptr() == given[part][name].data_ptr()
 
 
-def test_a_full_size_checkpoint_loads_without_reading_its_weights(tmp_path: Path) -> None:
-    """7 GB on paper: the file has a header and no data, so that anything that touches a weight would take seconds and gigabytes."""
-    write_empty_file(tmp_path / "sdxl.safetensors", full_size_header())
-    model = load_model(tmp_path / "sdxl.safetensors")
-    assert sum(parameter.numel() for parameter in model.unet.parameters()) == 2_567_463_684
-    assert model.text_encoder is not None and model.text_encoder_2 is not None and model.vae is not None
-    assert sum(parameter.numel() for parameter in model.text_encoder.parameters()) == 123_060_480
-    assert sum(parameter.numel() for parameter in model.text_encoder_2.parameters()) == 694_659_840
-    assert sum(parameter.numel() for parameter in model.vae.parameters()) == 83_653_863
-    assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float16}
+def test_full_size_sdxl_is_built_without_memory_for_it() -> None:
+    """7 GB on paper: every given weight is one number seen many times, so that any copy would take gigabytes."""
+    modules = full_size_modules()
+    number = torch.zeros((), dtype=torch.float16)
+    model = build_model({part: {name: number.expand(w.shape) for name, w in module.state_dict().items()} for part, module in modules.items()}, name="SDXL")
+    assert {part: sum(parameter.numel() for parameter in getattr(model, part).parameters()) for part in PARTS} == {
+        "unet": 2_567_463_684,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+        "vae": 83_653_863,
+    }
+    assert {parameter.data_ptr() for part in PARTS for parameter in getattr(model, part).parameters()} == {number.data_ptr()}
+
+
+@cache
+def full_size_modules() -> dict[Part, nn.Module]:
+    """The modules of SDXL base as published, on the meta device."""
+    unet: dict[str, Any] = {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    clip_l = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    clip_g = CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280)
+    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}
+    vae |= {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}
+    with torch.device("meta"):
+        return {
+            "unet": UNet2DConditionModel(**unet),
+            "text_encoder": CLIPTextModel(clip_l),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_g),
+            "vae": AutoencoderKL(**vae),
+        }
 
 
 def full_size_header() -> dict[str, tuple[str, list[int]]]:
-    """Of a half-precision SDXL base checkpoint; text encoders' q, k and v are one tensor there."""
-    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")}
-    blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
-    conditioning = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
-    transformers: dict[str, Any] = {"transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True}
-    large = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
-    vae = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}
-    with torch.device("meta"):
-        modules = {
-            UNET: (UNet2DConditionModel(block_out_channels=(320, 640, 1280), cross_attention_dim=2048, **blocks, **conditioning, **transformers), unet_to_ldm),
-            TEXT_1: (CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)), text_encoder_to_ldm),
-            TEXT_2: (CLIPTextModelWithProjection(CLIPTextConfig(**large)), text_encoder_2_to_ldm),
-            VAE: (AutoencoderKL(block_out_channels=(128, 256, 512, 512), latent_channels=4, **vae), vae_to_ldm),
-        }
-    header = {}
-    for prefix, (module, to_ldm) in modules.items():
-        weights = module.state_dict()
-        for name, ldm in to_ldm(weights).items():
-            shape = list(weights[name].shape)
-            header[prefix + ldm] = ("F16", [3 * shape[0], *shape[1:]] if "in_proj" in ldm else shape)
-    return header
+    """Of a half-precision SDXL base checkpoint, as far as its header tells what it is."""
+    unet = full_size_modules()["unet"].state_dict()
+    header = {UNET + ldm: ("F16", list(unet[name].shape)) for name, ldm in unet_to_ldm(unet).items()}
+    return header | header_of(TEXT_1 + "text_model.final_layer_norm.weight", TEXT_2 + "ln_final.weight", VAE + "quant_conv.weight")
+
+
+def header_of(*names: str) -> dict[str, tuple[str, list[int]]]:
+    return {name: ("F16", [2]) for name in names}
 
 
 def write_empty_file(path: Path, header: dict[str, tuple[str, list[int]]]) -> None:
@@ -398,10 +419,6 @@ def test_file_hashes_are_those_of_a1111(checkpoint: Path, small: SDXLModel, fold
 # Refusals
 
 
-def header_of(*names: str) -> dict[str, tuple[str, list[int]]]:
-    return {name: ("F16", [2]) for name in names}
-
-
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -416,6 +433,8 @@ def header_of(*names: str) -> dict[str, tuple[str, list[int]]]:
         (header_of("conditioner.embedders.0.model.ln_final.bias"), "this is the SDXL refiner. Choose the SDXL base model"),
         (header_of("edm_mean", "edm_std"), "this is Playground v2.5"),
         (header_of("edm_vpred.sigma_max"), "this is CosXL or a relative of it"),
+        (header_of("model.diffusion_model.scaled_fp8"), "this is a quantized model. Choose its fp16, bf16 or fp32 file"),
+        (header_of("model.diffusion_model.input_blocks.4.1.proj_in.weight_scale"), "this is a quantized model."),
         (header_of("encoder.conv_in.weight", "decoder.conv_in.weight"), "this is a VAE alone."),
         (header_of("first_stage_model.encoder.conv_in.weight"), "this is a VAE alone."),
         (header_of("down_blocks.0.resnets.0.norm1.weight"), "this is a UNet alone."),
@@ -439,13 +458,10 @@ def test_other_files_are_refused_by_name_from_their_header(tmp_path: Path, heade
         ({"input_blocks.0.0.weight": [320, 9, 3, 3]}, "this is an inpainting model: its UNet takes 9 channels, not 4"),
         ({"input_blocks.0.0.weight": [320, 8, 3, 3]}, "this is an instruct-pix2pix model: its UNet takes 8 channels, not 4"),
         ({"label_emb.0.0.weight": None}, "its UNet is that of an unknown architecture: it takes no pooled text"),
-        ({"label_emb.0.0.weight": [1280, 2560]}, "the UNet reads pooled text of width 1024, but text encoder 2 gives 1280"),
-        ({"middle_block.1.transformer_blocks.9.attn1.to_q.weight": None}, "its UNet lacks 1 weights (mid_block.attentions.0.transformer_blocks.9"),
-        ({"out.2.bias": [5]}, "conv_out.bias of its UNet is [5], not [4]"),
         ({"time_embed.cond_proj.weight": [320, 256]}, "SDXL has no place for time_embed.cond_proj.weight"),
     ],
 )
-def test_other_unets_are_refused_by_name(tmp_path: Path, shapes: dict[str, list[int] | None], message: str) -> None:
+def test_other_unets_are_refused_by_name_from_the_header(tmp_path: Path, shapes: dict[str, list[int] | None], message: str) -> None:
     header = full_size_header()
     for name, shape in shapes.items():
         if shape is None:
@@ -455,6 +471,26 @@ def test_other_unets_are_refused_by_name(tmp_path: Path, shapes: dict[str, list[
     write_empty_file(tmp_path / "other.safetensors", header)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_model(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("label_emb.0.0.weight", torch.zeros(128, 1664), "the UNet reads pooled text of width 128, but text encoder 2 gives 64"),
+        ("input_blocks.5.1.transformer_blocks.1.attn1.to_q.weight", None, "its UNet lacks 1 weights (down_blocks.1.attentions.1.transformer_blocks.1.attn1"),
+        ("input_blocks.5.1.transformer_blocks.1.attn1.to_q.bias", torch.zeros(64), "its UNet lacks nothing and has in excess 1 weights (down_blocks.1"),
+        ("out.2.bias", torch.zeros(5), "conv_out.bias of its UNet is [5], not [4]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(changed: Any, name: str, tensor: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_model(changed({UNET + name: tensor}))
+
+
+def test_text_encoders_of_another_model_are_refused(small: SDXLModel, embedded: SDXLModel) -> None:
+    parts: dict[Part, Any] = {"unet": small.unet, "text_encoder": embedded.text_encoder, "text_encoder_2": embedded.text_encoder_2}
+    with pytest.raises(ValueError, match="the UNet reads text of width 128, but the text encoders give 192: they belong to another model"):
+        build_model({part: module.state_dict() for part, module in parts.items()}, name="mixed")
 
 
 @pytest.mark.parametrize(
@@ -579,7 +615,7 @@ def test_a_unet_that_diffusers_cannot_hold_is_refused(changed: Any) -> None:
 def test_nothing_is_overwritten(small: SDXLModel, tmp_path: Path) -> None:
     for name, write in (("model.safetensors", write_checkpoint), ("model", write_diffusers_folder)):
         (tmp_path / name).write_text("precious")
-        with pytest.raises(FileExistsError, match="exists already. Choose another name; it was not overwritten"):
+        with pytest.raises(FileExistsError, match=r"exists already\. Choose another name; it was not overwritten"):
             write(small, tmp_path / name)
         assert (tmp_path / name).read_text() == "precious"
 

@@ -31,11 +31,14 @@ def test_every_optimizer_brings_a_loss_down(name, rate):
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "package"), [("AdamW8bit", "bitsandbytes", "bitsandbytes"), ("Lion", "lion_pytorch", "lion-pytorch"), ("Prodigy", "prodigyopt", "prodigyopt")]
+    ("name", "module", "package"),
+    [("AdamW8bit", "bitsandbytes", "bitsandbytes"), ("Lion", "lion_pytorch", "lion-pytorch"), ("Prodigy", "prodigyopt", "prodigyopt")],
 )
 def test_a_missing_package_is_named_with_its_remedy(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or choose AdamW"):
+    with pytest.raises(
+        ModuleNotFoundError, match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or choose AdamW"
+    ):
         make_optimizer(name, groups(1.0), weight_decay=0.0)
 
 

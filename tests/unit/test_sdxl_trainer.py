@@ -69,7 +69,9 @@ def copy_model(weights) -> SDXLModel:
     return build_model(copies, name="tiny")
 
 
-def train(weights, dataset, folder: Path, *, host: RecordingHost | None = None, name: str = "x", cache: TensorCache | None = None, flip: bool = False, **settings):
+def train(
+    weights, dataset, folder: Path, *, host: RecordingHost | None = None, name: str = "x", cache: TensorCache | None = None, flip: bool = False, **settings
+):
     config = SDXLConfig(**{**FAST, **settings})
     run_folder = RunFolder(folder, name)
     trainer = SDXLTrainer(
@@ -130,7 +132,9 @@ def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize("batching", [{"train_batch_size": 4}, {"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"train_batch_size": 1, "gradient_accumulation_steps": 4}])
+@pytest.mark.parametrize(
+    "batching", [{"train_batch_size": 4}, {"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"train_batch_size": 1, "gradient_accumulation_steps": 4}]
+)
 def test_a_step_is_the_same_however_it_is_batched(weights, dataset, tmp_path, batching, gradient_checkpointing):
     reference = train(weights, dataset, tmp_path, name="reference", train_batch_size=4, max_train_steps=2)
     other = train(weights, dataset, tmp_path, name="other", max_train_steps=2, gradient_checkpointing=gradient_checkpointing, **batching)
@@ -140,7 +144,9 @@ def test_a_step_is_the_same_however_it_is_batched(weights, dataset, tmp_path, ba
 def test_accumulation_divides_by_the_real_size_of_the_last_group(weights, dataset, tmp_path):
     """Four pictures in groups of three: three samples, then one; the loss stays a mean."""
     host = RecordingHost()
-    result = train(weights, dataset, tmp_path, host=host, train_batch_size=1, gradient_accumulation_steps=3, num_train_epochs=2, learning_rate=1e-9, caption_dropout=0.0)
+    result = train(
+        weights, dataset, tmp_path, host=host, train_batch_size=1, gradient_accumulation_steps=3, num_train_epochs=2, learning_rate=1e-9, caption_dropout=0.0
+    )
     assert result.steps == 4 and [event.epoch for event in host.of(StepDone)] == [1, 1, 2, 2]
     assert max(result.losses) < 3 * min(result.losses)
 
@@ -159,7 +165,9 @@ def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_pa
 def test_the_learning_rate_of_each_encoder_is_its_own(weights, dataset, tmp_path):
     """At a rate of 1e-9 an adapter stays where it was, at 1e-3 it moves."""
     result = train(weights, dataset, tmp_path, train_text_encoders=True, text_encoder_learning_rate=1e-9, text_encoder_2_learning_rate=1e-3, save_dtype="fp32")
-    largest = {part: max(float(t.abs().max()) for k, t in result.state_dict.items() if k.startswith(f"lora_{part}_") and "lora_up" in k) for part in ("te1", "te2")}
+    largest = {
+        part: max(float(t.abs().max()) for k, t in result.state_dict.items() if k.startswith(f"lora_{part}_") and "lora_up" in k) for part in ("te1", "te2")
+    }
     assert largest["te1"] < 1e-7 and largest["te2"] > 1e-4
 
 
@@ -231,7 +239,9 @@ def test_training_continues_from_a_lora_with_its_strength(weights, dataset, tmp_
     first = train(weights, dataset, tmp_path, name="first", save_dtype="fp32", max_train_steps=8)
     names = names_of(weights)
     before = read_lora(first.path, names)
-    continued = train(weights, dataset, tmp_path, name="next", save_dtype="fp32", network_weights=str(first.path), learning_rate=1e-9, max_train_steps=1, alpha=2.0)
+    continued = train(
+        weights, dataset, tmp_path, name="next", save_dtype="fp32", network_weights=str(first.path), learning_rate=1e-9, max_train_steps=1, alpha=2.0
+    )
     for key, module in read_lora(continued.path, names).items():
         expected = before[key].alpha / before[key].rank * before[key].up @ before[key].down
         torch.testing.assert_close(module.alpha / module.rank * module.up @ module.down, expected, rtol=1e-4, atol=1e-6)
@@ -305,7 +315,16 @@ def test_overfitting_one_picture_brings_the_loss_down(weights, tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     dataset = scan_folder(DatasetConfig(images=str(tmp_path), trigger_word="zwx"))
     result = train(
-        weights, dataset, tmp_path / "out", rank=8, alpha=8.0, max_train_steps=150, train_batch_size=1, learning_rate=5e-3, min_snr_gamma=0.0, caption_dropout=0.0
+        weights,
+        dataset,
+        tmp_path / "out",
+        rank=8,
+        alpha=8.0,
+        max_train_steps=150,
+        train_batch_size=1,
+        learning_rate=5e-3,
+        min_snr_gamma=0.0,
+        caption_dropout=0.0,
     )
     assert np.mean(result.losses[:10]) > 0.9
     assert np.mean(result.losses[-30:]) < 0.5

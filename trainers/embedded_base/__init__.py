@@ -10,7 +10,7 @@ from a seed. `write_embedded_checkpoint` puts them in and gives a file that ever
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..atomic_write import atomic_write
 
@@ -28,7 +28,7 @@ def write_embedded_checkpoint(path: Path) -> None:
         FileExistsError: `path` exists.
     """
     with atomic_write(path) as temporary:
-        save_file(_with_token_tables(), temporary, metadata={"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"})
+        temporary.write_bytes(save(_with_token_tables(), {"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"}))
 
 
 def _with_token_tables() -> dict[str, torch.Tensor]:

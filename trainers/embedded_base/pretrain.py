@@ -9,22 +9,25 @@ Letters: B batch, H W latent height and width. Latents are scaled (times 0.13025
 """
 
 import argparse
-import json
 import logging
 import random
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ..sdxl.export import write_checkpoint
+from ..sdxl.model import SDXLModel, build_model
+from ..sdxl.sampling import sample_pictures
 from ..sdxl.tokenizer import END_TOKEN, tokenize
-from . import pictures
+from . import SHIPPED_WEIGHTS, TOKEN_TABLES, pictures
 from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ SCORE_PROMPTS = (
     "a cyan triangle on a black background",
     "a blue ring on a beige background",
     "a small red cross on a beige background",
-    "a large green circle at the left on a black background".replace("at the left", "on the left"),
+    "a large green circle on the left on a black background",
     "a small yellow square at the bottom on a grey background",
 )
 
@@ -166,7 +169,11 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
     pixel_values = to_pixel_values([drawing.pixels for drawing in drawings])
     means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixel_values.split(16)])
     decoded = torch.cat([vae.decode(chunk).sample for chunk in means.split(16)])
-    read = [pictures.fits(picture, drawing.caption) for picture, drawing in zip(to_pictures(decoded), drawings) if " of " not in drawing.caption and " above " not in drawing.caption]
+    read = [
+        pictures.fits(picture, drawing.caption)
+        for picture, drawing in zip(to_pictures(decoded), drawings, strict=True)
+        if " of " not in drawing.caption and " above " not in drawing.caption
+    ]
     colour, shape, background = np.mean(read, axis=0)
     return {
         "psnr_db": (10 * torch.log10(4 / (decoded - pixel_values).square().mean())).item(),
@@ -181,7 +188,9 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
 # ---- text encoders and UNet ---------------------------------------------------------------------------------------
 
 
-def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, min_snr_gamma: float, seed: int, resume: bool) -> None:
+def train_base(
+    work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, min_snr_gamma: float, noise_offset: float, seed: int, resume: bool
+) -> None:
     torch.manual_seed(seed)
     model = TextToLatents().train()
     if resume:
@@ -196,7 +205,7 @@ def train_base(work: Path, *, num_steps: int, learning_rate: float, batch_size: 
     started = time.monotonic()
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, min_snr_gamma)
+        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, min_snr_gamma, noise_offset)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -233,13 +242,18 @@ def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
     return buckets
 
 
-def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int, min_snr_gamma: float) -> torch.Tensor:
-    """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch."""
+def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int, min_snr_gamma: float, noise_offset: float) -> torch.Tensor:
+    """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch.
+
+    SDXL's schedule ends with a trace of the picture's mean colour in the noise. With latents of 16 x 16 the base learns to read the
+    background from it, and a sampler's pure noise then gives any background; the noise offset hides the trace.
+    """
     chosen = torch.randint(0, len(bucket.latents), (batch_size,))
     captions = torch.where(torch.rand(batch_size) < CAPTION_DROPOUT, 0, chosen + 1)
     prompt_embeds, pooled = model.encode_captions(bucket.ids_1[captions], bucket.ids_2[captions])
     latents = bucket.latents[chosen]
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,))
+    noise += noise_offset * torch.randn(batch_size, 4, 1, 1)
     conditions = {"text_embeds": pooled, "time_ids": _random_size_ids(bucket.size_hw, batch_size)}
     prediction = model.unet(schedule.add_noise(latents, noise, timesteps), timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
     alphas = schedule.alphas_cumprod[timesteps]
@@ -288,48 +302,47 @@ def load_parts(work: Path, parts: dict[str, nn.Module]) -> None:
         assert not unexpected and all("token_embedding" in key for key in missing), (missing, unexpected)
 
 
-# ---- sampling and scoring -----------------------------------------------------------------------------------------
+# ---- scoring and shipping -----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def sample(model: TextToLatents, vae: AutoencoderKL, prompts: list[str], *, seeds: list[int], num_steps: int = 25, guidance_scale: float = 4.0, size_hw: tuple[int, int] = (RESOLUTION, RESOLUTION)) -> np.ndarray:
-    """Pictures [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every prompt the same noise."""
-    ids_1, ids_2 = (torch.cat(tokenize(["", *prompts], pad_token=pad)) for pad in (END_TOKEN, 0))
-    prompt_embeds, pooled = model.encode_captions(ids_1, ids_2)
-    rows = torch.arange(1, len(prompts) + 1).repeat_interleave(len(seeds))
-    rows = torch.cat([torch.zeros_like(rows), rows])
-    height, width = size_hw
-    conditions = {"text_embeds": pooled[rows], "time_ids": torch.tensor([[height, width, 0, 0, height, width]]).float().expand(len(rows), 6)}
-    noise = [torch.randn(4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    latents = torch.stack(noise).repeat(len(prompts), 1, 1, 1)
-    scheduler = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
-    scheduler.set_timesteps(num_steps)
-    for timestep in scheduler.timesteps:
-        unconditional, conditional = model.unet(torch.cat([latents, latents]), timestep, prompt_embeds[rows], added_cond_kwargs=conditions).sample.chunk(2)
-        latents = scheduler.step(unconditional + guidance_scale * (conditional - unconditional), timestep, latents).prev_sample
-    return to_pictures(torch.cat([vae.decode(chunk / SCALING_FACTOR).sample for chunk in latents.split(16)]))
+def assemble(work: Path) -> SDXLModel:
+    """The trained parts as a model of the product, in float16's grid as they ship."""
+    model, vae = TextToLatents(), build_vae()
+    parts = {**model.parts(), "vae": vae}
+    load_parts(work, parts)
+    state_dicts = {name: {key: value.half().float() for key, value in part.state_dict().items()} for name, part in parts.items()}
+    return build_model(state_dicts, name="embedded base")
 
 
-def score(work: Path, *, num_seeds: int, guidance_scale: float) -> None:
-    model, vae = TextToLatents().eval(), build_vae().eval()
-    load_parts(work, {**model.parts(), "vae": vae})
-    sampled = sample(model, vae, list(SCORE_PROMPTS), seeds=list(range(num_seeds)), guidance_scale=guidance_scale)
-    read = np.array([pictures.fits(picture, SCORE_PROMPTS[i // num_seeds]) for i, picture in enumerate(sampled)])
-    colour, shape, background = read.mean(0)
-    result = {"colour": colour, "shape": shape, "background": background, "all_three": read.all(1).mean()}
-    logger.info("score: %s", json.dumps({name: round(float(value), 3) for name, value in result.items()}))
+def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, picture: Path) -> dict[str, float]:
+    """Shares of pictures with the right colour, shape, background, and all three, over SCORE_PROMPTS; saves them as one picture."""
+    sampled = sample_pictures(model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale)
+    read = np.array([pictures.fits(pixels, SCORE_PROMPTS[i // num_seeds]) for i, pixels in enumerate(sampled)])
     rows = [np.concatenate(list(sampled[i : i + num_seeds]), 1) for i in range(0, len(sampled), num_seeds)]
-    Image.fromarray(np.concatenate(rows)).save(work / "score.png")
+    Image.fromarray(np.concatenate(rows)).save(picture)
+    shares = dict(zip(("colour", "shape", "background"), read.mean(0).tolist(), strict=True))
+    return {name: round(value, 3) for name, value in {**shares, "all three": float(read.all(1).mean())}.items()}
+
+
+def ship(work: Path) -> None:
+    """Write the weights that the project carries: float16, LDM layout, without the token tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(assemble(work), Path(folder) / "model.safetensors")
+        weights = load_file(Path(folder) / "model.safetensors")
+    kept = {name: weight.half().contiguous() for name, weight in weights.items() if name not in TOKEN_TABLES}
+    save_file(kept, SHIPPED_WEIGHTS)
+    logger.info("%s: %.1f MB", SHIPPED_WEIGHTS, SHIPPED_WEIGHTS.stat().st_size / 1e6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["vae", "base", "score"])
+    parser.add_argument("what", choices=["vae", "base", "score", "ship"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--base-steps", type=int, default=5200)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3)
     parser.add_argument("--min-snr-gamma", type=float, default=5.0)
+    parser.add_argument("--noise-offset", type=float, default=0.15)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=30000)
     parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
@@ -342,9 +355,21 @@ def main() -> None:
     if options.what == "vae":
         train_vae(options.work, num_steps=options.vae_steps, learning_rate=2e-3, seed=0)
     elif options.what == "base":
-        train_base(options.work, num_steps=options.base_steps, learning_rate=options.learning_rate, batch_size=options.batch_size, num_pictures=options.pictures, min_snr_gamma=options.min_snr_gamma, seed=2 if options.resume else 1, resume=options.resume)
+        train_base(
+            options.work,
+            num_steps=options.base_steps,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            num_pictures=options.pictures,
+            min_snr_gamma=options.min_snr_gamma,
+            noise_offset=options.noise_offset,
+            seed=2 if options.resume else 1,
+            resume=options.resume,
+        )
+    elif options.what == "score":
+        logger.info("%s", score(assemble(options.work), num_seeds=options.seeds, guidance_scale=options.guidance_scale, picture=options.work / "score.png"))
     else:
-        score(options.work, num_seeds=options.seeds, guidance_scale=options.guidance_scale)
+        ship(options.work)
 
 
 if __name__ == "__main__":

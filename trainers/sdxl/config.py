@@ -16,7 +16,9 @@ class SDXLConfig:
     train_batch_size: int = param(1, "Pictures per forward pass (per GPU).", min=1, max=256)
     seed: int = param(0, "Seed of everything random in the run.", min=0, max=2**63 - 1)
     optimizer: str = param("AdamW", "Optimizer.", choices=("AdamW", "AdamW8bit", "Lion", "Adafactor", "Prodigy"))
-    mixed_precision: str = param("auto", "Computation dtype; auto: bf16 where the GPU has it, else fp16; no (float32) on a CPU.", choices=("auto", "bf16", "fp16", "no"))
+    mixed_precision: str = param(
+        "auto", "Computation dtype; auto: bf16 where the GPU has it, else fp16; no (float32) on a CPU.", choices=("auto", "bf16", "fp16", "no")
+    )
 
     target_modules: str = param(
         "attention_mlp",
@@ -47,8 +49,12 @@ class SDXLConfig:
     min_snr_gamma: float = param(5.0, "Min-SNR weighting of the loss (Hang et al. 2023); 5 is usual. 0: off.", min=0.0, max=100.0, advanced=True)
     noise_offset: float = param(0.0, "Adds a random brightness to the noise; 0.03 to 0.1 helps very dark or bright styles.", min=0.0, max=1.0, advanced=True)
     caption_dropout: float = param(0.05, "Share of training samples whose caption is replaced by an empty one.", min=0.0, max=1.0, advanced=True)
-    prediction_type: str = param("auto", "What the base model predicts; auto reads it from the model.", choices=("auto", "epsilon", "v_prediction"), advanced=True)
-    zero_terminal_snr: str = param("auto", "Noise schedule rescaled to zero terminal SNR; auto reads it from the model.", choices=("auto", "on", "off"), advanced=True)
+    prediction_type: str = param(
+        "auto", "What the base model predicts; auto reads it from the model.", choices=("auto", "epsilon", "v_prediction"), advanced=True
+    )
+    zero_terminal_snr: str = param(
+        "auto", "Noise schedule rescaled to zero terminal SNR; auto reads it from the model.", choices=("auto", "on", "off"), advanced=True
+    )
 
     save_every_n_steps: int = param(0, "Save a checkpoint every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True)
     save_every_n_epochs: int = param(0, "Save a checkpoint every so many epochs. 0: none.", min=0, max=100_000, advanced=True)
@@ -57,4 +63,6 @@ class SDXLConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
-            raise ValueError("train_text_encoders is on, but both text encoder learning rates are 0. Set text_encoder_learning_rate or text_encoder_2_learning_rate above 0")
+            raise ValueError(
+                "train_text_encoders is on, but both text encoder learning rates are 0. Set text_encoder_learning_rate or text_encoder_2_learning_rate above 0"
+            )

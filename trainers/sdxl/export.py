@@ -33,7 +33,7 @@ from .layout import (
     vae_to_ldm,
 )
 from .model import NOISE_SCHEDULE, SDXLModel
-from .tokenizer import CHUNK_LENGTH, MERGES_FILE, _clip_tokenizer
+from .tokenizer import CHUNK_LENGTH, MERGES_FILE, vocabulary
 
 _COMPONENTS = {
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
@@ -167,7 +167,7 @@ def _write_tokenizer(folder: Path, *, pad_token: str) -> None:
     folder.mkdir()
     special_tokens = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": pad_token}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CHUNK_LENGTH, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
-    _write_json(folder / "vocab.json", dict(sorted(_clip_tokenizer().get_vocab().items(), key=lambda entry: entry[1])))
+    _write_json(folder / "vocab.json", dict(sorted(vocabulary().items(), key=lambda entry: entry[1])))
     _write_json(folder / "special_tokens_map.json", special_tokens)
     _write_json(folder / "tokenizer_config.json", settings | special_tokens)
     shutil.copyfile(MERGES_FILE, folder / "merges.txt")

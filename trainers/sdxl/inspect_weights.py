@@ -46,6 +46,7 @@ _OTHER_MODELS = (
     (r"cond_stage_model\.model\.", "Stable Diffusion 2.x", _SDXL),
     (r"conditioner\.embedders\.0\.model\.", "the SDXL refiner", _BASE_MODEL),
     (r"edm_mean$", "Playground v2.5, which is trained with EDM's noise levels", _BASE_MODEL),
+    (r".*\b(scaled_fp8|comfy_quant|weight_scale|scale_weight|absmax|quant_map)$", "a quantized model", "its fp16, bf16 or fp32 file"),
     (r"edm_vpred\.sigma_max$", "CosXL or a relative of it, which is trained with EDM's noise levels", _BASE_MODEL),
 )
 _LONE_PARTS = (

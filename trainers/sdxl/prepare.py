@@ -84,9 +84,7 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
         objective=Objective(alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(host.device), prediction_type, config.min_snr_gamma),
         zero_terminal_snr=zero_terminal_snr,
         optimizer=optimizer,
-        lr_scheduler=make_lr_scheduler(
-            config.lr_scheduler, optimizer, warmup_steps=num_warmup_steps, total_steps=total_steps, num_cycles=config.lr_num_cycles
-        ),
+        lr_scheduler=make_lr_scheduler(config.lr_scheduler, optimizer, warmup_steps=num_warmup_steps, total_steps=total_steps, num_cycles=config.lr_num_cycles),
         scaler=torch.amp.GradScaler(host.device.type, enabled=precision == "fp16"),
         precision=precision,
         num_warmup_steps=num_warmup_steps,

@@ -32,7 +32,15 @@ class ItemDraw:
 
 
 def draw_item(
-    *, seed: int, step: int, item: int, latent_shape: tuple[int, ...], num_timesteps: int, noise_offset: float = 0.0, caption_dropout: float = 0.0, random_flip: bool = False
+    *,
+    seed: int,
+    step: int,
+    item: int,
+    latent_shape: tuple[int, ...],
+    num_timesteps: int,
+    noise_offset: float = 0.0,
+    caption_dropout: float = 0.0,
+    random_flip: bool = False,
 ) -> ItemDraw:
     """Draw timestep (uniform), noise, caption dropout and flip of `item` in `step`.
 

@@ -18,8 +18,8 @@ class Batch:
     latents: Tensor  # [B, C, H, W] float32, scaled
     noise: Tensor  # [B, C, H, W] float32
     timesteps: Tensor  # [B] int64
-    prompt_embeds: Tensor  # [B, S, E]
-    pooled_prompt_embeds: Tensor  # [B, P]
+    prompt_embeds: Tensor  # [B, S, E] in the UNet's dtype
+    pooled_prompt_embeds: Tensor  # [B, P] in the UNet's dtype
     add_time_ids: Tensor  # [B, 6] float32, pixels
 
 
@@ -42,8 +42,6 @@ def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objecti
 
 def predict(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
     """model_pred [B, C, H, W] in the UNet's dtype."""
-    noisy_latents = add_noise(batch.latents, batch.noise, alphas)
-    conditions = {"text_embeds": batch.pooled_prompt_embeds.to(unet.dtype), "time_ids": batch.add_time_ids}
-    return unet(
-        noisy_latents.to(unet.dtype), batch.timesteps, batch.prompt_embeds.to(unet.dtype), added_cond_kwargs=conditions, return_dict=False
-    )[0]
+    noisy_latents = add_noise(batch.latents, batch.noise, alphas).to(batch.prompt_embeds.dtype)
+    conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
+    return unet(noisy_latents, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]

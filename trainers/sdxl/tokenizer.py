@@ -33,6 +33,11 @@ def token_ids(captions: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in _clip_tokenizer().encode_batch(captions, add_special_tokens=False)]
 
 
+def vocabulary() -> dict[str, int]:
+    """All 49408 tokens with their ids."""
+    return _clip_tokenizer().get_vocab()
+
+
 def _chunks(ids: list[int], pad_token: int) -> torch.Tensor:
     rows = []
     for start in range(0, max(len(ids), 1), TOKENS_PER_CHUNK):

@@ -75,9 +75,7 @@ class SDXLTrainer:
 class TrainingLoop:
     """One run from its first step to its file."""
 
-    def __init__(
-        self, config: SDXLConfig, buckets: BucketConfig, dataset: Dataset, run: Run, host: Host, run_folder: RunFolder, world: World
-    ) -> None:
+    def __init__(self, config: SDXLConfig, buckets: BucketConfig, dataset: Dataset, run: Run, host: Host, run_folder: RunFolder, world: World) -> None:
         self._config = config
         self._buckets = buckets
         self._dataset = dataset
@@ -176,7 +174,7 @@ class TrainingLoop:
             yield
 
     def _make_batch(self, items: list[TrainingItem], step: int) -> Batch:
-        run, device = self._run, self._host.device
+        run, device, dtype = self._run, self._host.device, COMPUTE_DTYPES[self._run.precision]
         draws = [self._draw(item, step) for item in items]
         pairs = list(zip(items, draws, strict=True))
         embeddings = run.embed(["" if draw.drop_caption else item.image.caption for item, draw in pairs])
@@ -184,8 +182,8 @@ class TrainingLoop:
             latents=torch.stack([run.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
             noise=torch.stack([draw.noise for draw in draws]).to(device),
             timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
-            prompt_embeds=embeddings.prompt_embeds.to(device),
-            pooled_prompt_embeds=embeddings.pooled_prompt_embeds.to(device),
+            prompt_embeds=embeddings.prompt_embeds.to(device, dtype),
+            pooled_prompt_embeds=embeddings.pooled_prompt_embeds.to(device, dtype),
             add_time_ids=torch.tensor([_size_ids(item, draw) for item, draw in pairs], dtype=torch.float32, device=device),
         )
 
@@ -312,7 +310,9 @@ def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: 
         "no": "Lower the learning rate, and check the base model",
     }[precision]
     dtype = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
-    raise NonFiniteLoss(f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good step are kept as a checkpoint")
+    raise NonFiniteLoss(
+        f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good step are kept as a checkpoint"
+    )
 
 
 def _free_path(path: Path) -> Path:

@@ -1,0 +1,159 @@
+"""The command line as a user types it, in processes of its own: a run, errors, Ctrl-C, two processes, and the export of the base."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
+from trainers.sdxl.export import write_checkpoint
+from trainers.sdxl.model import build_model
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--resolution", "64", "--rank", "2", "--no-gradient-checkpointing", "--max-train-steps", "3", "--save-dtype", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    encoder_1, encoder_2 = build_text_encoders()
+    parts = {"unet": build_unet(), "text_encoder": encoder_1, "text_encoder_2": encoder_2, "vae": build_vae()}
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    write_checkpoint(build_model({name: part.state_dict() for name, part in parts.items()}, name="tiny"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "trainers", *map(str, arguments)]
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), **environment}
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=variables, timeout=300)
+
+
+def sdxl(base: object, pictures: object, *more: object, output: str = "x") -> list[str]:
+    return command("sdxl", "--images", pictures, "--base", base, "--trigger-word", "zwx", "--output", output, *FAST, *more)
+
+
+def test_one_command_trains_and_a_config_file_does_the_same(base, pictures, tmp_path):
+    first = run(sdxl(base, pictures), tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "output/x.safetensors: 192/192 modules load" in first.stderr and "training: 100%" in first.stderr
+    (tmp_path / "run.toml").write_text(
+        f'images = "{pictures}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'
+        'gradient_checkpointing = false\nmax_train_steps = 3\nsave_dtype = "fp32"\ndevice = "cpu"\nprepared_dir = "prepared"\n'
+    )
+    second = run(command("sdxl", "--config", "run.toml", "--rank", "2"), tmp_path)
+    assert second.returncode == 0, second.stderr
+    weights = [load_file(tmp_path / "output" / f"{name}.safetensors") for name in "xy"]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    assert len(list((tmp_path / "prepared").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "0"], "rank must be between 1 and 1024, got 0"),
+        (["--learning-rate", "-1"], "learning_rate must be between 0.0 and 10.0, got -1.0"),
+        (["--optimizer", "Muon"], "optimizer must be one of AdamW,"),
+        (["--resolution", "1000"], "resolution must be a multiple of 64, got 1000"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--base", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--output", "../x"], "output name '../x' has '/' in it"),
+        (["--output", "nul"], "is reserved on Windows"),
+        (["--config", "broken.toml"], "broken.toml: not valid TOML"),
+        (["--config", "unknown.toml"], "unknown.toml: unknown setting network_dim"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, base, pictures, tmp_path):
+    (tmp_path / "broken.toml").write_text("rank = = 3")
+    (tmp_path / "unknown.toml").write_text("network_dim = 3")
+    before = sorted(tmp_path.rglob("*"))
+    result = run(sdxl(base, pictures, *arguments), tmp_path)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_missing_is_named(tmp_path):
+    result = run(command("sdxl", "--images", "x"), tmp_path)
+    assert result.returncode == 1 and "error: missing --base, --output" in result.stderr
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.Popen(arguments, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
+def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, pictures, tmp_path):
+    process = start(sdxl(base, pictures, "--max-train-steps", "100000"), tmp_path)
+    wait_for(lambda: any(len(path.read_text().splitlines()) > 3 for path in tmp_path.rglob("loss.csv")), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Cancelled" in errors and "Traceback" not in errors
+    (checkpoint,) = (tmp_path / "output").rglob("*.safetensors")
+    assert re.fullmatch(r"x-step\d{8}\.safetensors", checkpoint.name)
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(checkpoint).values())
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
+@pytest.mark.parametrize("seconds", [2.0, 4.0, 6.0])
+def test_ctrl_c_at_any_moment_leaves_no_half_file(seconds, base, pictures, tmp_path):
+    process = start(sdxl(base, pictures, "--max-train-steps", "100000"), tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "output" / "x.safetensors").exists()
+    for path in tmp_path.rglob("*.safetensors"):
+        load_file(path)
+
+
+def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, pictures, tmp_path):
+    # A large epsilon keeps Adam linear in the gradient; otherwise rounding flips the sign of updates whose gradient is nearly zero.
+    smooth = ["--optimizer-args", "eps=1e-3", "--learning-rate", "1e-2"]
+    one = run(sdxl(base, pictures, "--train-batch-size", "2", *smooth, output="one"), tmp_path)
+    assert one.returncode == 0, one.stderr
+    # Without a GPU, `accelerate launch --cpu` starts one process only (it leaves several to mpirun): --multi_gpu starts torchrun's agent.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = [part for part in sdxl(base, pictures, "--train-batch-size", "1", *smooth, output="two")[1:] if part not in ("--device", "cpu")]
+    two = run([*launch, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert two.returncode == 0, two.stderr
+    weights = {name: load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("one", "two")}
+    for key, tensor in weights["one"].items():
+        torch.testing.assert_close(weights["two"][key], tensor, rtol=1e-3, atol=1e-6)
+    losses = [np.loadtxt(next((tmp_path / "output" / "runs").glob(f"{name}-*/loss.csv")), delimiter=",", skiprows=1)[:, 2] for name in ("one", "two")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    manifest = next((tmp_path / "output" / "runs").glob("two-*/manifest.json")).read_text()
+    assert '"num_processes": 2' in manifest
