@@ -147,6 +147,7 @@ def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, c
         _moved(encoder, host.device, torch.float32).eval()
     store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
+    del encoder  # the loop's last one would stay on the device
     host.release_memory()
     return store
 

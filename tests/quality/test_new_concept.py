@@ -1,0 +1,50 @@
+"""Training quality, measured: the demo's own run on the embedded base teaches the new thing and leaves the old ones recognisable.
+
+Measured with these settings: fidelity 0.00 -> 0.80 (seed 0) and 0.80 (seed 1), old prompts right 89 % -> 56 %, drift 27. There is no
+prior preservation yet, which is what will keep the old prompts. The bounds leave room for other processors' rounding.
+"""
+
+import pytest
+
+from trainers.command_demo import SETTINGS
+from trainers.command_sdxl import train
+from trainers.demo.before_after import Comparison, compare
+from trainers.demo.concept import PICTURES, TRIGGER_WORD, fidelity
+from trainers.embedded_base import write_embedded_checkpoint
+from trainers.sdxl.model import load_model
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Comparison:
+    folder = tmp_path_factory.mktemp("demo")
+    base = folder / "base.safetensors"
+    write_embedded_checkpoint(base)
+    paths = {"images": str(PICTURES), "base": str(base), "output_dir": str(folder), "cache_dir": str(folder / "cache")}
+    lora = train({**SETTINGS, **paths, "trigger_word": TRIGGER_WORD, "output": "toadstool", "device": "cpu"})
+    assert lora.path is not None
+    return compare(load_model(base), lora.path, num_seeds=2, num_steps=20)
+
+
+def test_the_trigger_word_calls_the_new_thing(comparison):
+    assert comparison.fidelity_before < 0.1
+    assert comparison.fidelity_after > 0.6
+
+
+def test_the_old_prompts_stay_recognisable(comparison):
+    assert comparison.old_right_before > 0.75
+    assert comparison.old_right_after > 0.3
+    assert comparison.drift < 40
+
+
+def test_the_measure_knows_the_training_pictures_and_not_the_base_ones():
+    import random
+
+    import numpy as np
+    from PIL import Image
+
+    from trainers.embedded_base.pictures import draw_scene
+
+    pictures = [path for path in PICTURES.iterdir() if path.suffix != ".txt"]
+    assert len(pictures) == 12 and min(fidelity(np.asarray(Image.open(path).convert("RGB"))) for path in pictures) > 0.9
+    rng = random.Random(0)
+    assert max(fidelity(draw_scene((128, 128), rng).pixels) for _ in range(200)) < 0.5

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from trainers.sdxl.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+
+
+def _model(dtype: torch.dtype) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 16, bias=False)).to(dtype)
+
+
+def _outputs_and_gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    inputs = inputs.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
+        output = model(inputs)
+    output.float().square().sum().backward()
+    assert inputs.grad is not None
+    return [output, inputs.grad, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24)])
+def test_our_lora_layer_computes_what_pefts_own_layer_computes(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+    ours, reference = _model(dtype), _model(dtype)
+    attach_adapters(ours, ["0", "2"], AdapterSettings(rank=4, alpha=2.0, dropout=0.0, seed=0), component="unet")
+    reference.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "2"]), reference, adapter_name=ADAPTER_NAME)
+    for own, other in zip(adapter_layers(ours).values(), adapter_layers(reference).values(), strict=True):
+        assert type(own) is not type(other)
+        for matrix, other_matrix in ((own.lora_A, other.lora_A), (own.lora_B, other.lora_B)):
+            nn.init.normal_(matrix[ADAPTER_NAME].get_parameter("weight"), std=0.3, generator=torch.Generator().manual_seed(1))
+            other_matrix[ADAPTER_NAME].float().load_state_dict(matrix[ADAPTER_NAME].state_dict())
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    for own_value, other_value in zip(_outputs_and_gradients(ours, inputs), _outputs_and_gradients(reference, inputs), strict=True):
+        assert own_value.dtype == other_value.dtype
+        assert (own_value - other_value).abs().max() <= tolerance * other_value.abs().max()

@@ -1,0 +1,81 @@
+"""The embedded base model: its size, its two forms, and that it draws what it is asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.embedded_base import SHIPPED_WEIGHTS, TOKEN_TABLES, write_embedded_checkpoint
+from trainers.embedded_base.architecture import draw_token_table
+from trainers.embedded_base.pictures import BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_shape, fits, read_picture
+from trainers.embedded_base.pretrain import SCORE_PROMPTS
+from trainers.sdxl.export import write_diffusers_folder
+from trainers.sdxl.model import load_model
+from trainers.sdxl.sampling import sample_pictures
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "embedded_base.safetensors"
+    write_embedded_checkpoint(path)
+    return path
+
+
+def test_the_shipped_weights_stay_under_20_megabytes():
+    assert SHIPPED_WEIGHTS.stat().st_size < 20_000_000
+
+
+def test_the_checker_reads_true_pictures_without_a_mistake():
+    import random
+
+    rng = random.Random(3)
+    drawings = [drawing for drawing in (draw_scene((128, 128), rng) for _ in range(300)) if " of " not in drawing.caption and " above " not in drawing.caption]
+    assert len(drawings) > 200
+    assert np.mean([all(fits(drawing.pixels, drawing.caption)) for drawing in drawings]) > 0.99
+
+
+def test_the_checker_tells_wrong_pictures_from_right_ones():
+    from PIL import Image
+
+    image = Image.new("RGB", (128, 128), BACKGROUNDS["white"])
+    draw_shape(image, "star", centre_yx=(64, 64), radius=40, colour=COLOURS["yellow"])
+    pixels = np.asarray(image)
+    assert fits(pixels, "a yellow star on a white background") == (True, True, True)
+    assert fits(pixels, "a red circle on a black background") == (False, False, False)
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    assert read_picture(noise).shape not in SHAPES
+
+
+def test_token_tables_are_the_same_on_every_machine():
+    table = draw_token_table(64, seed=7)
+    assert table[49405, :3].tolist() == pytest.approx([-0.00595855712890625, 0.018951416015625, 0.00548553466796875], abs=1e-9)
+
+
+def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
+    single = load_model(checkpoint)
+    write_diffusers_folder(single, tmp_path / "folder")
+    folder = load_model(tmp_path / "folder")
+    for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
+        first, second = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    pictures = [sample_pictures(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2) for model in (single, folder)]
+    assert np.array_equal(*pictures)
+
+
+def to_float(model):
+    for part in (model.unet, model.text_encoder, model.text_encoder_2, model.vae):
+        torch.nn.Module.float(part)
+    return model
+
+
+def test_the_checkpoint_holds_what_is_not_shipped(checkpoint):
+    from safetensors import safe_open
+
+    with safe_open(checkpoint, "pt") as file, safe_open(SHIPPED_WEIGHTS, "pt") as shipped:
+        assert set(file.keys()) == set(shipped.keys()) | set(TOKEN_TABLES)
+
+
+def test_it_draws_the_colour_shape_and_background_it_is_asked_for(checkpoint):
+    """The model's README has the score of 12 prompts x 8 seeds; here 12 x 1, with room for luck."""
+    pictures = sample_pictures(to_float(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
+    colour, shape, background = np.mean([fits(picture, prompt) for picture, prompt in zip(pictures, SCORE_PROMPTS, strict=True)], axis=0)
+    assert colour >= 0.9 and shape >= 0.75 and background >= 0.75
