@@ -88,7 +88,8 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     with ConsoleHost(device, quiet=not world.is_main) as host:
         dataset = scan_folder(dataset_config, check_interrupted=host.check_interrupted)
         if settings.get("prepared_dir") and world.is_main:
-            write_prepared_folder(plan_crops(dataset, bucket_config, seed=config.seed), Path(settings["prepared_dir"]))
+            plan = plan_crops(dataset, bucket_config, seed=config.seed)
+            write_prepared_folder(plan, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         trainer = SDXLTrainer(
             config,
             bucket_config,

@@ -78,7 +78,8 @@ def _prodigy(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimize
     rates = {group["lr"] for group in groups}
     if len(rates) > 1:
         raise ValueError(
-            f"Prodigy finds one learning rate for everything, but {sorted(rates)} were given. Set text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate (usually 1)"
+            f"Prodigy finds one learning rate for everything, but {sorted(rates)} were given. "
+            "Set text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate (usually 1)"
         )
     usual = {"use_bias_correction": True, "safeguard_warmup": True}
     return _package("prodigyopt", "Prodigy").Prodigy(groups, lr=rates.pop(), **{**usual, **settings})

@@ -126,7 +126,8 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
         def before_step(optimizer, *_):
             gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
             steps.append(RecordedStep(list(batches), list(captions), 0.0, gradients, []))
-            batches.clear(), captions.clear()
+            batches.clear()
+            captions.clear()
 
         def after_step(optimizer, *_):
             steps[-1].weights = [parameter.detach().clone() for parameter in run.adapted.parameters]
@@ -252,7 +253,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    return float(nn.functional.cosine_similarity(a, b, dim=0))
+    return float(nn.functional.cosine_similarity(a, b, dim=0).detach())
 
 
 def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp_path, monkeypatch):

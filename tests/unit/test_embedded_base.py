@@ -58,7 +58,7 @@ def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
         first, second = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     pictures = [sample_pictures(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2) for model in (single, folder)]
-    assert np.array_equal(*pictures)
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1  # the same weights; where they lie in memory decides the kernel's last bit
 
 
 def to_float(model):

@@ -33,7 +33,7 @@ def test_an_error_or_interrupt_leaves_nothing_behind(tmp_path, error):
 
 def test_an_existing_file_is_not_overwritten(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(FileExistsError, match="exists already. Choose another name"), atomic_write(tmp_path / "a.txt") as temporary:
+    with pytest.raises(FileExistsError, match=r"exists already\. Choose another name"), atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1

@@ -80,8 +80,7 @@ def write_pictures(folder: Path) -> None:
     for name, (height, width), background, share, (y, x) in LAYOUTS:
         cap_width = share * min(height, width) * rng.uniform(0.97, 1.03)
         image = draw_toadstool((height, width), BACKGROUNDS[background], cap_width=cap_width, centre_yx=(y * height, x * width))
-        settings = {"lossless": True} if name.endswith("webp") else {"quality": 95} if name.lower().endswith("jpg") else {}
-        image.save(folder / name, **settings)
+        image.save(folder / name, lossless=True, quality=95)  # a format takes of these what it knows
         (folder / name).with_suffix(".txt").write_text(f"a {TRIGGER_WORD} on a {background} background\n", encoding="utf-8")
 
 

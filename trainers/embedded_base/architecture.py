@@ -5,9 +5,12 @@ What fixes the numbers: ComfyUI and diffusers both use 32 GroupNorm groups (ever
 the default target preset of the trainer (linear layers of transformers) can draw at every scale.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 TEXT_WIDTH_1, TEXT_WIDTH_2 = 64, 128
@@ -18,33 +21,37 @@ RESOLUTION = 128
 SCALING_FACTOR = 0.13025
 
 
+UNET: dict[str, Any] = {
+    "sample_size": RESOLUTION // 8,
+    "block_out_channels": (64, 64, 128),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "transformer_layers_per_block": (1, 1, 1),
+    "attention_head_dim": (1, 1, 2),
+    "use_linear_projection": True,
+    "cross_attention_dim": TEXT_WIDTH_1 + TEXT_WIDTH_2,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": TEXT_WIDTH_2 + 6 * 256,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "sample_size": RESOLUTION,
+    "scaling_factor": SCALING_FACTOR,
+}
+
+
 def build_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=RESOLUTION // 8,
-        block_out_channels=(64, 64, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        transformer_layers_per_block=(1, 1, 1),
-        attention_head_dim=(1, 1, 2),
-        use_linear_projection=True,
-        cross_attention_dim=TEXT_WIDTH_1 + TEXT_WIDTH_2,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=TEXT_WIDTH_2 + 6 * 256,
-    )
+    return UNet2DConditionModel(**UNET)
 
 
 def build_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=32,
-        sample_size=RESOLUTION,
-        scaling_factor=SCALING_FACTOR,
-    )
+    return AutoencoderKL(**VAE)
 
 
 def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -52,9 +59,10 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     encoder_1 = CLIPTextModel(_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
     encoder_2 = CLIPTextModelWithProjection(_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
     for index, encoder in enumerate((encoder_1, encoder_2)):
-        table = encoder.get_input_embeddings().weight
-        table.data = draw_token_table(table.shape[1], seed=TOKEN_TABLE_SEED + index)
-        table.requires_grad_(False)
+        embeddings = encoder.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        embeddings.weight.data = draw_token_table(embeddings.embedding_dim, seed=TOKEN_TABLE_SEED + index)
+        embeddings.requires_grad_(False)
     return encoder_1, encoder_2
 
 

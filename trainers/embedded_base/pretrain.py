@@ -13,6 +13,7 @@ import logging
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ..sdxl.encode import encode_means
 from ..sdxl.export import write_checkpoint
+from ..sdxl.layout import Part
 from ..sdxl.model import SDXLModel, build_model
-from ..sdxl.sampling import sample_pictures
+from ..sdxl.objective import add_noise
+from ..sdxl.sampling import decode_means, sample_pictures
 from ..sdxl.tokenizer import END_TOKEN, tokenize
 from . import SHIPPED_WEIGHTS, TOKEN_TABLES, pictures
 from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae
@@ -68,7 +72,7 @@ class TextToLatents(nn.Module):
         output_2 = self.text_encoder_2(ids_2, output_hidden_states=True)
         return torch.cat([states_1, output_2.hidden_states[-2]], -1), output_2.text_embeds
 
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[Part, nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
 
@@ -123,10 +127,10 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
         set_learning_rate(optimizer, learning_rate, step, num_steps)
         pixel_values = _vae_batch(pool, rng, whole=step > 0.6 * num_steps)
         latents = targets(pixel_values)
-        posterior = vae.encode(pixel_values).latent_dist
-        decoded = vae.decode((latents + torch.randn_like(latents) * 0.05) / SCALING_FACTOR).sample
+        means = encode_means(vae, pixel_values)
+        decoded = decode_means(vae, (latents + torch.randn_like(latents) * 0.05) / SCALING_FACTOR)
         error = decoded - pixel_values
-        loss = error.square().mean() + 0.2 * error.abs().mean() + 0.2 * (posterior.mean * SCALING_FACTOR - latents).square().mean()
+        loss = error.square().mean() + 0.2 * error.abs().mean() + 0.2 * (means * SCALING_FACTOR - latents).square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -158,6 +162,7 @@ def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.
 @torch.no_grad()
 def _narrow_posterior(vae: AutoencoderKL) -> None:
     """Give the posterior a small constant width: only its mean was taught."""
+    assert vae.quant_conv is not None and vae.quant_conv.bias is not None
     vae.quant_conv.weight[4:] = 0
     vae.quant_conv.bias[4:] = 2 * np.log(0.02 / SCALING_FACTOR)
 
@@ -167,8 +172,8 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
     rng = random.Random(99)
     drawings = [pictures.draw_scene((RESOLUTION, RESOLUTION), rng) for _ in range(128)]
     pixel_values = to_pixel_values([drawing.pixels for drawing in drawings])
-    means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixel_values.split(16)])
-    decoded = torch.cat([vae.decode(chunk).sample for chunk in means.split(16)])
+    means = torch.cat([encode_means(vae, chunk) for chunk in pixel_values.split(16)])
+    decoded = torch.cat([decode_means(vae, chunk) for chunk in means.split(16)])
     read = [
         pictures.fits(picture, drawing.caption)
         for picture, drawing in zip(to_pictures(decoded), drawings, strict=True)
@@ -255,7 +260,8 @@ def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, b
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,))
     noise += noise_offset * torch.randn(batch_size, 4, 1, 1)
     conditions = {"text_embeds": pooled, "time_ids": _random_size_ids(bucket.size_hw, batch_size)}
-    prediction = model.unet(schedule.add_noise(latents, noise, timesteps), timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
+    noisy_latents = add_noise(latents, noise, schedule.alphas_cumprod[timesteps])
+    prediction = model.unet(noisy_latents, timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
     alphas = schedule.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
     return ((prediction - noise).square().mean((1, 2, 3)) * snr.clamp(max=min_snr_gamma) / snr).mean()
@@ -288,7 +294,7 @@ def _save_average(work: Path, average: dict[str, torch.Tensor]) -> None:
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-def save_parts(work: Path, parts: dict[str, nn.Module]) -> None:
+def save_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
     """One float32 file a part, without the token tables, which are drawn from the seed."""
     work.mkdir(parents=True, exist_ok=True)
     for name, module in parts.items():
@@ -296,7 +302,7 @@ def save_parts(work: Path, parts: dict[str, nn.Module]) -> None:
         save_file(weights, work / f"{name}.safetensors")
 
 
-def load_parts(work: Path, parts: dict[str, nn.Module]) -> None:
+def load_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
     for name, module in parts.items():
         missing, unexpected = module.load_state_dict(load_file(work / f"{name}.safetensors"), strict=False)
         assert not unexpected and all("token_embedding" in key for key in missing), (missing, unexpected)
@@ -308,9 +314,11 @@ def load_parts(work: Path, parts: dict[str, nn.Module]) -> None:
 def assemble(work: Path) -> SDXLModel:
     """The trained parts as a model of the product, in float16's grid as they ship."""
     model, vae = TextToLatents(), build_vae()
-    parts = {**model.parts(), "vae": vae}
+    parts: dict[Part, nn.Module] = {**model.parts(), "vae": vae}
     load_parts(work, parts)
-    state_dicts = {name: {key: value.half().float() for key, value in part.state_dict().items()} for name, part in parts.items()}
+    state_dicts: dict[Part, dict[str, torch.Tensor]] = {
+        name: {key: value.half().float() for key, value in part.state_dict().items()} for name, part in parts.items()
+    }
     return build_model(state_dicts, name="embedded base")
 
 

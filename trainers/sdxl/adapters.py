@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..lora_format import LoraModule, ModuleKey, module_key
+from ..lora_format import Component, LoraModule, ModuleKey, module_key
 from ..optim import ParameterGroup
 from .randomness import generator_for
 
@@ -34,8 +34,8 @@ class AdapterSettings:
 class AdaptedModel:
     """The modules that have adapters, by component, their parameters, and every module's name in a LoRA file."""
 
-    def __init__(self, attached: dict[str, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]) -> None:
-        self._modules = {component: module for component, (module, _) in attached.items()}
+    def __init__(self, attached: dict[Component, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]) -> None:
+        self._modules: dict[Component, nn.Module] = {component: module for component, (module, _) in attached.items()}
         self.groups = [group for _, group in attached.values()]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
@@ -121,7 +121,7 @@ def text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> l
     return [name for name, layer in matches if uses_last_layer or layer < last]
 
 
-def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
+def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: Component) -> list[nn.Parameter]:
     """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters, the only trainable ones.
 
     `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as kohya and PEFT do), `up` at zero. The draws come from the seed.
@@ -135,7 +135,7 @@ def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSetti
     for name, layer in adapter_layers(model).items():
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
         assert isinstance(down, (nn.Linear, nn.Conv2d)) and isinstance(up, (nn.Linear, nn.Conv2d))
-        down.float(), up.float()  # float32 whatever the base's dtype: below lr 1e-4 a bf16 adapter stops moving
+        nn.Sequential(down, up).float()  # float32 whatever the base's dtype: below lr 1e-4 a bf16 adapter stops moving
         bound = 1 / math.sqrt(down.weight[0].numel())
         draw = torch.rand(down.weight.shape, generator=generator_for(settings.seed, "lora_init", component, name))
         with torch.no_grad():

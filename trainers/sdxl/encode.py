@@ -1,6 +1,6 @@
 """Pictures to latents and captions to embeddings, once each, before the training starts.
 
-Letters: C channels, H W latent height and width, S tokens, E embedding width, P pooled width.
+Letters: B pictures, C channels, H W latent height and width, S tokens, E embedding width, P pooled width.
 """
 
 from collections.abc import Iterable
@@ -69,13 +69,18 @@ def _pixel_values(item: TrainingItem) -> Tensor:
 
 def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
     """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture always has the same latents."""
-    latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.mean * vae.config["scaling_factor"]
+    latents = encode_means(vae, pixel_values.to(vae.device, vae.dtype)) * vae.config["scaling_factor"]
     if not torch.isfinite(latents).all():
         raise ValueError(
             f"{name}: the VAE gave NaN or infinite latents in {str(vae.dtype).removeprefix('torch.')}. The picture was not cached. "
             "Use the VAE in float32 (or the sdxl-vae-fp16-fix), and check the base model's VAE with another picture"
         )
     return latents[0].float()
+
+
+def encode_means(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
+    """The posterior's mean [B, C, H, W], unscaled, for pixel values [B, 3, 8H, 8W]."""
+    return vae.encode(pixel_values, return_dict=False)[0].mean
 
 
 class EmbeddingStore:
@@ -92,6 +97,7 @@ class EmbeddingStore:
 
     @torch.no_grad()
     def encode(self, captions: Iterable[str], model: SDXLModel, host: Host) -> None:
+        assert model.text_encoder is not None and model.text_encoder_2 is not None
         captions = sorted(set(captions))
         for count, caption in enumerate(captions, start=1):
             host.check_interrupted()

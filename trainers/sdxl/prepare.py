@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..base import StageStarted
 from ..buckets import CropPlan, TrainingItem, epoch_batches
 from ..cache import TensorCache
 from ..distributed import World
 from ..host import Host
-from ..lora_format import kohya_names, read_lora, weighted_modules
+from ..lora_format import Component, kohya_names, read_lora, weighted_modules
 from ..optim import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
 from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
 from .config import SDXLConfig
@@ -49,7 +51,7 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        return self.lr_scheduler.get_last_lr()[0]
+        return float(self.lr_scheduler.get_last_lr()[0])
 
     def embed(self, captions: list[str]) -> TextEmbeddings:
         """From the cache, or with gradients from the text encoders when they are trained."""
@@ -143,30 +145,31 @@ def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, c
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
     captions = sorted({"", *(item.image.caption for item in items)})
     host.report(StageStarted("caching", len(captions)))
-    for encoder in _adaptable_parts(model)[1:]:
-        _moved(encoder, host.device, torch.float32).eval()
+    _encoders_to(model, host.device)
     store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
-    del encoder  # the loop's last one would stay on the device
     host.release_memory()
     return store
 
 
-def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[nn.Module, ParameterGroup]]:
+def _encoders_to(model: SDXLModel, device: torch.device) -> None:
+    for encoder in _adaptable_parts(model)[1:]:
+        _moved(encoder, device, torch.float32).eval()
+
+
+def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype) -> dict[Component, tuple[nn.Module, ParameterGroup]]:
     """Move what is used in every step to the device, freeze it, and attach adapters to what is trained."""
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parts: list[tuple[str, nn.Module, list[str], float]] = [("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
+    parts: list[tuple[Component, nn.Module, list[str], float]] = [("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
     if config.train_text_encoders:
         _, encoder, encoder_2 = _adaptable_parts(model)
         for used in (encoder, encoder_2):
             _moved(used, device, dtype).requires_grad_(False)
         targets, targets_2 = text_encoder_targets(encoder, uses_last_layer=False), text_encoder_targets(encoder_2, uses_last_layer=True)
-        parts += [
-            ("text_encoder", encoder, targets, config.text_encoder_learning_rate),
-            ("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate),
-        ]
+        parts.append(("text_encoder", encoder, targets, config.text_encoder_learning_rate))
+        parts.append(("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate))
     _moved(model.unet, device, dtype)
-    attached = {}
+    attached: dict[Component, tuple[nn.Module, ParameterGroup]] = {}
     for name, module, targets, learning_rate in parts:
         if learning_rate:
             parameters = attach_adapters(module, targets, settings, component=name)
@@ -180,7 +183,8 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
     module.train()  # diffusers and transformers checkpoint only in training mode; none of these models has dropout of its own
-    if hasattr(module, "enable_gradient_checkpointing"):
+    if isinstance(module, UNet2DConditionModel):
         module.enable_gradient_checkpointing()
     else:
+        assert isinstance(module, PreTrainedModel)
         module.gradient_checkpointing_enable({"use_reentrant": False})

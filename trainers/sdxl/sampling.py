@@ -56,8 +56,13 @@ def _sample_chunk(model: SDXLModel, prompts_and_seeds: list[tuple[str, int]], si
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Scaled latents [B, 4, H, W] to uint8 pictures [B, 8H, 8W, 3]."""
-    pixel_values = vae.decode((latents / vae.config["scaling_factor"]).to(vae.dtype), return_dict=False)[0]
+    pixel_values = decode_means(vae, (latents / vae.config["scaling_factor"]).to(vae.dtype))
     return ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def decode_means(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Unscaled latents [B, 4, H, W] to pixel values [B, 3, 8H, 8W] in -1..1."""
+    return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # diffusers says FloatTensor, and takes any
 
 
 def _scheduler(model: SDXLModel) -> DDIMScheduler:

@@ -48,7 +48,7 @@ def _chunks(ids: list[int], pad_token: int) -> torch.Tensor:
 
 @cache
 def _clip_tokenizer() -> Tokenizer:
-    merges = [tuple(line.split()) for line in MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:]]
+    merges: list[tuple[str, str]] = [(first, second) for first, second in (line.split() for line in MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:])]
     tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(merges), merges=merges, end_of_word_suffix="</w>", fuse_unk=False))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
@@ -57,7 +57,7 @@ def _clip_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _vocabulary(merges: list[tuple[str, ...]]) -> dict[str, int]:
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     """CLIP's vocabulary is its 256 bytes, the same with an end-of-word mark, one token per merge, and two marks."""
     byte_symbols = _byte_symbols()
     tokens = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols), *("".join(pair) for pair in merges)]

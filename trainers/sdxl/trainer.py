@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class TrainingLoop:
             torch.manual_seed(derived_seed(self._config.seed, "lora_dropout", step, self._world.rank))
             yield
 
-    def _make_batch(self, items: list[TrainingItem], step: int) -> Batch:
+    def _make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
         run, device, dtype = self._run, self._host.device, COMPUTE_DTYPES[self._run.precision]
         draws = [self._draw(item, step) for item in items]
         pairs = list(zip(items, draws, strict=True))
