@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageColor
 
 from .config import check_ranges, param
-from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS, UnusablePicture, file_sha256, inspect_picture, read_alpha, read_rgb
+from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_rgb
 
 CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
 
@@ -66,7 +66,7 @@ class TrainingImage:
     def _require_unchanged(self) -> None:
         """Caches name what they hold by `sha256`: pixels of a file that was edited meanwhile would be kept under the wrong name."""
         try:
-            unchanged = file_sha256(self.path) == self.sha256
+            unchanged = picture_sha256(self.path) == self.sha256
         except UnusablePicture as error:
             raise RuntimeError(f"{self.path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
         if not unchanged:
@@ -204,7 +204,7 @@ def _look_at(path: Path, name: str, config: DatasetConfig, name_by_hash: dict[st
     """The picture and what is to be noted about it. Raises UnusablePicture."""
     if path.suffix.lower() not in EXTENSIONS:
         raise UnusablePicture(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
-    sha256 = file_sha256(path)
+    sha256 = picture_sha256(path)
     if sha256 in name_by_hash:
         raise UnusablePicture(f"it is the same file as {name_by_hash[sha256]}")
     facts = inspect_picture(path)

@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import PurePath, PureWindowsPath
 from typing import Any, Literal
 
 from safetensors.torch import save
 from torch import Tensor
+
+from .file_hash import LEGACY_SIZE, LEGACY_START, legacy_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,32 +204,9 @@ def tensor_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> di
     model_hash = hashlib.sha256(memoryview(content)[data_start:]).hexdigest()
     return {
         "sshs_model_hash": model_hash,
-        "sshs_legacy_hash": _legacy_hash(content[_LEGACY_START : _LEGACY_START + _LEGACY_SIZE]),
+        "sshs_legacy_hash": legacy_hash(content[LEGACY_START : LEGACY_START + LEGACY_SIZE]),
         "modelspec.hash_sha256": f"0x{model_hash}",
     }
-
-
-_LEGACY_START, _LEGACY_SIZE = 1 << 20, 1 << 16
-
-
-def legacy_file_hash(path: Path) -> str:
-    """The 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: 64 KiB of the file at 1 MiB."""
-    with open(path, "rb") as stream:
-        stream.seek(_LEGACY_START)
-        return _legacy_hash(stream.read(_LEGACY_SIZE))
-
-
-def _legacy_hash(block: bytes) -> str:
-    return hashlib.sha256(block).hexdigest()[:8]
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB checkpoint takes some seconds."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:

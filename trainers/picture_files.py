@@ -1,6 +1,5 @@
 """One picture file: whether it can be trained on, and its pixels. Memory stays bounded whatever the file claims to be."""
 
-import hashlib
 import struct
 import threading
 import zlib
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageColor, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+from .file_hash import file_sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 # Pictures to a user, but not to us: they are named in the report instead of being passed over.
@@ -92,18 +93,14 @@ def read_alpha(path: Path) -> Image.Image | None:
         return _without_metadata(_upright_pixels(image).convert("RGBA").getchannel("A"))
 
 
-def file_sha256(path: Path) -> str:
+def picture_sha256(path: Path) -> str:
     """Raises UnusablePicture when the file is empty or cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-            if stream.tell() == 0:
-                raise UnusablePicture("the file is empty (0 bytes)")
+        if path.stat().st_size == 0:
+            raise UnusablePicture("the file is empty (0 bytes)")
+        return file_sha256(path)
     except OSError as error:
         raise UnusablePicture(f"it cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ its prompt asked for). Sizes are (height, width) in pixels; colours are RGB, 0-2
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -194,18 +195,14 @@ def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:
     return reading.colour in words, reading.shape in words, named_background in (None, reading.background)
 
 
+@cache
 def _templates() -> dict[str, np.ndarray]:
-    if not _TEMPLATES:
-        for shape in SHAPES:
-            image = Image.new("RGB", (256, 256))
-            draw_shape(image, shape, centre_yx=(128, 128), radius=90, colour=(255, 255, 255))
-            silhouette = _silhouette(np.asarray(image)[..., 0] > 127)
-            assert silhouette is not None
-            _TEMPLATES[shape] = silhouette
-    return _TEMPLATES
-
-
-_TEMPLATES: dict[str, np.ndarray] = {}
+    templates = {}
+    for shape in SHAPES:
+        image = Image.new("RGB", (256, 256))
+        draw_shape(image, shape, centre_yx=(128, 128), radius=90, colour=(255, 255, 255))
+        templates[shape] = _silhouette(np.asarray(image)[..., 0] > 127)
+    return templates
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

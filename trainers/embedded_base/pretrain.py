@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,15 +28,15 @@ from ..sdxl.encode import encode_means
 from ..sdxl.export import write_checkpoint
 from ..sdxl.layout import Part
 from ..sdxl.model import SDXLModel, build_model
-from ..sdxl.objective import add_noise
+from ..sdxl.objective import alphas_cumprod
 from ..sdxl.sampling import decode_means, sample_pictures
+from ..sdxl.step import Batch, Objective, weighted_losses
 from ..sdxl.tokenizer import END_TOKEN, tokenize
 from . import SHIPPED_WEIGHTS, TOKEN_TABLES, pictures
 from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae
 
 logger = logging.getLogger(__name__)
 
-NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 # Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket of about its area.
 BUCKETS_HW = {(128, 128): 0.6, (160, 96): 0.2, (96, 160): 0.2}
 CAPTION_DROPOUT = 0.1
@@ -203,14 +203,14 @@ def train_base(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in trainable.items()}
     optimizer = torch.optim.AdamW(trainable.values(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule = DDPMScheduler(**NOISE_SCHEDULE)
+    objective = Objective(alphas_cumprod(zero_terminal_snr=False), "epsilon", min_snr_gamma)
     rng = random.Random(seed)
     buckets = _encode_pictures(num_pictures, rng)
     losses: list[float] = []
     started = time.monotonic()
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = _base_loss(model, schedule, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, min_snr_gamma, noise_offset)
+        loss = _base_loss(model, objective, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, noise_offset)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -247,7 +247,7 @@ def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
     return buckets
 
 
-def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, batch_size: int, min_snr_gamma: float, noise_offset: float) -> torch.Tensor:
+def _base_loss(model: TextToLatents, objective: Objective, bucket: _Bucket, batch_size: int, noise_offset: float) -> torch.Tensor:
     """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch.
 
     SDXL's schedule ends with a trace of the picture's mean colour in the noise. With latents of 16 x 16 the base learns to read the
@@ -259,12 +259,8 @@ def _base_loss(model: TextToLatents, schedule: DDPMScheduler, bucket: _Bucket, b
     latents = bucket.latents[chosen]
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,))
     noise += noise_offset * torch.randn(batch_size, 4, 1, 1)
-    conditions = {"text_embeds": pooled, "time_ids": _random_size_ids(bucket.size_hw, batch_size)}
-    noisy_latents = add_noise(latents, noise, schedule.alphas_cumprod[timesteps])
-    prediction = model.unet(noisy_latents, timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
-    alphas = schedule.alphas_cumprod[timesteps]
-    snr = alphas / (1 - alphas)
-    return ((prediction - noise).square().mean((1, 2, 3)) * snr.clamp(max=min_snr_gamma) / snr).mean()
+    batch = Batch(latents, noise, timesteps, prompt_embeds, pooled, _random_size_ids(bucket.size_hw, batch_size))
+    return weighted_losses(model.unet, batch, objective).mean()
 
 
 def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:

@@ -32,7 +32,8 @@ from .layout import (
     unet_to_ldm,
     vae_to_ldm,
 )
-from .model import NOISE_SCHEDULE, SDXLModel
+from .model import SDXLModel
+from .objective import NOISE_SCHEDULE
 from .tokenizer import CHUNK_LENGTH, MERGES_FILE, vocabulary
 
 _COMPONENTS = {

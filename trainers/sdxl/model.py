@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ..lora_metadata import file_sha256, legacy_file_hash
+from ..file_hash import file_sha256, legacy_file_hash
 from .inspect_weights import (
     PART_NAMES,
     check_config,
@@ -36,6 +36,7 @@ from .inspect_weights import (
     vae_config,
 )
 from .layout import LDM_PREFIX, PARTS, Part, bare_text_name, is_vae_attention_matrix, ldm_to_text_encoder_2, ldm_to_unet, ldm_to_vae, modern_vae_names
+from .objective import NOISE_SCHEDULE
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ PredictionType = Literal["epsilon", "v_prediction"]
 StateDict = Mapping[str, Tensor]
 
 # SDXL's noise schedule; a scheduler config that says otherwise belongs to a model that this trainer would train wrongly.
-NOISE_SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _FILE_STEMS: dict[Part, str] = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 

@@ -3,11 +3,15 @@
 Letters: B batch, C channels, H W latent height and width, T timesteps of the schedule (1000).
 """
 
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
+# diffusers' settings of the schedule that all SDXL models share.
+NOISE_SCHEDULE: dict[str, Any] = {"num_train_timesteps": NUM_TIMESTEPS, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def alphas_cumprod(*, zero_terminal_snr: bool) -> Tensor:
@@ -15,9 +19,7 @@ def alphas_cumprod(*, zero_terminal_snr: bool) -> Tensor:
 
     With zero_terminal_snr the betas are rescaled so that the last step is pure noise (Lin et al. 2023, algorithm 1).
     """
-    schedule = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=NUM_TIMESTEPS, rescale_betas_zero_snr=zero_terminal_snr
-    )
+    schedule = DDPMScheduler(**NOISE_SCHEDULE, rescale_betas_zero_snr=zero_terminal_snr)
     return schedule.alphas_cumprod
 
 

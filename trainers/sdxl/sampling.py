@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
 from .model import SDXLModel
-from .objective import size_ids
+from .objective import NOISE_SCHEDULE, size_ids
 from .text import encode_captions
 
 
@@ -67,9 +67,7 @@ def decode_means(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 def _scheduler(model: SDXLModel) -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **NOISE_SCHEDULE,
         clip_sample=False,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
