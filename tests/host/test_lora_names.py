@@ -1,9 +1,7 @@
 """The names of our LoRA files against ComfyUI's own key map, in a real checkout."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,24 +23,11 @@ SDXL_UNET: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-COMFYUI = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
-
 # Runs in the checkout: ComfyUI's modules of the real SDXL on the meta device, and the names it knows for their weights.
 PRINT_KEY_MAP = """
 import json
 from pathlib import Path
 from types import SimpleNamespace
-
-import torch
-from comfy.cli_args import args
-
-args.cpu = True
-try:
-    import torchvision
-except RuntimeError:  # PyPI's torchvision beside the CPU build of torch: its operators do not load, but declared they let it be imported
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import comfy.lora
 import comfy.ops
@@ -72,26 +57,10 @@ print("KEY_MAP" + json.dumps(key_map))
 
 
 @pytest.fixture(scope="module")
-def key_map() -> dict[str, str]:
+def key_map(run_in_comfyui: Callable[..., str]) -> dict[str, str]:
     """LoRA name -> weight, as ComfyUI has it for SDXL."""
-    interpreter = _comfyui_python()
-    command = [str(interpreter), "-c", PRINT_KEY_MAP]
-    environment = {**os.environ, "PYTHONPATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, check=False, cwd=COMFYUI, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("KEY_MAP")]
+    (line,) = [line for line in run_in_comfyui(PRINT_KEY_MAP).splitlines() if line.startswith("KEY_MAP")]
     return json.loads(line.removeprefix("KEY_MAP"))
-
-
-def _comfyui_python() -> Path:
-    if not (COMFYUI / "comfy" / "lora.py").is_file():
-        pytest.skip(f"no ComfyUI checkout at {COMFYUI}: set COMFYUI_DIR to compare LoRA names with ComfyUI's")
-    chosen = os.environ.get("COMFYUI_PYTHON")
-    places = [COMFYUI / folder / interpreter for folder in ("venv", ".venv") for interpreter in ("bin/python", "Scripts/python.exe")]
-    found = [Path(chosen)] if chosen else [place for place in places if place.exists()]
-    if not found:
-        pytest.skip(f"{COMFYUI} has no interpreter of its own (venv or .venv): set COMFYUI_PYTHON to compare LoRA names with ComfyUI's")
-    return found[0]
 
 
 def test_comfyui_knows_every_module_of_the_real_sdxl_and_means_the_same_weight(key_map):

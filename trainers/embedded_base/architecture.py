@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 TEXT_WIDTH_1, TEXT_WIDTH_2 = 64, 128
-NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 2, 3
+NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 3, 3  # ComfyUI takes the penultimate of at least three
 VOCABULARY_SIZE = 49408
 TOKEN_TABLE_SEED = 7
 RESOLUTION = 128

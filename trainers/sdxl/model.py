@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 PredictionType = Literal["epsilon", "v_prediction"]
 StateDict = Mapping[str, Tensor]
 
-# SDXL's noise schedule; a scheduler config that says otherwise belongs to a model that this trainer would train wrongly.
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _FILE_STEMS: dict[Part, str] = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 
@@ -290,6 +289,7 @@ def _read_prediction(folder: Path) -> tuple[PredictionType, bool]:
     name = scheduler.get("_class_name", "")
     if name.startswith("EDM"):
         raise ValueError(f"its scheduler is {name}: it was trained with EDM's noise levels (Playground v2.5), not SDXL's")
+    # A scheduler config that says otherwise belongs to a model that this trainer would train wrongly.
     for setting, value in NOISE_SCHEDULE.items():
         if scheduler.get(setting, value) != value:
             raise ValueError(f"its scheduler has {setting} {scheduler[setting]}, SDXL's has {value}")

@@ -1,0 +1,103 @@
+"""The embedded base model and a LoRA trained on it, in ComfyUI's own code: the same embeddings, every module patched, the same change."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainers.embedded_base import write_embedded_checkpoint
+from trainers.lora_format import LoraModule, kohya_names, save_lora, to_kohya, weighted_modules
+from trainers.sdxl.adapters import merge_lora, unet_targets
+from trainers.sdxl.model import load_model
+from trainers.sdxl.text import encode_captions
+
+PROMPT = "a small red circle on the left on a white background"
+
+# ComfyUI recognises models by exact sizes and knows only full-size text encoders and VAEs: tell it ours, then use its own loaders.
+RUN = f"""
+import json
+import sys
+
+import comfy.sd
+import comfy.sdxl_clip
+import comfy.supported_models
+from comfy.supported_models_base import ClipTarget
+from safetensors.torch import save_file
+
+shared = dict(num_hidden_layers=3, eos_token_id=49407, max_position_embeddings=77)
+CLIP_L = dict(hidden_size=64, intermediate_size=256, num_attention_heads=1, projection_dim=64, hidden_act="quick_gelu", **shared)
+CLIP_G = dict(hidden_size=128, intermediate_size=512, num_attention_heads=2, projection_dim=128, hidden_act="gelu", **shared)
+VAE = dict(double_z=True, z_channels=4, resolution=128, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 2, 2], num_res_blocks=1, attn_resolutions=[])
+VAE["dropout"] = 0.0
+
+
+class EmbeddedClip(comfy.sdxl_clip.SDXLClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options={{}}):
+        super().__init__(device=device, dtype=dtype, model_options={{**model_options, "clip_l_model_config": CLIP_L, "clip_g_model_config": CLIP_G}})
+
+
+class EmbeddedBase(comfy.supported_models.SDXL):
+    unet_config = dict(
+        model_channels=64, use_linear_in_transformer=True, context_dim=192, adm_in_channels=128 + 6 * 256, use_temporal_attention=False,
+        transformer_depth=[1, 1, 1, 1, 1, 1],
+    )
+
+    def clip_target(self, state_dict={{}}):
+        return ClipTarget(comfy.sdxl_clip.SDXLTokenizer, EmbeddedClip)
+
+
+comfy.supported_models.models.insert(0, EmbeddedBase)
+load_vae = comfy.sd.VAE.__init__
+comfy.sd.VAE.__init__ = lambda self, sd=None, **settings: load_vae(self, sd=sd, **{{**settings, "config": {{"params": {{"embed_dim": 4, "ddconfig": VAE}}}}}})
+
+base, lora, output = sys.argv[1:]
+with torch.inference_mode():
+    model, clip, vae = comfy.sd.load_checkpoint_guess_config(base)[:3]
+    embeddings, pooled = clip.encode_from_tokens(clip.tokenize({PROMPT!r}), return_pooled=True)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(lora), 1.0, 0.0)
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    weight = patched.patch_weight_to_device(key, return_weight=True)
+    picture = vae.decode(torch.zeros(1, 4, 16, 16))
+    save_file({{"embeddings": embeddings.clone(), "pooled": pooled.clone(), "weight": weight.clone(), "picture": picture.contiguous()}}, output)
+print("RESULT" + json.dumps({{"patches": len(patched.patches)}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    """The checkpoint, and a LoRA of random weights on all default targets, with alpha at half the rank."""
+    folder = tmp_path_factory.mktemp("host")
+    write_embedded_checkpoint(folder / "base.safetensors")
+    model = load_model(folder / "base.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    modules = {}
+    for path in unet_targets(model.unet, "attention_mlp"):
+        layer = model.unet.get_submodule(path)
+        assert isinstance(layer, torch.nn.Linear)
+        down, up = (torch.randn(shape, generator=generator) * 0.05 for shape in ((4, layer.in_features), (layer.out_features, 4)))
+        modules["unet", path] = LoraModule(down, up, alpha=2.0)
+    names = kohya_names(weighted_modules(model.unet), [], [])
+    save_lora(folder / "lora.safetensors", to_kohya(modules, names, dtype=torch.float32), {})
+    merge_lora(modules, {"unet": torch.nn.Module.float(model.unet)})
+    torch.save(model.unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"], folder / "merged.pt")
+    return folder / "base.safetensors", folder / "lora.safetensors"
+
+
+def test_comfyui_draws_with_the_embedded_base_and_applies_a_lora_as_we_do(run_in_comfyui: Callable[..., str], files):
+    base, lora = files
+    output = base.parent / "comfyui.safetensors"
+    (line,) = [line for line in run_in_comfyui(RUN, base, lora, output).splitlines() if line.startswith("RESULT")]
+    assert json.loads(line.removeprefix("RESULT")) == {"patches": 192}
+    theirs = load_file(output)
+
+    model = load_model(base)
+    encoders = [torch.nn.Module.float(encoder) for encoder in (model.text_encoder, model.text_encoder_2)]
+    with torch.no_grad():
+        ours = encode_captions(*encoders, [PROMPT])
+    torch.testing.assert_close(theirs["embeddings"].float(), ours.prompt_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs["pooled"].float(), ours.pooled_prompt_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs["weight"].float(), torch.load(base.parent / "merged.pt", weights_only=True), rtol=1e-3, atol=1e-4)
+    assert theirs["picture"].shape == (1, 128, 128, 3) and torch.isfinite(theirs["picture"]).all()
