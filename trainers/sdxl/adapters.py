@@ -128,7 +128,7 @@ def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSetti
     """
     model.requires_grad_(False)
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, init_lora_weights=False)  # pyright: ignore[reportArgumentType]
-    lora._register_custom_module({nn.Linear: InPlaceLoraLinear})
+    lora._register_custom_module({nn.Linear: InPlaceLoraLinear})  # PEFT's documented, if private, way to bring a layer of one's own
     with torch.random.fork_rng(devices=[]):  # PEFT makes its layers with torch's own initialization, on the CPU
         inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
     parameters = []
@@ -170,9 +170,9 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 @torch.no_grad()
 def merge_lora(modules: dict[ModuleKey, LoraModule], parts: dict[str, nn.Module], *, strength: float = 1.0) -> None:
     """Add a LoRA to the weights themselves: W + strength * alpha / rank * up @ down. For sampling; not to be trained on."""
-    for (component, path), module in modules.items():
-        layers = {name.removeprefix("text_model."): layer for name, layer in parts[component].named_modules()}
-        layer = layers[path]
+    layers = {(component, name.removeprefix("text_model.")): layer for component, part in parts.items() for name, layer in part.named_modules()}
+    for key, module in modules.items():
+        layer = layers[key]
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
         delta = module.up.float().flatten(1) @ module.down.float().flatten(1)
         layer.weight += (strength * module.alpha / module.rank * delta).reshape(layer.weight.shape).to(layer.weight)
