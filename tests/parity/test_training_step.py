@@ -86,7 +86,8 @@ def test_three_steps_equal_an_independent_implementation(case, pictures, tmp_pat
     recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, reference)
     for step, ours in enumerate(recorded, start=1):
         loss, gradients = reference.gradients(ours)
-        assert ours.loss == pytest.approx(loss, rel=1e-6)
+        # From the second step on the weights differ by Adam's rounding (see below), and the loss by what follows from it.
+        assert ours.loss == pytest.approx(loss, rel=1e-6 if step == 1 else 1e-5)
         theirs, mine = flat(gradients), flat(ours.gradients)
         assert cosine(mine, theirs) > 1 - 1e-9
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
