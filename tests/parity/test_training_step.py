@@ -23,6 +23,7 @@ from trainers.run_folder import RunFolder
 from trainers.sdxl import trainer as trainer_module
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model import SDXLModel, build_model
+from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_run
 from trainers.sdxl.step import Batch
 from trainers.sdxl.trainer import TrainingLoop
@@ -86,8 +87,7 @@ def test_three_steps_equal_an_independent_implementation(case, pictures, tmp_pat
     recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, reference)
     for step, ours in enumerate(recorded, start=1):
         loss, gradients = reference.gradients(ours)
-        # From the second step on the weights differ by Adam's rounding (see below), and the loss by what follows from it.
-        assert ours.loss == pytest.approx(loss, rel=1e-6 if step == 1 else 1e-5)
+        assert ours.loss == pytest.approx(loss, rel=1e-6)
         theirs, mine = flat(gradients), flat(ours.gradients)
         assert cosine(mine, theirs) > 1 - 1e-9
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
@@ -151,7 +151,11 @@ class Reference:
         if config.zero_terminal_snr == "on":
             root = alphas.sqrt()
             alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        self.alphas = alphas
+        # diffusers and sd-scripts go from the rescaled alphas back to betas and multiply again, which rounds in the sixth digit; the
+        # steps are then compared on the schedule in use.
+        in_use = alphas_cumprod(zero_terminal_snr=config.zero_terminal_snr == "on")
+        torch.testing.assert_close(in_use, alphas, rtol=2e-5, atol=1e-8)
+        self.alphas = in_use
 
     def adopt(self, adapted) -> None:
         """Take the initial LoRA weights, name by name, and hang own LoRA layers into the reference's modules."""
