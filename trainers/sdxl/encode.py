@@ -69,11 +69,11 @@ def _pixel_values(item: TrainingItem) -> Tensor:
 
 def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
     """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture always has the same latents."""
-    latents = encode_means(vae, pixel_values.to(vae.device, vae.dtype)) * vae.config["scaling_factor"]
+    latents = encode_means(vae, pixel_values.to(vae.device)) * vae.config["scaling_factor"]
     if not torch.isfinite(latents).all():
         raise ValueError(
-            f"{name}: the VAE gave NaN or infinite latents in {str(vae.dtype).removeprefix('torch.')}. The picture was not cached. "
-            "Use the VAE in float32 (or the sdxl-vae-fp16-fix), and check the base model's VAE with another picture"
+            f"{name}: the VAE gave NaN or infinite latents in float32. The picture was not cached. "
+            "Is the base model's VAE damaged? Try another one, such as sdxl_vae.safetensors"
         )
     return latents[0].float()
 

@@ -175,7 +175,7 @@ def _load_checkpoint(path: Path) -> SDXLModel:
     # As ComfyUI tells them apart: a checkpoint carries these keys, with empty tensors, when it predicts v.
     predicts_v = "v_pred" in names
     return build_model(
-        {part: _from_ldm(part, tensors[part]) for part in PARTS},
+        {part: from_ldm(part, tensors[part]) for part in PARTS},
         prediction_type="v_prediction" if predicts_v else "epsilon",
         zero_terminal_snr=predicts_v and "ztsnr" in names,
         name=path.stem,
@@ -183,8 +183,8 @@ def _load_checkpoint(path: Path) -> SDXLModel:
     )
 
 
-def _from_ldm(part: Part, tensors: StateDict) -> StateDict:
-    """The same tensors, or views of them, under diffusers' and transformers' names."""
+def from_ldm(part: Part, tensors: StateDict) -> StateDict:
+    """The same tensors, or views of them, under diffusers' and transformers' names. `tensors` has LDM names without the part's prefix."""
     match part:
         case "unet":
             return {name: tensors[ldm] for ldm, name in ldm_to_unet(tensors).items()}

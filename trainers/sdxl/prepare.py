@@ -21,6 +21,7 @@ from ..optim import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_st
 from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
+from .float32_compute import float32_compute
 from .model import SDXLModel
 from .objective import alphas_cumprod
 from .step import Objective
@@ -99,7 +100,7 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def _moved(module: ModuleT, device: torch.device, dtype: torch.dtype) -> ModuleT:
+def _moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
     """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32, of which SDXL has none."""
     nn.Module.to(module, device, dtype)
     return module
@@ -123,9 +124,10 @@ def _cache_latents(items: list[TrainingItem], model: SDXLModel, host: Host, cach
     assert model.vae is not None
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
-    vae = _moved(model.vae, host.device, torch.float32).eval()
-    for own_items in _own_share_first(items, world):
-        store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
+    vae = _moved(model.vae, host.device)
+    with float32_compute(vae):
+        for own_items in _own_share_first(items, world):
+            store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
     model.vae = None
     del vae
     host.release_memory()
@@ -145,16 +147,13 @@ def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, c
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
     captions = sorted({"", *(item.image.caption for item in items)})
     host.report(StageStarted("caching", len(captions)))
-    _encoders_to(model, host.device)
-    store.encode(captions, model, host)
+    _, encoder, encoder_2 = _adaptable_parts(model)
+    with float32_compute(_moved(encoder, host.device)), float32_compute(_moved(encoder_2, host.device)):
+        store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
+    del encoder, encoder_2
     host.release_memory()
     return store
-
-
-def _encoders_to(model: SDXLModel, device: torch.device) -> None:
-    for encoder in _adaptable_parts(model)[1:]:
-        _moved(encoder, device, torch.float32).eval()
 
 
 def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype) -> dict[Component, tuple[nn.Module, ParameterGroup]]:
