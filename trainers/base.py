@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from .dataset import Dataset
@@ -53,13 +54,22 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class SamplesDrawn:
+    """Pictures that the LoRA as of `step` draws, side by side."""
+
+    picture: Image.Image
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user should know and that does not stop the run."""
 
     message: str
 
 
-Event = StageStarted | StageProgress | StepDone | CheckpointSaved | Notice
+Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | Notice
 
 
 class Interrupted(BaseException):

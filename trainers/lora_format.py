@@ -146,6 +146,23 @@ def verify_lora(path: Path, names: Mapping[ModuleKey, str], *, expected: Collect
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
+def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Load a file that was just written, of whatever LoRA, and compare it with what it was written from.
+
+    Raises:
+        RuntimeError: it is not the same, a value is not finite, or all weights are zero.
+    """
+    found, _ = _load(path)
+    different = [name for name in {**tensors, **found} if name not in found or name not in tensors or not torch.equal(found[name], tensors[name])]
+    if different:
+        raise RuntimeError(f"{path}: {len(different)} tensors are not what was written: {_first(different)}. Is the disk damaged?")
+    broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {_first(broken)}")
+    if not any(bool(tensor.any()) for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight", ".diff"))):
+        raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing trained?")
+
+
 def _check_complete(path: Path, modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], expected: Collection[ModuleKey]) -> None:
     missing = [" ".join(key) for key in expected if key not in modules]
     if missing:

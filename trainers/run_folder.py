@@ -39,15 +39,18 @@ def check_output_name(name: str) -> str:
 
 
 class RunFolder:
-    """Owns `<output folder>/runs/<name>-<date>-<time>` and the name of the final file."""
+    """Owns `<output folder>/runs/<name>-<date>-<time>` and the name of the final file.
 
-    def __init__(self, output_folder: Path, name: str) -> None:
+    The final file lies in the output folder, where its name must be free; or, with `keep_inside`, in the run's own folder.
+    """
+
+    def __init__(self, output_folder: Path, name: str, *, keep_inside: bool = False) -> None:
         self.name = check_output_name(name)
         self.output_folder = output_folder
-        self.final_path = output_folder / f"{self.name}.safetensors"
+        self.path = free_path(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.final_path = (self.path if keep_inside else output_folder) / f"{self.name}.safetensors"
         if self.final_path.exists():
             raise FileExistsError(f"{self.final_path} exists already. Choose another output name; it was not overwritten")
-        self.path = _free_name(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
     @property
     def checkpoints(self) -> Path:
@@ -104,8 +107,10 @@ class LossLog:
             self._flushed_at = time.monotonic()
 
 
-def _free_name(path: Path) -> Path:
-    candidates = (path.with_name(f"{path.name}-{i}") if i > 1 else path for i in range(1, 10_000))
+def free_path(path: Path) -> Path:
+    """The path, or with -2, -3, ... before its .safetensors, the first that does not exist."""
+    stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
+    candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
     return next(candidate for candidate in candidates if not candidate.exists())
 
 

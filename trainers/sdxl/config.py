@@ -59,6 +59,10 @@ class SDXLConfig:
     save_every_n_steps: int = param(0, "Save a checkpoint every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True)
     save_every_n_epochs: int = param(0, "Save a checkpoint every so many epochs. 0: none.", min=0, max=100_000, advanced=True)
     save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"), advanced=True)
+    sample_every_n_steps: int = param(
+        0, "Draw two pictures with the LoRA before the first step and every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True
+    )
+    sample_prompt: str = param("", "Prompt of these pictures. Empty: the first picture's caption.", advanced=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -19,7 +19,7 @@ from ..dataset import Dataset
 from ..distributed import World
 from ..host import Host
 from ..lora_format import Verification, save_lora, to_kohya, verify_lora
-from ..run_folder import LossLog, RunFolder
+from ..run_folder import LossLog, RunFolder, free_path
 from .config import SDXLConfig
 from .metadata import training_metadata
 from .model import SDXLModel
@@ -223,7 +223,7 @@ class TrainingLoop:
 
     def _save_final(self) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        path = _free_path(self._folder.final_path)
+        path = free_path(self._folder.final_path)  # the name was free when the run began; another run may have taken it meanwhile
         if self._world.is_main:
             verification = self._write_lora(path)
             duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
@@ -313,9 +313,3 @@ def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: 
     raise NonFiniteLoss(
         f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good step are kept as a checkpoint"
     )
-
-
-def _free_path(path: Path) -> Path:
-    """The name was free when the run began; if another run took it meanwhile, the next number is used: nothing is lost."""
-    candidates = (path, *(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(2, 10_000)))
-    return next(candidate for candidate in candidates if not candidate.exists())

@@ -1,0 +1,70 @@
+"""LoRAs as ComfyUI applies them: LORA_MODEL to MODEL and CLIP, and whether every module of one finds its place."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedLora:
+    """`patches` by weight name; `num_modules` of the LoRA's that found their place, and the names of tensors that did not."""
+
+    patches: dict[Any, Any]
+    num_modules: int
+    unknown: list[str]
+
+
+class GraphLora(dict[str, Tensor]):
+    """A LORA_MODEL: CPU tensors under kohya's names, as core's nodes take it; with what Save LoRA writes beside them.
+
+    `metadata` is for the file's header; `num_modules` of its modules load in the model that it was trained on.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, metadata: dict[str, str], num_modules: int) -> None:
+        super().__init__(tensors)
+        self.metadata = metadata
+        self.num_modules = num_modules
+
+
+def load_lora(lora: Mapping[str, Tensor], model: Any, clip: Any) -> LoadedLora:
+    """Find each module's place by ComfyUI's own key map for the MODEL and the CLIP (either may be None)."""
+    key_map: dict[str, Any] = {}
+    if model is not None:
+        key_map = comfy.lora.model_lora_keys_unet(model.model, key_map)
+    if clip is not None:
+        key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
+    tensors = comfy.lora_convert.convert_lora(dict(lora))
+    patches = comfy.lora.load_lora(tensors, key_map, log_missing=False)
+    return LoadedLora(patches, len(patches), [name for name in tensors if not _has_place(name, key_map)])
+
+
+def _has_place(tensor_name: str, key_map: Mapping[str, Any]) -> bool:
+    parts = tensor_name.split(".")
+    return any(".".join(parts[:end]) in key_map for end in range(1, len(parts)))
+
+
+def apply_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_model: float, strength_clip: float) -> tuple[Any, Any, LoadedLora]:
+    """MODEL and CLIP with the LoRA as patches, as core's Load LoRA applies a file. `clip` may be None.
+
+    Raises:
+        ValueError: no module of the LoRA fits, so that it was made for another kind of model.
+    """
+    loaded = load_lora(lora, model, clip)
+    if not loaded.patches:
+        raise ValueError(
+            f"none of the LoRA's {len(lora)} tensors fits this MODEL or CLIP, such as {next(iter(lora), 'nothing: it is empty')}. Was it made for it?"
+        )
+    if loaded.unknown:
+        logger.warning("%d tensors of the LoRA fit neither MODEL nor CLIP, such as %s", len(loaded.unknown), loaded.unknown[0])
+    patched_model, patched_clip = model.clone(), clip.clone() if clip is not None else None
+    patched_model.add_patches(loaded.patches, strength_model)
+    if patched_clip is not None:
+        patched_clip.add_patches(loaded.patches, strength_clip)
+    return patched_model, patched_clip, loaded

@@ -1,0 +1,153 @@
+"""ComfyHost: a trainer's events as ComfyUI's progress bar, progress text and previews; its interrupts; its device."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+from ...trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
+from ...trainers.host import DeviceMemory
+from ...trainers.loss_plot import draw_loss_plot
+
+logger = logging.getLogger(__name__)
+
+# One update is up to four messages (progress, progress_state, text, preview): four messages a second at most.
+SECONDS_BETWEEN_UPDATES = 1.0
+SECONDS_BETWEEN_PREVIEWS = 5.0
+PREVIEW_SIZE = 900
+
+
+@dataclass
+class _State:
+    """What the node shows now."""
+
+    step: int = 0
+    total: int = 1
+    text: str = ""
+
+
+class ComfyHost(DeviceMemory):
+    """The host of one node's run. Make it inside the node's execute: it speaks for the node that is being executed."""
+
+    def __init__(self) -> None:
+        super().__init__(comfy.model_management.get_torch_device())
+        context = get_executing_context()
+        self._node_id = context.node_id if context else None
+        self._bar = comfy.utils.ProgressBar(1, node_id=self._node_id)
+        self._state = _State()
+        self._losses: list[float] = []
+        self._samples: Image.Image | None = None
+        self._updated_at = self._previewed_at = float("-inf")
+
+    def check_interrupted(self) -> None:
+        """ComfyUI's flag stays set: `cancellable` takes it down when the trainer has stopped."""
+        if comfy.model_management.processing_interrupted():
+            raise Interrupted("cancelled in ComfyUI")
+
+    def release_memory(self) -> None:
+        comfy.model_management.soft_empty_cache()
+
+    def report(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage, total):
+                self._state = _State(0, max(total, 1), stage)
+            case StageProgress():
+                self._state = _State(event.step, event.total, f"{event.stage} {event.step}/{event.total}: {event.detail}")
+            case StepDone():
+                self._losses.append(event.loss)
+                self._state = _State(event.step, event.total, _step_text(event))
+            case SamplesDrawn():
+                self._samples = event.picture
+                self._previewed_at = float("-inf")
+            case CheckpointSaved():
+                logger.info("step %d: saved %s", event.step, event.path)
+            case Notice():
+                logger.info(event.message)
+                self._state.text = event.message
+        self._update()
+
+    def _update(self) -> None:
+        """Send the state as it is now, unless something was sent less than a second ago; the next event then brings it."""
+        now = time.monotonic()
+        if now - self._updated_at < SECONDS_BETWEEN_UPDATES:
+            return
+        self._updated_at = now
+        self.send_text(self._state.text)
+        try:
+            self._bar.update_absolute(self._state.step, self._state.total, self._preview(now))
+        except comfy.model_management.InterruptProcessingException:
+            comfy.model_management.interrupt_current_processing(True)  # it took the flag down; the trainer saves first
+            raise Interrupted("cancelled in ComfyUI") from None
+
+    def counter(self, stage: str) -> Callable[[int, int, str], None]:
+        """For functions that count (done, total, name)."""
+        return lambda done, total, name: self.report(StageProgress(stage, done, total, name))
+
+    def byte_counter(self, stage: str) -> Callable[[int, int], None]:
+        """For functions that count (bytes done, bytes in all, or 0 when that is unknown), in megabytes."""
+        return lambda done, total: self.report(StageProgress(stage, done >> 20, max(total, done) >> 20, "MB"))
+
+    def send_text(self, text: str) -> None:
+        server = PromptServer.instance
+        if self._node_id is not None:
+            server.send_progress_text(text, self._node_id, server.client_id)
+
+    def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:
+        if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
+            return None
+        self._previewed_at = now
+        return ("PNG", _stacked(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+
+
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own nodes do."""
+    try:
+        yield
+    except Interrupted:
+        comfy.model_management.interrupt_current_processing(False)
+        raise comfy.model_management.InterruptProcessingException from None
+
+
+def _step_text(event: StepDone) -> str:
+    speed = event.steps_per_second
+    rate = f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
+    parts = [f"step {event.step}/{event.total}", f"loss {event.average_loss:.4f}", rate, f"ETA {_duration(event.eta_seconds)}"]
+    if event.memory_bytes:
+        parts.append(f"{event.memory_bytes / 2**30:.1f} GB")
+    return " · ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _stacked(samples: Image.Image | None, plot: Image.Image) -> Image.Image:
+    """The samples above the loss plot, both at the same width."""
+    if samples is None:
+        return plot
+    samples = samples.resize((plot.width, round(samples.height * plot.width / samples.width)))
+    both = Image.new("RGB", (plot.width, samples.height + plot.height))
+    both.paste(samples, (0, 0))
+    both.paste(plot, (0, samples.height))
+    return both
+
+
+def compute_precision(weight_dtype: torch.dtype) -> str:
+    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype, so that they need not be copied."""
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device):
+        return "bf16" if weight_dtype == torch.bfloat16 else "no"
+    if comfy.model_management.should_use_bf16(device):
+        return "bf16"
+    return "fp16" if comfy.model_management.should_use_fp16(device) else "no"

@@ -1,0 +1,187 @@
+"""Where the pictures of Load Images come from: a folder, a zip, the address of one, or other nodes."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...trainers.dataset import CAPTION_EXTENSIONS, Dataset
+from ...trainers.file_hash import file_sha256
+from ...trainers.given_pictures import store_pictures
+from ...trainers.picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from . import folders
+from .progress import ComfyHost
+
+# A setting of the server's owner, and so of the environment: a shared workflow must not make this machine ask its neighbours.
+ALLOW_PRIVATE_URLS = "LORA_TRAINER_ALLOW_PRIVATE_URLS"
+MAX_DOWNLOAD_BYTES = 4 * 2**30
+PREVIEW_SIZE = 768
+
+
+@dataclass(frozen=True)
+class Source:
+    kind: Literal["folder", "zip", "url", "sockets"]
+    location: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A folder to scan. `name` is what the user calls it, where the folder's own name says nothing."""
+
+    folder: Path
+    name: str = ""
+
+    def named(self, dataset: Dataset) -> Dataset:
+        return replace(dataset, folder_name=self.name) if self.name else dataset
+
+
+def find_source(folder: str, path: str) -> Source:
+    """What the two widgets point at; nothing is read or fetched.
+
+    Raises:
+        ValueError, FileNotFoundError: both are set, or there is no such folder or zip.
+    """
+    path = path.strip().strip('"')
+    if folder != folders.NONE and path:
+        raise ValueError(f"folder ({folder}) and path ({path}) are both set. Empty path, or set folder to {folders.NONE}")
+    if folder != folders.NONE:
+        return _folder_source(folders.input_folder(folder))
+    if not path:
+        return Source("sockets")
+    if path.lower().startswith(("http://", "https://")):
+        return Source("url", path)
+    place = Path(path).expanduser()
+    if place.suffix.lower() == ".zip" and place.is_file():
+        return Source("zip", str(place))
+    return _folder_source(place)
+
+
+def _folder_source(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder or .zip file. Give the folder that holds the pictures")
+    levels = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
+    if not any(_is_ours(entry.name, EXTENSIONS + OTHER_PICTURE_EXTENSIONS) for level in levels for entry in level.iterdir()):
+        raise ValueError(f"{folder}: no pictures in it. Pictures are {', '.join(EXTENSIONS)}")
+    return Source("folder", str(folder))
+
+
+def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
+    """A hash of the names and bytes of all pictures and captions. Touching a file without changing it changes nothing."""
+    source = find_source(folder, path)
+    if source.kind == "zip":
+        return _file_hash(Path(source.location))
+    if source.kind != "folder":
+        return source.location
+    root = Path(source.location)
+    files = sorted(file for file in (root.rglob("*") if recursive else root.iterdir()) if _is_ours(file.name, _OUR_EXTENSIONS) and file.is_file())
+    lines = [f"{file.relative_to(root).as_posix()} {_file_hash(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+_OUR_EXTENSIONS = (*EXTENSIONS, *OTHER_PICTURE_EXTENSIONS, *(extension.lower() for extension in CAPTION_EXTENSIONS))
+
+
+def _is_ours(name: str, extensions: tuple[str, ...]) -> bool:
+    return name.lower().endswith(extensions) and not name.startswith(".")
+
+
+def _file_hash(path: Path) -> str:
+    status = path.stat()
+    return _hash_of_version(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=20_000)
+def _hash_of_version(path: str, _size: int, _modified_ns: int) -> str:
+    return file_sha256(Path(path))
+
+
+def open_source(source: Source, *, images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
+    """Bring the pictures into a folder on this machine, if they are not in one.
+
+    Raises:
+        ValueError: no source or more than one, or pictures, masks and captions that do not belong together.
+        OSError: an address cannot be fetched; the next run goes on where this one stopped.
+    """
+    if source.kind == "sockets":
+        return _store(images, masks, captions, host)
+    given = [name for name, value in (("images", images), ("masks", masks), ("captions", captions)) if value]
+    if given:
+        raise ValueError(f"{' and '.join(given)} are connected, and {source.location} is chosen too. Use one source: disconnect them, or empty folder and path")
+    if source.kind == "folder":
+        return Pictures(Path(source.location))
+    return _unpack(source, host)
+
+
+def _unpack(source: Source, host: ComfyHost) -> Pictures:
+    from ...trainers.download import download
+    from ...trainers.picture_archive import unpack_pictures
+
+    archive = Path(source.location)
+    if source.kind == "url":
+        archive = download(
+            source.location,
+            folders.cache_folder() / "downloads",
+            max_bytes=MAX_DOWNLOAD_BYTES,
+            allow_private=os.environ.get(ALLOW_PRIVATE_URLS) == "1",
+            check_interrupted=host.check_interrupted,
+            on_progress=host.byte_counter("downloading"),
+        )
+    folder = unpack_pictures(archive, folders.cache_folder() / "archives", check_interrupted=host.check_interrupted, on_progress=host.counter("unpacking"))
+    return Pictures(folder, name=Path(source.location.split("?")[0]).stem)
+
+
+def _store(images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
+    if not images:
+        raise ValueError("no pictures: choose a folder, write a path or an address, or connect images")
+    pictures = _pictures_of(images)
+    if masks:
+        pictures = _with_masks(pictures, _masks_of(masks))
+    folder = store_pictures(pictures, captions or [], folders.cache_folder() / "pictures", check_interrupted=host.check_interrupted)
+    return Pictures(folder, name="pictures")
+
+
+def _pictures_of(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
+    """From IMAGE tensors [B, height, width, 3 or 4] in 0..1."""
+    return [Image.fromarray(_eight_bits(picture)) for batch in batches for picture in batch]
+
+
+def _masks_of(batches: Iterable[torch.Tensor]) -> list[np.ndarray]:
+    """From MASK tensors [B, height, width] or [height, width] in 0..1."""
+    return [_eight_bits(mask) for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
+
+
+def _eight_bits(values: torch.Tensor) -> np.ndarray:
+    return (values.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def _with_masks(pictures: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[Image.Image]:
+    """The masks as the pictures' opacity."""
+    if len(masks) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures came, but {len(masks)} masks. Connect one mask per picture, in the same order")
+    empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
+    if empty:
+        raise ValueError(f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is learned: is Invert Mask missing?")
+    masked = []
+    for picture, mask in zip(pictures, masks, strict=True):
+        picture = picture.convert("RGB")
+        picture.putalpha(Image.fromarray(mask).resize(picture.size))
+        masked.append(picture)
+    return masked
+
+
+def image_list(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:
+    """IMAGE tensors [1, height, width, 3], none larger than PREVIEW_SIZE: two hundred photos at full size would fill the memory."""
+    tensors = []
+    for image in dataset.images:
+        host.check_interrupted()
+        picture = image.read()
+        picture.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+        tensors.append(torch.from_numpy(np.array(picture)).float().div(255)[None])
+    return tensors

@@ -1,0 +1,165 @@
+"""Training on the weights that the graph has loaded: MODEL, CLIP and VAE as an SDXLModel on the same memory.
+
+Everything a node receives was made under torch.inference_mode and cannot be saved for backward. A tensor set on the same storage
+outside of it can, and costs nothing. The weights are only ever read.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ...trainers.sdxl.inspect_weights import is_weight
+from ...trainers.sdxl.layout import Part
+from ...trainers.sdxl.model import SDXLModel, build_model, from_ldm
+
+_UNET, _VAE = "diffusion_model.", ""
+_TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
+_FLOAT8 = {getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)}
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Autograd as in a plain Python program; ComfyUI's inference mode is back afterwards, whatever happens.
+
+    Every model of the graph is unloaded first: its weights lie then unpatched in main memory, and the device is free.
+    """
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.soft_empty_cache()
+
+
+def borrow_model(model: Any, clip: Any, vae: Any) -> SDXLModel:
+    """The graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory; LoRAs and merges in them are part of its weights.
+
+    Call it in training_mode.
+
+    Raises:
+        ValueError: one of them is not there, not SDXL's, or in a form that cannot be trained on; the message names it.
+    """
+    prediction_type, zero_terminal_snr = _prediction(model)
+    path = _checkpoint_path(model)
+    state_dicts: dict[Part, Mapping[str, Tensor]] = {
+        "unet": from_ldm("unet", _weights("MODEL", _patcher("MODEL", model), _UNET)),
+        **{part: _text_encoder(clip, part) for part in _TEXT_ENCODERS},
+        "vae": _vae_weights(vae),
+    }
+    return build_model(
+        state_dicts,
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        name=path.stem if path else type(model.model).__name__,
+        path=path,
+    )
+
+
+def unet_dtype(model: Any) -> torch.dtype:
+    return next(model.model.diffusion_model.parameters()).dtype
+
+
+def ignored_patches(model: Any) -> list[str]:
+    """What the MODEL carries besides weights that acts when sampling and that training does not see, by name."""
+    options = model.model_options.get("transformer_options", {})
+    found = [name for name in model.object_patches if name != "model_sampling"]
+    found += [name for name in ("patches", "patches_replace", "wrappers") if options.get(name)]
+    return sorted({*found, *(name for name in model.model_options if "function" in name)})
+
+
+def _patcher(socket: str, owner: Any) -> Any:
+    """The ModelPatcher; refused is what changes the model outside of its weights."""
+    if owner is None:
+        raise ValueError(f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a whole SDXL checkpoint, or the separate loaders")
+    patcher = getattr(owner, "patcher", owner)
+    if patcher.injections or getattr(patcher, "weight_wrapper_patches", None):
+        raise ValueError(f"{socket} carries a LoRA in bypass mode, which is no part of its weights. Load it without bypass")
+    if patcher.hook_patches:
+        raise ValueError(f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are no part of its weights. Remove them before training")
+    return patcher
+
+
+def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
+    """The weights below `prefix` without it, patches applied, as normal tensors on the same memory."""
+    names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
+    return {name.removeprefix(prefix): _weight(socket, patcher, name) for name in names}
+
+
+def _weight(socket: str, patcher: Any, name: str) -> Tensor:
+    with torch.inference_mode():
+        if name in patcher.patches:
+            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
+        else:
+            weight = patcher.model.get_parameter(name)
+        weight = _plain(socket, name, weight)
+    return _alias(weight)
+
+
+def _plain(socket: str, name: str, weight: Tensor) -> Tensor:
+    """A weight in a floating-point format that layers compute with; 8-bit ones are converted, one at a time."""
+    if isinstance(weight, QuantizedTensor):
+        return weight.dequantize()
+    kind = type(weight.data) if isinstance(weight, nn.Parameter) else type(weight)
+    if kind is not Tensor:
+        raise ValueError(
+            f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be trained on. "
+            "Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
+        )
+    return weight.to(torch.bfloat16) if weight.dtype in _FLOAT8 else weight
+
+
+def _alias(weight: Tensor) -> Tensor:
+    """A tensor of this mode on the same memory: autograd refuses tensors that were made in inference mode."""
+    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
+
+
+def _text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
+    patcher = _patcher("CLIP", clip)
+    if not all(any(name.startswith(prefix) for name, _ in patcher.model.named_parameters()) for prefix in _TEXT_ENCODERS.values()):
+        raise ValueError(f"CLIP is not SDXL's but {type(patcher.model).__name__}: both CLIP-L and CLIP-G are needed. Use DualCLIPLoader with type sdxl")
+    if clip.layer_idx not in (None, -2):
+        raise ValueError(f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or remove the node")
+    weights = _weights("CLIP", patcher, _TEXT_ENCODERS[part])
+    return {name: weight for name, weight in weights.items() if is_weight(part, name)}
+
+
+def _vae_weights(vae: Any) -> Mapping[str, Tensor]:
+    weights = _weights("VAE", _patcher("VAE", vae), _VAE)
+    try:
+        return from_ldm("vae", weights)
+    except ValueError as error:
+        raise ValueError(f"VAE is not SDXL's but {type(vae.first_stage_model).__name__}. Load the checkpoint's own VAE or sdxl_vae.safetensors") from error
+
+
+def _prediction(model: Any) -> tuple[Any, bool]:
+    """Prediction type and zero terminal SNR as the graph samples with them, ModelSamplingDiscrete's patch included."""
+    if not isinstance(getattr(model, "model", None), comfy.model_base.SDXL):
+        found = type(model.model).__name__ if model is not None else "empty"
+        raise ValueError(f"MODEL is not SDXL but {found}. Choose an SDXL base model (SDXL 1.0, Pony, Illustrious, NoobAI and their kin)")
+    sampling = model.get_model_object("model_sampling")
+    noise_levels, predictions = comfy.model_sampling.ModelSamplingDiscrete, (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION)
+    others = (comfy.model_sampling.ModelSamplingDiscreteEDM, comfy.model_sampling.EDM, comfy.model_sampling.X0)
+    if not (isinstance(sampling, noise_levels) and isinstance(sampling, predictions)) or isinstance(sampling, others):
+        found = " with ".join(base.__name__ for base in type(sampling).__mro__[1:3])
+        raise ValueError(f"MODEL samples by {found}; SDXL is trained by epsilon or v_prediction. Remove the ModelSampling node, or use ModelSamplingDiscrete")
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return "v_prediction", bool(sampling.zsnr)
+    return "epsilon", False
+
+
+def _checkpoint_path(model: Any) -> Path | None:
+    """The file that the MODEL's weights came from; None when patches changed them, or no file is known."""
+    loaded_with = getattr(model, "cached_patcher_init", None)
+    if model.patches or not loaded_with or not isinstance(loaded_with[1][0], str):
+        return None
+    return Path(loaded_with[1][0])

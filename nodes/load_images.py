@@ -1,0 +1,103 @@
+"""Load Images: pictures and captions from a folder, a zip or other nodes, checked one by one, as the dataset of a training."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.dataset import DatasetConfig, scan_folder
+from .config_inputs import config_inputs
+from .host import folders
+from .host.progress import ComfyHost, cancellable
+from .host.sources import find_source, fingerprint, image_list, open_source
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+
+
+class LoadImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=ID_PREFIX + "LoadImages",
+            display_name="Load Images (LoRA Trainer)",
+            category=CATEGORY,
+            description="Pictures with their captions, from a folder, a zip or other nodes, for training a LoRA. Every picture is checked; the report names what is left out.",
+            search_aliases=["LoadImages", "dataset", "load folder", "training images", "kohya dataset", "zip"],
+            is_input_list=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=[folders.NONE, *folders.input_folders()],
+                    default=folders.NONE,
+                    optional=True,
+                    tooltip="A folder inside ComfyUI's input folder, with 10 to 200 pictures (png, jpg, jpeg, webp, bmp, avif), "
+                    "each with its caption in a .txt or .caption file of the same name.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    optional=True,
+                    tooltip="Instead of folder: a folder or .zip anywhere on the machine that runs ComfyUI, or the http(s) address of a .zip (up to 4 GB).",
+                ),
+                io.Image.Input(
+                    "images", optional=True, tooltip="Instead of folder or path: pictures from other nodes, as a batch or a list, of any sizes. At least 1."
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="With images: one mask per picture, white where it is to be learned; the rest is replaced by alpha_background. "
+                    "Load Image gives the inverse: put Invert Mask between.",
+                ),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="With images: one caption per picture, in the same order, or one for all. From a captioning node, for example.",
+                ),
+                *config_inputs(DatasetConfig, auto={}, leave_out={"images"}, visible={"trigger_word", "fallback_caption", "num_repeats"}),
+            ],
+            outputs=[
+                TrainingDataset.Output("dataset", tooltip="The pictures that can be used, with captions: for Train LoRA."),
+                io.Image.Output(
+                    "images", is_output_list=True, tooltip="The pictures as a list, at most 768 pixels wide or high: for looking at and for captioning."
+                ),
+                io.String.Output("report", tooltip="How many pictures were kept, and which were left out and why, as text."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None, recursive: list[bool] | None = None, **_: Any) -> str:
+        """Another value when a picture or caption file is added, removed or edited."""
+        return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
+
+    @classmethod
+    def validate_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None) -> bool | str:
+        try:
+            find_source(_first(folder, folders.NONE), _first(path, ""))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        folder: list[str] | None = None,
+        path: list[str] | None = None,
+        images: list[Any] | None = None,
+        masks: list[Any] | None = None,
+        captions: list[str] | None = None,
+        **settings: list[Any],
+    ) -> io.NodeOutput:
+        host = ComfyHost()
+        with cancellable():
+            source = find_source(_first(folder, folders.NONE), _first(path, ""))
+            pictures = open_source(source, images=images, masks=masks, captions=captions, host=host)
+            config = DatasetConfig(images=str(pictures.folder), **{name: values[0] for name, values in settings.items()})
+            dataset = pictures.named(scan_folder(config, check_interrupted=host.check_interrupted, on_progress=host.counter("checking")))
+            previews = image_list(dataset, host)
+        report = dataset.report.text()
+        host.send_text(report)
+        return io.NodeOutput(dataset, previews, report, ui={"text": [report]})
+
+
+def _first(values: list[Any] | None, default: Any) -> Any:
+    """The value of a widget: nodes that take lists get each as a list of one, or None while it is linked."""
+    return values[0] if values and values[0] is not None else default

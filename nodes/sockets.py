@@ -1,0 +1,8 @@
+"""The pack's own socket type. Everything else travels on ComfyUI's: MODEL, CLIP, VAE, IMAGE, MASK, STRING, LORA_MODEL, LOSS_MAP."""
+
+from comfy_api.latest import io
+
+CATEGORY = "training/LoRA Trainer"
+ID_PREFIX = "LoRATrainer_"
+
+TrainingDataset = io.Custom("LORA_TRAINER_DATASET")  # trainers.dataset.Dataset

@@ -1,0 +1,140 @@
+"""Train LoRA (SDXL): the trainer of trainers/sdxl on the graph's MODEL, CLIP and VAE."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.buckets import BucketConfig
+from ..trainers.run_folder import check_output_name
+from ..trainers.sdxl.config import SDXLConfig
+from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from .config_inputs import AUTO, config_inputs
+from .host import folders
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+
+FROM_GOAL, FROM_MEMORY = "from goal", "from memory"
+# What a preset decides while its widget is left open.
+OPEN_SETTINGS = {
+    "max_train_steps": f"{FROM_GOAL}, by the number of pictures",
+    **dict.fromkeys(("rank", "alpha", "learning_rate"), FROM_GOAL),
+    **dict.fromkeys(("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"), FROM_MEMORY),
+}
+_VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
+_OWN = {"seed", "network_weights"}
+
+
+def _preset_lines(presets: dict[str, Any]) -> str:
+    return "; ".join(f"{name}: {preset.text()}" for name, preset in presets.items())
+
+
+def _settings_inputs() -> list[io.Input]:
+    """The visible ones first, then what is advanced, in the order of the configs; new ones go to the end."""
+    leave_out = _OWN | _VISIBLE
+    own = [
+        *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE}, visible=_VISIBLE),
+        *config_inputs(
+            BucketConfig, auto=OPEN_SETTINGS, leave_out={spec for spec in BucketConfig.__dataclass_fields__ if spec not in _VISIBLE}, visible=_VISIBLE
+        ),
+    ]
+    advanced = [*config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out), *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out)]
+    return [*own, *_run_inputs(), *advanced, _network_weights()]
+
+
+def _run_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**53 - 1,  # what a browser counts exactly
+            control_after_generate=io.ControlAfterGenerate.fixed,  # the front end's own default would train anew with every Run
+            optional=True,
+            tooltip="Seed of everything random in the run. The same seed, settings, pictures and machine give the same LoRA.",
+        ),
+        io.String.Input(
+            "output_name",
+            default="lora",
+            optional=True,
+            tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the file that loaders list.",
+        ),
+    ]
+
+
+def _network_weights() -> io.Input:
+    return io.Combo.Input(
+        "network_weights",
+        options=[folders.NONE, *folders.lora_files()],
+        default=folders.NONE,
+        optional=True,
+        advanced=True,
+        tooltip="LoRA file to start from, of the same rank and layers.",
+    )
+
+
+class LoRATrainSDXL(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=ID_PREFIX + "LoRATrainSDXL",
+            display_name="Train LoRA (SDXL)",
+            category=CATEGORY,
+            description="Trains a LoRA on the SDXL model that is loaded in the graph. The result can be used by the next node at once; "
+            "everything is also kept in output/lora_trainer/runs.",
+            search_aliases=["LoRATrainSDXL", "train lora", "sdxl trainer", "kohya", "dreambooth", "fine-tune", "finetune"],
+            has_intermediate_output=True,
+            inputs=[
+                io.Model.Input("model", tooltip="SDXL base model, from any loader, merged or with LoRAs on it: they are part of the frozen base."),
+                io.Clip.Input("clip", tooltip="Its two text encoders (CLIP-L and CLIP-G)."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                TrainingDataset.Input("dataset", tooltip="From Load Images: usually 10 to 200 pictures with captions."),
+                io.Combo.Input(
+                    "goal",
+                    options=list(GOALS),
+                    default="object",
+                    optional=True,
+                    tooltip=f"What is to be learned; decides the settings that are left at 0. {_preset_lines(GOALS)}.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=[AUTO, *MEMORY_PRESETS],
+                    default=AUTO,
+                    optional=True,
+                    tooltip=f"Memory of the GPU; decides the settings that are left open. auto: the memory that it has. {_preset_lines(MEMORY_PRESETS)}.",
+                ),
+                *_settings_inputs(),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),
+                io.Clip.Output("clip", tooltip="The text encoders that came in, with the LoRA at strength 1."),
+                io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
+                io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
+                io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
+                io.Int.Output("steps", tooltip="Optimizer steps that were trained."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, resolution: int | None = None, output_name: str | None = None) -> bool | str:
+        try:
+            check_output_name("lora" if output_name is None else output_name)
+            BucketConfig(resolution=resolution or 1024)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, dataset: Any, goal: str = "object", memory: str = AUTO, output_name: str = "lora", **settings: Any
+    ) -> io.NodeOutput:
+        from .host.training import train_sdxl  # diffusers and peft take seconds to import: not before they are needed
+
+        trained = train_sdxl(model, clip, vae, dataset, goal=goal, memory=memory, output_name=output_name, settings=settings)
+        return io.NodeOutput(
+            trained.model,
+            trained.clip,
+            trained.lora,
+            {"loss": trained.result.losses},
+            str(trained.result.path),
+            trained.result.steps,
+            ui={"images": [folders.as_output(trained.loss_plot)], "text": [trained.summary], "lora_trainer": [trained.facts()]},
+        )

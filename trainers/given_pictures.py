@@ -1,0 +1,53 @@
+"""Pictures that come from other programs, not from files: kept as a folder of PNG and caption files, named by its content."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+
+def store_pictures(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> Path:
+    """Write picture N as 000N.png, and its caption as 000N.txt unless it is empty, to a folder below `folder`, whole or not at all.
+
+    The same pictures and captions always give the same folder; where it exists, nothing is written.
+
+    Raises:
+        ValueError: there are neither as many captions as pictures, nor one for all, nor none.
+    """
+    captions = _caption_for_each(captions, len(pictures))
+    target = folder / _content_hash(pictures, captions)
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".pictures-", dir=folder))
+    try:
+        for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+            check_interrupted()
+            picture.save(temporary / f"{number:04}.png", compress_level=1)
+            if caption.strip():
+                (temporary / f"{number:04}.txt").write_text(caption, encoding="utf-8")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
+    if not captions:
+        return [""] * num_pictures
+    if len(captions) == 1:
+        return [captions[0]] * num_pictures
+    if len(captions) != num_pictures:
+        raise ValueError(f"{num_pictures} pictures came, but {len(captions)} captions. Give one caption per picture, in the same order, or one for all")
+    return list(captions)
+
+
+def _content_hash(pictures: Sequence[Image.Image], captions: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for picture, caption in zip(pictures, captions, strict=True):
+        digest.update(f"{picture.mode} {picture.size} {len(caption)} {caption}\n".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()[:32]
