@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from .base import CheckpointSaved, Event, Interrupted, Notice, StageProgress, StageStarted, StepDone
+from .base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,8 @@ class ConsoleHost(DeviceMemory):
                 self._move_bar(event.step, describe_step(event))
             case CheckpointSaved(path, step):
                 self._say(f"step {step}: saved {path}")
+            case SamplesDrawn(path=path, step=step):
+                self._say(f"step {step}: drew {path}")
             case Notice(message):
                 self._say(message)
 

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from PIL import Image
+
 from .atomic_write import atomic_write
 from .base import StepDone
 from .loss_plot import draw_loss_plot
@@ -68,6 +70,12 @@ class RunFolder:
     def write_loss_plot(self, losses: list[float]) -> None:
         with atomic_write(self.path / "loss.png", overwrite=True) as temporary:
             draw_loss_plot(losses, title=self.name).save(temporary, format="PNG")
+
+    def write_samples(self, picture: Image.Image, *, step: int) -> Path:
+        path = self.path / "samples" / f"{self.name}-step{step:08d}.png"
+        with atomic_write(path, overwrite=True) as temporary:
+            picture.save(temporary, format="PNG")
+        return path
 
     def checkpoint_path(self, *, step: int, epoch: int | None = None) -> Path:
         """sd-scripts' names: NAME-step00000100 for steps, NAME-000002 for epochs."""

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainers.base import CheckpointSaved, Event, Interrupted, Notice, StageStarted, StepDone
+from trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
 from trainers.buckets import BucketConfig
 from trainers.cache import TensorCache
 from trainers.dataset import Dataset, DatasetConfig, scan_folder
@@ -22,7 +22,7 @@ from trainers.lora_format import kohya_names, read_lora, verify_lora, weighted_m
 from trainers.run_folder import RunFolder
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model import SDXLModel, build_model
-from trainers.sdxl.trainer import NonFiniteLoss, SDXLTrainer
+from trainers.sdxl.trainer import NonFiniteLoss, SDXLTrainer, TrainingLoop
 
 FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}
 
@@ -328,3 +328,31 @@ def test_overfitting_one_picture_brings_the_loss_down(weights, tmp_path):
     )
     assert np.mean(result.losses[:10]) > 0.9
     assert np.mean(result.losses[-30:]) < 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.5, "gradient_checkpointing": True}, {"train_text_encoders": True}])
+def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_path, settings):
+    plain = train(weights, dataset, tmp_path, name="plain", **settings)
+    host = RecordingHost()
+    sampled = train(weights, dataset, tmp_path, name="sampled", host=host, sample_every_n_steps=2, sample_prompt="zwx", **settings)
+    assert sampled.losses == plain.losses
+    assert all(torch.equal(sampled.state_dict[name], tensor) for name, tensor in plain.state_dict.items())
+    drawn = host.of(SamplesDrawn)
+    assert [event.step for event in drawn] == [0, 2, 4]
+    assert [event.path.name for event in drawn] == [f"sampled-step{step:08d}.png" for step in (0, 2, 4)]
+    pictures = [np.asarray(Image.open(event.path)) for event in drawn]
+    assert pictures[0].shape == (64, 128, 3) and not np.array_equal(pictures[0], pictures[2])
+
+
+def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_path, monkeypatch):
+    steps = TrainingLoop._train_step
+
+    def out_of_memory_at_three(self, step, micro_batches):
+        if step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return steps(self, step, micro_batches)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", out_of_memory_at_three)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(weights, dataset, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]

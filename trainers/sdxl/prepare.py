@@ -66,8 +66,10 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
     """Cache latents and embeddings, give back the models that are not needed any more, attach adapters, build the optimizer."""
     precision = _resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
-    latents = _cache_latents(plan.items, model, host, cache, random_flip=random_flip, world=world)
-    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.items, model, host, cache)
+    sample_prompts = [sample_prompt(config, plan)] if config.sample_every_n_steps else []
+    latents = _cache_latents(plan.items, model, host, cache, random_flip=random_flip, world=world, keep_vae=bool(sample_prompts))
+    captions = sorted({"", *(item.image.caption for item in plan.items), *sample_prompts})
+    embeddings = None if config.train_text_encoders else _cache_embeddings(captions, model, host, cache)
     adapted = AdaptedModel(_attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision]), names)
     if config.network_weights:
         adapted.load(read_lora(Path(config.network_weights), names), alpha=config.alpha)
@@ -100,7 +102,7 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def _moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
+def moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
     """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32, of which SDXL has none."""
     nn.Module.to(module, device, dtype)
     return module
@@ -119,16 +121,22 @@ def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]
     return model.unet, model.text_encoder, model.text_encoder_2
 
 
-def _cache_latents(items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World) -> LatentStore:
-    """Encode all pictures; afterwards the model has no VAE any more. In float32: SDXL's VAE overflows in fp16."""
+def sample_prompt(config: SDXLConfig, plan: CropPlan) -> str:
+    return config.sample_prompt or plan.items[0].image.caption
+
+
+def _cache_latents(
+    items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World, keep_vae: bool
+) -> LatentStore:
+    """Encode all pictures; afterwards the model has no VAE any more, or has it in main memory. In float32: SDXL's VAE overflows in fp16."""
     assert model.vae is not None
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
-    vae = _moved(model.vae, host.device)
+    vae = moved(model.vae, host.device, torch.float32 if keep_vae else None)
     with float32_compute(vae):
         for own_items in _own_share_first(items, world):
             store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
-    model.vae = None
+    model.vae = moved(vae, torch.device("cpu")) if keep_vae else None
     del vae
     host.release_memory()
     return store
@@ -142,13 +150,12 @@ def _own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[T
     yield items
 
 
-def _cache_embeddings(items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:
-    """Encode all captions and the empty one; afterwards the model has no text encoders any more."""
+def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:
+    """Encode all captions; afterwards the model has no text encoders any more."""
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
-    captions = sorted({"", *(item.image.caption for item in items)})
     host.report(StageStarted("caching", len(captions)))
     _, encoder, encoder_2 = _adaptable_parts(model)
-    with float32_compute(_moved(encoder, host.device)), float32_compute(_moved(encoder_2, host.device)):
+    with float32_compute(moved(encoder, host.device)), float32_compute(moved(encoder_2, host.device)):
         store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
     del encoder, encoder_2
@@ -163,11 +170,11 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
     if config.train_text_encoders:
         _, encoder, encoder_2 = _adaptable_parts(model)
         for used in (encoder, encoder_2):
-            _moved(used, device, dtype).requires_grad_(False)
+            moved(used, device, dtype).requires_grad_(False)
         targets, targets_2 = text_encoder_targets(encoder, uses_last_layer=False), text_encoder_targets(encoder_2, uses_last_layer=True)
         parts.append(("text_encoder", encoder, targets, config.text_encoder_learning_rate))
         parts.append(("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate))
-    _moved(model.unet, device, dtype)
+    moved(model.unet, device, dtype)
     attached: dict[Component, tuple[nn.Module, ParameterGroup]] = {}
     for name, module, targets, learning_rate in parts:
         if learning_rate:

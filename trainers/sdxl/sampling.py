@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from .model import SDXLModel
+from .model import PredictionType, SDXLModel
 from .objective import NOISE_SCHEDULE, size_ids
-from .text import encode_captions
+from .text import TextEmbeddings, encode_captions
 
 
 @torch.no_grad()
@@ -36,22 +36,41 @@ def sample_pictures(
 
 
 def _sample_chunk(model: SDXLModel, prompts_and_seeds: list[tuple[str, int]], size_hw: tuple[int, int], num_steps: int, guidance_scale: float) -> np.ndarray:
-    unet, vae = model.unet, model.vae
+    vae = model.vae
     assert vae is not None and model.text_encoder is not None and model.text_encoder_2 is not None
-    num_pictures = len(prompts_and_seeds)
-    embeddings = encode_captions(model.text_encoder, model.text_encoder_2, [""] * num_pictures + [prompt for prompt, _ in prompts_and_seeds])
-    ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * num_pictures), dtype=torch.float32, device=unet.device)
-    conditions = {"text_embeds": embeddings.pooled_prompt_embeds.to(unet.dtype), "time_ids": ids}
-    scheduler = _scheduler(model)
+    captions = [""] * len(prompts_and_seeds) + [prompt for prompt, _ in prompts_and_seeds]
+    embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
+    seeds = [seed for _, seed in prompts_and_seeds]
+    scheduler = noise_scheduler(model.prediction_type, zero_terminal_snr=model.zero_terminal_snr)
+    latents = denoise(model.unet, embeddings, scheduler, seeds=seeds, size_hw=size_hw, num_steps=num_steps, guidance_scale=guidance_scale)
+    return decode_latents(vae, latents)
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DConditionModel,
+    embeddings: TextEmbeddings,
+    scheduler: DDIMScheduler,
+    *,
+    seeds: Sequence[int],
+    size_hw: tuple[int, int],
+    num_steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Scaled latents [B, 4, H, W] float32, one for each seed. `embeddings` holds 2 B captions: first those to be guided away from."""
+    device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+    ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * len(seeds)), dtype=torch.float32, device=device)
+    prompt_embeds = embeddings.prompt_embeds.to(device, dtype)
+    conditions = {"text_embeds": embeddings.pooled_prompt_embeds.to(device, dtype), "time_ids": ids}
     scheduler.set_timesteps(num_steps)
-    latents = torch.stack([_noise(seed, size_hw) for _, seed in prompts_and_seeds]).to(unet.device)
+    latents = torch.stack([_noise(seed, size_hw) for seed in seeds]).to(device)
     for timestep in scheduler.timesteps:
-        doubled = torch.cat([latents, latents]).to(unet.dtype)
-        prediction = unet(doubled, timestep, embeddings.prompt_embeds.to(unet.dtype), added_cond_kwargs=conditions, return_dict=False)[0].float()
+        doubled = torch.cat([latents, latents]).to(dtype)
+        prediction = unet(doubled, timestep, prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0].float()
         unconditional, conditional = prediction.chunk(2)
         guided = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(guided, int(timestep), latents, return_dict=False)[0]
-    return decode_latents(vae, latents)
+    return latents
 
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
@@ -65,14 +84,14 @@ def decode_means(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # diffusers says FloatTensor, and takes any
 
 
-def _scheduler(model: SDXLModel) -> DDIMScheduler:
+def noise_scheduler(prediction_type: PredictionType, *, zero_terminal_snr: bool) -> DDIMScheduler:
     return DDIMScheduler(
         **NOISE_SCHEDULE,
         clip_sample=False,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
-        prediction_type=model.prediction_type,
-        rescale_betas_zero_snr=model.zero_terminal_snr,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_terminal_snr,
     )
 
 

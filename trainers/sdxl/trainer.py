@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import CheckpointSaved, Interrupted, Notice, StageStarted, StepDone, TrainedLora
+from ..base import CheckpointSaved, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone, TrainedLora
 from ..buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
 from ..cache import TensorCache
 from ..config import as_dict
@@ -24,9 +24,10 @@ from .config import SDXLConfig
 from .metadata import training_metadata
 from .model import SDXLModel
 from .objective import NUM_TIMESTEPS, size_ids
-from .prepare import COMPUTE_DTYPES, Run, prepare_run
+from .prepare import COMPUTE_DTYPES, Run, prepare_run, sample_prompt
 from .randomness import ItemDraw, derived_seed, draw_item
 from .step import Batch, weighted_losses
+from .training_samples import TrainingSamples
 
 SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -96,7 +97,7 @@ class TrainingLoop:
         with self._loss_log() as loss_log:
             try:
                 self._run_steps(loss_log)
-            except (Interrupted, NonFiniteLoss):
+            except (Interrupted, NonFiniteLoss, torch.OutOfMemoryError):
                 self._save_checkpoint(self._folder.checkpoint_path(step=len(self._losses)))
                 raise
             finally:
@@ -105,6 +106,7 @@ class TrainingLoop:
         return self._save_final()
 
     def _run_steps(self, loss_log: LossLog | None) -> None:
+        self._draw_samples(0)
         clock = StepClock(self._run.total_steps)
         for step, epoch, micro_batches in self._steps():
             self._host.check_interrupted()
@@ -116,6 +118,7 @@ class TrainingLoop:
                 loss_log.add(event)
             for path in self._due_checkpoints(step, epoch):
                 self._save_checkpoint(path)
+            self._draw_samples(step)
 
     def _steps(self) -> Iterator[tuple[int, int, list[list[TrainingItem]]]]:
         """(step, epoch, micro-batches), counted from 1. Accumulation does not cross epochs: the last step of one may be smaller."""
@@ -213,6 +216,13 @@ class TrainingLoop:
             yield self._folder.checkpoint_path(step=step)
         if every_epochs and step % (every_epochs * self._run.steps_per_epoch) == 0:
             yield self._folder.checkpoint_path(step=step, epoch=epoch)
+
+    def _draw_samples(self, step: int) -> None:
+        every = self._config.sample_every_n_steps
+        if not every or step % every or not self._world.is_main:
+            return
+        picture = TrainingSamples(self._run, sample_prompt(self._config, self._run.plan), self._host).draw()
+        self._host.report(SamplesDrawn(picture, self._folder.write_samples(picture, step=step), step))
 
     def _save_checkpoint(self, path: Path) -> None:
         """Save the weights as of the last finished step, unless there is none yet or they are saved already."""
