@@ -96,8 +96,8 @@ class ComfyHost(DeviceMemory):
         return lambda done, total: self.report(StageProgress(stage, done >> 20, max(total, done) >> 20, "MB"))
 
     def send_text(self, text: str) -> None:
-        server = PromptServer.instance
         if self._node_id is not None:
+            server = PromptServer.instance
             server.send_progress_text(text, self._node_id, server.client_id)
 
     def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import torch
 
 from ...trainers.base import Notice, TrainedLora
-from ...trainers.buckets import BucketConfig
+from ...trainers.buckets import BucketConfig, plan_crops
 from ...trainers.cache import TensorCache
 from ...trainers.dataset import Dataset
 from ...trainers.run_folder import RunFolder
@@ -19,6 +20,7 @@ from ..config_inputs import AUTO, chosen_settings
 from ..train_sdxl import OPEN_SETTINGS
 from . import folders
 from .lora import GraphLora, apply_lora
+from .memory_budget import MemoryBudget
 from .progress import ComfyHost, cancellable, compute_precision
 from .weights import borrow_model, ignored_patches, training_mode, unet_dtype
 
@@ -66,11 +68,11 @@ def train_sdxl(model: Any, clip: Any, vae: Any, dataset: Dataset, *, goal: str, 
     config, buckets = _resolve(settings, goal=goal, memory=memory, dataset=dataset, model=model)
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
     text = describe(config, buckets)
-    host.report(Notice(text))
-    for name in ignored_patches(model):
-        host.report(Notice(f"MODEL carries {name}, which acts when sampling only: the training does not see it"))
+    ignored = ignored_patches(model)
+    if ignored:
+        text += f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them"
     with cancellable():
-        result = _train(model, clip, vae, dataset, config, buckets, run_folder, host)
+        result = _train(model, clip, vae, dataset, config, buckets, run_folder, host, settings_text=text)
     patched_model, patched_clip, loaded = apply_lora(model, clip, result.state_dict, strength_model=1.0, strength_clip=1.0)
     num_modules = sum(name.endswith(".lora_up.weight") for name in result.state_dict)
     if loaded.num_modules != num_modules:
@@ -94,12 +96,32 @@ def _resolve(settings: dict[str, Any], *, goal: str, memory: str, dataset: Datas
     return resolve(given, goal=goal, memory=memory, num_pictures=len(dataset.images) * dataset.num_repeats)
 
 
-def _train(model: Any, clip: Any, vae: Any, dataset: Dataset, config: SDXLConfig, buckets: BucketConfig, run_folder: RunFolder, host: ComfyHost) -> TrainedLora:
+def _train(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    dataset: Dataset,
+    config: SDXLConfig,
+    buckets: BucketConfig,
+    run_folder: RunFolder,
+    host: ComfyHost,
+    *,
+    settings_text: str,
+) -> TrainedLora:
     """In a function of its own: when it returns or raises, nothing refers to the training's tensors any more."""
+    out_of_memory = ""
     try:
         with training_mode():
-            trainer = SDXLTrainer(config, buckets, lambda: borrow_model(model, clip, vae), run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
+            base = borrow_model(model, clip, vae)
+            budget = MemoryBudget.of(base.unet, config, plan_crops(dataset, buckets, seed=config.seed))
+            host.report(Notice(f"{settings_text}\n{budget.text()}"))
+            trainer = SDXLTrainer(config, buckets, lambda: base, run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
             return trainer.train(dataset, host)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+        out_of_memory = budget.remedy()
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()
+    raise RuntimeError(out_of_memory)  # outside of the except block: the first error's traceback keeps the tensors alive

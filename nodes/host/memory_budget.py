@@ -1,0 +1,51 @@
+"""What a training will need of the device's memory, what there is, and what to do when it is not enough."""
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from diffusers import UNet2DConditionModel
+
+from ...trainers.buckets import CropPlan
+from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.memory import MemoryEstimate, Size, estimate_memory, smaller_settings
+from .progress import compute_precision
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """`smaller`: the next settings to try, each on top of those before it, with the estimate that it leads to."""
+
+    estimate: MemoryEstimate
+    free_bytes: int
+    smaller: list[tuple[str, MemoryEstimate]]
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, plan: CropPlan) -> "MemoryBudget":
+        size_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
+
+        def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
+            precision = compute_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
+            return estimate_memory(unet, changed, size_hw=largest_hw, precision=precision)
+
+        needed = estimate(config, size_hw)
+        smaller = [(setting, less) for setting, less in smaller_settings(config, size_hw, estimate) if less.total_bytes < needed.total_bytes]
+        return cls(needed, comfy.model_management.get_free_memory(), smaller)
+
+    def text(self) -> str:
+        """The estimate, and when it is more than is free, what to change."""
+        enough = self.estimate.total_bytes <= self.free_bytes
+        return f"memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free" + ("" if enough else f". It may not be enough. {self._next()}")
+
+    def remedy(self) -> str:
+        """For the error when memory has run out."""
+        return f"The GPU ran out of memory, which was given back. The run needs {self.estimate.text()}; {_gigabytes(self.free_bytes)} were free. {self._next()}"
+
+    def _next(self) -> str:
+        if not self.smaller:
+            return "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
+        return "Next, try " + ", then ".join(f"{setting} (about {_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3])
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GB"

@@ -1,0 +1,163 @@
+"""Runs in ComfyUI's interpreter: what borrow_model makes of MODEL, CLIP and VAE in each state that a graph can bring. Prints JSON.
+
+Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a folder for files.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+pack, checkpoint, lora_file, folder = map(Path, sys.argv[1:])
+
+
+def load_pack(path, name):
+    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
+load_pack(pack, "lora_trainer")
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+from comfy.quant_ops import QuantizedTensor
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from lora_trainer.nodes.host.lora import apply_lora
+from lora_trainer.nodes.host.weights import borrow_model, training_mode
+from safetensors.torch import save_file
+
+import nodes  # ComfyUI's
+
+results = {}
+
+
+def load():
+    return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+
+def borrow(model, clip, vae):
+    with training_mode():
+        return borrow_model(model, clip, vae)
+
+
+def pointers(*modules):
+    return {parameter.data_ptr() for module in modules for parameter in module.parameters()}
+
+
+def digest(module):
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(name.encode() + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def refusal(model, clip, vae):
+    try:
+        borrow(model, clip, vae)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def unet_weight(base):
+    return base.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
+
+
+KEY = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+with torch.inference_mode():
+    model, clip, vae = load()
+    parts = (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model)
+    before, host_pointers = [digest(part) for part in parts], pointers(*parts)
+    base = borrow(model, clip, vae)
+    borrowed = pointers(base.unet, base.text_encoder, base.text_encoder_2, base.vae)
+    results["shared"] = {
+        "weights": len(borrowed),
+        "copied": len(borrowed - host_pointers),
+        "inference": sum(parameter.is_inference() for parameter in base.unet.parameters()),
+        "trainable": sum(parameter.requires_grad for parameter in base.unet.parameters()),
+        "prediction": [base.prediction_type, base.zero_terminal_snr],
+        "name": base.name,
+    }
+
+    # A backward pass through the borrowed weights, and what it leaves behind.
+    with training_mode():
+        latents = torch.zeros(1, 4, 8, 8, requires_grad=True)
+        conditions = {"text_embeds": torch.zeros(1, 128), "time_ids": torch.zeros(1, 6)}
+        base.unet(latents, 10, torch.zeros(1, 77, 192), added_cond_kwargs=conditions).sample.sum().backward()
+        results["gradient"] = float(latents.grad.abs().sum())
+    results["unchanged"] = [digest(part) for part in parts] == before
+    results["inference_mode_is_back"] = torch.is_inference_mode_enabled()
+
+    # Patched models: another LoRA, and a merge.
+    with_lora, _, _ = apply_lora(model, clip, comfy.utils.load_torch_file(str(lora_file)), strength_model=0.7, strength_clip=1.0)
+    sampled = with_lora.patch_weight_to_device(KEY, return_weight=True)
+    base = borrow(with_lora, clip, vae)
+    borrowed = pointers(base.unet)
+    results["with_lora"] = {
+        "difference_to_sampler": float((unet_weight(base) - sampled).abs().max()),
+        "difference_to_base": float((unet_weight(base) - model.model.diffusion_model.get_parameter(KEY.removeprefix("diffusion_model."))).abs().max()),
+        "copied": len(borrowed - host_pointers),
+        "path": base.path and str(base.path),
+    }
+    other, _, _ = load()
+    for parameter in other.model.parameters():
+        parameter.data.mul_(1.5)
+    merged = model.clone()
+    merged.add_patches(other.get_key_patches("diffusion_model."), 0.5, 0.5)
+    base = borrow(merged, clip, vae)
+    expected = model.model.get_parameter(KEY) * 1.25
+    results["merged"] = float((unet_weight(base) - expected).abs().max())
+
+    # After sampling, weights may lie patched in the model: borrowing sees the originals again.
+    comfy.model_management.load_models_gpu([with_lora])
+    base = borrow(model, clip, vae)
+    results["after_sampling_with_a_lora"] = len(pointers(base.unet) - host_pointers)
+
+    # Number formats.
+    unet_file = folder / "unet.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in model.model.diffusion_model.state_dict().items()}, unet_file)
+    float8 = comfy.sd.load_diffusion_model(str(unet_file), model_options={"dtype": torch.float8_e4m3fn})
+    base = borrow(float8, clip, vae)
+    results["float8"] = [str(unet_weight(base).dtype), float((unet_weight(base).float() - float8.model.get_parameter(KEY).float()).abs().max())]
+    quantized, _, _ = load()
+    owner = quantized.model.get_submodule(KEY.removesuffix(".weight"))
+    weight = owner.weight.data.clone()
+    owner.weight = torch.nn.Parameter(QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout"), requires_grad=False)
+    base = borrow(quantized, clip, vae)
+    results["quantized"] = float((unet_weight(base).float() - weight).abs().max() / weight.abs().max())
+
+    class GGMLTensor(torch.Tensor):
+        pass
+
+    strange, _, _ = load()
+    owner = strange.model.get_submodule(KEY.removesuffix(".weight"))
+    owner.weight = torch.nn.Parameter(owner.weight.data.clone().as_subclass(GGMLTensor), requires_grad=False)
+    results["gguf"] = refusal(strange, clip, vae)
+
+    # What is no SDXL, or acts outside of the weights.
+    bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, comfy.utils.load_torch_file(str(lora_file)), 1.0, 0.0)
+    skipped = clip.clone()
+    skipped.clip_layer(-3)
+    results["refused"] = {
+        "bypass": refusal(bypassed, clip, vae),
+        "clip_skip": refusal(model, skipped, vae),
+        "no_clip": refusal(model, None, vae),
+        "no_vae": refusal(model, clip, None),
+        "edm": refusal(ModelSamplingDiscrete().patch(model, "x0", False)[0], clip, vae),
+    }
+    penultimate = clip.clone()
+    penultimate.clip_layer(-2)
+    results["clip_skip_2"] = refusal(model, penultimate, vae)
+    v_prediction = borrow(ModelSamplingDiscrete().patch(model, "v_prediction", True)[0], clip, vae)
+    results["v_prediction"] = [v_prediction.prediction_type, v_prediction.zero_terminal_snr]
+
+print("RESULT" + json.dumps(results))

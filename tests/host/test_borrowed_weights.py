@@ -1,0 +1,94 @@
+"""Training on the graph's own weights: nothing is copied or changed, LoRAs and merges count, and what cannot be trained on is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainers.embedded_base import write_embedded_checkpoint
+from trainers.lora_format import LoraModule, kohya_names, save_lora, to_kohya, weighted_modules
+from trainers.sdxl.adapters import unet_targets
+from trainers.sdxl.model import load_model
+
+PACK = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"
+
+
+@pytest.fixture(scope="module")
+def results(run_in_comfyui: Callable[..., str], tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("borrowed")
+    write_embedded_checkpoint(folder / "base.safetensors")
+    _write_random_lora(folder / "base.safetensors", folder / "lora.safetensors")
+    output = run_in_comfyui(SCRIPT.read_text(), PACK, folder / "base.safetensors", folder / "lora.safetensors", folder)
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
+    return json.loads(line.removeprefix("RESULT"))
+
+
+def _write_random_lora(base: Path, path: Path) -> None:
+    unet = load_model(base).unet
+    generator = torch.Generator().manual_seed(0)
+    modules = {}
+    for name in unet_targets(unet, "attention_mlp"):
+        layer = unet.get_submodule(name)
+        modules["unet", name] = LoraModule(*(torch.randn(shape, generator=generator) * 0.1 for shape in ((4, layer.in_features), (layer.out_features, 4))), 4.0)
+    save_lora(path, to_kohya(modules, kohya_names(weighted_modules(unet), [], []), dtype=torch.float32), {})
+
+
+def test_no_weight_of_unet_text_encoders_and_vae_is_copied(results):
+    assert results["shared"] == {
+        "weights": results["shared"]["weights"],
+        "copied": 0,
+        "inference": 0,
+        "trainable": 0,
+        "prediction": ["epsilon", False],
+        "name": "base",
+    }
+    assert results["shared"]["weights"] > 700
+
+
+def test_a_backward_pass_works_and_leaves_the_graphs_models_bit_for_bit_as_they_were(results):
+    assert results["gradient"] > 0 and results["unchanged"] and results["inference_mode_is_back"]
+
+
+def test_a_lora_on_the_model_is_part_of_the_frozen_base_and_only_its_layers_are_copied(results):
+    found = results["with_lora"]
+    assert found["difference_to_sampler"] == 0 and found["difference_to_base"] > 1e-3
+    assert found["copied"] == 192 and found["path"] is None
+
+
+def test_a_merge_is_trained_on_as_it_is_sampled(results):
+    assert results["merged"] < 1e-6
+
+
+def test_after_sampling_with_a_lora_the_plain_model_is_borrowed_plain(results):
+    assert results["after_sampling_with_a_lora"] == 0
+
+
+def test_8_bit_weights_are_converted_one_by_one(results):
+    assert results["float8"] == ["torch.bfloat16", 0.0]
+    assert results["quantized"] < 0.1
+
+
+def test_other_quantized_weights_are_refused_by_name(results):
+    assert results["gguf"].startswith("MODEL holds its weights as GGMLTensor") and "ComfyUI's own loaders" in results["gguf"]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("bypass", "MODEL carries a LoRA in bypass mode"),
+        ("clip_skip", "CLIP Set Last Layer is -3; SDXL is trained on the penultimate layer"),
+        ("no_clip", "CLIP is empty"),
+        ("no_vae", "VAE is empty"),
+        ("edm", "MODEL samples by"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(results, case: str, message: str):
+    assert message in results["refused"][case]
+
+
+def test_the_graphs_own_prediction_type_is_trained(results):
+    assert results["v_prediction"] == ["v_prediction", True] and results["clip_skip_2"] == "accepted"
