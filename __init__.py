@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 # A package that ComfyUI loads has a name, and ComfyUI's own modules are beside it.
 INSIDE_COMFYUI = bool(__package__) and find_spec("comfy_api") is not None
-WEB_DIRECTORY = "./web"
 
 if INSIDE_COMFYUI:
     from .nodes import comfy_entrypoint as comfy_entrypoint
+
+    WEB_DIRECTORY = "./web"

@@ -44,8 +44,9 @@ def test_importing_the_pack_outside_comfyui_registers_nothing() -> None:
 def test_pack_knows_when_it_is_inside_comfyui(tmp_path: Path) -> None:
     (tmp_path / "comfy_api").mkdir()
     (tmp_path / "comfy_api" / "__init__.py").touch()
-    names = _import_as_custom_node(search_path=[tmp_path])
-    assert names["INSIDE_COMFYUI"] is True
+    # In place of nodes/, which needs the real comfy_api (tests/host has it).
+    names = _import_as_custom_node(search_path=[tmp_path], stand_in="import types; sys.modules['custom_pack.nodes'] = types.SimpleNamespace(comfy_entrypoint=1)")
+    assert names["INSIDE_COMFYUI"] is True and names["comfy_entrypoint"] == 1 and names["WEB_DIRECTORY"] == "./web"
     # Even an empty NODE_CLASS_MAPPINGS would switch comfy_entrypoint off.
     assert "NODE_CLASS_MAPPINGS" not in names
 
@@ -78,13 +79,14 @@ def _imported_packages(path: Path) -> Iterator[str]:
             yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
 
 
-def _import_as_custom_node(*, search_path: list[Path]) -> dict[str, object]:
+def _import_as_custom_node(*, search_path: list[Path], stand_in: str = "") -> dict[str, object]:
     """Import the pack as ComfyUI does, under a name of its own; returns its public names with those values that JSON can hold."""
     return json.loads(
         _python(f"""
             import importlib.util, json, sys
             sys.path[:0] = {[str(path) for path in search_path]!r}
             spec = importlib.util.spec_from_file_location("custom_pack", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}])
+            {stand_in}
             module = sys.modules["custom_pack"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             print(json.dumps({{name: value for name, value in vars(module).items() if not name.startswith("__")}}, default=str))
