@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from ...trainers.buckets import CropPlan
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.memory import MemoryEstimate, Size, estimate_memory, smaller_settings
+from ...trainers.sdxl.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings
 from .progress import compute_precision
 
 
@@ -34,7 +34,7 @@ class MemoryBudget:
 
     def text(self) -> str:
         """The estimate, and when it is more than is free, what to change."""
-        enough = self.estimate.total_bytes <= self.free_bytes
+        enough = self.estimate.total_bytes - CUDA_CONTEXT_BYTES <= self.free_bytes  # ComfyUI has the context already
         return f"memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free" + ("" if enough else f". It may not be enough. {self._next()}")
 
     def remedy(self) -> str:

@@ -179,9 +179,9 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
     for name, module, targets, learning_rate in parts:
         if learning_rate:
             parameters = attach_adapters(module, targets, settings, component=name)
-            if config.gradient_checkpointing:
-                _enable_gradient_checkpointing(module)
             attached[name] = module, ParameterGroup(name, parameters, learning_rate)
+        if config.gradient_checkpointing and (learning_rate or module is model.unet):  # gradients pass through the UNet in any case
+            _enable_gradient_checkpointing(module)
     if not attached:
         raise ValueError("learning_rate is 0 and the text encoders are not trained: there is nothing to train")
     return attached

@@ -50,11 +50,12 @@ GOALS = {
     "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=60, num_samples=(1500, 6000), caption_dropout=0.1),
     "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=80, num_samples=(800, 3000), caption_dropout=0.05),
 }
+# By memory.py's estimates (benchmarks/README.md), with a tenth to spare. Two samples to a step everywhere: the GPU decides the speed, not the result.
 MEMORY_PRESETS = {
-    "8 GB": MemoryPreset(768, 1, 1, True, "AdamW8bit"),
-    "12 GB": MemoryPreset(1024, 1, 1, True, "AdamW8bit"),
+    "8 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit"),
+    "12 GB": MemoryPreset(1024, 2, 1, True, "AdamW8bit"),
     "16 GB": MemoryPreset(1024, 2, 1, True, "AdamW"),
-    "24 GB": MemoryPreset(1024, 4, 1, True, "AdamW"),
+    "24 GB": MemoryPreset(1024, 1, 2, False, "AdamW"),
 }
 
 

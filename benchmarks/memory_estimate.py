@@ -1,0 +1,163 @@
+"""Compares the estimate of trainers/sdxl/memory.py with the peak that the real UNet has on tensors without numbers.
+
+Forward and backward of the real classes run on the meta device, and every storage is counted from its birth to its death. CUDA's
+autocast is imitated, for it needs a CUDA build: matrix products in the low precision, normalization and interpolation in float32
+(ATen/autocast_mode.h). Attention takes the flash path, dropout the fused one. What kernels allocate inside is not seen.
+"""
+
+import argparse
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainers.sdxl.adapters import AdapterSettings, attach_adapters, unet_targets
+from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import GIB, estimate_memory
+from trainers.sdxl.prepare import COMPUTE_DTYPES
+from trainers.sdxl.step import Batch, Objective, weighted_losses
+
+SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, but for those of the tensors to leave out, and remembers the most."""
+
+    def __init__(self, *, leave_out: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live_bytes = self.peak_bytes = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in leave_out}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.add(tensor)
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._seen:
+            return
+        self._seen.add(storage._cdata)
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._remove, storage._cdata, storage.nbytes())
+
+    def _remove(self, key: int, num_bytes: int) -> None:
+        self._seen.discard(key)
+        self.live_bytes -= num_bytes
+
+
+@contextmanager
+def cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
+    """What torch.autocast("cuda", dtype) does to the functions of a UNet, on any device; float32 is no autocast."""
+    low_precision = dict.fromkeys(("linear", "conv2d"), dtype)
+    full_precision = dict.fromkeys(("layer_norm", "group_norm", "interpolate"), torch.float32)
+    casts = {} if dtype == torch.float32 else {**low_precision, **full_precision}
+    with ExitStack() as stack:
+        for name, wanted in casts.items():
+            stack.enter_context(patch.object(F, name, _casting(getattr(F, name), wanted)))
+        stack.enter_context(patch.object(F, "scaled_dot_product_attention", _flash_attention))
+        stack.enter_context(patch.object(F, "dropout", _fused_dropout))
+        yield
+
+
+def _casting(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) else value
+
+    return lambda *args, **kwargs: function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+
+
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """Saves query, key, value, output and one number per query and head, as the kernels of CUDA do."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+
+
+def _fused_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Saves a mask of one byte per value."""
+    return torch.native_dropout(values, p, training)[0] if p and training else values
+
+
+def measure_activations(unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_size: int, precision: str) -> int:
+    """Most bytes alive in forward and backward, besides weights and gradients, of a UNet on the meta device that has its adapters."""
+    batch = meta_batch(unet, size_hw=size_hw, batch_size=batch_size, dtype=COMPUTE_DTYPES[precision])
+    for parameter in unet.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    gradients = [parameter.grad for parameter in unet.parameters() if parameter.grad is not None]
+    objective = Objective(torch.ones(1000, device="meta"), "epsilon", 0.0)
+    with PeakMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(COMPUTE_DTYPES[precision]):
+        weighted_losses(unet, batch, objective).mean().backward()
+    return memory.peak_bytes
+
+
+def meta_batch(unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_size: int, dtype: torch.dtype) -> Batch:
+    latent_shape = (batch_size, 4, size_hw[0] // 8, size_hw[1] // 8)
+    pooled_width = unet.config["projection_class_embeddings_input_dim"] - 6 * unet.config["addition_time_embed_dim"]
+    with torch.device("meta"):
+        return Batch(
+            latents=torch.zeros(latent_shape),
+            noise=torch.zeros(latent_shape),
+            timesteps=torch.zeros(batch_size, dtype=torch.int64),
+            prompt_embeds=torch.zeros(batch_size, 77, unet.config["cross_attention_dim"], dtype=dtype),
+            pooled_prompt_embeds=torch.zeros(batch_size, pooled_width, dtype=dtype),
+            add_time_ids=torch.zeros(batch_size, 6),
+        )
+
+
+def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -> UNet2DConditionModel:
+    """With adapters, as the trainer prepares it; without storage."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**settings)
+    nn.Module.to(unet, COMPUTE_DTYPES[precision])
+    adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    attach_adapters(unet, unet_targets(unet, config.target_modules), adapters, component="unet")
+    unet.train()
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 768, 1024])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rank", type=int, default=16)
+    options = parser.parse_args()
+    print("| precision | checkpointing | resolution | batch | measured GB | estimate GB | estimate / measured |\n" + "|---" * 7 + "|")
+    for precision, checkpointing in product(("bf16", "no"), (True, False)):
+        config = SDXLConfig(rank=options.rank, gradient_checkpointing=checkpointing)
+        unet = meta_unet(SDXL_UNET, config, precision=precision)
+        for resolution, batch_size in product(options.resolutions, options.batch_sizes):
+            size_hw = (resolution, resolution)
+            measured = measure_activations(unet, size_hw=size_hw, batch_size=batch_size, precision=precision)
+            estimate = estimate_memory(unet, replace(config, train_batch_size=batch_size), size_hw=size_hw, precision=precision).activations_bytes
+            row = (precision, "on" if checkpointing else "off", resolution, batch_size, f"{measured / GIB:.2f}", f"{estimate / GIB:.2f}")
+            print("| " + " | ".join(map(str, row)) + f" | {estimate / measured:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

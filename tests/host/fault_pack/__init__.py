@@ -1,0 +1,20 @@
+"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what it names ("oom" or "error")."""
+
+from pathlib import Path
+
+import folder_paths
+import torch
+
+NODE_CLASS_MAPPINGS = {}
+FAULTS = {"oom": torch.OutOfMemoryError("CUDA out of memory (injected)"), "error": RuntimeError("injected")}
+FAULT_FILE = Path(folder_paths.base_path) / "fault.txt"
+plain_step = torch.optim.AdamW.step
+
+
+def step(self, *arguments, **settings):
+    if FAULT_FILE.exists():
+        raise FAULTS[FAULT_FILE.read_text().strip()]
+    return plain_step(self, *arguments, **settings)
+
+
+torch.optim.AdamW.step = step

@@ -1,0 +1,122 @@
+"""The memory estimate against the real classes on the meta device, and the settings it proposes."""
+
+from functools import partial
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from benchmarks.memory_estimate import SDXL_UNET, measure_activations, meta_unet
+from trainers.embedded_base.architecture import UNET
+from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import GIB, MemoryEstimate, estimate_memory, smaller_settings
+
+SIZE = (512, 384)
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SDXL_UNET)
+
+
+def total(unet: UNet2DConditionModel, *, size_hw: tuple[int, int] = (1024, 1024), precision: str = "bf16", **settings: object) -> int:
+    return estimate_memory(unet, SDXLConfig(**settings), size_hw=size_hw, precision=precision).total_bytes
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("bf16", {}),
+        ("no", {}),
+        ("bf16", {"gradient_checkpointing": False}),
+        ("no", {"gradient_checkpointing": False, "target_modules": "attention"}),
+        ("bf16", {"gradient_checkpointing": False, "lora_dropout": 0.1}),
+        ("bf16", {"gradient_checkpointing": False, "rank": 64}),
+        ("bf16", {"gradient_checkpointing": False, "target_modules": r"up_blocks\.2\..*attn2\.to_(k|v)"}),
+    ],
+)
+def test_the_estimate_is_within_a_tenth_of_what_the_real_unet_holds(precision: str, settings: dict) -> None:
+    config = SDXLConfig(train_batch_size=2, **settings)
+    unet = meta_unet(UNET, config, precision=precision)
+    measured = measure_activations(unet, size_hw=SIZE, batch_size=2, precision=precision)
+    assert estimate_memory(unet, config, size_hw=SIZE, precision=precision).activations_bytes == pytest.approx(measured, rel=0.1)
+
+
+def test_the_estimate_is_within_a_twentieth_for_full_size_sdxl() -> None:
+    unet = meta_unet(SDXL_UNET, SDXLConfig(), precision="bf16")
+    measured = measure_activations(unet, size_hw=(1024, 1024), batch_size=1, precision="bf16")
+    assert estimate_memory(unet, SDXLConfig(), size_hw=(1024, 1024), precision="bf16").activations_bytes == pytest.approx(measured, rel=0.05)
+
+
+def test_a_unet_that_has_its_adapters_needs_what_it_needed_before() -> None:
+    config = SDXLConfig(rank=4)
+    with torch.device("meta"):
+        bare = UNet2DConditionModel(**UNET)
+    adapted = meta_unet(UNET, config, precision="no")
+    assert estimate_memory(bare, config, size_hw=SIZE, precision="no") == estimate_memory(adapted, config, size_hw=SIZE, precision="no")
+
+
+def test_adapters_hold_weight_gradient_and_two_states_for_each_parameter(sdxl: UNet2DConditionModel) -> None:
+    adapted = meta_unet(UNET, SDXLConfig(), precision="no")
+    num_parameters = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert estimate_memory(adapted, SDXLConfig(), size_hw=SIZE, precision="no").adapters_bytes == 16 * num_parameters
+    estimate = estimate_memory(sdxl, SDXLConfig(rank=8, optimizer="AdamW8bit"), size_hw=SIZE, precision="bf16")
+    assert (estimate.adapters_bytes, estimate.weights_bytes) == (10 * 21_278_720, 2 * 2_567_463_684)
+
+
+def test_more_of_anything_needs_more(sdxl: UNet2DConditionModel) -> None:
+    for name, values in {
+        "train_batch_size": (1, 2, 3, 8),
+        "rank": (4, 8, 64),
+        "size_hw": ((512, 512), (768, 576), (768, 768), (832, 1216)),
+        "gradient_checkpointing": (True, False),
+        "train_text_encoders": (False, True),
+        "precision": ("bf16", "no"),
+        "optimizer": ("AdamW8bit", "Lion", "AdamW", "Prodigy"),
+    }.items():
+        totals = [total(sdxl, **{name: value}) for value in values]
+        assert totals == sorted(set(totals)), name
+
+
+def test_caching_counts_where_it_needs_more_than_training() -> None:
+    estimate = MemoryEstimate(1 * GIB, GIB // 2, GIB // 4, caching_bytes=3 * GIB, overhead_bytes=GIB)
+    assert estimate.total_bytes == 4 * GIB
+    assert estimate.text() == "about 4.0 GB: caching latents and captions 3.0, CUDA 1.0"
+
+
+def test_the_text_names_the_parts(sdxl: UNet2DConditionModel) -> None:
+    text = estimate_memory(sdxl, SDXLConfig(), size_hw=(1024, 1024), precision="bf16").text()
+    assert text == "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA 0.9"
+
+
+def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2DConditionModel) -> None:
+    def estimate(config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
+        return estimate_memory(sdxl, config, size_hw=size_hw, precision="no" if config.mixed_precision == "no" else "bf16")
+
+    config = SDXLConfig(
+        mixed_precision="no", gradient_checkpointing=False, train_batch_size=2, gradient_accumulation_steps=2, train_text_encoders=True, rank=32
+    )
+    steps = smaller_settings(config, (832, 1216), estimate)
+    assert [description for description, _ in steps] == [
+        "mixed_precision auto",
+        "gradient_checkpointing on",
+        "train_batch_size 1 with gradient_accumulation_steps 4",
+        "optimizer AdamW8bit",
+        "train_text_encoders off",
+        "resolution 768",
+        "resolution 512",
+        "rank 8",
+    ]
+    totals = [estimate(config, (832, 1216)).total_bytes, *(found.total_bytes for _, found in steps)]
+    assert totals == sorted(set(totals), reverse=True)
+
+
+def test_settings_in_force_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
+    estimate = partial(_bf16_estimate, sdxl)
+    assert [description for description, _ in smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate)] == ["resolution 512", "rank 8"]
+    assert smaller_settings(SDXLConfig(optimizer="AdamW8bit", rank=8), (512, 512), estimate) == []
+
+
+def _bf16_estimate(unet: UNet2DConditionModel, config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
+    return estimate_memory(unet, config, size_hw=size_hw, precision="bf16")
