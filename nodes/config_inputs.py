@@ -38,7 +38,8 @@ def _input(spec: Field, kind: Any, auto_text: str | None, *, is_advanced: bool) 
         return io.Boolean.Input(spec.name, default=spec.default, **common)
     if kind is str:
         return io.String.Input(spec.name, default=spec.default, **common)
-    default, low = (0, 0) if auto_text else (spec.default, limits["min"])
+    default: Any = 0 if auto_text else spec.default
+    low = 0 if auto_text else limits["min"]
     if kind is int:
         return io.Int.Input(spec.name, default=default, min=low, max=limits["max"], **common)
     return io.Float.Input(spec.name, default=float(default), min=low, max=limits["max"], step=_STEPS.get(spec.name, 0.01), round=False, **common)

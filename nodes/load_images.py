@@ -19,7 +19,8 @@ class LoadImages(io.ComfyNode):
             node_id=ID_PREFIX + "LoadImages",
             display_name="Load Images (LoRA Trainer)",
             category=CATEGORY,
-            description="Pictures with their captions, from a folder, a zip or other nodes, for training a LoRA. Every picture is checked; the report names what is left out.",
+            description="Pictures with their captions, from a folder, a zip or other nodes, for training a LoRA. "
+            "Every picture is checked; the report names what is left out.",
             search_aliases=["LoadImages", "dataset", "load folder", "training images", "kohya dataset", "zip"],
             is_input_list=True,
             inputs=[

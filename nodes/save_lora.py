@@ -15,7 +15,8 @@ class SaveLoRA(io.ComfyNode):
             node_id=ID_PREFIX + "SaveLoRA",
             display_name="Save LoRA (LoRA Trainer)",
             category=CATEGORY,
-            description="Saves a LoRA into ComfyUI's loras folder, where every LoRA loader lists it after a refresh (R). Nothing is overwritten, and the file is read back and checked.",
+            description="Saves a LoRA into ComfyUI's loras folder, where every LoRA loader lists it after a refresh (R). "
+            "Nothing is overwritten, and the file is read back and checked.",
             search_aliases=["SaveLoRA", "export lora", "save lora weights", "lora file"],
             is_output_node=True,
             inputs=[

@@ -114,10 +114,11 @@ class LoRATrainSDXL(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, resolution: int | None = None, output_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, output_name: str | None = None, resolution: int | None = None, max_bucket_reso: int | None = None) -> bool | str:
+        """Values are None while they come over a link, or are not given."""
         try:
             check_output_name("lora" if output_name is None else output_name)
-            BucketConfig(resolution=resolution or 1024)
+            BucketConfig(resolution=resolution or 1024, max_bucket_reso=max_bucket_reso or 2048)
         except ValueError as error:
             return str(error)
         return True

@@ -1,19 +1,21 @@
-"""The command line: `python -m trainers sdxl --images DIR --base MODEL --trigger-word W --output NAME`, and `python -m trainers demo`."""
+"""The command line: `python -m trainers sdxl`, which trains without ComfyUI, `comfyui`, which runs a prompt in one, and `demo`."""
 
 import argparse
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
-from . import command_demo, command_sdxl
+from . import command_comfyui, command_demo, command_sdxl
 from .base import Interrupted
 
-COMMANDS = {"sdxl": command_sdxl, "demo": command_demo}
+COMMANDS = {"sdxl": command_sdxl, "comfyui": command_comfyui, "demo": command_demo}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
-    parser = argparse.ArgumentParser(prog="python -m trainers", description="Train LoRAs without ComfyUI.")
+    parser = argparse.ArgumentParser(prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it.")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
@@ -33,5 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    # As an exception, so that a server that was started is stopped too, and a file that is half written is removed.
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

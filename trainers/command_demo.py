@@ -1,9 +1,16 @@
-"""Train a LoRA from a folder of twelve pictures on the embedded base model, and show what it learned. No GPU, no download."""
+"""Train a LoRA from a folder of twelve pictures on the embedded base model, and show what it learned. No GPU, no download.
+
+Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the training core runs alone.
+"""
 
 import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .comfyui.find import Installation
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
@@ -21,10 +28,46 @@ SETTINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="folder for everything the demo writes (default: demo_output)")
+    parser.add_argument("--core", action="store_true", help="by the training core alone, also where a ComfyUI is found")
     parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"], help="optimizer steps (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
+    from .comfyui.find import NoComfyUI, find_comfyui
+
+    started_at = time.monotonic()
+    folder = options.output_dir / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        installation = None if options.core else find_comfyui()
+    except NoComfyUI as reason:
+        print(f"Without ComfyUI, by the training core alone: {reason}\n", file=sys.stderr)
+        installation = None
+    if installation is None:
+        _run_core(options, folder)
+    else:
+        _run_in_comfyui(installation, options, folder)
+    print(f"Time                {time.monotonic() - started_at:.0f} s")
+    return 0
+
+
+def _run_in_comfyui(installation: "Installation", options: argparse.Namespace, folder: Path) -> None:
+    from .demo.concept import TRIGGER_WORD
+    from .demo.in_comfyui import run_demo
+
+    demo = run_demo(installation, folder, settings={**SETTINGS, "max_train_steps": options.steps}, num_seeds=NUM_SEEDS)
+    print(
+        f"""
+The LoRA            {demo.lora}
+Before and after    {demo.before_after}
+Loss curve          {demo.run_folder / "loss.png"}
+Dataset report      {demo.run_folder / "dataset.txt"}
+ComfyUI's folders   {folder / "comfyui"}
+
+New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:.2f} for a prompt with "{TRIGGER_WORD}" (1.0: a perfect drawing)"""
+    )
+
+
+def _run_core(options: argparse.Namespace, folder: Path) -> None:
     from PIL import Image
 
     from .atomic_write import atomic_write
@@ -34,8 +77,6 @@ def run(options: argparse.Namespace) -> int:
     from .embedded_base import write_embedded_checkpoint
     from .sdxl.model import load_model
 
-    started_at = time.monotonic()
-    folder = options.output_dir / time.strftime("%Y%m%d-%H%M%S")
     base = folder / "embedded_base.safetensors"
     write_embedded_checkpoint(base)
     lora = train(
@@ -66,7 +107,5 @@ Dataset report      {run_folder / "dataset.txt"}
 Base model          {base}
 
 New concept         fidelity {comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f} (1.0: a perfect drawing) for prompts with "{TRIGGER_WORD}"
-Old prompts         {comparison.old_right_before:.0%} right -> {comparison.old_right_after:.0%} right, mean pixel change {comparison.drift:.1f} of 255
-Time                {time.monotonic() - started_at:.0f} s"""
+Old prompts         {comparison.old_right_before:.0%} right -> {comparison.old_right_after:.0%} right, mean pixel change {comparison.drift:.1f} of 255"""
     )
-    return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from .dataset import counted
+
 
 def store_pictures(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> Path:
     """Write picture N as 000N.png, and its caption as 000N.txt unless it is empty, to a folder below `folder`, whole or not at all.
@@ -29,10 +31,19 @@ def store_pictures(pictures: Sequence[Image.Image], captions: Sequence[str], fol
             picture.save(temporary / f"{number:04}.png", compress_level=1)
             if caption.strip():
                 (temporary / f"{number:04}.txt").write_text(caption, encoding="utf-8")
-        temporary.rename(target)
+        temporary.chmod(0o755)
+        _rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():  # another process has stored the same pictures meanwhile
+            raise
 
 
 def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
@@ -41,7 +52,9 @@ def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
     if len(captions) == 1:
         return [captions[0]] * num_pictures
     if len(captions) != num_pictures:
-        raise ValueError(f"{num_pictures} pictures came, but {len(captions)} captions. Give one caption per picture, in the same order, or one for all")
+        raise ValueError(
+            f"{counted(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, in the same order, or one for all"
+        )
     return list(captions)
 
 

@@ -6,8 +6,20 @@ from pathlib import PurePosixPath
 
 from .run_folder import check_output_name
 
-_FIELDS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
-_TOKENS = {"date": "%Y-%m-%d", "year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+_FIELDS = {"y": "tm_year", "M": "tm_mon", "d": "tm_mday", "h": "tm_hour", "m": "tm_min", "s": "tm_sec"}
+_TOKENS = {"date": "yyyy-MM-dd", "year": "yyyy", "month": "MM", "day": "dd", "hour": "hh", "minute": "mm", "second": "ss"}
+
+
+def check_lora_file_name(text: str, now: time.struct_time | None = None) -> PurePosixPath:
+    """The relative path, without .safetensors, that `text` stands for at `now` (by default the present).
+
+    Raises:
+        ValueError: it leads out of the folder, or some system has no such file names.
+    """
+    name = expand_date_tokens(text.strip(), now or time.localtime()).replace("\\", "/")
+    if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
+        raise ValueError(f"filename {text!r} leads out of the loras folder. Give a name below it, such as my_lora or people/my_lora")
+    return PurePosixPath(*(check_output_name(part) for part in name.split("/")))
 
 
 def expand_date_tokens(text: str, now: time.struct_time) -> str:
@@ -19,21 +31,15 @@ def expand_date_tokens(text: str, now: time.struct_time) -> str:
 
     def value(match: re.Match[str]) -> str:
         name, _, pattern = match[1].partition(":")
-        if name == "date" and pattern:
-            return re.sub("|".join(_FIELDS), lambda field: time.strftime(_FIELDS[field[0]], now), pattern)
-        if name not in _TOKENS or pattern:
+        if name not in _TOKENS or (pattern and name != "date"):
             allowed = ", ".join(f"%{token}%" for token in _TOKENS)
             raise ValueError(f"filename has %{match[1]}% in it. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, {allowed}")
-        return time.strftime(_TOKENS[name], now)
+        return re.sub(r"yyyy|yy|([Mdhms])\1?", lambda field: _field(field[0], now), pattern or _TOKENS[name])
 
     return re.sub(r"%([^%]*)%", value, text)
 
 
-def check_lora_file_name(text: str, now: time.struct_time | None = None) -> PurePosixPath:
-    """The relative path, without .safetensors, that `text` stands for at `now` (by default the present).
-
-    Raises:
-        ValueError: it leads out of the folder, or some system has no such file names.
-    """
-    parts = expand_date_tokens(text.strip(), now or time.localtime()).replace("\\", "/").split("/")
-    return PurePosixPath(*(check_output_name(part) for part in parts))
+def _field(token: str, now: time.struct_time) -> str:
+    """As ComfyUI's front end writes it: M is 8 or 12, MM is 08 or 12; yy is 26."""
+    number = str(getattr(now, _FIELDS[token[0]]))
+    return number[-2:] if token == "yy" else number.zfill(len(token))

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import torch
-from diffusers import UNet2DConditionModel
 
 from ...trainers.buckets import CropPlan
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings
+from ...trainers.sdxl.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings, text_encoder_shapes
+from ...trainers.sdxl.model import SDXLModel
 from .progress import compute_precision
 
 
@@ -21,15 +21,15 @@ class MemoryBudget:
     smaller: list[tuple[str, MemoryEstimate]]
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, plan: CropPlan) -> "MemoryBudget":
+    def of(cls, base: SDXLModel, config: SDXLConfig, plan: CropPlan) -> "MemoryBudget":
         size_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
 
         def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
             precision = compute_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
-            return estimate_memory(unet, changed, size_hw=largest_hw, precision=precision)
+            return estimate_memory(base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base))
 
         needed = estimate(config, size_hw)
-        smaller = [(setting, less) for setting, less in smaller_settings(config, size_hw, estimate) if less.total_bytes < needed.total_bytes]
+        smaller = [(setting, less) for setting, less in smaller_settings(config, size_hw, estimate) if less.training_bytes < needed.training_bytes]
         return cls(needed, comfy.model_management.get_free_memory(), smaller)
 
     def text(self) -> str:

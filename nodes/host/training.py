@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import torch
 
 from ...trainers.base import Notice, TrainedLora
 from ...trainers.buckets import BucketConfig, plan_crops
@@ -43,7 +42,8 @@ class TrainedInGraph:
     @property
     def summary(self) -> str:
         last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
-        return f"{self.settings}\n{self.result.steps} steps, average loss {last:.4f}, {self.lora.num_modules}/{self.lora.num_modules} modules load\n{self.result.path}"
+        count = self.lora.num_modules
+        return f"{self.settings}\n{self.result.steps} steps, average loss {last:.4f}, {count}/{count} modules load\n{self.result.path}"
 
     def facts(self) -> dict[str, Any]:
         """For API clients, in the history; finite numbers only."""
@@ -113,15 +113,16 @@ def _train(
     try:
         with training_mode():
             base = borrow_model(model, clip, vae)
-            budget = MemoryBudget.of(base.unet, config, plan_crops(dataset, buckets, seed=config.seed))
+            budget = MemoryBudget.of(base, config, plan_crops(dataset, buckets, seed=config.seed))
             host.report(Notice(f"{settings_text}\n{budget.text()}"))
             trainer = SDXLTrainer(config, buckets, lambda: base, run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
-            return trainer.train(dataset, host)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not comfy.model_management.is_oom(error):
-            raise
-        out_of_memory = budget.remedy()
+            try:
+                return trainer.train(dataset, host)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not comfy.model_management.is_oom(error):
+                    raise
+                out_of_memory = budget.remedy()
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()
-    raise RuntimeError(out_of_memory)  # outside of the except block: the first error's traceback keeps the tensors alive
+    raise RuntimeError(out_of_memory)  # outside of the except block: the first error's traceback would keep the tensors alive

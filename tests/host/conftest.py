@@ -1,13 +1,16 @@
-"""Runs a script in the ComfyUI checkout that is found, with its own interpreter; skips, saying what is missing, where there is none."""
+"""The ComfyUI that is found, as scripts in its interpreter and as a running server; skips, saying what is missing, where there is none."""
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-COMFYUI = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
+from trainers.comfyui.find import Installation, NoComfyUI, find_comfyui
+from trainers.comfyui.server import ComfyServer
+from trainers.demo.in_comfyui import prepare_demo_directory
+
 PREAMBLE = """
 import torch
 from comfy.cli_args import args
@@ -23,26 +26,32 @@ except RuntimeError:  # PyPI's torchvision beside the CPU build of torch: its op
 
 
 @pytest.fixture(scope="session")
-def run_in_comfyui() -> Callable[..., str]:
+def installation() -> Installation:
+    try:
+        return find_comfyui()
+    except NoComfyUI as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def run_in_comfyui(installation: Installation) -> Callable[..., str]:
     """run(script, *arguments) gives what the script prints; ComfyUI's modules are importable in it, on the CPU."""
-    interpreter = _interpreter()
 
     def run(script: str, *arguments: object) -> str:
-        command = [str(interpreter), "-c", PREAMBLE + script, *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, check=False, cwd=COMFYUI, env=environment, capture_output=True, text=True, timeout=300)
+        command = [str(installation.python), "-c", PREAMBLE + script, *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(installation.folder), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, check=False, cwd=installation.folder, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 
     return run
 
 
-def _interpreter() -> Path:
-    if not (COMFYUI / "comfy" / "lora.py").is_file():
-        pytest.skip(f"no ComfyUI checkout at {COMFYUI}: set COMFYUI_DIR")
-    chosen = os.environ.get("COMFYUI_PYTHON")
-    places = [COMFYUI / folder / interpreter for folder in ("venv", ".venv") for interpreter in ("bin/python", "Scripts/python.exe")]
-    found = [Path(chosen)] if chosen else [place for place in places if place.exists()]
-    if not found:
-        pytest.skip(f"{COMFYUI} has no interpreter of its own (venv or .venv): set COMFYUI_PYTHON")
-    return found[0]
+@pytest.fixture(scope="session")
+def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and the demo's pictures in input/toadstools."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    prepare_demo_directory(folder)
+    (folder / "custom_nodes" / "fault_pack").symlink_to(Path(__file__).with_name("fault_pack"))
+    with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
+        yield server

@@ -16,42 +16,15 @@ from trainers.sdxl.text import encode_captions
 
 PROMPT = "a small red circle on the left on a white background"
 
-# ComfyUI recognises models by exact sizes and knows only full-size text encoders and VAEs: tell it ours, then use its own loaders.
 RUN = f"""
 import json
 import sys
 
 import comfy.sd
-import comfy.sdxl_clip
-import comfy.supported_models
-from comfy.supported_models_base import ClipTarget
 from safetensors.torch import save_file
 
-shared = dict(num_hidden_layers=3, eos_token_id=49407, max_position_embeddings=77)
-CLIP_L = dict(hidden_size=64, intermediate_size=256, num_attention_heads=1, projection_dim=64, hidden_act="quick_gelu", **shared)
-CLIP_G = dict(hidden_size=128, intermediate_size=512, num_attention_heads=2, projection_dim=128, hidden_act="gelu", **shared)
-VAE = dict(double_z=True, z_channels=4, resolution=128, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 2, 2], num_res_blocks=1, attn_resolutions=[])
-VAE["dropout"] = 0.0
-
-
-class EmbeddedClip(comfy.sdxl_clip.SDXLClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={{}}):
-        super().__init__(device=device, dtype=dtype, model_options={{**model_options, "clip_l_model_config": CLIP_L, "clip_g_model_config": CLIP_G}})
-
-
-class EmbeddedBase(comfy.supported_models.SDXL):
-    unet_config = dict(
-        model_channels=64, use_linear_in_transformer=True, context_dim=192, adm_in_channels=128 + 6 * 256, use_temporal_attention=False,
-        transformer_depth=[1, 1, 1, 1, 1, 1],
-    )
-
-    def clip_target(self, state_dict={{}}):
-        return ClipTarget(comfy.sdxl_clip.SDXLTokenizer, EmbeddedClip)
-
-
-comfy.supported_models.models.insert(0, EmbeddedBase)
-load_vae = comfy.sd.VAE.__init__
-comfy.sd.VAE.__init__ = lambda self, sd=None, **settings: load_vae(self, sd=sd, **{{**settings, "config": {{"params": {{"embed_dim": 4, "ddconfig": VAE}}}}}})
+sys.path.append({str(Path(__file__).parents[2] / "nodes")!r})
+import embedded_base_pack
 
 base, lora, output = sys.argv[1:]
 with torch.inference_mode():

@@ -45,7 +45,8 @@ def test_pack_knows_when_it_is_inside_comfyui(tmp_path: Path) -> None:
     (tmp_path / "comfy_api").mkdir()
     (tmp_path / "comfy_api" / "__init__.py").touch()
     # In place of nodes/, which needs the real comfy_api (tests/host has it).
-    names = _import_as_custom_node(search_path=[tmp_path], stand_in="import types; sys.modules['custom_pack.nodes'] = types.SimpleNamespace(comfy_entrypoint=1)")
+    stand_in = "import types; sys.modules['custom_pack.nodes'] = types.SimpleNamespace(comfy_entrypoint=1)"
+    names = _import_as_custom_node(search_path=[tmp_path], stand_in=stand_in)
     assert names["INSIDE_COMFYUI"] is True and names["comfy_entrypoint"] == 1 and names["WEB_DIRECTORY"] == "./web"
     # Even an empty NODE_CLASS_MAPPINGS would switch comfy_entrypoint off.
     assert "NODE_CLASS_MAPPINGS" not in names

@@ -5,13 +5,17 @@ from functools import partial
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.memory_estimate import SDXL_UNET, measure_activations, meta_unet
 from trainers.embedded_base.architecture import UNET
 from trainers.sdxl.config import SDXLConfig
-from trainers.sdxl.memory import GIB, MemoryEstimate, estimate_memory, smaller_settings
+from trainers.sdxl.memory import GIB, SDXL_TEXT_ENCODERS, MemoryEstimate, estimate_memory, smaller_settings, text_encoder_shapes
+from trainers.sdxl.model import SDXLModel
 
 SIZE = (512, 384)
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32, "projection_dim": 1280}
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +124,11 @@ def test_settings_in_force_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
 
 def _bf16_estimate(unet: UNet2DConditionModel, config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
     return estimate_memory(unet, config, size_hw=size_hw, precision="bf16")
+
+
+def test_text_encoders_are_measured_as_the_full_size_ones_are_written_down() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET)
+        encoders = CLIPTextModel(CLIPTextConfig(**CLIP_L)), CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
+    model = SDXLModel(unet, *encoders, vae=None, prediction_type="epsilon", zero_terminal_snr=False, name="full size")
+    assert text_encoder_shapes(model) == SDXL_TEXT_ENCODERS

@@ -20,6 +20,7 @@ from torch import nn
 
 from .adapters import adapter_layers, unet_targets
 from .config import SDXLConfig
+from .model import SDXLModel
 from .prepare import COMPUTE_DTYPES
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -48,6 +49,15 @@ class TextEncoderShape:
 
 
 SDXL_TEXT_ENCODERS = (TextEncoderShape(768, 12, 123_060_480, 11), TextEncoderShape(1280, 32, 694_659_840, 32))
+
+
+def text_encoder_shapes(model: SDXLModel) -> tuple[TextEncoderShape, ...]:
+    """Those of a model whose text encoders are there; the first one's last layer is never trained."""
+    encoders = [(encoder, not_trained) for encoder, not_trained in ((model.text_encoder, 1), (model.text_encoder_2, 0)) if encoder is not None]
+    return tuple(
+        TextEncoderShape(encoder.config.hidden_size, encoder.config.num_hidden_layers, encoder.num_parameters(), encoder.config.num_hidden_layers - not_trained)
+        for encoder, not_trained in encoders
+    )
 
 
 @dataclass(frozen=True)

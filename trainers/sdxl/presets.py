@@ -77,8 +77,7 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
     if "max_train_steps" not in given:
         samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
         settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_pictures) / samples_per_step)
-    config, buckets = (config_class(**_own(config_class, settings)) for config_class in (SDXLConfig, BucketConfig))
-    return config, buckets
+    return SDXLConfig(**_own(SDXLConfig, settings)), BucketConfig(**_own(BucketConfig, settings))
 
 
 def _from_memory(preset: MemoryPreset) -> dict[str, Any]:

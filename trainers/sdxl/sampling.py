@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from .model import PredictionType, SDXLModel
+from .model import SDXLModel
 from .objective import NOISE_SCHEDULE, size_ids
 from .text import TextEmbeddings, encode_captions
 
@@ -84,13 +84,13 @@ def decode_means(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # diffusers says FloatTensor, and takes any
 
 
-def noise_scheduler(prediction_type: PredictionType, *, zero_terminal_snr: bool) -> DDIMScheduler:
+def noise_scheduler(prediction_type: str, *, zero_terminal_snr: bool) -> DDIMScheduler:
     return DDIMScheduler(
         **NOISE_SCHEDULE,
         clip_sample=False,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
-        prediction_type=prediction_type,
+        prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]  # diffusers checks it
         rescale_betas_zero_snr=zero_terminal_snr,
     )
 

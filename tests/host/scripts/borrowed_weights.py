@@ -34,8 +34,6 @@ from lora_trainer.nodes.host.lora import apply_lora
 from lora_trainer.nodes.host.weights import borrow_model, training_mode
 from safetensors.torch import save_file
 
-import nodes  # ComfyUI's
-
 results = {}
 
 

@@ -1,0 +1,81 @@
+"""Starting and stopping a server process, with a stand-in for ComfyUI's main.py."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.comfyui.find import Installation
+from trainers.comfyui.server import ComfyServer, prepare_base_directory
+
+ANSWERS = """
+import http.server, json, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(sys.argv[1:]).encode())
+
+    def log_message(self, *arguments):
+        pass
+
+print("started")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def installation(folder: Path, main: str) -> Installation:
+    (folder / "main.py").write_text(main)
+    return Installation(folder, Path(sys.executable), "0.33.0")
+
+
+def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
+    with ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "log" / "server.log", base_directory=tmp_path / "base", cpu=True) as server:
+        arguments = server.client.get("/system_stats")
+    assert arguments[arguments.index("--base-directory") + 1] == str(tmp_path / "base")
+    assert {"--cpu", "--disable-api-nodes", "--disable-auto-launch"} <= set(arguments)
+    assert not server.client.is_ready()
+    assert "started" in server.log_text()
+
+
+def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
+    for error in (ZeroDivisionError, KeyboardInterrupt):
+        with pytest.raises(error), ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "server.log", cpu=True) as server:
+            raise error
+        assert not server.client.is_ready()
+
+
+def test_a_server_that_dies_while_it_starts_shows_the_end_of_its_log(tmp_path):
+    broken = installation(tmp_path, "print('x\\n' * 100); raise SystemExit('No module named torchaudio')")
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)with status 1:.*No module named torchaudio.*server\.log") as failure,
+        ComfyServer(broken, log=tmp_path / "server.log", cpu=True),
+    ):
+        pass
+    assert len(str(failure.value).splitlines()) < 25
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that a process can ignore")
+def test_a_server_that_ignores_the_request_to_stop_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.comfyui.server.STOP_TIMEOUT", 0.5)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + ANSWERS
+    with ComfyServer(installation(tmp_path, deaf), log=tmp_path / "server.log", cpu=True) as server:
+        pass
+    assert not server.client.is_ready()
+
+
+def test_the_interpreter_gets_no_module_path_that_is_meant_for_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    prints_path = "import os; print('PATH', os.environ.get('PYTHONPATH'), os.environ['HF_HUB_OFFLINE'])\n" + ANSWERS
+    with ComfyServer(installation(tmp_path, prints_path), log=tmp_path / "server.log", cpu=True) as server:
+        assert "PATH None 1" in server.log_text()
+
+
+def test_the_base_directory_links_the_packs(tmp_path):
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "__init__.py").touch()
+    prepare_base_directory(tmp_path / "base", {"My-Pack": pack})
+    assert (tmp_path / "base" / "custom_nodes" / "My-Pack" / "__init__.py").is_file()
+    assert (tmp_path / "base" / "models" / "checkpoints").is_dir()

@@ -1,0 +1,84 @@
+"""A prompt on the console: a bar for each node while it runs, Ctrl-C, and the files that come out."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from ..atomic_write import atomic_write
+from .client import ComfyClient, Message, OutputFile, Prompt, Result
+
+
+def run_prompt(client: ComfyClient, prompt: Prompt) -> Result:
+    """Run it with bars. Ctrl-C interrupts it and waits for the end; a second Ctrl-C does not wait."""
+    with NodeBars(prompt) as bars, _interrupting(client):
+        return client.run(prompt, on_message=bars.show, keep_messages=False)
+
+
+class NodeBars:
+    """Bars by node id. A node that has not counted anything leaves none behind."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self._bars: dict[str, tqdm] = {}
+
+    def __enter__(self) -> "NodeBars":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def show(self, message: Message) -> None:
+        if message.kind == "progress_state":
+            for node, state in message.data["nodes"].items():
+                self._move(node, int(state["value"]), int(state["max"]), is_running=state["state"] == "running")
+        elif message.kind == "progress_text" and message.data["node"] in self._bars:
+            self._bars[message.data["node"]].set_postfix_str(message.data["text"].partition("\n")[0])
+
+    def _move(self, node: str, step: int, total: int, *, is_running: bool) -> None:
+        if is_running and node not in self._bars:
+            self._bars[node] = tqdm(desc=self._title(node), dynamic_ncols=True, leave=False, bar_format="{desc} {elapsed}{postfix}")
+        bar = self._bars.get(node)
+        if bar is None or bar.disable:
+            return
+        if total > 1:
+            bar.total, bar.leave, bar.bar_format = total, True, None
+            bar.update(step - bar.n)
+        if not is_running:
+            bar.close()
+
+    def _title(self, node: str) -> str:
+        about = self._prompt.get(node, {})  # a node may run others, which the prompt does not have
+        return about.get("_meta", {}).get("title") or about.get("class_type") or node
+
+
+@contextmanager
+def _interrupting(client: ComfyClient) -> Iterator[None]:
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.write("Interrupting; press Ctrl-C again to stop waiting for it.", file=sys.stderr)
+        client.interrupt()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def save_files(client: ComfyClient, files: list[OutputFile], folder: Path) -> list[Path]:
+    """Fetch the files into the folder, under the paths that they have on the server."""
+    written = []
+    for file in files:
+        path = folder / ("temp" if file.type == "temp" else "") / file.subfolder / file.filename
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the server names a file outside its own folder, {file.subfolder}/{file.filename}: it was not written")
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(client.fetch(file))
+        written.append(path)
+    return written
