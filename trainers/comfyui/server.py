@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -24,13 +24,17 @@ class ComfyServer:
     """A context manager: inside the block the server answers at `url`, and `client` queues prompts there.
 
     cpu: None takes the GPU where the installation's torch sees one. log: everything that the server prints; read it with `log_text`.
+    flags: more of ComfyUI's own, such as --bf16-unet.
     """
 
-    def __init__(self, installation: Installation, *, log: Path, base_directory: Path | None = None, cpu: bool | None = None) -> None:
+    def __init__(
+        self, installation: Installation, *, log: Path, base_directory: Path | None = None, cpu: bool | None = None, flags: Sequence[str] = ()
+    ) -> None:
         self.installation = installation
         self.base_directory = base_directory.absolute() if base_directory else None
         self.log = log
         self._cpu = cpu
+        self._flags = flags
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self.client = ComfyClient(self.url)
@@ -51,6 +55,11 @@ class ComfyServer:
         if self._process is not None:
             self._stop(self._process)
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
@@ -70,6 +79,7 @@ class ComfyServer:
         command = [str(self.installation.python), "main.py", "--listen", "127.0.0.1", "--port", str(self._port)]
         command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
         command += ["--base-directory", str(self.base_directory)] if self.base_directory else []
+        command += self._flags
         return [*command, "--cpu"] if self._needs_cpu() else command
 
     def _needs_cpu(self) -> bool:

@@ -1,0 +1,74 @@
+"""Runs in ComfyUI's interpreter: one training step on a model with SDXL's full depth at toy width, through the node's own function. Prints JSON.
+
+Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of pictures, a folder for files.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+pack, checkpoint, pictures, folder = map(Path, sys.argv[1:])
+
+
+def load_pack(path, name):
+    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+embedded = load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
+load_pack(pack, "lora_trainer")
+
+import comfy.sd
+import comfy.supported_models
+import folder_paths
+from diffusers import UNet2DConditionModel
+from lora_trainer.nodes.host.lora import load_lora
+from lora_trainer.nodes.host.training import train_sdxl
+from lora_trainer.trainers.dataset import DatasetConfig, scan_folder
+from lora_trainer.trainers.sdxl.export import write_checkpoint
+from lora_trainer.trainers.sdxl.model import load_model
+
+folder_paths.set_output_directory(str(folder / "output"))
+WIDTHS = (32, 64, 128)
+
+
+class FullDepth(embedded.EmbeddedBase):
+    unet_config = {**embedded.UNET, "model_channels": WIDTHS[0], "transformer_depth": [0, 0, 2, 2, 10, 10]}
+
+
+comfy.supported_models.models.insert(0, FullDepth)
+torch.manual_seed(0)
+base = load_model(checkpoint)
+base.unet = UNet2DConditionModel(
+    block_out_channels=WIDTHS,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(1, 1, 2),
+    use_linear_projection=True,
+    cross_attention_dim=192,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=128 + 6 * 256,
+)
+write_checkpoint(base, folder / "full_depth.safetensors")
+dataset = scan_folder(DatasetConfig(images=str(pictures), trigger_word="zwx"))
+
+with torch.inference_mode():
+    model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(folder / "full_depth.safetensors"))[:3]
+    settings = {"resolution": 64, "max_train_steps": 1, "train_batch_size": 1, "rank": 2, "train_text_encoders": True, "optimizer": "AdamW"}
+    trained = train_sdxl(model, clip, vae, dataset, goal="object", memory="8 GB", output_name="full", settings=settings)
+    unet_only = {name: tensor for name, tensor in trained.lora.items() if name.startswith("lora_unet_")}
+    results = {
+        "summary": trained.summary,
+        "unet": load_lora(unet_only, model, None).num_modules,
+        "all": trained.lora.num_modules,
+        "in_file": len(trained.lora) // 3,
+    }
+print("RESULT" + json.dumps(results))
