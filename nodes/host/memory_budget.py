@@ -14,10 +14,14 @@ from .progress import compute_precision
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """`smaller`: the next settings to try, each on top of those before it, with the estimate that it leads to."""
+    """`smaller`: the next settings to try, each on top of those before it, with the estimate that it leads to.
+
+    `missing_bytes`: how much less is free than the training will take; ComfyUI has the CUDA context already, and on a CPU the weights.
+    """
 
     estimate: MemoryEstimate
     free_bytes: int
+    missing_bytes: int
     smaller: list[tuple[str, MemoryEstimate]]
 
     @classmethod
@@ -30,12 +34,14 @@ class MemoryBudget:
 
         needed = estimate(config, size_hw)
         smaller = [(setting, less) for setting, less in smaller_settings(config, size_hw, estimate) if less.training_bytes < needed.training_bytes]
-        return cls(needed, comfy.model_management.get_free_memory(), smaller)
+        free_bytes, device = comfy.model_management.get_free_memory(), comfy.model_management.get_torch_device()
+        there_already = CUDA_CONTEXT_BYTES + (needed.weights_bytes if comfy.model_management.is_device_cpu(device) else 0)
+        return cls(needed, free_bytes, needed.total_bytes - there_already - free_bytes, smaller)
 
     def text(self) -> str:
         """The estimate, and when it is more than is free, what to change."""
-        enough = self.estimate.total_bytes - CUDA_CONTEXT_BYTES <= self.free_bytes  # ComfyUI has the context already
-        return f"memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free" + ("" if enough else f". It may not be enough. {self._next()}")
+        warning = f". It may not be enough. {self._next()}" if self.missing_bytes > 0 else ""
+        return f"memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free{warning}"
 
     def remedy(self) -> str:
         """For the error when memory has run out."""
