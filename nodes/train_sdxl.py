@@ -127,9 +127,11 @@ class LoRATrainSDXL(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, vae: Any, dataset: Any, goal: str = "object", memory: str = AUTO, output_name: str = "lora", **settings: Any
     ) -> io.NodeOutput:
-        from .host.training import train_sdxl  # diffusers and peft take seconds to import: not before they are needed
+        # diffusers and peft take seconds to import: not before they are needed
+        from .host.training import train_sdxl
+        from .host.weights import GraphModel
 
-        trained = train_sdxl(model, clip, vae, dataset, goal=goal, memory=memory, output_name=output_name, settings=settings)
+        trained = train_sdxl(GraphModel(model, clip, vae), dataset, goal=goal, memory=memory, output_name=output_name, settings=settings)
         return io.NodeOutput(
             trained.model,
             trained.clip,

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...trainers.cache import TensorCache
 from ...trainers.dataset import Dataset
 from ...trainers.run_folder import RunFolder
 from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.model import SDXLModel
 from ...trainers.sdxl.presets import choose_memory_preset, describe, resolve
 from ...trainers.sdxl.trainer import SDXLTrainer
 from ..config_inputs import AUTO, chosen_settings
@@ -21,7 +23,7 @@ from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
 from .progress import ComfyHost, cancellable, compute_precision
-from .weights import borrow_model, ignored_patches, training_mode, unet_dtype
+from .weights import GraphModel, borrow_model, ignored_patches, training_mode, unet_dtype
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class TrainedInGraph:
         }
 
 
-def train_sdxl(model: Any, clip: Any, vae: Any, dataset: Dataset, *, goal: str, memory: str, output_name: str, settings: dict[str, Any]) -> TrainedInGraph:
+def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, output_name: str, settings: dict[str, Any]) -> TrainedInGraph:
     """Train on the graph's weights.
 
     Raises:
@@ -64,22 +66,21 @@ def train_sdxl(model: Any, clip: Any, vae: Any, dataset: Dataset, *, goal: str, 
         InterruptProcessingException: the user cancelled; a checkpoint is kept.
         RuntimeError: memory ran out (the message names the next setting to try), or the training went wrong.
     """
-    host = ComfyHost()
-    config, buckets = _resolve(settings, goal=goal, memory=memory, dataset=dataset, model=model)
+    config, buckets = _resolve(settings, goal=goal, memory=memory, dataset=dataset, model=base.model)
+    text, host = _describe(config, buckets, base.model), ComfyHost()
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
-    text = describe(config, buckets)
-    ignored = ignored_patches(model)
-    if ignored:
-        text += f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them"
-    with cancellable():
-        result = _train(model, clip, vae, dataset, config, buckets, run_folder, host, settings_text=text)
-    patched_model, patched_clip, loaded = apply_lora(model, clip, result.state_dict, strength_model=1.0, strength_clip=1.0)
+    try:
+        with cancellable(), training_mode():
+            result = _train(base, dataset, config, buckets, run_folder, host, text)
+    finally:
+        gc.collect()  # modules and their hooks refer to each other
+        comfy.model_management.soft_empty_cache()
+    model, clip, loaded = apply_lora(base.model, base.clip, result.state_dict, strength_model=1.0, strength_clip=1.0)
     num_modules = sum(name.endswith(".lora_up.weight") for name in result.state_dict)
     if loaded.num_modules != num_modules:
         raise RuntimeError(f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for {', '.join(loaded.unknown[:3])}")
-    trained = TrainedInGraph(
-        patched_model, patched_clip, GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules), result, run_folder.path, text
-    )
+    lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
+    trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text)
     host.send_text(trained.summary)
     return trained
 
@@ -91,38 +92,37 @@ def _resolve(settings: dict[str, Any], *, goal: str, memory: str, dataset: Datas
         given["network_weights"] = str(folders.lora_file(start_from))
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = compute_precision(unet_dtype(model))
+    if find_spec("bitsandbytes") is None:  # there is none for macOS
+        given.setdefault("optimizer", "AdamW")
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
     return resolve(given, goal=goal, memory=memory, num_pictures=len(dataset.images) * dataset.num_repeats)
 
 
+def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
+    ignored = ignored_patches(model)
+    warning = f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them" if ignored else ""
+    return describe(config, buckets) + warning
+
+
 def _train(
-    model: Any,
-    clip: Any,
-    vae: Any,
-    dataset: Dataset,
-    config: SDXLConfig,
-    buckets: BucketConfig,
-    run_folder: RunFolder,
-    host: ComfyHost,
-    *,
-    settings_text: str,
+    base: GraphModel, dataset: Dataset, config: SDXLConfig, buckets: BucketConfig, run_folder: RunFolder, host: ComfyHost, settings_text: str
 ) -> TrainedLora:
-    """In a function of its own: when it returns or raises, nothing refers to the training's tensors any more."""
-    out_of_memory = ""
+    """Borrow the weights, say what will be needed, and train; an error for want of memory names what needs less."""
+    budget: MemoryBudget | None = None
+
+    def load_model() -> SDXLModel:
+        nonlocal budget
+        weights = borrow_model(base)
+        budget = MemoryBudget.of(weights, config, plan_crops(dataset, buckets, seed=config.seed))
+        host.report(Notice(f"{settings_text}\n{budget.text()}"))
+        return weights
+
+    trainer = SDXLTrainer(config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
     try:
-        with training_mode():
-            base = borrow_model(model, clip, vae)
-            budget = MemoryBudget.of(base, config, plan_crops(dataset, buckets, seed=config.seed))
-            host.report(Notice(f"{settings_text}\n{budget.text()}"))
-            trainer = SDXLTrainer(config, buckets, lambda: base, run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
-            try:
-                return trainer.train(dataset, host)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not comfy.model_management.is_oom(error):
-                    raise
-                out_of_memory = budget.remedy()
-    finally:
-        gc.collect()  # modules and their hooks refer to each other
-        comfy.model_management.soft_empty_cache()
-    raise RuntimeError(out_of_memory)  # outside of the except block: the first error's traceback would keep the tensors alive
+        return trainer.train(dataset, host)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if budget is None or not comfy.model_management.is_oom(error):
+            raise
+    # Outside of the except block: the first error's traceback would keep the training's tensors alive.
+    raise RuntimeError(budget.remedy())

@@ -6,6 +6,7 @@ outside of it can, and costs nothing. The weights are only ever read.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ _TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_
 _FLOAT8 = {getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)}
 
 
+@dataclass(frozen=True)
+class GraphModel:
+    """A node's MODEL (ModelPatcher), CLIP and VAE."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
 @contextmanager
 def training_mode() -> Iterator[None]:
     """Autograd as in a plain Python program; ComfyUI's inference mode is back afterwards, whatever happens.
@@ -40,7 +50,7 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.soft_empty_cache()
 
 
-def borrow_model(model: Any, clip: Any, vae: Any) -> SDXLModel:
+def borrow_model(base: GraphModel) -> SDXLModel:
     """The graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory; LoRAs and merges in them are part of its weights.
 
     Call it in training_mode.
@@ -48,18 +58,18 @@ def borrow_model(model: Any, clip: Any, vae: Any) -> SDXLModel:
     Raises:
         ValueError: one of them is not there, not SDXL's, or in a form that cannot be trained on; the message names it.
     """
-    prediction_type, zero_terminal_snr = _prediction(model)
-    path = _checkpoint_path(model)
+    prediction_type, zero_terminal_snr = _prediction(base.model)
+    path = _checkpoint_path(base.model)
     state_dicts: dict[Part, Mapping[str, Tensor]] = {
-        "unet": from_ldm("unet", _weights("MODEL", _patcher("MODEL", model), _UNET)),
-        **{part: _text_encoder(clip, part) for part in _TEXT_ENCODERS},
-        "vae": _vae_weights(vae),
+        "unet": from_ldm("unet", _weights("MODEL", _patcher("MODEL", base.model), _UNET)),
+        **{part: _text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
+        "vae": _vae_weights(base.vae),
     }
     return build_model(
         state_dicts,
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
-        name=path.stem if path else type(model.model).__name__,
+        name=path.stem if path else type(base.model.model).__name__,
         path=path,
     )
 

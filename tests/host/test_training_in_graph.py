@@ -310,7 +310,7 @@ def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 1024, "min_bucket_reso": 512}, "no usable picture"),
+        ({"resolution": 2048, "min_bucket_reso": 1024}, "no usable picture"),
         ({"target_modules": "nothing"}, "target_modules: 'nothing' matches no linear or convolution layer"),
         ({"optimizer_args": "beta"}, "optimizer_args: cannot read 'beta'"),
     ],

@@ -31,7 +31,7 @@ import comfy.utils
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from lora_trainer.nodes.host.lora import apply_lora
-from lora_trainer.nodes.host.weights import borrow_model, training_mode
+from lora_trainer.nodes.host.weights import GraphModel, borrow_model, training_mode
 from safetensors.torch import save_file
 
 results = {}
@@ -43,7 +43,7 @@ def load():
 
 def borrow(model, clip, vae):
     with training_mode():
-        return borrow_model(model, clip, vae)
+        return borrow_model(GraphModel(model, clip, vae))
 
 
 def pointers(*modules):

@@ -30,6 +30,7 @@ import folder_paths
 from diffusers import UNet2DConditionModel
 from lora_trainer.nodes.host.lora import load_lora
 from lora_trainer.nodes.host.training import train_sdxl
+from lora_trainer.nodes.host.weights import GraphModel
 from lora_trainer.trainers.dataset import DatasetConfig, scan_folder
 from lora_trainer.trainers.sdxl.export import write_checkpoint
 from lora_trainer.trainers.sdxl.model import load_model
@@ -63,7 +64,7 @@ dataset = scan_folder(DatasetConfig(images=str(pictures), trigger_word="zwx"))
 with torch.inference_mode():
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(folder / "full_depth.safetensors"))[:3]
     settings = {"resolution": 64, "max_train_steps": 1, "train_batch_size": 1, "rank": 2, "train_text_encoders": True, "optimizer": "AdamW"}
-    trained = train_sdxl(model, clip, vae, dataset, goal="object", memory="8 GB", output_name="full", settings=settings)
+    trained = train_sdxl(GraphModel(model, clip, vae), dataset, goal="object", memory="8 GB", output_name="full", settings=settings)
     unet_only = {name: tensor for name, tensor in trained.lora.items() if name.startswith("lora_unet_")}
     results = {
         "summary": trained.summary,
