@@ -115,11 +115,11 @@ class LossLog:
             self._flushed_at = time.monotonic()
 
 
-def free_path(path: Path) -> Path:
-    """The path, or with -2, -3, ... before its .safetensors, the first that does not exist."""
+def free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
+    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor with one of the companions' suffixes."""
     stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
     candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
-    return next(candidate for candidate in candidates if not candidate.exists())
+    return next(candidate for candidate in candidates if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions))))
 
 
 def _versions() -> dict[str, str]:

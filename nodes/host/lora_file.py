@@ -42,7 +42,8 @@ def save_to_loras_folder(lora: Mapping[str, Tensor], filename: str, *, folder: P
     modules = {name.rsplit(".", 2)[0] for name in tensors if name.endswith((".lora_up.weight", ".lora_B.weight", ".diff"))}
     if not modules:
         raise ValueError(f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect Train LoRA's lora output")
-    path = free_path((folder / check_lora_file_name(filename)).with_name(check_lora_file_name(filename).name + ".safetensors"))
+    name = check_lora_file_name(filename)
+    path = free_path(folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ())
     save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})
     require_same_tensors(path, tensors)
     if preview is not None:
@@ -53,5 +54,5 @@ def save_to_loras_folder(lora: Mapping[str, Tensor], filename: str, *, folder: P
 
 def _save_preview(images: Tensor, path: Path) -> None:
     pixels = (images[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    with atomic_write(path, overwrite=True) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")

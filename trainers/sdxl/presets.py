@@ -22,7 +22,6 @@ class Goal:
     learning_rate: float
     samples_per_picture: int
     num_samples: tuple[int, int]
-    caption_dropout: float
 
     def text(self) -> str:
         low, high = self.num_samples
@@ -46,9 +45,9 @@ class MemoryPreset:
 
 
 GOALS = {
-    "person": Goal(rank=16, alpha_per_rank=1.0, learning_rate=1e-4, samples_per_picture=100, num_samples=(1000, 4000), caption_dropout=0.05),
-    "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=60, num_samples=(1500, 6000), caption_dropout=0.1),
-    "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=80, num_samples=(800, 3000), caption_dropout=0.05),
+    "person": Goal(rank=16, alpha_per_rank=1.0, learning_rate=1e-4, samples_per_picture=100, num_samples=(1000, 4000)),
+    "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=60, num_samples=(1500, 6000)),
+    "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=80, num_samples=(800, 3000)),
 }
 # By memory.py's estimates (benchmarks/README.md), with a tenth to spare. Two samples to a step everywhere: the GPU decides the speed, not the result.
 MEMORY_PRESETS = {
@@ -86,7 +85,7 @@ def _from_memory(preset: MemoryPreset) -> dict[str, Any]:
 
 def _from_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:
     rank = given.get("rank", goal.rank)
-    return {"rank": rank, "alpha": rank * goal.alpha_per_rank, "learning_rate": goal.learning_rate, "caption_dropout": goal.caption_dropout}
+    return {"rank": rank, "alpha": rank * goal.alpha_per_rank, "learning_rate": goal.learning_rate}
 
 
 def _num_samples(goal: Goal, num_pictures: int) -> int:
