@@ -8,7 +8,7 @@ from ..trainers.dataset import DatasetConfig, scan_folder
 from .config_inputs import config_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, image_list, open_source
+from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 
@@ -70,9 +70,13 @@ class LoadImages(io.ComfyNode):
         return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
 
     @classmethod
-    def validate_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None) -> bool | str:
+    def validate_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None) -> bool | str:
+        """What comes on a link is [None] here, so that only `execute` can check it."""
+        if _is_linked(folder) or _is_linked(path):
+            return True
         try:
-            find_source(_first(folder, folders.NONE), _first(path, ""))
+            source = find_source(_first(folder, folders.NONE), _first(path, ""))
+            require_one_source(source, connected=[] if images is None else ["images"])
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -102,3 +106,7 @@ class LoadImages(io.ComfyNode):
 def _first(values: list[Any] | None, default: Any) -> Any:
     """The value of a widget: nodes that take lists get each as a list of one, or None while it is linked."""
     return values[0] if values and values[0] is not None else default
+
+
+def _is_linked(values: list[Any] | None) -> bool:
+    return values is not None and values[0] is None

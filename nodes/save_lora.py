@@ -42,8 +42,9 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        """filename is None when it is left out, or comes on a link."""
         try:
-            check_lora_file_name(filename or "my_lora")
+            check_lora_file_name("my_lora" if filename is None else filename)
         except ValueError as error:
             return str(error)
         return True

@@ -99,7 +99,7 @@ class LoRATrainSDXL(io.ComfyNode):
                     options=[AUTO, *MEMORY_PRESETS],
                     default=AUTO,
                     optional=True,
-                    tooltip=f"Memory of the GPU; decides the settings that are left open (0 or auto). auto: the memory that it has. {_preset_lines(MEMORY_PRESETS)}.",
+                    tooltip=f"Memory of the GPU; decides the settings that are left open. auto: what it has. {_preset_lines(MEMORY_PRESETS)}.",
                 ),
                 *_settings_inputs(),
             ],

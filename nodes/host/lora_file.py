@@ -15,6 +15,9 @@ from ...trainers.lora_format import require_same_tensors, save_lora
 from ...trainers.run_folder import free_path
 from .lora import GraphLora
 
+# One tensor of each module, whatever its kind: LoRA, LoHa, LoKr, OFT, and differences of norms and biases, which core's trainer makes.
+_MODULE_ENDINGS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks", ".diff", ".diff_b")
+
 
 @dataclass(frozen=True)
 class SavedLora:
@@ -35,21 +38,34 @@ def save_to_loras_folder(lora: Mapping[str, Tensor], filename: str, *, folder: P
     """Write the LoRA under the first free name, read it back, and put the preview [B, height, width, 3] beside it.
 
     Raises:
-        ValueError: the name cannot be a file's, or this is no LORA_MODEL.
-        RuntimeError: what was read back is not what was written, not finite, or changes nothing.
+        ValueError: the name cannot be a file's, this is no LORA_MODEL, or its values are not finite.
+        RuntimeError: what was read back is not what was written, or changes nothing. The file is removed.
     """
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
-    modules = {name.rsplit(".", 2)[0] for name in tensors if name.endswith((".lora_up.weight", ".lora_B.weight", ".diff"))}
-    if not modules:
-        raise ValueError(f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect Train LoRA's lora output")
     name = check_lora_file_name(filename)
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
+    modules = _module_names(tensors)
     path = free_path(folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ())
     save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})
-    require_same_tensors(path, tensors)
+    try:
+        require_same_tensors(path, tensors)
+    except RuntimeError:
+        path.unlink()
+        raise
     if preview is not None:
         _save_preview(preview, path.with_suffix(".png"))
     num_that_load = lora.num_modules if isinstance(lora, GraphLora) else None
     return SavedLora(path, path.relative_to(folder).as_posix(), len(modules), num_that_load)
+
+
+def _module_names(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Raises ValueError when there are none, or some hold values that are no numbers."""
+    modules = {name.removesuffix(ending) for name in tensors for ending in _MODULE_ENDINGS if name.endswith(ending)}
+    if not modules:
+        raise ValueError(f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect Train LoRA's lora output")
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(tensors)} tensors hold values that are not finite, such as {broken[0]}. Train with a lower learning rate")
+    return modules
 
 
 def _save_preview(images: Tensor, path: Path) -> None:

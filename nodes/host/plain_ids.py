@@ -31,7 +31,7 @@ async def serve_plain_ids(nodes: Nodes) -> None:
 
 def _replacement(plain_id: str, node: type[io.ComfyNode]) -> Any:
     schema = node.GET_SCHEMA()
-    widgets = [entry.id for entry in schema.inputs if isinstance(entry, io.WidgetInput)]
+    widgets = [entry.id for entry in schema.inputs if isinstance(entry, io.WidgetInput) and not entry.force_input]
     same_ids: Any = [{"new_id": entry.id, "old_id": entry.id} for entry in schema.inputs]
     return io.NodeReplace(new_node_id=schema.node_id, old_node_id=plain_id, old_widget_ids=widgets, input_mapping=same_ids)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...trainers.dataset import CAPTION_EXTENSIONS, Dataset
+from ...trainers.dataset import CAPTION_EXTENSIONS, Dataset, counted
 from ...trainers.file_hash import file_sha256
 from ...trainers.given_pictures import store_pictures
 from ...trainers.picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
@@ -57,7 +57,7 @@ def find_source(folder: str, path: str) -> Source:
         return Source("sockets")
     if path.lower().startswith(("http://", "https://")):
         return Source("url", path)
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # which leaves "~someone" as it is where there is no such user
     if place.suffix.lower() == ".zip" and place.is_file():
         return Source("zip", str(place))
     return _folder_source(place)
@@ -109,14 +109,22 @@ def open_source(source: Source, *, images: list[Any] | None, masks: list[Any] | 
         ValueError: no source or more than one, or pictures, masks and captions that do not belong together.
         OSError: an address cannot be fetched; the next run goes on where this one stopped.
     """
-    if source.kind == "sockets":
+    require_one_source(source, connected=[name for name, value in (("images", images), ("masks", masks), ("captions", captions)) if value])
+    if images:
         return _store(images, masks, captions, host)
-    given = [name for name, value in (("images", images), ("masks", masks), ("captions", captions)) if value]
-    if given:
-        raise ValueError(f"{' and '.join(given)} are connected, and {source.location} is chosen too. Use one source: disconnect them, or empty folder and path")
     if source.kind == "folder":
         return Pictures(Path(source.location))
     return _unpack(source, host)
+
+
+def require_one_source(source: Source, *, connected: list[str]) -> None:
+    """Raises ValueError unless pictures come either from what the widgets name or from the sockets, of which those `connected` bring something."""
+    if source.kind == "sockets" and "images" not in connected:
+        raise ValueError("no pictures: choose a folder, write a path or an address, or connect images")
+    if source.kind != "sockets" and connected:
+        raise ValueError(
+            f"{' and '.join(connected)} are connected, and {source.location} is chosen too. Use one source: disconnect them, or empty folder and path"
+        )
 
 
 def _unpack(source: Source, host: ComfyHost) -> Pictures:
@@ -137,9 +145,7 @@ def _unpack(source: Source, host: ComfyHost) -> Pictures:
     return Pictures(folder, name=Path(source.location.split("?")[0]).stem)
 
 
-def _store(images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
-    if not images:
-        raise ValueError("no pictures: choose a folder, write a path or an address, or connect images")
+def _store(images: list[Any], masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
     pictures = _pictures_of(images)
     if masks:
         pictures = _with_masks(pictures, _masks_of(masks))
@@ -164,7 +170,7 @@ def _eight_bits(values: torch.Tensor) -> np.ndarray:
 def _with_masks(pictures: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[Image.Image]:
     """The masks as the pictures' opacity."""
     if len(masks) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures came, but {len(masks)} masks. Connect one mask per picture, in the same order")
+        raise ValueError(f"{counted(len(pictures), 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per picture, in the same order")
     empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
     if empty:
         raise ValueError(f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is learned: is Invert Mask missing?")
