@@ -71,7 +71,8 @@ class ComfyHost(DeviceMemory):
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
                 logger.info(event.message)
-                self._state.text = event.message
+                self.send_text(event.message)  # at once: there are few, and none may be lost between two updates
+                return
         self._update()
 
     def _update(self) -> None:

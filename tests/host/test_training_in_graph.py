@@ -160,7 +160,7 @@ def test_training_leaves_the_graphs_model_bit_for_bit_as_it_was(client: ComfyCli
 def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Result):
     texts = trained.texts("trainer")
     assert any("step" in text and "loss" in text and "it/s" in text and "ETA" in text and "GB" in text for text in texts)
-    assert "rank 16, alpha 16" in texts[0] and "memory: about" in texts[0]
+    assert any("rank 16, alpha 16" in text and "memory: about" in text for text in texts[:2])
     assert "192/192 modules load" in texts[-1]
     assert len(trained.previews("trainer")) >= 2
     about_trainer = [message for message in trained.messages if _is_progress_of(message, "trainer")]
