@@ -1,5 +1,6 @@
 """Node inputs from the parameters of a config class: each parameter's type, range, choices and help are written once, in trainers/."""
 
+from collections.abc import Collection
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
@@ -9,7 +10,7 @@ AUTO = "auto"
 _STEPS = {"alpha": 0.5, "learning_rate": 1e-6, "text_encoder_learning_rate": 1e-6, "text_encoder_2_learning_rate": 1e-6, "weight_decay": 1e-3}
 
 
-def config_inputs(config_class: type, *, auto: dict[str, str], leave_out: set[str] = frozenset(), visible: set[str] = frozenset()) -> list[io.Input]:  # pyright: ignore[reportArgumentType]
+def config_inputs(config_class: type, *, auto: dict[str, str], leave_out: Collection[str] = (), visible: Collection[str] = ()) -> list[io.Input]:
     """One optional input per parameter, advanced unless `visible`.
 
     A parameter in `auto` may be left open (0, or "auto"): something else decides it, as its text there says.

@@ -159,7 +159,8 @@ def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {_first(broken)}")
-    if not any(bool(tensor.any()) for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight", ".diff"))):
+    ups = [tensor for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
+    if ups and not any(bool(tensor.any()) for tensor in ups):
         raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing trained?")
 
 

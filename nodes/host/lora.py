@@ -58,9 +58,8 @@ def apply_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_mo
     """
     loaded = load_lora(lora, model, clip)
     if not loaded.patches:
-        raise ValueError(
-            f"none of the LoRA's {len(lora)} tensors fits this MODEL or CLIP, such as {next(iter(lora), 'nothing: it is empty')}. Was it made for it?"
-        )
+        example = f", such as {next(iter(lora))}" if lora else ""
+        raise ValueError(f"none of the LoRA's {len(lora)} tensors fits this MODEL or CLIP{example}. Apply it to the kind of model that it was trained on")
     if loaded.unknown:
         logger.warning("%d tensors of the LoRA fit neither MODEL nor CLIP, such as %s", len(loaded.unknown), loaded.unknown[0])
     patched_model, patched_clip = model.clone(), clip.clone() if clip is not None else None

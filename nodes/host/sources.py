@@ -66,8 +66,7 @@ def find_source(folder: str, path: str) -> Source:
 def _folder_source(folder: Path) -> Source:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder or .zip file. Give the folder that holds the pictures")
-    levels = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
-    if not any(_is_ours(entry.name, EXTENSIONS + OTHER_PICTURE_EXTENSIONS) for level in levels for entry in level.iterdir()):
+    if not any(_is_ours(path.name, EXTENSIONS + OTHER_PICTURE_EXTENSIONS) for path in folder.rglob("*")):
         raise ValueError(f"{folder}: no pictures in it. Pictures are {', '.join(EXTENSIONS)}")
     return Source("folder", str(folder))
 

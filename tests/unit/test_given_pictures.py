@@ -12,7 +12,7 @@ from trainers.given_pictures import store_pictures
 def picture(seed: int, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Image.Image:
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
-    return Image.fromarray(pixels, mode)
+    return Image.fromarray(pixels)
 
 
 def scan(folder, **settings):

@@ -72,15 +72,17 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
     Raises:
         ValueError: a given setting is out of its range.
     """
-    settings = {**_from_memory(MEMORY_PRESETS[memory]), **_from_goal(GOALS[goal], given), **given}
+    settings = {**_from_memory(MEMORY_PRESETS[memory], given), **_from_goal(GOALS[goal], given), **given}
     if "max_train_steps" not in given:
         samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
         settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_pictures) / samples_per_step)
     return SDXLConfig(**_own(SDXLConfig, settings)), BucketConfig(**_own(BucketConfig, settings))
 
 
-def _from_memory(preset: MemoryPreset) -> dict[str, Any]:
-    return {spec.name: getattr(preset, spec.name) for spec in fields(preset)}
+def _from_memory(preset: MemoryPreset, given: dict[str, Any]) -> dict[str, Any]:
+    """Whoever gives a batch size means it: the preset's accumulation goes with the preset's own."""
+    accumulation = {"gradient_accumulation_steps": 1} if "train_batch_size" in given else {}
+    return {**{spec.name: getattr(preset, spec.name) for spec in fields(preset)}, **accumulation}
 
 
 def _from_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,347 @@
+"""Load Images on a real server: every source of pictures, what is refused and where, and what counts as a change."""
+
+import io
+import json
+import os
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.find import PACK
+from trainers.comfyui.server import ComfyServer
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+COLORS = (RED, GREEN, BLUE)
+SIZES = ((64, 48), (40, 72), (96, 96))  # (width, height)
+
+
+@pytest.fixture(scope="module")
+def client(comfyui_server: ComfyServer) -> ComfyClient:
+    return comfyui_server.client
+
+
+@pytest.fixture(scope="module")
+def input_folder(comfyui_server: ComfyServer) -> Path:
+    return comfyui_server.base_directory / "input"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def colors_folder(input_folder: Path) -> Path:
+    """input/colors: three pictures of one colour each, of different sizes, with captions."""
+    return write_pictures(input_folder / "colors", captions=["something red", "something green", "something blue"])
+
+
+def write_pictures(folder: Path, *, captions: list[str]) -> Path:
+    folder.mkdir()
+    for number, (size, color, caption) in enumerate(zip(SIZES, COLORS, captions, strict=True), start=1):
+        Image.new("RGB", size, color).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
+def load(nodes: Prompt | None = None, **inputs: Any) -> Prompt:
+    """Load Images with these inputs, and its outputs where they can be seen."""
+    return {
+        **(nodes or {}),
+        "load": {"class_type": "LoRATrainer_LoadImages", "inputs": inputs},
+        "dataset": {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}},
+        "images": {"class_type": "PreviewImage", "inputs": {"images": ["load", 1]}},
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["load", 2]}},
+    }
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def captions_of(result: Result) -> list[str]:
+    (text,) = result.outputs["dataset"]["text"]  # one dataset, not one for each picture
+    return re.findall(r"caption='([^']*)'", text)
+
+
+def report_of(result: Result) -> str:
+    (text,) = result.outputs["report"]["text"]
+    return text
+
+
+def pictures_of(client: ComfyClient, result: Result) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) for file in result.files("images")]
+
+
+def failure_of(client: ComfyClient, prompt: Prompt) -> str:
+    with pytest.raises(PromptFailed) as failure:
+        client.run(prompt)
+    assert failure.value.error["node_id"] == "load"
+    return failure.value.error["exception_message"].strip()
+
+
+# ---- folders ----
+
+
+@pytest.mark.parametrize("by", ["folder", "path"])
+def test_a_folder_is_chosen_from_the_list_or_typed(client: ComfyClient, colors_folder: Path, by: str):
+    chosen = {"folder": "colors"} if by == "folder" else {"path": f' "{colors_folder}" ', "folder": "[None]"}
+    result = client.run(load(**chosen))
+    assert captions_of(result) == ["something red", "something green", "something blue"]
+    assert report_of(result) == "3 pictures kept, 0 left out\n"
+    assert [picture.shape[1::-1] for picture in pictures_of(client, result)] == list(SIZES)
+    assert [tuple(picture[0, 0]) for picture in pictures_of(client, result)] == list(COLORS)
+
+
+def test_the_list_has_the_folders_below_the_input_folder(client: ComfyClient, input_folder: Path):
+    (input_folder / "made" / "later").mkdir(parents=True)
+    options = client.get("/object_info/LoRATrainer_LoadImages")["LoRATrainer_LoadImages"]["input"]["optional"]["folder"][1]["options"]
+    assert options[0] == "[None]" and {"toadstools", "colors", "made", "made/later"} <= set(options)
+
+
+def test_the_settings_reach_the_dataset(client: ComfyClient, input_folder: Path):
+    write_pictures(input_folder / "settings", captions=["a cat", "", ""])
+    nested = input_folder / "settings" / "more"
+    nested.mkdir()
+    Image.new("RGB", (32, 32), "white").save(nested / "4.png")
+    Image.new("RGB", (32, 32), "white").save(nested / "5.png")
+    result = client.run(load(folder="settings", trigger_word="zwx", fallback_caption="a thing", num_repeats=3, recursive=True, keep_duplicates=True))
+    assert captions_of(result) == ["zwx, a cat", *["zwx, a thing"] * 4] and "num_repeats=3" in result.outputs["dataset"]["text"][0]
+    result = client.run(load(folder="settings", trigger_word="zwx", recursive=True))
+    assert captions_of(result) == ["zwx, a cat", "zwx", "zwx", "zwx"] and "more/5.png: it is the same file as more/4.png" in report_of(result)
+    assert "strict is on and 1 picture cannot be used: more/5.png" in failure_of(
+        client, load(folder="settings", trigger_word="zwx", recursive=True, strict=True)
+    )
+
+
+def test_pictures_deep_below_the_folder_need_recursive(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "deep" / "a" / "b"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (32, 32), "white").save(folder / "1.png")
+    assert captions_of(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
+    assert "It has subfolders: turn on recursive" in failure_of(client, load(folder="deep", trigger_word="zwx"))
+
+
+def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "large"
+    folder.mkdir()
+    for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
+        Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
+    pictures = pictures_of(client, client.run(load(folder="large", trigger_word="x")))
+    assert [(picture.shape[1], picture.shape[0], picture[0, 0, 0]) for picture in pictures] == [(700, 768, 1), (768, 384, 2), (250, 768, 10)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"folder": "toadstools", "path": "/tmp"}, "folder (toadstools) and path (/tmp) are both set. Empty path, or set folder to [None]"),
+        ({"path": "/no/such/place"}, "/no/such/place: there is no such folder or .zip file"),
+        ({"path": "~nobody_of_this_name/x"}, "~nobody_of_this_name/x: there is no such folder or .zip file"),
+        ({"path": "/no/such/pictures.zip"}, "/no/such/pictures.zip: there is no such folder or .zip file"),
+        ({"folder": "gone"}, "gone: there is no such folder"),
+        ({"folder": "../output"}, "../output is not below ComfyUI's input folder"),
+        ({"folder": "empty"}, "empty: no pictures in it. Pictures are .png, "),
+        ({"folder": "toadstools", "num_repeats": 0}, "Value 0 smaller than min of 1"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_before_anything_runs(client: ComfyClient, input_folder: Path, inputs: dict[str, Any], message: str):
+    (input_folder / "empty").mkdir(exist_ok=True)
+    with pytest.raises(PromptRejected) as refusal:
+        client.run(load(**inputs))
+    assert set(refusal.value.node_errors) == {"load"} and message in str(refusal.value)
+
+
+def test_without_pictures_the_node_says_where_they_may_come_from(client: ComfyClient):
+    with pytest.raises(PromptRejected, match="no pictures: choose a folder, write a path or an address, or connect images") as refusal:
+        client.run(load(trigger_word="zwx", folder="[None]"))
+    assert set(refusal.value.node_errors) == {"load"}
+
+
+def test_a_value_that_comes_on_a_link_is_checked_when_it_is_there(client: ComfyClient, colors_folder: Path):
+    prompt = load({"text": node("PrimitiveString", value=str(colors_folder))}, path=["text", 0])
+    assert len(captions_of(client.run(prompt))) == 3
+    prompt["text"]["inputs"]["value"] = "/no/such/place"
+    assert failure_of(client, prompt).startswith("/no/such/place: there is no such folder")
+    prompt["text"]["inputs"]["value"] = ""
+    assert failure_of(client, prompt).startswith("no pictures: choose a folder")
+
+
+# ---- pictures from other nodes ----
+
+
+def test_lists_of_images_and_texts_from_core_become_one_dataset(client: ComfyClient):
+    result = client.run(load({"core": node("LoadImageTextDataSetFromFolder", folder="colors")}, images=["core", 0], captions=["core", 1]))
+    found = dict(zip(captions_of(result), (tuple(picture[0, 0]) for picture in pictures_of(client, result)), strict=True))
+    assert found == {"something red": RED, "something green": GREEN, "something blue": BLUE}
+    assert {picture.shape[1::-1] for picture in pictures_of(client, result)} == set(SIZES)
+
+
+def test_a_batch_and_one_caption_for_all(client: ComfyClient):
+    plain = {"width": 32, "height": 32, "batch_size": 1}
+    batch = {"red": node("EmptyImage", **plain, color=0xFF0000), "green": node("EmptyImage", **plain, color=0xFF00)}
+    batch["batch"] = node("ImageBatch", image1=["red", 0], image2=["green", 0])
+    result = client.run(load(batch, images=["batch", 0], captions="a plain colour", trigger_word="zwx"))
+    assert captions_of(result) == ["zwx, a plain colour"] * 2
+    assert [tuple(picture[0, 0]) for picture in pictures_of(client, result)] == [RED, GREEN]
+
+
+def test_captions_that_do_not_match_and_a_second_source_are_errors(client: ComfyClient):
+    nodes = {"core": node("LoadImageTextDataSetFromFolder", folder="colors"), "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0)}
+    message = failure_of(client, load(nodes, images=["one", 0], captions=["core", 1]))
+    assert message == "2 pictures came, but 3 captions. Give one caption per picture, in the same order, or one for all"
+    with pytest.raises(PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source") as refusal:
+        client.run(load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
+    assert set(refusal.value.node_errors) == {"load"}
+    assert "captions are connected, and " in failure_of(client, load(nodes, folder="colors", captions=["core", 1]))
+
+
+def test_a_colour_that_is_none_is_an_error(client: ComfyClient):
+    message = failure_of(client, load(folder="colors", alpha_background="no colour"))
+    assert message == "alpha_background must be a colour such as white or #ffffff, got 'no colour'"
+
+
+@pytest.fixture(scope="module")
+def mask_nodes(input_folder: Path) -> Prompt:
+    """A red picture of 64 x 64, and the nodes "left" (its left half is white) and "black", masks of half that size."""
+    left = Image.new("RGB", (32, 32))
+    left.paste((255, 255, 255), (0, 0, 16, 32))
+    left.save(input_folder / "left.png")
+    return {
+        "red": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF0000),
+        "left": node("LoadImageMask", image="left.png", channel="red"),
+        "black": node("SolidMask", value=0.0, width=32, height=32),
+    }
+
+
+def test_a_mask_keeps_what_is_white_and_replaces_the_rest(client: ComfyClient, mask_nodes: Prompt):
+    result = client.run(load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00"))
+    (picture,) = pictures_of(client, result)
+    assert (picture[:, :30] == RED).all() and (picture[:, 34:] == GREEN).all()
+
+
+def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, mask_nodes: Prompt):
+    message = failure_of(client, load(mask_nodes, images=["red", 0], masks=["black", 0], captions="x"))
+    assert message.startswith("the mask of picture 1 is all black") and "Invert Mask" in message
+    pair = node("ImageBatch", image1=["red", 0], image2=["red", 0])
+    message = failure_of(client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x"))
+    assert message == "2 pictures came, but 1 mask. Connect one mask per picture, in the same order"
+
+
+# ---- archives ----
+
+
+@pytest.fixture(scope="module")
+def archive(colors_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "colors.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for file in colors_folder.iterdir():
+            zip_file.write(file, f"colors/{file.name}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(archive: Path) -> Iterator[str]:
+    """Where a server on this machine gives the archive."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(archive.parent)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/{archive.name}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_zip_is_unpacked_and_a_new_one_of_its_name_is_noticed(client: ComfyClient, archive: Path):
+    prompt = load(path=str(archive))
+    assert captions_of(client.run(prompt)) == ["something red", "something green", "something blue"]
+    assert client.run(prompt).executed_nodes() == []
+    with zipfile.ZipFile(archive, "a") as zip_file:
+        zip_file.writestr("colors/4.txt", "something else")
+        zip_file.writestr("colors/4.png", _png((32, 32), "white"))
+    assert captions_of(client.run(prompt)) == ["something red", "something green", "something blue", "something else"]
+
+
+def _png(size: tuple[int, int], color: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def test_an_address_on_this_machine_is_refused(client: ComfyClient, address: str):
+    message = failure_of(client, load(path=address))
+    assert "127.0.0.1, which is not a public address. The server's owner can allow it with" in message
+
+
+OPEN_ADDRESS = """
+import importlib.util
+import json
+import sys
+
+spec = importlib.util.spec_from_file_location("lora_trainer", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]])
+sys.modules["lora_trainer"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["lora_trainer"])
+import folder_paths
+from lora_trainer.nodes.host.progress import ComfyHost
+from lora_trainer.nodes.host.sources import find_source, open_source
+
+folder_paths.set_output_directory(sys.argv[3])
+pictures = open_source(find_source("[None]", sys.argv[2]), images=None, masks=None, captions=None, host=ComfyHost())
+print("RESULT" + json.dumps([pictures.name, sorted(path.name for path in pictures.folder.iterdir())]))
+"""
+
+
+def test_the_servers_owner_can_allow_it(run_in_comfyui: Callable[..., str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LORA_TRAINER_ALLOW_PRIVATE_URLS", "1")
+    (line,) = [line for line in run_in_comfyui(OPEN_ADDRESS, PACK, f"{address}?token=1", tmp_path).splitlines() if line.startswith("RESULT")]
+    name, files = json.loads(line.removeprefix("RESULT"))
+    assert name == "colors" and {"1.png", "1.txt", "2.png", "3.png"} <= set(files)
+
+
+# ---- what counts as a change ----
+
+
+def test_only_another_picture_or_caption_runs_it_again(client: ComfyClient, input_folder: Path):
+    folder = write_pictures(input_folder / "edited_colors", captions=["one", "two", "three"])
+    prompt = load(folder="edited_colors")
+    assert client.run(prompt).executed_nodes() and client.run(prompt).executed_nodes() == []
+
+    for file in folder.iterdir():
+        os.utime(file, (time.time() + 10, time.time() + 10))
+    (folder / "notes.md").write_text("neither a picture nor a caption")
+    assert client.run(prompt).executed_nodes() == []
+
+    (folder / "1.txt").write_text("uno")
+    assert captions_of(client.run(prompt)) == ["uno", "two", "three"]
+    Image.new("RGB", (32, 32), "white").save(folder / "4.png")
+    (folder / "4.txt").write_text("four")
+    assert captions_of(client.run(prompt)) == ["uno", "two", "three", "four"]
+    Image.new("RGB", SIZES[0], BLUE).save(folder / "1.png")
+    assert tuple(pictures_of(client, client.run(prompt))[0][0, 0]) == BLUE
+    (folder / "2.png").unlink()
+    assert captions_of(client.run(prompt)) == ["uno", "three", "four"]
+    assert client.run(prompt).executed_nodes() == []
+
+
+def test_a_long_check_can_be_interrupted(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "many"
+    folder.mkdir()
+    Image.new("L", (6000, 6000)).save(folder / "0.png")
+    for number in range(1, 300):
+        os.link(folder / "0.png", folder / f"{number}.png")
+    interrupted_at: list[float] = []
+
+    def interrupt(message: Message) -> None:
+        if message.kind == "progress_text" and message.data["node"] == "load" and not interrupted_at:
+            interrupted_at.append(time.monotonic())
+            client.interrupt()
+
+    with pytest.raises(PromptInterrupted):
+        client.run(load(folder="many", trigger_word="x", keep_duplicates=True), on_message=interrupt)
+    assert interrupted_at and time.monotonic() - interrupted_at[0] < 3
+    assert len(captions_of(client.run(load(folder="colors", trigger_word="after")))) == 3

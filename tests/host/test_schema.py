@@ -1,0 +1,201 @@
+"""What ComfyUI sees of the nodes: whose ids they are, how fast they register, and a schema that saved workflows and prompts rely on."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.comfyui.find import PACK
+from trainers.comfyui.server import ComfyServer
+
+NODES = ("LoRATrainer_LoadImages", "LoRATrainer_LoRATrainSDXL", "LoRATrainer_ApplyLoRA", "LoRATrainer_SaveLoRA")
+SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
+UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
+FILE_LISTS = {"folder", "network_weights"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+@pytest.fixture(scope="module")
+def schemas(comfyui_server: ComfyServer) -> dict[str, dict[str, Any]]:
+    return {name: schema for name, schema in comfyui_server.client.get("/object_info").items() if name.startswith("LoRATrainer_")}
+
+
+def inputs_of(schema: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Type and options by input id, in the order of the node."""
+    groups = [(schema["input"][group], names) for group, names in schema["input_order"].items() if group in ("required", "optional")]
+    return {name: (entries[name][0], entries[name][1]) for entries, names in groups for name in names}
+
+
+def test_every_id_is_ours_and_nothing_failed_to_import(comfyui_server: ComfyServer, schemas):
+    assert set(schemas) == set(NODES)
+    assert {schema["python_module"] for schema in schemas.values()} == {"custom_nodes.ComfyUI-LoRA-Trainer"}
+    assert "IMPORT FAILED" not in comfyui_server.log_text()
+
+
+def test_no_schema_has_changed(schemas):
+    """Saved workflows store widget values by position, prompts name inputs and count outputs: append, never rename, reorder or remove."""
+    found = {node: describe(schemas[node]) for node in NODES}
+    if os.environ.get(UPDATE):
+        SNAPSHOT.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    expected = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert found == expected, f"If saved workflows still open with their values, write {SNAPSHOT.name} anew: {UPDATE}=1 pytest {Path(__file__).name}"
+
+
+def describe(schema: dict[str, Any]) -> dict[str, Any]:
+    outputs = zip(schema["output"], schema["output_name"], schema["output_is_list"], strict=True)
+    return {
+        "display_name": schema["display_name"],
+        "category": schema["category"],
+        "output_node": schema["output_node"],
+        "has_intermediate_output": schema["has_intermediate_output"],
+        "inputs": [_input_line(name, kind, options, schema) for name, (kind, options) in inputs_of(schema).items()],
+        "outputs": [f"{name}: {kind}{' list' if is_list else ''}" for kind, name, is_list in outputs],
+    }
+
+
+def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> str:
+    choices = options.get("options", [])
+    flags = ["optional"] if name in schema["input"].get("optional", {}) else []
+    flags += [flag for flag in ("advanced", "forceInput", "multiline") if options.get(flag)]
+    flags += [f"{flag} {options[flag]}" for flag in ("control_after_generate",) if flag in options]
+    shown = f"{name}: {kind}"
+    if choices:
+        shown += f" of {', '.join(choices[:1] if name in FILE_LISTS else choices)}"
+    if "default" in options:
+        shown += f" = {options['default']!r}"
+    return f"{shown} ({', '.join(flags)})" if flags else shown
+
+
+def test_every_input_and_output_has_a_tooltip(schemas):
+    for schema in schemas.values():
+        without = [name for name, (_, options) in inputs_of(schema).items() if not options.get("tooltip")]
+        without += [name for name, tooltip in zip(schema["output_name"], schema["output_tooltips"], strict=True) if not tooltip]
+        assert without == [], schema["name"]
+
+
+def test_every_widget_has_a_default_in_its_range(schemas):
+    for schema in schemas.values():
+        for name, (kind, options) in inputs_of(schema).items():
+            if kind not in WIDGETS or options.get("forceInput"):
+                continue
+            default = options["default"]
+            assert default in options["options"] if kind == "COMBO" else options.get("min", default) <= default <= options.get("max", default), name
+
+
+def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
+    inputs = inputs_of(schemas["LoRATrainer_LoRATrainSDXL"])
+    visible = [name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("advanced") and not options.get("forceInput")]
+    assert len(visible) <= 8, visible
+    assert inputs["seed"][1]["control_after_generate"] == "fixed"
+
+
+def test_only_models_and_datasets_are_required(schemas):
+    required = {node: list(schema["input"].get("required", {})) for node, schema in schemas.items()}
+    assert required == {
+        "LoRATrainer_LoadImages": [],
+        "LoRATrainer_LoRATrainSDXL": ["model", "clip", "vae", "dataset"],
+        "LoRATrainer_ApplyLoRA": ["model", "lora"],
+        "LoRATrainer_SaveLoRA": ["lora"],
+    }
+
+
+def test_the_presets_say_which_numbers_they_stand_for(schemas):
+    inputs = inputs_of(schemas["LoRATrainer_LoRATrainSDXL"])
+    assert "person: rank " in inputs["goal"][1]["tooltip"] and "8 GB: resolution " in inputs["memory"][1]["tooltip"]
+
+
+def test_the_front_end_is_told_what_the_plain_ids_stand_for(comfyui_server: ComfyServer, schemas):
+    replacements = comfyui_server.client.get("/node_replacements")
+    for plain_id in ("LoadImages", "LoRATrainSDXL"):
+        (ours,) = replacements[plain_id]
+        inputs = inputs_of(schemas[f"LoRATrainer_{plain_id}"])
+        assert ours["new_node_id"] == f"LoRATrainer_{plain_id}"
+        assert ours["old_widget_ids"] == [name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("forceInput")]
+        assert ours["input_mapping"] == [{"new_id": name, "old_id": name} for name in inputs]
+
+
+# ---- the start of ComfyUI, in a process without a server ----
+
+START = """
+import asyncio
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+packs = json.loads(sys.argv[1])
+import nodes
+import server
+
+records = []
+handler = logging.Handler()
+handler.emit = lambda record: records.append((record.levelname, record.getMessage()))
+logging.getLogger().addHandler(handler)
+logging.getLogger().setLevel(logging.INFO)
+
+heavy = ("diffusers", "peft", "transformers", "accelerate", "bitsandbytes", "lion_pytorch", "prodigyopt")
+for name in [name for name in sys.modules if name.split(".")[0] in heavy]:
+    del sys.modules[name]  # ComfyUI's own
+sys.modules.update(dict.fromkeys(heavy))  # None: importing it is an ImportError
+
+
+async def start():
+    prompt_server = server.PromptServer(asyncio.get_running_loop())
+    seconds = []
+    for pack in packs:
+        started = time.process_time()
+        assert await nodes.load_custom_node(pack, set()), pack
+        seconds.append(time.process_time() - started)
+    prompt_server.app.freeze()
+    await prompt_server.app.startup()
+    prompt = {name: {"class_type": name, "inputs": {}} for name in ("LoadImages", "LoRATrainSDXL", "SaveLoRA", "KSampler")}
+    prompt_server.trigger_on_prompt({"prompt": prompt})
+    return {"seconds": seconds, "class_types": {name: entry["class_type"] for name, entry in prompt.items()}}
+
+
+print("RESULT" + json.dumps({**asyncio.run(start()), "log": records}))
+"""
+RIVAL = """
+class Rival:
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+
+NODE_CLASS_MAPPINGS = {"LoadImages": Rival, "LoRATrainer_ApplyLoRA": type("AnotherRival", (Rival,), {})}
+"""
+
+
+@pytest.fixture(scope="module")
+def started(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """This pack and, after it, one that takes two of its ids."""
+    rival = tmp_path_factory.mktemp("custom_nodes") / "rival_pack"
+    rival.mkdir()
+    (rival / "__init__.py").write_text(RIVAL)
+    (line,) = [line for line in run_in_comfyui(START, json.dumps([str(PACK), str(rival)])).splitlines() if line.startswith("RESULT")]
+    return json.loads(line.removeprefix("RESULT"))
+
+
+def test_the_pack_is_imported_in_no_time_and_without_any_package_of_its_own(started):
+    """diffusers, peft and the like cannot be imported there: nodes appear even where they are missing."""
+    assert started["seconds"][0] < 0.3
+
+
+def test_ids_that_another_pack_has_taken_are_reported_with_its_name(started):
+    about_us = [(level, message) for level, message in started["log"] if message.startswith("LoRA Trainer: ")]
+    assert about_us == [
+        ("WARNING", "LoRA Trainer: LoRATrainer_ApplyLoRA belongs to custom_nodes.rival_pack, so ours cannot be used. Is the pack installed twice?"),
+        ("INFO", "LoRA Trainer: the id LoadImages belongs to custom_nodes.rival_pack; in API prompts use LoRATrainer_LoadImages for ours"),
+    ]
+
+
+def test_plain_ids_in_prompts_are_ours_unless_somebody_else_owns_them(started):
+    ours = {"LoRATrainSDXL": "LoRATrainer_LoRATrainSDXL"}
+    assert started["class_types"] == {name: ours.get(name, name) for name in ("LoadImages", "LoRATrainSDXL", "SaveLoRA", "KSampler")}
