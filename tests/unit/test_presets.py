@@ -87,3 +87,9 @@ def test_the_description_names_the_numbers_that_it_came_to():
     assert first == f"70 steps, rank 12, alpha 6, learning rate {config.learning_rate:g}, Lion"
     assert second == "resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5"
     assert describe(dataclasses.replace(config, num_train_epochs=3), buckets).startswith("3 epochs, ")
+
+
+@pytest.mark.parametrize("memory", MEMORY_PRESETS)
+def test_a_given_batch_size_is_the_whole_batch(memory):
+    config, _ = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_pictures=20)
+    assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)
