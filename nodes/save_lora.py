@@ -53,6 +53,8 @@ class SaveLoRA(io.ComfyNode):
     def execute(cls, lora: dict[str, Any], filename: str = "my_lora_%date:yyyy-MM-dd%", preview: Any = None) -> io.NodeOutput:
         from .host import folders
         from .host.lora_file import save_to_loras_folder
+        from .host.progress import show_text
 
         saved = save_to_loras_folder(lora, filename, folder=folders.loras_folder(), preview=preview)
+        show_text(saved.text())
         return io.NodeOutput(str(saved.path), saved.name, ui={"text": [saved.text()]})

@@ -139,5 +139,5 @@ class LoRATrainSDXL(io.ComfyNode):
             {"loss": trained.result.losses},
             str(trained.result.path),
             trained.result.steps,
-            ui={"images": [folders.as_output(trained.loss_plot)], "text": [trained.summary], "lora_trainer": [trained.facts()]},
+            ui={"text": [trained.summary], "lora_trainer": [trained.facts()]},  # no images: the last preview, the whole curve, stays on the node
         )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (900, 420)  # width, height
-MARGIN = (70, 24, 24, 46)  # left, top, right, bottom
+MARGIN = (96, 44, 30, 76)  # left, top, right, bottom
+LETTERING = 24  # pixels: a node shows the plot at about a third of its size
 _PAPER, _GRID, _INK, _STEP, _AVERAGE = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8"
 
 
@@ -23,7 +24,7 @@ def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
         elif points:
             pen.ellipse([coordinate + sign * 2 for sign in (-1, 1) for coordinate in points[0]], fill=colour)
     last = f", last average {averages[-1]:.4f}" if averages else ""
-    pen.text((MARGIN[0], 4), f"{title or 'loss'}{last}", fill=_INK, font=_font(14))
+    pen.text((MARGIN[0], 6), f"{title or 'loss'}{last}", fill=_INK, font=_font())
     return image
 
 
@@ -58,12 +59,12 @@ def _draw_axes(pen: ImageDraw.ImageDraw, *, num_steps: int, low: float, high: fl
         value = low + (high - low) * k / 4
         x, y = _point(0, value, num_steps=num_steps, low=low, high=high)
         pen.line((x, y, SIZE[0] - MARGIN[2], y), fill=_GRID)
-        pen.text((x - 8, y), f"{value:.3g}", fill=_INK, font=_font(12), anchor="rm")
+        pen.text((x - 8, y), f"{value:.2g}", fill=_INK, font=_font(), anchor="rm")
         step = round((num_steps - 1) * k / 4)
         x, y = _point(step, low, num_steps=num_steps, low=low, high=high)
-        pen.text((x, y + 8), str(step + 1), fill=_INK, font=_font(12), anchor="mt")
-    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_font(12), anchor="mb")
+        pen.text((x, y + 10), str(step + 1), fill=_INK, font=_font(), anchor="mt")
+    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_font(), anchor="mb")
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(LETTERING)

@@ -41,7 +41,7 @@ class MemoryBudget:
     def text(self) -> str:
         """The estimate, and when it is more than is free, what to change."""
         warning = f". It may not be enough. {self._next()}" if self.missing_bytes > 0 else ""
-        return f"memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free{warning}"
+        return f"Memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free{warning}."
 
     def remedy(self) -> str:
         """For the error when memory has run out."""

@@ -39,13 +39,17 @@ class ComfyHost(DeviceMemory):
 
     def __init__(self) -> None:
         super().__init__(comfy.model_management.get_torch_device())
-        context = get_executing_context()
-        self._node_id = context.node_id if context else None
-        self._bar = comfy.utils.ProgressBar(1, node_id=self._node_id)
+        self._bar = comfy.utils.ProgressBar(1)
         self._state = _State()
         self._losses: list[float] = []
         self._samples: Image.Image | None = None
         self._updated_at = self._previewed_at = float("-inf")
+
+    def finish(self, text: str) -> None:
+        """The last text and the whole loss curve, however soon after the update before: they stay on the node."""
+        self._updated_at = self._previewed_at = float("-inf")
+        self._state.text = text
+        self._update()
 
     def check_interrupted(self) -> None:
         """ComfyUI's flag stays set: `cancellable` takes it down when the trainer has stopped."""
@@ -97,15 +101,20 @@ class ComfyHost(DeviceMemory):
         return lambda done, total: self.report(StageProgress(stage, done >> 20, max(total, done) >> 20, "MB"))
 
     def send_text(self, text: str) -> None:
-        if self._node_id is not None:
-            server = PromptServer.instance
-            server.send_progress_text(text, self._node_id, server.client_id)
+        show_text(text)
 
     def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now
         return ("PNG", _stacked(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+
+
+def show_text(text: str) -> None:
+    """Under the node that is being executed; outside of one, nowhere."""
+    context = get_executing_context()
+    if context is not None:
+        PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
 @contextmanager

@@ -38,14 +38,11 @@ class TrainedInGraph:
     settings: str
 
     @property
-    def loss_plot(self) -> Path:
-        return self.run_folder / "loss.png"
-
-    @property
     def summary(self) -> str:
+        """The result first: the canvas shows two lines. Full stops, because the other renderer makes one line of all."""
         last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
         count = self.lora.num_modules
-        return f"{self.settings}\n{self.result.steps} steps, average loss {last:.4f}, {count}/{count} modules load\n{self.result.path}"
+        return f"Trained {self.result.steps} steps, average loss {last:.4f}; {count}/{count} modules load.\n{self.result.path}.\n{self.settings}"
 
     def facts(self) -> dict[str, Any]:
         """For API clients, in the history; finite numbers only."""
@@ -53,6 +50,7 @@ class TrainedInGraph:
             "path": str(self.result.path),
             "steps": self.result.steps,
             "loss": [round(loss, 6) for loss in self.result.losses],
+            "loss_plot": folders.as_output(self.run_folder / "loss.png"),
             "checkpoints": [str(path) for path in self.result.checkpoints],
             "modules": self.lora.num_modules,
         }
@@ -81,7 +79,7 @@ def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, ou
         raise RuntimeError(f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for {', '.join(loaded.unknown[:3])}")
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
     trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text)
-    host.send_text(trained.summary)
+    host.finish(trained.summary)
     return trained
 
 
@@ -101,7 +99,7 @@ def _resolve(settings: dict[str, Any], *, goal: str, memory: str, dataset: Datas
 
 def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
     ignored = ignored_patches(model)
-    warning = f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them" if ignored else ""
+    warning = f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them." if ignored else ""
     return describe(config, buckets) + warning
 
 

@@ -107,6 +107,6 @@ def describe(config: SDXLConfig, buckets: BucketConfig) -> str:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
     checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
     return (
-        f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, {config.optimizer}\n"
-        f"resolution {buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}"
+        f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, {config.optimizer}.\n"
+        f"Resolution {buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
     )

@@ -1,0 +1,122 @@
+"""Editor: a page of ComfyUI's front end as a test uses it. Which browser and which server, conftest.py decides."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainers.comfyui.client import Prompt
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+TIMEOUT = 120_000  # milliseconds
+READY = "() => window.app?.extensionManager && window.app.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+RECORD_EVENTS = """() => {
+    window.recorded = [];
+    for (const kind of ["progress", "progress_text", "executed", "execution_success", "execution_error", "execution_interrupted"])
+        app.api.addEventListener(kind, (event) => window.recorded.push({ kind, ...event.detail }));
+    app.api.addEventListener("b_preview_with_metadata", (event) => window.recorded.push({ kind: "preview", node: event.detail.nodeId }));
+}"""
+SET_WIDGET = """([id, name, value]) => {
+    const node = app.graph.getNodeById(id);
+    const widget = node.widgets.find((widget) => widget.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+    node.onWidgetChanged?.(name, value, undefined, widget);
+}"""
+
+
+class Editor:
+    """A page with the editor. Node ids are the graph's; what the server says while a prompt runs is kept in `events`."""
+
+    def __init__(self, page: "Page", *, renderer: str, screenshots: Path) -> None:
+        self.page = page
+        self.renderer = renderer
+        self.screenshots = screenshots
+
+    def evaluate(self, script: str, argument: Any = None) -> Any:
+        return self.page.evaluate(script, argument)
+
+    def wait_until(self, condition: str, argument: Any = None) -> None:
+        self.page.wait_for_function(condition, arg=argument, timeout=TIMEOUT)
+
+    def open_workflow(self, workflow: dict[str, Any]) -> None:
+        """As when the user opens the file."""
+        self.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
+        self._wait_for_nodes(len(workflow["nodes"]))
+
+    def open_prompt(self, prompt: Prompt) -> None:
+        """The graph of an API-format prompt."""
+        self.evaluate("async (prompt) => { await app.loadApiJson(prompt, 'prompt') }", prompt)
+        self._wait_for_nodes(len(prompt))
+
+    def workflow(self) -> dict[str, Any]:
+        """As it would be saved. Through JSON, because the driver turns undefined into null."""
+        return json.loads(self.evaluate("() => JSON.stringify(app.graph.serialize())"))
+
+    def prompt(self) -> Prompt:
+        """What Run would send, without the titles."""
+        prompt = self.evaluate("async () => (await app.graphToPrompt()).output")
+        return {node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in prompt.items()}
+
+    def add_node(self, class_type: str) -> int:
+        """A fresh node, alone in the graph."""
+        self.open_workflow({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4})
+        return self.evaluate("(type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id) }", class_type)
+
+    def widgets(self, node: int) -> dict[str, Any]:
+        return self.evaluate("(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map((widget) => [widget.name, widget.value]))", node)
+
+    def visible_widgets(self, node: int) -> list[str]:
+        """The names that are shown, by the renderer's own account."""
+        if self.renderer == "vue":
+            return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
+        return self.evaluate(
+            "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.label) }", node
+        )
+
+    def show_advanced(self, node: int) -> None:
+        """As the button of one renderer and the menu entry of the other do."""
+        if self.renderer == "vue":
+            self._element(node).get_by_test_id("advanced-inputs-button").click()
+        else:
+            self.evaluate("(id) => app.graph.getNodeById(id).toggleAdvanced()", node)
+
+    def height(self, node: int) -> float:
+        """In the graph's units, title and all, once the renderer has laid it out."""
+        if self.renderer == "vue":
+            return self._element(node).evaluate("(element) => element.offsetHeight")
+        return self.evaluate("(id) => { app.canvas.draw(true, true); return app.graph.getNodeById(id).boundingRect[3] }", node)
+
+    def set_widgets(self, node: int, **values: Any) -> None:
+        for name, value in values.items():
+            self.evaluate(SET_WIDGET, [node, name, value])
+
+    def run(self) -> None:
+        """Click the button. The end is for `wait_for`."""
+        self.evaluate("() => { window.recorded.length = 0 }")
+        self.page.get_by_test_id("queue-button").click()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.evaluate("() => window.recorded") if event["kind"] == kind]
+
+    def wait_for(self, kind: str) -> dict[str, Any]:
+        """The first event of that kind, or the one that ended the prompt before."""
+        kinds = [kind, "execution_success", "execution_error", "execution_interrupted"]
+        self.wait_until("(kinds) => window.recorded.some((event) => kinds.includes(event.kind))", kinds)
+        return next(event for event in self.evaluate("() => window.recorded") if event["kind"] in kinds)
+
+    def complaints(self) -> list[str]:
+        """The messages that pop up, such as those of a workflow that is not valid."""
+        return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
+
+    def screenshot(self, name: str) -> Path:
+        path = self.screenshots / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+    def _element(self, node: int) -> "Locator":
+        return self.page.locator(f'[data-node-id="{node}"]')
+
+    def _wait_for_nodes(self, count: int) -> None:
+        self.wait_until("(count) => app.graph.nodes.length === count", count)

@@ -1,0 +1,115 @@
+"""Every example workflow in the real editor: it opens as it was saved, says the same as its API-format twin, and runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.editor import Editor
+from trainers.comfyui.client import Prompt
+from trainers.comfyui.server import ComfyServer
+
+EXAMPLES = Path(__file__).parents[2] / "example_workflows"
+NAMES = sorted(path.stem for path in (EXAMPLES / "api").glob("*.json"))
+LOADER, PICTURES, TRAINER, LATENT = 1, 2, 3, 6  # the same numbers in every example
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SMALL_RUN = {
+    "memory": "8 GB",
+    "resolution": 128,
+    "bucket_reso_steps": 32,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": "off",
+    "optimizer": "AdamW",
+    "max_train_steps": 12,
+}
+
+
+def read_workflow(name: str) -> dict[str, Any]:
+    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_twin(name: str) -> Prompt:
+    return json.loads((EXAMPLES / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_defaults(prompt: Prompt, definitions: dict[str, Any]) -> Prompt:
+    """An API-format prompt may leave out what has a default; the editor writes everything."""
+    return {
+        node: {"class_type": entry["class_type"], "inputs": {**_defaults(definitions[entry["class_type"]]), **entry["inputs"]}}
+        for node, entry in prompt.items()
+    }
+
+
+def _defaults(definition: dict[str, Any]) -> dict[str, Any]:
+    inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
+    return {name: _default(*spec) for name, spec in inputs.items() if _is_widget(*spec)}
+
+
+def _is_widget(kind: str | list[str], options: dict[str, Any] | None = None) -> bool:
+    return (isinstance(kind, list) or kind in WIDGET_TYPES) and not (options or {}).get("forceInput")
+
+
+def _default(kind: str | list[str], options: dict[str, Any] | None = None) -> Any:
+    """Without a default of its own, a choice has its first."""
+    return (options or {}).get("default", kind[0])
+
+
+@pytest.fixture(scope="module")
+def definitions(server: ComfyServer) -> dict[str, Any]:
+    return server.client.get("/object_info")
+
+
+def test_every_example_has_a_twin_and_a_thumbnail():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.json")) == NAMES
+    assert sorted(path.stem for path in EXAMPLES.glob("*.jpg")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_api_prompt_goes_through_the_editor_unchanged(editor: Editor, definitions: dict[str, Any], name: str):
+    editor.open_prompt(read_twin(name))
+    editor.open_workflow(editor.workflow())
+    assert editor.prompt() == with_defaults(read_twin(name), definitions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_workflow_says_the_same_as_the_api_prompt(editor: Editor, definitions: dict[str, Any], name: str):
+    editor.open_workflow(read_workflow(name))
+    assert editor.prompt() == with_defaults(read_twin(name), definitions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_as_it_was_saved(editor: Editor, name: str):
+    """Also a checkpoint and a folder that are not there: the user must see what the author had."""
+    saved = read_workflow(name)
+    editor.open_workflow(saved)
+    assert editor.complaints() == []
+    opened = {node["id"]: node for node in editor.workflow()["nodes"]}
+    for node in saved["nodes"]:
+        assert opened[node["id"]].get("widgets_values") == node.get("widgets_values"), node["type"]
+        assert opened[node["id"]]["pos"] == node["pos"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_run_button_trains(editor: Editor, renderer: str, name: str):
+    editor.open_workflow(read_workflow(name))
+    editor.wait_until("(id) => app.graph.getNodeById(id).has_errors", LOADER)  # the example's checkpoint is not there
+    seed = 10 * NAMES.index(name) + len(renderer)  # one for each run: what has been trained is in ComfyUI's cache
+    editor.set_widgets(LOADER, ckpt_name="embedded_base.safetensors")
+    editor.set_widgets(PICTURES, folder="toadstools")
+    editor.set_widgets(TRAINER, **SMALL_RUN, seed=seed)
+    if name == "train_apply_sample":
+        editor.set_widgets(LATENT, width=128, height=128)
+
+    editor.run()
+    assert editor.wait_for("preview")["kind"] == "preview"
+    editor.screenshot(f"{name}_running")
+    assert editor.wait_for("execution_success")["kind"] == "execution_success"
+    editor.screenshot(f"{name}_done")
+
+    steps = [event for event in editor.events("progress") if event["node"] == str(TRAINER)]
+    assert len(steps) >= 2
+    assert editor.widgets(TRAINER)["seed"] == seed
+    assert "192/192 modules" in editor.widgets(TRAINER)["$$node-text-preview"]
+    assert editor.complaints() == []

@@ -1,0 +1,43 @@
+"""Our nodes in the editor: as they come from the menu, and when something is wrong with them."""
+
+import json
+from pathlib import Path
+
+from tests.browser.editor import Editor
+
+EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "train_sdxl_from_folder.json"
+TRAINER = "LoRATrainer_LoRATrainSDXL"
+SHOWN = ["goal", "memory", "rank", "learning_rate", "max_train_steps", "resolution", "seed", "output_name"]
+
+
+def test_a_fresh_trainer_shows_eight_widgets(editor: Editor):
+    node = editor.add_node(TRAINER)
+    editor.screenshot("fresh")
+    assert [name for name in editor.visible_widgets(node) if name != "control after generate"] == SHOWN
+    assert editor.height(node) < 460
+
+
+def test_the_advanced_widgets_can_be_shown(editor: Editor):
+    node = editor.add_node(TRAINER)
+    editor.show_advanced(node)
+    editor.screenshot("advanced")
+    assert {"alpha", "optimizer", "network_weights"} < set(editor.visible_widgets(node))
+
+
+def test_the_seed_of_a_fresh_trainer_stays_as_it_is(editor: Editor):
+    """The front end's own default would draw another one with every Run, and train anew."""
+    node = editor.add_node(TRAINER)
+    assert editor.evaluate("(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'seed').linkedWidgets[0].value", node) == "fixed"
+
+
+def test_a_mistake_is_shown_on_the_node_that_has_it(editor: Editor):
+    editor.open_workflow(json.loads(EXAMPLE.read_text(encoding="utf-8")))
+    editor.set_widgets(1, ckpt_name="embedded_base.safetensors")
+    editor.set_widgets(2, folder="[None]", path="/nowhere")
+    editor.run()
+    editor.wait_until("() => Object.keys(app.lastNodeErrors ?? {}).length > 0")
+    editor.screenshot("mistake")
+    errors = editor.evaluate("() => app.lastNodeErrors")
+    assert list(errors) == ["2"]
+    assert "/nowhere: there is no such folder" in errors["2"]["errors"][0]["details"]
+    assert "path" in editor.evaluate("() => app.graph.getNodeById(2).inputs.filter((input) => input.hasErrors).map((input) => input.name)")
