@@ -48,7 +48,7 @@ class ComfyHost(DeviceMemory):
     def finish(self, text: str) -> None:
         """The last text and the whole loss curve, however soon after the update before: they stay on the node."""
         self._updated_at = self._previewed_at = float("-inf")
-        self._state.text = text
+        self._state = _State(1, 1, text)
         self._update()
 
     def check_interrupted(self) -> None:

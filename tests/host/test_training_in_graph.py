@@ -166,8 +166,9 @@ def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Resul
     about_trainer = [message for message in trained.messages if _is_progress_of(message, "trainer")]
     duration = about_trainer[-1].seconds - about_trainer[0].seconds
     assert duration > 10 and len(about_trainer) / duration <= 4
-    values = [message.data["value"] for message in about_trainer if message.kind == "progress"]
-    assert len(values) >= 3 and sorted(values[-3:]) == values[-3:]
+    bar = [(message.data["value"], message.data["max"]) for message in about_trainer if message.kind == "progress"]
+    steps = [value for value, total in bar if total == SETTINGS["max_train_steps"]]
+    assert len(steps) >= 3 and steps == sorted(steps) and bar[-1] == (1, 1)
 
 
 def _is_progress_of(message: Message, node: str) -> bool:
