@@ -26,7 +26,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """Of its own: the front end keeps its settings on the server."""
     try:
@@ -39,8 +39,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[BrowserContext]":
+    """Ends with this folder's tests: while Playwright's event loop runs, nobody else can run one in this thread."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
@@ -54,12 +55,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[BrowserContex
         context.close()
 
 
-@pytest.fixture(scope="session", params=["canvas", "vue"])
+@pytest.fixture(scope="package", params=["canvas", "vue"])
 def renderer(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page(server: ComfyServer, browser: "BrowserContext", renderer: str) -> "Iterator[Page]":
     """Loading takes seconds, so one page serves all tests of a renderer."""
     server.client.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": renderer == "vue"})

@@ -84,8 +84,8 @@ def test_the_description_names_the_numbers_that_it_came_to():
     given = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True, "optimizer": "Lion", "seed": 5}
     config, buckets = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_pictures=20)
     first, second = describe(config, buckets).splitlines()
-    assert first == f"70 steps, rank 12, alpha 6, learning rate {config.learning_rate:g}, Lion"
-    assert second == "resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5"
+    assert first == f"70 steps, rank 12, alpha 6, learning rate {config.learning_rate:g}, Lion."
+    assert second == "Resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5."
     assert describe(dataclasses.replace(config, num_train_epochs=3), buckets).startswith("3 epochs, ")
 
 
