@@ -3,14 +3,15 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
 from .atomic_write import atomic_write
 from .config import check_ranges, param
-from .dataset import Dataset, DatasetReport, Finding, TrainingImage, require_usable
+from .dataset import NO_CAPTION, Dataset, DatasetReport, TrainingImage, counted, require_usable
+from .picture_folder import Finding
 
 Size = tuple[int, int]
 
@@ -33,6 +34,7 @@ class BucketConfig:
     bucket_reso_steps: int = param(64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256, advanced=True)
     min_bucket_reso: int = param(256, "Shortest bucket side, or half of resolution where that is less.", min=8, max=4096, advanced=True)
     max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192, advanced=True)
+    extra_resolutions: str = param("", "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.", advanced=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -44,6 +46,29 @@ class BucketConfig:
             raise ValueError(f"bucket_reso_steps must not be above resolution {self.resolution}, got {self.bucket_reso_steps}")
         if self.max_bucket_reso < self.resolution:
             raise ValueError(f"max_bucket_reso must not be below resolution {self.resolution}, got {self.max_bucket_reso}")
+        self._require_extra_resolutions()
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The resolution and the extra ones."""
+        return (self.resolution, *(int(part) for part in self.extra_resolutions.split(",") if part.strip()))
+
+    def at(self, resolution: int) -> "BucketConfig":
+        """The same with one resolution only."""
+        return replace(self, resolution=resolution, extra_resolutions="")
+
+    def _require_extra_resolutions(self) -> None:
+        try:
+            resolutions = self.resolutions
+        except ValueError:
+            raise ValueError(f"extra_resolutions must be numbers with commas between, such as 768, 512; got {self.extra_resolutions!r}") from None
+        for extra in resolutions[1:]:
+            if resolutions.count(extra) > 1:
+                raise ValueError(f"extra_resolutions must differ from one another and from resolution {self.resolution}, got {self.extra_resolutions!r}")
+            try:
+                self.at(extra)
+            except ValueError as error:
+                raise ValueError(f"extra_resolutions has {extra}: {error}") from None
 
     @property
     def shortest_side(self) -> int:
@@ -70,7 +95,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class TrainingItem:
-    """One use of a picture per epoch: `index` counts them all, `repeat` those of this picture."""
+    """One use of a picture per epoch: `index` counts them all, `repeat` those of this picture at one resolution."""
 
     index: int
     image: TrainingImage
@@ -86,30 +111,94 @@ class CropPlan:
 
 
 def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan:
-    """Decide the crop of every repeat of every picture.
+    """Decide the crop of every repeat of every picture, at every resolution.
+
+    A picture is used num_repeats times (its own times the dataset's) at each resolution that it is large enough for. Of
+    regularization pictures as many samples are used as there are training samples at that resolution, as sd-scripts does, so that
+    the size of their folder does not decide how strongly they hold the model back; what they weigh is loss_weight's business. Where
+    sd-scripts takes the first pictures of a folder that is too large, these are taken evenly; repeats keep their ratio.
 
     Raises:
-        ValueError: no picture is large enough, or one is not and the dataset is strict.
+        ValueError: no picture has a caption and is large enough, or one is not and the dataset is strict, or there is nothing but
+            regularization pictures.
     """
-    buckets = bucket_sizes(config)
-    target_by_size = {size: choose_target(size, config, buckets) for size in {image.size_hw for image in dataset.images}}
+    left_out = [Finding(image.name, NO_CAPTION) for image in dataset.images if not image.caption]
+    captioned = [image for image in dataset.images if image.caption]
     items: list[TrainingItem] = []
-    too_small: list[Finding] = []
     notes: list[Finding] = []
-    for image in dataset.images:
-        target_hw = target_by_size[image.size_hw]
-        if target_hw is None:
-            too_small.append(Finding(image.name, _why_too_small(image.size_hw, config)))
-            continue
-        notes += _cropping_notes(image, target_hw, config)
-        for repeat in range(dataset.num_repeats):
-            crop = make_crop(image.size_hw, target_hw, offset=_offset(config.resize_mode, seed, image.sha256, repeat))
-            items.append(TrainingItem(len(items), image, repeat, crop))
-    num_kept = len(dataset.images) - len(too_small)
-    require_usable(num_kept, too_small, folder=dataset.folder_name, strict=dataset.strict)
-    num_pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
-    report = DatasetReport(num_kept, dataset.report.left_out + too_small, dataset.report.notes + notes, dict(num_pictures))
+    targets: dict[int, dict[Size, Size | None]] = {}
+    for resolution in config.resolutions:
+        at_resolution = config.at(resolution)
+        targets[resolution] = _targets(captioned, at_resolution)
+        usable = [image for image in captioned if targets[resolution][image.size_hw]]
+        for image, num_uses in _uses_per_epoch(usable, dataset.num_repeats):
+            target_hw = targets[resolution][image.size_hw]
+            assert target_hw is not None
+            notes += _cropping_notes(image, target_hw, at_resolution)
+            for repeat in range(num_uses):
+                crop = make_crop(image.size_hw, target_hw, offset=_offset(config.resize_mode, seed, image.sha256, repeat))
+                items.append(TrainingItem(len(items), image, repeat, crop))
+    too_small, small_notes = _size_findings(captioned, targets, config)
+    left_out += too_small
+    num_kept = len(dataset.images) - len(left_out)
+    require_usable(num_kept, left_out, folder=dataset.folder_name, strict=dataset.strict)
+    if all(item.image.is_regularization for item in items):
+        raise ValueError(f"{dataset.folder_name}: nothing but regularization pictures. Join a dataset of what is to be learned")
+    report = _plan_report(dataset, items, num_kept, left_out, small_notes + notes + _balance_notes(captioned, items, dataset.num_repeats))
     return CropPlan(items, report, dict(Counter(item.crop.target_hw for item in items)))
+
+
+def _targets(images: list[TrainingImage], config: BucketConfig) -> dict[Size, Size | None]:
+    buckets = bucket_sizes(config)
+    return {size: choose_target(size, config, buckets) for size in {image.size_hw for image in images}}
+
+
+def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple[TrainingImage, int]]:
+    """How often each picture is used. Regularization pictures share as many samples as the others have, in the ratio of their repeats."""
+    num_training = sum(image.num_repeats for image in images if not image.is_regularization) * num_repeats
+    num_regularization = sum(image.num_repeats for image in images if image.is_regularization)
+    uses: list[tuple[TrainingImage, int]] = []
+    so_far = 0
+    for image in images:
+        if not image.is_regularization:
+            uses.append((image, image.num_repeats * num_repeats))
+            continue
+        before, so_far = so_far, so_far + image.num_repeats
+        uses.append((image, so_far * num_training // num_regularization - before * num_training // num_regularization))
+    return uses
+
+
+def _size_findings(images: list[TrainingImage], targets: dict[int, dict[Size, Size | None]], config: BucketConfig) -> tuple[list[Finding], list[Finding]]:
+    """Pictures that are too small for every resolution, and those that are for some."""
+    left_out, notes = [], []
+    for image in images:
+        too_large = [resolution for resolution in config.resolutions if targets[resolution][image.size_hw] is None]
+        if len(too_large) == len(config.resolutions):
+            left_out.append(Finding(image.name, _why_too_small(image.size_hw, config.at(min(config.resolutions)))))
+        elif too_large:
+            shown = ", ".join(map(str, too_large))
+            notes.append(Finding(image.name, f"{shown_size(image.size_hw)} pixels are too small for resolution {shown}; it is trained at the others only"))
+    return left_out, notes
+
+
+def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Finding]:
+    """How regularization pictures came to be as many as the others."""
+    regularization = [image for image in images if image.is_regularization]
+    if not regularization:
+        return []
+    num_samples = sum(item.image.is_regularization for item in items)
+    num_used = len({item.image.name for item in items if item.image.is_regularization})
+    text = f"{counted(num_used, 'picture')} make {counted(num_samples, 'sample')} per epoch, as many as the training pictures"
+    if num_used < len(regularization):
+        text += f"; the other {len(regularization) - num_used} are not needed. More repeats of the training pictures would use them"
+    return [Finding("regularization", text)]
+
+
+def _plan_report(dataset: Dataset, items: list[TrainingItem], num_kept: int, left_out: list[Finding], notes: list[Finding]) -> DatasetReport:
+    scan = dataset.report
+    scan_notes = [note for note in scan.notes if note.reason != NO_CAPTION]
+    num_pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
+    return DatasetReport(num_kept, scan.left_out + left_out, scan_notes + notes, dict(num_pictures), scan.summary)
 
 
 def bucket_sizes(config: BucketConfig) -> list[Size]:
@@ -163,8 +252,23 @@ def read_crop(item: TrainingItem) -> Image.Image:
     resized_height, resized_width = crop.resized_hw
     if image.size != (resized_width, resized_height):
         image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
+    return image.crop(_box(crop))
+
+
+def read_mask_crop(item: TrainingItem) -> Image.Image | None:
+    """The item's mask, resized and cut as its picture: mode "L" (255: learned) of exactly target_hw; None where it has none."""
+    mask = item.image.read_mask()
+    if mask is None:
+        return None
+    height, width = item.crop.resized_hw
+    if mask.size != (width, height):
+        mask = mask.resize((width, height), Image.Resampling.BILINEAR)
+    return mask.crop(_box(item.crop))
+
+
+def _box(crop: Crop) -> tuple[int, int, int, int]:
     (top, left), (height, width) = crop.top_left_yx, crop.target_hw
-    return image.crop((left, top, left + width, top + height))
+    return left, top, left + width, top + height
 
 
 def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
@@ -214,7 +318,7 @@ def _offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[floa
 
 def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
     required = config.shortest_side if config.resize_mode == "bucket" else config.resolution
-    return f"{_shown(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger picture, or turn off bucket_no_upscale"
+    return f"{shown_size(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger picture, or turn off bucket_no_upscale"
 
 
 def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Finding]:
@@ -222,7 +326,7 @@ def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig)
     lost = _lost_share(image.size_hw, target_hw)
     if config.resize_mode != "bucket" or lost < LARGE_LOSS:
         return []
-    return [Finding(image.name, f"{lost:.0%} of it is cut off: no bucket is near the shape of {_shown(image.size_hw)}, {_shown(target_hw)} is nearest")]
+    return [Finding(image.name, f"{lost:.0%} of it is cut off: no bucket is near the shape of {shown_size(image.size_hw)}, {shown_size(target_hw)} is nearest")]
 
 
 def _covers(size: Size, target: Size) -> bool:
@@ -235,5 +339,5 @@ def _lost_share(size: Size, target: Size) -> float:
     return 1 - min(ratio, 1 / ratio)
 
 
-def _shown(size: Size) -> str:
+def shown_size(size: Size) -> str:
     return f"{size[1]} x {size[0]}"

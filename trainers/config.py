@@ -97,6 +97,16 @@ def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> 
     return config_class(**{name: _typed(value, _plain_type(hints[name]), f"{source}: {name}") for name, value in values.items()})
 
 
+def build_config(config_class: type, settings: dict[str, Any]) -> Any:
+    """A config from settings for several, such as all flags of a command."""
+    return from_mapping(config_class, own_settings(config_class, settings), source="settings")
+
+
+def own_settings(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are the config's."""
+    return {name: settings[name] for name in field_names(config_class) if name in settings}
+
+
 def _typed(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

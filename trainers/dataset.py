@@ -1,18 +1,22 @@
-"""A folder of pictures and captions, checked file by file. How the pictures are cropped stands in buckets.py."""
+"""A folder of pictures and captions, checked file by file. What lies in the folder stands in picture_folder.py, how pictures are cropped in buckets.py."""
 
-import codecs
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageColor
 
+from .caption_files import read_caption_file, read_metadata
+from .caption_variants import caption_lines
 from .config import check_ranges, param
-from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_rgb
+from .picture_files import EXTENSIONS, MAX_PIXELS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_grey, read_rgb
+from .picture_folder import Finding, FolderContent, FoundPicture, list_pictures
 
-CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
+SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
+NO_CAPTION = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
+_FALLBACK_NOTE = "no caption file, or an empty one; {} is used"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,19 @@ class DatasetConfig:
     alpha_background: str = param("#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.", advanced=True)
     keep_duplicates: bool = param(False, "Keep pictures whose files are the same, byte for byte.", advanced=True)
     strict: bool = param(False, "Stop when any picture has to be left out.", advanced=True)
+    mask_source: str = param(
+        "files",
+        "Where masks come from, white where it is to be learned. files: NAME-masklabel.png beside the picture, or NAME in a folder mask; "
+        "alpha: the picture's transparency; off: no masks.",
+        choices=("files", "alpha", "off"),
+        advanced=True,
+    )
+    loss_weight: float = param(1.0, "What these pictures count in the loss, 0 to 10. Usually 1; 0.5 to 1 for regularization.", min=0.0, max=10.0, advanced=True)
+    is_regularization: bool = param(
+        False,
+        "These pictures show what is not to change: the class, such as dogs, without what is learned. As many of them are used as of the others.",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -36,13 +53,22 @@ class DatasetConfig:
             ImageColor.getrgb(self.alpha_background)
         except ValueError:
             raise ValueError(f"alpha_background must be a colour such as white or #ffffff, got {self.alpha_background!r}") from None
+        if self.is_regularization and self.trigger_word.strip():
+            raise ValueError(
+                f"regularization pictures must not have a trigger word, got {self.trigger_word!r}: they show the class without what is learned. "
+                "Empty trigger_word; fallback_caption may name the class, such as: a dog"
+            )
 
 
 @dataclass(frozen=True)
 class TrainingImage:
     """One picture and its caption. `name` is its path inside the folder, with forward slashes; `size_hw` is that of the upright original.
 
-    The file is read again when its pixels are needed. RuntimeError: it is not the file any more that was scanned.
+    `caption` is empty where there is none yet, and has several lines where its file has: caption_variants makes them one.
+    `mask_sha256` is empty where there is no mask; the mask is the file `mask_path`, or without one the picture's own alpha channel.
+    `trigger_word` None: the dataset's. `subset` is what kohya calls so, the folder that it counts with in a dataset of several: the
+    joined dataset's name, or kohya's N_name (both: "toys/10_dog"); empty: the dataset's own. Files are read again when their pixels
+    are needed. RuntimeError: it is not the file any more that was scanned.
     """
 
     name: str
@@ -52,33 +78,52 @@ class TrainingImage:
     caption: str
     has_alpha: bool
     alpha_background: str = "#ffffff"
+    num_repeats: int = 1
+    loss_weight: float = 1.0
+    is_regularization: bool = False
+    mask_path: Path | None = None
+    mask_sha256: str = ""
+    trigger_word: str | None = None
+    subset: str = ""
 
-    def read(self) -> Image.Image:
-        """RGB, upright, transparent parts over alpha_background. A JPEG of more than 100 megapixels comes at a fraction of `size_hw`."""
-        self._require_unchanged()
-        return read_rgb(self.path, alpha_background=self.alpha_background)
+    def read(self, *, max_pixels: int | None = None) -> Image.Image:
+        """RGB, upright, transparent parts over alpha_background. A JPEG of more than `max_pixels`, usually 100 million, comes at a fraction of `size_hw`."""
+        _require_unchanged(self.path, self.sha256)
+        return read_rgb(self.path, alpha_background=self.alpha_background, max_pixels=max_pixels)
+
+    def read_thumbnail(self, size: int) -> Image.Image:
+        """As `read`, with no side longer than `size`; of a large JPEG only as much is decoded as that needs."""
+        picture = self.read(max_pixels=(4 * size) ** 2)
+        picture.thumbnail((size, size), reducing_gap=2.0)
+        return picture
 
     def read_alpha(self) -> Image.Image | None:
         """Mode "L" (255: opaque), upright; None where the file has no transparency."""
-        self._require_unchanged()
+        _require_unchanged(self.path, self.sha256)
         return read_alpha(self.path)
 
-    def _require_unchanged(self) -> None:
-        """Caches name what they hold by `sha256`: pixels of a file that was edited meanwhile would be kept under the wrong name."""
-        try:
-            unchanged = picture_sha256(self.path) == self.sha256
-        except UnusablePicture as error:
-            raise RuntimeError(f"{self.path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
-        if not unchanged:
-            raise RuntimeError(f"{self.path}: the file has changed since the folder was scanned. Start again")
+    def read_mask(self) -> Image.Image | None:
+        """Mode "L" (255: learned), upright, of `size_hw`; None where there is no mask. Beyond 100 megapixels a mask file keeps its own size."""
+        if not self.mask_sha256:
+            return None
+        if self.mask_path is None:
+            return self.read_alpha()
+        _require_unchanged(self.mask_path, self.mask_sha256)
+        mask = read_grey(self.mask_path)
+        height, width = self.size_hw
+        if mask.size == (width, height) or height * width > MAX_PIXELS:
+            return mask
+        return mask.resize((width, height), Image.Resampling.BILINEAR)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something about one picture that the user should know."""
-
-    name: str
-    reason: str
+def _require_unchanged(path: Path, sha256: str) -> None:
+    """Caches name what they hold by its hash: pixels of a file that was edited meanwhile would be kept under the wrong name."""
+    try:
+        unchanged = picture_sha256(path) == sha256
+    except UnusablePicture as error:
+        raise RuntimeError(f"{path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
+    if not unchanged:
+        raise RuntimeError(f"{path}: the file has changed since the folder was scanned. Start again")
 
 
 @dataclass(frozen=True)
@@ -89,9 +134,11 @@ class DatasetReport:
     left_out: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
+    summary: list[str] = field(default_factory=list)  # repeats, weights, masks, regularization: a line for each folder that has any
 
     def text(self) -> str:
         lines = [f"{counted(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
+        lines += [f"  {line}" for line in self.summary]
         lines += [f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())]
         lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
         return "\n".join(lines) + "\n"
@@ -106,7 +153,7 @@ def _section(title: str, findings: list[Finding]) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures that can be used, and what became of the others."""
+    """The pictures that can be used, and what became of the others. Each is used num_repeats times its own num_repeats per epoch."""
 
     images: list[TrainingImage]
     num_repeats: int
@@ -115,40 +162,93 @@ class Dataset:
     folder_name: str
     strict: bool = False
 
+    @property
+    def num_training_samples(self) -> int:
+        """Pictures times their repeats: samples per epoch at one resolution, regularization not counted."""
+        return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
+
+    def trigger_word_of(self, image: TrainingImage) -> str:
+        """Regularization pictures have none: they show the class without what is learned."""
+        if image.is_regularization:
+            return ""
+        return self.trigger_word if image.trigger_word is None else image.trigger_word
+
+    def with_captions(self, captions: Sequence[str]) -> "Dataset":
+        """The dataset with one caption per picture, in order; the trigger word is put in front where it is missing. "" stays "".
+
+        Raises:
+            ValueError: there are not as many captions as pictures.
+        """
+        if len(captions) != len(self.images):
+            raise ValueError(
+                f"{self.folder_name}: {counted(len(self.images), 'picture')}, but {counted(len(captions), 'caption')}. "
+                "Give one caption per picture, in the same order; pictures that the report leaves out have none"
+            )
+        images = [replace(image, caption=_finished(text, self.trigger_word_of(image))) for image, text in zip(self.images, captions, strict=True)]
+        changed = {new.name for old, new in zip(self.images, images, strict=True) if old.caption != new.caption}
+        notes = [note for note in self.report.notes if not (note.name in changed and _is_about_caption(note))]
+        return replace(self, images=images, report=replace(self.report, notes=notes))
+
+
+def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
+    """One dataset of several, each picture with its own repeats, weight and trigger word; its name gets the folder's name in front.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not datasets:
+        raise ValueError("no dataset to join. Connect at least one")
+    if len(datasets) == 1:
+        return datasets[0]
+    named = list(zip(_distinct_names([dataset.folder_name for dataset in datasets]), datasets, strict=True))
+    images = [_joined_image(image, name, dataset) for name, dataset in named for image in dataset.images]
+    left_out = [Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.left_out]
+    notes = [Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.notes]
+    summary = [line for name, dataset in named for line in dataset.report.summary or [_described(name, dataset.images, dataset.num_repeats)]]
+    report = DatasetReport(len(images), left_out, notes + _found_again(images), summary=summary)
+    trigger_words = dict.fromkeys(word for image in images if (word := image.trigger_word))
+    return Dataset(images, 1, ", ".join(trigger_words), report, " + ".join(name for name, _ in named), any(dataset.strict for dataset in datasets))
+
 
 def scan_folder(
-    config: DatasetConfig, *, check_interrupted: Callable[[], None] = lambda: None, on_progress: Callable[[int, int, str], None] = lambda *_: None
+    config: DatasetConfig,
+    *,
+    name: str = "",
+    check_interrupted: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Dataset:
     """Look at every picture of the folder, in the order of their names; nothing is written.
 
-    Left out and named in the report, never replaced by another: empty, damaged, animated or huge files, files of other picture
-    formats, copies of an earlier picture, and pictures for which there is no caption, no fallback caption and no trigger word.
-    With `strict` that is an error. Hidden files and folders are passed over.
+    Left out and named in the report, never replaced by another: empty, damaged, animated or huge files, pictures with such a mask,
+    files of other picture formats, and copies of another picture. With `strict` that is an error. Pictures without any caption stay,
+    for a captioner to come; plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user calls the
+    folder, where that is not its own name.
 
     Raises:
         FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in it that can be used.
     """
     folder = Path(config.images).expanduser()
-    paths = _picture_paths(folder, recursive=config.recursive)
+    content = list_pictures(folder, recursive=config.recursive)
+    captions, notes = _metadata_captions(folder, content)
     images: list[TrainingImage] = []
     left_out: list[Finding] = []
-    notes: list[Finding] = []
-    name_by_hash: dict[str, str] = {}
-    for count, path in enumerate(paths, start=1):
+    for count, found in enumerate(content.pictures, start=1):
         check_interrupted()
-        name = path.relative_to(folder).as_posix()
-        on_progress(count, len(paths), name)
+        on_progress(count, len(content.pictures), found.name)
         try:
-            image, own_notes = _look_at(path, name, config, {} if config.keep_duplicates else name_by_hash)
+            image, own_notes = _look_at(found, config, captions.get(found.path, ""))
         except UnusablePicture as error:
-            left_out.append(Finding(name, str(error)))
+            left_out.append(Finding(found.name, str(error)))
             continue
-        name_by_hash[image.sha256] = name
         images.append(image)
-        notes += [Finding(name, note) for note in own_notes]
+        notes += [Finding(found.name, note) for note in own_notes]
+    copies = [] if config.keep_duplicates else _copies(images)
+    images, left_out = _without(images, copies), left_out + copies
+    notes = content.notes + _without(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
     require_usable(len(images), left_out, folder=str(folder), strict=config.strict)
-    report = DatasetReport(len(images), left_out, notes)
-    return Dataset(images, config.num_repeats, _one_line(config.trigger_word), report, folder.resolve().name, config.strict)
+    name = name or folder.resolve().name
+    report = DatasetReport(len(images), left_out, notes, summary=_summary(name, images, config.num_repeats))
+    return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
 def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, strict: bool) -> None:
@@ -173,78 +273,142 @@ def with_trigger_word(caption: str, trigger_word: str) -> str:
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
 
-def _picture_paths(folder: Path, *, recursive: bool) -> list[Path]:
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the pictures")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the pictures")
-    files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_visible_file(path.relative_to(folder), folder)]
-    pictures = [path for path in files if path.suffix.lower() in EXTENSIONS + OTHER_PICTURE_EXTENSIONS]
-    if not pictures:
-        content = f"and none in its {counted(len(files), 'file')}" if files else "it is empty"
-        has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
-        hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
-        raise ValueError(f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}")
-    return sorted(pictures, key=lambda path: _natural_order(path.relative_to(folder).as_posix()))
-
-
-def _is_visible_file(relative_path: Path, folder: Path) -> bool:
-    """A link to a file that is gone counts: it is named in the report."""
-    path = folder / relative_path
-    return not any(part.startswith(".") for part in relative_path.parts) and (path.is_file() or (path.is_symlink() and not path.exists()))
-
-
-def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """2.png before 10.png, whatever the letters' case."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
-
-
-def _look_at(path: Path, name: str, config: DatasetConfig, name_by_hash: dict[str, str]) -> tuple[TrainingImage, list[str]]:
+def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[str]]:
     """The picture and what is to be noted about it. Raises UnusablePicture."""
+    path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnusablePicture(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
     sha256 = picture_sha256(path)
-    if sha256 in name_by_hash:
-        raise UnusablePicture(f"it is the same file as {name_by_hash[sha256]}")
     facts = inspect_picture(path)
-    caption, notes = _caption_of(path, config)
-    return TrainingImage(name, path, sha256, facts.size_hw, caption, facts.has_alpha, config.alpha_background), notes
+    caption, notes = _caption_of(found, config, metadata_caption)
+    image = TrainingImage(
+        found.name,
+        path,
+        sha256,
+        facts.size_hw,
+        caption,
+        facts.has_alpha,
+        config.alpha_background,
+        num_repeats=found.num_repeats,
+        loss_weight=config.loss_weight,
+        is_regularization=config.is_regularization,
+        subset=found.repeat_folder,
+    )
+    if config.mask_source == "files" and found.mask is not None:
+        return _with_mask_file(image, found.mask, notes)
+    if config.mask_source == "alpha" and facts.has_alpha:
+        return replace(image, mask_sha256=sha256), notes
+    return image, notes
 
 
-def _caption_of(path: Path, config: DatasetConfig) -> tuple[str, list[str]]:
-    """The caption file's text, else the fallback caption, else the trigger word alone; and what is to be noted about it."""
-    trigger_word = _one_line(config.trigger_word)
-    caption, notes = _read_caption(path)
-    if not caption:
-        caption = _one_line(config.fallback_caption)
-        if not (caption or trigger_word):
-            raise UnusablePicture("it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word")
-        notes = [f"no caption file, or an empty one; {'the fallback caption' if caption else 'the trigger word alone'} is used"]
-    return with_trigger_word(caption, trigger_word), notes
-
-
-def _read_caption(path: Path) -> tuple[str, list[str]]:
-    """The text of the first caption file that has any, on one line; UTF-8, or what Windows programs write instead."""
-    for extension in CAPTION_EXTENSIONS:
-        caption_file = path.with_suffix(extension)
-        if not caption_file.is_file():
-            continue
-        text, encoding = _decoded(caption_file.read_bytes())
-        if text.strip():
-            return _one_line(text), [] if encoding == "UTF-8" else [f"{caption_file.name} is not UTF-8; it was read as {encoding}"]
-    return "", []
-
-
-def _decoded(text: bytes) -> tuple[str, str]:
-    """The text and the name of its encoding."""
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return text.decode("utf-16", errors="replace"), "UTF-16"
+def _with_mask_file(image: TrainingImage, mask: Path, notes: list[str]) -> tuple[TrainingImage, list[str]]:
+    """A picture whose mask cannot be read is not used: without it, all of the picture would be learned."""
+    place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
     try:
-        return text.decode("utf-8-sig"), "UTF-8"
-    except UnicodeDecodeError:
-        return text.decode("cp1252", errors="replace"), "Windows-1252"
+        if mask.suffix.lower() not in EXTENSIONS:
+            raise UnusablePicture(f"{mask.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+        sha256 = picture_sha256(mask)
+        (height, width), (mask_height, mask_width) = image.size_hw, inspect_picture(mask).size_hw
+        is_black = not read_grey(mask).getbbox()
+    except UnusablePicture as error:
+        raise UnusablePicture(f"its mask {place} cannot be used: {error}") from error
+    if abs(mask_width * height - mask_height * width) > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE:
+        notes = [*notes, f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and is stretched to it"]
+    if is_black:
+        notes = [*notes, f"its mask {place} is black all over: nothing of the picture is learned"]
+    return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[str]]:
+    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of kohya's folder, else the trigger word alone; and notes."""
+    trigger_word = " ".join(config.trigger_word.split())
+    caption, notes = read_caption_file(found.path)
+    caption = caption or metadata_caption
+    if not caption:
+        fallback = " ".join(config.fallback_caption.split())
+        caption = fallback or found.class_tokens
+        origin = "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
+        notes = [_FALLBACK_NOTE.format(origin) if caption or trigger_word else NO_CAPTION]
+    return _finished(caption, trigger_word) or trigger_word, notes
+
+
+def _finished(caption: str, trigger_word: str) -> str:
+    """The trigger word in front of each line; "" stays ""."""
+    return "\n".join(with_trigger_word(line, trigger_word) for line in caption_lines(caption))
+
+
+def _is_about_caption(note: Finding) -> bool:
+    start, end = _FALLBACK_NOTE.split("{}")
+    return note.reason == NO_CAPTION or (note.reason.startswith(start) and note.reason.endswith(end))
+
+
+def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Finding]]:
+    nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
+    captions, problems = read_metadata(nearest_first)
+    return captions, [Finding(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
+
+
+def _copies(images: list[TrainingImage]) -> list[Finding]:
+    """All pictures of the same bytes but one: the first that has a caption."""
+    first: dict[str, TrainingImage] = {}
+    for image in sorted(images, key=lambda image: not image.caption):
+        first.setdefault(image.sha256, image)
+    return [Finding(image.name, f"it is the same file as {first[image.sha256].name}") for image in images if first[image.sha256] is not image]
+
+
+def _without(named: list[Any], findings: list[Finding]) -> list[Any]:
+    names = {finding.name for finding in findings}
+    return [each for each in named if each.name not in names]
+
+
+def _summary(folder_name: str, images: list[TrainingImage], num_repeats: int) -> list[str]:
+    """Nothing where every picture is used once, whole, and counts as much as the others."""
+    line = _described(folder_name, images, num_repeats)
+    return [] if line == f"{folder_name}: {counted(len(images), 'picture')}" else [line]
+
+
+def _described(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
+    """One line: number, repeats, weight, masks of these pictures."""
+    num_masks = sum(bool(image.mask_sha256) for image in images)
+    repeats = _range(image.num_repeats * num_repeats for image in images)
+    weights = _range(image.loss_weight for image in images)
+    noun = "regularization picture" if any(image.is_regularization for image in images) else "picture"
+    parts = [counted(len(images), noun)]
+    parts += [f"{repeats} repeats each"] if repeats != "1" else []
+    parts += [f"loss weight {weights}"] if weights != "1" else []
+    parts += [f"{num_masks} with a mask"] if num_masks else []
+    return f"{folder_name}: {', '.join(parts)}"
+
+
+def _range(values: Iterable[float]) -> str:
+    ordered = sorted(set(values))
+    return f"{ordered[0]:g}" if len(ordered) == 1 else f"{ordered[0]:g} to {ordered[-1]:g}"
+
+
+def _distinct_names(names: list[str]) -> list[str]:
+    """The second "toys" is "toys (2)"."""
+    distinct: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in distinct:
+            number += 1
+            candidate = f"{name} ({number})"
+        distinct.append(candidate)
+    return distinct
+
+
+def _joined_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> TrainingImage:
+    return replace(
+        image,
+        name=f"{folder_name}/{image.name}",
+        num_repeats=image.num_repeats * dataset.num_repeats,
+        trigger_word=dataset.trigger_word_of(image),
+        subset=f"{folder_name}/{image.subset}" if image.subset else folder_name,
+    )
+
+
+def _found_again(images: list[TrainingImage]) -> list[Finding]:
+    """The same picture in two datasets may be meant, and is used in both."""
+    first: dict[str, TrainingImage] = {}
+    again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
+    return [Finding(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

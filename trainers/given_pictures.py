@@ -1,4 +1,4 @@
-"""Pictures that come from other programs, not from files: kept as a folder of PNG and caption files, named by its content."""
+"""Pictures that come from other programs, not from files: kept as a folder of PNG, mask and caption files, named by its content."""
 
 import hashlib
 import shutil
@@ -9,28 +9,39 @@ from pathlib import Path
 from PIL import Image
 
 from .dataset import counted
+from .picture_folder import MASK_SUFFIX
 
 
-def store_pictures(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> Path:
-    """Write picture N as 000N.png, and its caption as 000N.txt unless it is empty, to a folder below `folder`, whole or not at all.
+def store_pictures(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    folder: Path,
+    *,
+    masks: Sequence[Image.Image | None] = (),
+    check_interrupted: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write picture N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode "L") as 000N-masklabel.png if it has one.
 
-    The same pictures and captions always give the same folder; where it exists, nothing is written.
+    They go to a folder below `folder`, whole or not at all. The same pictures, captions and masks always give the same folder; where
+    it exists, nothing is written.
 
     Raises:
-        ValueError: there are neither as many captions as pictures, nor one for all, nor none.
+        ValueError: there are neither as many captions as pictures, nor one for all, nor none; or not as many masks as pictures.
     """
-    captions = _caption_for_each(captions, len(pictures))
-    target = folder / _content_hash(pictures, captions)
+    captions, masks = _caption_for_each(captions, len(pictures)), _mask_for_each(masks, len(pictures))
+    target = folder / _content_hash(pictures, captions, masks)
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".pictures-", dir=folder))
     try:
-        for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+        for number, (picture, caption, mask) in enumerate(zip(pictures, captions, masks, strict=True), start=1):
             check_interrupted()
             picture.save(temporary / f"{number:04}.png", compress_level=1)
             if caption.strip():
                 (temporary / f"{number:04}.txt").write_text(caption, encoding="utf-8")
+            if mask is not None:
+                mask.convert("L").save(temporary / f"{number:04}{MASK_SUFFIX}.png", compress_level=1)
         temporary.chmod(0o755)
         _rename(temporary, target)
     finally:
@@ -58,9 +69,18 @@ def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
     return list(captions)
 
 
-def _content_hash(pictures: Sequence[Image.Image], captions: Sequence[str]) -> str:
+def _mask_for_each(masks: Sequence[Image.Image | None], num_pictures: int) -> list[Image.Image | None]:
+    if masks and len(masks) != num_pictures:
+        raise ValueError(f"{counted(num_pictures, 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per picture, in the same order")
+    return list(masks) or [None] * num_pictures
+
+
+def _content_hash(pictures: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
-    for picture, caption in zip(pictures, captions, strict=True):
+    for picture, caption, mask in zip(pictures, captions, masks, strict=True):
         digest.update(f"{picture.mode} {picture.size} {len(caption)} {caption}\n".encode())
         digest.update(picture.tobytes())
+        if mask is not None:
+            digest.update(f"mask {mask.mode} {mask.size}\n".encode())
+            digest.update(mask.tobytes())
     return digest.hexdigest()[:32]

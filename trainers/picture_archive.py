@@ -17,12 +17,13 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-from .dataset import CAPTION_EXTENSIONS, counted
+from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
+from .dataset import counted
 from .file_hash import file_sha256
 from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .picture_folder import repeats_and_name
 from .run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 
-METADATA_NAME = "metadata.jsonl"
 MAX_NAME_BYTES = 240  # of one folder or file; file systems take 255
 MAX_PATH_BYTES = 800
 
@@ -58,8 +59,9 @@ def unpack_pictures(
     """The folder of the archive's pictures and captions, `<folder>/<hash of the archive>`; everything else in it is passed over.
 
     It gets this name when it is whole, and is used again, as it is, for an archive of the same bytes. Subfolders stay, but for
-    those that everything lies in. Hidden files are left out. Characters and names that some system does not take become ones
-    that it takes ("a?.png" is "a_.png", "con.txt" is "_con.txt"), on every system alike.
+    those that everything lies in; of these kohya's folder of pictures (10_dog) stays too, for its name says their repeats. Hidden
+    files are left out. Characters and names that some system does not take become ones that it takes ("a?.png" is "a_.png",
+    "con.txt" is "_con.txt"), on every system alike.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -129,7 +131,7 @@ def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[P
     _require_limits([entry for _, entry in wanted], limits)
     for _, entry in wanted:
         _require_plain(entry)
-    num_common = _num_common(path.parts[:-1] for path, _ in wanted)
+    num_common = _num_common([path.parts[:-1] for path, _ in wanted])
     paths = [PurePosixPath(*map(_portable, path.parts[num_common:])) for path, _ in wanted]
     _require_distinct(paths)
     return dict(zip(paths, (entry for _, entry in wanted), strict=True))
@@ -161,9 +163,12 @@ def _pictures_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[
     return [(path, entry) for path, entry in visible if path.with_suffix("") in pictures or (pictures and path.name.lower() == METADATA_NAME)]
 
 
-def _num_common(folders: Iterable[tuple[str, ...]]) -> int:
-    """How many folders, from the top on, hold everything."""
-    return sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
+def _num_common(folders: list[tuple[str, ...]]) -> int:
+    """How many folders, from the top on, hold everything and mean nothing."""
+    num_common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
+    common = folders[0][:num_common]
+    is_kohyas = bool(common) and common in folders and repeats_and_name(common[-1]) is not None
+    return num_common - is_kohyas
 
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:

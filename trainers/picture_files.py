@@ -65,17 +65,17 @@ def inspect_picture(path: Path) -> PictureFacts:
         return PictureFacts(size_hw, _has_alpha(image))
 
 
-def read_rgb(path: Path, *, alpha_background: str) -> Image.Image:
+def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None) -> Image.Image:
     """The picture as displayed (EXIF orientation applied), transparent parts over the colour `alpha_background`.
 
-    A JPEG of more than 100 megapixels comes at a half, quarter or eighth of its size, straight from the decoder: the full
+    A JPEG of more than `max_pixels`, usually 100 million, comes at a half, quarter or eighth of its size, straight from the decoder: the full
     picture is never in memory, and training scales it down to a few megapixels anyway.
 
     Raises:
         UnusablePicture: as `inspect_picture`, for a file that changed since.
     """
     with _opened(path) as image:
-        pixels = _upright_pixels(image)
+        pixels = _upright_pixels(image, max_pixels)
         if not _has_alpha(image):
             rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
         else:
@@ -91,6 +91,11 @@ def read_alpha(path: Path) -> Image.Image | None:
         if not _has_alpha(image):
             return None
         return _without_metadata(_upright_pixels(image).convert("RGBA").getchannel("A"))
+
+
+def read_grey(path: Path) -> Image.Image:
+    """The picture's brightness as displayed, mode "L"; what is transparent is black. For masks."""
+    return _without_metadata(read_rgb(path, alpha_background="black").convert("L"))
 
 
 def picture_sha256(path: Path) -> str:
@@ -144,12 +149,12 @@ def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
         raise UnusablePicture(f"{width} x {height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} megapixels. Scale it down")
 
 
-def _upright_pixels(image: Image.Image) -> Image.Image:
+def _upright_pixels(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """Decoded, eight bits to a channel, turned as its EXIF data say.
 
     Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them wrong.
     """
-    _prepare_decoding(image, max_pixels=MAX_PIXELS)
+    _prepare_decoding(image, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     image.load()
     transposition = _UPRIGHT.get(_orientation(image))
     pixels = image if transposition is None else image.transpose(transposition)

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainers.buckets import BucketConfig, TrainingItem, bucket_sizes, choose_target, epoch_batches, make_crop, plan_crops, read_crop, write_prepared_folder
+from trainers.buckets import (
+    BucketConfig,
+    TrainingItem,
+    bucket_sizes,
+    choose_target,
+    epoch_batches,
+    make_crop,
+    plan_crops,
+    read_crop,
+    read_mask_crop,
+    write_prepared_folder,
+)
 from trainers.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, scan_folder
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +158,10 @@ def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
         ({"bucket_reso_steps": 20}, "bucket_reso_steps must be a multiple of 8, got 20"),
         ({"resolution": 64, "bucket_reso_steps": 128}, "bucket_reso_steps must not be above resolution 64, got 128"),
         ({"resize_mode": "stretch"}, "resize_mode must be one of bucket, center_crop, random_crop; got 'stretch'"),
+        ({"extra_resolutions": "768; 512"}, "extra_resolutions must be numbers with commas between, such as 768, 512; got '768; 512'"),
+        ({"extra_resolutions": "512, 1024"}, "extra_resolutions must differ from one another and from resolution 1024, got '512, 1024'"),
+        ({"extra_resolutions": "700"}, "extra_resolutions has 700: resolution must be a multiple of 64, got 700"),
+        ({"extra_resolutions": "32"}, "extra_resolutions has 32: resolution must be between 64 and 4096, got 32"),
         ({"max_bucket_reso": 512}, "max_bucket_reso must not be below resolution 1024, got 512"),
     ],
 )
@@ -199,7 +216,7 @@ def test_the_order_and_the_crops_do_not_depend_on_the_process():
 from pathlib import Path
 from trainers.buckets import BucketConfig, epoch_batches, plan_crops
 from trainers.dataset import Dataset, DatasetReport, TrainingImage
-images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "", False) for i in range(6)]
+images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "a toy", False) for i in range(6)]
 items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "pictures"), BucketConfig(resize_mode="random_crop"), seed=3).items
 print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])
 """
@@ -212,6 +229,61 @@ print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoc
     items = plan_crops(dataset_of(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
     here = [[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)]
     assert outputs == {f"{here}\n"}
+
+
+def test_extra_resolutions_make_items_of_their_own():
+    plan = plan_crops(dataset_of((1024, 1024), (700, 700), num_repeats=2), BucketConfig(extra_resolutions="512, 256"), seed=0)
+    assert [(item.index, item.image.name, item.repeat, item.crop.target_hw[0]) for item in plan.items] == [
+        *((0, "0.png", 0, 1024), (1, "0.png", 1, 1024), (2, "1.png", 0, 640), (3, "1.png", 1, 640)),
+        *((4, "0.png", 0, 512), (5, "0.png", 1, 512), (6, "1.png", 0, 512), (7, "1.png", 1, 512)),
+        *((8, "0.png", 0, 256), (9, "0.png", 1, 256), (10, "1.png", 0, 256), (11, "1.png", 1, 256)),
+    ]
+    assert plan.report.num_kept == 2
+
+
+def test_a_picture_too_small_for_one_resolution_is_trained_at_the_others():
+    config = BucketConfig(resize_mode="center_crop", extra_resolutions="512")
+    plan = plan_crops(dataset_of((1024, 1024), (700, 700), (100, 100)), config, seed=0)
+    assert [(item.image.name, item.crop.target_hw) for item in plan.items] == [("0.png", (1024, 1024)), ("0.png", (512, 512)), ("1.png", (512, 512))]
+    assert [(note.name, note.reason) for note in plan.report.notes] == [
+        ("1.png", "700 x 700 pixels are too small for resolution 1024; it is trained at the others only")
+    ]
+    assert [finding.name for finding in plan.report.left_out] == ["2.png"] and "must have 512 or more" in plan.report.left_out[0].reason
+
+
+def with_regularization(num_training: int, num_regularization: int, *, num_repeats: int = 1, repeats: tuple[int, ...] = ()) -> Dataset:
+    dataset = dataset_of(*[(1024, 1024)] * (num_training + num_regularization), num_repeats=num_repeats)
+    own = [1] * num_training + list(repeats or [1] * num_regularization)
+    images = [replace(image, is_regularization=i >= num_training, num_repeats=own[i]) for i, image in enumerate(dataset.images)]
+    return replace(dataset, images=images)
+
+
+def uses(dataset: Dataset) -> list[int]:
+    counts = Counter(item.image.name for item in plan_crops(dataset, BucketConfig(), seed=0).items)
+    return [counts[image.name] for image in dataset.images]
+
+
+def test_regularization_pictures_are_used_as_often_as_the_others_together():
+    assert uses(with_regularization(2, 2, num_repeats=5)) == [5, 5, 5, 5]
+    assert uses(with_regularization(2, 3, num_repeats=5)) == [5, 5, 3, 3, 4]
+    assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [4, 4, 6, 2]  # the ratio of their repeats stays
+
+
+def test_of_too_many_regularization_pictures_some_are_taken_evenly_and_the_report_says_so():
+    dataset = with_regularization(3, 9)
+    assert uses(dataset) == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
+    assert [(note.name, note.reason) for note in plan_crops(dataset, BucketConfig(), seed=0).report.notes] == [
+        (
+            "regularization",
+            "3 pictures make 3 samples per epoch, as many as the training pictures; the other 6 are not needed. "
+            "More repeats of the training pictures would use them",
+        )
+    ]
+
+
+def test_nothing_but_regularization_pictures_is_an_error():
+    with pytest.raises(ValueError, match=r"pictures: nothing but regularization pictures\. Join a dataset of what is to be learned"):
+        plan_crops(with_regularization(0, 2), BucketConfig(), seed=0)
 
 
 def scanned(folder: Path, **settings) -> Dataset:
@@ -233,6 +305,33 @@ def test_a_picture_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
     (item,) = plan_crops(scanned(tmp_path), BucketConfig(resolution=128, bucket_reso_steps=32), seed=0).items
     assert item.crop.target_hw == (96, 160)
     assert np.array_equal(np.asarray(read_crop(item)), pixels)
+
+
+@pytest.mark.parametrize("mask_source", ["files", "alpha"])
+def test_a_mask_is_cut_as_its_picture(tmp_path, mask_source):
+    """The picture is its own mask, so that both crops must be the same pixels."""
+    shape = Image.radial_gradient("L").resize((300, 200))
+    picture = Image.merge("RGB", [shape] * 3)
+    if mask_source == "alpha":
+        picture.putalpha(shape)
+    else:
+        shape.save(tmp_path / "a-masklabel.png")
+    picture.save(tmp_path / "a.png")
+    dataset = scanned(tmp_path, mask_source=mask_source, alpha_background="black", num_repeats=4)
+    plan = plan_crops(dataset, BucketConfig(resolution=128, bucket_reso_steps=32, resize_mode="random_crop"), seed=0)
+    for item in plan.items:
+        mask = read_mask_crop(item)
+        assert mask is not None and mask.mode == "L" and mask.size == (128, 128)
+        expected = np.asarray(read_crop(item)).astype(int)[..., 0]
+        given = np.asarray(mask).astype(int)
+        difference = expected - (given * given / 255 if mask_source == "alpha" else given)
+        assert abs(difference).max() <= 4  # LANCZOS against BILINEAR on a gradient
+
+
+def test_a_picture_without_a_mask_has_no_mask_crop(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (item,) = plan_crops(scanned(tmp_path), BucketConfig(resolution=64), seed=0).items
+    assert read_mask_crop(item) is None
 
 
 def test_a_file_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):

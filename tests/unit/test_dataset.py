@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from trainers.dataset import DatasetConfig, scan_folder, with_trigger_word
+from trainers.buckets import BucketConfig, plan_crops
+from trainers.dataset import NO_CAPTION, DatasetConfig, Finding, join_datasets, scan_folder, with_trigger_word
 
 
 def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
@@ -140,10 +141,23 @@ def test_the_trigger_word_alone_is_the_caption_of_last_resort(tmp_path):
     assert dataset.report.notes[0].reason == "no caption file, or an empty one; the trigger word alone is used"
 
 
-def test_a_picture_without_any_caption_is_left_out(tmp_path):
+def test_a_picture_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_path):
     picture(tmp_path / "a.png", caption=None)
     picture(tmp_path / "b.png", colour=(1, 0, 0))
-    assert reasons(scan(tmp_path)) == {"a.png": "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word"}
+    dataset = scan(tmp_path)
+    assert [image.caption for image in dataset.images] == ["", "a caption"] and reasons(dataset) == {}
+    assert dataset.report.notes == [Finding("a.png", NO_CAPTION)]
+
+
+def test_a_picture_without_any_caption_is_left_out_of_the_training(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    picture(tmp_path / "b.png", size_wh=(64, 64))
+    plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
+    assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
+    why = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
+    assert plan.report.left_out == [Finding("a.png", why)] and plan.report.notes == []
+    with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: a\.png: it has no caption"):
+        plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +175,14 @@ def test_the_trigger_word_is_put_in_front_once(caption, expected):
     assert with_trigger_word(caption, "zwx") == expected
 
 
-def test_captions_are_read_as_utf8_with_or_without_a_mark_and_line_breaks_become_spaces(tmp_path):
-    picture(tmp_path / "a.png").with_suffix(".txt").write_bytes("\ufeffun café,\r\n à côté\n".encode())
-    assert scan(tmp_path).images[0].caption == "un café, à côté"
+def test_captions_are_read_as_utf8_with_or_without_a_mark_and_their_lines_stay_lines(tmp_path):
+    picture(tmp_path / "a.png").with_suffix(".txt").write_bytes("\ufeffun  café,\r\n\n à côté\n".encode())
+    assert scan(tmp_path).images[0].caption == "un café,\nà côté"
+
+
+def test_the_trigger_word_is_put_in_front_of_every_line(tmp_path):
+    picture(tmp_path / "a.png", caption="a toy\nthe zwx stands")
+    assert scan(tmp_path, trigger_word="zwx").images[0].caption == "zwx, a toy\nthe zwx stands"
 
 
 def test_the_caption_file_may_be_in_capitals(tmp_path):
@@ -183,7 +202,8 @@ def test_a_copy_is_kept_when_the_first_has_no_caption(tmp_path):
     picture(tmp_path / "a.png", caption=None)
     picture(tmp_path / "b.png")
     dataset = scan(tmp_path)
-    assert [image.name for image in dataset.images] == ["b.png"] and list(reasons(dataset)) == ["a.png"]
+    assert [image.name for image in dataset.images] == ["b.png"] and reasons(dataset) == {"a.png": "it is the same file as b.png"}
+    assert dataset.report.notes == []
 
 
 def test_the_report_reads_and_serialises(tmp_path):
@@ -197,6 +217,7 @@ def test_the_report_reads_and_serialises(tmp_path):
         "left_out": [{"name": "b.png", "reason": "it is the same file as a.png"}],
         "notes": [{"name": "a.png", "reason": note}],
         "buckets": {},
+        "summary": [],
     }
 
 
@@ -217,3 +238,155 @@ def test_a_scan_can_be_cancelled_between_two_pictures(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         scan_folder(DatasetConfig(images=str(tmp_path)), check_interrupted=check, on_progress=lambda count, total, name: seen.append((count, total, name)))
     assert seen == [(1, 2, "a.png")]
+
+
+@pytest.mark.parametrize("key", ["text", "caption", "prompt"])
+def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, key):
+    picture(tmp_path / "a.png", caption=None)
+    picture(tmp_path / "b.png", colour=(1, 0, 0), caption="from txt")
+    picture(tmp_path / "sub" / "c.png", colour=(2, 0, 0), caption=None)
+    lines = [{"file_name": name, key: f"metadata of {name}"} for name in ("a.png", "b.png", "sub/c.png", "gone.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    dataset = scan(tmp_path, recursive=True, trigger_word="zwx", fallback_caption="a thing")
+    assert [image.caption for image in dataset.images] == ["zwx, metadata of a.png", "zwx, from txt", "zwx, metadata of sub/c.png"]
+    assert dataset.report.notes == []
+
+
+def test_the_metadata_beside_a_picture_comes_before_that_of_the_whole_folder(tmp_path):
+    picture(tmp_path / "a.png", colour=(1, 0, 0))
+    picture(tmp_path / "sub" / "b.png", caption=None)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "sub/b.png", "text": "far"}')
+    (tmp_path / "sub" / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "near"}')
+    assert scan(tmp_path, recursive=True).images[1].caption == "near"
+
+
+def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    lines = ["no json", "", "[1]", '{"file_name": "a.png", "text": 5}', '{"text": "x"}', '{"file_name": "a.png", "text": "a toy"}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = scan(tmp_path)
+    assert dataset.images[0].caption == "a toy"
+    assert dataset.report.notes == [Finding("metadata.jsonl", "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over")]
+
+
+def kohya_folder(root: Path) -> Path:
+    picture(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    picture(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
+    picture(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
+    return root
+
+
+def test_kohyas_folders_are_one_dataset_with_repeats_and_names_as_captions(tmp_path):
+    dataset = scan(kohya_folder(tmp_path), num_repeats=3)
+    assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [
+        ("2_big_cat/a.png", 2, "big_cat"),
+        ("10_zwx dog/a.png", 10, "zwx dog"),
+        ("10_zwx dog/b.png", 10, "a dog on grass"),
+    ]
+    assert dataset.num_training_samples == 3 * 22
+    notes = {note.name: note.reason for note in dataset.report.notes}
+    assert notes["10_zwx dog"] == "kohya's folder: 2 x 10 repeats, 'zwx dog' where there is no caption"
+    assert notes["2_big_cat/a.png"] == "no caption file, or an empty one; the folder's 'big_cat' is used"
+    assert dataset.report.summary == [f"{tmp_path.name}: 3 pictures, 6 to 30 repeats each"]
+    items = plan_crops(dataset, BucketConfig(resolution=64), seed=0).items
+    assert len(items) == 66 and sum(item.image.name == "10_zwx dog/b.png" for item in items) == 30
+
+
+def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_path):
+    captions = [image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images]
+    assert captions == ["zwx, a pet", "zwx, a pet", "zwx, a dog on grass"]
+
+
+def test_beside_kohyas_folders_others_are_passed_over_by_name(tmp_path):
+    picture(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
+    picture(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
+    dataset = scan(tmp_path)
+    assert len(dataset.images) == 3
+    notes = {note.name: note.reason for note in dataset.report.notes}
+    assert notes["others"] == "passed over: its name is not N_name, as its neighbours' are (kohya's folders)"
+    assert notes["0_old"] == "kohya's folder of 0 repeats: its pictures are passed over"
+
+
+def test_kohyas_names_mean_nothing_beside_pictures_or_with_recursive(tmp_path):
+    picture(kohya_folder(tmp_path / "with") / "own.png")
+    assert [image.name for image in scan(tmp_path / "with").images] == ["own.png"]
+    dataset = scan(kohya_folder(tmp_path / "without"), recursive=True, trigger_word="zwx")
+    assert {image.num_repeats for image in dataset.images} == {1}
+    assert "recursive is on: the number in the names of such folders is not taken for repeats" in dataset.report.text()
+
+
+def test_more_repeats_than_anybody_means_are_an_error(tmp_path):
+    picture(tmp_path / "20240101_trip" / "a.png")
+    with pytest.raises(ValueError, match=r"20240101_trip: kohya's folder names start with the repeats of their pictures, at most 10,000. Rename it"):
+        scan(tmp_path)
+
+
+def test_captions_from_elsewhere_get_the_trigger_word_and_empty_ones_stay_empty(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
+    dataset = scan(tmp_path, trigger_word="zwx").with_captions(["a toy", "", "the ZWX\n two  lines "])
+    assert [image.caption for image in dataset.images] == ["zwx, a toy", "", "the ZWX\nzwx, two lines"]
+    assert dataset.report.notes == []
+    with pytest.raises(ValueError, match=r"3 pictures, but 1 caption\. Give one caption per picture, in the same order"):
+        dataset.with_captions(["a toy"])
+
+
+def test_a_note_about_a_caption_goes_when_there_is_one_and_others_stay(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    picture(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
+    dataset = scan(tmp_path)
+    assert [note.name for note in dataset.with_captions(["a toy", ""]).report.notes] == ["b.png"]
+    picture(tmp_path / "c.png", colour=(2, 0, 0)).with_suffix(".txt").write_bytes("café".encode("cp1252"))
+    notes = scan(tmp_path).with_captions(["x", "y", "z"]).report.notes
+    assert notes == [Finding("c.png", "c.txt is not UTF-8; it was read as Windows-1252")]
+
+
+def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
+    for name, colour in (("toys", 1), ("dogs", 2)):
+        picture(tmp_path / name / "a.png", colour=(colour, 0, 0), caption="a thing")
+        picture(tmp_path / name / "b.gif")
+    toys = scan(tmp_path / "toys", trigger_word="zwx", num_repeats=3, strict=False)
+    dogs = scan(tmp_path / "dogs", is_regularization=True, loss_weight=0.5)
+    joined = join_datasets([toys, dogs])
+    assert [(image.name, image.num_repeats, image.loss_weight, image.is_regularization, image.caption) for image in joined.images] == [
+        ("toys/a.png", 3, 1.0, False, "zwx, a thing"),
+        ("dogs/a.png", 1, 0.5, True, "a thing"),
+    ]
+    assert (joined.num_repeats, joined.trigger_word, joined.folder_name) == (1, "zwx", "toys + dogs")
+    assert joined.report.summary == ["toys: 1 picture, 3 repeats each", "dogs: 1 regularization picture, loss weight 0.5"]
+    assert list(reasons(joined)) == ["toys/b.gif", "dogs/b.gif"]
+    assert [image.caption for image in joined.with_captions(["red", "blue"]).images] == ["zwx, red", "blue"]
+
+
+def test_joined_datasets_of_one_name_and_of_one_picture_are_told_apart(tmp_path):
+    for parent in ("one", "two"):
+        picture(tmp_path / parent / "toys" / "a.png")
+    one, two = (scan(tmp_path / parent / "toys", trigger_word=word) for parent, word in (("one", "zwx"), ("two", "qvy")))
+    joined = join_datasets([one, two])
+    assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
+    assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == ["zwx", "qvy"]
+    assert joined.report.notes == [Finding("toys (2)/a.png", "it is the same file as toys/a.png; both are used")]
+
+
+def test_joining_one_dataset_changes_nothing_and_none_is_an_error(tmp_path):
+    picture(tmp_path / "a.png")
+    dataset = scan(tmp_path)
+    assert join_datasets([dataset]) is dataset
+    with pytest.raises(ValueError, match="no dataset to join"):
+        join_datasets([])
+
+
+def test_regularization_pictures_with_a_trigger_word_are_an_error():
+    with pytest.raises(ValueError, match="regularization pictures must not have a trigger word, got 'zwx'"):
+        DatasetConfig(images="x", is_regularization=True, trigger_word="zwx")
+
+
+def test_a_thumbnail_of_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((1600, 1200), Image.Resampling.BICUBIC)
+    large.save(picture(tmp_path / "a.jpg"), quality=95)
+    (image,) = scan(tmp_path).images
+    assert image.read(max_pixels=(4 * 64) ** 2).size == (200, 150)
+    thumbnail, expected = image.read_thumbnail(64), image.read().resize((64, 48), Image.Resampling.BICUBIC)
+    assert thumbnail.size == (64, 48)
+    assert np.abs(np.asarray(thumbnail, dtype=float) - np.asarray(expected)).mean() < 3

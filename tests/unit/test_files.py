@@ -136,3 +136,13 @@ def test_a_cache_without_a_folder_lives_in_memory_only():
     cache = TensorCache(None)
     cache.put("k", {"a": torch.ones(1)})
     assert cache.get("k") is not None and TensorCache(None).get("k") is None
+
+
+def test_what_does_not_fit_into_memory_is_read_from_the_disk_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.cache.MAX_BYTES_IN_MEMORY", 1000)
+    for cache in (TensorCache(tmp_path), TensorCache(tmp_path)):  # the second one finds all on the disk
+        for number in range(5):
+            if cache.get(f"k{number}") is None:
+                cache.put(f"k{number}", {"latents": torch.full((100,), float(number))})
+        assert sum(tensors["latents"].nbytes for tensors in cache._in_memory.values()) == 800
+        assert [float(cache.get(f"k{number}")["latents"][0]) for number in range(5)] == [0, 1, 2, 3, 4]

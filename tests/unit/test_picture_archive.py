@@ -98,6 +98,25 @@ def test_subfolders_stay_but_for_those_that_everything_lies_in(tmp_path, names, 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
+        (["10_dog/a.png", "10_dog/mask/a.png"], ["10_dog/a.png", "10_dog/mask/a.png"]),
+        (["photos/10_dog/a.png", "photos/10_dog/a.txt", "photos/readme.txt"], ["10_dog/a.png", "10_dog/a.txt"]),
+        (["10_dog/sub/a.png"], ["a.png"]),
+        (["10_dog/one/a.png", "10_dog/two/a.png"], ["one/a.png", "two/a.png"]),
+    ],
+    ids=["at the top", "below another", "above another", "above others"],
+)
+def test_a_folder_of_kohyas_that_everything_lies_in_stays_where_it_holds_pictures(tmp_path, names, expected):
+    assert unpacked(tmp_path, names) == expected
+
+
+def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption(tmp_path):
+    dataset = scan_folder(DatasetConfig(images=str(unpack_pictures(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out"))))
+    assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [("10_dog/a.png", 10, "dog")]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
         (["what?.png", "what?.txt"], ["what_.png", "what_.txt"]),
         (['a<b>:"|*c.png'], ["a_b_____c.png"]),
         (["con.png", "con.txt", "NUL /a.png", "x/lpt1.a.png"], ["NUL_/a.png", "_con.png", "_con.txt", "x/_lpt1.a.png"]),

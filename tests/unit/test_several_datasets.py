@@ -1,0 +1,73 @@
+"""Several folders in one TOML file: [[datasets]] tables, their defaults, and what is refused."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainers.command_sdxl import add_arguments, dataset_configs, read_settings, scan_datasets
+
+BASE = 'base = "x"\noutput = "y"\n'
+
+
+def settings(tmp_path: Path, text: str, *flags: str) -> dict:
+    (tmp_path / "run.toml").write_text(BASE + text, encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return read_settings(parser.parse_args(["--config", str(tmp_path / "run.toml"), *flags]))
+
+
+def folder(path: Path, colour: tuple[int, int, int]) -> Path:
+    path.mkdir()
+    Image.new("RGB", (64, 64), colour).save(path / "a.png")
+    return path
+
+
+def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_defaults(tmp_path):
+    toys, dogs = folder(tmp_path / "toys", (1, 0, 0)), folder(tmp_path / "dogs", (2, 0, 0))
+    text = f"""
+        trigger_word = "zwx"
+        num_repeats = 4
+        [[datasets]]
+        images = {str(toys)!r}
+        loss_weight = 2
+        [[datasets]]
+        images = {str(dogs)!r}
+        is_regularization = true
+        fallback_caption = "a dog"
+        num_repeats = 1
+    """
+    dataset = scan_datasets(dataset_configs(settings(tmp_path, text)))
+    assert [(image.name, image.caption, image.num_repeats, image.loss_weight, image.is_regularization) for image in dataset.images] == [
+        ("toys/a.png", "zwx", 4, 2.0, False),
+        ("dogs/a.png", "a dog", 1, 1.0, True),
+    ]
+
+
+def test_flags_are_defaults_of_the_tables_too(tmp_path):
+    (config,) = dataset_configs(settings(tmp_path, "[[datasets]]\nimages = 'x'", "--num-repeats", "3"))
+    assert (config.images, config.num_repeats) == ("x", 3)
+
+
+def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
+    (config,) = dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
+    assert (config.images, config.mask_source) == ("x", "alpha")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("images = 'x'\n[[datasets]]\nimages = 'z'", "images (x) and [[datasets]] are both given"),
+        ("[[datasets]]\nnum_repeats = 2", "[[datasets]] table 1 has no images. Give the folder that holds the pictures"),
+        ("[[datasets]]\nimages = 'x'\nrank = 2", "[[datasets]] table 1: unknown setting rank"),
+        ("[[datasets]]\nimages = 'x'\nnum_repeats = 'two'", "[[datasets]] table 1: num_repeats must be int, got str 'two'"),
+        ("datasets = 'x'", "datasets must be tables under [[datasets]]"),
+        ("datasets = []", "datasets must be tables under [[datasets]]"),
+        ("[[datasets]]\nimages = 'x'\n[[datasets]]\nimages = 'x'\nis_regularization = true\ntrigger_word = 'zwx'", "must not have a trigger word"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error(tmp_path, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataset_configs(settings(tmp_path, text))

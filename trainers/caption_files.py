@@ -1,0 +1,75 @@
+"""Captions as they lie beside pictures: a text file for each picture, or one metadata.jsonl for all."""
+
+import codecs
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .caption_variants import caption_lines
+
+CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
+METADATA_NAME = "metadata.jsonl"
+_METADATA_KEYS = ("text", "caption", "prompt")
+
+
+def read_caption_file(picture: Path) -> tuple[str, list[str]]:
+    """The text of the picture's first caption file that has any, and what is to be noted; UTF-8, or what Windows programs write instead.
+
+    Lines stay lines: with use_wildcards each is a caption of its own.
+    """
+    for extension in CAPTION_EXTENSIONS:
+        caption_file = picture.with_suffix(extension)
+        if not caption_file.is_file():
+            continue
+        text, encoding = _decoded(caption_file.read_bytes())
+        if text.strip():
+            return "\n".join(caption_lines(text)), [] if encoding == "UTF-8" else [f"{caption_file.name} is not UTF-8; it was read as {encoding}"]
+    return "", []
+
+
+def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
+    """Captions by picture from every folder's metadata.jsonl (HF imagefolder: file_name and text, caption or prompt), and what is wrong with which file.
+
+    A picture that several of the files name has the caption of the first one.
+    """
+    captions: dict[Path, str] = {}
+    problems: list[tuple[Path, str]] = []
+    for folder in folders:
+        path = folder / METADATA_NAME
+        if not path.is_file():
+            continue
+        useless_lines = []
+        for number, line in enumerate(_decoded(path.read_bytes())[0].split("\n"), start=1):
+            name, caption = _metadata_entry(line)
+            if name and caption:
+                captions.setdefault(Path(os.path.normpath(folder / name)), caption)
+            elif line.strip():
+                useless_lines.append(str(number))
+        if useless_lines:
+            shown = ", ".join(useless_lines[:5]) + (", ..." if len(useless_lines) > 5 else "")
+            problems.append((path, f"line {shown}: no JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; passed over"))
+    return captions, problems
+
+
+def _metadata_entry(line: str) -> tuple[str, str]:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError:
+        return "", ""
+    if not isinstance(entry, dict):
+        return "", ""
+    texts = [entry[key] for key in _METADATA_KEYS if isinstance(entry.get(key), str)]
+    name = entry.get("file_name")
+    return name if isinstance(name, str) else "", "\n".join(caption_lines(texts[0])) if texts else ""
+
+
+def _decoded(text: bytes) -> tuple[str, str]:
+    """The text and the name of its encoding."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return text.decode("utf-16", errors="replace"), "UTF-16"
+    try:
+        return text.decode("utf-8-sig"), "UTF-8"
+    except UnicodeDecodeError:
+        return text.decode("cp1252", errors="replace"), "Windows-1252"

@@ -1,0 +1,89 @@
+"""What a caption may become in training: its tags in another order or in part, one of several wordings. Which step sees which is decided elsewhere."""
+
+import random
+import re
+from dataclasses import dataclass
+
+from .config import check_ranges, param
+
+_WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """How captions are varied from sample to sample."""
+
+    shuffle_captions: bool = param(False, "Put the parts of a caption (its tags) in another order. For captions of tags, not of sentences.")
+    keep_tokens: int = param(0, "So many first parts of a caption stay in front and are never dropped. 1 for a trigger word; usually 0 to 3.", min=0, max=100)
+    caption_separator: str = param(",", "What separates the parts of a caption.", advanced=True)
+    tag_dropout: float = param(0.0, "Chance of each part of a caption to be left out, 0 to 1. Usually 0, or 0.1.", min=0.0, max=1.0)
+    num_caption_variants: int = param(
+        8, "So many variants of each caption are encoded before the training; one is drawn per sample. Usually 4 to 32.", min=1, max=1000, advanced=True
+    )
+    use_wildcards: bool = param(False, "Choose one of {a|b} at random, and one line of a caption of several lines. {{ and }} are braces.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.caption_separator.strip():
+            raise ValueError(f"caption_separator must have a character other than a space, got {self.caption_separator!r}. Usually ,")
+
+    @property
+    def is_random(self) -> bool:
+        return self.shuffle_captions or self.tag_dropout > 0 or self.use_wildcards
+
+
+def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
+    """The caption's variants, each on one line: one where nothing random is asked for, else num_caption_variants (equal ones among them).
+
+    With use_wildcards every line of the caption has its turn: there are as many variants as lines, if that is more. A trigger
+    word in front of the caption is its first part: without keep_tokens 1 it is shuffled and dropped as any other.
+    A pure function: `key` tells captions of the same words apart, such as the picture's hash. Each operation draws from a stream
+    of its own, so that switching one on leaves the others as they were.
+    """
+    if not config.is_random:
+        return (flat_caption(caption),)
+    lines = caption_lines(caption) if config.use_wildcards else [flat_caption(caption)]
+    if not lines:
+        return ("",)
+    order = random.Random(f"{seed}/caption lines/{key}").sample(lines, len(lines))
+    return tuple(_vary(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}") for variant in range(max(config.num_caption_variants, len(lines))))
+
+
+def caption_lines(caption: str) -> list[str]:
+    """The lines that are not empty, without superfluous spaces."""
+    return [line for line in (" ".join(line.split()) for line in caption.splitlines()) if line]
+
+
+def flat_caption(caption: str) -> str:
+    """All lines as one. What stands in front of every line, as the trigger word does, stands in front once."""
+    lines = caption_lines(caption)
+    lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
+    if lead and all(line.startswith(lead) for line in lines):
+        lines[1:] = [line.removeprefix(lead).strip() for line in lines[1:]]
+    return " ".join(lines)
+
+
+def _vary(line: str, config: CaptionConfig, stream: str) -> str:
+    """`stream` names the random numbers; {} in it takes the operation's name."""
+    if config.use_wildcards:
+        line = _choose_wildcards(line, random.Random(stream.format("wildcards")))
+    if not (config.shuffle_captions or config.tag_dropout):
+        return line
+    parts = [part.strip() for part in line.split(config.caption_separator) if part.strip()]
+    kept, others = parts[: config.keep_tokens], parts[config.keep_tokens :]
+    if config.shuffle_captions:
+        random.Random(stream.format("shuffle")).shuffle(others)
+    dropout = random.Random(stream.format("dropout"))
+    others = [part for part in others if dropout.random() >= config.tag_dropout]
+    return f"{config.caption_separator.strip()} ".join(kept + others)
+
+
+def _choose_wildcards(text: str, rng: random.Random) -> str:
+    """{a|b} as sd-scripts' enable_wildcard reads it: not nested, {{ and }} for braces."""
+
+    def replacement(match: re.Match[str]) -> str:
+        if match.group(1) is None:
+            return match.group()[0]
+        return rng.choice(match.group(1).split("|")).strip()
+
+    return " ".join(_WILDCARD.sub(replacement, text).split())

@@ -1,0 +1,206 @@
+"""What lies in a folder of pictures, by name alone: pictures, their masks, kohya's N_name subfolders. No file is opened."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
+from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+
+MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
+MASK_FOLDERS = ("mask", "masks")
+MAX_REPEATS = 10_000
+
+_REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one picture, or one file or folder beside it, that the user should know."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoundPicture:
+    """`name` is its path inside the folder, with forward slashes.
+
+    `repeat_folder` is the name of kohya's folder that it lies in, if any, and `class_tokens` what that says its pictures show.
+    """
+
+    path: Path
+    name: str
+    mask: Path | None = None
+    num_repeats: int = 1
+    class_tokens: str = ""
+    repeat_folder: str = ""
+
+
+@dataclass(frozen=True)
+class FolderContent:
+    """The pictures in the order of their names."""
+
+    pictures: list[FoundPicture]
+    notes: list[Finding] = field(default_factory=list)
+    mask_notes: list[Finding] = field(default_factory=list)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that a picture lies in."""
+        return list(dict.fromkeys(picture.path.parent for picture in self.pictures))
+
+
+def list_pictures(folder: Path, *, recursive: bool) -> FolderContent:
+    """Find the pictures of the folder, each with its mask.
+
+    A mask is a picture called NAME-masklabel, or NAME in a folder mask or masks, for the picture NAME; it is never a picture to
+    train on. A folder without pictures whose subfolders are called N_name is kohya's: they are read, each picture N times per epoch.
+    Hidden files and folders are passed over.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in it.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the pictures")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the pictures")
+    content = _find_pictures(folder, recursive=recursive)
+    if not content.pictures:
+        raise ValueError(_nothing_found(folder, recursive=recursive))
+    return content
+
+
+def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
+    """Every file that a scan of the folder reads: pictures, masks, captions."""
+    content = _find_pictures(folder, recursive=recursive)
+    files = {picture.path for picture in content.pictures} | {picture.mask for picture in content.pictures if picture.mask}
+    files |= {picture.path.with_suffix(extension) for picture in content.pictures for extension in CAPTION_EXTENSIONS}
+    files |= {place / METADATA_NAME for place in (folder, *content.folders)}
+    return sorted(file for file in files if file.is_file())
+
+
+def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
+    paths = _picture_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
+    repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
+    notes: list[Finding] = []
+    if repeat_folders and recursive:
+        shown = next(iter(repeat_folders)).name
+        notes.append(
+            Finding(shown, "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive off for kohya's folders")
+        )
+        repeat_folders = {}
+    elif repeat_folders:
+        paths = [path for place in repeat_folders for path in _picture_paths(folder, place.iterdir())]
+        notes += _kohya_notes(folder, repeat_folders, paths)
+    masks = _masks(folder, dict.fromkeys(path.parent for path in paths))
+    pictures = [_found(path, folder, masks, repeat_folders) for path in paths]
+    pictures = [picture for picture in pictures if picture.num_repeats]
+    return FolderContent(sorted(pictures, key=lambda picture: _natural_order(picture.name)), notes, _masks_without_picture(folder, masks, paths))
+
+
+def _found(path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]) -> FoundPicture:
+    name, mask = path.relative_to(folder).as_posix(), masks.get((path.parent, path.stem))
+    if path.parent not in repeat_folders:
+        return FoundPicture(path, name, mask)
+    num_repeats, class_tokens = repeat_folders[path.parent]
+    return FoundPicture(path, name, mask, num_repeats, class_tokens, repeat_folder=path.parent.name)
+
+
+def _picture_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if _is_picture_name(path) and not _is_mask(path.relative_to(folder)) and _is_visible_file(path.relative_to(folder), folder)]
+
+
+def _is_picture_name(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS + OTHER_PICTURE_EXTENSIONS
+
+
+def _is_mask(relative_path: Path) -> bool:
+    return relative_path.stem.endswith(MASK_SUFFIX) or any(part.lower() in MASK_FOLDERS for part in relative_path.parts[:-1])
+
+
+def _is_visible_file(relative_path: Path, folder: Path) -> bool:
+    """A link to a file that is gone counts: it is named in the report."""
+    path = folder / relative_path
+    return not any(part.startswith(".") for part in relative_path.parts) and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
+    """kohya's subfolders that hold pictures, with N and name of N_name.
+
+    Raises:
+        ValueError: N is more than MAX_REPEATS.
+    """
+    found = {}
+    for place in sorted(folder.iterdir(), key=lambda place: _natural_order(place.name)):
+        meaning = repeats_and_name(place.name)
+        if meaning and place.is_dir() and _picture_paths(folder, place.iterdir()):
+            found[place] = meaning
+            num_repeats, name = meaning
+            if num_repeats > MAX_REPEATS:
+                raise ValueError(
+                    f"{place}: kohya's folder names start with the repeats of their pictures, at most {MAX_REPEATS:,}. Rename it, 1_{name} for one"
+                )
+    return found
+
+
+def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
+    """N and name of kohya's N_name; None for another name."""
+    match = _REPEAT_FOLDER.fullmatch(folder_name)
+    return (int(match[1]), match[2].strip()) if match else None
+
+
+def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Finding]:
+    notes = []
+    for place, (num_repeats, class_tokens) in repeat_folders.items():
+        num_pictures = sum(path.parent == place for path in paths)
+        what = f"kohya's folder: {num_pictures} x {num_repeats} repeats" + (f", {class_tokens!r} where there is no caption" if class_tokens else "")
+        notes.append(Finding(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over"))
+    others = [place for place in folder.iterdir() if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")]
+    unread = sorted(place.name for place in others if _picture_paths(folder, place.iterdir()))
+    return notes + [Finding(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread]
+
+
+def _masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
+    """Masks by the folder and the name of their picture: beside it, in a folder mask beside it, or in the same place below <folder>/mask."""
+    masks: dict[tuple[Path, str], Path] = {}
+    for place in places:
+        for file in _sorted_files(place):
+            if file.stem.endswith(MASK_SUFFIX):
+                masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
+        mirrored = [mask_folder / place.relative_to(folder) for mask_folder in _mask_folders(folder)]
+        for mask_folder in dict.fromkeys([*_mask_folders(place), *mirrored]):
+            for file in _sorted_files(mask_folder):
+                masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
+    return masks
+
+
+def _mask_folders(place: Path) -> list[Path]:
+    return sorted(entry for entry in place.iterdir() if entry.name.lower() in MASK_FOLDERS and entry.is_dir())
+
+
+def _sorted_files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    return sorted(file for file in place.iterdir() if _is_picture_name(file) and _is_visible_file(Path(file.name), place))
+
+
+def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Finding]:
+    pictures = {(path.parent, path.stem) for path in paths}
+    orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in pictures)
+    return [Finding(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
+
+
+def _nothing_found(folder: Path, *, recursive: bool) -> str:
+    files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_visible_file(path.relative_to(folder), folder)]
+    content = f"and none in its {len(files)} file{'' if len(files) == 1 else 's'}" if files else "it is empty"
+    has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
+    hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
+    return f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}"
+
+
+def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """2.png before 10.png, whatever the letters' case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
