@@ -63,13 +63,24 @@ class SamplesDrawn:
 
 
 @dataclass(frozen=True)
+class PictureCaptioned:
+    """Picture `step` of `total`: scaled down for a preview, and what the model says of it."""
+
+    picture: Image.Image
+    name: str
+    caption: str
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user should know and that does not stop the run."""
 
     message: str
 
 
-Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | Notice
+Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | PictureCaptioned | Notice
 
 
 class Interrupted(BaseException):

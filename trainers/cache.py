@@ -1,4 +1,4 @@
-"""Tensors that are computed once, kept in memory for a run and on disk for every later one, named by what they were computed from."""
+"""Tensors that are computed once, kept on disk for every later run and in memory for this one, named by what they were computed from."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .atomic_write import atomic_write
+
+MAX_BYTES_IN_MEMORY = 4 * 2**30  # several thousand pictures at 1024 pixels with their captions; what is more is read from the disk each time
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +33,28 @@ class TensorCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._in_memory: dict[str, dict[str, Tensor]] = {}
+        self._bytes_in_memory = 0
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        if key not in self._in_memory:
-            tensors = self._read(key)
-            if tensors is None:
-                return None
-            self._in_memory[key] = tensors
-        return self._in_memory[key]
+        if key in self._in_memory:
+            return self._in_memory[key]
+        tensors = self._read(key)
+        if tensors is not None:
+            self._keep(key, tensors)
+        return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        self._in_memory[key] = tensors
+        self._keep(key, tensors)
         if self.folder is not None:
             with atomic_write(self._path(key), overwrite=True) as temporary:
                 temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind an error of its own
+
+    def _keep(self, key: str, tensors: dict[str, Tensor]) -> None:
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if self.folder is None or self._bytes_in_memory + num_bytes <= MAX_BYTES_IN_MEMORY:
+            self._in_memory[key] = tensors
+            self._bytes_in_memory += num_bytes
 
     def _read(self, key: str) -> dict[str, Tensor] | None:
         if self.folder is None or not self._path(key).is_file():

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from .base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
+from .base import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,18 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """As torch names it; without a name, the best there is."""
+    return torch.device(name) if name else default_device()
+
+
+def usual_precision(device: torch.device) -> str:
+    """Half precision on CUDA only, in the kind that the device computes in by itself."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 class ConsoleHost(DeviceMemory):
     """Reports with tqdm and logging. Ctrl-C asks the trainer to stop at its next step; a second Ctrl-C stops at once.
 
@@ -127,6 +139,9 @@ class ConsoleHost(DeviceMemory):
                 self._say(f"step {step}: saved {path}")
             case SamplesDrawn(path=path, step=step):
                 self._say(f"step {step}: drew {path}")
+            case PictureCaptioned(name=name, caption=caption, step=step):
+                self._say(f"{name}: {caption}")
+                self._move_bar(step, name)
             case Notice(message):
                 self._say(message)
 

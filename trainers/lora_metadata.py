@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import PurePath, PureWindowsPath
 from typing import Any, Literal
 
@@ -12,6 +13,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .file_hash import LEGACY_SIZE, LEGACY_START, legacy_hash
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Pictures that count together: kohya's subset. Only those that were trained on."""
+
+    name: str
+    captions: list[str]  # one per picture, without repeats
+    num_repeats: int = 1
+    is_regularization: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +42,9 @@ class TrainingRecord:
     base_model_legacy_hash: str | None = None  # legacy_file_hash of the base model
     base_model_sha256: str | None = None
 
-    folder_name: str = ""
-    captions: list[str] = field(default_factory=list)  # one per picture, without repeats
-    num_repeats: int = 1
-    bucket_counts: dict[tuple[int, int], int] = field(default_factory=dict)  # (height, width) -> items, repeats included
+    folders: list[PictureFolder] = field(default_factory=list)
+    bucket_counts: dict[tuple[int, int], int] = field(default_factory=dict)  # (height, width) -> samples per epoch
+    num_regularization_samples: int = 0  # per epoch, of those in bucket_counts
     bucket_no_upscale: bool | None = None
     min_bucket_reso: int | None = None
     max_bucket_reso: int | None = None
@@ -63,6 +73,10 @@ class TrainingRecord:
     network_dropout: float | None = None
     network_args: dict[str, str] = field(default_factory=dict)
     caption_dropout_rate: float | None = None
+    caption_tag_dropout_rate: float | None = None
+    shuffle_caption: bool | None = None
+    keep_tokens: int | None = None
+    masked_loss: bool | None = None
     noise_offset: float | None = None
     min_snr_gamma: float | None = None
     prior_loss_weight: float | None = None
@@ -103,12 +117,15 @@ def _network_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
-    num_images = len(record.captions)
+    """kohya counts tags of regularization pictures too; managers show the tags as words that call what was learned, so here they do not."""
+    learned = _by_distinct_name(folder for folder in record.folders if not folder.is_regularization)
+    regularization = _by_distinct_name(folder for folder in record.folders if folder.is_regularization)
     return {
-        "ss_tag_frequency": json.dumps({record.folder_name: tag_frequency(record.captions)}),
-        "ss_dataset_dirs": json.dumps({record.folder_name: {"n_repeats": record.num_repeats, "img_count": num_images}}),
-        "ss_num_train_images": num_images * record.num_repeats,
-        "ss_num_reg_images": 0,
+        "ss_tag_frequency": json.dumps({name: tag_frequency(folder.captions) for name, folder in learned.items()}),
+        "ss_dataset_dirs": json.dumps(_dirs(learned)),
+        "ss_reg_dataset_dirs": json.dumps(_dirs(regularization)),
+        "ss_num_train_images": sum(record.bucket_counts.values()) - record.num_regularization_samples,
+        "ss_num_reg_images": record.num_regularization_samples,
         "ss_resolution": (record.resolution, record.resolution),
         "ss_enable_bucket": len(record.bucket_counts) > 1,
         "ss_bucket_info": json.dumps({"buckets": _bucket_info(record.bucket_counts)}),
@@ -118,8 +135,24 @@ def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_random_crop": record.random_crop,
         "ss_flip_aug": record.random_flip,
         "ss_caption_dropout_rate": record.caption_dropout_rate,
+        "ss_caption_tag_dropout_rate": record.caption_tag_dropout_rate,
+        "ss_shuffle_caption": record.shuffle_caption,
+        "ss_keep_tokens": record.keep_tokens,
         "ss_cache_latents": record.cache_latents,
     }
+
+
+def _by_distinct_name(folders: Iterable[PictureFolder]) -> dict[str, PictureFolder]:
+    """As kohya names them: the second "10_dog" is "10_dog (2)"."""
+    named: dict[str, PictureFolder] = {}
+    for folder in folders:
+        names = (folder.name if number == 1 else f"{folder.name} ({number})" for number in count(1))
+        named[next(name for name in names if name not in named)] = folder
+    return named
+
+
+def _dirs(folders: Mapping[str, PictureFolder]) -> dict[str, dict[str, int]]:
+    return {name: {"n_repeats": folder.num_repeats, "img_count": len(folder.captions)} for name, folder in folders.items()}
 
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
@@ -161,6 +194,7 @@ def _training_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_noise_offset": record.noise_offset,
         "ss_min_snr_gamma": record.min_snr_gamma,
         "ss_prior_loss_weight": record.prior_loss_weight,
+        "ss_masked_loss": record.masked_loss,
         "ss_seed": record.seed,
         "ss_training_comment": record.comment,
     }

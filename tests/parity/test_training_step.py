@@ -1,13 +1,16 @@
-"""Three steps of the real trainer against an implementation written here from the formulas.
+"""The first steps of the real trainer against an implementation written here from the formulas.
 
 The reference shares with the trainer only diffusers' UNet, VAE, the CLIP classes and the recorded draws (noise, timesteps,
-captions). LoRA layers, noise schedule, targets, loss weights, clipping and AdamW are its own.
+captions). LoRA layers, noise schedule, targets, masks, loss weights, the frozen base's prediction, clipping and AdamW are its own.
 """
 
 import copy
 import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 
 from trainers.buckets import BucketConfig, plan_crops
 from trainers.cache import TensorCache
-from trainers.dataset import DatasetConfig, scan_folder
+from trainers.caption_variants import CaptionConfig
+from trainers.dataset import DatasetConfig, join_datasets, scan_folder
 from trainers.distributed import World
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.host import ConsoleHost
@@ -27,6 +31,7 @@ from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_run
 from trainers.sdxl.step import Batch
 from trainers.sdxl.trainer import TrainingLoop
+from trainers.sdxl.training_texts import TrainingTexts
 
 COMMON = {
     "rank": 4,
@@ -48,6 +53,19 @@ CASES = {
     "both text encoders": {"train_text_encoders": True, "text_encoder_learning_rate": 5e-4, "text_encoder_2_learning_rate": 2e-4, "min_snr_gamma": 0.0},
     "gradient accumulation and checkpointing": {"train_batch_size": 1, "gradient_accumulation_steps": 3, "gradient_checkpointing": True},
     "bucket of one": {"train_batch_size": 3, "target_modules": "attention"},
+    "masks": {"unmasked_weight": 0.1, "caption_dropout": 0.0},
+    "masks, normalized": {"unmasked_weight": 0.2, "normalize_masked_loss": True, "caption_dropout": 0.0, "train_batch_size": 3},
+    "masks, nothing of what they leave out": {"unmasked_weight": 0.0, "caption_dropout": 0.0, "min_snr_gamma": 0.0},
+    "regularization": {"caption_dropout": 0.0, "train_batch_size": 3, "num_train_epochs": 2},
+    "prior preservation": {"prior_loss_weight": 0.7, "learning_rate": 3e-3},
+    "prior preservation of a class prompt, v-prediction, both text encoders": {
+        "prior_loss_weight": 1.5,
+        "class_prompt": "a picture of a thing",
+        "prediction_type": "v_prediction",
+        "train_text_encoders": True,
+        "gradient_checkpointing": True,
+        "learning_rate": 3e-3,
+    },
 }
 
 
@@ -71,6 +89,30 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def masked_pictures(pictures, tmp_path_factory):
+    """The first has a mask of hard edges, the second a soft one, the third none."""
+    folder = shutil.copytree(pictures, tmp_path_factory.mktemp("masked") / "pictures")
+    masks = torch.zeros(64, 64, dtype=torch.uint8), torch.arange(80 * 64).reshape(80, 64).remainder(256).to(torch.uint8)
+    masks[0][13:50, 5:33] = 255
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask.numpy()).save(folder / f"{i}-masklabel.png")
+    return folder
+
+
+REGULARIZATION_WEIGHT = 0.4
+
+
+@pytest.fixture(scope="module")
+def regularization_pictures(tmp_path_factory):
+    """Two, for three samples per epoch."""
+    folder = tmp_path_factory.mktemp("regularization")
+    for i in range(2):
+        Image.new("RGB", (64, 64), (200 * i, 90, 30)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"old thing {i}")
+    return folder
+
+
 def tiny_model() -> SDXLModel:
     """The embedded base's shape with random weights that are not symmetric under anything."""
     torch.manual_seed(0)
@@ -80,17 +122,20 @@ def tiny_model() -> SDXLModel:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_three_steps_equal_an_independent_implementation(case, pictures, tmp_path, monkeypatch):
+def test_the_first_steps_equal_an_independent_implementation(case, pictures, masked_pictures, regularization_pictures, tmp_path, monkeypatch):
     config = SDXLConfig(**{**COMMON, **CASES[case]})
     model = tiny_model()
-    reference = Reference(copy.deepcopy(model), config)
-    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, reference)
+    folder = masked_pictures if "masks" in case else pictures
+    reference = Reference(copy.deepcopy(model), config, folder)
+    regularization = regularization_pictures if case == "regularization" else None
+    recorded = train_and_record(config, model, folder, tmp_path, monkeypatch, reference, regularization)
     for step, ours in enumerate(recorded, start=1):
         loss, gradients = reference.gradients(ours)
         assert ours.loss == pytest.approx(loss, rel=1e-6)
         theirs, mine = flat(gradients), flat(ours.gradients)
         assert cosine(mine, theirs) > 1 - 1e-9
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+        rounding = 1e-4 if config.prior_loss_weight else 1e-5  # of the largest; the prior is the difference of nearly equal predictions
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=rounding * float(theirs.abs().max()))
         reference.adamw_step(gradients, step)
         # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ: compare the whole update.
         start = flat(reference.initial)
@@ -99,14 +144,18 @@ def test_three_steps_equal_an_independent_implementation(case, pictures, tmp_pat
         torch.testing.assert_close(update.norm(), expected.norm(), rtol=1e-4, atol=0)
 
 
-def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: "Reference") -> list[RecordedStep]:
+def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: "Reference", regularization_pictures: Path | None = None) -> list[RecordedStep]:
     """Run the real loop, and listen: the batches that go in, the gradients before and the weights after the optimizer."""
-    dataset = scan_folder(DatasetConfig(images=str(pictures)))
+    dataset = scan_folder(DatasetConfig(images=str(pictures), trigger_word="zwx"))
+    if regularization_pictures:
+        held = DatasetConfig(images=str(regularization_pictures), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT)
+        dataset = join_datasets([dataset, scan_folder(held)])
     buckets = BucketConfig(resolution=64)
     plan = plan_crops(dataset, buckets, seed=0)
     steps: list[RecordedStep] = []
     with ConsoleHost(torch.device("cpu"), quiet=True) as host:
-        run = prepare_run(config, plan, model, host, cache=TensorCache(None), random_flip=False, world=World())
+        texts = TrainingTexts(dataset, plan.items, config, CaptionConfig())
+        run = prepare_run(config, plan, texts, model, host, cache=TensorCache(None), random_flip=False, world=World())
         loop = TrainingLoop(config, buckets, dataset, run, host, RunFolder(tmp_path, "parity"), World())
         reference.adopt(run.adapted)
         batches: list[Batch] = []
@@ -126,7 +175,7 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
 
         def before_step(optimizer, *_):
             gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
-            steps.append(RecordedStep(list(batches), list(captions), 0.0, gradients, []))
+            steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))  # without class prompts
             batches.clear()
             captions.clear()
 
@@ -144,8 +193,9 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
 class Reference:
     """SDXL LoRA training from the formulas."""
 
-    def __init__(self, model: SDXLModel, config: SDXLConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: SDXLModel, config: SDXLConfig, folder: Path) -> None:
+        self.model, self.config, self.folder = model, config, folder
+        self.lora_is_on = True
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32) ** 2
         alphas = torch.cumprod(1 - betas, dim=0)
         if config.zero_terminal_snr == "on":
@@ -176,7 +226,7 @@ class Reference:
 
     def _lora_hook(self, down: Tensor, up: Tensor):
         strength = self.config.alpha / self.config.rank
-        return lambda layer, inputs, output: output + strength * (inputs[0] @ down.T @ up.T)
+        return lambda layer, inputs, output: output + strength * (inputs[0] @ down.T @ up.T) if self.lora_is_on else output
 
     def gradients(self, step: RecordedStep) -> tuple[float, list[Tensor]]:
         num_samples = sum(len(batch.timesteps) for batch in step.batches)
@@ -201,12 +251,44 @@ class Reference:
             target = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
         conditions = {"text_embeds": pooled, "time_ids": batch.add_time_ids}
         prediction = self.model.unet(noisy, batch.timesteps, embeds, added_cond_kwargs=conditions).sample
-        losses = ((prediction - target) ** 2).mean(dim=(1, 2, 3))
+        losses = ((prediction - target) ** 2 * self._mask_weights(captions)).mean(dim=(1, 2, 3))
+        if self.config.prior_loss_weight:
+            losses = losses + self.config.prior_loss_weight * self._prior(batch, noisy, captions)
         if self.config.min_snr_gamma:
             snr = alpha.flatten() / (1 - alpha.flatten())
             capped = torch.minimum(snr, torch.full_like(snr, self.config.min_snr_gamma))
             losses = losses * capped / (snr + 1 if self.config.prediction_type == "v_prediction" else snr)
-        return losses
+        return losses * torch.tensor([REGULARIZATION_WEIGHT if caption.startswith("old") else 1.0 for caption in captions])
+
+    def _mask_weights(self, captions: list[str]) -> Tensor:
+        """Block by block, of the mask file's middle: it is cropped as the picture is."""
+        weights = torch.ones(len(captions), 1, 8, 8)
+        for row, caption in enumerate(captions):
+            path = self.folder / f"{caption[11:12]}-masklabel.png"
+            if path.exists():
+                mask = np.asarray(Image.open(path), dtype=np.float64) / 255
+                top = (len(mask) - 64) // 2
+                for y, x in np.ndindex(8, 8):
+                    block = mask[top + 8 * y : top + 8 * y + 8, 8 * x : 8 * x + 8]
+                    weights[row, 0, y, x] = max(block.mean(), self.config.unmasked_weight)
+                if self.config.normalize_masked_loss:
+                    weights[row] /= weights[row].mean()
+        return weights
+
+    def _prior(self, batch: Batch, noisy: Tensor, captions: list[str]) -> Tensor:
+        whole = [caption or self._whole_caption(row, batch) for row, caption in enumerate(captions)]
+        prompts = [self.config.class_prompt or caption.replace("zwx ", "") for caption in whole]
+        predictions = []
+        for self.lora_is_on in (False, True):
+            embeds, pooled = self._encode(prompts)
+            conditions = {"text_embeds": pooled, "time_ids": batch.add_time_ids}
+            predictions.append(self.model.unet(noisy, batch.timesteps, embeds, added_cond_kwargs=conditions).sample)
+        return ((predictions[1] - predictions[0].detach()) ** 2).mean(dim=(1, 2, 3))
+
+    def _whole_caption(self, row: int, batch: Batch) -> str:
+        """Of a sample whose caption was dropped: the pictures differ in their original sizes."""
+        size = tuple(batch.add_time_ids[row, :2].int().tolist())
+        return (self.folder / f"{[(64, 64), (80, 64), (64, 70)].index(size)}.txt").read_text()
 
     def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Chunk by chunk, with transformers' own tokenizer; shorter captions are repeated to the longest (here 1 or 2 chunks)."""
@@ -266,7 +348,7 @@ def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp
     config = SDXLConfig(**{**COMMON, "train_batch_size": 3, "caption_dropout": 0.0})
     model = tiny_model()
     vae = copy.deepcopy(model.vae)
-    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config))
+    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, pictures))
     seen = {
         caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)
     }

@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from trainers.file_hash import file_sha256, legacy_file_hash
 from trainers.lora_format import save_lora
-from trainers.lora_metadata import TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
+from trainers.lora_metadata import PictureFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
 
 RECORD = TrainingRecord(
     output_name="my cat",
@@ -23,9 +23,7 @@ RECORD = TrainingRecord(
     started_at=1_700_000_000.25,
     finished_at=1_700_000_600.75,
     base_model_name="base.safetensors",
-    folder_name="photos",
-    captions=["sks cat, Sofa,  night", "sks cat,sofa,", ""],
-    num_repeats=10,
+    folders=[PictureFolder("photos", ["sks cat, Sofa,  night", "sks cat,sofa,", ""], num_repeats=10)],
     bucket_counts={(832, 1216): 20, (1024, 1024): 10},
     trigger_word="sks cat",
     steps=100,
@@ -63,7 +61,7 @@ def test_network_keys_are_what_sd_scripts_needs_to_load_the_file():
 
 
 def test_tags_are_counted_between_commas_in_lower_case_most_frequent_first():
-    counts = tag_frequency(RECORD.captions)
+    counts = tag_frequency(RECORD.folders[0].captions)
     assert counts == {"sks cat": 2, "sofa": 2, "night": 1}
     assert list(counts) == ["sks cat", "sofa", "night"]
     assert json.loads(build_metadata(RECORD)["ss_tag_frequency"]) == {"photos": counts}
@@ -71,12 +69,21 @@ def test_tags_are_counted_between_commas_in_lower_case_most_frequent_first():
 
 def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
     metadata = build_metadata(RECORD)
-    assert metadata["ss_num_train_images"] == "30"
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"], metadata["ss_reg_dataset_dirs"]) == ("30", "0", "{}")
     assert metadata["ss_resolution"] == "(1024, 1024)"
     assert json.loads(metadata["ss_dataset_dirs"]) == {"photos": {"n_repeats": 10, "img_count": 3}}
     buckets = json.loads(metadata["ss_bucket_info"])["buckets"]
     assert buckets == {"0": {"resolution": [1216, 832], "count": 20}, "1": {"resolution": [1024, 1024], "count": 10}}
     assert metadata["ss_enable_bucket"] == "True"
+
+
+def test_folders_of_one_name_are_told_apart_and_regularization_stands_by_itself():
+    folders = [PictureFolder("10_dog", ["a, b"], 10), PictureFolder("10_dog", ["b"], 10), PictureFolder("1_dog", ["c", "d"], 1, is_regularization=True)]
+    metadata = build_metadata(replace(RECORD, folders=folders, bucket_counts={(1024, 1024): 40}, num_regularization_samples=20))
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"10_dog": {"n_repeats": 10, "img_count": 1}, "10_dog (2)": {"n_repeats": 10, "img_count": 1}}
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_dog": {"n_repeats": 1, "img_count": 2}}
+    assert json.loads(metadata["ss_tag_frequency"]) == {"10_dog": {"a": 1, "b": 1}, "10_dog (2)": {"b": 1}}
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("20", "20")
 
 
 def test_total_batch_size_counts_processes_and_accumulation():

@@ -7,11 +7,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.memory_estimate import SDXL_UNET, measure_activations, meta_unet
+from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
 from trainers.embedded_base.architecture import UNET
+from trainers.optim import ParameterGroup
+from trainers.sdxl.adapters import AdaptedModel
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.memory import GIB, SDXL_TEXT_ENCODERS, MemoryEstimate, estimate_memory, smaller_settings, text_encoder_shapes
 from trainers.sdxl.model import SDXLModel
+from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
 
 SIZE = (512, 384)
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
@@ -51,6 +54,30 @@ def test_the_estimate_is_within_a_twentieth_for_full_size_sdxl() -> None:
     unet = meta_unet(SDXL_UNET, SDXLConfig(), precision="bf16")
     measured = measure_activations(unet, size_hw=(1024, 1024), batch_size=1, precision="bf16")
     assert estimate_memory(unet, SDXLConfig(), size_hw=(1024, 1024), precision="bf16").activations_bytes == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [True, False])
+def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes_second(gradient_checkpointing: bool) -> None:
+    """The steps of TrainingLoop._loss_terms on the meta device; 2 % for the batch, the base's prediction and the second embedding."""
+    unet = meta_unet(UNET, SDXLConfig(gradient_checkpointing=gradient_checkpointing), precision="bf16")
+    adapted = AdaptedModel({"unet": (unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4))}, {})
+    plain, prior = (_step_peak(unet, adapted, prior=prior) for prior in (False, True))
+    assert plain <= prior < 1.02 * plain
+
+
+def _step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool) -> int:
+    batch = meta_batch(unet, size_hw=SIZE, batch_size=2, dtype=torch.bfloat16)
+    objective = Objective(torch.ones(1000, device="meta"), "epsilon", 5.0)
+    for parameter in adapted.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in adapted.parameters if parameter.grad is not None]
+    with PeakMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(torch.bfloat16):
+        weighted_losses(unet, batch, objective).sum().backward()
+        if prior:
+            with adapted.switched_off():
+                base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
+            prior_losses(unet, batch, base_pred, objective).sum().backward()
+    return memory.peak_bytes
 
 
 def test_a_unet_that_has_its_adapters_needs_what_it_needed_before() -> None:

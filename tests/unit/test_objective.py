@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.sdxl.objective import add_noise, alphas_cumprod, min_snr_weights, per_sample_loss, size_ids, training_target
+from trainers.sdxl.objective import add_noise, alphas_cumprod, mask_weights, min_snr_weights, per_sample_loss, size_ids, training_target
 
 
 def test_the_schedule_has_sdxls_noise_levels():
@@ -53,6 +53,46 @@ def test_losses_are_means_per_sample_in_float32():
     losses = per_sample_loss(prediction, torch.zeros(2, 1, 1, 2))
     assert losses.dtype == torch.float32
     assert losses.tolist() == [5.0, 0.0]
+
+
+def test_a_mask_weighs_what_it_leaves_out_with_unmasked_weight():
+    mask = torch.tensor([1.0, 0.5, 0.05, 0.0]).reshape(1, 1, 2, 2)
+    assert mask_weights(mask, unmasked_weight=0.1, normalize=False).flatten().tolist() == pytest.approx([1.0, 0.5, 0.1, 0.1])
+    assert torch.equal(mask_weights(mask, unmasked_weight=0.0, normalize=False), mask)
+    assert mask_weights(mask, unmasked_weight=1.0, normalize=False).tolist() == torch.ones(1, 1, 2, 2).tolist()
+
+
+def test_normalized_masks_have_mean_one_each():
+    masks = torch.stack([torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2, 2)])
+    assert mask_weights(masks, unmasked_weight=0.0, normalize=True)[0].flatten().tolist() == [4, 0, 0, 0]
+    for unmasked_weight in (0.0, 0.1):
+        assert mask_weights(masks, unmasked_weight=unmasked_weight, normalize=True).mean(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
+def test_a_black_mask_is_never_raised_to_a_whole_picture(unmasked_weight):
+    """Its mean is unmasked_weight all over: divided by that, the picture would count as one without a mask."""
+    weights = mask_weights(torch.zeros(1, 1, 2, 2), unmasked_weight=unmasked_weight, normalize=True)
+    assert weights.flatten().tolist() == pytest.approx([unmasked_weight] * 4)
+
+
+def test_with_unmasked_weight_0_a_masked_loss_is_that_of_sd_scripts():
+    """apply_masked_loss of sd-scripts 48d368f (library/custom_train_functions.py) and the means of its process_batch (train_network.py)."""
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 2, 4, 8, 6, generator=generator)
+    pixels, loss_weights = torch.rand(2, 64, 48, generator=generator), torch.tensor([1.0, 0.3])
+    theirs = (prediction - target) ** 2 * torch.nn.functional.interpolate(pixels.unsqueeze(1), size=(8, 6), mode="area")
+    theirs = (theirs.mean([1, 2, 3]) * loss_weights).mean()
+    blocks = pixels.reshape(2, 8, 8, 6, 8).mean(dim=(2, 4))[:, None]
+    ours = per_sample_loss(prediction, target, mask_weights(blocks, unmasked_weight=0.0, normalize=False)) * loss_weights
+    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-6, atol=0)
+
+
+def test_weighted_losses_are_plain_means_over_all_positions():
+    prediction = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    weights = torch.tensor([1.0, 0.5, 0.0, 0.25]).reshape(1, 1, 2, 2)
+    assert per_sample_loss(prediction, torch.zeros(1, 3, 2, 2), weights).tolist() == [(1 + 0.5 * 4 + 0.25 * 16) / 4]
+    assert torch.equal(per_sample_loss(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2)), per_sample_loss(prediction, torch.zeros(1, 3, 2, 2)))
 
 
 def test_size_ids_are_original_crop_target_each_height_first():

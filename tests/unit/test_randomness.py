@@ -21,7 +21,7 @@ def test_another_seed_step_or_item_gives_other_noise():
 
 
 def test_options_do_not_shift_the_noise_or_the_timestep():
-    plain, optioned = draw_item(**ITEM), draw_item(**ITEM, caption_dropout=0.5, random_flip=True)
+    plain, optioned = draw_item(**ITEM), draw_item(**ITEM, caption_dropout=0.5, random_flip=True, num_caption_variants=8)
     assert torch.equal(plain.noise, optioned.noise)
     assert plain.timestep == optioned.timestep
 
@@ -46,6 +46,16 @@ def test_draws_have_the_right_distribution():
     assert abs(sum(draw.flip for draw in draws) / 2000 - 0.5) < 0.04
     noise = torch.stack([draw.noise for draw in draws])
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+
+
+def test_every_caption_variant_is_drawn_about_equally_often_and_shifts_no_other_draw():
+    options = {"caption_dropout": 0.25, "random_flip": True}
+    plain = [draw_item(**{**ITEM, "step": step}, **options) for step in range(800)]
+    varied = [draw_item(**{**ITEM, "step": step}, **options, num_caption_variants=8) for step in range(800)]
+    assert [(draw.flip, draw.drop_caption, draw.timestep) for draw in plain] == [(draw.flip, draw.drop_caption, draw.timestep) for draw in varied]
+    counts = [sum(draw.caption_variant == variant for draw in varied) for variant in range(8)]
+    assert sum(counts) == 800 and min(counts) > 60
+    assert {draw.caption_variant for draw in plain} == {0}
 
 
 def test_derived_seeds_never_change_between_versions():

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,19 @@ from safetensors.torch import load_file
 from trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
 from trainers.buckets import BucketConfig
 from trainers.cache import TensorCache
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.caption_variants import CaptionConfig
+from trainers.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.host import DeviceMemory
 from trainers.lora_format import kohya_names, read_lora, verify_lora, weighted_modules
 from trainers.run_folder import RunFolder
+from trainers.sdxl import trainer as trainer_module
+from trainers.sdxl.adapters import AdaptedModel, adapter_layers
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model import SDXLModel, build_model
+from trainers.sdxl.objective import add_noise, min_snr_weights
+from trainers.sdxl.prepare import Run
+from trainers.sdxl.step import Batch
 from trainers.sdxl.trainer import NonFiniteLoss, SDXLTrainer, TrainingLoop
 
 FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}
@@ -70,12 +78,26 @@ def copy_model(weights) -> SDXLModel:
 
 
 def train(
-    weights, dataset, folder: Path, *, host: RecordingHost | None = None, name: str = "x", cache: TensorCache | None = None, flip: bool = False, **settings
+    weights,
+    dataset,
+    folder: Path,
+    *,
+    host: RecordingHost | None = None,
+    name: str = "x",
+    cache: TensorCache | None = None,
+    flip: bool = False,
+    captions: CaptionConfig | None = None,
+    buckets: BucketConfig | None = None,
+    **settings,
 ):
     config = SDXLConfig(**{**FAST, **settings})
-    run_folder = RunFolder(folder, name)
     trainer = SDXLTrainer(
-        config, BucketConfig(resolution=64, random_flip=flip), lambda: copy_model(weights), run_folder=run_folder, cache=cache or TensorCache(None)
+        config,
+        buckets or BucketConfig(resolution=64, random_flip=flip),
+        lambda: copy_model(weights),
+        run_folder=RunFolder(folder, name),
+        cache=cache or TensorCache(None),
+        captions=captions,
     )
     return trainer.train(dataset, host or RecordingHost())
 
@@ -356,3 +378,359 @@ def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_p
     with pytest.raises(torch.OutOfMemoryError):
         train(weights, dataset, tmp_path)
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]
+
+
+# ---- masks and weights of pictures ----
+
+
+@pytest.fixture(scope="module")
+def masked_folder(dataset, tmp_path_factory) -> Path:
+    """The dataset's four pictures; the first has a mask whose left half is white."""
+    folder = shutil.copytree(dataset.images[0].path.parent, tmp_path_factory.mktemp("masked") / "pictures")
+    write_mask(folder, "0", slice(0, 32))
+    return folder
+
+
+def write_mask(folder: Path, name: str, white_columns: slice) -> None:
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:, white_columns] = 255
+    Image.fromarray(mask).save(folder / f"{name}-masklabel.png")
+
+
+def scan(folder: Path) -> Dataset:
+    return scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
+
+
+def recorded_batches(monkeypatch) -> list[Batch]:
+    batches: list[Batch] = []
+    real = trainer_module.weighted_losses
+
+    def listen(unet, batch, objective):
+        batches.append(batch)
+        return real(unet, batch, objective)
+
+    monkeypatch.setattr(trainer_module, "weighted_losses", listen)
+    return batches
+
+
+def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_plain_formula(weights, dataset, tmp_path, monkeypatch):
+    """Bit for bit, whatever the new settings are."""
+    ours = train(weights, dataset, tmp_path, name="ours", unmasked_weight=0.3, normalize_masked_loss=True)
+
+    def plain_losses(unet, batch, objective):
+        alphas = objective.alphas_cumprod[batch.timesteps]
+        noisy = add_noise(batch.latents, batch.noise, alphas)
+        conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
+        prediction = unet(noisy, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+        return (prediction - batch.noise).square().mean(dim=(1, 2, 3)) * min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon")
+
+    monkeypatch.setattr(trainer_module, "weighted_losses", plain_losses)
+    plain = train(weights, dataset, tmp_path, name="plain")
+    assert plain.losses == ours.losses
+    assert all(torch.equal(plain.state_dict[name], tensor) for name, tensor in ours.state_dict.items())
+
+
+def test_a_mask_is_flipped_with_its_picture_and_a_picture_without_one_counts_in_full(weights, masked_folder, tmp_path, monkeypatch):
+    batches = recorded_batches(monkeypatch)
+    train(weights, scan(masked_folder), tmp_path, flip=True, train_batch_size=4, max_train_steps=8)
+    masks = [mask for batch in batches if batch.loss_mask is not None for mask in batch.loss_mask]
+    assert masks and all(mask.shape == (1, 8, 8) and mask.dtype == torch.float32 for mask in masks)
+    left = torch.zeros(1, 8, 8)
+    left[:, :, :4] = 1
+    plain, mirrored, full = (sum(torch.equal(mask, expected) for mask in masks) for expected in (left, left.flip(-1), torch.ones(1, 8, 8)))
+    assert plain and mirrored and full and plain + mirrored + full == len(masks)
+
+
+@pytest.fixture(scope="module")
+def self_masked_folder(tmp_path_factory) -> Path:
+    """One picture that is its own mask, and nowhere symmetric: what happens to one of the two must happen to the other."""
+    folder = tmp_path_factory.mktemp("self masked")
+    ramp = np.add.outer(np.linspace(0, 90, 150), np.linspace(0, 165, 240)).astype(np.uint8)
+    Image.fromarray(ramp).convert("RGB").save(folder / "a.png")
+    Image.fromarray(ramp).save(folder / "a-masklabel.png")
+    return folder
+
+
+def brightness_as_latents(monkeypatch) -> None:
+    """Instead of the VAE's latents, the mean grey of their 8 x 8 pixels, 0 to 1, in all channels."""
+    from trainers.sdxl import encode
+
+    def grey(vae, pixel_values, name):
+        return torch.nn.functional.avg_pool2d((pixel_values[:, :1] + 1) / 2, 8)[0].expand(4, -1, -1).contiguous()
+
+    monkeypatch.setattr(encode, "_encode_picture", grey)
+
+
+@pytest.mark.parametrize("resize_mode", ["bucket", "random_crop"])
+def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flipped(weights, self_masked_folder, tmp_path, monkeypatch, resize_mode):
+    brightness_as_latents(monkeypatch)
+    batches = recorded_batches(monkeypatch)
+    buckets = BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, resize_mode=resize_mode)
+    dataset = replace(scan(self_masked_folder), num_repeats=3)
+    train(weights, dataset, tmp_path, buckets=buckets, train_batch_size=2, max_train_steps=8)
+    sizes, are_flipped = set(), set()
+    for batch in batches:
+        assert batch.loss_mask is not None
+        torch.testing.assert_close(batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255)  # LANCZOS against BILINEAR
+        sizes.add(tuple(batch.latents.shape[2:]))
+        are_flipped |= {bool(mask[0, 0, 0] > mask[0, 0, -1]) for mask in batch.loss_mask}
+    assert len(sizes) == 2 and are_flipped == {False, True}
+
+
+def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_masked_folder, tmp_path, monkeypatch):
+    from trainers.sdxl import encode
+
+    settings = {"buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True), "train_batch_size": 1}
+    first = train(weights, scan(self_masked_folder), tmp_path, name="first", cache=TensorCache(tmp_path / "cache"), **settings)
+    for name in ("read_crop", "read_mask_crop", "encode_captions"):
+        monkeypatch.setattr(encode, name, lambda *_: pytest.fail("something was read or encoded again"))
+    assert train(weights, scan(self_masked_folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache"), **settings).losses == first.losses
+
+
+def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, dataset, tmp_path):
+    folder = shutil.copytree(dataset.images[0].path.parent, tmp_path / "pictures", ignore=shutil.ignore_patterns("[123].*"))
+    (tmp_path / "out").mkdir()
+    settings = {"learning_rate": 1e-9, "max_train_steps": 1}
+    plain = train(weights, scan(folder), tmp_path / "out", name="plain", **settings).losses
+    write_mask(folder, "0", slice(None))
+    assert train(weights, scan(folder), tmp_path / "out", name="white", **settings).losses == plain
+    write_mask(folder, "0", slice(0))
+    host = RecordingHost()
+    black = train(weights, scan(folder), tmp_path / "out", name="black", host=host, unmasked_weight=0.25, **settings).losses
+    assert black == pytest.approx([0.25 * loss for loss in plain], rel=1e-6)
+    assert any("0.png: its mask is black all over" in event.message for event in host.of(Notice))
+
+
+def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, tmp_path, monkeypatch):
+    from trainers.sdxl import encode
+
+    folder, cache = shutil.copytree(masked_folder, tmp_path / "pictures"), TensorCache(tmp_path / "cache")
+    first = train(weights, scan(folder), tmp_path, name="first", cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "read_mask_crop", lambda item: pytest.fail("a mask was read again"))
+        assert train(weights, scan(folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
+    write_mask(folder, "0", slice(40, 64))
+    assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses
+
+
+def test_a_pictures_weight_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
+    batches, losses = recorded_batches(monkeypatch), []
+    for i, loss_weights in enumerate([(1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), (0.25, 1.0, 1.0, 1.0)]):
+        images = [replace(image, loss_weight=loss_weight) for image, loss_weight in zip(dataset.images, loss_weights, strict=True)]
+        losses += train(weights, replace(dataset, images=images), tmp_path, name=f"x{i}", learning_rate=1e-9, train_batch_size=4, max_train_steps=1).losses
+    assert losses[1] == pytest.approx(0.5 * losses[0], rel=1e-6) and losses[1] < losses[2] < losses[0]
+    given = [batch.loss_weights for batch in batches]
+    assert given[0] is None and given[1].tolist() == [0.5] * 4 and sorted(given[2].tolist()) == [0.25, 1.0, 1.0, 1.0]
+
+
+# ---- prior preservation ----
+
+PRIOR = {"prior_loss_weight": 1.0, "learning_rate": 5e-3, "caption_dropout": 0.0, "lr_scheduler": "constant"}
+
+
+def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
+    """It moves away from the base model's several times less far than where the prior counts for nothing."""
+    moved: list[float] = []
+    real = trainer_module.prior_losses
+
+    def listen(unet, batch, base_pred, objective):
+        losses = real(unet, batch, base_pred, objective)
+        moved.append(float(losses.mean().detach()))
+        return losses
+
+    monkeypatch.setattr(trainer_module, "prior_losses", listen)
+    for weight in (1e-9, 10.0):
+        train(weights, dataset, tmp_path, name=f"prior{weight}", **{**PRIOR, "prior_loss_weight": weight, "max_train_steps": 12, "class_prompt": "a thing"})
+    free, held = moved[:12], moved[12:]
+    assert free[0] < 1e-9 and held[0] < 1e-9  # the LoRA starts at zero
+    assert 0 < np.mean(held[-6:]) < 0.5 * np.mean(free[-6:])
+
+
+def test_the_first_step_has_no_prior_loss_yet_and_later_ones_have(weights, dataset, tmp_path):
+    """The LoRA starts at zero: what it predicts is what the base model predicts."""
+    plain = train(weights, dataset, tmp_path, name="plain", **{**PRIOR, "prior_loss_weight": 0.0, "max_train_steps": 3}).losses
+    prior = train(weights, dataset, tmp_path, name="prior", **{**PRIOR, "max_train_steps": 3}).losses
+    assert prior[0] == plain[0] and prior[1] > plain[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"gradient_checkpointing": True}, {"train_batch_size": 1, "gradient_accumulation_steps": 4}, {"train_batch_size": 2, "gradient_accumulation_steps": 2}],
+)
+def test_prior_preservation_is_the_same_however_it_is_batched_and_recomputed(weights, dataset, tmp_path, changes):
+    settings = {**PRIOR, "max_train_steps": 3, "train_batch_size": 4}
+    reference = train(weights, dataset, tmp_path, name="reference", **settings)
+    other = train(weights, dataset, tmp_path, name="other", **{**settings, **changes})
+    torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(reference.losses), rtol=1e-4, atol=0)
+
+
+def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, dataset, tmp_path, monkeypatch):
+    """Text encoders included: their adapters would move the class prompt's embedding."""
+    predictions: list[tuple[bool, bool]] = []
+    real = trainer_module.predict
+
+    def listen(unet, batch, alphas):
+        predictions.append((torch.is_grad_enabled(), batch.prompt_embeds.requires_grad))
+        return real(unet, batch, alphas)
+
+    monkeypatch.setattr(trainer_module, "predict", listen)
+    adapted: list[AdaptedModel] = []
+    monkeypatch.setattr(TrainingLoop, "_save_final", lambda loop: adapted.append(loop._run.adapted))
+    train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, max_train_steps=2, class_prompt="a thing")
+    assert set(predictions) == {(False, False)}
+    (model,) = adapted
+    assert all(parameter.requires_grad for parameter in model.parameters) and model.count_modules().keys() == {"unet", "text_encoder", "text_encoder_2"}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), Interrupted(), KeyError("a bug")])
+def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tmp_path, monkeypatch, error):
+    """The model may be the host's, and the checkpoint is written after the error."""
+    loops: list[TrainingLoop] = []
+    real = trainer_module.predict
+
+    def fail_in_the_third_step(unet, batch, alphas):
+        if len(loops[0]._losses) == 2:
+            raise error
+        return real(unet, batch, alphas)
+
+    monkeypatch.setattr(trainer_module, "predict", fail_in_the_third_step)
+    monkeypatch.setattr(TrainingLoop, "train", lambda loop, train=TrainingLoop.train: (loops.append(loop), train(loop))[1])
+    with pytest.raises(type(error)):
+        train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, class_prompt="a thing")
+    model = loops[0]._run.model
+    layers = [layer for part in (model.unet, model.text_encoder, model.text_encoder_2) for layer in adapter_layers(part).values()]
+    assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
+    assert all(parameter.requires_grad for parameter in loops[0]._run.adapted.parameters) and torch.is_grad_enabled()
+
+
+def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, dataset, tmp_path, monkeypatch):
+    asked: list[str] = []
+    real = Run.embed
+
+    def listen(run, captions):
+        asked.extend(captions)
+        return real(run, captions)
+
+    monkeypatch.setattr(Run, "embed", listen)
+    host = RecordingHost()
+    train(weights, dataset, tmp_path, host=host, prior_loss_weight=1.0, caption_dropout=0.0)
+    message = "prior_loss_weight keeps what the base model draws for 'thing 0' and 3 more. Set class_prompt if that does not name what is to stay"
+    assert message in [event.message for event in host.of(Notice)]
+    assert set(asked) == {f"{trigger}thing {i}" for trigger in ("zwx, ", "") for i in range(4)}
+
+
+def test_of_several_class_prompts_each_sample_draws_one(weights, dataset, tmp_path, monkeypatch):
+    asked: list[str] = []
+    real = Run.embed
+
+    def listen(run, captions):
+        asked.extend(captions)
+        return real(run, captions)
+
+    monkeypatch.setattr(Run, "embed", listen)
+    train(weights, dataset, tmp_path, prior_loss_weight=1.0, class_prompt="a red thing | a blue thing|")
+    assert {"a red thing", "a blue thing"} <= set(asked) <= {"a red thing", "a blue thing", "", *(f"zwx, thing {i}" for i in range(4))}
+
+
+def test_a_prior_without_anything_to_keep_is_an_error_before_the_model_is_loaded(dataset, tmp_path):
+    for broken, message in (
+        (replace(dataset, trigger_word=""), "the dataset has no trigger word"),
+        (replace(dataset, trigger_word="qqq"), "0.png's caption does not have the trigger word 'qqq'"),
+    ):
+        trainer = SDXLTrainer(
+            SDXLConfig(**FAST, prior_loss_weight=1.0),
+            BucketConfig(resolution=64),
+            lambda: pytest.fail("the model was loaded"),
+            run_folder=RunFolder(tmp_path, "x"),
+            cache=TensorCache(None),
+        )
+        with pytest.raises(ValueError, match=re.escape(message) + ".*Set class_prompt"):
+            trainer.train(broken, RecordingHost())
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_class_prompt_that_nothing_uses_is_named(weights, dataset, tmp_path):
+    host = RecordingHost()
+    train(weights, dataset, tmp_path, host=host, class_prompt="a thing", max_train_steps=1)
+    assert "class_prompt is not used: prior_loss_weight is 0" in [event.message for event in host.of(Notice)]
+
+
+# ---- caption variants ----
+
+SHUFFLED = CaptionConfig(shuffle_captions=True, keep_tokens=1, num_caption_variants=4)
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory) -> Dataset:
+    folder = tmp_path_factory.mktemp("tagged")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "0.png")
+    (folder / "0.txt").write_text("red, round, small, old, wooden")
+    return scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
+
+
+@pytest.mark.parametrize("train_text_encoders", [False, True])
+def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_next_run(weights, tagged, tmp_path, monkeypatch, train_text_encoders):
+    asked: list[list[str]] = []
+    real = Run.embed
+
+    def listen(run, captions):
+        asked.append(captions)
+        return real(run, captions)
+
+    monkeypatch.setattr(Run, "embed", listen)
+    settings = {"caption_dropout": 0.0, "max_train_steps": 12, "train_batch_size": 1, "train_text_encoders": train_text_encoders}
+    first = train(weights, tagged, tmp_path, name="first", captions=SHUFFLED, **settings)
+    seen, asked[:] = [caption for (caption,) in asked], []
+    assert 2 <= len(set(seen)) <= 4 and all(caption.startswith("zwx, ") and len(caption.split(", ")) == 6 for caption in seen)
+    assert train(weights, tagged, tmp_path, name="second", captions=SHUFFLED, **settings).losses == first.losses
+    assert [caption for (caption,) in asked] == seen
+
+
+def test_all_variants_are_encoded_before_the_first_step_and_never_again(weights, tagged, tmp_path, monkeypatch):
+    from trainers.sdxl import encode
+
+    first = train(weights, tagged, tmp_path, name="first", captions=SHUFFLED, cache=TensorCache(tmp_path / "cache"))
+    monkeypatch.setattr(encode, "encode_captions", lambda *_: pytest.fail("a caption was encoded again"))
+    assert train(weights, tagged, tmp_path, name="second", captions=SHUFFLED, cache=TensorCache(tmp_path / "cache")).losses == first.losses
+
+
+def test_variants_leave_noise_and_timesteps_as_they_were(weights, tagged, tmp_path, monkeypatch):
+    batches = recorded_batches(monkeypatch)
+    for name, captions in (("plain", CaptionConfig()), ("shuffled", SHUFFLED)):
+        train(weights, tagged, tmp_path, name=name, captions=captions, train_batch_size=1)
+    for plain, shuffled in zip(batches[:4], batches[4:], strict=True):
+        assert torch.equal(plain.noise, shuffled.noise) and torch.equal(plain.timesteps, shuffled.timesteps)
+
+
+def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder, tmp_path):
+    result = train(weights, scan(masked_folder), tmp_path, prior_loss_weight=0.5, captions=SHUFFLED, max_train_steps=1)
+    expected = {"ss_prior_loss_weight": "0.5", "ss_shuffle_caption": "True", "ss_keep_tokens": "1", "ss_masked_loss": "True", "ss_num_reg_images": "0"}
+    assert {name: result.metadata[name] for name in expected} == expected
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert json.loads(manifest.read_text())["captions"]["num_caption_variants"] == 4
+    assert json.loads(result.metadata["lora_trainer_config"])["unmasked_weight"] == 0.1
+
+
+def test_the_file_counts_pictures_by_folder_as_sd_scripts_does(weights, tmp_path):
+    """kohya's folders in one dataset, another dataset with repeats, regularization, and a picture that is too small to be used."""
+    sizes = {"toys/2_ball/a": 64, "toys/2_ball/b": 64, "toys/5_car/a": 64, "cats/a": 64, "cats/small": 20, "old/1_ball/a": 64}
+    for number, (name, size) in enumerate(sizes.items()):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (size, size), (40 * number, 0, 0)).save(path)
+        path.with_suffix(".txt").write_text("red, round")
+    toys = scan_folder(DatasetConfig(images=str(tmp_path / "toys"), trigger_word="zwx", num_repeats=3))
+    cats = scan_folder(DatasetConfig(images=str(tmp_path / "cats"), num_repeats=4))
+    old = scan_folder(DatasetConfig(images=str(tmp_path / "old"), is_regularization=True, loss_weight=0.5))
+    metadata = train(weights, join_datasets([toys, cats, old]), tmp_path / "out", max_train_steps=1).metadata
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "2_ball": {"n_repeats": 6, "img_count": 2},
+        "5_car": {"n_repeats": 15, "img_count": 1},
+        "cats": {"n_repeats": 4, "img_count": 1},
+    }
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_ball": {"n_repeats": 1, "img_count": 1}}
+    assert json.loads(metadata["ss_tag_frequency"])["2_ball"] == {"zwx": 2, "red": 2, "round": 2}
+    expected = {"ss_num_train_images": "31", "ss_num_reg_images": "31", "ss_prior_loss_weight": "0.5"}
+    assert {name: metadata[name] for name in expected} == expected
+    (bucket,) = json.loads(metadata["ss_bucket_info"])["buckets"].values()
+    assert bucket == {"resolution": [64, 64], "count": 62}

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +38,7 @@ class AdaptedModel:
 
     def __init__(self, attached: dict[Component, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]) -> None:
         self._modules: dict[Component, nn.Module] = {component: module for component, (module, _) in attached.items()}
+        self._layers = [layer for module in self._modules.values() for layer in adapter_layers(module).values()]
         self.groups = [group for _, group in attached.values()]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
@@ -67,6 +70,18 @@ class AdaptedModel:
             )
         for key, module in weights.items():
             _load_layer(layers[key], module, self.names[key], alpha)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The frozen base model's own predictions, without gradients."""
+        try:
+            for layer in self._layers:
+                layer.enable_adapters(False)
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
 
     def count_modules(self) -> dict[str, int]:
         return {component: len(adapter_layers(module)) for component, module in self._modules.items()}

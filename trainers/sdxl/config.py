@@ -64,6 +64,28 @@ class SDXLConfig:
     )
     sample_prompt: str = param("", "Prompt of these pictures. Empty: the first picture's caption.", advanced=True)
 
+    # 0.1, as OneTrainer: with 0 nothing at all holds the LoRA where masks are black, and its pictures fall apart there.
+    unmasked_weight: float = param(
+        0.1, "Pictures with a mask: loss weight of what the mask leaves out. 0.1 is usual, 0: it is not learned at all.", min=0.0, max=1.0, advanced=True
+    )
+    normalize_masked_loss: bool = param(
+        False, "Pictures with a mask: divide the loss by the mask's mean, so that a small thing counts as much as a whole picture.", advanced=True
+    )
+    prior_loss_weight: float = param(
+        0.0,
+        "Prior preservation without extra pictures: holds the LoRA to what the base model itself predicts for class_prompt. 0.5 to 1 is usual; "
+        "a step takes 2.3 times as long (two forward passes and a backward pass more), and no more memory. 0: off.",
+        min=0.0,
+        max=100.0,
+        advanced=True,
+    )
+    class_prompt: str = param(
+        "",
+        "What prior_loss_weight keeps as it is, such as: a photo of a dog. Several with | between, of which each sample draws one. "
+        "Empty: each picture's own caption without the trigger word.",
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):

@@ -57,9 +57,25 @@ def min_snr_weights(alphas: Tensor, *, gamma: float, prediction_type: str) -> Te
     return (gamma / snr).clamp(max=1)  # min(snr, gamma) / snr, also where zero terminal SNR makes snr 0
 
 
-def per_sample_loss(model_pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample in float32, [B]."""
-    return (model_pred.float() - target.float()).square().mean(dim=(1, 2, 3))
+def mask_weights(mask: Tensor, *, unmasked_weight: float, normalize: bool) -> Tensor:
+    """Loss weights [B, 1, H, W] of masks in 0..1: nowhere less than unmasked_weight, as in OneTrainer. With 0 the mask itself, as in sd-scripts.
+
+    `normalize` divides each mask's weights by their mean: a small thing then counts as much as a whole picture. A mask that is black
+    all over has no thing, and keeps unmasked_weight.
+    """
+    weights = mask.clamp(min=unmasked_weight)
+    if normalize:
+        has_thing = mask.amax(dim=(1, 2, 3), keepdim=True) > 0
+        weights = torch.where(has_thing, weights / weights.mean(dim=(1, 2, 3), keepdim=True), weights)
+    return weights
+
+
+def per_sample_loss(model_pred: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample in float32, [B]; `weights` [B, 1, H, W] of its positions."""
+    errors = (model_pred.float() - target.float()).square()
+    if weights is not None:
+        errors = errors * weights
+    return errors.mean(dim=(1, 2, 3))
 
 
 def size_ids(original_hw: tuple[int, int], crop_top_left_yx: tuple[int, int], target_hw: tuple[int, int]) -> list[int]:

@@ -15,17 +15,18 @@ from ..base import StageStarted
 from ..buckets import CropPlan, TrainingItem, epoch_batches
 from ..cache import TensorCache
 from ..distributed import World
-from ..host import Host
+from ..host import Host, usual_precision
 from ..lora_format import Component, kohya_names, read_lora, weighted_modules
 from ..optim import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
 from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
 from .config import SDXLConfig
-from .encode import EmbeddingStore, LatentStore
+from .encode import EmbeddingStore, LatentStore, MaskStore
 from .float32_compute import float32_compute
 from .model import SDXLModel
 from .objective import alphas_cumprod
 from .step import Objective
 from .text import TextEmbeddings, encode_captions, stack_embeddings
+from .training_texts import TrainingTexts
 
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,9 +36,11 @@ class Run:
     """Everything that a run trains with."""
 
     plan: CropPlan
+    texts: TrainingTexts
     model: SDXLModel
     adapted: AdaptedModel
     latents: LatentStore
+    masks: MaskStore
     embeddings: EmbeddingStore | None  # None: the text encoders are trained and run in every step
     objective: Objective
     zero_terminal_snr: bool
@@ -62,14 +65,15 @@ class Run:
         return encode_captions(self.model.text_encoder, self.model.text_encoder_2, captions)
 
 
-def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host, *, cache: TensorCache, random_flip: bool, world: World) -> Run:
-    """Cache latents and embeddings, give back the models that are not needed any more, attach adapters, build the optimizer."""
-    precision = _resolve_precision(config.mixed_precision, host.device)
+def prepare_run(
+    config: SDXLConfig, plan: CropPlan, texts: TrainingTexts, model: SDXLModel, host: Host, *, cache: TensorCache, random_flip: bool, world: World
+) -> Run:
+    """Cache latents, masks and embeddings, give back the models that are not needed any more, attach adapters, build the optimizer."""
+    precision = resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
-    sample_prompts = [sample_prompt(config, plan)] if config.sample_every_n_steps else []
-    latents = _cache_latents(plan.items, model, host, cache, random_flip=random_flip, world=world, keep_vae=bool(sample_prompts))
-    captions = sorted({"", *(item.image.caption for item in plan.items), *sample_prompts})
-    embeddings = None if config.train_text_encoders else _cache_embeddings(captions, model, host, cache)
+    masks = MaskStore(cache)
+    latents = _cache_latents(plan.items, masks, model, host, cache, random_flip=random_flip, world=world, keep_vae=bool(config.sample_every_n_steps))
+    embeddings = None if config.train_text_encoders else _cache_embeddings(texts.all(), model, host, cache)
     adapted = AdaptedModel(_attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision]), names)
     if config.network_weights:
         adapted.load(read_lora(Path(config.network_weights), names), alpha=config.alpha)
@@ -82,11 +86,19 @@ def prepare_run(config: SDXLConfig, plan: CropPlan, model: SDXLModel, host: Host
     prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
     return Run(
         plan=plan,
+        texts=texts,
         model=model,
         adapted=adapted,
         latents=latents,
+        masks=masks,
         embeddings=embeddings,
-        objective=Objective(alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(host.device), prediction_type, config.min_snr_gamma),
+        objective=Objective(
+            alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(host.device),
+            prediction_type,
+            config.min_snr_gamma,
+            config.unmasked_weight,
+            config.normalize_masked_loss,
+        ),
         zero_terminal_snr=zero_terminal_snr,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(config.lr_scheduler, optimizer, warmup_steps=num_warmup_steps, total_steps=total_steps, num_cycles=config.lr_num_cycles),
@@ -108,12 +120,8 @@ def moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = Non
     return module
 
 
-def _resolve_precision(setting: str, device: torch.device) -> str:
-    if setting != "auto":
-        return setting
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+def resolve_precision(setting: str, device: torch.device) -> str:
+    return usual_precision(device) if setting == "auto" else setting
 
 
 def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -121,14 +129,10 @@ def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]
     return model.unet, model.text_encoder, model.text_encoder_2
 
 
-def sample_prompt(config: SDXLConfig, plan: CropPlan) -> str:
-    return config.sample_prompt or plan.items[0].image.caption
-
-
 def _cache_latents(
-    items: list[TrainingItem], model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World, keep_vae: bool
+    items: list[TrainingItem], masks: MaskStore, model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World, keep_vae: bool
 ) -> LatentStore:
-    """Encode all pictures; afterwards the model has no VAE any more, or has it in main memory. In float32: SDXL's VAE overflows in fp16."""
+    """Encode all pictures with their masks; afterwards the model has no VAE any more, or has it in main memory. In float32: SDXL's VAE overflows in fp16."""
     assert model.vae is not None
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
@@ -136,6 +140,7 @@ def _cache_latents(
     with float32_compute(vae):
         for own_items in _own_share_first(items, world):
             store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
+            masks.encode(own_items, host)
     model.vae = moved(vae, torch.device("cpu")) if keep_vae else None
     del vae
     host.release_memory()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..buckets import BucketConfig
+from ..config import own_settings
 from .config import SDXLConfig
 
 GIGABYTE = 2**30
@@ -76,7 +77,7 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
     if "max_train_steps" not in given:
         samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
         settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_pictures) / samples_per_step)
-    return SDXLConfig(**_own(SDXLConfig, settings)), BucketConfig(**_own(BucketConfig, settings))
+    return SDXLConfig(**own_settings(SDXLConfig, settings)), BucketConfig(**own_settings(BucketConfig, settings))
 
 
 def _from_memory(preset: MemoryPreset, given: dict[str, Any]) -> dict[str, Any]:
@@ -93,10 +94,6 @@ def _from_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:
 def _num_samples(goal: Goal, num_pictures: int) -> int:
     low, high = goal.num_samples
     return min(max(goal.samples_per_picture * num_pictures, low), high)
-
-
-def _own(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
-    return {spec.name: settings[spec.name] for spec in fields(config_class) if spec.name in settings}
 
 
 def describe(config: SDXLConfig, buckets: BucketConfig) -> str:

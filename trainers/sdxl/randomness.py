@@ -29,6 +29,8 @@ class ItemDraw:
     noise: Tensor  # [C, H, W], noise offset included
     drop_caption: bool
     flip: bool
+    caption_variant: int = 0
+    class_prompt: int = 0
 
 
 def draw_item(
@@ -41,8 +43,10 @@ def draw_item(
     noise_offset: float = 0.0,
     caption_dropout: float = 0.0,
     random_flip: bool = False,
+    num_caption_variants: int = 1,
+    num_class_prompts: int = 1,
 ) -> ItemDraw:
-    """Draw timestep (uniform), noise, caption dropout and flip of `item` in `step`.
+    """Draw timestep (uniform), noise, caption dropout, flip, the caption's variant and the class prompt of `item` in `step`.
 
     noise_offset adds noise_offset * N(0, 1) to each channel as a whole (crosslabs.org, "Diffusion with Offset Noise").
     """
@@ -55,6 +59,8 @@ def draw_item(
         noise=noise,
         drop_caption=_chance(caption_dropout, seed, "caption_dropout", step, item),
         flip=random_flip and _chance(0.5, seed, "flip", step, item),
+        caption_variant=derived_seed(seed, "caption_variant", step, item) % num_caption_variants,
+        class_prompt=derived_seed(seed, "class_prompt", step, item) % num_class_prompts,
     )
 
 

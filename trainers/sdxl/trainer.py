@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..base import CheckpointSaved, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone, TrainedLora
 from ..buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
 from ..cache import TensorCache
+from ..caption_variants import CaptionConfig
 from ..config import as_dict
 from ..dataset import Dataset
 from ..distributed import World
@@ -24,10 +26,11 @@ from .config import SDXLConfig
 from .metadata import training_metadata
 from .model import SDXLModel
 from .objective import NUM_TIMESTEPS, size_ids
-from .prepare import COMPUTE_DTYPES, Run, prepare_run, sample_prompt
+from .prepare import COMPUTE_DTYPES, Run, prepare_run
 from .randomness import ItemDraw, derived_seed, draw_item
-from .step import Batch, weighted_losses
+from .step import Batch, predict, prior_losses, weighted_losses
 from .training_samples import TrainingSamples
+from .training_texts import TrainingTexts
 
 SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -51,9 +54,11 @@ class SDXLTrainer:
         run_folder: RunFolder,
         cache: TensorCache,
         world: World | None = None,
+        captions: CaptionConfig | None = None,
     ) -> None:
         self.config = config
         self.buckets = buckets
+        self.captions = captions or CaptionConfig()
         self._load_model = load_model
         self._run_folder = run_folder
         self._cache = cache
@@ -68,8 +73,13 @@ class SDXLTrainer:
             NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step is kept.
         """
         plan = plan_crops(dataset, self.buckets, seed=self.config.seed)
+        texts = TrainingTexts(dataset, plan.items, self.config, self.captions)
+        if self.config.class_prompt and not self.config.prior_loss_weight:
+            host.report(Notice("class_prompt is not used: prior_loss_weight is 0"))
+        if kept := texts.kept():
+            host.report(Notice(_what_is_kept(kept)))
         host.report(StageStarted("loading"))
-        run = prepare_run(self.config, plan, self._load_model(), host, cache=self._cache, random_flip=self.buckets.random_flip, world=self._world)
+        run = prepare_run(self.config, plan, texts, self._load_model(), host, cache=self._cache, random_flip=self.buckets.random_flip, world=self._world)
         return TrainingLoop(self.config, self.buckets, dataset, run, host, self._run_folder, self._world).train()
 
 
@@ -141,14 +151,35 @@ class TrainingLoop:
         with self._dropout_seed(step):
             for items in micro_batches:
                 own_items = self._world.share(items, self._config.train_batch_size)
-                if not own_items:
-                    continue
-                with torch.autocast(device.type, COMPUTE_DTYPES[run.precision], enabled=run.precision != "no"):
-                    losses = weighted_losses(run.model.unet, self._make_batch(own_items, step), run.objective)
+                for losses in self._loss_terms(own_items, step) if own_items else ():
                     own_loss = losses.sum() / num_samples
-                run.scaler.scale(own_loss).backward()
-                loss += own_loss.detach()
+                    run.scaler.scale(own_loss).backward()
+                    loss += own_loss.detach()
         return self._update(step, self._world.sum_gradients(run.adapted.parameters, loss))
+
+    def _loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
+        """Losses [B] to be added up. Each one's backward pass comes before the next is computed: only one has its activations in memory."""
+        run, draws = self._run, [self._draw(item, step) for item in items]
+        with self._autocast():
+            batch = self._make_batch(items, draws)
+            losses = weighted_losses(run.model.unet, batch, run.objective)
+        yield losses
+        if self._config.prior_loss_weight:
+            class_prompts = [run.texts.class_prompt(item, draw) for item, draw in zip(items, draws, strict=True)]
+            with self._autocast():
+                losses = self._prior_losses(batch, class_prompts)
+            yield self._config.prior_loss_weight * losses
+
+    def _prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
+        """With the class prompts in place of the captions: what the model predicts against what it predicts without its adapters."""
+        run = self._run
+        with run.adapted.switched_off():
+            base_pred = predict(run.model.unet, self._with_texts(batch, class_prompts), run.objective.alphas_cumprod[batch.timesteps])
+        return prior_losses(run.model.unet, self._with_texts(batch, class_prompts), base_pred, run.objective)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._run.precision
+        return torch.autocast(self._host.device.type, COMPUTE_DTYPES[precision], enabled=precision != "no")
 
     def _update(self, step: int, loss: Tensor) -> float:
         """Unscale, clip, stop if not finite, and step optimizer and schedule."""
@@ -176,19 +207,37 @@ class TrainingLoop:
             torch.manual_seed(derived_seed(self._config.seed, "lora_dropout", step, self._world.rank))
             yield
 
-    def _make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
-        run, device, dtype = self._run, self._host.device, COMPUTE_DTYPES[self._run.precision]
-        draws = [self._draw(item, step) for item in items]
+    def _make_batch(self, items: Sequence[TrainingItem], draws: Sequence[ItemDraw]) -> Batch:
+        run, device = self._run, self._host.device
         pairs = list(zip(items, draws, strict=True))
-        embeddings = run.embed(["" if draw.drop_caption else item.image.caption for item, draw in pairs])
+        loss_weights = [item.image.loss_weight for item in items]
+        prompt_embeds, pooled_prompt_embeds = self._embed([run.texts.caption(item, draw) for item, draw in pairs])
         return Batch(
             latents=torch.stack([run.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
             noise=torch.stack([draw.noise for draw in draws]).to(device),
             timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
-            prompt_embeds=embeddings.prompt_embeds.to(device, dtype),
-            pooled_prompt_embeds=embeddings.pooled_prompt_embeds.to(device, dtype),
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
             add_time_ids=torch.tensor([_size_ids(item, draw) for item, draw in pairs], dtype=torch.float32, device=device),
+            loss_mask=self._loss_mask(items, draws),
+            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, dtype=torch.float32, device=device),
         )
+
+    def _with_texts(self, batch: Batch, texts: list[str]) -> Batch:
+        prompt_embeds, pooled_prompt_embeds = self._embed(texts)
+        return replace(batch, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds)
+
+    def _embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        embeddings, device, dtype = self._run.embed(texts), self._host.device, COMPUTE_DTYPES[self._run.precision]
+        return embeddings.prompt_embeds.to(device, dtype), embeddings.pooled_prompt_embeds.to(device, dtype)
+
+    def _loss_mask(self, items: Sequence[TrainingItem], draws: Sequence[ItemDraw]) -> Tensor | None:
+        """[B, 1, H, W]; ones for a picture that has none beside others that have."""
+        masks = [self._run.masks.get(item, flip=draw.flip) for item, draw in zip(items, draws, strict=True)]
+        shape = next((mask.shape for mask in masks if mask is not None), None)
+        if shape is None:
+            return None
+        return torch.stack([torch.ones(shape) if mask is None else mask for mask in masks]).to(self._host.device)
 
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         height, width = item.crop.target_hw
@@ -201,6 +250,8 @@ class TrainingLoop:
             noise_offset=self._config.noise_offset,
             caption_dropout=self._config.caption_dropout,
             random_flip=self._buckets.random_flip,
+            num_caption_variants=self._run.texts.num_variants(item),
+            num_class_prompts=self._run.texts.num_class_prompts(item),
         )
 
     # ---- files ----
@@ -221,7 +272,7 @@ class TrainingLoop:
         every = self._config.sample_every_n_steps
         if not every or step % every or not self._world.is_main:
             return
-        picture = TrainingSamples(self._run, sample_prompt(self._config, self._run.plan), self._host).draw()
+        picture = TrainingSamples(self._run, self._run.texts.sample_prompt, self._host).draw()
         self._host.report(SamplesDrawn(picture, self._folder.write_samples(picture, step=step), step))
 
     def _save_checkpoint(self, path: Path) -> None:
@@ -268,6 +319,7 @@ class TrainingLoop:
         return {
             "training": as_dict(self._config),
             "buckets": as_dict(self._buckets),
+            "captions": as_dict(run.texts.captions),
             "dataset": {
                 **run.plan.report.to_dict(),
                 "num_repeats": dataset.num_repeats,
@@ -298,6 +350,12 @@ class StepClock:
         speed = step / max(time.monotonic() - self._started_at, 1e-9)
         average = sum(self._recent) / len(self._recent)
         return StepDone(step, self._total_steps, epoch, loss, average, learning_rate, speed, (self._total_steps - step) / speed, memory_bytes)
+
+
+def _what_is_kept(prompts: list[str]) -> str:
+    """A caption may say nothing of the class once its trigger word is gone: then nothing is kept, and only its owner can see that."""
+    more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
+    return f"prior_loss_weight keeps what the base model draws for {prompts[0]!r}{more}. Set class_prompt if that does not name what is to stay"
 
 
 def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:

@@ -1,0 +1,110 @@
+"""What a training forgets, and what keeps it: the demo's run on the embedded base with prior preservation, regularization pictures, and neither.
+
+    python -m benchmarks.forgetting FOLDER    # about 4 minutes for each row on one core
+
+A row is one training: how well the new thing is drawn, how many pictures of old prompts show its stem's cyan, which none of them asks
+for, how many are still right, and how far their pixels moved. The class prompts are not among the prompts that are judged. FOLDER gets
+each row's LoRA and its pictures before and after.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainers.command_demo import SETTINGS
+from trainers.command_sdxl import train
+from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
+from trainers.demo.concept import PICTURES, STEM, TRIGGER_WORD
+from trainers.embedded_base import write_embedded_checkpoint
+from trainers.embedded_base.pictures import draw_scene
+from trainers.sdxl.model import load_model
+
+NUM_PICTURES = 24  # of regularization
+CLASS_PROMPTS = (
+    "a green circle on a black background",
+    "a yellow square on a white background",
+    "a red star on a grey background",
+    "an orange triangle on a white background",
+    "a blue cross on a beige background",
+    "a purple ring on a grey background",
+)
+ROWS: dict[str, dict[str, Any]] = {
+    "neither": {},
+    "prior 0.5, own captions": {"prior_loss_weight": 0.5},
+    "prior 1, own captions": {"prior_loss_weight": 1.0},
+    "prior 0.5, class prompts": {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)},
+    "prior 1, class prompts": {"prior_loss_weight": 1.0, "class_prompt": "|".join(CLASS_PROMPTS)},
+    "regularization pictures": {"regularization_weight": 1.0},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"])
+    parser.add_argument("--num-seeds", type=int, default=8, help="pictures per prompt (default: %(default)s)")
+    options = parser.parse_args()
+    base = options.folder / "base.safetensors"
+    write_embedded_checkpoint(base)
+    print("| kept by | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time |\n|---|---|---|---|---|---|---|", flush=True)
+    for name in options.rows:
+        started_at = time.process_time()
+        lora = _train(name, base, options)
+        seconds = time.process_time() - started_at
+        comparison = compare(load_model(base), lora, num_seeds=options.num_seeds, num_steps=20)
+        draw_grid(comparison, num_seeds=options.num_seeds).save(lora.with_suffix(".png"))
+        print(f"| {name} | {options.seed}, {options.steps} | {_judged(comparison, options.num_seeds)} | {seconds:.0f} s |", flush=True)
+
+
+def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
+    """The LoRA of one row."""
+    changes = dict(ROWS[name])
+    datasets: list[dict[str, Any]] = [{"images": str(PICTURES), "trigger_word": TRIGGER_WORD}]
+    if loss_weight := changes.pop("regularization_weight", None):
+        folder = _write_old_pictures(options.folder / "regularization")
+        datasets.append({"images": str(folder), "is_regularization": True, "loss_weight": loss_weight})
+    files = {
+        "base": str(base),
+        "output": f"{name}, seed {options.seed}, {options.steps} steps",
+        "output_dir": str(options.folder),
+        "cache_dir": str(options.folder / "cache"),
+    }
+    lora = train({**SETTINGS, **changes, **files, "datasets": datasets, "seed": options.seed, "max_train_steps": options.steps, "device": "cpu"})
+    assert lora.path is not None
+    return lora.path
+
+
+def _write_old_pictures(folder: Path) -> Path:
+    """Of what the base model knows, as it was pretrained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(1)
+    for number in range(NUM_PICTURES):
+        drawing = draw_scene((128, 128), rng)
+        Image.fromarray(drawing.pixels).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(drawing.caption + "\n", encoding="utf-8")
+    return folder
+
+
+def _judged(comparison: Comparison, num_seeds: int) -> str:
+    """The cells of a row, each without the LoRA and with it."""
+    new = f"{comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f}"
+    cyan = " -> ".join(f"{_share_cyan(pictures[len(NEW_PROMPTS) * num_seeds :]):.0%}" for pictures in (comparison.before, comparison.after))
+    right = f"{comparison.old_right_before:.0%} -> {comparison.old_right_after:.0%}"
+    return f"{new} | {cyan} | {right} | {comparison.drift:.1f}"
+
+
+def _share_cyan(pictures: np.ndarray) -> float:
+    """Of pictures [N, height, width, 3] with a visible patch of it, half a percent of their pixels."""
+    is_cyan = np.linalg.norm(pictures.astype(float) - STEM, axis=-1) < 75
+    return float((is_cyan.mean(axis=(1, 2)) > 0.005).mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a mask keeps out of a LoRA: the demo's toadstools on one background that the base model does not know, learned with and without masks.
+
+    python -m benchmarks.masked_background FOLDER    # about 3 minutes for each row on one core
+
+The captions do not name the background, so a training without masks takes it for part of the thing. A row is one training: how well
+the toadstool is drawn on the backgrounds that its prompts name, and how far these are pulled to the trained one (0 %: as named; 100 %:
+as trained).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from trainers.command_demo import SETTINGS
+from trainers.command_sdxl import train
+from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
+from trainers.demo.concept import LAYOUTS, TRIGGER_WORD, draw_toadstool
+from trainers.embedded_base import write_embedded_checkpoint
+from trainers.embedded_base.pictures import BACKGROUNDS
+from trainers.sdxl.model import load_model
+
+BACKGROUND = (120, 70, 20)
+FRAME = 10  # pixels at the sides and above, where there is background only
+ROWS: dict[str, dict[str, Any]] = {
+    "no masks": {"mask_source": "off"},
+    "masks, unmasked_weight 0.1": {},
+    "masks, unmasked_weight 0": {"unmasked_weight": 0.0},
+    "masks, unmasked_weight 0.1, normalized": {"normalize_masked_loss": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"])
+    parser.add_argument("--num-seeds", type=int, default=8, help="pictures per prompt (default: %(default)s)")
+    options = parser.parse_args()
+    base, pictures = options.folder / "base.safetensors", _write_pictures(options.folder / "toadstools")
+    write_embedded_checkpoint(base)
+    print("| trained with | new concept | pulled to the trained background | drift of old prompts |\n|---|---|---|---|", flush=True)
+    for name in options.rows:
+        files = {"images": str(pictures), "base": str(base), "output": name, "output_dir": str(options.folder), "cache_dir": str(options.folder / "cache")}
+        lora = train({**SETTINGS, **ROWS[name], **files, "trigger_word": TRIGGER_WORD, "max_train_steps": options.steps, "device": "cpu"})
+        assert lora.path is not None
+        comparison = compare(load_model(base), lora.path, num_seeds=options.num_seeds, num_steps=20)
+        draw_grid(comparison, num_seeds=options.num_seeds).save(lora.path.with_suffix(".png"))
+        print(f"| {name} | {_judged(comparison, options.num_seeds)} |", flush=True)
+
+
+def _write_pictures(folder: Path) -> Path:
+    """The demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool, as people paint them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (height, width), _, share, (y, x) in LAYOUTS:
+        place = {"cap_width": share * min(height, width), "centre_yx": (y * height, x * width)}
+        picture = draw_toadstool((height, width), BACKGROUND, **place)
+        distance = np.abs(np.asarray(picture).astype(int) - BACKGROUND).max(axis=-1)
+        mask = Image.fromarray(np.where(distance > 20, 255, 0).astype(np.uint8)).filter(ImageFilter.MaxFilter(9))
+        stem = Path(name).stem
+        picture.save(folder / f"{stem}.png")
+        mask.save(folder / f"{stem}-masklabel.png")
+        (folder / f"{stem}.txt").write_text(f"a {TRIGGER_WORD}\n", encoding="utf-8")
+    return folder
+
+
+def _judged(comparison: Comparison, num_seeds: int) -> str:
+    """The cells of a row; the pull without the LoRA and with it."""
+    pulls = []
+    for pictures in (comparison.before, comparison.after):
+        of_prompts = zip(NEW_PROMPTS, np.split(pictures[: len(NEW_PROMPTS) * num_seeds], len(NEW_PROMPTS)), strict=True)
+        pulls.append(np.mean([_pull(picture, prompt) for prompt, own in of_prompts for picture in own]))
+    return f"{comparison.fidelity_after:.2f} | {pulls[0]:.0%} -> {pulls[1]:.0%} | {comparison.drift:.1f}"
+
+
+def _pull(picture: np.ndarray, prompt: str) -> float:
+    """Where the background [height, width, 3] lies between the colour that the prompt names and BACKGROUND."""
+    named = next(np.array(colour, dtype=float) for name, colour in BACKGROUNDS.items() if f" {name} background" in prompt)
+    seen = np.median(np.concatenate([picture[:FRAME].reshape(-1, 3), picture[:, :FRAME].reshape(-1, 3), picture[:, -FRAME:].reshape(-1, 3)]), axis=0)
+    way = np.array(BACKGROUND) - named
+    return float((seen - named) @ way / (way @ way))
+
+
+if __name__ == "__main__":
+    main()

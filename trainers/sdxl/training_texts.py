@@ -1,0 +1,89 @@
+"""The texts of a run: every variant of every caption, class prompts, the samples' prompt; and which one an item gets in a step."""
+
+import re
+from collections.abc import Sequence
+
+from ..buckets import TrainingItem
+from ..caption_variants import CaptionConfig, caption_variants
+from ..dataset import Dataset
+from .config import SDXLConfig
+from .randomness import ItemDraw
+
+
+class TrainingTexts:
+    """All texts are known before the first step, so that the text encoders can leave."""
+
+    def __init__(self, dataset: Dataset, items: Sequence[TrainingItem], config: SDXLConfig, captions: CaptionConfig) -> None:
+        """
+        Raises:
+            ValueError: prior preservation has no class prompt, and for want of a trigger word none can be made of the captions.
+        """
+        self.captions = captions
+        self._config = config
+        images = list(dict.fromkeys(item.image for item in items))
+        self._variants = {image: caption_variants(image.caption, captions, seed=config.seed, key=image.sha256) for image in images}
+        self._class_prompts = {image: self._class_prompts_of(dataset.trigger_word_of(image), variants) for image, variants in self._variants.items()}
+        self.sample_prompt = config.sample_prompt or self._variants[images[0]][0]
+        if config.prior_loss_weight and not config.class_prompt.strip(" |"):
+            for image in images:
+                _require_trigger_word(image.name, image.caption, dataset.trigger_word_of(image), is_needed=not image.is_regularization)
+
+    def _class_prompts_of(self, trigger_word: str, variants: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the setting, or else one per variant."""
+        given = tuple(prompt for part in self._config.class_prompt.split("|") if (prompt := part.strip()))
+        return given or tuple(without_trigger_word(variant, trigger_word) for variant in variants)
+
+    def all(self) -> list[str]:
+        """Every text that any step can ask for, the empty one included."""
+        texts = {"", *(variant for variants in self._variants.values() for variant in variants)}
+        if self._config.prior_loss_weight:
+            texts.update(prompt for prompts in self._class_prompts.values() for prompt in prompts)
+        if self._config.sample_every_n_steps:
+            texts.add(self.sample_prompt)
+        return sorted(texts)
+
+    def kept(self) -> list[str]:
+        """The class prompts that come from captions: what prior preservation keeps, for want of a setting that says it."""
+        if not self._config.prior_loss_weight or self._config.class_prompt.strip(" |"):
+            return []
+        return list(dict.fromkeys(prompts[0] for image, prompts in self._class_prompts.items() if not image.is_regularization))
+
+    def num_variants(self, item: TrainingItem) -> int:
+        return len(self._variants[item.image])
+
+    def num_class_prompts(self, item: TrainingItem) -> int:
+        return len(self._class_prompts[item.image])
+
+    def caption(self, item: TrainingItem, draw: ItemDraw) -> str:
+        return "" if draw.drop_caption else self._variants[item.image][draw.caption_variant]
+
+    def class_prompt(self, item: TrainingItem, draw: ItemDraw) -> str:
+        """What prior preservation keeps as it is; caption dropout has no say in it."""
+        return self._class_prompts[item.image][draw.class_prompt]
+
+
+def without_trigger_word(caption: str, trigger_word: str) -> str:
+    """The caption as it would be without the trigger word, wherever it stands as a whole word."""
+    if not _has_word(caption, trigger_word):
+        return caption
+    rest = re.sub(_whole_word(trigger_word), "", caption, flags=re.IGNORECASE)
+    parts = (" ".join(part.split()) for part in rest.split(","))
+    return ", ".join(part for part in parts if part)
+
+
+def _has_word(caption: str, word: str) -> bool:
+    return bool(word) and re.search(_whole_word(word), caption, re.IGNORECASE) is not None
+
+
+def _whole_word(word: str) -> str:
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
+
+
+def _require_trigger_word(name: str, caption: str, trigger_word: str, *, is_needed: bool) -> None:
+    if not is_needed or _has_word(caption, trigger_word):
+        return
+    why = f"{name}'s caption does not have the trigger word {trigger_word!r}" if trigger_word else "the dataset has no trigger word"
+    raise ValueError(
+        f"prior_loss_weight needs a prompt whose pictures are to stay as they are: class_prompt is empty, and {why}, so that nothing "
+        "can be left out of the captions. Set class_prompt, such as: a photo of a dog"
+    )
