@@ -1,0 +1,331 @@
+"""What becomes of a model's texts: which pictures are asked about, trigger word, existing captions, files, cache; and nothing empty ever."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
+from trainers.__main__ import main
+from trainers.base import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
+from trainers.captioning import THUMBNAIL_SIZE, CaptionCache, CaptionerConfig, caption_dataset, compose_caption, set_captions
+from trainers.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.florence2.captioner import Florence2Captioner
+from trainers.host import ConsoleHost
+
+
+class RecordingHost(ConsoleHost):
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), quiet=True)
+        self.events: list[Event] = []
+        self.polls_until_interrupt = -1
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
+
+    def check_interrupted(self) -> None:
+        self.polls_until_interrupt -= 1
+        if self.polls_until_interrupt == 0:
+            raise Interrupted("cancelled")
+
+
+class Namer:
+    """Says the colour of a picture's first pixel, and remembers what it was asked."""
+
+    def __init__(self, identity: str = "namer 1", texts: Sequence[str] = ()) -> None:
+        self.identity = identity
+        self.batches: list[int] = []
+        self.settings: list[tuple[str, int, int]] = []
+        self._texts = list(texts)
+
+    def describe(
+        self, pictures: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
+    ) -> list[str]:
+        self.batches.append(len(pictures))
+        self.settings.append((prompt, num_beams, max_new_tokens))
+        check_interrupted()
+        return [self._texts.pop(0) if self._texts else "#" + picture.tobytes()[:3].hex() for picture in pictures]
+
+
+def make_folder(folder: Path, captions: Sequence[str | None]) -> Path:
+    """1.png is #010000 and so on, with captions where there are any."""
+    folder.mkdir(exist_ok=True)
+    for number, caption in enumerate(captions, start=1):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        if caption is not None:
+            (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def scan(folder: Path, **settings: object) -> Dataset:
+    return scan_folder(DatasetConfig(images=str(folder), **settings))
+
+
+def captions_of(dataset: Dataset) -> list[str]:
+    return [image.caption for image in dataset.images]
+
+
+def run(
+    dataset: Dataset, captioner: Namer | None = None, host: RecordingHost | None = None, cache: CaptionCache | None = None, **settings: object
+) -> list[str]:
+    captioned = caption_dataset(dataset, captioner or Namer(), CaptionerConfig(**settings), host or RecordingHost(), cache or CaptionCache(None))
+    return captions_of(captioned)
+
+
+# ---- which captions, in which order ----
+
+
+def test_every_picture_gets_the_caption_of_its_own_pixels(tmp_path):
+    folder = make_folder(tmp_path / "pictures", [None] * 11)
+    assert run(scan(folder), batch_size=4) == [f"#{number:02x}0000" for number in range(1, 12)]
+
+
+def test_keep_asks_only_about_pictures_without_a_caption(tmp_path):
+    captioner = Namer()
+    assert run(scan(make_folder(tmp_path / "pictures", ["a cat", None, " ", "a dog"])), captioner) == ["a cat", "#020000", "#030000", "a dog"]
+    assert captioner.batches == [2]
+
+
+@pytest.mark.parametrize("stand_in", [{"trigger_word": "sks"}, {"fallback_caption": "a thing"}, {"trigger_word": "sks", "fallback_caption": "a thing"}])
+def test_what_stands_in_for_a_missing_caption_is_not_kept(tmp_path, stand_in):
+    captions = run(scan(make_folder(tmp_path / "pictures", [None, "a cat"]), **stand_in))
+    trigger = "sks, " if "trigger_word" in stand_in else ""
+    assert captions == [f"{trigger}#010000", f"{trigger}a cat"]
+
+
+def test_overwrite_and_append(tmp_path):
+    dataset = scan(make_folder(tmp_path / "pictures", ["a cat", "A dog.", None]), trigger_word="sks")
+    assert run(dataset, existing_captions="overwrite") == ["sks, #010000", "sks, #020000", "sks, #030000"]
+    assert run(dataset, existing_captions="append") == ["sks, a cat, #010000", "sks, A dog. #020000", "sks, #030000"]
+
+
+def test_appending_twice_is_appending_once(tmp_path):
+    folder = make_folder(tmp_path / "pictures", ["a cat"])
+    for _ in range(2):
+        assert run(scan(folder), existing_captions="append", write_files=True) == ["a cat, #010000"]
+
+
+def test_appended_text_goes_to_every_line_of_a_wildcard_caption():
+    config = CaptionerConfig(existing_captions="append")
+    assert compose_caption("a cat\none cat", "black", config, trigger_word="") == "a cat, black\none cat, black"
+
+
+def test_trigger_template_and_a_text_that_has_the_trigger_word(tmp_path):
+    dataset = scan(make_folder(tmp_path / "pictures", [None, None]), trigger_word="sks")
+    template = "a photo of {trigger}: {caption}"
+    assert run(dataset, Namer(texts=["{a} cat", "the SKS cat"]), trigger_template=template) == ["a photo of sks: {a} cat", "the SKS cat"]
+
+
+def test_regularization_pictures_get_no_trigger_word(tmp_path):
+    assert run(scan(make_folder(tmp_path / "pictures", [None]), is_regularization=True)) == ["#010000"]
+
+
+def test_cleaning_can_be_switched_off_and_costs_no_second_look(tmp_path):
+    dataset, cache = scan(make_folder(tmp_path / "pictures", [None])), CaptionCache(None)
+    captioner = Namer(texts=["The image shows\na cat."])
+    assert run(dataset, captioner, cache=cache) == ["A cat."]
+    assert run(dataset, captioner, cache=cache, clean_captions=False) == ["The image shows a cat."]
+    assert captioner.batches == [1]
+
+
+# ---- cache ----
+
+
+def test_second_run_asks_the_model_nothing(tmp_path):
+    dataset = scan(make_folder(tmp_path / "pictures", [None] * 3))
+    first = run(dataset, cache=CaptionCache(tmp_path / "cache"))
+    captioner = Namer()
+    assert run(dataset, captioner, cache=CaptionCache(tmp_path / "cache")) == first
+    assert captioner.batches == []
+
+
+def test_second_run_does_not_even_load_the_model(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(COLOURS):
+        plain_picture(colour, seed=500 + number).save(folder / f"{number}.png")
+    placed = []
+
+    def captions() -> list[str]:
+        captioner = Florence2Captioner(FOLDER, dtype=torch.float32, place=placed.append)
+        config = CaptionerConfig(task="caption")
+        return captions_of(caption_dataset(scan(folder), captioner, config, RecordingHost(), CaptionCache(tmp_path / "cache")))
+
+    assert captions() == captions() == [f"a photo of a {colour} square" for colour in COLOURS]
+    assert len(placed) == 1
+
+
+@pytest.mark.parametrize("change", [{"task": "ocr"}, {"prompt": "<MIX_CAPTION>"}, {"num_beams": 1}, {"max_new_tokens": 20}])
+def test_another_question_is_asked_again(tmp_path, change):
+    dataset, cache, captioner = scan(make_folder(tmp_path / "pictures", [None])), CaptionCache(tmp_path / "cache"), Namer()
+    run(dataset, captioner, cache=cache)
+    run(dataset, captioner, cache=cache, batch_size=7)
+    assert captioner.batches == [1]
+    run(dataset, captioner, cache=cache, **change)
+    assert captioner.batches == [1, 1]
+
+
+def test_another_model_another_picture_or_another_background_is_asked_again(tmp_path):
+    folder, cache = make_folder(tmp_path / "pictures", [None]), CaptionCache(tmp_path / "cache")
+    run(scan(folder), cache=cache)
+    other_model, other_picture, other_background = Namer("namer 2"), Namer(), Namer()
+    run(scan(folder), other_model, cache=cache)
+    Image.new("RGBA", (8, 8), (9, 9, 9, 128)).save(folder / "1.png")
+    run(scan(folder), other_picture, cache=cache)
+    run(scan(folder, alpha_background="black"), other_background, cache=cache)
+    assert [captioner.batches for captioner in (other_model, other_picture, other_background)] == [[1], [1], [1]]
+
+
+def test_request_is_the_prompt_or_the_task_s_token(tmp_path):
+    captioner = Namer()
+    run(scan(make_folder(tmp_path / "pictures", [None])), captioner, task="prompt_gen_tags", num_beams=2, max_new_tokens=9)
+    run(scan(tmp_path / "pictures"), captioner, task="prompt_gen_tags", prompt=" <MIX_CAPTION> ")
+    assert captioner.settings == [("<GENERATE_TAGS>", 2, 9), ("<MIX_CAPTION>", 3, 512)]
+
+
+# ---- what is reported, interrupts, empty captions ----
+
+
+def test_every_picture_is_reported_with_a_thumbnail(tmp_path):
+    folder = tmp_path / "pictures"
+    make_folder(folder, [None] * 2)
+    Image.new("RGB", (2000, 1000)).save(folder / "3.png")
+    host, cache = RecordingHost(), CaptionCache(None)
+    run(scan(folder), host=host, cache=cache)
+    shown = [event for event in host.events if isinstance(event, PictureCaptioned)]
+    assert host.events[0] == StageStarted("captioning", 3)
+    assert [(event.name, event.caption, event.step, event.total) for event in shown] == [
+        ("1.png", "#010000", 1, 3),
+        ("2.png", "#020000", 2, 3),
+        ("3.png", "#000000", 3, 3),
+    ]
+    assert shown[2].picture.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
+    assert host.events[-1] == Notice("3 pictures captioned")
+    host.events.clear()
+    run(scan(folder), host=host, cache=cache)
+    assert host.events[1] == StageProgress("captioning", 3, 3, "captioned earlier")
+
+
+def test_interrupt_keeps_the_captions_so_far_and_writes_no_file(tmp_path):
+    folder = make_folder(tmp_path / "pictures", [None] * 4)
+    host, cache, captioner = RecordingHost(), CaptionCache(tmp_path / "cache"), Namer()
+    host.polls_until_interrupt = 4  # before and within the second batch's call
+    with pytest.raises(Interrupted):
+        run(scan(folder), captioner, host, cache, batch_size=2, write_files=True)
+    assert not list(folder.glob("*.txt"))
+    again = Namer()
+    run(scan(folder), again, cache=cache, batch_size=2)
+    assert again.batches == [2]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_empty_caption_is_an_error_that_names_the_picture_and_writes_nothing(tmp_path, text):
+    folder, cache = make_folder(tmp_path / "pictures", [None] * 3), CaptionCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"^2\.png: the model gave an empty caption for <MORE_DETAILED_CAPTION>"):
+        run(scan(folder), Namer(texts=["a", text, "c"]), cache=cache, write_files=True)
+    assert not list(folder.glob("*.txt"))
+    again = Namer()
+    run(scan(folder), again, cache=cache)
+    assert again.batches == [1]  # what was no caption is not remembered
+
+
+# ---- files ----
+
+
+def test_files_are_written_in_utf_8_for_new_captions_only(tmp_path):
+    folder = make_folder(tmp_path / "pictures", ["kept", None])
+    (folder / "1.txt").write_bytes(b"kept\r\nas it was")
+    run(scan(folder, trigger_word="sks"), Namer(texts=["un café, 東京"]), write_files=True)
+    assert (folder / "1.txt").read_bytes() == b"kept\r\nas it was"
+    assert (folder / "2.txt").read_bytes() == "sks, un café, 東京\n".encode()
+    assert sorted(file.name for file in folder.iterdir()) == ["1.png", "1.txt", "2.png", "2.txt"]
+    assert captions_of(scan(folder))[1] == "sks, un café, 東京"
+
+
+def test_no_file_is_written_unless_asked(tmp_path):
+    folder = make_folder(tmp_path / "pictures", [None])
+    run(scan(folder))
+    assert not list(folder.glob("*.txt"))
+
+
+def test_two_pictures_with_one_caption_file_are_refused_before_anything_is_asked(tmp_path):
+    folder = make_folder(tmp_path / "pictures", [None])
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "1.jpg")
+    captioner = Namer()
+    with pytest.raises(ValueError, match=r"have the same caption file, 1\.txt"):
+        run(scan(folder), captioner, write_files=True)
+    assert captioner.batches == []
+    assert len(run(scan(folder), captioner)) == 2
+
+
+# ---- settings, captions from elsewhere, command line ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "haiku"}, "task must be one of"),
+        ({"existing_captions": "delete"}, "existing_captions must be one of"),
+        ({"prompt": "<OD>"}, "gives regions"),
+        ({"trigger_template": "{trigger}"}, r"trigger_template must have \{caption\}"),
+        ({"trigger_template": "{caption} {name}"}, "nothing else in braces"),
+        ({"trigger_template": "{caption} {"}, "nothing else in braces"),
+        ({"num_beams": 0}, "num_beams must be between 1 and 16"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CaptionerConfig(**settings)
+
+
+def test_captions_of_another_node_are_counted_and_none_may_be_empty(tmp_path):
+    dataset = scan(make_folder(tmp_path / "pictures", [None, "old"]), trigger_word="sks")
+    assert captions_of(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
+    with pytest.raises(ValueError, match="2 pictures, but 3 captions"):
+        set_captions(dataset, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"^2\.png: the caption that came is empty"):
+        set_captions(dataset, ["a", " "])
+
+
+def test_reading_the_settings_imports_no_torch():
+    code = "import trainers.command_caption, sys; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_command_prints_captions_and_writes_files(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(COLOURS):
+        plain_picture(colour, seed=900 + number).save(folder / f"{number}.png")
+    arguments = ["caption", "--images", str(folder), "--model", str(FOLDER), "--task", "detailed_caption", "--trigger-word", "sks"]
+    arguments += ["--cache-dir", str(tmp_path / "cache"), "--device", "cpu", "--write-files"]
+    assert main(arguments) == 0
+    expected = [f"sks, A {colour} square." for colour in COLOURS]
+    assert capsys.readouterr().out.splitlines() == [f"{number}.png\t{caption}" for number, caption in enumerate(expected)]
+    assert [(folder / f"{number}.txt").read_text() for number in range(4)] == [caption + "\n" for caption in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "missing --images"),
+        (["--images", ".", "--model", "nowhere"], "nowhere: there is no such folder"),
+        (["--images", ".", "--model", "nowhere", "--task", "haiku"], "task must be one of"),
+    ],
+)
+def test_command_explains_what_is_wrong(arguments, message, capsys):
+    assert main(["caption", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_cached_texts_survive_as_they_are(tmp_path):
+    cache = CaptionCache(tmp_path)
+    cache.put("ab12", "line\none — 東京")
+    assert CaptionCache(tmp_path).get("ab12") == "line\none — 東京"
+    assert CaptionCache(tmp_path).get("ab13") is None
+    assert json.dumps(sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt"))) == '["captions/ab/ab12.txt"]'

@@ -1,0 +1,242 @@
+"""Captions for the pictures of a dataset, by a model that looks at them: which pictures, what becomes of its text, and a cache of it.
+
+The model itself stands elsewhere (florence2/). Imports no torch.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from .atomic_write import atomic_write
+from .base import Notice, PictureCaptioned, StageProgress, StageStarted
+from .config import check_ranges, param
+from .dataset import Dataset, TrainingImage, counted, with_trigger_word
+from .florence2.cleaning import clean_caption
+from .florence2.tasks import TASKS, prompt_sentence
+
+if TYPE_CHECKING:
+    from .host import Host
+
+THUMBNAIL_SIZE = 512
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """What the model is asked, and what becomes of its answers."""
+
+    task: str = param(
+        "more_detailed_caption",
+        "What to ask the model for. The prompt_gen tasks need a PromptGen model, which was trained on them.",
+        choices=tuple(TASKS),
+    )
+    prompt: str = param("", "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model as it is. Empty: task decides.")
+    existing_captions: str = param(
+        "keep",
+        "What becomes of captions that are there: keep them (only pictures without one are captioned), overwrite them, or append to them.",
+        choices=("keep", "overwrite", "append"),
+    )
+    trigger_template: str = param("{trigger}, {caption}", "How the dataset's trigger word and a caption are put together. {caption} must be in it.")
+    clean_captions: bool = param(True, 'Take out openings that say nothing about the picture, such as "The image shows".')
+    write_files: bool = param(False, "Also write every new caption to a .txt file beside its picture (UTF-8), in place of the one that is there.")
+    num_beams: int = param(3, "Beams of the search: 1 is fastest, 3 usual; more costs memory and rarely gives better captions.", min=1, max=16, advanced=True)
+    max_new_tokens: int = param(512, "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.", min=1, max=1023, advanced=True)
+    batch_size: int = param(4, "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.", min=1, max=256, advanced=True)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        prompt_sentence(self.request)
+        places = re.findall(r"\{[^{}]*\}|[{}]", self.trigger_template)
+        if "{caption}" not in places or not set(places) <= {"{caption}", "{trigger}"}:
+            raise ValueError(f'trigger_template must have {{caption}} in it, and nothing else in braces but {{trigger}}, got "{self.trigger_template}"')
+
+    @property
+    def request(self) -> str:
+        """The prompt, or the task's token."""
+        return self.prompt.strip() or TASKS[self.task]
+
+
+class Captioner(Protocol):
+    """A model that describes pictures. `identity` changes whenever the same picture may get another text."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def describe(
+        self, pictures: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
+    ) -> list[str]: ...
+
+
+class CaptionCache:
+    """Texts that a model gave, as UTF-8 files below `folder`/captions, named by what they were made from. None keeps them in memory only."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._in_memory: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        if key not in self._in_memory and self._folder is not None and self._path(key).is_file():
+            self._in_memory[key] = self._path(key).read_text(encoding="utf-8")
+        return self._in_memory.get(key)
+
+    def put(self, key: str, text: str) -> None:
+        self._in_memory[key] = text
+        if self._folder is not None:
+            _write_text(self._path(key), text)
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / "captions" / key[:2] / f"{key}.txt"
+
+
+def caption_dataset(dataset: Dataset, captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache) -> Dataset:
+    """The dataset with captions from the model. What the cache has is not asked again: when it has all, the model is not even loaded.
+
+    Raises:
+        ValueError: a picture got an empty caption (the message names it; nothing was written), or two pictures share one caption file.
+        Interrupted: the user cancelled; the captions so far are in the cache.
+    """
+    uncaptioned = _names_without_caption(dataset)
+    chosen = [index for index, image in enumerate(dataset.images) if config.existing_captions != "keep" or image.name in uncaptioned]
+    images = [dataset.images[index] for index in chosen]
+    if config.write_files:
+        _require_own_files(images, dataset.images)
+    texts = _describe(images, captioner, config, host, cache)
+    captions = [image.caption for image in dataset.images]
+    for index, image, text in zip(chosen, images, texts, strict=True):
+        existing = "" if image.name in uncaptioned else image.caption
+        captions[index] = compose_caption(existing, text, config, trigger_word=dataset.trigger_word_of(image))
+    captioned = dataset.with_captions(captions)
+    if config.write_files:
+        for index in chosen:
+            host.check_interrupted()
+            _write_text(_caption_file(captioned.images[index]), captioned.images[index].caption + "\n")
+    host.report(Notice(_summary(len(chosen), len(dataset.images), is_written=config.write_files)))
+    return captioned
+
+
+def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
+    """The dataset with captions that come from elsewhere, one per picture, in their order.
+
+    Raises:
+        ValueError: there are more or fewer captions than pictures, or one is empty.
+    """
+    captioned = dataset.with_captions(captions)
+    empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
+    if empty:
+        raise ValueError(f"{_shown(empty)}: the caption that came is empty. Does the captioning node give a text for every picture?")
+    return captioned
+
+
+def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigger_word: str) -> str:
+    """What the picture's caption becomes: the model's text with the trigger word, or what was there with the text behind it."""
+    if not (existing and config.existing_captions == "append"):
+        return _with_trigger(text, trigger_word, config.trigger_template)
+    return "\n".join(_appended(line, text) for line in existing.split("\n"))
+
+
+def _with_trigger(text: str, trigger_word: str, template: str) -> str:
+    if with_trigger_word(text, trigger_word) == text:  # there is none, or the text has it
+        return text
+    parts = {"{trigger}": trigger_word, "{caption}": text}
+    return re.sub(r"\{(?:trigger|caption)\}", lambda place: parts[place.group()], template)
+
+
+def _appended(existing: str, text: str) -> str:
+    """Once only: with files written, the next run finds its own text there."""
+    if text in existing:
+        return existing
+    existing = existing.rstrip(" ,")
+    return f"{existing} {text}" if existing.endswith((".", "!", "?")) else f"{existing}, {text}"
+
+
+def _names_without_caption(dataset: Dataset) -> set[str]:
+    """What stands in for a caption that is not there (the trigger word alone, the fallback caption) is none; the report names such pictures."""
+    noted = {note.name for note in dataset.report.notes if "no caption" in note.reason}
+    return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
+
+
+def _describe(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache) -> list[str]:
+    """The final texts, cleaned, none of them empty."""
+    host.report(StageStarted("captioning", len(images)))
+    keys = _cache_keys(images, captioner, config) if images else []
+    texts = {key: text for key in keys if (text := cache.get(key)) is not None}
+    missing = [(key, image) for key, image in zip(keys, images, strict=True) if key not in texts]
+    num_done = len(images) - len(missing)
+    if num_done:
+        host.report(StageProgress("captioning", num_done, len(images), "captioned earlier"))
+    for key, image, picture, text in _new_texts(missing, captioner, config, host):
+        texts[key] = text
+        if text:
+            cache.put(key, text)
+        num_done += 1
+        picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        host.report(PictureCaptioned(picture, image.name, text, num_done, len(images)))
+    final = [clean_caption(texts[key]) if config.clean_captions else " ".join(texts[key].split()) for key in keys]
+    _require_texts(images, final, config)
+    return final
+
+
+def _new_texts(
+    missing: list[tuple[str, TrainingImage]], captioner: Captioner, config: CaptionerConfig, host: "Host"
+) -> Iterator[tuple[str, TrainingImage, Image.Image, str]]:
+    for start in range(0, len(missing), config.batch_size):
+        host.check_interrupted()
+        batch = missing[start : start + config.batch_size]
+        pictures = [image.read() for _, image in batch]
+        texts = captioner.describe(
+            pictures,
+            prompt=config.request,
+            num_beams=config.num_beams,
+            max_new_tokens=config.max_new_tokens,
+            check_interrupted=host.check_interrupted,
+        )
+        for (key, image), picture, text in zip(batch, pictures, texts, strict=True):
+            yield key, image, picture, text.strip()
+
+
+def _cache_keys(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig) -> list[str]:
+    asked = [captioner.identity, config.request, config.num_beams, config.max_new_tokens]
+    parts = ([*asked, image.sha256, image.alpha_background if image.has_alpha else None] for image in images)
+    return [hashlib.sha256(json.dumps(part).encode()).hexdigest()[:40] for part in parts]
+
+
+def _require_texts(images: list[TrainingImage], texts: list[str], config: CaptionerConfig) -> None:
+    empty = [image.name for image, text in zip(images, texts, strict=True) if not text]
+    if empty:
+        raise ValueError(
+            f"{_shown(empty)}: the model gave an empty caption for {config.request}. Nothing was written. "
+            "Choose another task (prompt_gen tasks need a PromptGen model), or leave these pictures out"
+        )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _caption_file(image: TrainingImage) -> Path:
+    return image.path.with_suffix(".txt")
+
+
+def _require_own_files(images: list[TrainingImage], all_images: list[TrainingImage]) -> None:
+    written = {_caption_file(image) for image in images}
+    name_by_file: dict[Path, str] = {}
+    for image in all_images:
+        other = name_by_file.setdefault(_caption_file(image), image.name)
+        if other != image.name and _caption_file(image) in written:
+            raise ValueError(f"{other} and {image.name} have the same caption file, {_caption_file(image).name}. Rename one of them, or turn off write_files")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path, overwrite=True) as temporary:
+        temporary.write_bytes(text.encode())  # as it is: text mode would write Windows' line ends there
+
+
+def _summary(num_captioned: int, num_images: int, *, is_written: bool) -> str:
+    kept = f", {counted(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
+    return f"{counted(num_captioned, 'picture')} captioned{kept}{', files written' if is_written and num_captioned else ''}"

@@ -1,0 +1,58 @@
+"""Caption a folder of pictures with Florence-2."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .captioning import CaptionerConfig
+from .config import add_flags, build_config
+from .dataset import DatasetConfig
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+SUMMARY = "caption a folder of pictures with Florence-2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="folder of a Florence-2 model: microsoft's, florence-community's, PromptGen or another")
+    parser.add_argument("--device", help="torch device, such as cuda:1 or cpu (default: the best there is)")
+    parser.add_argument("--cache-dir", type=Path, help="folder that keeps captions, so that a second run costs nothing (default: the user's cache folder)")
+    add_flags(parser, DatasetConfig)
+    add_flags(parser, CaptionerConfig)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints every picture's name and caption, a tab between them; what happens meanwhile goes to stderr."""
+    given = vars(options)
+    if "images" not in given:
+        raise ValueError("missing --images")
+    dataset_config, config = build_config(DatasetConfig, given), build_config(CaptionerConfig, given)
+    captioned = caption(dataset_config, config, model=options.model, device=options.device, cache_dir=options.cache_dir)
+    for image in captioned.images:
+        print(f"{image.name}\t{image.caption}")
+    return 0
+
+
+def caption(dataset_config: DatasetConfig, config: CaptionerConfig, *, model: Path, device: str | None = None, cache_dir: Path | None = None) -> "Dataset":
+    # torch and transformers take seconds to import: a wrong setting must not wait for them
+    from .cache import default_cache_folder
+    from .captioning import CaptionCache, caption_dataset
+    from .dataset import scan_folder
+    from .florence2.captioner import Florence2Captioner
+    from .host import ConsoleHost, chosen_device
+
+    torch_device = chosen_device(device)
+    captioner = Florence2Captioner(model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device))
+    with ConsoleHost(torch_device) as host:
+        dataset = scan_folder(dataset_config, check_interrupted=host.check_interrupted)
+        return caption_dataset(dataset, captioner, config, host, CaptionCache(cache_dir or default_cache_folder()))
+
+
+def _usual_dtype(device: Any) -> Any:
+    """Half precision on CUDA only: on Apple's devices Florence-2 gives empty captions in fp16."""
+    import torch
+
+    from .host import usual_precision
+
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[usual_precision(device)]

@@ -1,0 +1,26 @@
+"""Florence-2's habits, taken out of its captions: openings that say that a picture is a picture."""
+
+import re
+
+_PICTURE = r"(?:image|picture|photo|photograph)"
+_OPENINGS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?:the|this) {_PICTURE} (?:shows|depicts|displays|features|captures|portrays|presents|contains|illustrates|showcases|is showing) (?:us )?",
+        rf"(?:the|this) {_PICTURE} is (?=(?:a|an|the) )",
+        rf"in (?:the|this) {_PICTURE},? ?(?:there (?:is|are)|(?:we|i|you) can see|it shows|we see) ",
+        rf"in (?:the|this) {_PICTURE},? ",
+        rf"(?:this is|it is|it's) an? {_PICTURE} (?:of|showing|that shows) ",
+        r"an? (?:image|picture) (?:of|showing|that shows) ",  # "a photo of" and "a drawing of" name the medium, and stay
+    )
+]
+
+
+def clean_caption(text: str) -> str:
+    """The caption without its opening; a capital stays a capital: "The image shows a cat." becomes "A cat."."""
+    text = " ".join(text.split())
+    shortened = text
+    for opening in _OPENINGS:
+        shortened = opening.sub("", shortened, count=1) if opening.match(shortened) else shortened
+    shortened = shortened.lstrip(" ,:;.")
+    return shortened[:1].upper() + shortened[1:] if text[:1].isupper() else shortened

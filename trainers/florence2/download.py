@@ -1,0 +1,123 @@
+"""A Florence-2 model from huggingface.co into a folder: only when it is asked for, safetensors only, resumable."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .folder import ModelFolder
+
+WANTED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
+SECONDS_BETWEEN_LOOKS = 0.5
+_BY_HAND = "copy the model's folder into models/florence2"
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+def check_model_id(model_id: str) -> str:
+    """Raises ValueError unless it is OWNER/NAME, as huggingface.co writes it."""
+    model_id = model_id.strip()
+    if not re.fullmatch(f"{_PART}/{_PART}", model_id) or ".." in model_id:
+        raise ValueError(f"model_id must be OWNER/NAME as on huggingface.co, such as florence-community/Florence-2-base, got {model_id!r}")
+    return model_id
+
+
+def downloaded_model(model_id: str, root: Path) -> Path | None:
+    """The model's folder below `root`, when all of it is there."""
+    folder = root / check_model_id(model_id)
+    try:
+        return ModelFolder.open(folder).path
+    except (ValueError, OSError):
+        return None
+
+
+def download_model(
+    model_id: str,
+    root: Path,
+    *,
+    check_interrupted: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Path:
+    """The folder `root`/OWNER/NAME with the model; `on_progress` is told the bytes that are there and those in all (0: unknown).
+
+    What arrived before an error is kept, and the next call goes on there. An interrupt is answered at once; the file that is on its
+    way is then finished in the background.
+
+    Raises:
+        ValueError: no such model, it needs a login, or it is no Florence-2 model with safetensors.
+        RuntimeError: huggingface.co cannot be reached.
+    """
+    folder = root / check_model_id(model_id)
+    with _plain_errors(model_id):
+        total = _require_model(model_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="florence2-download")
+    running = executor.submit(_fetch, model_id, folder)
+    try:
+        while not _is_done(running):
+            check_interrupted()
+            on_progress(min(_bytes_in(folder), total), total)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+    with _plain_errors(model_id):
+        running.result()
+    return ModelFolder.open(folder).path
+
+
+def _is_done(running: Future[object]) -> bool:
+    return bool(wait([running], timeout=SECONDS_BETWEEN_LOOKS).done)
+
+
+def _fetch(model_id: str, folder: Path) -> object:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model_id, local_dir=folder, allow_patterns=[*WANTED_FILES, *WEIGHT_FILES])
+
+
+def _require_model(model_id: str) -> int:
+    """The bytes that are to come, after a look at the list of files."""
+    from huggingface_hub import HfApi
+
+    files = {file.rfilename: file.size or 0 for file in HfApi().model_info(model_id, files_metadata=True).siblings or []}
+    weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
+    if not weights or "config.json" not in files:
+        raise ValueError(
+            f"{model_id} has no .safetensors file, and no others are downloaded, for they can hold programs. "
+            "Choose another model, such as florence-community/Florence-2-base"
+        )
+    return sum(files[name] for name in weights) + sum(size for name, size in files.items() if name in WANTED_FILES)
+
+
+@contextmanager
+def _plain_errors(model_id: str) -> Iterator[None]:
+    """huggingface_hub's errors in the user's words."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    # The bases are the errors of the library that it goes by, which is another one in each of its major versions.
+    unreachable: Any = (OSError, LocalEntryNotFoundError, *HfHubHTTPError.__bases__)
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ValueError(f"{model_id}: its owner wants you to log in and agree first. Do so on https://huggingface.co/{model_id}") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"{model_id}: there is no such model on huggingface.co. Is the name right?") from error
+    except OfflineModeIsEnabled as error:
+        raise RuntimeError(f"{model_id} cannot be downloaded: HF_HUB_OFFLINE is set. Unset it, or {_BY_HAND}") from error
+    except unreachable as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RuntimeError(
+            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). What arrived is kept: run it again, or {_BY_HAND}"
+        ) from error
+
+
+def _bytes_in(folder: Path) -> int:
+    """What is there so far, unfinished files included; one may get its name meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
