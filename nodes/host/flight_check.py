@@ -1,0 +1,76 @@
+"""The flight check in the graph: settings as Train LoRA resolves them, the GPU that is there, the picture on the node."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ...trainers.caption_variants import CaptionConfig
+from ...trainers.config import own_settings
+from ...trainers.dataset import Dataset
+from ...trainers.flight_check import FlightCheckConfig, Surroundings, check_flight
+from ...trainers.flight_check_picture import draw_flight_check
+from ...trainers.flight_report import FlightReport
+from . import folders
+from .progress import ComfyHost, cancellable
+from .settings import resolve_settings
+
+
+@dataclass(frozen=True)
+class CheckedInGraph:
+    """What the node hands over. picture: IMAGE [1, height, width, 3] in 0..1."""
+
+    text: str
+    picture: torch.Tensor
+    facts: dict[str, Any]
+
+    def preview(self, node: type[io.ComfyNode]) -> dict[str, Any]:
+        return {"images": ui.PreviewImage(self.picture, cls=node).as_dict()["images"]}
+
+
+def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[str, Any]) -> CheckedInGraph:
+    """
+    Raises:
+        ValueError: the check refuses; the message is its report, and the picture is shown on the node.
+        InterruptProcessingException: the user cancelled.
+    """
+    host = ComfyHost()
+    with cancellable():
+        report = _check(dataset, host, goal=goal, memory=memory, settings=settings)
+    picture = draw_flight_check(report)
+    if report.is_refused:
+        _show(picture)
+    host.send_text(report.text())
+    report.require_clear()
+    return CheckedInGraph(report.text(), torch.from_numpy(np.array(picture)).float().div(255)[None], report.to_dict())
+
+
+def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
+    check = FlightCheckConfig(**own_settings(FlightCheckConfig, settings))
+    config, buckets = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
+    surroundings = Surroundings(config.mixed_precision, _device_bytes(), folders.work_folder())
+    return check_flight(
+        dataset,
+        config,
+        buckets,
+        check,
+        surroundings,
+        captions=CaptionConfig(**own_settings(CaptionConfig, settings)),
+        check_interrupted=host.check_interrupted,
+        on_progress=host.counter("looking at pictures"),
+    )
+
+
+def _device_bytes() -> int | None:
+    device = comfy.model_management.get_torch_device()
+    return None if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_total_memory(device)
+
+
+def _show(picture: Image.Image) -> None:
+    """As a preview at once: an error of the node would leave its picture out."""
+    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("PNG", picture, picture.width))

@@ -1,0 +1,59 @@
+"""The Flight Check node on a real server: report and picture, the dataset passed on to the trainer, and a refusal that shows why."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.comfyui.client import Prompt, PromptFailed, Result
+from trainers.comfyui.server import ComfyServer
+from trainers.demo.concept import TRIGGER_WORD
+
+SETTINGS = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "max_train_steps": 3}
+
+
+def prompt(*, folder: str = "toadstools", **settings: Any) -> Prompt:
+    return {
+        "pictures": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
+        "check": {"class_type": "LoRATrainer_FlightCheck", "inputs": {"dataset": ["pictures", 0], **SETTINGS, **settings}},
+    }
+
+
+def test_the_node_reports_draws_and_passes_the_dataset_on(comfyui_server: ComfyServer):
+    client = comfyui_server.client
+    base = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
+    links = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["check", 0]}
+    train = {"class_type": "LoRATrainer_LoRATrainSDXL", "inputs": {**links, **SETTINGS, "optimizer": "AdamW"}}
+    show = {"class_type": "SaveImage", "inputs": {"images": ["check", 2], "filename_prefix": "check"}}
+    steps = {"class_type": "PreviewAny", "inputs": {"source": ["train", 5]}}
+    result = client.run({**prompt(stop_at="never"), "base": base, "train": train, "show": show, "steps": steps})
+    (text,) = result.outputs["check"]["text"]
+    facts = result.outputs["check"]["lora_trainer"][0]
+    assert text.startswith("Flight check of toadstools: ready: ") and "Steps: 3, " in text
+    assert facts["num_pictures"] == 12 and facts["cost"]["schedule"]["total_steps"] == 3 and not facts["refused"]
+    on_node, saved = picture_of(result, "check", comfyui_server), picture_of(result, "show", comfyui_server)
+    assert on_node.shape[1] == 1280 and np.abs(on_node.astype(int) - saved).max() <= 1
+    assert result.outputs["train"]["lora_trainer"][0]["steps"] == 3
+
+
+def picture_of(result: Result, node: str, server: ComfyServer) -> np.ndarray:
+    (file,) = result.files(node)
+    return np.asarray(Image.open(io.BytesIO(server.client.fetch(file))).convert("RGB"))
+
+
+def test_a_refusal_names_what_to_mend_and_shows_the_picture(comfyui_server: ComfyServer):
+    previews = []
+    with pytest.raises(PromptFailed, match="Flight check of toadstools: refused") as failure:
+        comfyui_server.client.run(prompt(stop_at="warning"), on_message=lambda message: previews.append(message) if message.kind == "preview" else None)
+    message = str(failure.value)
+    assert "3 steps do not reach every picture" in message and "set stop_at to error or never to go on in spite of it" in message
+    assert Image.open(io.BytesIO(previews[-1].data["image"])).width > 500
+
+
+def test_settings_left_open_are_those_of_the_trainer(comfyui_server: ComfyServer):
+    result = comfyui_server.client.run(
+        prompt(stop_at="never", max_train_steps=0, goal="person", memory="8 GB", train_batch_size=0, gradient_accumulation_steps=0)
+    )
+    assert result.outputs["check"]["lora_trainer"][0]["cost"]["schedule"]["total_steps"] == 12 * 100 // 2

@@ -1,0 +1,548 @@
+"""The flight check on real small folders: every kind of finding with its message, near-duplicates, the cost, the picture."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import trainers.near_duplicates
+from trainers.__main__ import main
+from trainers.buckets import BucketConfig, plan_crops
+from trainers.caption_variants import CaptionConfig
+from trainers.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
+from trainers.flight_check import FlightCheckConfig, Surroundings, check_flight
+from trainers.flight_check_picture import draw_flight_check
+from trainers.flight_report import CheckFinding, FlightReport
+from trainers.near_duplicates import fingerprint, near_duplicates
+from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.cost import disk_use, plan_schedule
+from trainers.sdxl.standard_unet import standard_unet
+
+GIB = 2**30
+
+
+def painting(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
+    """Soft colours with discs on them: another seed looks quite different."""
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    for x, y, radius, *colour in zip(*(rng.uniform(0, 1, 9) for _ in range(2)), rng.uniform(0.05, 0.25, 9), *rng.integers(0, 256, (3, 9)), strict=True):
+        box = [(centre + sign * radius) * side for sign in (-1, 1) for centre, side in ((x, size[0]), (y, size[1]))]
+        pen.ellipse(box, fill=tuple(map(int, colour)))
+    return picture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six different pictures with captions."""
+    folder = tmp_path / "toys"
+    folder.mkdir()
+    for seed in range(6):
+        add(folder, f"{seed}.png", painting(seed), caption=f"zwx, toy number {seed} on a table")
+    return folder
+
+
+def add(folder: Path, name: str, picture: Image.Image, *, caption: str = "zwx, one more toy on the floor", **saving: object) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    picture.save(folder / name, **saving)
+    if caption:
+        (folder / name).with_suffix(".txt").write_text(caption)
+
+
+def scan(folder: Path, **settings: object) -> Dataset:
+    return scan_folder(DatasetConfig(images=str(folder), **{"trigger_word": "zwx", **settings}))
+
+
+def check(dataset: Dataset, *, captions: CaptionConfig | None = None, surroundings: Surroundings | None = None, **settings: object) -> FlightReport:
+    configs = {kind: {} for kind in (SDXLConfig, BucketConfig, FlightCheckConfig)}
+    for name, value in {"resolution": 128, "max_train_steps": 400, **settings}.items():
+        next(given for kind, given in configs.items() if name in kind.__dataclass_fields__)[name] = value
+    config, buckets, flight_check = (kind(**given) for kind, given in configs.items())
+    return check_flight(dataset, config, buckets, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output")), captions=captions)
+
+
+def found(report: FlightReport, kind: str) -> CheckFinding:
+    (finding,) = [finding for finding in report.findings if finding.kind == kind]
+    return finding
+
+
+def kinds(report: FlightReport) -> set[str]:
+    return {finding.kind for finding in report.findings}
+
+
+def lines(report: FlightReport, kind: str) -> list[str]:
+    finding = found(report, kind)
+    return [finding.level, *finding.lines()]
+
+
+# ---- findings ----
+
+
+def test_a_good_folder_has_no_findings(folder: Path) -> None:
+    report = check(scan(folder))
+    assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
+    assert report.text().startswith("Flight check of toys: ready: no findings\n\nPictures: 6 pictures\nCropping: 0.0% of a picture's area is lost")
+    assert "Steps: 400, 66.7 epochs of 6 samples; each picture is seen about 67 times" in report.text()
+
+
+def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:900])
+    (folder / "empty.jpg").touch()
+    (folder / "film.gif").write_bytes(b"GIF89a")
+    (folder / "again.png").write_bytes((folder / "2.png").read_bytes())
+    report = check(scan(folder))
+    assert lines(report, "unusable") == [
+        "error",
+        "  2 pictures cannot be used. Repair or replace what is damaged, or remove it",
+        "    broken.png: it is damaged (image file is truncated)",
+        "    empty.jpg: the file is empty (0 bytes)",
+    ]
+    level, message, *left_out = lines(report, "left_out")
+    assert (level, message) == ("warning", "  2 pictures left out")
+    assert sorted(left_out) == [
+        "    again.png: it is the same file as 2.png",
+        "    film.gif: .gif files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
+    ]
+    assert report.verdict == "refused: 1 error, 1 warning" and report.num_left_out == 4
+
+
+def test_pictures_without_any_caption_are_an_error(folder: Path) -> None:
+    add(folder, "bare.png", painting(7), caption="")
+    report = check(scan(folder, trigger_word=""))
+    assert lines(report, "no_caption") == [
+        "error",
+        "  1 picture without a caption, and so left out. Write captions, connect Florence2Caption, or set trigger_word",
+        "    bare.png",
+    ]
+    assert lines(report, "no_trigger_word")[0] == "note"
+    assert kinds(report) == {"no_caption", "no_trigger_word"}
+
+
+def test_when_nothing_can_be_trained_the_trainers_words_are_the_finding(tmp_path: Path) -> None:
+    add(tmp_path / "bare", "a.png", painting(0), caption="")
+    report = check(scan(tmp_path / "bare", trigger_word=""))
+    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: bare: no usable picture among 1: a.png: it has no caption")
+    assert report.uses == [] and report.is_refused and report.to_dict()["buckets"] == {}
+    assert draw_flight_check(report).width == 1280
+
+
+def test_what_strict_would_stop_is_an_error_and_the_rest_is_planned(folder: Path) -> None:
+    add(folder, "tiny.png", painting(7, (40, 40)))
+    report = check(scan(folder, strict=True))
+    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: toys: strict is on and 1 picture cannot be used: tiny.png: 40 x 40")
+    assert len(report.uses) == 6 and report.is_refused
+
+
+def test_pictures_that_are_too_small_are_named(folder: Path) -> None:
+    add(folder, "tiny.png", painting(7, (40, 40)))
+    level, message, picture = lines(check(scan(folder)), "too_small")
+    assert (level, message) == ("warning", "  1 picture left out as too small")
+    assert picture.startswith("    tiny.png: 40 x 40 pixels are too small, both sides must have 64 or more")
+
+
+def test_heavy_cropping_says_what_is_lost_the_worst_first(folder: Path) -> None:
+    add(folder, "wide.png", painting(7, (512, 128)))
+    add(folder, "wider.png", painting(8, (640, 128)))
+    report = check(scan(folder), resize_mode="center_crop")
+    assert lines(report, "heavy_crop") == [
+        "warning",
+        "  2 pictures cropped by 25% or more. Set resize_mode to bucket, or cut them yourself",
+        "    wider.png: 80% of 640 x 128 is cut away for 128 x 128",
+        "    wide.png: 75% of 512 x 128 is cut away for 128 x 128",
+    ]
+    use = next(use for use in report.uses if use.image.name == "wide.png")
+    assert use.lost_share == 0.75 and use.enlargement == 1.0
+
+
+def test_enlarged_and_small_pictures_are_told_apart(folder: Path) -> None:
+    add(folder, "small.png", painting(7, (80, 80)))
+    report = check(scan(folder), bucket_no_upscale=False)
+    assert lines(report, "enlarged") == [
+        "warning",
+        "  1 picture enlarged, which teaches blur. Use larger pictures, or turn bucket_no_upscale on",
+        "    small.png: 80 x 80 is enlarged 1.6 times",
+    ]
+    assert lines(check(scan(folder), bucket_reso_steps=16), "small") == [
+        "note",
+        "  1 picture trained far below resolution 128, being no larger",
+        "    small.png: at 80 x 80, from 80 x 80",
+    ]
+
+
+def test_near_duplicates_are_found_and_grouped(folder: Path) -> None:
+    picture = painting(20, (300, 200))
+    add(folder, "a.png", picture)
+    add(folder, "b.jpg", picture.resize((210, 140)), quality=40)
+    add(folder, "c.png", picture.crop((12, 4, 300, 196)))
+    report = check(scan(folder))
+    message = "1 group of near-duplicates, each learned as if it were one picture with repeats. Keep the best of each"
+    assert lines(report, "near_duplicates") == ["warning", f"  {message}", "    a.png: looks like b.jpg, c.png"]
+    assert report.duplicate_groups == [["a.png", "b.jpg", "c.png"]]
+    assert "near_duplicates" not in kinds(check(scan(folder), find_near_duplicates=False))
+
+
+def test_long_and_overlong_captions_are_counted_in_tokens(folder: Path) -> None:
+    add(folder, "long.png", painting(7), caption="zwx, " + "red " * 90)
+    add(folder, "overlong.png", painting(8), caption="zwx, " + "red " * 300)
+    report = check(scan(folder))
+    assert lines(report, "long_caption") == [
+        "note",
+        "  1 caption of more than 75 tokens, learned in chunks of which the first counts most",
+        f"    long.png: {num_tokens('zwx,') + 90} tokens, 2 chunks",
+    ]
+    assert lines(report, "overlong_caption") == [
+        "warning",
+        "  1 caption of more than 225 tokens. Other programs cut such prompts off, and what is said last has little effect. Shorten them",
+        f"    overlong.png: {num_tokens('zwx,') + 300} tokens, 5 chunks",
+    ]
+
+
+def num_tokens(text: str) -> int:
+    from trainers.sdxl.tokenizer import token_ids
+
+    return len(token_ids([text])[0])
+
+
+def test_lines_of_a_caption_that_are_chosen_at_random_count_one_by_one(folder: Path) -> None:
+    add(folder, "lines.png", painting(7), caption="zwx, " + "red " * 50 + "\nzwx, " + "blue " * 50)
+    assert "long_caption" in kinds(check(scan(folder)))
+    assert "long_caption" not in kinds(check(scan(folder), captions=CaptionConfig(use_wildcards=True)))
+
+
+def test_captions_of_the_trigger_word_alone_are_warned_about_once(folder: Path) -> None:
+    add(folder, "bare.png", painting(7), caption="")
+    meaning = "it will come to mean all that these pictures show. Write captions, or connect Florence2Caption"
+    report = check(scan(folder))
+    assert lines(report, "trigger_word_alone") == ["warning", f"  1 caption of the trigger word alone: {meaning}", "    bare.png"]
+    assert kinds(report) == {"trigger_word_alone"}  # the scan's remark on it is not repeated
+
+
+def test_captions_without_the_trigger_word_are_found(folder: Path) -> None:
+    dataset = scan(folder, trigger_word="")
+    dataset = Dataset(dataset.images, 1, "qqq", dataset.report, dataset.folder_name)
+    level, message, first, *_ = lines(check(dataset), "trigger_word_missing")
+    assert (level, message) == ("warning", "  6 captions without the trigger word. Add it")
+    assert first == "    0.png: no qqq in: zwx, toy number 0 on a table"
+
+
+def test_the_same_caption_everywhere_is_noted(tmp_path: Path) -> None:
+    for seed in range(5):
+        add(tmp_path / "same", f"{seed}.png", painting(seed), caption="zwx, a toy")
+    assert lines(check(scan(tmp_path / "same")), "same_caption") == ["note", "  all captions are the same: zwx, a toy"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"max_train_steps": 4}, "not_all_seen", "4 steps do not reach every picture: an epoch has 6. Set max_train_steps higher"),
+        (
+            {"max_train_steps": 60},
+            "seldom_seen",
+            "a picture is seen only 10 times, where 60 to 100 are usual. Raise max_train_steps, unless the pictures are alike",
+        ),
+        (
+            {"max_train_steps": 3000},
+            "often_seen",
+            "a picture is seen 500 times, where 60 to 100 are usual: it may be learned by heart. Lower max_train_steps or num_repeats",
+        ),
+    ],
+)
+def test_how_often_a_picture_is_seen_is_judged(folder: Path, settings: dict, kind: str, message: str) -> None:
+    report = check(scan(folder), **settings)
+    assert (found(report, kind).level, found(report, kind).message) == ("warning", message) and kinds(report) == {kind}
+
+
+def test_few_pictures_and_batches_that_are_not_full_are_remarked_on(folder: Path) -> None:
+    for seed in range(3, 6):
+        (folder / f"{seed}.png").unlink()
+    report = check(scan(folder), train_batch_size=2, max_train_steps=100)
+    assert found(report, "few_pictures").message == "3 pictures only, learned by heart rather than understood. 10 to 200 are usual"
+    assert found(report, "partial_batches").message == "1 of 2 batches per epoch have fewer than 2 pictures, since a batch has one size"
+
+
+def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
+    Image.new("L", (160, 160), 0).save(folder / "1-masklabel.png")
+    Image.new("L", (160, 160), 255).save(folder / "2-masklabel.png")
+    report = check(scan(folder))
+    assert report.num_masks == 2
+    assert lines(report, "empty_mask") == [
+        "error",
+        "  the masks of 1 picture are all black: there is nothing to learn in them. White is learned: are they inverted?",
+        "    1.png",
+    ]
+
+
+def test_regularization_pictures_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:
+    for seed in range(30, 33):
+        add(tmp_path / "class", f"{seed}.png", painting(seed), caption="a toy")
+    report = check(join_datasets([scan(folder), scan(tmp_path / "class", trigger_word="", is_regularization=True)]))
+    assert (report.num_pictures, report.num_regularization) == (6, 3)
+    assert kinds(report) <= {"remarks"}
+    assert report.cost.schedule.num_samples == 12 and report.cost.schedule.times_seen_range == (400 / 12, 400 / 12)
+
+
+def test_what_the_trainer_says_about_captions_is_a_finding(folder: Path) -> None:
+    report = check(scan(folder, trigger_word=""), prior_loss_weight=1.0)
+    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: prior_loss_weight needs a prompt")
+
+
+def test_too_little_memory_and_disk_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = check(scan(folder), surroundings=Surroundings(device_bytes=4 * GIB))
+    needed = f"{report.cost.memory_bytes / GIB:.1f} GB"
+    remedy = "Lower train_batch_size or resolution, or turn gradient_checkpointing on"
+    assert found(report, "memory").message == f"the training needs about {needed} of memory, and the GPU has 4.0 GB. {remedy}"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+    assert found(check(scan(folder)), "disk").message.endswith("output has 1.0 MB free. Make room, or keep fewer checkpoints")
+
+
+# ---- levels ----
+
+
+@pytest.mark.parametrize(("stop_at", "is_refused"), [("error", False), ("warning", True), ("never", False)])
+def test_the_level_decides_what_is_refused(folder: Path, stop_at: str, is_refused: bool) -> None:
+    report = check(scan(folder), stop_at=stop_at, max_train_steps=60)
+    assert report.is_refused is is_refused
+    if is_refused:
+        with pytest.raises(ValueError, match=r"a picture is seen only 10 times(.|\n)*set stop_at to error or never to go on in spite of it"):
+            report.require_clear()
+    else:
+        report.require_clear()
+
+
+def test_findings_come_by_level_and_long_lists_are_cut(folder: Path) -> None:
+    for number in range(12):
+        (folder / f"empty{number}.png").touch()
+    report = check(scan(folder), max_train_steps=60)
+    assert [finding.level for finding in report.findings] == ["error", "warning"]
+    shown = found(report, "unusable").lines()
+    assert len(shown) == 1 + 8 + 1 and shown[-1] == "    and 4 more"
+
+
+# ---- near-duplicates ----
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+COPIES = {
+    "resized": lambda picture: picture.resize((96, 64)),
+    "enlarged": lambda picture: picture.resize((600, 400)),
+    "recompressed": lambda picture: jpeg(picture, 25),
+    "cut at the left and top": lambda picture: picture.crop((18, 12, 300, 200)),
+    "cut at the right": lambda picture: picture.crop((0, 0, 279, 200)),
+    "cut all around": lambda picture: picture.crop((9, 6, 291, 194)),
+    "brighter": lambda picture: picture.point(lambda value: min(255, round(value * 1.1))),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_is_found(copy: str) -> None:
+    for seed in range(10):
+        picture = painting(seed, (300, 200))
+        assert near_duplicates([fingerprint(picture), fingerprint(COPIES[copy](picture))]) == [[0, 1]], seed
+
+
+def test_different_pictures_are_not_near_duplicates() -> None:
+    assert near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
+
+
+def test_the_same_shapes_in_other_colours_are_another_picture() -> None:
+    red, blue = (Image.new("RGB", (100, 100), "white") for _ in range(2))
+    for picture, colour in ((red, "#ff0000"), (blue, "#0000ff")):
+        ImageDraw.Draw(picture).ellipse((10, 10, 90, 90), fill=colour)
+    assert near_duplicates([fingerprint(red), fingerprint(blue)]) == []
+    assert near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
+
+
+def test_the_same_thing_on_a_wider_canvas_is_another_picture() -> None:
+    wide, square = Image.new("RGB", (400, 200), "white"), Image.new("RGB", (200, 200), "white")
+    ImageDraw.Draw(wide).ellipse((20, 10, 380, 190), fill="#ff0000")
+    ImageDraw.Draw(square).ellipse((10, 10, 190, 190), fill="#ff0000")
+    assert near_duplicates([fingerprint(wide), fingerprint(square)]) == []
+
+
+def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
+    first, other = painting(1, (300, 200)), painting(2)
+    prints = [fingerprint(picture) for picture in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
+    assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
+
+
+def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
+    prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
+    rng = np.random.default_rng(0)
+    many = [trainers.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
+    started = time.monotonic()
+    assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
+    assert time.monotonic() - started < 3
+
+
+def test_a_missing_library_is_named_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(ModuleNotFoundError, match="needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off"):
+        check(scan(folder))
+    assert check(scan(folder), find_near_duplicates=False).findings == []
+
+
+# ---- cost ----
+
+
+def test_the_schedule_is_the_trainers() -> None:
+    config = SDXLConfig(train_batch_size=2, gradient_accumulation_steps=3, num_train_epochs=5)
+    plan = plan_crops(imagined(7, num_repeats=3), BucketConfig(resolution=128), seed=0)
+    schedule = plan_schedule(plan, config)
+    assert (schedule.num_samples, schedule.num_batches, schedule.steps_per_epoch, schedule.total_steps) == (21, 11, 4, 20)
+    assert schedule.num_epochs == 5 and schedule.times_seen("0.png") == 15 and schedule.num_partial_batches == 1
+    assert schedule.pixels_per_step == 21 * 128 * 128 / 4
+
+
+def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
+    from safetensors.torch import save
+    from torch import zeros
+
+    plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
+    disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
+    file_bytes = len(save({"latents": zeros(4, 128, 128)}))
+    assert disk.latents_bytes == pytest.approx(2 * 3 * file_bytes, rel=0.01)
+    embeddings = sum(len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()})) for n in (1, 2))
+    assert disk.captions_bytes == pytest.approx(embeddings, rel=0.01)
+    assert disk.lora_bytes == 2000
+
+
+def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
+    from safetensors.torch import save
+    from torch import zeros
+
+    dataset = imagined(3)
+    masked = replace(dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images[:2]] + dataset.images[2:])
+    sizes = []
+    for each in (dataset, masked):
+        plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
+        disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
+        sizes.append(disk.latents_bytes)
+    assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
+
+
+@pytest.mark.parametrize(("settings", "number"), [({}, 0), ({"save_every_n_steps": 500}, 2), ({"save_every_n_epochs": 100}, 4)])
+def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
+    plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
+    config = SDXLConfig(max_train_steps=1500, **settings)
+    assert disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
+
+
+def test_the_loras_size_grows_with_its_rank(folder: Path) -> None:
+    sizes = [check(scan(folder), rank=rank).cost.disk.lora_bytes for rank in (8, 16)]
+    assert sizes == [2 * 21_278_720, 4 * 21_278_720]  # parameters of rank 8 on SDXL's 722 layers, two bytes each
+
+
+def test_the_unet_is_counted_without_weights() -> None:
+    assert {parameter.device.type for parameter in standard_unet().parameters()} == {"meta"}
+
+
+def test_the_time_comes_from_an_earlier_run_with_the_same_settings_or_is_unknown(folder: Path, tmp_path: Path) -> None:
+    surroundings = Surroundings(output_folder=tmp_path / "output")
+    assert "Time: unknown, for no earlier run in the output folder has these settings" in check(scan(folder), surroundings=surroundings).text()
+    write_run(tmp_path / "output/runs/old", seconds_per_step=1.5, rank=16)
+    write_run(tmp_path / "output/runs/other", seconds_per_step=9.0, rank=64)
+    write_run(tmp_path / "output/runs/short", seconds_per_step=9.0, rank=16, num_steps=5)
+    (tmp_path / "output/runs/cut").mkdir()
+    (tmp_path / "output/runs/cut/manifest.json").write_text('{"training": {')
+    report = check(scan(folder), surroundings=surroundings)
+    assert report.cost.seconds == pytest.approx(600, rel=1e-3)
+    assert "Time: about 10 min for the steps (1.50 s per step, as in old on cuda:0 with my_model)" in report.text()
+
+
+def test_the_time_with_prior_preservation_is_reckoned_from_a_run_without_it_unless_there_is_one_with(folder: Path, tmp_path: Path) -> None:
+    surroundings = Surroundings(output_folder=tmp_path / "output")
+    write_run(tmp_path / "output/runs/plain", seconds_per_step=1.0, rank=16)
+    report = check(scan(folder), surroundings=surroundings, prior_loss_weight=1.0, class_prompt="a thing")
+    assert report.cost.seconds == pytest.approx(400 * 2.3, rel=1e-3)
+    assert "(2.30 s per step, reckoned with prior_loss_weight from the 1.00 s in plain on cuda:0 with my_model)" in report.text()
+    write_run(tmp_path / "output/runs/prior", seconds_per_step=2.0, rank=16, prior_loss_weight=0.5)
+    write_run(tmp_path / "output/runs/mixed", seconds_per_step=9.0, rank=16, extra_resolutions="64")
+    for prior_loss_weight, seconds in ((1.0, 800), (0.0, 400)):
+        report = check(scan(folder), surroundings=surroundings, prior_loss_weight=prior_loss_weight, class_prompt="a thing")
+        assert report.cost.seconds == pytest.approx(seconds, rel=1e-3)
+
+
+def write_run(folder: Path, *, seconds_per_step: float, num_steps: int = 50, extra_resolutions: str = "", **settings: float) -> None:
+    folder.mkdir(parents=True)
+    training = {spec: getattr(SDXLConfig(**settings), spec) for spec in SDXLConfig.__dataclass_fields__}
+    buckets = {"resolution": 128, "extra_resolutions": extra_resolutions}
+    manifest = {"training": training, "buckets": buckets, "precision": "bf16", "device": "cuda:0", "base_model": {"name": "my_model"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rows = [f"{step},1,0.1,0.1,0.0001,{1 / seconds_per_step:.4g}" for step in range(1, num_steps + 1)]
+    (folder / "loss.csv").write_text("step,epoch,loss,average_loss,learning_rate,steps_per_second\n" + "\n".join(rows) + "\n")
+
+
+def test_a_thousand_pictures_are_planned_in_seconds() -> None:
+    started = time.monotonic()
+    plan = plan_crops(imagined(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
+    assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
+    assert time.monotonic() - started < 10
+
+
+def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
+    """Pictures that only a plan looks at, so that no file is needed."""
+    images = [
+        TrainingImage(f"{i}.png", Path("x"), f"{i:064}", (1024 + 7 * i % 900, 1024 + 13 * i % 700) if sizes else (1024, 1024), "a", False)
+        for i in range(num_images)
+    ]
+    return Dataset(images, num_repeats, "", DatasetReport(num_images), "imagined")
+
+
+# ---- the picture and the command ----
+
+
+def test_the_picture_shows_every_section(folder: Path) -> None:
+    plain = draw_flight_check(check(scan(folder)))
+    add(folder, "wide.png", painting(1, (512, 128)))
+    add(folder, "copy.jpg", painting(2).resize((140, 140)))
+    (folder / "empty.png").touch()
+    full = draw_flight_check(check(scan(folder)))
+    assert plain.mode == "RGB" and plain.width == full.width == 1280 and full.height > plain.height + 200
+
+
+@pytest.mark.parametrize("num_images", [1, 200])
+def test_one_picture_and_many_long_names_can_be_drawn(tmp_path: Path, num_images: int) -> None:
+    for number in range(num_images):
+        Image.new("RGB", (64 + number % 40 * 8, 64 + number % 7 * 40), (number, 0, 255 - number)).save(at(tmp_path / "many", f"{number}{'x' * 120}ä漢.png"))
+    report = check(scan(tmp_path / "many"), find_near_duplicates=False)
+    assert draw_flight_check(report).height < 4000
+
+
+def at(folder: Path, name: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder / name
+
+
+def test_the_command_prints_writes_the_picture_and_exits_by_level(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "--images", str(folder), "--trigger-word", "zwx", "--resolution", "128", "--output-dir", str(tmp_path / "output")]
+    assert main([*arguments, "--max-train-steps", "400", "--picture", str(tmp_path / "check.png")]) == 0
+    assert "Flight check of toys: ready: no findings" in capsys.readouterr().out
+    assert Image.open(tmp_path / "check.png").width == 1280
+    assert main([*arguments, "--max-train-steps", "60", "--stop-at", "warning", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["refused"] and [finding["kind"] for finding in report["findings"]] == ["seldom_seen"]
+    assert report["pictures"][0]["times_seen"] == 10 and report["cost"]["schedule"]["total_steps"] == 60
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_report_is_plain_json(folder: Path) -> None:
+    assert math.isfinite(json.loads(json.dumps(check(scan(folder)).to_dict(), allow_nan=False))["cost"]["memory_bytes"])
+
+
+def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() -> None:
+    code = "import sys, trainers.__main__; print(sorted({'torch', 'diffusers', 'imagehash', 'scipy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert result.stdout.strip() == "[]"

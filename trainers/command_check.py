@@ -1,0 +1,68 @@
+"""Check a dataset and its settings before training: what will be used, what it will cost, what to mend. No model is loaded. Exits with 1 when refused."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .atomic_write import atomic_write
+from .buckets import BucketConfig
+from .caption_variants import CaptionConfig
+from .command_sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, scan_datasets
+from .config import build_config
+from .flight_check import FlightCheckConfig, Surroundings, check_flight
+from .flight_report import FlightReport
+from .sdxl.config import SDXLConfig
+
+SUMMARY = "check pictures, captions and settings before training"
+CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
+REQUIRED = ("images",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--picture", type=Path, help="also draw the report into this new PNG file")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_setting_flags(parser, CHECK_CONFIGS, required=REQUIRED)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.picture and options.picture.exists():
+        raise FileExistsError(f"{options.picture} exists already. Give a new name for the picture")
+    report = check(read_settings(options, configs=CHECK_CONFIGS, required=REQUIRED))
+    print(json.dumps(report.to_dict(), indent=2) + "\n" if options.json else report.text(), end="")
+    if options.picture:
+        from .flight_check_picture import draw_flight_check
+
+        with atomic_write(options.picture) as temporary:
+            draw_flight_check(report).save(temporary, format="PNG")
+    return 1 if report.is_refused else 0
+
+
+def check(settings: dict[str, Any]) -> FlightReport:
+    """Raises what the training would raise for a wrong setting, a folder without pictures, or an output that exists."""
+    dataset_settings = dataset_configs(settings)
+    config, buckets, captions, flight_check = (build_config(kind, settings) for kind in (SDXLConfig, BucketConfig, CaptionConfig, FlightCheckConfig))
+    # torch takes a second to import: a wrong setting must not wait for it.
+    from .host import ConsoleHost
+    from .run_folder import RunFolder
+
+    output_folder = Path(settings.get("output_dir", "output"))
+    if settings.get("output"):
+        RunFolder(output_folder, settings["output"])
+    if settings.get("base") and not Path(settings["base"]).exists():
+        raise FileNotFoundError(f"{settings['base']}: there is no such base model")
+    with ConsoleHost() as host:
+        dataset = scan_datasets(dataset_settings, check_interrupted=host.check_interrupted)
+        surroundings = _surroundings(config, settings.get("device"), output_folder)
+        return check_flight(dataset, config, buckets, flight_check, surroundings, captions=captions, check_interrupted=host.check_interrupted)
+
+
+def _surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
+    import torch
+
+    from .host import chosen_device
+    from .sdxl.prepare import resolve_precision
+
+    device = chosen_device(device_name)
+    device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return Surroundings(resolve_precision(config.mixed_precision, device), device_bytes, output_folder)

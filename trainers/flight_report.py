@@ -1,0 +1,238 @@
+"""What the flight check found: findings with a level, every picture's crop, and the cost; as text and as JSON."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from PIL import Image
+
+from .buckets import Crop, Size
+from .dataset import TrainingImage, counted
+from .earlier_runs import EarlierRun
+from .picture_folder import Finding
+from .sdxl.cost import DiskUse, Schedule
+
+Level = Literal["note", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("note", "warning", "error")
+MAX_SHOWN = 8  # pictures under one finding
+GIGABYTE = 2**30
+
+
+@dataclass(frozen=True)
+class CheckFinding:
+    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with their own reasons."""
+
+    level: Level
+    kind: str
+    message: str
+    pictures: list[Finding] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        return [f"  {self.message}", *(f"    {line}" for line in self.picture_lines(MAX_SHOWN))]
+
+    def picture_lines(self, max_shown: int) -> list[str]:
+        """A line for each picture that has a reason of its own; names alone stand side by side."""
+        shown, num_hidden = self.pictures[:max_shown], len(self.pictures) - max_shown
+        more = [f"and {num_hidden} more"] if num_hidden > 0 else []
+        if all(picture.reason for picture in shown):
+            return [*(f"{picture.name}: {picture.reason}" for picture in shown), *more]
+        return [" ".join([", ".join(picture.name for picture in shown), *more])]
+
+
+@dataclass(frozen=True)
+class PictureUse:
+    """One picture at one size: how it is cropped, and how many samples of an epoch it is."""
+
+    image: TrainingImage
+    crop: Crop
+    num_samples: int
+
+    @property
+    def lost_share(self) -> float:
+        """Of the picture's area, that is cut away."""
+        (resized_height, resized_width), (height, width) = self.crop.resized_hw, self.crop.target_hw
+        return 1 - height * width / (resized_height * resized_width)
+
+    @property
+    def enlargement(self) -> float:
+        return max(resized / original for resized, original in zip(self.crop.resized_hw, self.crop.original_hw, strict=True))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """None: not known, because there is nothing to train."""
+
+    schedule: Schedule | None = None
+    memory_text: str = ""
+    memory_bytes: int | None = None
+    disk: DiskUse | None = None
+    earlier_run: EarlierRun | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """For the steps alone, without loading and caching."""
+        if self.earlier_run is None or self.schedule is None:
+            return None
+        return self.schedule.total_steps * self.earlier_run.seconds_per_step
+
+
+@dataclass(frozen=True)
+class FlightReport:
+    """`uses` has every picture once per size, in their order; `thumbnails` those that could be read, by name."""
+
+    name: str
+    stop_at: str
+    uses: list[PictureUse]
+    num_pictures: int
+    num_regularization: int
+    num_left_out: int
+    num_masks: int
+    summary: list[str]
+    cost: Cost
+    findings: list[CheckFinding]
+    duplicate_groups: list[list[str]]
+    thumbnails: dict[str, Image.Image] = field(repr=False)
+
+    def of_level(self, level: Level) -> list[CheckFinding]:
+        return [finding for finding in self.findings if finding.level == level]
+
+    @property
+    def buckets(self) -> dict[Size, list[PictureUse]]:
+        """The largest first."""
+        groups: dict[Size, list[PictureUse]] = defaultdict(list)
+        for use in sorted(self.uses, key=lambda use: (-use.crop.target_hw[0] * use.crop.target_hw[1], use.crop.target_hw)):
+            groups[use.crop.target_hw].append(use)
+        return dict(groups)
+
+    @property
+    def is_refused(self) -> bool:
+        return self.stop_at != "never" and any(LEVELS.index(finding.level) >= LEVELS.index(self.stop_at) for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """Such as "refused: 1 error, 2 warnings", or "ready: no findings"."""
+        counts = [counted(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
+        return f"{'refused' if self.is_refused else 'ready'}: {', '.join(counts) or 'no findings'}"
+
+    def text(self) -> str:
+        titles = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
+        lines = [f"Flight check of {self.name}: {self.verdict}", "", *self._fact_lines(), *self.summary]
+        if self.uses:
+            lines += ["", "Buckets (width x height)", *self._bucket_lines()]
+        for level in reversed(LEVELS):
+            if self.of_level(level):
+                lines += ["", titles[level], *(line for finding in self.of_level(level) for line in finding.lines())]
+        return "\n".join(lines) + "\n"
+
+    def _bucket_lines(self) -> Iterator[str]:
+        for (height, width), uses in self.buckets.items():
+            samples = sum(use.num_samples for use in uses)
+            yield f"  {width:>5} x {height:<5} {counted(len(uses), 'picture'):>12}, {counted(samples, 'sample')} per epoch"
+
+    def _fact_lines(self) -> Iterator[str]:
+        yield self._pictures_text()
+        if self.uses:
+            worst = max(self.uses, key=lambda use: use.lost_share)
+            mean = sum(use.lost_share for use in self.uses) / len(self.uses)
+            yield f"Cropping: {mean:.1%} of a picture's area is lost on average, at most {worst.lost_share:.1%} ({worst.image.name})"
+        yield from _cost_lines(self.cost)
+
+    def _pictures_text(self) -> str:
+        parts = [counted(self.num_pictures, "picture")]
+        parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
+        parts += [f"{self.num_masks} with masks"] if self.num_masks else []
+        parts += [f"{self.num_left_out} left out"] if self.num_left_out else []
+        return "Pictures: " + ", ".join(parts)
+
+    def tiles(self) -> list[tuple[str, str, str]]:
+        """The main numbers, each with its name and a few words on what it consists of."""
+        cost, left_out = self.cost, f"{self.num_left_out} left out" if self.num_left_out else "none left out"
+        tiles = [("Pictures", str(self.num_pictures), f"+ {self.num_regularization} regularization" if self.num_regularization else left_out)]
+        if cost.schedule is None or cost.disk is None or cost.memory_bytes is None:
+            return tiles
+        schedule = cost.schedule
+        return [
+            *tiles,
+            ("Steps", f"{schedule.total_steps:,}", f"{schedule.num_epochs:.1f} epochs of {schedule.num_samples}"),
+            ("Each is seen", _seen(schedule).removeprefix("about "), "60 to 100 are usual"),
+            ("GPU memory, about", size_text(cost.memory_bytes), f"{schedule.pixels_per_step / 1e6:.2g} MP per step"),
+            ("Time for the steps", duration_text(cost.seconds), "no run like it yet" if cost.seconds is None else "as an earlier run"),
+            ("Disk", size_text(cost.disk.total_bytes), f"LoRA {size_text(cost.disk.lora_bytes)}"),
+        ]
+
+    def require_clear(self) -> None:
+        """Raises ValueError with the whole report when it is refused."""
+        if self.is_refused:
+            allowed = "error or never" if self.stop_at == "warning" else "never"
+            raise ValueError(f"{self.text()}\nMend what is listed, or set stop_at to {allowed} to go on in spite of it")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: plain JSON."""
+        return {
+            "name": self.name,
+            "refused": self.is_refused,
+            "stop_at": self.stop_at,
+            "num_pictures": self.num_pictures,
+            "num_regularization": self.num_regularization,
+            "num_left_out": self.num_left_out,
+            "num_masks": self.num_masks,
+            "summary": self.summary,
+            "buckets": {f"{width}x{height}": len(uses) for (height, width), uses in self.buckets.items()},
+            "pictures": [_use_as_dict(use, self.cost.schedule) for use in self.uses],
+            "cost": _cost_as_dict(self.cost),
+            "duplicate_groups": self.duplicate_groups,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def _use_as_dict(use: PictureUse, schedule: Schedule | None) -> dict[str, Any]:
+    return {
+        "name": use.image.name,
+        "original_hw": list(use.crop.original_hw),
+        "target_hw": list(use.crop.target_hw),
+        "lost_share": round(use.lost_share, 4),
+        "enlargement": round(use.enlargement, 3),
+        "samples_per_epoch": use.num_samples,
+        "times_seen": round(schedule.times_seen(use.image.name), 1) if schedule else None,
+        "caption": use.image.caption,
+    }
+
+
+def _cost_as_dict(cost: Cost) -> dict[str, Any]:
+    values = {**asdict(cost), "seconds": cost.seconds}
+    if cost.schedule is not None:  # its counts stand with the pictures
+        values["schedule"] = {name: value for name, value in values["schedule"].items() if name not in ("samples_by_picture", "regularization")}
+    return values
+
+
+def _cost_lines(cost: Cost) -> Iterator[str]:
+    if cost.schedule is None or cost.disk is None:
+        return
+    schedule, disk = cost.schedule, cost.disk
+    epochs = f"{schedule.num_epochs:.1f} epochs of {counted(schedule.num_samples, 'sample')}"
+    yield f"Steps: {schedule.total_steps}, {epochs}; each picture is seen {_seen(schedule)}"
+    yield f"Pixels: {schedule.pixels_per_step / 1e6:.2g} million per step on average"
+    yield f"Memory: {cost.memory_text}"
+    if cost.earlier_run is None or cost.seconds is None:
+        yield "Time: unknown, for no earlier run in the output folder has these settings"
+    else:
+        yield f"Time: about {duration_text(cost.seconds)} for the steps ({cost.earlier_run.text()})"
+    checkpoints = f" and as much for each of {counted(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
+    yield f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, {size_text(disk.lora_bytes)} for the LoRA{checkpoints}"
+
+
+def _seen(schedule: Schedule) -> str:
+    low, high = schedule.times_seen_range
+    return f"about {high:.0f} times" if round(low) == round(high) else f"{low:.0f} to {high:.0f} times"
+
+
+def size_text(num_bytes: float) -> str:
+    return f"{num_bytes / GIGABYTE:.1f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 2**20:.1f} MB"
+
+
+def duration_text(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,90 @@
+"""Pictures that look the same: resized, recompressed or slightly cropped copies, found by perceptual hashes and compared in colour.
+
+Each picture is hashed as a whole and in nine windows a little smaller than itself; two pictures are near-duplicates when the whole of
+one is like the whole or a window of the other. So a copy is found that lost up to about a tenth of its width and height.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+WINDOW_SHARE = 0.06  # of width and height, that a window leaves out
+MAX_HASH_DISTANCE = 8  # of 64 bits: strangers are around 32, copies that are cut by a tenth of a side at most 8 in nine cases of ten
+MAX_COLOUR_DISTANCE = 25  # mean difference of 0 to 255: the hash is blind to colour
+MAX_SHAPE_RATIO = 1.15
+HASH_SIZE, COLOUR_SIZE, WINDOW_SIZE = 8, 12, 64
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """hashes [10, 64] of -1 and 1, colours [10, 432] in 0..255: the whole picture first, then its windows. shape: width / height."""
+
+    shape: float
+    hashes: np.ndarray
+    colours: np.ndarray
+
+
+def fingerprint(picture: Image.Image) -> Fingerprint:
+    """Of an RGB picture; a thumbnail of 200 pixels will do.
+
+    Raises:
+        ModuleNotFoundError: ImageHash is not installed.
+    """
+    try:
+        import imagehash
+    except ModuleNotFoundError as error:
+        if error.name != "imagehash":
+            raise
+        raise ModuleNotFoundError(
+            "finding near-duplicates needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off", name="imagehash"
+        ) from None
+    hashes = [imagehash.phash(window, hash_size=HASH_SIZE).hash.ravel() for window in _windows(picture.convert("L"), WINDOW_SIZE)]
+    colours = [np.asarray(window).ravel() for window in _windows(picture, COLOUR_SIZE)]
+    return Fingerprint(picture.width / picture.height, np.where(np.array(hashes), 1, -1).astype(np.float32), np.array(colours, dtype=np.float32))
+
+
+def _windows(picture: Image.Image, size: int) -> list[Image.Image]:
+    """All of it, then nine windows from corner to corner, each at size x size."""
+    width, height = picture.size
+    left_out = [(0, 0, 0.0)] + [(x, y, WINDOW_SHARE) for x, y in product((0, 0.5, 1), repeat=2)]
+    boxes = [(x * share * width, y * share * height, (1 + (x - 1) * share) * width, (1 + (y - 1) * share) * height) for x, y, share in left_out]
+    return [picture.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
+
+
+def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+    """Groups of two or more pictures that are alike, by their positions; alike with any one of a group is enough."""
+    representative = list(range(len(fingerprints)))
+    for first, second in _alike(fingerprints):
+        old, new = sorted((representative[first], representative[second]), reverse=True)
+        representative = [new if position == old else position for position in representative]
+    groups = defaultdict(list)
+    for position, group in enumerate(representative):
+        groups[group].append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _alike(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    if not fingerprints:
+        return []
+    whole = np.stack([one.hashes[0] for one in fingerprints])  # [pictures, 64]
+    windows = np.concatenate([one.hashes for one in fingerprints])  # [pictures * 10, 64]
+    num_windows = len(fingerprints[0].hashes)
+    pairs = []
+    for start in range(0, len(whole), _ROWS_AT_ONCE):
+        distances = (whole.shape[1] - whole[start : start + _ROWS_AT_ONCE] @ windows.T) / 2  # Hamming's
+        for row, column in np.argwhere(distances <= MAX_HASH_DISTANCE):
+            picture, (other, window) = start + row, divmod(column, num_windows)
+            if picture != other and _matches(fingerprints[picture], fingerprints[other], window):
+                pairs.append((int(picture), int(other)))
+    return pairs
+
+
+def _matches(whole: Fingerprint, other: Fingerprint, window: int) -> bool:
+    """The same shape, about, and the same colours in the same places."""
+    ratio = whole.shape / other.shape
+    return max(ratio, 1 / ratio) <= MAX_SHAPE_RATIO and np.abs(whole.colours[0] - other.colours[window]).mean() <= MAX_COLOUR_DISTANCE
