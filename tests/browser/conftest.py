@@ -16,6 +16,7 @@ from trainers.demo.in_comfyui import prepare_demo_directory
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
+TINY_FLORENCE2 = Path(__file__).parents[1] / "data" / "tiny_florence2"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SETTINGS = {
@@ -35,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         pytest.skip(str(reason))
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)
+    shutil.copytree(TINY_FLORENCE2, folder / "models" / "LLM" / TINY_FLORENCE2.name)
     with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
         yield server
 

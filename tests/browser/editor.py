@@ -94,8 +94,11 @@ class Editor:
 
     def run(self) -> None:
         """Click the button. The end is for `wait_for`."""
-        self.evaluate("() => { window.recorded.length = 0 }")
+        self.forget_events()
         self.page.get_by_test_id("queue-button").click()
+
+    def forget_events(self) -> None:
+        self.evaluate("() => { window.recorded.length = 0 }")
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.evaluate("() => window.recorded") if event["kind"] == kind]
@@ -109,6 +112,17 @@ class Editor:
     def complaints(self) -> list[str]:
         """The messages that pop up, such as those of a workflow that is not valid."""
         return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
+
+    def close_messages(self) -> None:
+        for message in self.page.locator(".p-toast-message").all():
+            message.get_by_role("button", name="Close").click()
+        self.page.locator(".p-toast-message").first.wait_for(state="detached")
+
+    def show_node(self, node: int) -> None:
+        """Alone, as large as it fits."""
+        self.evaluate("(id) => app.canvas.select(app.graph.getNodeById(id))", node)
+        self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(1000)  # it glides there
 
     def screenshot(self, name: str) -> Path:
         path = self.screenshots / f"{name}.png"

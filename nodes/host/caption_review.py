@@ -1,0 +1,120 @@
+"""What the Review Captions widget asks the server for: the captions that came in, thumbnails, token counts and changes to many captions."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from aiohttp import web
+from server import PromptServer
+
+from ...trainers.atomic_write import atomic_write
+from ...trainers.caption_edits import change_captions, inspect_caption, review_key
+from ...trainers.dataset import Dataset, TrainingImage
+from . import folders
+
+THUMBNAIL_SIZE = 320
+_CONTENT_HASH = re.compile(r"[0-9a-f]{64}")
+# What stands under a content hash never changes.
+_FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+
+
+def keep_review(dataset: Dataset) -> str:
+    """Keep the pictures' thumbnails and captions for the widget, and give the key that it finds them by, also after a restart."""
+    key = review_key(dataset)
+    progress = comfy.utils.ProgressBar(len(dataset.images))  # and no text: it would take half of the widget's place
+    for number, image in enumerate(dataset.images, start=1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        _keep_thumbnail(image)
+        progress.update_absolute(number)
+    review = {"key": key, "pictures": [_picture_entry(image, dataset.trigger_word_of(image)) for image in dataset.images]}
+    with atomic_write(_review_file(key), overwrite=True) as temporary:
+        temporary.write_text(json.dumps(review), encoding="utf-8")
+    return key
+
+
+def _picture_entry(image: TrainingImage, trigger_word: str) -> dict[str, Any]:
+    height, width = image.size_hw
+    entry = {"sha256": image.sha256, "name": image.name, "caption": image.caption, "trigger_word": trigger_word}
+    return {**entry, "width": width, "height": height, "thumbnail": _thumbnail_id(image)}
+
+
+def _thumbnail_id(image: TrainingImage) -> str:
+    return hashlib.sha256(f"{image.sha256} {image.alpha_background}".encode()).hexdigest()
+
+
+def _keep_thumbnail(image: TrainingImage) -> None:
+    path = _thumbnail_file(_thumbnail_id(image))
+    if path.is_file():
+        return
+    with atomic_write(path, overwrite=True) as temporary:
+        image.read_thumbnail(THUMBNAIL_SIZE).save(temporary, format="JPEG", quality=85)
+
+
+def _review_file(key: str) -> Path:
+    return folders.cache_folder() / "reviews" / f"{key}.json"
+
+
+def _thumbnail_file(thumbnail_id: str) -> Path:
+    return folders.cache_folder() / "thumbnails" / f"{thumbnail_id}.jpg"
+
+
+def serve_caption_review() -> None:
+    """Add the routes; ComfyUI takes them while it loads its nodes, and not later."""
+    routes = PromptServer.instance.routes
+    routes.get("/lora_trainer/reviews/{key}")(_get_review)
+    routes.get("/lora_trainer/thumbnails/{key}")(_get_thumbnail)
+    routes.post("/lora_trainer/captions/inspect")(_inspect)
+    routes.post("/lora_trainer/captions/change")(_change)
+
+
+async def _get_review(request: web.Request) -> web.StreamResponse:
+    return _file_response(request, _review_file, {"Content-Type": "application/json"})
+
+
+async def _get_thumbnail(request: web.Request) -> web.StreamResponse:
+    return _file_response(request, _thumbnail_file, {"Content-Type": "image/jpeg"} | _FOREVER)
+
+
+def _file_response(request: web.Request, file_of: Callable[[str], Path], headers: dict[str, str]) -> web.StreamResponse:
+    key = request.match_info["key"]
+    if not _CONTENT_HASH.fullmatch(key) or not (path := file_of(key)).is_file():
+        raise web.HTTPNotFound(text="There is none of that name here. Run the prompt once")
+    return web.FileResponse(path, headers=headers)
+
+
+async def _inspect(request: web.Request) -> web.Response:
+    """{"captions": [...], "trigger_words": [...]} -> [{"num_tokens", "num_chunks", "has_trigger_word"}, ...]"""
+    captions, trigger_words = await _texts(request, "captions", "trigger_words")
+    if len(captions) != len(trigger_words):
+        raise web.HTTPBadRequest(text=f"{len(captions)} captions, but {len(trigger_words)} trigger_words. Give one per caption")
+    return web.json_response([asdict(inspect_caption(*pair)) for pair in zip(captions, trigger_words, strict=True)])
+
+
+async def _change(request: web.Request) -> web.Response:
+    """{"captions": [...], "operation", "text", "replacement", "match_case", "whole_words"} -> the captions as they would be."""
+    (captions,) = await _texts(request, "captions")
+    body = await request.json()
+    settings = {"match_case": bool(body.get("match_case", False)), "whole_words": bool(body.get("whole_words", True))}
+    try:
+        changed = change_captions(captions, body.get("operation", ""), str(body.get("text", "")), str(body.get("replacement", "")), **settings)
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+    return web.json_response(changed)
+
+
+async def _texts(request: web.Request, *names: str) -> list[list[str]]:
+    """These lists of texts out of the request's JSON object."""
+    try:
+        body = await request.json()
+    except ValueError:
+        raise web.HTTPBadRequest(text="the request must be JSON") from None
+    lists: list[Any] = [body.get(name) if isinstance(body, dict) else None for name in names]
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+        raise web.HTTPBadRequest(text=f"the request must be an object with a list of texts as {' and '.join(names)}")
+    return lists

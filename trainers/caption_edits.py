@@ -1,0 +1,151 @@
+"""What a person does to captions: edits of single ones, changes to many at once, and what is to be known of each. Keeps no state."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from .caption_variants import caption_lines, flat_caption
+from .dataset import Dataset, TrainingImage, with_trigger_word
+from .sdxl.tokenizer import TOKENS_PER_CHUNK, token_ids
+
+Operation = Literal["add in front", "add at the end", "remove", "replace"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+
+@dataclass(frozen=True)
+class CaptionEdit:
+    """incoming: the caption that stood there when the edit was made; None where nobody noted it."""
+
+    caption: str
+    incoming: str | None = None
+
+
+@dataclass(frozen=True)
+class EditedCaptions:
+    """One caption per picture, in their order. outdated: pictures whose incoming caption has changed since it was edited."""
+
+    captions: list[str]
+    edited: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CaptionFacts:
+    """num_tokens: of CLIP, without the marks at both ends of a chunk. has_trigger_word: in every line. An empty caption counts one chunk."""
+
+    num_tokens: int
+    num_chunks: int
+    has_trigger_word: bool
+
+
+def parse_edits(text: str) -> dict[str, CaptionEdit]:
+    """Edits by the picture's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption": "...", "incoming": "..."}}, or nothing.
+
+    Raises:
+        ValueError: it is something else; the message says where.
+    """
+    if not text.strip():
+        return {}
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"PICTURE": "caption"}}') from None
+    if not isinstance(entries, dict):
+        raise ValueError(f'edits must be an object such as {{"PICTURE": "caption"}}, got {type(entries).__name__}')
+    return {key: _parse_edit(key, entry) for key, entry in entries.items()}
+
+
+def _parse_edit(key: str, entry: object) -> CaptionEdit:
+    if isinstance(entry, str):
+        return CaptionEdit(entry)
+    if isinstance(entry, dict):
+        caption, incoming = entry.get("caption"), entry.get("incoming")
+        if isinstance(caption, str) and (incoming is None or isinstance(incoming, str)):
+            return CaptionEdit(caption, incoming)
+    raise ValueError(f'edits: {key} must be a caption, or {{"caption": "...", "incoming": "..."}}, got {json.dumps(entry, ensure_ascii=False)[:80]}')
+
+
+def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit]) -> EditedCaptions:
+    """An edit under a picture's name counts before one under its sha256; one under neither is named in `unknown`."""
+    result = EditedCaptions([])
+    used: set[str] = set()
+    for image in images:
+        keys = [key for key in (image.name, image.sha256) if key in edits]
+        used.update(keys)
+        edit = edits[keys[0]] if keys else CaptionEdit(image.caption)
+        result.captions.append(edit.caption)
+        if edit.caption != image.caption:
+            result.edited.append(image.name)
+            if edit.incoming not in (None, image.caption):
+                result.outdated.append(image.name)
+    result.unknown.extend(key for key in edits if key not in used)
+    return result
+
+
+def review_key(dataset: Dataset) -> str:
+    """Another one as soon as a picture, its name, its trigger word or its incoming caption is another."""
+    content = [(image.sha256, image.name, dataset.trigger_word_of(image), image.caption) for image in dataset.images]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def inspect_caption(caption: str, trigger_word: str) -> CaptionFacts:
+    num_tokens = len(token_ids([flat_caption(caption)])[0])
+    has_trigger_word = all(with_trigger_word(line, trigger_word) == line for line in caption_lines(caption) or [""])
+    return CaptionFacts(num_tokens, max(1, -(-num_tokens // TOKENS_PER_CHUNK)), has_trigger_word)
+
+
+def change_captions(
+    captions: Sequence[str], operation: Operation, text: str, replacement: str = "", *, match_case: bool = False, whole_words: bool = True
+) -> list[str]:
+    """The captions with `text` added, removed or replaced.
+
+    What is added is put between commas, and not again where it already stands between commas. Where something was removed, the
+    commas and spaces that it leaves behind go too. match_case and whole_words say what counts as `text`.
+
+    Raises:
+        ValueError: an unknown operation, or no text.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation}")
+    if not text.strip():
+        raise ValueError(f"there is no text to {operation.split()[0]}")
+    if operation in ("add in front", "add at the end"):
+        return [_with_part(caption, text.strip(), in_front=operation == "add in front") for caption in captions]
+    pattern = _pattern(text.strip(), match_case=match_case, whole_words=whole_words)
+    new_text = replacement.strip() if operation == "replace" else ""
+    return [_substituted(caption, pattern, new_text) for caption in captions]
+
+
+def _with_part(caption: str, part: str, *, in_front: bool) -> str:
+    caption = caption.strip()
+    if not caption:
+        return part
+    if part.casefold() in (other.strip().casefold() for other in caption.split(",")):
+        return caption
+    if in_front:
+        return f"{part}, {caption}"
+    return f"{caption} {part}" if caption.endswith((".", "!", "?")) else f"{caption.rstrip(',')}, {part}"
+
+
+def _pattern(text: str, *, match_case: bool, whole_words: bool) -> re.Pattern[str]:
+    """A boundary is asked for only beside a letter or digit: "(blurry)" has none of its own."""
+    before = r"(?<!\w)" if whole_words and re.match(r"\w", text) else ""
+    after = r"(?!\w)" if whole_words and re.search(r"\w$", text) else ""
+    return re.compile(before + re.escape(text) + after, 0 if match_case else re.IGNORECASE)
+
+
+def _substituted(caption: str, pattern: re.Pattern[str], new_text: str) -> str:
+    changed = pattern.sub(lambda _: new_text, caption)
+    if changed == caption or new_text:
+        return changed
+    return "\n".join(_without_gaps(line) for line in changed.split("\n"))
+
+
+def _without_gaps(line: str) -> str:
+    line = re.sub(r"[ \t]+", " ", line)
+    line = re.sub(r" ?,(?: ?,)+", ",", line)
+    return re.sub(r" +([,.;:!?])", r"\1", line).strip(" ,")
