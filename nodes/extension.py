@@ -3,16 +3,22 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import ApplyLoRA
+from .flight_check import FlightCheck
+from .florence2_caption import Florence2Caption, SetCaptions
+from .host.caption_review import serve_caption_review
 from .host.plain_ids import serve_plain_ids
+from .join_datasets import JoinDatasets
 from .load_images import LoadImages
+from .review_captions import ReviewCaptions
 from .save_lora import SaveLoRA
 from .train_sdxl import LoRATrainSDXL
 
-NODES: list[type[io.ComfyNode]] = [LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA]
+NODES: list[type[io.ComfyNode]] = [LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA, ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions]
 
 
 class LoRATrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
+        serve_caption_review()
         await serve_plain_ids(NODES)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

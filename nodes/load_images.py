@@ -8,7 +8,7 @@ from ..trainers.dataset import DatasetConfig, scan_folder
 from .config_inputs import config_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source
+from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 
@@ -44,8 +44,8 @@ class LoadImages(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="With images: one mask per picture, white where it is to be learned; the rest is replaced by alpha_background. "
-                    "Load Image gives the inverse: put Invert Mask between.",
+                    tooltip="With images: one mask per picture, white where it is to be learned; the rest counts as much as unmasked_weight in Train LoRA "
+                    "says. Load Image gives the inverse: put Invert Mask between.",
                 ),
                 io.String.Input(
                     "captions",
@@ -66,7 +66,7 @@ class LoadImages(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None, recursive: list[bool] | None = None, **_: Any) -> str:
-        """Another value when a picture or caption file is added, removed or edited."""
+        """Another value when a picture, mask or caption file is added, removed or edited."""
         return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
 
     @classmethod
@@ -94,9 +94,10 @@ class LoadImages(io.ComfyNode):
         host = ComfyHost()
         with cancellable():
             source = find_source(_first(folder, folders.NONE), _first(path, ""))
+            require_used_masks(masks, _first(settings.get("mask_source"), "files"))
             pictures = open_source(source, images=images, masks=masks, captions=captions, host=host)
             config = DatasetConfig(images=str(pictures.folder), **{name: values[0] for name, values in settings.items()})
-            dataset = pictures.named(scan_folder(config, check_interrupted=host.check_interrupted, on_progress=host.counter("checking")))
+            dataset = scan_folder(config, name=pictures.name, check_interrupted=host.check_interrupted, on_progress=host.counter("checking"))
             previews = image_list(dataset, host)
         report = dataset.report.text()
         host.send_text(report)

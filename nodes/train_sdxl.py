@@ -5,6 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.buckets import BucketConfig
+from ..trainers.caption_variants import CaptionConfig
+from ..trainers.config import field_names
 from ..trainers.run_folder import check_output_name
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
@@ -21,6 +23,8 @@ OPEN_SETTINGS = {
 }
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
 _OWN = {"seed", "network_weights"}
+# Parameters that came after the first release: saved graphs store widget values by position, so their inputs stand at the very end.
+_ADDED_LATER = {"unmasked_weight", "normalize_masked_loss", "prior_loss_weight", "class_prompt", "extra_resolutions"}
 
 
 def _preset_lines(presets: dict[str, Any]) -> str:
@@ -29,7 +33,7 @@ def _preset_lines(presets: dict[str, Any]) -> str:
 
 def _settings_inputs() -> list[io.Input]:
     """The visible ones first, then what is advanced, in the order of the configs; new ones go to the end."""
-    leave_out = _OWN | _VISIBLE
+    leave_out = _OWN | _VISIBLE | _ADDED_LATER
     own = [
         *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE}, visible=_VISIBLE),
         *config_inputs(
@@ -37,7 +41,15 @@ def _settings_inputs() -> list[io.Input]:
         ),
     ]
     advanced = [*config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out), *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out)]
-    return [*own, *_run_inputs(), *advanced, _network_weights()]
+    return [*own, *_run_inputs(), *advanced, _network_weights(), *_added_later()]
+
+
+def _added_later() -> list[io.Input]:
+    return [
+        *config_inputs(SDXLConfig, auto={}, leave_out=set(field_names(SDXLConfig)) - _ADDED_LATER),
+        *config_inputs(BucketConfig, auto={}, leave_out=set(field_names(BucketConfig)) - _ADDED_LATER),
+        *config_inputs(CaptionConfig, auto={}),
+    ]
 
 
 def _run_inputs() -> list[io.Input]:
@@ -86,7 +98,7 @@ class LoRATrainSDXL(io.ComfyNode):
                 io.Model.Input("model", tooltip="SDXL base model, from any loader, merged or with LoRAs on it: they are part of the frozen base."),
                 io.Clip.Input("clip", tooltip="Its two text encoders (CLIP-L and CLIP-G)."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                TrainingDataset.Input("dataset", tooltip="From Load Images: usually 10 to 200 pictures with captions."),
+                TrainingDataset.Input("dataset", tooltip="From Load Images or a node after it: usually 10 to 200 pictures with captions."),
                 io.Combo.Input(
                     "goal",
                     options=list(GOALS),
@@ -114,11 +126,19 @@ class LoRATrainSDXL(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, output_name: str | None = None, resolution: int | None = None, max_bucket_reso: int | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        output_name: str | None = None,
+        resolution: int | None = None,
+        max_bucket_reso: int | None = None,
+        extra_resolutions: str | None = None,
+        caption_separator: str | None = None,
+    ) -> bool | str:
         """Values are None while they come over a link, or are not given."""
         try:
             check_output_name("lora" if output_name is None else output_name)
-            BucketConfig(resolution=resolution or 1024, max_bucket_reso=max_bucket_reso or 2048)
+            BucketConfig(resolution=resolution or 1024, max_bucket_reso=max_bucket_reso or 2048, extra_resolutions=extra_resolutions or "")
+            CaptionConfig(caption_separator="," if caption_separator is None else caption_separator)
         except ValueError as error:
             return str(error)
         return True

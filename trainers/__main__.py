@@ -1,4 +1,4 @@
-"""The command line: `python -m trainers sdxl`, which trains without ComfyUI, `comfyui`, which runs a prompt in one, and `demo`."""
+"""The command line: `sdxl` trains without ComfyUI, `check` looks at the pictures before, `comfyui` runs a prompt in one; and `demo`."""
 
 import argparse
 import logging
@@ -7,10 +7,10 @@ import signal
 import sys
 from types import FrameType
 
-from . import command_comfyui, command_demo, command_sdxl
+from . import command_caption, command_check, command_comfyui, command_demo, command_sdxl
 from .base import Interrupted
 
-COMMANDS = {"sdxl": command_sdxl, "comfyui": command_comfyui, "demo": command_demo}
+COMMANDS = {"sdxl": command_sdxl, "caption": command_caption, "check": command_check, "comfyui": command_comfyui, "demo": command_demo}
 
 
 def main(arguments: list[str] | None = None) -> int:

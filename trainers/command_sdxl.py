@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buckets import BucketConfig
-from .config import add_flags, field_names, from_mapping
-from .dataset import DatasetConfig
+from .caption_variants import CaptionConfig
+from .config import add_flags, build_config, field_names, from_mapping, own_settings
+from .dataset import Dataset, DatasetConfig, join_datasets, scan_folder
 from .sdxl.config import SDXLConfig
 
 if sys.version_info >= (3, 11):
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
     from .base import TrainedLora
 
 SUMMARY = "train an SDXL LoRA"
-CONFIGS = (DatasetConfig, SDXLConfig, BucketConfig)
+CONFIGS = (DatasetConfig, SDXLConfig, BucketConfig, CaptionConfig)
+REQUIRED = ("images", "base", "output")
+DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
 # Settings of the command itself: where the model is and where files go.
 OWN_SETTINGS = {
-    "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder (required)",
-    "output": "name of the LoRA file (required)",
+    "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
+    "output": "name of the LoRA file",
     "output_dir": "folder for the LoRA and its run folder (default: 'output')",
     "cache_dir": "folder for latents and text embeddings, shared by all runs (default: the user's cache folder)",
     "prepared_dir": "also write the cropped pictures with their captions to this new folder",
@@ -32,10 +36,15 @@ OWN_SETTINGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="TOML file with any of these settings; flags come first")
+    add_setting_flags(parser, CONFIGS, required=REQUIRED)
+
+
+def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], *, required: Collection[str]) -> None:
+    parser.add_argument("--config", type=Path, help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags come first")
     for name, help_text in OWN_SETTINGS.items():
-        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text)
-    for config_class in CONFIGS:
+        mark = " (required)" if name in required else ""
+        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text + mark)
+    for config_class in configs:
         add_flags(parser, config_class)
 
 
@@ -44,12 +53,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_settings(options: argparse.Namespace) -> dict[str, Any]:
+def read_settings(options: argparse.Namespace, *, configs: Sequence[type] = CONFIGS, required: Collection[str] = REQUIRED) -> dict[str, Any]:
     """Settings from the TOML file, overridden by the flags that were given."""
-    known = {*OWN_SETTINGS, *(name for config_class in CONFIGS for name in field_names(config_class))}
+    known = {*OWN_SETTINGS, *(name for config_class in configs for name in field_names(config_class))}
     settings = _read_toml(options.config, known) if options.config else {}
     settings.update({name: value for name, value in vars(options).items() if name in known})
-    missing = [name for name in ("images", "base", "output") if not settings.get(name)]
+    missing = [name for name in required if not (settings.get(name) or (name == "images" and DATASETS in settings))]
     if missing:
         raise ValueError("missing " + ", ".join("--" + name for name in missing))
     return settings
@@ -60,7 +69,7 @@ def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
-    unknown = sorted(set(settings) - known)
+    unknown = sorted(set(settings) - known - {DATASETS})
     if unknown:
         raise ValueError(f"{path}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(known))}")
     return settings
@@ -68,13 +77,13 @@ def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
 
 def train(settings: dict[str, Any]) -> "TrainedLora":
     """Check everything that can be checked without a model, then load it and train."""
-    dataset_config, config, bucket_config = (_build(config_class, settings) for config_class in CONFIGS)
+    dataset_settings = dataset_configs(settings)
+    config, bucket_config, captions = (build_config(config_class, settings) for config_class in CONFIGS[1:])
     # diffusers takes seconds to import: a wrong setting must not wait for it.
     import torch
 
     from .buckets import plan_crops, write_prepared_folder
     from .cache import TensorCache, default_cache_folder
-    from .dataset import scan_folder
     from .distributed import current_world
     from .host import ConsoleHost
     from .run_folder import RunFolder
@@ -86,7 +95,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
         device = torch.device(settings["device"])
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with ConsoleHost(device, quiet=not world.is_main) as host:
-        dataset = scan_folder(dataset_config, check_interrupted=host.check_interrupted)
+        dataset = scan_datasets(dataset_settings, check_interrupted=host.check_interrupted)
         if settings.get("prepared_dir") and world.is_main:
             plan = plan_crops(dataset, bucket_config, seed=config.seed)
             write_prepared_folder(plan, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
@@ -97,10 +106,35 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
             run_folder=run_folder,
             cache=TensorCache(Path(settings.get("cache_dir") or default_cache_folder())),
             world=world,
+            captions=captions,
         )
         return trainer.train(dataset, host)
 
 
-def _build(config_class: type, settings: dict[str, Any]) -> Any:
-    own = {name: settings[name] for name in field_names(config_class) if name in settings}
-    return from_mapping(config_class, own, source="settings")
+def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
+    """One for each [[datasets]] table, to which the settings outside of the tables are defaults; without tables these alone.
+
+    A trigger word from outside is not for regularization pictures.
+    """
+    tables = settings.get(DATASETS)
+    if tables is None:
+        return [build_config(DatasetConfig, settings)]
+    if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
+        raise ValueError(f"datasets must be tables under [[datasets]], each with images and what else differs; got {tables!r}")
+    if settings.get("images"):
+        raise ValueError(f"images ({settings['images']}) and [[datasets]] are both given. Give that folder a [[datasets]] table too, or leave out one of them")
+    defaults = own_settings(DatasetConfig, settings)
+    return [_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
+
+
+def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int) -> DatasetConfig:
+    if not table.get("images"):
+        raise ValueError(f"[[datasets]] table {number} has no images. Give the folder that holds the pictures")
+    if table.get("is_regularization"):
+        defaults = {name: value for name, value in defaults.items() if name != "trigger_word"}
+    return from_mapping(DatasetConfig, {**defaults, **table}, source=f"[[datasets]] table {number}")
+
+
+def scan_datasets(configs: list[DatasetConfig], *, check_interrupted: Callable[[], None] = lambda: None) -> Dataset:
+    """All folders as one dataset."""
+    return join_datasets([scan_folder(config, check_interrupted=check_interrupted) for config in configs])

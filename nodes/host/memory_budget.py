@@ -9,7 +9,7 @@ from ...trainers.buckets import CropPlan
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings, text_encoder_shapes
 from ...trainers.sdxl.model import SDXLModel
-from .progress import compute_precision
+from .settings import compute_precision
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.utils
-import torch
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
+from ...trainers.base import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
 from ...trainers.host import DeviceMemory
 from ...trainers.loss_plot import draw_loss_plot
 
@@ -43,6 +42,7 @@ class ComfyHost(DeviceMemory):
         self._state = _State()
         self._losses: list[float] = []
         self._samples: Image.Image | None = None
+        self._picture: Image.Image | None = None
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
@@ -71,6 +71,9 @@ class ComfyHost(DeviceMemory):
             case SamplesDrawn():
                 self._samples = event.picture
                 self._previewed_at = float("-inf")
+            case PictureCaptioned():
+                self._picture = event.picture
+                self._state = _State(event.step, event.total, f"captioning {event.step}/{event.total}: {event.name}\n{event.caption}")
             case CheckpointSaved():
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
@@ -104,6 +107,9 @@ class ComfyHost(DeviceMemory):
         show_text(text)
 
     def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:
+        if self._picture is not None:
+            picture, self._picture = self._picture, None
+            return ("PNG", picture, PREVIEW_SIZE)
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now
@@ -114,6 +120,7 @@ def show_text(text: str) -> None:
     """Under the node that is being executed; outside of one, nowhere."""
     context = get_executing_context()
     if context is not None:
+        text = text.replace("\n", "  \n")  # one of the front end's renderers takes it for Markdown, and would make one line of all
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
@@ -151,13 +158,3 @@ def _stacked(samples: Image.Image | None, plot: Image.Image) -> Image.Image:
     both.paste(samples, (0, 0))
     both.paste(plot, (0, samples.height))
     return both
-
-
-def compute_precision(weight_dtype: torch.dtype) -> str:
-    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype, so that they need not be copied."""
-    device = comfy.model_management.get_torch_device()
-    if comfy.model_management.is_device_cpu(device):
-        return "bf16" if weight_dtype == torch.bfloat16 else "no"
-    if comfy.model_management.should_use_bf16(device):
-        return "bf16"
-    return "fp16" if comfy.model_management.should_use_fp16(device) else "no"

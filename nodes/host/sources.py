@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...trainers.dataset import CAPTION_EXTENSIONS, Dataset, counted
+from ...trainers.dataset import Dataset
 from ...trainers.file_hash import file_sha256
 from ...trainers.given_pictures import store_pictures
 from ...trainers.picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from ...trainers.picture_folder import files_of_dataset
 from . import folders
 from .progress import ComfyHost
 
@@ -37,9 +38,6 @@ class Pictures:
 
     folder: Path
     name: str = ""
-
-    def named(self, dataset: Dataset) -> Dataset:
-        return replace(dataset, folder_name=self.name) if self.name else dataset
 
 
 def find_source(folder: str, path: str) -> Source:
@@ -72,19 +70,15 @@ def _folder_source(folder: Path) -> Source:
 
 
 def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
-    """A hash of the names and bytes of all pictures and captions. Touching a file without changing it changes nothing."""
+    """A hash of the names and bytes of all pictures, masks and captions. Touching a file without changing it changes nothing."""
     source = find_source(folder, path)
     if source.kind == "zip":
         return _file_hash(Path(source.location))
     if source.kind != "folder":
         return source.location
     root = Path(source.location)
-    files = sorted(file for file in (root.rglob("*") if recursive else root.iterdir()) if _is_ours(file.name, _OUR_EXTENSIONS) and file.is_file())
-    lines = [f"{file.relative_to(root).as_posix()} {_file_hash(file)}" for file in files]
+    lines = [f"{file.relative_to(root).as_posix()} {_file_hash(file)}" for file in files_of_dataset(root, recursive=recursive)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-_OUR_EXTENSIONS = (*EXTENSIONS, *OTHER_PICTURE_EXTENSIONS, *(extension.lower() for extension in CAPTION_EXTENSIONS))
 
 
 def _is_ours(name: str, extensions: tuple[str, ...]) -> bool:
@@ -126,6 +120,12 @@ def require_one_source(source: Source, *, connected: list[str]) -> None:
         )
 
 
+def require_used_masks(masks: list[Any] | None, mask_source: str) -> None:
+    """Raises ValueError where masks are connected that the setting leaves aside."""
+    if masks and mask_source != "files":
+        raise ValueError(f"masks are connected, and mask_source is {mask_source}. Set it to files, or disconnect masks")
+
+
 def _unpack(source: Source, host: ComfyHost) -> Pictures:
     from ...trainers.download import download
     from ...trainers.picture_archive import unpack_pictures
@@ -146,9 +146,13 @@ def _unpack(source: Source, host: ComfyHost) -> Pictures:
 
 def _store(images: list[Any], masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
     pictures = _pictures_of(images)
-    if masks:
-        pictures = _with_masks(pictures, _masks_of(masks))
-    folder = store_pictures(pictures, captions or [], folders.cache_folder() / "pictures", check_interrupted=host.check_interrupted)
+    folder = store_pictures(
+        pictures,
+        captions or [],
+        folders.cache_folder() / "pictures",
+        masks=_masks_for(pictures, masks) if masks else (),
+        check_interrupted=host.check_interrupted,
+    )
     return Pictures(folder, name="pictures")
 
 
@@ -157,28 +161,18 @@ def _pictures_of(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
     return [Image.fromarray(_eight_bits(picture)) for batch in batches for picture in batch]
 
 
-def _masks_of(batches: Iterable[torch.Tensor]) -> list[np.ndarray]:
-    """From MASK tensors [B, height, width] or [height, width] in 0..1."""
-    return [_eight_bits(mask) for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
+def _masks_for(pictures: Sequence[Image.Image], batches: Iterable[torch.Tensor]) -> list[Image.Image]:
+    """From MASK tensors [B, height, width] or [height, width] in 0..1, as large as their pictures."""
+    masks = [_eight_bits(mask) for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
+    empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
+    if empty:
+        raise ValueError(f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is learned: is Invert Mask missing?")
+    sizes = [picture.size for picture in pictures[: len(masks)]] + [None] * (len(masks) - len(pictures))
+    return [Image.fromarray(mask).resize(size or mask.shape[::-1]) for mask, size in zip(masks, sizes, strict=True)]
 
 
 def _eight_bits(values: torch.Tensor) -> np.ndarray:
     return (values.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-
-
-def _with_masks(pictures: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[Image.Image]:
-    """The masks as the pictures' opacity."""
-    if len(masks) != len(pictures):
-        raise ValueError(f"{counted(len(pictures), 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per picture, in the same order")
-    empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
-    if empty:
-        raise ValueError(f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is learned: is Invert Mask missing?")
-    masked = []
-    for picture, mask in zip(pictures, masks, strict=True):
-        picture = picture.convert("RGB")
-        picture.putalpha(Image.fromarray(mask).resize(picture.size))
-        masked.append(picture)
-    return masked
 
 
 def image_list(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:

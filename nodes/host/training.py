@@ -2,7 +2,6 @@
 
 import gc
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,19 @@ import comfy.model_management
 from ...trainers.base import Notice, TrainedLora
 from ...trainers.buckets import BucketConfig, plan_crops
 from ...trainers.cache import TensorCache
+from ...trainers.caption_variants import CaptionConfig
+from ...trainers.config import own_settings
 from ...trainers.dataset import Dataset
 from ...trainers.run_folder import RunFolder
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model import SDXLModel
-from ...trainers.sdxl.presets import choose_memory_preset, describe, resolve
+from ...trainers.sdxl.presets import describe
 from ...trainers.sdxl.trainer import SDXLTrainer
-from ..config_inputs import AUTO, chosen_settings
-from ..train_sdxl import OPEN_SETTINGS
 from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
-from .progress import ComfyHost, cancellable, compute_precision
+from .progress import ComfyHost, cancellable
+from .settings import resolve_settings
 from .weights import GraphModel, borrow_model, ignored_patches, training_mode, unet_dtype
 
 
@@ -39,7 +39,7 @@ class TrainedInGraph:
 
     @property
     def summary(self) -> str:
-        """The result first: the canvas shows two lines. Full stops, because the other renderer makes one line of all."""
+        """The result first: the canvas shows two lines."""
         last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
         count = self.lora.num_modules
         return f"Trained {self.result.steps} steps, average loss {last:.4f}; {count}/{count} modules load.\n{self.result.path}.\n{self.settings}"
@@ -64,12 +64,14 @@ def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, ou
         InterruptProcessingException: the user cancelled; a checkpoint is kept.
         RuntimeError: memory ran out (the message names the next setting to try), or the training went wrong.
     """
-    config, buckets = _resolve(settings, goal=goal, memory=memory, dataset=dataset, model=base.model)
+    captions = CaptionConfig(**own_settings(CaptionConfig, settings))
+    settings = {**settings, **_start_from(settings.get("network_weights", folders.NONE))}
+    config, buckets = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=unet_dtype(base.model))
     text, host = _describe(config, buckets, base.model), ComfyHost()
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
     try:
         with cancellable(), training_mode():
-            result = _train(base, dataset, config, buckets, run_folder, host, text)
+            result = _train(base, dataset, config, buckets, captions, run_folder, host, text)
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()
@@ -83,18 +85,9 @@ def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, ou
     return trained
 
 
-def _resolve(settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, model: Any) -> tuple[SDXLConfig, BucketConfig]:
-    given = chosen_settings(settings, auto=OPEN_SETTINGS)
-    start_from = given.pop("network_weights", folders.NONE)
-    if start_from != folders.NONE:
-        given["network_weights"] = str(folders.lora_file(start_from))
-    if given.get("mixed_precision", AUTO) == AUTO:
-        given["mixed_precision"] = compute_precision(unet_dtype(model))
-    if find_spec("bitsandbytes") is None:  # there is none for macOS
-        given.setdefault("optimizer", "AdamW")
-    if memory == AUTO:
-        memory = choose_memory_preset(comfy.model_management.get_total_memory())
-    return resolve(given, goal=goal, memory=memory, num_pictures=len(dataset.images) * dataset.num_repeats)
+def _start_from(file_name: str) -> dict[str, str]:
+    """The widget names a file among the LoRAs, the config a path; no file is the empty path."""
+    return {"network_weights": "" if file_name == folders.NONE else str(folders.lora_file(file_name))}
 
 
 def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
@@ -104,7 +97,14 @@ def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
 
 
 def _train(
-    base: GraphModel, dataset: Dataset, config: SDXLConfig, buckets: BucketConfig, run_folder: RunFolder, host: ComfyHost, settings_text: str
+    base: GraphModel,
+    dataset: Dataset,
+    config: SDXLConfig,
+    buckets: BucketConfig,
+    captions: CaptionConfig,
+    run_folder: RunFolder,
+    host: ComfyHost,
+    settings_text: str,
 ) -> TrainedLora:
     """Borrow the weights, say what will be needed, and train; an error for want of memory names what needs less."""
     budget: MemoryBudget | None = None
@@ -116,7 +116,7 @@ def _train(
         host.report(Notice(f"{settings_text}\n{budget.text()}"))
         return weights
 
-    trainer = SDXLTrainer(config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()))
+    trainer = SDXLTrainer(config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()), captions=captions)
     try:
         return trainer.train(dataset, host)
     except RuntimeError as error:  # torch.OutOfMemoryError is one

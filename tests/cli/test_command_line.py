@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def test_one_command_trains_and_a_config_file_does_the_same(base, pictures, tmp_
     weights = [load_file(tmp_path / "output" / f"{name}.safetensors") for name in "xy"]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
     assert len(list((tmp_path / "prepared").glob("*.png"))) == 4
+
+
+def test_a_config_file_trains_on_several_datasets_with_masks_and_caption_variants(base, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "toys")
+    Image.new("L", (64, 64), 255).save(tmp_path / "toys" / "0-masklabel.png")
+    shutil.copytree(pictures, tmp_path / "class")
+    (tmp_path / "run.toml").write_text(
+        f'base = "{base}"\noutput = "x"\nresolution = 64\nrank = 2\nmax_train_steps = 3\ndevice = "cpu"\nshuffle_captions = true\n'
+        f'[[datasets]]\nimages = "{tmp_path / "toys"}"\ntrigger_word = "zwx"\nnum_repeats = 2\n'
+        f'[[datasets]]\nimages = "{tmp_path / "class"}"\nis_regularization = true\nfallback_caption = "a, toy"\nloss_weight = 0.5\n'
+    )
+    result = run(command("sdxl", "--config", "run.toml"), tmp_path)
+    assert result.returncode == 0, result.stderr
+    (report,) = [path.read_text() for path in tmp_path.rglob("dataset.txt")]
+    assert "toys: 4 pictures, 2 repeats each, 1 with a mask" in report and "class: 4 regularization pictures, loss weight 0.5\n" in report
+    assert "regularization: 4 pictures make 8 samples per epoch, as many as the training pictures" in report
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPath
     """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and the demo's pictures in input/toadstools."""
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)
-    (folder / "custom_nodes" / "fault_pack").symlink_to(Path(__file__).with_name("fault_pack"))
+    for pack in ("fault_pack", "caption_pack"):
+        (folder / "custom_nodes" / pack).symlink_to(Path(__file__).with_name(pack))
     with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
         yield server

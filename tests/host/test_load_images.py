@@ -219,10 +219,13 @@ def mask_nodes(input_folder: Path) -> Prompt:
     }
 
 
-def test_a_mask_keeps_what_is_white_and_replaces_the_rest(client: ComfyClient, mask_nodes: Prompt):
+def test_a_mask_leaves_the_picture_whole_and_is_stored_beside_it(client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt):
     result = client.run(load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00"))
     (picture,) = pictures_of(client, result)
-    assert (picture[:, :30] == RED).all() and (picture[:, 34:] == GREEN).all()
+    assert (picture == RED).all()
+    files = (comfyui_server.base_directory / "output/lora_trainer/cache/pictures").rglob("*-masklabel.png")
+    mask = np.asarray(Image.open(max(files, key=lambda file: file.stat().st_mtime_ns)))
+    assert mask.shape == (64, 64) and (mask[:, :30] == 255).all() and (mask[:, 34:] == 0).all()
 
 
 def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, mask_nodes: Prompt):

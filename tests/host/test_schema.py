@@ -11,10 +11,20 @@ import pytest
 from trainers.comfyui.find import PACK
 from trainers.comfyui.server import ComfyServer
 
-NODES = ("LoRATrainer_LoadImages", "LoRATrainer_LoRATrainSDXL", "LoRATrainer_ApplyLoRA", "LoRATrainer_SaveLoRA")
+NODES = (
+    "LoRATrainer_LoadImages",
+    "LoRATrainer_LoRATrainSDXL",
+    "LoRATrainer_ApplyLoRA",
+    "LoRATrainer_SaveLoRA",
+    "LoRATrainer_ReviewCaptions",
+    "LoRATrainer_FlightCheck",
+    "LoRATrainer_JoinDatasets",
+    "LoRATrainer_Florence2Caption",
+    "LoRATrainer_SetCaptions",
+)
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
-FILE_LISTS = {"folder", "network_weights"}
+NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -59,11 +69,11 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
 def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> str:
     choices = options.get("options", [])
     flags = ["optional"] if name in schema["input"].get("optional", {}) else []
-    flags += [flag for flag in ("advanced", "forceInput", "multiline") if options.get(flag)]
+    flags += [flag for flag in ("advanced", "forceInput", "multiline", "hidden", "socketless") if options.get(flag)]
     flags += [f"{flag} {options[flag]}" for flag in ("control_after_generate",) if flag in options]
     shown = f"{name}: {kind}"
     if choices:
-        shown += f" of {', '.join(choices[:1] if name in FILE_LISTS else choices)}"
+        shown += f" of {', '.join(choices[:1] if NO_CHOICE in choices else choices)}"
     if "default" in options:
         shown += f" = {options['default']!r}"
     return f"{shown} ({', '.join(flags)})" if flags else shown
@@ -92,13 +102,18 @@ def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
     assert inputs["seed"][1]["control_after_generate"] == "fixed"
 
 
-def test_only_models_and_datasets_are_required(schemas):
+def test_only_what_comes_over_a_link_is_required(schemas):
     required = {node: list(schema["input"].get("required", {})) for node, schema in schemas.items()}
     assert required == {
         "LoRATrainer_LoadImages": [],
         "LoRATrainer_LoRATrainSDXL": ["model", "clip", "vae", "dataset"],
         "LoRATrainer_ApplyLoRA": ["model", "lora"],
         "LoRATrainer_SaveLoRA": ["lora"],
+        "LoRATrainer_ReviewCaptions": ["dataset"],
+        "LoRATrainer_FlightCheck": ["dataset"],
+        "LoRATrainer_JoinDatasets": [],
+        "LoRATrainer_Florence2Caption": ["dataset"],
+        "LoRATrainer_SetCaptions": ["dataset", "captions"],
     }
 
 
@@ -109,7 +124,7 @@ def test_the_presets_say_which_numbers_they_stand_for(schemas):
 
 def test_the_front_end_is_told_what_the_plain_ids_stand_for(comfyui_server: ComfyServer, schemas):
     replacements = comfyui_server.client.get("/node_replacements")
-    for plain_id in ("LoadImages", "LoRATrainSDXL"):
+    for plain_id in ("LoadImages", "LoRATrainSDXL", "Florence2Caption"):
         (ours,) = replacements[plain_id]
         inputs = inputs_of(schemas[f"LoRATrainer_{plain_id}"])
         assert ours["new_node_id"] == f"LoRATrainer_{plain_id}"
@@ -152,7 +167,7 @@ async def start():
         seconds.append(time.process_time() - started)
     prompt_server.app.freeze()
     await prompt_server.app.startup()
-    prompt = {name: {"class_type": name, "inputs": {}} for name in ("LoadImages", "LoRATrainSDXL", "SaveLoRA", "KSampler")}
+    prompt = {name: {"class_type": name, "inputs": {}} for name in ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")}
     prompt_server.trigger_on_prompt({"prompt": prompt})
     return {"seconds": seconds, "class_types": {name: entry["class_type"] for name, entry in prompt.items()}}
 
@@ -197,5 +212,5 @@ def test_ids_that_another_pack_has_taken_are_reported_with_its_name(started):
 
 
 def test_plain_ids_in_prompts_are_ours_unless_somebody_else_owns_them(started):
-    ours = {"LoRATrainSDXL": "LoRATrainer_LoRATrainSDXL"}
-    assert started["class_types"] == {name: ours.get(name, name) for name in ("LoadImages", "LoRATrainSDXL", "SaveLoRA", "KSampler")}
+    ours = {"LoRATrainSDXL": "LoRATrainer_LoRATrainSDXL", "Florence2Caption": "LoRATrainer_Florence2Caption"}
+    assert started["class_types"] == {name: ours.get(name, name) for name in ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")}

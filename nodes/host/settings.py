@@ -1,0 +1,42 @@
+"""The settings of a training as the graph's machine and its presets decide them: the same for the training and for its flight check."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...trainers.buckets import BucketConfig
+from ...trainers.dataset import Dataset
+from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.presets import choose_memory_preset, resolve
+from ..config_inputs import AUTO, chosen_settings
+from ..train_sdxl import OPEN_SETTINGS
+
+
+def resolve_settings(
+    settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, weight_dtype: torch.dtype = torch.float16
+) -> tuple[SDXLConfig, BucketConfig]:
+    """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most checkpoints have.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+    given = chosen_settings(settings, auto=OPEN_SETTINGS)
+    if given.get("mixed_precision", AUTO) == AUTO:
+        given["mixed_precision"] = compute_precision(weight_dtype)
+    if find_spec("bitsandbytes") is None:  # there is none for macOS
+        given.setdefault("optimizer", "AdamW")
+    if memory == AUTO:
+        memory = choose_memory_preset(comfy.model_management.get_total_memory())
+    return resolve(given, goal=goal, memory=memory, num_pictures=dataset.num_training_samples)
+
+
+def compute_precision(weight_dtype: torch.dtype) -> str:
+    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype, so that they need not be copied."""
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device):
+        return "bf16" if weight_dtype == torch.bfloat16 else "no"
+    if comfy.model_management.should_use_bf16(device):
+        return "bf16"
+    return "fp16" if comfy.model_management.should_use_fp16(device) else "no"
