@@ -91,7 +91,7 @@ def test_a_workflow_opens_as_it_was_saved(editor: Editor, name: str):
         assert opened[node["id"]]["pos"] == node["pos"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "caption_and_train"])  # which test_review_captions.py runs
 def test_the_run_button_trains(editor: Editor, renderer: str, name: str):
     editor.open_workflow(read_workflow(name))
     editor.wait_until("(id) => app.graph.getNodeById(id).has_errors", LOADER)  # the example's checkpoint is not there
