@@ -1,0 +1,371 @@
+"""A dataset as files for Musubi Tuner: pictures and captions under plain numbers in the run's folder, and caches that are named by what they hold.
+
+Plain numbers, because Musubi names its caches by the stem of a picture: a.png and a.jpg would share one, and so would two folders' a.png.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from ..atomic_write import atomic_write
+from ..caption_variants import flat_caption
+from ..dataset import NO_CAPTION, Dataset, TrainingImage, counted, require_usable
+from ..picture_files import MAX_PIXELS, UnusablePicture, picture_sha256
+from ..picture_folder import Finding
+from .config import MusubiConfig, Recipe
+from .dataset_toml import Table, path_text, write_toml
+
+CAPTION_EXTENSION = ".txt"
+_COMPLETE = "complete.json"
+# What Musubi reads as we do: it looks neither at EXIF's orientation nor at transparency, and cuts 16 bits off.
+_LINKABLE_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp"}
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A picture and its name in the run's folder. It is linked, or written anew where Musubi would see something else than we do."""
+
+    image: TrainingImage
+    name: str
+    is_link: bool
+
+
+@dataclass(frozen=True)
+class StagedPicture:
+    file: StagedFile
+    caption: str
+    controls: tuple[StagedFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class StagedGroup:
+    """The pictures of one number of repeats, in a folder of their own: Musubi counts repeats by folder."""
+
+    folder: Path
+    num_repeats: int
+    pictures: tuple[StagedPicture, ...]
+
+    @property
+    def control_folder(self) -> Path | None:
+        return self.folder.with_name(f"{self.folder.name}-control") if any(picture.controls for picture in self.pictures) else None
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """Where the caches of one [[datasets]] lie, and how many pictures they must hold; 0: unknown (videos)."""
+
+    path: Path
+    num_pictures: int
+
+
+@dataclass(frozen=True)
+class StagedDataset:
+    """What is to be written, decided but not yet done. A user's own dataset.toml has no groups: its pictures stay where they are.
+
+    `cache_root` is the folder of exactly this dataset, these settings and these model files; `caches` lie in it or, in a user's own
+    dataset.toml, where that says.
+    """
+
+    groups: tuple[StagedGroup, ...]
+    caches: tuple[CacheFolder, ...]
+    cache_root: Path
+    toml_text: str
+    num_images: int
+    num_items: int
+    notices: tuple[str, ...] = ()
+
+    @property
+    def has_control(self) -> bool:
+        return any(group.control_folder for group in self.groups)
+
+    def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
+        """Link or copy the pictures and write their captions.
+
+        Raises:
+            RuntimeError: a picture is not the one any more that was looked at.
+        """
+        for group in self.groups:
+            group.folder.mkdir(parents=True, exist_ok=True)
+            for picture in group.pictures:
+                check_interrupted()
+                _put(picture.file, group.folder)
+                caption_file = (group.folder / picture.file.name).with_suffix(CAPTION_EXTENSION)
+                caption_file.write_text(picture.caption, encoding="utf-8")
+                for control in picture.controls:
+                    assert group.control_folder is not None
+                    group.control_folder.mkdir(exist_ok=True)
+                    _put(control, group.control_folder)
+
+    def caches_are_complete(self) -> bool:
+        """Whether both caches were finished for exactly this dataset, and still are all there."""
+        try:
+            marked = json.loads((self.cache_root / _COMPLETE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(self.caches) and marked == self._expected_counts() == [list(_count_caches(cache.path)) for cache in self.caches]
+
+    def confirm_caches(self) -> None:
+        """Count what both cache scripts wrote, and mark it as complete if it is; a later run of the same dataset then uses it.
+
+        Raises:
+            RuntimeError: pictures are missing or there are too many. Musubi leaves them out without an error.
+        """
+        for cache in self.caches:
+            latents, texts = _count_caches(cache.path)
+            if cache.num_pictures and (latents, texts) != (cache.num_pictures, cache.num_pictures):
+                raise RuntimeError(
+                    f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of {counted(cache.num_pictures, 'picture')}. "
+                    "Its log says which are missing; delete this folder and start again"
+                )
+        if all(cache.num_pictures for cache in self.caches):
+            with atomic_write(self.cache_root / _COMPLETE, overwrite=True) as temporary:
+                temporary.write_text(json.dumps(self._expected_counts()), encoding="utf-8")
+
+    def _expected_counts(self) -> list[list[int]]:
+        return [[cache.num_pictures, cache.num_pictures] for cache in self.caches]
+
+
+def _count_caches(folder: Path) -> tuple[int, int]:
+    """(latents, text encoder outputs)."""
+    names = [path.name for path in folder.glob("*.safetensors")] if folder.is_dir() else []
+    num_texts = sum(name.endswith("_te.safetensors") for name in names)
+    return len(names) - num_texts, num_texts
+
+
+def _put(file: StagedFile, folder: Path) -> None:
+    target = folder / file.name
+    target.unlink(missing_ok=True)
+    if not file.is_link:
+        file.image.read().save(target, format="PNG", compress_level=1)
+        return
+    _require_unchanged(file.image)
+    try:
+        os.link(file.image.path, target)
+    except OSError:  # another drive, or a file system without hard links
+        shutil.copyfile(file.image.path, target)
+
+
+def _require_unchanged(image: TrainingImage) -> None:
+    try:
+        unchanged = picture_sha256(image.path) == image.sha256
+    except UnusablePicture as error:
+        raise RuntimeError(f"{image.path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
+    if not unchanged:
+        raise RuntimeError(f"{image.path}: the file has changed since the folder was scanned. Start again")
+
+
+def stage(dataset: Dataset, control: Dataset | None, folder: Path, *, recipe: Recipe, cache_root: Path, cache_facts: Mapping[str, Any]) -> StagedDataset:
+    """Decide names, captions, control images and caches; nothing is written.
+
+    `cache_facts` are all that decides what the caches hold, besides the dataset: they name the folder of the caches.
+
+    Raises:
+        ValueError: no picture has a caption, or control images are missing, or too many.
+    """
+    config = recipe.config
+    images, captions, notices = _usable(dataset, recipe)
+    controls = _controls_of(images, control, recipe)
+    pictures = [_staged(image, f"{number:04}", captions[image.name], controls[image.name]) for number, image in enumerate(images, start=1)]
+    groups = _grouped(pictures, dataset.num_repeats, folder)
+    cache = cache_root / _fingerprint(groups, config, cache_facts)
+    tables, caches = _tables(groups, config, cache)
+    general = {
+        "caption_extension": CAPTION_EXTENSION,
+        "batch_size": config.train_batch_size,
+        "enable_bucket": True,
+        "bucket_no_upscale": config.bucket_no_upscale,
+    }
+    return StagedDataset(
+        groups,
+        caches,
+        cache,
+        write_toml(general, tables),
+        num_images=len(images) * len(config.resolutions),
+        num_items=sum(group.num_repeats * len(group.pictures) for group in groups) * len(config.resolutions),
+        notices=(*notices, *_ignored(images)),
+    )
+
+
+def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict[str, str], list[str]]:
+    """The pictures that have a caption and are large enough, the captions by name, and what is to be said about the others."""
+    captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
+    reasons = {image.name: _why_unusable(image, captions[image.name], recipe) for image in dataset.images}
+    left_out = [Finding(name, reason) for name, reason in reasons.items() if reason]
+    images = [image for image in dataset.images if not reasons[image.name]]
+    require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
+    return images, captions, [f"{finding.name} is left out: {finding.reason}" for finding in left_out]
+
+
+def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
+    return dataset.trigger_word_of(image) if config.caption_source == "trigger_word" else flat_caption(image.caption)
+
+
+def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
+    step = recipe.architecture.resolution_step
+    if recipe.config.bucket_no_upscale and min(image.size_hw) < step:  # Musubi would scale it to nothing
+        return f"its sides must be at least {step} pixels, got {image.size_hw[1]} x {image.size_hw[0]}. Use a larger picture, or turn off bucket_no_upscale"
+    if caption:
+        return ""
+    if recipe.config.caption_source == "trigger_word":
+        return "caption_source is trigger_word, but it has no trigger word. Set trigger_word, or set caption_source to captions"
+    return NO_CAPTION
+
+
+def _grouped(pictures: list[StagedPicture], dataset_repeats: int, folder: Path) -> tuple[StagedGroup, ...]:
+    by_repeats: dict[int, list[StagedPicture]] = {}
+    for picture in pictures:
+        by_repeats.setdefault(picture.file.image.num_repeats * dataset_repeats, []).append(picture)
+    return tuple(
+        StagedGroup(folder / f"{index}-repeats-{repeats}", repeats, tuple(by_repeats[repeats])) for index, repeats in enumerate(sorted(by_repeats), start=1)
+    )
+
+
+def _ignored(images: Sequence[TrainingImage]) -> list[str]:
+    """What these pictures have and Musubi Tuner does not know, by name."""
+    features = {
+        "masks": sum(bool(image.mask_sha256) for image in images),
+        "loss_weight": sum(image.loss_weight != 1 for image in images),
+        "is_regularization": sum(image.is_regularization for image in images),
+    }
+    remarks = {
+        "masks": "the whole picture is learned",
+        "loss_weight": "all pictures count the same",
+        "is_regularization": "they are learned like the others, each with its own repeats",
+    }
+    return [f"Musubi Tuner knows no {name} ({counted(number, 'picture')}): {remarks[name]}" for name, number in features.items() if number]
+
+
+def _staged(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedPicture:
+    staged_controls = tuple(_staged_file(picture, f"{stem}_{number}") for number, picture in enumerate(controls))
+    return StagedPicture(_staged_file(image, stem), caption, staged_controls)
+
+
+def _staged_file(image: TrainingImage, stem: str) -> StagedFile:
+    suffix = _link_suffix(image)
+    return StagedFile(image, stem + (suffix or ".png"), is_link=bool(suffix))
+
+
+def _link_suffix(image: TrainingImage) -> str:
+    """The suffix that says what the file is, whatever its own says; "": it must be written anew."""
+    if image.has_alpha or image.size_hw[0] * image.size_hw[1] > MAX_PIXELS:
+        return ""
+    _require_unchanged(image)
+    with Image.open(image.path) as picture:
+        is_plain = picture.mode in ("RGB", "L") and picture.getexif().get(_ORIENTATION_TAG, 1) == 1
+        return _LINKABLE_FORMATS.get(picture.format or "", "") if is_plain else ""
+
+
+def _controls_of(images: list[TrainingImage], control: Dataset | None, recipe: Recipe) -> dict[str, list[TrainingImage]]:
+    """The control images of each picture: those of its name, or of its name and _ and a number.
+
+    Raises:
+        ValueError: the architecture has no use for them, or needs them; or a picture has none, or too many.
+    """
+    architecture = recipe.architecture
+    if control is None:
+        if architecture.control_images == "required":
+            raise ValueError(
+                f"{architecture.title} needs control images: a second dataset whose pictures have the names of the first. Connect it, or give its folder"
+            )
+        return {image.name: [] for image in images}
+    if architecture.control_images == "none":
+        raise ValueError(f"{architecture.title} knows no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 Kontext or FLUX.2")
+    found = _matched(images, control)
+    _require_counts(found, control, recipe)
+    return found
+
+
+def _matched(images: list[TrainingImage], control: Dataset) -> dict[str, list[TrainingImage]]:
+    by_key = {_key(image.name): image.name for image in images}
+    by_stem = {_stem(image.name): image.name for image in images}
+    if len(by_stem) < len(images):  # the same name in several folders
+        by_stem = {}
+    found: dict[str, list[tuple[int, TrainingImage]]] = {image.name: [] for image in images}
+    for picture in control.images:
+        name, number = _partner(picture, by_key, by_stem)
+        if name:
+            found[name].append((number, picture))
+    return {name: [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])] for name, pictures in found.items()}
+
+
+def _partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
+    """The name of the picture that a control image belongs to, and its place among that picture's; "" where it belongs to none."""
+    candidates = ((by_key, _key(control.name)), (by_stem, _stem(control.name)))
+    for names, base in candidates:
+        if base in names:
+            return names[base], 0
+    for names, base in candidates:
+        start, _, digits = base.rpartition("_")
+        if digits.isdecimal() and start in names:
+            return names[start], int(digits) + 1
+    return "", 0
+
+
+def _key(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, recipe: Recipe) -> None:
+    limit = recipe.architecture.control_limit(recipe.options)
+    without = [name for name, pictures in found.items() if not pictures]
+    if without:
+        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        raise ValueError(
+            f"{control.folder_name}: no control image for {counted(len(without), 'picture')}: {shown}. A control image has the name of its picture. "
+            "Of control images that are the same file only one is kept, unless keep_duplicates is on"
+        )
+    too_many = [name for name, pictures in found.items() if limit and len(pictures) > limit]
+    if too_many:
+        raise ValueError(
+            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, {recipe.architecture.title} takes {limit} per picture here. "
+            "Leave the others out"
+        )
+
+
+def _tables(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache: Path) -> tuple[list[Table], tuple[CacheFolder, ...]]:
+    """A [[datasets]] for each group at each resolution."""
+    tables: list[Table] = []
+    caches: list[CacheFolder] = []
+    for resolution in config.resolutions:
+        for index, group in enumerate(groups, start=1):
+            caches.append(CacheFolder(cache / f"{resolution}-{index}", len(group.pictures)))
+            control = {"control_directory": path_text(group.control_folder)} if group.control_folder else {}
+            tables.append(
+                {
+                    "image_directory": path_text(group.folder),
+                    **control,
+                    "cache_directory": path_text(caches[-1].path),
+                    "resolution": [resolution, resolution],
+                    "num_repeats": group.num_repeats,
+                }
+            )
+    return tables, tuple(caches)
+
+
+def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_facts: Mapping[str, Any]) -> str:
+    """Everything that decides what the caches hold; repeats and batch sizes do not."""
+    pictures = [
+        [[file.name, file.image.sha256, file.image.alpha_background if file.image.has_alpha else ""] for file in (picture.file, *picture.controls)]
+        + [picture.caption]
+        for group in groups
+        for picture in group.pictures
+    ]
+    group_sizes = [len(group.pictures) for group in groups]
+    return fingerprint_of(pictures=pictures, groups=group_sizes, resolutions=config.resolutions, no_upscale=config.bucket_no_upscale, **cache_facts)
+
+
+def fingerprint_of(**facts: Any) -> str:
+    """A folder's name from everything that determines what lies in it: JSON values under their names."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

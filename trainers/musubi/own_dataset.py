@@ -1,0 +1,193 @@
+"""The pictures of a user's own dataset.toml, looked at before anything starts: what Musubi Tuner would drop, mix up or stop at."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..dataset import counted
+from .config import Recipe
+from .dataset_folder import CacheFolder, StagedDataset, fingerprint_of
+from .dataset_toml import Table, is_video, path_text, read_toml, write_toml
+
+_LOWER = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+_EXTENSIONS = (*_LOWER, *(extension.upper() for extension in _LOWER))  # Musubi knows no .Png
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A picture of a [[datasets]], with the control images that belong to it."""
+
+    path: Path
+    caption: str
+    controls: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Content:
+    items: list[_Item]
+    problems: list[str]
+    notices: list[str]
+
+
+def stage_own(text: str, *, recipe: Recipe, cache_root: Path, cache_facts: Mapping[str, Any]) -> StagedDataset:
+    """The text as it will be written: read, checked and written anew, so that only what was understood reaches Musubi.
+
+    A [[datasets]] without a cache_directory gets one of ours: Musubi would put caches among the pictures. Its own ones are trusted by
+    nobody, and filled anew in every run.
+
+    Raises:
+        ValueError: with everything that is wrong, each with its remedy.
+    """
+    tables, problems = read_toml(text, resolution_step=recipe.architecture.resolution_step)
+    contents = [_Content([], [], []) if is_video(table) else _look_at(table, number) for number, table in enumerate(tables, start=1)]
+    problems += [problem for content in contents for problem in content.problems]
+    if not problems:
+        for number, (table, content) in enumerate(zip(tables, contents, strict=True), start=1):
+            problems += [] if is_video(table) else _control_problems(table, content, recipe, f"[[datasets]] {number}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    cache = cache_root / fingerprint_of(tables=tables, pictures=[_facts(content) for content in contents], **cache_facts)
+    caches = _caches(tables, contents, cache)
+    written = [{**table, "cache_directory": path_text(folder.path)} for table, folder in zip(tables, caches, strict=True)]
+    has_videos = any(map(is_video, tables))
+    return StagedDataset(
+        (),
+        caches if all("cache_directory" not in table for table in tables) else (),
+        cache,
+        write_toml({}, written),
+        num_images=0 if has_videos else sum(len(content.items) for content in contents),
+        num_items=0 if has_videos else sum(len(content.items) * table["num_repeats"] for table, content in zip(tables, contents, strict=True)),
+        notices=tuple(notice for content in contents for notice in content.notices),
+    )
+
+
+def has_control(text: str, *, resolution_step: int) -> bool:
+    """Whether a dataset.toml that was checked has control images."""
+    tables, _ = read_toml(text, resolution_step=resolution_step)
+    return any("control_directory" in table or _jsonl_has_control(table) for table in tables)
+
+
+def _caches(tables: list[Table], contents: list[_Content], cache: Path) -> tuple[CacheFolder, ...]:
+    folders = [Path(table["cache_directory"]) if "cache_directory" in table else cache / str(number) for number, table in enumerate(tables, start=1)]
+    return tuple(CacheFolder(folder, len(content.items)) for folder, content in zip(folders, contents, strict=True))
+
+
+def _facts(content: _Content) -> list[list[Any]]:
+    """What tells a picture and its caption from another: sizes and times instead of hashes, for the user's folders may be large."""
+    return [[[_file_facts(path) for path in (item.path, *item.controls)], hashlib.sha256(item.caption.encode()).hexdigest()] for item in content.items]
+
+
+def _file_facts(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def _look_at(table: Table, number: int) -> _Content:
+    where = f"[[datasets]] {number} of dataset_toml"
+    content = _read_directory(table, where) if "image_directory" in table else _read_jsonl(Path(table["image_jsonl_file"]), where)
+    if not content.items and not content.problems:
+        content.problems.append(f"{where}: no picture with a caption. Write a text file of the same name beside each picture")
+    stems = Counter(item.path.stem for item in content.items)
+    twice = [stem for stem, count in stems.items() if count > 1]
+    if twice:
+        content.problems.append(
+            f"{where}: several pictures are called {twice[0]}, and Musubi Tuner would keep only one in its cache. Rename them, or make [[datasets]] of them"
+        )
+    return content
+
+
+def _read_directory(table: Table, where: str) -> _Content:
+    folder = Path(table["image_directory"])
+    pictures = sorted(path for path in folder.iterdir() if path.suffix in _EXTENSIONS)
+    others = [path.name for path in folder.iterdir() if path.suffix.lower() in _LOWER and path.suffix not in _EXTENSIONS]
+    notices = [f"{where}: Musubi Tuner does not see {name}: write its suffix in small letters" for name in others]
+    controls = _control_files(Path(table["control_directory"]), pictures) if "control_directory" in table else {}
+    items: list[_Item] = []
+    problems: list[str] = []
+    without: list[str] = []
+    for path in pictures:
+        caption_file = path.with_suffix(table["caption_extension"])
+        if not caption_file.is_file():
+            without.append(path.name)
+            continue
+        caption, problem = _read_caption(caption_file)
+        problems += [f"{where}: {problem}"] if problem else []
+        items.append(_Item(path, caption, tuple(controls.get(path, ()))))
+    if without and not table.get("multiple_target"):
+        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        notices.append(f"{where}: {counted(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}")
+    return _Content(items, problems, notices)
+
+
+def _read_caption(path: Path) -> tuple[str, str]:
+    """The caption, or what is wrong with its file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return "", f"{path} is not in UTF-8, and Musubi Tuner would stop at it. Save it as UTF-8"
+    if text.startswith("\ufeff"):
+        return "", f"{path} begins with a byte order mark, which would become part of the caption. Save it as UTF-8 without BOM"
+    return text.strip(), ""
+
+
+def _control_files(folder: Path, pictures: list[Path]) -> dict[Path, list[Path]]:
+    """As Musubi pairs them: the longest name first takes every control image that begins with it and . or _."""
+    left = {path for path in folder.iterdir() if path.suffix in _EXTENSIONS}
+    found: dict[Path, list[Path]] = {}
+    for picture in sorted(pictures, key=lambda path: len(path.name), reverse=True):
+        own = sorted(path for path in left if path.name.startswith((f"{picture.stem}.", f"{picture.stem}_")))
+        left -= set(own)
+        found[picture] = own
+    return found
+
+
+def _read_jsonl(path: Path, where: str) -> _Content:
+    content = _Content([], [], [])
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        content.problems.append(f"{where}: {path} is not in UTF-8. Save it as UTF-8")
+        return content
+    for number, line in enumerate(lines, start=1):
+        item, problem = _jsonl_item(line)
+        if item is None:
+            content.problems.append(f"{where}: line {number} of {path} {problem}")
+        else:
+            content.items.append(item)
+    return content
+
+
+def _jsonl_item(line: str) -> tuple[_Item | None, str]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None, "is not JSON"
+    if not (isinstance(entry, dict) and isinstance(entry.get("image_path"), str) and isinstance(entry.get("caption"), str)):
+        return None, 'must be {"image_path": "...", "caption": "..."}'
+    paths = [Path(value) for name, value in sorted(entry.items()) if name.startswith("control_path")]
+    for path in (Path(entry["image_path"]), *paths):
+        if not (path.is_absolute() and path.is_file()):
+            return None, f"names {path}, which is no whole path of a file"
+    return _Item(Path(entry["image_path"]), entry["caption"], tuple(paths)), ""
+
+
+def _jsonl_has_control(table: Table) -> bool:
+    return "image_jsonl_file" in table and any(item.controls for item in _read_jsonl(Path(table["image_jsonl_file"]), "").items)
+
+
+def _control_problems(table: Table, content: _Content, recipe: Recipe, where: str) -> list[str]:
+    architecture, limit = recipe.architecture, recipe.architecture.control_limit(recipe.options)
+    where = f"{where} of dataset_toml"
+    given = "control_directory" in table or any(item.controls for item in content.items)
+    if given and architecture.control_images == "none":
+        return [f"{where}: {architecture.title} knows no control images. Leave control_directory out"]
+    if not given:
+        return [f"{where}: {architecture.title} needs control images. Give control_directory"] if architecture.control_images == "required" else []
+    without = [item.path.name for item in content.items if not item.controls]
+    too_many = [item.path.name for item in content.items if limit and len(item.controls) > limit]
+    problems = [f"{where}: no control image for {', '.join(without[:5])}. A control image has the name of its picture"] if without else []
+    return problems + ([f"{where}: {too_many[0]} has several control images, {architecture.title} takes {limit} per picture here"] if too_many else [])

@@ -1,0 +1,266 @@
+"""What a training by Musubi Tuner will do, decided before anything is written or started: the files to write and the commands to run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..dataset import Dataset
+from .architectures import MUSUBI_VERSION, Architecture, find_architecture
+from .commands import Command, TrainingFiles, base_weights_command, cache_arguments, cache_command, convert_command, train_command
+from .config import MusubiConfig, Recipe, resolve
+from .dataset_folder import StagedDataset, stage
+from .dataset_toml import GLOB_CHARACTERS, has_glob_characters
+from .installation import Installation
+from .own_dataset import has_control, stage_own
+from .preflight import ModelFacts, check_disk_space, check_models, check_settings, has_musubi_names, notices_about, steps_done
+from .safetensors_header import read_header
+from .sample_prompts import prompts_text, read_prompts
+
+
+@dataclass(frozen=True)
+class MusubiJob:
+    """What to train: a row of the table, settings, model files and options by the row's names ("dit": Path, "model_version": "edit-2511")."""
+
+    architecture: str
+    config: MusubiConfig
+    models: Mapping[str, Path]
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Files and commands of one run. Nothing exists before `write`.
+
+    config          without open values
+    commands        in order: "base_weights" (only where that adapter needs converting), "latents", "text", "train", "convert" (only where
+                    one of Musubi's scripts does it)
+    num_images      what each cache script must say it found or loaded ("found N images"), all [[datasets]] together; 0: unknown (videos)
+    num_items       samples per epoch, repeats included ("num train items"); 0: unknown
+    cache_is_complete   the caches of exactly this dataset lie there: "latents" and "text" need not run. After they did,
+                    staged.confirm_caches() counts what they wrote
+    output_name     of the raw files in output_dir; raw_path is the final one, converted_path what "convert" writes
+    base_weights_path   what "base_weights" writes
+    steps_before    of the run that is resumed (0: none); num_steps are still to be done, and Musubi counts them from 1
+    notices         settings and pictures that are ignored or changed, each by name
+    """
+
+    architecture: Architecture
+    config: MusubiConfig
+    commands: tuple[Command, ...]
+    staged: StagedDataset
+    toml_path: Path
+    prompts_text: str
+    prompts_path: Path
+    cache_is_complete: bool
+    output_dir: Path
+    output_name: str
+    steps_before: int
+    notices: tuple[str, ...] = ()
+
+    @property
+    def toml_text(self) -> str:
+        return self.staged.toml_text
+
+    @property
+    def num_images(self) -> int:
+        return self.staged.num_images
+
+    @property
+    def num_items(self) -> int:
+        return self.staged.num_items
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.max_train_steps - self.steps_before
+
+    @property
+    def raw_path(self) -> Path:
+        return self.output_dir / f"{self.output_name}.safetensors"
+
+    @property
+    def converted_path(self) -> Path:
+        return self.output_dir / "converted" / f"{self.output_name}.safetensors"
+
+    @property
+    def base_weights_path(self) -> Path:
+        return self.output_dir / "base_weights" / "base_weights.safetensors"
+
+    def command(self, stage: str) -> Command | None:
+        return next((command for command in self.commands if command.stage == stage), None)
+
+    def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
+        """Link or copy the pictures, write captions, TOML and prompts, and make the folders that Musubi writes to."""
+        for folder in (self.toml_path.parent, self.converted_path.parent, self.base_weights_path.parent, self.staged.cache_root):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.staged.write(check_interrupted=check_interrupted)
+        self.toml_path.write_text(self.toml_text, encoding="utf-8", newline="\n")
+        if self.prompts_text:
+            self.prompts_path.write_text(self.prompts_text, encoding="utf-8", newline="\n")
+
+    def text(self) -> str:
+        """The TOML and the command lines, quoted for a shell, for showing."""
+        parts = [f"# {self.toml_path}", self.toml_text]
+        parts += [f"# {self.prompts_path}", self.prompts_text] if self.prompts_text else []
+        for command in self.commands:
+            skipped = self.cache_is_complete and command.stage in ("latents", "text")
+            parts += [f"# {command.stage}" + (": not needed, the caches of an earlier run are complete" if skipped else ""), command.text() + "\n"]
+        parts += [f"# Note: {notice}" for notice in self.notices]
+        return "\n".join(parts).rstrip() + "\n"
+
+
+def make_plan(
+    job: MusubiJob,
+    dataset: Dataset | None,
+    installation: Installation,
+    run_path: Path,
+    cache_root: Path,
+    *,
+    name: str,
+    control: Dataset | None = None,
+    dataset_toml: str = "",
+) -> Plan:
+    """Check everything and decide; files are read, none is written.
+
+    `name` is that of the LoRA. The pictures are a dataset, with a second one of control images where the architecture has them; or a
+    user's own dataset.toml.
+
+    Raises:
+        ValueError: everything that is wrong at once, a line each with its remedy.
+        RuntimeError: a picture is not the one any more that was looked at.
+    """
+    architecture = find_architecture(job.architecture)
+    run_path, cache_root = _absolute(run_path), _absolute(cache_root)
+    models = {name: _absolute(path) for name, path in job.models.items()}
+    facts, problems = check_models(architecture, models, job.options)
+    if problems:  # settings cannot be judged by the wrong files or options
+        raise ValueError("\n".join(problems))
+    recipe = Recipe(architecture, resolve(_with_absolute_paths(job.config), architecture, dit_dtype=facts.dit_dtype), models, job.options)
+    problems = _place_problems(dataset, control, dataset_toml, cache_root)
+    shows_control = control is not None or (bool(dataset_toml) and has_control(dataset_toml, resolution_step=architecture.resolution_step))
+    problems += check_settings(recipe, dit_dtype=facts.dit_dtype, has_control=shows_control)
+    staged, dataset_problems = _try_to_stage(recipe, dataset, control, dataset_toml, installation, run_path, cache_root)
+    problems += dataset_problems
+    if staged is None or problems:
+        raise ValueError("\n".join(problems))
+    notices = (*_version_notices(installation), *notices_about(recipe, job.config), *staged.notices)
+    plan = _plan(recipe, staged, installation, run_path, name=name, has_control=shows_control, notices=notices)
+    _require_disk_space(plan, facts, run_path)
+    return plan
+
+
+def _version_notices(installation: Installation) -> tuple[str, ...]:
+    if installation.version == MUSUBI_VERSION:
+        return ()
+    return (f"Musubi Tuner {installation.version} is used; this was made for {MUSUBI_VERSION}, and others may work differently",)
+
+
+def _absolute(path: Path | str) -> Path:
+    """Musubi is started in its own folder, where a relative path would be another file."""
+    return Path(path).expanduser().absolute()
+
+
+def _with_absolute_paths(config: MusubiConfig) -> MusubiConfig:
+    paths = {name: getattr(config, name) for name in ("network_weights", "base_weights", "resume")}
+    return replace(config, **{name: str(_absolute(path)) for name, path in paths.items() if path})
+
+
+def _place_problems(dataset: Dataset | None, control: Dataset | None, dataset_toml: str, cache_root: Path) -> list[str]:
+    problems: list[str] = []
+    if (dataset is None) == (not dataset_toml.strip()):
+        problems.append("give either a dataset or a dataset_toml, not both" if dataset_toml.strip() else "no pictures: give a dataset, or a dataset_toml")
+    if control is not None and dataset_toml.strip():
+        problems.append("control images of a dataset_toml stand in it, as control_directory. Disconnect the control dataset")
+    if has_glob_characters(cache_root):
+        problems.append(f"cache folder {cache_root}: with one of {' '.join(GLOB_CHARACTERS)} in it Musubi Tuner would not find its caches. Choose another")
+    return problems
+
+
+def _try_to_stage(
+    recipe: Recipe, dataset: Dataset | None, control: Dataset | None, dataset_toml: str, installation: Installation, run_path: Path, cache_root: Path
+) -> tuple[StagedDataset | None, list[str]]:
+    """The dataset, or what is wrong with it."""
+    facts = _cache_facts(recipe, installation)
+    try:
+        if dataset is not None:
+            return stage(dataset, control, run_path / "dataset", recipe=recipe, cache_root=cache_root, cache_facts=facts), []
+        return (stage_own(dataset_toml, recipe=recipe, cache_root=cache_root, cache_facts=facts), []) if dataset_toml.strip() else (None, [])
+    except ValueError as error:
+        return None, [str(error)]
+
+
+def _cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
+    """Whatever stands on the cache scripts' command lines decides what they write, and so do the files that are named there."""
+    used = [file.name for file in recipe.architecture.models if file.name in recipe.models and {"latents", "text"} & set(file.stages)]
+    statuses = [recipe.models[name].stat() for name in used]
+    return {
+        "architecture": recipe.architecture.name,
+        "musubi_version": installation.version,
+        "arguments": [cache_arguments(recipe, stage) for stage in ("latents", "text")],
+        "files": [[status.st_size, status.st_mtime_ns] for status in statuses],
+    }
+
+
+def _plan(recipe: Recipe, staged: StagedDataset, installation: Installation, run_path: Path, *, name: str, has_control: bool, notices: tuple[str, ...]) -> Plan:
+    resume = recipe.config.resume
+    steps_before = (steps_done(Path(resume)) or 0) if resume else 0
+    plan = Plan(
+        recipe.architecture,
+        recipe.config,
+        commands=(),
+        staged=staged,
+        toml_path=run_path / "dataset.toml",
+        prompts_text=_prompts(recipe, staged),
+        prompts_path=run_path / "sample_prompts.json",
+        cache_is_complete=staged.caches_are_complete(),
+        output_dir=run_path / "musubi",
+        # A resumed run counts from 0 again: under the old name it would overwrite the checkpoints that it comes from.
+        output_name=f"{name}-after{steps_before:08d}" if steps_before else name,
+        steps_before=steps_before,
+        notices=notices,
+    )
+    return replace(plan, commands=_commands(plan, recipe, installation, has_control=has_control))
+
+
+def _commands(plan: Plan, recipe: Recipe, installation: Installation, *, has_control: bool) -> tuple[Command, ...]:
+    config, base_weights = recipe.config, None
+    if config.base_weights and not has_musubi_names(read_header(Path(config.base_weights))):
+        base_weights = base_weights_command(Path(config.base_weights), plan.base_weights_path, installation=installation)
+        recipe = replace(recipe, config=replace(config, base_weights=str(plan.base_weights_path)))
+    files = TrainingFiles(plan.toml_path, plan.output_dir, plan.output_name, plan.prompts_path if plan.prompts_text else None)
+    commands = (
+        base_weights,
+        cache_command(recipe, "latents", dataset_toml=plan.toml_path, installation=installation),
+        cache_command(recipe, "text", dataset_toml=plan.toml_path, installation=installation),
+        train_command(recipe, files, has_control=has_control, steps_before=plan.steps_before, installation=installation),
+        convert_command(recipe.architecture, plan.raw_path, plan.converted_path, installation=installation),
+    )
+    return tuple(command for command in commands if command)
+
+
+def _prompts(recipe: Recipe, staged: StagedDataset) -> str:
+    config = recipe.config
+    if not config.sample_every_n_steps:
+        return ""
+    if not staged.groups:
+        if not config.sample_prompts.strip():
+            raise ValueError("sample_every_n_steps is set, but sample_prompts is empty. Write a prompt, or set sample_every_n_steps to 0")
+        return prompts_text(read_prompts(config, first_caption=""))
+    group = staged.groups[0]
+    first = group.pictures[0]
+    controls = [group.control_folder / control.name for control in first.controls if group.control_folder]
+    return prompts_text(read_prompts(config, first_caption=first.caption, control_images=controls))
+
+
+def _require_disk_space(plan: Plan, facts: ModelFacts, run_path: Path) -> None:
+    problems = check_disk_space(
+        plan.config,
+        facts,
+        num_images=plan.num_images,
+        cache_root=plan.staged.cache_root,
+        run_path=run_path,
+        caches_are_complete=plan.cache_is_complete,
+        steps_before=plan.steps_before,
+    )
+    if problems:
+        raise ValueError("\n".join(problems))
