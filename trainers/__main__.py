@@ -1,4 +1,4 @@
-"""The command line: `sdxl` trains without ComfyUI, `check` looks at the pictures before, `comfyui` runs a prompt in one; and `demo`."""
+"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the pictures before, `comfyui` runs a prompt in one; and `demo`."""
 
 import argparse
 import logging
@@ -7,10 +7,17 @@ import signal
 import sys
 from types import FrameType
 
-from . import command_caption, command_check, command_comfyui, command_demo, command_sdxl
+from . import command_caption, command_check, command_comfyui, command_demo, command_musubi, command_sdxl
 from .base import Interrupted
 
-COMMANDS = {"sdxl": command_sdxl, "caption": command_caption, "check": command_check, "comfyui": command_comfyui, "demo": command_demo}
+COMMANDS = {
+    "sdxl": command_sdxl,
+    "musubi": command_musubi,
+    "caption": command_caption,
+    "check": command_check,
+    "comfyui": command_comfyui,
+    "demo": command_demo,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 0.50 warns at import about kernels for a CPU that nothing here uses
-    # The pack never fetches anything by itself.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.command != "musubi":  # whose first run fetches tokenizers; the pack itself never fetches anything
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return COMMANDS[options.command].run(options)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:

@@ -34,7 +34,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. Times in seconds, memory in bytes (the device's peak; the process's on a CPU)."""
+    """One optimizer step. Times in seconds, memory in bytes (the device's peak; the process's on a CPU). Not known: learning rate NaN, memory 0."""
 
     step: int
     total: int

@@ -4,6 +4,7 @@ ComfyUI is one host (nodes/comfy_host.py), a console another (ConsoleHost). A tr
 """
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -167,6 +168,7 @@ class ConsoleHost(DeviceMemory):
 
 
 def describe_step(event: StepDone) -> str:
-    """One line: loss, learning rate, memory. Speed and remaining time stand in the bar itself."""
+    """One line: loss, and learning rate and memory where they are known. Speed and remaining time stand in the bar itself."""
+    learning_rate = "" if math.isnan(event.learning_rate) else f", lr {event.learning_rate:.1e}"
     memory = f", {event.memory_bytes / 2**30:.1f} GB" if event.memory_bytes else ""
-    return f"loss {event.average_loss:.4f}, lr {event.learning_rate:.1e}{memory}"
+    return f"loss {event.average_loss:.4f}{learning_rate}{memory}"

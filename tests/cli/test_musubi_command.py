@@ -1,0 +1,71 @@
+"""`python -m trainers musubi` in a process of its own: what it says without Musubi Tuner, and a plan, which starts nothing of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Just enough to be found."""
+    folder = tmp_path / "musubi-tuner"
+    (folder / "src/musubi_tuner").mkdir(parents=True)
+    (folder / "src/musubi_tuner/zimage_train_network.py").write_text("raise SystemExit('it was started')")
+    (folder / "pyproject.toml").write_text('[project]\nversion = "0.3.4"\n')
+    return folder
+
+
+def musubi(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MUSUBI_")}
+    command = [sys.executable, "-m", "trainers", "musubi", *map(str, arguments)]
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=folder, env=environment, timeout=120)
+
+
+def plan_arguments(folder: Path) -> list[object]:
+    pictures = folder / "été [1]"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
+    (pictures / "a.txt").write_text("a disc")
+    for name in ("dit", "vae", "text_encoder"):
+        save_file({"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}, folder / f"{name}.safetensors")
+    files = [argument for name in ("dit", "vae", "text_encoder") for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
+    return ["plan", "--architecture", "z-image", "--output", "disc", "--images", pictures, *files, "--resolution", 64, "--musubi-python", sys.executable]
+
+
+def test_without_musubi_the_doctor_says_how_to_get_it(tmp_path: Path):
+    said = musubi(tmp_path, "doctor", MUSUBI_TUNER_DIR=str(tmp_path / "gone"))
+    assert said.returncode == 1 and "MUSUBI_TUNER_DIR" in said.stdout and "git clone https://github.com/kohya-ss/musubi-tuner" in said.stdout
+
+
+def test_a_plan_shows_the_files_and_commands_and_leaves_no_trace(tmp_path: Path, checkout: Path):
+    arguments = plan_arguments(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    said = musubi(tmp_path, *arguments, "--musubi-dir", checkout, "--cache-dir", tmp_path / "cache")
+    assert said.returncode == 0, said.stderr
+    assert "[[datasets]]" in said.stdout and "resolution = [64, 64]" in said.stdout
+    assert [f"# {stage}" in said.stdout for stage in ("latents", "text", "train", "convert")] == [True] * 4
+    assert "--network_module networks.lora_zimage --network_dim 32" in said.stdout and str(tmp_path / "dit.safetensors") in said.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_in_words(tmp_path: Path, checkout: Path):
+    arguments = plan_arguments(tmp_path)
+    (tmp_path / "vae.safetensors").unlink()
+    broken = musubi(tmp_path, *arguments, "--musubi-dir", checkout, "--text-encoder", "gone.safetensors")
+    assert broken.returncode == 1 and "vae.safetensors: there is no such file" in broken.stderr and "gone.safetensors: there is no" in broken.stderr
+    stranger = musubi(tmp_path, *arguments, "--musubi-dir", checkout, "--task", "t2v-14B")
+    assert stranger.returncode == 1 and "z-image has no --task. It has --dit, --text-encoder, --vae" in stranger.stderr
+    both = musubi(tmp_path, *arguments, "--musubi-dir", checkout, "--dataset-toml", "x.toml")
+    assert both.returncode == 1 and "--dataset-toml stands for all pictures: leave out --images" in both.stderr
+    nowhere = musubi(tmp_path, *arguments, "--musubi-dir", tmp_path / "gone")
+    assert nowhere.returncode == 1 and "there is no such folder" in nowhere.stderr
+    assert all("Traceback" not in said.stderr for said in (broken, stranger, both, nowhere))

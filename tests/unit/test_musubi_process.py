@@ -1,0 +1,123 @@
+"""Processes: what they are given, how they are read, and that nothing of them is left."""
+
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainers.base import Interrupted
+from trainers.musubi.commands import Command
+from trainers.musubi.installation import Installation
+from trainers.musubi.process import environment_for, run_process
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX; Windows has jobs, which need Windows")
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard = b""
+        self.num_idle = 0
+
+    def feed(self, output: bytes) -> None:
+        self.heard += output
+
+    def idle(self) -> None:
+        self.num_idle += 1
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path, Path(sys.executable), "0")
+
+
+def run(installation: Installation, program: str, *arguments: str, check_interrupted=lambda: None) -> tuple[int, Ear, bytes]:
+    ear, log = Ear(), io.BytesIO()
+    command = Command("train", (str(installation.python), "-c", program, *arguments))
+    return run_process(command, installation, listener=ear, log=log, check_interrupted=check_interrupted), ear, log.getvalue()
+
+
+def is_alive(number: int) -> bool:
+    """A zombie that nobody has asked after is dead."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_both_streams_and_the_exit_status_come_back(installation: Installation):
+    program = "import sys; print('out'); sys.stdout.flush(); print('err', file=sys.stderr); sys.exit(3)"
+    status, ear, log = run(installation, program)
+    assert status == 3 and ear.heard == b"out\nerr\n" == log
+
+
+def test_arguments_reach_it_as_they_are(installation: Installation):
+    hostile = ["a b", "$(touch owned)", "`id`", "; rm -rf x", "é [1]", '"', "*"]
+    _, ear, _ = run(installation, "import sys; print(ascii(sys.argv[1:]))", *hostile)
+    assert ear.heard.decode().strip() == ascii(hostile) and not (installation.folder / "owned").exists()
+
+
+def test_the_environment_is_extended_and_writes_utf_8(installation: Installation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setenv("RANK", "3")
+    environment = environment_for(installation)
+    assert environment["PYTHONPATH"] == f"{installation.folder / 'src'}{os.pathsep}/mine" and "RANK" not in environment
+    _, ear, _ = run(installation, "print('学習')")
+    assert ear.heard.decode("utf-8") == "学習\n"
+
+
+def test_an_interrupt_ends_the_whole_tree_within_two_seconds(installation: Installation, tmp_path: Path):
+    """The child starts another one that ignores the polite request, as a data loader's workers may."""
+    grandchild = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    program = (
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {grandchild!r}]); open('pids', 'w').write(str(p.pid)); time.sleep(600)"
+    )
+    pids, asked_at = tmp_path / "pids", []
+
+    def interrupt_when_it_runs() -> None:
+        if pids.is_file() and pids.read_text() and time.monotonic() > started + 0.5:
+            asked_at.append(time.monotonic())
+            raise Interrupted("now")
+
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        run(installation, program, check_interrupted=interrupt_when_it_runs)
+    assert time.monotonic() - asked_at[0] < 2 and not is_alive(int(pids.read_text()))
+
+
+def test_what_it_leaves_running_does_not_outlive_it(installation: Installation, tmp_path: Path):
+    program = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); open('pids', 'w').write(str(p.pid))"
+    started = time.monotonic()
+    status, _, _ = run(installation, program)
+    assert status == 0 and time.monotonic() - started < 10
+    assert not is_alive(int((tmp_path / "pids").read_text()))
+
+
+def test_an_error_of_the_listener_ends_it_too(installation: Installation, tmp_path: Path):
+    class Critic(Ear):
+        def feed(self, output: bytes) -> None:
+            raise ValueError("enough")
+
+    command = Command("train", (sys.executable, "-c", "import os, time; open('pids', 'w').write(str(os.getpid())); print('x', flush=True); time.sleep(600)"))
+    with pytest.raises(ValueError, match="enough"):
+        run_process(command, installation, listener=Critic(), log=io.BytesIO(), check_interrupted=lambda: None)
+    assert not is_alive(int((tmp_path / "pids").read_text()))
+
+
+def test_a_process_that_closes_its_output_is_still_waited_for_and_can_be_interrupted(installation: Installation):
+    silent = "import os, time; os.close(1); os.close(2); time.sleep(600)"
+    asked_at: list[float] = []
+    started = time.monotonic()
+
+    def interrupt() -> None:
+        if time.monotonic() > started + 0.5:
+            asked_at.append(time.monotonic())
+            raise Interrupted("now")
+
+    with pytest.raises(Interrupted):
+        run(installation, silent, check_interrupted=interrupt)
+    assert time.monotonic() - asked_at[0] < 2
+    assert run(installation, "import os, time; os.close(1); os.close(2); time.sleep(0.4); os._exit(4)")[0] == 4

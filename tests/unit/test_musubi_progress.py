@@ -1,0 +1,82 @@
+"""What facts mean: steps and their losses, counts that are not what they must be, learning rates, tokenizers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+from transformers import get_scheduler
+
+from trainers.musubi.config import MusubiConfig
+from trainers.musubi.installation import Installation
+from trainers.musubi.output import Counted, Found
+from trainers.musubi.progress import PictureCounter, learning_rate_at, step_of
+from trainers.musubi.tokenizers import missing_tokenizers, require_fetchable
+
+
+class Silent:
+    """A host that nobody looks at."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+
+    def report(self, event: object) -> None:
+        self.events.append(event)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"])
+@pytest.mark.parametrize("warmup", [0, 4, 0.25])
+def test_learning_rates_are_those_of_the_schedules_that_musubi_takes(name: str, warmup: float):
+    config = MusubiConfig(learning_rate=0.01, max_train_steps=20, lr_scheduler=name, lr_warmup_steps=warmup)
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    steps = round(warmup * 20) if warmup < 1 else int(warmup)
+    taken = "constant_with_warmup" if name == "constant" and steps else name
+    schedule = get_scheduler(taken, optimizer, num_warmup_steps=steps, num_training_steps=20)
+    for step in range(1, 21):
+        assert learning_rate_at(config, step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_pictures_are_counted_over_all_datasets_and_what_is_missing_is_said():
+    counter = PictureCounter("encoding pictures", Silent(), num_images=7, batch_size=2)
+    for fact in (Found("images", 4), Found("images", 2), Counted(0), Counted(2), Counted(0), Counted(1)):
+        counter.take(fact)
+    assert [event.step for event in counter._host.events if hasattr(event, "step")] == [0, 4, 4, 6]
+    assert counter.missing() == "it found 6 of 7 pictures"
+    assert PictureCounter("", Silent(), num_images=7, batch_size=1).missing() == ""  # it said nothing of them
+    nothing = PictureCounter("", Silent(), num_images=7, batch_size=1)
+    nothing.take(Found("images", 0))
+    assert nothing.missing() == "it found 0 of 7 pictures"
+
+
+def test_only_checkpoints_of_steps_have_a_step():
+    assert step_of(Path("a-step00000250.safetensors")) == 250
+    assert step_of(Path("a-step5-step00000250.safetensors")) == 250
+    assert step_of(Path("a.safetensors")) is None and step_of(Path("a-000002.safetensors")) is None
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE"])
+def test_tokenizers_are_looked_for_where_hugging_face_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str):
+    installation = Installation(tmp_path / "musubi", Path("python"), "0")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert missing_tokenizers(["a/b", "c/d"], installation) == ["a/b", "c/d"]
+    with pytest.raises(ValueError, match=r"a/b, c/d is not in the Hugging Face cache \(.*\), and HF_HUB_OFFLINE forbids to fetch it"):
+        require_fetchable(["a/b", "c/d"], installation)
+    below = {"HF_HUB_CACHE": ".", "TRANSFORMERS_CACHE": ".", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[variable]
+    snapshot = tmp_path / below / "models--a--b" / "snapshots" / "123"
+    snapshot.mkdir(parents=True)
+    assert missing_tokenizers(["a/b"], installation) == ["a/b"]  # begun, but nothing is there
+    (snapshot / "tokenizer.json").touch()
+    assert missing_tokenizers(["a/b"], installation) == []
+    (tmp_path / "musubi/c/d").mkdir(parents=True)
+    require_fetchable(["a/b", "c/d"], installation)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    require_fetchable(["e/f"], installation)

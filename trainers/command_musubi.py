@@ -1,0 +1,146 @@
+"""Train a LoRA with Musubi Tuner: Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others. `plan` shows what `train` would do, `doctor` whether it can."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import add_flags, field_names, from_mapping
+from .dataset import Dataset, DatasetConfig, scan_folder
+from .musubi.architectures import ARCHITECTURES, Architecture, find_architecture
+from .musubi.config import MusubiConfig
+
+if TYPE_CHECKING:
+    from .musubi.installation import Installation
+    from .musubi.plan import MusubiJob
+
+SUMMARY = "train a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="musubi_command", required=True)
+    train = commands.add_parser("train", help="train a LoRA", description="Train a LoRA with Musubi Tuner and convert it for ComfyUI.")
+    plan = commands.add_parser("plan", help="show the dataset file and the command lines, and run nothing", description="Show what train would do.")
+    doctor = commands.add_parser("doctor", help="say what is found of Musubi Tuner and what is missing", description="Say what is found, and what to do.")
+    for command in (train, plan):
+        _add_job_arguments(command)
+    for command in (train, plan, doctor):
+        command.add_argument("--musubi-dir", default="", help="folder of Musubi Tuner (default: MUSUBI_TUNER_DIR, or the usual places)")
+        command.add_argument("--musubi-python", default="", help="Python that has its packages (default: MUSUBI_PYTHON, or the .venv or venv in its folder)")
+
+
+def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), required=True, help="kind of model to train for")
+    parser.add_argument("--output", required=True, help="name of the LoRA file")
+    parser.add_argument("--output-dir", type=Path, default=Path("output"), help="folder for the LoRA and its run folder (default: output)")
+    parser.add_argument("--cache-dir", type=Path, help="folder for latents and text encoder outputs, shared by all runs (default: the user's cache folder)")
+    parser.add_argument("--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner's own")
+    parser.add_argument("--control-images", help="folder of control images, for editing models: files of the same names as the pictures")
+    files = parser.add_argument_group("model files", "which of them an architecture needs, plan says")
+    for name, help_text in _flags_of_rows("models").items():
+        files.add_argument("--" + name.replace("_", "-"), dest=f"model_{name}", type=Path, metavar="FILE", help=help_text)
+    options = parser.add_argument_group("options of single architectures")
+    for name, help_text in _flags_of_rows("options").items():
+        options.add_argument("--" + name.replace("_", "-"), dest=f"option_{name}", metavar="NAME", help=help_text)
+    add_flags(parser, DatasetConfig)
+    add_flags(parser, MusubiConfig)
+
+
+def _flags_of_rows(kind: str) -> dict[str, str]:
+    """Names of model files or options with the architectures that have them."""
+    titles: dict[str, list[str]] = {}
+    for row in ARCHITECTURES.values():
+        for entry in getattr(row, kind):
+            titles.setdefault(entry.name, []).append(row.name)
+    return {name: f"for {', '.join(rows)}" if len(rows) < len(ARCHITECTURES) else "for every architecture" for name, rows in titles.items()}
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.musubi_command == "doctor":
+        return _doctor(options)
+    job = _job(options)
+    installation = _installation(options)
+    dataset, control, dataset_toml = _pictures(options)
+    if options.musubi_command == "plan":
+        print(_planned(options, job, installation, dataset, control, dataset_toml), end="")
+    else:
+        _train(options, job, installation, dataset, control, dataset_toml)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .musubi.doctor import diagnose
+
+    diagnosis = diagnose(folder=options.musubi_dir, python=options.musubi_python)
+    print(diagnosis.text(), end="")
+    return 0 if diagnosis.is_ready else 1
+
+
+def _job(options: argparse.Namespace) -> "MusubiJob":
+    from .musubi.plan import MusubiJob
+
+    architecture = find_architecture(options.architecture)
+    given = vars(options)
+    models = {name: given[f"model_{name}"].absolute() for name in _flags_of_rows("models") if given[f"model_{name}"]}
+    chosen = {name: given[f"option_{name}"] for name in _flags_of_rows("options") if given[f"option_{name}"]}
+    _require_known(architecture, models, chosen)
+    config = from_mapping(MusubiConfig, {name: given[name] for name in field_names(MusubiConfig) if name in given}, source="settings")
+    return MusubiJob(architecture.name, config, models, chosen)
+
+
+def _require_known(architecture: Architecture, models: dict[str, Path], options: dict[str, str]) -> None:
+    known = {file.name for file in architecture.models} | {option.name for option in architecture.options}
+    strangers = sorted((models.keys() | options.keys()) - known)
+    if strangers:
+        flags = ", ".join("--" + name.replace("_", "-") for name in strangers)
+        raise ValueError(f"{architecture.name} has no {flags}. It has {', '.join('--' + name.replace('_', '-') for name in sorted(known))}")
+
+
+def _installation(options: argparse.Namespace) -> "Installation":
+    from .musubi.installation import find_installation
+
+    return find_installation(folder=options.musubi_dir, python=options.musubi_python)
+
+
+def _pictures(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
+    """The dataset, that of the control images, and the text of a dataset.toml."""
+    given = {name: value for name, value in vars(options).items() if name in field_names(DatasetConfig)}
+    if options.dataset_toml:
+        if given:
+            raise ValueError(f"--dataset-toml stands for all pictures: leave out {', '.join('--' + name.replace('_', '-') for name in sorted(given))}")
+        return None, None, options.dataset_toml.read_text(encoding="utf-8-sig")
+    if "images" not in given:
+        raise ValueError("missing --images, or --dataset-toml")
+    dataset = scan_folder(from_mapping(DatasetConfig, given, source="settings"))
+    control = scan_folder(DatasetConfig(images=options.control_images, keep_duplicates=True)) if options.control_images else None
+    return dataset, control, ""
+
+
+def _planned(
+    options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
+) -> str:
+    from .musubi.plan import make_plan
+    from .run_folder import RunFolder
+
+    folder = RunFolder(options.output_dir, options.output)
+    return make_plan(job, dataset, installation, folder.path, _cache_root(options), name=folder.name, control=control, dataset_toml=dataset_toml).text()
+
+
+def _train(
+    options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
+) -> None:
+    # torch takes a second to import: a wrong setting must not wait for it
+    from .host import ConsoleHost
+    from .musubi.trainer import MusubiTrainer
+    from .run_folder import RunFolder
+
+    folder = RunFolder(options.output_dir, options.output)
+    trainer = MusubiTrainer(job, installation, run_folder=folder, cache_root=_cache_root(options))
+    with ConsoleHost() as host:
+        result: Any = trainer.train(dataset, host, control=control, dataset_toml=dataset_toml)
+    print(f"LoRA: {result.path}\nRun folder: {folder.path}")
+
+
+def _cache_root(options: argparse.Namespace) -> Path:
+    from .cache import default_cache_folder
+
+    return options.cache_dir or default_cache_folder()

@@ -1,0 +1,91 @@
+"""From the file that Musubi writes to the LoRA that ComfyUI loads whole, and the proof that it is one."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .architectures import Architecture
+from .safetensors_header import read_header
+
+_HALVES = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
+_DOWNS, _UPS = zip(*_HALVES, strict=True)
+_ENDINGS = (*_DOWNS, *_UPS, ".alpha")
+
+
+def read_converted(path: Path, architecture: Architecture) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under the names that ComfyUI knows, and the header's metadata. `path` is what Musubi's own converter wrote, where the row has one.
+
+    Raises:
+        RuntimeError: it cannot be read, or does not hold a trained LoRA of this architecture (require_whole).
+    """
+    tensors, metadata = _read(path)
+    if architecture.conversion == "hidream_o1":
+        tensors = {_hidream_name(name): tensor for name, tensor in tensors.items()}
+    require_whole(tensors, architecture, path=path)
+    return tensors, metadata
+
+
+def require_whole(tensors: Mapping[str, Tensor], architecture: Architecture, *, path: Path) -> None:
+    """Each module has both halves and a name that ComfyUI knows, all is finite, and something was learned.
+
+    Raises:
+        RuntimeError: one of these is not so.
+    """
+    modules = module_names(tensors)
+    strangers = [name for name in tensors if not name.endswith(_ENDINGS)] + [name for name in modules if not architecture.fits(name)]
+    if strangers or not modules:
+        raise RuntimeError(f"{path}: {len(strangers)} names for {architecture.title} are none that ComfyUI knows{_such_as(strangers)}")
+    incomplete = [name for name in modules if not any(f"{name}{down}" in tensors and f"{name}{up}" in tensors for down, up in _HALVES)]
+    if incomplete:
+        raise RuntimeError(f"{path}: {len(incomplete)} of {len(modules)} modules lack one of their halves{_such_as(incomplete)}")
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite{_such_as(broken)}. Lower the learning rate")
+    if not any(bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(_UPS)):
+        raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0?")
+
+
+def require_num_modules(raw_path: Path, num_modules: int) -> None:
+    """Raises RuntimeError when Musubi's own file holds more or fewer modules than Musubi said that it trains."""
+    try:
+        found = len(module_names(read_header(raw_path)))
+    except FileNotFoundError:
+        raise RuntimeError(f"{raw_path}: Musubi Tuner ended without an error, but wrote no LoRA") from None
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    if found != num_modules:
+        raise RuntimeError(f"{raw_path}: the LoRA has {found} modules, and Musubi Tuner said that it trains {num_modules}")
+
+
+def module_names(names: Iterable[str]) -> list[str]:
+    """Of a file's tensors, in its order."""
+    return list(dict.fromkeys(name.removesuffix(ending) for name in names for ending in _ENDINGS if name.endswith(ending)))
+
+
+def is_whole_file(path: Path) -> bool:
+    """Musubi writes in place: a file that it was stopped in the middle of has its name, but not all of its content."""
+    try:
+        return bool(read_header(path))
+    except (ValueError, OSError):
+        return False
+
+
+def _such_as(names: list[str]) -> str:
+    return f", such as {names[0]}" if names else ""
+
+
+def _hidream_name(name: str) -> str:
+    """ComfyUI's model has no `model.` in front of its parts."""
+    return name.replace("lora_unet_model_", "lora_unet_", 1) if name.startswith("lora_unet_model_") else name
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (not a dictionary)
+    except FileNotFoundError:
+        raise RuntimeError(f"{path}: Musubi Tuner ended without an error, but wrote no LoRA") from None
+    except SafetensorError as error:
+        raise RuntimeError(f"{path}: the LoRA that Musubi Tuner wrote cannot be read: {error}") from error

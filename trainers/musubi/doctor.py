@@ -1,0 +1,153 @@
+"""What a training with Musubi Tuner would find on this machine, and the remedy for each thing that is missing. Changes nothing."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .installation import Installation, NoMusubi, find_folder, find_python, read_version
+from .process import environment_for
+
+PROBE_SECONDS = 120  # a first import of torch from a slow disk
+TESTED_VERSION = "0.3.4"
+# What training with pictures imports, as it is called in Python and by pip.
+PACKAGES = {
+    **{name: name for name in ("accelerate", "av", "diffusers", "einops", "numpy", "safetensors", "tokenizers", "toml", "torch", "torchvision", "tqdm")},
+    **{"cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "PIL": "pillow", "transformers": "transformers", "voluptuous": "voluptuous"},
+}
+OPTIONAL_PACKAGES = {
+    "bitsandbytes": "the optimizer AdamW8bit",
+    "sentencepiece": "FLUX.1 Kontext and Wan",
+    "easydict": "Wan",
+    "ftfy": "Wan",
+}
+_PROBE = """
+import importlib.metadata, importlib.util, json, sys
+given = json.loads(sys.argv[1])
+found = {"python": sys.version.split()[0], "missing": [name for name in given["modules"] if importlib.util.find_spec(name) is None]}
+found["versions"] = {name: importlib.metadata.version(name) for name in given["pins"] if list(importlib.metadata.distributions(name=name))}
+try:
+    import torch
+    found["torch"] = torch.__version__
+    found["cuda"] = torch.version.cuda or ""
+    found["gpus"] = [[torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i)] for i in range(torch.cuda.device_count())]
+    import musubi_tuner.zimage_train_network
+except BaseException as error:
+    found["error"] = type(error).__name__ + ": " + str(error)
+print("FOUND" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Lines of what was found, and of what is wrong, each with its remedy."""
+
+    found: list[str]
+    problems: list[str]
+    remarks: list[str]
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.problems
+
+    def text(self) -> str:
+        verdict = "Musubi Tuner is ready." if self.is_ready else "Musubi Tuner cannot be used yet."
+        sections = [verdict, *self.found]
+        sections += ["To do:", *(f"  {problem}" for problem in self.problems)] if self.problems else []
+        sections += ["Good to know:", *(f"  {remark}" for remark in self.remarks)] if self.remarks else []
+        return "\n".join(sections) + "\n"
+
+
+def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
+    """Look for the folder, then its Python, then in it. Takes as long as an import of torch, at most two minutes."""
+    found: list[str] = []
+    try:
+        place = find_folder(folder)
+        version = read_version(place)
+        found.append(f"Folder: {place}, version {version}")
+        interpreter = find_python(place, python)
+        found.append(f"Python: {interpreter}")
+    except NoMusubi as error:
+        return Diagnosis(found, [str(error)], [])
+    installation = Installation(place, interpreter, version)
+    probed, failure = _probe(installation)
+    if failure:
+        return Diagnosis(found, [failure], [])
+    found += list(_found(probed))
+    return Diagnosis(found, list(_problems(probed, interpreter, place)), list(_remarks(probed, installation)))
+
+
+def _probe(installation: Installation) -> tuple[dict, str]:
+    """What the interpreter says of itself; or why it says nothing."""
+    questions = json.dumps({"modules": [*PACKAGES, *OPTIONAL_PACKAGES], "pins": list(_pins(installation.folder))})
+    command = [str(installation.python), "-c", _PROBE, questions]
+    try:
+        result = subprocess.run(
+            command,
+            check=False,
+            cwd=installation.folder,
+            env=environment_for(installation),
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"{installation.python} did not answer within {PROBE_SECONDS} seconds. Is its disk asleep, or is it something else than Python?"
+    except OSError as error:
+        return {}, f"{installation.python} cannot be started: {error}. Set the Python of Musubi Tuner's .venv"
+    lines = result.stdout.decode("utf-8", "replace").splitlines()
+    answer = next((line.removeprefix("FOUND") for line in lines if line.startswith("FOUND")), "")
+    if not answer:
+        said = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
+        return {}, f"{installation.python} is no Python that can be used: it ended with status {result.returncode} and said: {said}"
+    return json.loads(answer), ""
+
+
+def _found(probed: dict) -> Iterator[str]:
+    cuda = f"CUDA {probed['cuda']}" if probed.get("cuda") else "without CUDA"
+    yield f"Python {probed['python']}, torch {probed.get('torch', 'none')} {cuda if 'torch' in probed else ''}".rstrip()
+    for name, free, total in probed.get("gpus", []):
+        yield f"GPU: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free"
+
+
+def _problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
+    missing = [PACKAGES[name] for name in probed["missing"] if name in PACKAGES]
+    if "torch" in missing or "torchvision" in missing:
+        yield f"torch or torchvision is not installed: install both for your GPU as on pytorch.org, with {_shown(python)} -m pip"
+    others = [name for name in missing if name not in ("torch", "torchvision")]
+    if others:
+        yield f"not installed: {', '.join(others)}. In {folder}: {_shown(python)} -m pip install -e ."
+    if "error" in probed and not missing:
+        yield f"its training script cannot be imported: {probed['error']}. In {folder}: {_shown(python)} -m pip install -e ."
+
+
+def _remarks(probed: dict, installation: Installation) -> Iterator[str]:
+    if installation.version != TESTED_VERSION:
+        yield f"version {installation.version} was not tested; {TESTED_VERSION} was"
+    if "torch" in probed and not probed.get("gpus"):
+        yield "torch sees no GPU: training would take days on the CPU"
+    for name in probed["missing"]:
+        if name in OPTIONAL_PACKAGES:
+            yield f"{name} is not installed; {OPTIONAL_PACKAGES[name]} would need it: {_shown(installation.python)} -m pip install {name}"
+    pins = _pins(installation.folder)
+    others = [f"{name} {version} ({pins[name]})" for name, version in probed.get("versions", {}).items() if version != pins[name]]
+    if others:
+        yield f"other versions than Musubi Tuner asks for: {', '.join(others)}. Most work; if one fails, install what it asks for"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        yield "HF_HUB_OFFLINE is 1: tokenizers that are not in the Hugging Face cache yet cannot be fetched"
+
+
+def _pins(folder: Path) -> dict[str, str]:
+    """The versions that its pyproject.toml asks for by number."""
+    try:
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return dict(re.findall(r'"([\w.-]+)==([\w.]+)"', text))
+
+
+def _shown(python: Path) -> str:
+    return f'"{python}"' if " " in str(python) else str(python)

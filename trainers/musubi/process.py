@@ -1,0 +1,167 @@
+"""One of Musubi's programs as a process: started without a shell, read as it writes, and ended with everything that it has started."""
+
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from .commands import Command
+from .installation import Installation
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 0.8  # from the polite request to end until it is ended, and from that until nobody waits any longer
+_OWN_TO_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class NotStarted(RuntimeError):
+    """The interpreter cannot be started."""
+
+
+class Listener(Protocol):
+    def feed(self, output: bytes) -> None:
+        """What the process has written since, cut anywhere."""
+        ...
+
+    def idle(self) -> None:
+        """It has written nothing for a tenth of a second."""
+        ...
+
+
+def run_process(command: Command, installation: Installation, *, listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]) -> int:
+    """Run to the end and return the exit status; negative: the signal that ended it. stdout and stderr come in one stream, also into `log`.
+
+    However this ends, by an interrupt too, nothing that the process has started is left.
+
+    Raises:
+        NotStarted: the interpreter cannot be started.
+        whatever check_interrupted raises, which is asked ten times a second.
+    """
+    try:
+        tree = _start(command, installation)
+    except OSError as error:
+        raise NotStarted(f"{installation.python} cannot be started: {error}. Run Musubi Doctor") from error
+    try:
+        _read(tree.process, listener, log, check_interrupted)
+        return tree.process.wait()
+    finally:
+        tree.stop()
+
+
+def environment_for(installation: Installation) -> dict[str, str]:
+    """This process's own, with what Musubi's scripts need to find their package and to write in UTF-8 wherever they run."""
+    environment = {name: value for name, value in os.environ.items() if name not in _OWN_TO_A_LAUNCHER}
+    sources = str(installation.folder / "src")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, environment.get("PYTHONPATH"))))
+    # Both: on Windows a pipe is cp1252, in which Musubi's Japanese is an error, and PYTHONIOENCODING outweighs PYTHONUTF8.
+    return environment | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+
+
+def _read(process: "subprocess.Popen[bytes]", listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]) -> None:
+    """Until the process has ended and all that it wrote is read. A grandchild may keep the pipe open for longer: it is not waited for."""
+    chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_pump, args=(process, chunks), daemon=True).start()
+    is_open, deadline = True, math.inf
+    while (is_open or process.poll() is None) and time.monotonic() < deadline:
+        check_interrupted()
+        if deadline == math.inf and process.poll() is not None:
+            deadline = time.monotonic() + GRACE_SECONDS
+        try:
+            chunk = chunks.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            listener.idle()
+            continue
+        is_open = bool(chunk)
+        log.write(chunk)
+        listener.feed(chunk)
+
+
+def _pump(process: "subprocess.Popen[bytes]", chunks: "queue.SimpleQueue[bytes]") -> None:
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+    try:
+        while chunk := os.read(descriptor, 65536):
+            chunks.put(chunk)
+    except (OSError, ValueError):  # closed from the other side
+        pass
+    chunks.put(b"")
+
+
+class _ProcessTree(Protocol):
+    process: "subprocess.Popen[bytes]"
+
+    def stop(self) -> None: ...
+
+
+def _start(command: Command, installation: Installation) -> _ProcessTree:
+    return _WindowsTree(command, installation) if sys.platform == "win32" else _ProcessGroup(command, installation)
+
+
+class _ProcessGroup:
+    """POSIX: a session of its own, so that its group is all that it starts."""
+
+    def __init__(self, command: Command, installation: Installation) -> None:
+        self.process = subprocess.Popen(
+            command.argv,
+            cwd=installation.folder,
+            env=environment_for(installation),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def stop(self) -> None:
+        """The group may outlive its leader, so it is asked for by its number, which stays taken as long as it has a member."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + GRACE_SECONDS
+            self._signal(number)
+            while self._is_alive() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.process.wait()
+
+    def _is_alive(self) -> bool:
+        self.process.poll()  # a zombie would count as a member
+        return self._signal(0)
+
+    def _signal(self, number: int) -> bool:
+        """False where the group has no member."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # macOS, for a group of zombies
+            return False
+        return True
+
+
+class _WindowsTree:
+    """Windows: a job, which ends with its last handle, and so also when this process is killed."""
+
+    def __init__(self, command: Command, installation: Installation) -> None:
+        from .windows_job import Job
+
+        self._job = Job()
+        self.process = subprocess.Popen(
+            command.argv,
+            cwd=installation.folder,
+            env=environment_for(installation),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        try:
+            self._job.add(self.process)
+        except OSError:
+            self.process.kill()
+            raise
+
+    def stop(self) -> None:
+        self._job.close()
+        self.process.wait()

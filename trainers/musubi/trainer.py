@@ -1,0 +1,226 @@
+"""One training by Musubi Tuner: plan, caches, training, conversion, proof. Its programs run one after the other, and what they say is checked."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from ..base import Interrupted, Notice, StageStarted, TrainedLora
+from ..config import as_dict
+from ..dataset import Dataset
+from ..host import Host
+from ..lora_format import require_same_tensors, save_lora
+from ..run_folder import LossLog, RunFolder, free_path
+from .commands import Command, convert_command
+from .conversion import is_whole_file, module_names, read_converted, require_num_modules
+from .failure import STAGES, MusubiFailed, failure_of, shown
+from .installation import Installation
+from .output import OutputReader
+from .plan import MusubiJob, Plan, make_plan
+from .process import NotStarted, run_process
+from .progress import Contradicted, Listener, PictureCounter, TrainingProgress, step_of
+from .tokenizers import missing_tokenizers, require_fetchable
+
+logger = logging.getLogger(__name__)
+
+LOG_NAME = "musubi.log"
+COMMANDS_NAME = "commands.txt"
+
+
+class MusubiTrainer:
+    """Trains in processes of Musubi's own Python. `cache_root` holds latents and text encoder outputs, shared by all runs."""
+
+    def __init__(self, job: MusubiJob, installation: Installation, *, run_folder: RunFolder, cache_root: Path) -> None:
+        self._job = job
+        self._installation = installation
+        self._run_folder = run_folder
+        self._cache_root = cache_root
+
+    def train(self, dataset: Dataset | None, host: Host, *, control: Dataset | None = None, dataset_toml: str = "") -> TrainedLora:
+        """The pictures are a dataset (with another one of control images), or a user's own dataset.toml.
+
+        Raises:
+            ValueError: something about files, settings or pictures is wrong; nothing was started, and there is no run folder.
+            Interrupted: the user cancelled; whole checkpoints are kept.
+            MusubiFailed: a program failed, or did not do what it was told to; whole checkpoints are kept.
+            RuntimeError: a picture has changed, a cache or the LoRA is not what it must be.
+        """
+        plan = make_plan(
+            self._job,
+            dataset,
+            self._installation,
+            self._run_folder.path,
+            self._cache_root,
+            name=self._run_folder.name,
+            control=control,
+            dataset_toml=dataset_toml,
+        )
+        tokenizers = plan.architecture.needed_tokenizers(self._job.options)
+        if plan.prompts_text or not plan.cache_is_complete:
+            require_fetchable(tokenizers, self._installation)
+        self._run_folder.create(self._manifest(plan))
+        self._run_folder.write_text(COMMANDS_NAME, plan.text())
+        for notice in plan.notices:
+            host.report(Notice(notice))
+        host.report(StageStarted("preparing"))
+        plan.write(check_interrupted=host.check_interrupted)
+        with self._run_folder.log() as loss_log, open(self._run_folder.path / LOG_NAME, "ab") as log:
+            return _Run(plan, self._installation, self._run_folder, host, loss_log, log, tokenizers=tokenizers).train()
+
+    def _manifest(self, plan: Plan) -> dict[str, Any]:
+        installation = self._installation
+        return {
+            "architecture": plan.architecture.name,
+            "options": dict(self._job.options),
+            "models": {name: str(path) for name, path in self._job.models.items()},
+            "training": as_dict(plan.config),
+            "musubi_tuner": {"version": installation.version, "folder": str(installation.folder), "python": str(installation.python)},
+            "num_images": plan.num_images,
+            "num_items": plan.num_items,
+            "caches": str(plan.staged.cache_root),
+            "total_steps": plan.config.max_train_steps,
+            "steps_before": plan.steps_before,
+        }
+
+
+class _Run:
+    """From the first program to the file."""
+
+    def __init__(
+        self, plan: Plan, installation: Installation, folder: RunFolder, host: Host, loss_log: LossLog, log: BinaryIO, *, tokenizers: tuple[str, ...]
+    ) -> None:
+        self._plan = plan
+        self._installation = installation
+        self._folder = folder
+        self._host = host
+        self._log = log
+        self._tokenizers = tokenizers
+        self._training = TrainingProgress(plan, folder, host, loss_log)
+        self._started_at = time.time()
+
+    def train(self) -> TrainedLora:
+        self._run_stage("base_weights", Listener(self._host))
+        self._fill_caches()
+        self._train()
+        return self._finish()
+
+    def _fill_caches(self) -> None:
+        plan = self._plan
+        if plan.cache_is_complete:
+            self._host.report(Notice(f"the caches of an earlier run with the same pictures are used: {plan.staged.cache_root}"))
+            return
+        for stage in ("latents", "text"):
+            counter = PictureCounter(STAGES[stage], self._host, num_images=plan.num_images, batch_size=plan.config.train_batch_size)
+            self._run_stage(stage, counter)
+        if missing := missing_tokenizers(self._tokenizers, self._installation):
+            raise MusubiFailed(f"Musubi Tuner has encoded the captions without {', '.join(missing)}: it could not be fetched. Go online and start again")
+        plan.staged.confirm_caches()
+
+    def _train(self) -> None:
+        try:
+            self._run_stage("train", self._training)
+            self._training.report_last()
+        except (Interrupted, MusubiFailed):
+            self._save_last_checkpoint()
+            raise
+        finally:
+            self._training.finish()
+
+    def _finish(self) -> TrainedLora:
+        plan, training = self._plan, self._training
+        self._host.report(StageStarted("saving"))
+        require_num_modules(plan.raw_path, training.num_modules)
+        path = free_path(self._folder.final_path)  # the name was free when the run began; another run may have taken it meanwhile
+        try:
+            tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
+        except MusubiFailed as error:
+            raise MusubiFailed(f"{error}\nThe LoRA as Musubi Tuner trained it is kept: {plan.raw_path}") from error
+        checkpoints = self._save_checkpoints()
+        duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
+        summary = f"{len(module_names(tensors))} modules, {len(training.losses)} steps in {duration}"
+        self._host.report(Notice(f"{path}: {summary}"))
+        return TrainedLora(tensors, metadata, training.losses, plan.config.max_train_steps, path, checkpoints)
+
+    # ---- files ----
+
+    def _save_checkpoints(self) -> list[Path]:
+        """Each as a file for ComfyUI; the one of the last step is the LoRA itself."""
+        raw_paths = [path for path in self._raw_checkpoints() if step_of(path) != self._plan.num_steps]
+        return [path for raw_path in raw_paths if (path := self._save_checkpoint(raw_path))]
+
+    def _save_checkpoint(self, raw_path: Path) -> Path | None:
+        path = self._folder.checkpoint_path(step=self._plan.steps_before + (step_of(raw_path) or 0))
+        try:
+            self._save_for_comfyui(raw_path, path)
+        except (RuntimeError, OSError) as error:  # what the run is about is more than a checkpoint
+            self._host.report(Notice(f"the checkpoint {raw_path} was not converted: {error}"))
+            return None
+        return path
+
+    def _save_last_checkpoint(self) -> None:
+        """After the end of a run that was stopped. Musubi writes in place: what it was stopped in the middle of goes."""
+        for path in self._raw_checkpoints():
+            if not is_whole_file(path):
+                path.unlink()
+        whole = self._raw_checkpoints()
+        if not whole:
+            return
+        command = self._convert_command(whole[-1])
+        if command is not None:  # it takes seconds, and the user wants an end
+            self._host.report(Notice(f"the last checkpoint is {whole[-1]}. Before ComfyUI can load all of it, it must be converted: {command.text()}"))
+        elif path := self._save_checkpoint(whole[-1]):
+            self._host.report(Notice(f"the last checkpoint is {path}"))
+
+    def _raw_checkpoints(self) -> list[Path]:
+        names = self._plan.output_dir.glob("*.safetensors")
+        return sorted((path for path in names if step_of(path) is not None), key=lambda path: step_of(path) or 0)
+
+    def _save_for_comfyui(self, raw_path: Path, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Convert as the row says, verify, save, load back."""
+        command = self._convert_command(raw_path)
+        if command is not None:
+            self._run(command, Listener(self._host))
+        tensors, metadata = read_converted(self._converted_path(raw_path) if command else raw_path, self._plan.architecture)
+        save_lora(path, tensors, metadata)
+        require_same_tensors(path, tensors)
+        return tensors, metadata
+
+    def _convert_command(self, raw_path: Path) -> Command | None:
+        return convert_command(self._plan.architecture, raw_path, self._converted_path(raw_path), installation=self._installation)
+
+    def _converted_path(self, raw_path: Path) -> Path:
+        return self._plan.converted_path.with_name(raw_path.name)
+
+    # ---- programs ----
+
+    def _run_stage(self, stage: str, listener: Listener) -> None:
+        command = self._plan.command(stage)
+        if command is not None:
+            self._host.report(StageStarted("loading" if stage == "train" else STAGES[stage]))
+            self._run(command, listener)
+
+    def _run(self, command: Command, listener: Listener) -> None:
+        """Raises MusubiFailed when it fails, or does not do what it was told to."""
+        logger.info("%s: %s", command.stage, command.text())
+        self._log.write(f"\n$ {command.text()}\n".encode())
+        reader = OutputReader(listener.take)
+        try:
+            returncode = run_process(command, self._installation, listener=reader, log=self._log, check_interrupted=self._host.check_interrupted)
+            reader.finish()
+            missing = "" if returncode else listener.missing()
+        except NotStarted as error:
+            raise MusubiFailed(str(error)) from error
+        except Contradicted as contradiction:
+            raise MusubiFailed(f"Musubi Tuner was stopped at {STAGES[command.stage]}: {contradiction}.\n{self._shown(reader)}") from None
+        finally:
+            self._log.flush()
+        if returncode:
+            log_path = self._folder.path / LOG_NAME
+            raise failure_of(command.stage, list(reader.lines), returncode=returncode, log=log_path, tokenizers=self._tokenizers)
+        if missing:
+            raise MusubiFailed(f"Musubi Tuner ended {STAGES[command.stage]} without an error, but {missing}.\n{self._shown(reader)}")
+
+    def _shown(self, reader: OutputReader) -> str:
+        return shown(list(reader.lines), self._folder.path / LOG_NAME)
