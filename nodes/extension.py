@@ -9,11 +9,17 @@ from .host.caption_review import serve_caption_review
 from .host.plain_ids import serve_plain_ids
 from .join_datasets import JoinDatasets
 from .load_images import LoadImages
+from .musubi_doctor import MusubiDoctor
+from .musubi_train import MusubiTrain
 from .review_captions import ReviewCaptions
 from .save_lora import SaveLoRA
 from .train_sdxl import LoRATrainSDXL
 
-NODES: list[type[io.ComfyNode]] = [LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA, ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions]
+NODES: list[type[io.ComfyNode]] = [
+    *(LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA),
+    *(ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions),
+    *(MusubiTrain, MusubiDoctor),
+]
 
 
 class LoRATrainerExtension(ComfyExtension):

@@ -6,11 +6,26 @@ app.registerExtension({
   name: "LoRATrainer.AdvancedInputs",
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("LoRATrainer_")) return;
-    for (const widget of node.widgets ?? []) {
-      if (!widget.options?.advanced) continue;
-      widget.advanced = true; // gives the node its menu entry "Show Advanced"
-      Object.defineProperty(widget, "hidden", { get: () => !node.showAdvanced, set() {} });
-    }
+    for (const widget of node.widgets ?? []) collapse(node, widget);
+    const addCustomWidget = node.addCustomWidget;
+    // Choosing an architecture brings new widgets; whether they are advanced is written into their options afterwards.
+    node.addCustomWidget = function (widget) {
+      const added = addCustomWidget.call(this, widget);
+      collapse(this, added);
+      return added;
+    };
     node.setSize([node.size[0], node.computeSize()[1]]);
   },
 });
+
+function collapse(node, widget) {
+  let hidden = widget.hidden;
+  // `advanced` gives the node its menu entry "Show Advanced".
+  Object.defineProperty(widget, "advanced", { get: () => widget.options?.advanced, set() {} });
+  Object.defineProperty(widget, "hidden", {
+    get: () => hidden || (widget.options?.advanced && !node.showAdvanced),
+    set(value) {
+      hidden = value;
+    },
+  });
+}

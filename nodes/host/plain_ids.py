@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 Nodes = list[type[io.ComfyNode]]
 # SaveLoRA is not among them: that id is core's.
-PLAIN_IDS = ("LoadImages", "Florence2Caption", "LoRATrainSDXL")
+PLAIN_IDS = ("LoadImages", "Florence2Caption", "LoRATrainSDXL", "MusubiTrain")
 
 
 async def serve_plain_ids(nodes: Nodes) -> None:

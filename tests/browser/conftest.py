@@ -41,25 +41,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         yield server
 
 
+@pytest.fixture(scope="package", params=["canvas", "vue"])
+def renderer(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="package")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[BrowserContext]":
-    """Ends with this folder's tests: while Playwright's event loop runs, nobody else can run one in this thread."""
+def browser(tmp_path_factory: pytest.TempPathFactory, renderer: str) -> "Iterator[BrowserContext]":
+    """One per renderer: the front end opens the workflow that its browser had last. It ends with this folder's tests, because nobody else
+    can run an event loop in this thread while Playwright's runs."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
         pytest.skip(f"no {', '.join(CHROMIUMS)} on the PATH: install Chromium, or set CHROMIUM to its executable")
     with playwright.sync_playwright() as driver:
-        profile = tmp_path_factory.mktemp("profile")
+        profile = tmp_path_factory.mktemp(f"profile-{renderer}")
         context = driver.chromium.launch_persistent_context(
             profile, executable_path=chromium, headless=True, args=FLAGS, viewport={"width": 1600, "height": 1000}
         )
         yield context
         context.close()
-
-
-@pytest.fixture(scope="package", params=["canvas", "vue"])
-def renderer(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture(scope="package")

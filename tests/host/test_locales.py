@@ -11,6 +11,7 @@ from trainers.comfyui.server import ComfyServer
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("fr", "ja", "zh")
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
 
 
@@ -31,12 +32,22 @@ def inputs_of(entry: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
     return {name: spec for kind in ("required", "optional") for name, spec in entry["input"].get(kind, {}).items()}
 
 
+def translated_inputs_of(entry: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """By the name that the front end looks a translation up by: architecture_rank for the input rank that a choice of architecture brings."""
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for name, spec in inputs_of(entry).items():
+        found[name] = spec
+        for option in spec[1]["options"] if spec[0] == DYNAMIC_COMBO else []:
+            found |= {f"{name}_{inner}": inner_spec for inner, inner_spec in inputs_of({"input": option["inputs"]}).items()}
+    return found
+
+
 def test_every_input_and_output_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
     assert nodes
     for node_id, entry in nodes.items():
         assert entry["description"], node_id
         assert all(entry["output_tooltips"]), node_id
-        for name, (_, options) in inputs_of(entry).items():
+        for name, (_, options) in translated_inputs_of(entry).items():
             assert options.get("tooltip"), f"{node_id} {name}"
 
 
@@ -51,7 +62,7 @@ def test_a_language_has_every_input_and_output_and_no_other(nodes: dict[str, dic
     translated = {node_id: texts for node_id, texts in served[language]["nodeDefs"].items() if node_id.startswith("LoRATrainer_")}
     assert set(translated) == set(nodes)
     for node_id, entry in nodes.items():
-        assert list(translated[node_id]["inputs"]) == list(inputs_of(entry)), node_id
+        assert list(translated[node_id]["inputs"]) == list(translated_inputs_of(entry)), node_id
         assert list(translated[node_id]["outputs"]) == [str(index) for index in range(len(entry["output"]))], node_id
 
 
@@ -59,7 +70,12 @@ def test_a_language_has_every_input_and_output_and_no_other(nodes: dict[str, dic
 def test_no_sentence_is_left_in_english(nodes: dict[str, dict[str, Any]], served: dict[str, Any], language: str) -> None:
     for node_id, entry in nodes.items():
         translated = served[language]["nodeDefs"][node_id]
-        english = {entry["display_name"], entry["description"], *entry["output_tooltips"], *(options["tooltip"] for _, options in inputs_of(entry).values())}
+        english = {
+            entry["display_name"],
+            entry["description"],
+            *entry["output_tooltips"],
+            *(options["tooltip"] for _, options in translated_inputs_of(entry).values()),
+        }
         tooltips = [texts["tooltip"] for texts in (*translated["inputs"].values(), *translated["outputs"].values())]
         without_ids = [tooltip.partition("：" if "：" in tooltip else " : ")[2] for tooltip in tooltips]
         assert not english & {translated["display_name"], translated["description"], *tooltips, *without_ids}, node_id
@@ -87,6 +103,8 @@ def test_english_help_pages_have_every_inputs_range_and_default(nodes: dict[str,
 
 def _facts(kind: Any, options: dict[str, Any]) -> list[str]:
     """What a help page says of an input besides its meaning: the socket's type, or the range or choices, and the default."""
+    if kind == DYNAMIC_COMBO:
+        return [f"`{option['key']}`" for option in options["options"]]
     if "default" not in options:
         return [str(kind)]
     choices = options.get("options", [])

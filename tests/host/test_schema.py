@@ -10,6 +10,7 @@ import pytest
 
 from trainers.comfyui.find import PACK
 from trainers.comfyui.server import ComfyServer
+from trainers.musubi.architectures import ARCHITECTURES
 
 NODES = (
     "LoRATrainer_LoadImages",
@@ -21,10 +22,14 @@ NODES = (
     "LoRATrainer_JoinDatasets",
     "LoRATrainer_Florence2Caption",
     "LoRATrainer_SetCaptions",
+    "LoRATrainer_MusubiTrain",
+    "LoRATrainer_MusubiDoctor",
 )
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
 NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
+MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}  # lists of this machine too
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -61,12 +66,26 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "category": schema["category"],
         "output_node": schema["output_node"],
         "has_intermediate_output": schema["has_intermediate_output"],
-        "inputs": [_input_line(name, kind, options, schema) for name, (kind, options) in inputs_of(schema).items()],
+        "inputs": [line for name, (kind, options) in inputs_of(schema).items() for line in _input_lines(name, kind, options, schema)],
         "outputs": [f"{name}: {kind}{' list' if is_list else ''}" for kind, name, is_list in outputs],
     }
 
 
+def _input_lines(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """A choice that brings inputs of its own has a line for each of them."""
+    if kind != DYNAMIC:
+        return [_input_line(name, kind, options, schema)]
+    lines = [f"{name}: {kind}"]
+    for choice in options["options"]:
+        groups = [choice["inputs"].get(group, {}) for group in ("required", "optional")]
+        children = [(child, entry) for group in groups for child, entry in group.items()]
+        lines += [f"{name} = {choice['key']}: {_input_line(child, entry[0], entry[1], {'input': choice['inputs']})}" for child, entry in children]
+    return lines
+
+
 def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> str:
+    if kind == "COMBO" and name in MODEL_FILES:
+        return f"{name}: {kind} of files"
     choices = options.get("options", [])
     flags = ["optional"] if name in schema["input"].get("optional", {}) else []
     flags += [flag for flag in ("advanced", "forceInput", "multiline", "hidden", "socketless") if options.get(flag)]
@@ -114,6 +133,8 @@ def test_only_what_comes_over_a_link_is_required(schemas):
         "LoRATrainer_JoinDatasets": [],
         "LoRATrainer_Florence2Caption": ["dataset"],
         "LoRATrainer_SetCaptions": ["dataset", "captions"],
+        "LoRATrainer_MusubiTrain": ["architecture"],
+        "LoRATrainer_MusubiDoctor": [],
     }
 
 

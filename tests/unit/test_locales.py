@@ -21,6 +21,15 @@ def translation(language: str) -> dict[str, Any]:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
+def test_the_settings_panel_is_translated_whole() -> None:
+    script = (ROOT / "web" / "musubi_settings.js").read_text(encoding="utf-8")
+    settings = {f"LoRATrainer_Musubi_{name}" for name in re.findall(r'setting\("(\w+)"', script)}
+    for language in LANGUAGES:
+        translated = json.loads((ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
+        assert settings == set(translated)
+        assert all(re.search(SCRIPTS[language], text) for text_of_setting in translated.values() for text in text_of_setting.values())
+
+
 def texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text with its path, such as LoRATrainer_SaveLoRA/inputs/lora/tooltip."""
     if isinstance(tree, str):
@@ -64,7 +73,8 @@ def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str)
     separator = " : " if language == "fr" else "："
     for node in translation(language).values():
         for name, texts_of_input in node["inputs"].items():
-            assert texts_of_input["tooltip"].startswith(name + separator)
+            id = re.sub("^architecture_", "architecture.", name)  # the front end looks its translation up without the dot
+            assert texts_of_input["tooltip"].startswith(id + separator)
 
 
 def test_every_node_has_a_help_page_in_every_language() -> None:

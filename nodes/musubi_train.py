@@ -1,0 +1,186 @@
+"""Train LoRA (Musubi Tuner): the trainer of trainers/musubi, with the model files that ComfyUI lists.
+
+What depends on the architecture comes with the choice of it: its model files, its own options, and settings with what it recommends.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+
+from ..trainers.config import field_names
+from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
+from ..trainers.musubi.config import MusubiConfig
+from ..trainers.run_folder import check_output_name
+from .config_inputs import config_inputs
+from .host import folders, musubi_files
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+
+# In the order of the node. fp8 and blocks_to_swap only where the architecture has them.
+_BY_ARCHITECTURE = ("rank", "learning_rate", "resolution", "fp8", "timestep_sampling", "discrete_flow_shift", "blocks_to_swap")
+_VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps"}
+_OWN = {"seed", "network_weights", "base_weights", "resume"}
+
+
+def _choice(architecture: Architecture) -> io.DynamicCombo.Option:
+    return io.DynamicCombo.Option(
+        architecture.name,
+        [
+            *(_model_input(architecture, file) for file in architecture.models),
+            *map(_option_input, architecture.options),
+            *_recommended_inputs(architecture),
+        ],
+    )
+
+
+def _model_input(architecture: Architecture, file: ModelFile) -> io.Input:
+    """A required file that has not been chosen is an error of ComfyUI's own when the prompt is queued: "[None]" is none of the files."""
+    files = musubi_files.model_files(file.folder)
+    options = files if file.required else [folders.NONE, *files]
+    tooltip = f"{file.help} From models/{file.folder}."
+    return io.Combo.Input(file.name, options=options, default=musubi_files.likely_file(architecture, file, files), optional=not file.required, tooltip=tooltip)
+
+
+def _option_input(option: Option) -> io.Input:
+    return io.Combo.Input(option.name, options=list(option.choices), default=option.default, optional=True, tooltip=option.help)
+
+
+def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
+    entries: dict[str, Any] = {
+        entry.id: entry for entry in config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - set(_BY_ARCHITECTURE), visible=_VISIBLE)
+    }
+    for name, value in architecture.defaults.items():
+        if name in entries:
+            entries[name].default = value
+    entries["resolution"].step = architecture.resolution_step
+    entries["blocks_to_swap"].max = architecture.max_blocks_to_swap
+    without = {name for name, has in (("fp8", architecture.fp8_arguments), ("blocks_to_swap", architecture.max_blocks_to_swap)) if not has}
+    return [entries[name] for name in _BY_ARCHITECTURE if name not in without]
+
+
+def _run_inputs() -> list[io.Input]:
+    seed: Any = config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"})[0]
+    seed.control_after_generate = io.ControlAfterGenerate.fixed  # the front end's own default would train anew with every Run
+    output_name = io.String.Input(
+        "output_name",
+        default="lora",
+        optional=True,
+        tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the file that loaders list.",
+    )
+    return [seed, output_name]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    entries: list[Any] = config_inputs(MusubiConfig, auto={}, leave_out={"max_train_steps", *_BY_ARCHITECTURE, *_OWN})
+    for entry in entries:
+        if entry.id == "sample_prompts":
+            entry.multiline = True  # one per line
+    return entries
+
+
+def _file_inputs() -> list[io.Input]:
+    """LoRAs and states that a run starts from: from lists, so that a workflow cannot name files elsewhere."""
+    lists = {"network_weights": musubi_files.raw_loras(), "base_weights": folders.lora_files(), "resume": musubi_files.states()}
+    help_texts = {spec.name: spec.metadata["help"].replace("Empty", folders.NONE) for spec in fields(MusubiConfig)}
+    return [
+        io.Combo.Input(name, options=[folders.NONE, *files], default=folders.NONE, optional=True, advanced=True, tooltip=help_texts[name])
+        for name, files in lists.items()
+    ]
+
+
+class MusubiTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=ID_PREFIX + "MusubiTrain",
+            display_name="Train LoRA (Musubi Tuner)",
+            category=CATEGORY,
+            description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, which has to be installed beside "
+            "ComfyUI: the node Musubi Doctor says whether it is found. Everything is kept in output/lora_trainer/runs.",
+            search_aliases=[
+                "MusubiTrain",
+                "musubi",
+                "train lora",
+                "z-image",
+                "krea",
+                "qwen-image",
+                "flux",
+                "wan",
+                "hunyuan",
+                "hidream",
+                "kandinsky",
+                "ideogram",
+            ],
+            has_intermediate_output=True,
+            accept_all_inputs=True,  # so that inputs of another architecture are refused, where ComfyUI would leave them out in silence
+            inputs=[
+                TrainingDataset.Input("dataset", optional=True, tooltip="From Load Images: usually 10 to 200 pictures with captions. Or give dataset_toml."),
+                TrainingDataset.Input(
+                    "control",
+                    optional=True,
+                    tooltip="From Load Images: the picture that each picture of the dataset is made from, in a file of the same name. For editing models only.",
+                ),
+                io.Model.Input("model", optional=True, tooltip="Model of the same architecture that the LoRA is put on when it is done. It is not trained on."),
+                io.DynamicCombo.Input(
+                    "architecture",
+                    options=[_choice(architecture) for architecture in ARCHITECTURES.values()],
+                    tooltip="Kind of model to train for. Its model files and the settings that it recommends appear below.",
+                ),
+                *config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"max_train_steps"}, visible=_VISIBLE),
+                *_run_inputs(),
+                *_advanced_inputs(),
+                *_file_inputs(),
+                io.String.Input(
+                    "dataset_toml",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders or for videos.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),
+                io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
+                io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
+                io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
+                io.Int.Output("steps", tooltip="Optimizer steps that were trained."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, architecture: Any = None, output_name: str | None = None) -> bool | str:
+        """`architecture` is a dictionary where ComfyUI knows the choice, else what was given; output_name is None when it is left out, or comes on a link."""
+        try:
+            if not isinstance(architecture, dict):
+                find_architecture(str(architecture))
+            check_output_name("lora" if output_name is None else output_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        architecture: Any = None,
+        dataset: Any = None,
+        control: Any = None,
+        model: Any = None,
+        output_name: str = "lora",
+        dataset_toml: str = "",
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from .host.musubi import Given, train_with_musubi
+
+        given = Given(architecture, settings, dataset=dataset, control=control, dataset_toml=dataset_toml)
+        trained = train_with_musubi(given, model, output_name=output_name)
+        nothing = ExecutionBlocker("Train LoRA (Musubi Tuner) got no model to put the LoRA on. Connect its input model")
+        return io.NodeOutput(
+            nothing if trained.model is None else trained.model,
+            trained.lora,
+            {"loss": trained.result.losses},
+            str(trained.result.path),
+            trained.result.steps,
+            ui={"text": [trained.summary], "lora_trainer": [trained.facts()]},
+        )

@@ -1,0 +1,279 @@
+"""Train LoRA (Musubi Tuner) on a real server with the real Musubi Tuner, on tiny weights; skips, saying what is missing, where there is none."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.musubi.tiny import TinyMusubi, make_tiny_musubi
+from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.find import PACK, Installation
+from trainers.comfyui.server import ComfyServer
+from trainers.demo.in_comfyui import prepare_demo_directory
+
+FILES = {"dit": "z_image_tiny_bf16.safetensors", "vae": "ae.safetensors", "text_encoder": "qwen_3_4b.safetensors"}
+SMALL = {"rank": 4, "learning_rate": 1e-2, "resolution": 64}
+PLAIN = {"max_train_steps": 8, "optimizer": "AdamW", "save_every_n_steps": 4, "save_dtype": "fp32", "max_data_loader_n_workers": 0, "bucket_no_upscale": False}
+NUM_MODULES = 14  # two layers of seven
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyMusubi:
+    return make_tiny_musubi(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def server(installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """Its own: what Musubi's processes need is in its environment, and where Musubi is, in its settings."""
+    folder = tmp_path_factory.mktemp("comfyui with Musubi")
+    prepare_demo_directory(folder)
+    (folder / "custom_nodes" / "musubi_pack").symlink_to(Path(__file__).with_name("musubi_pack"))
+    for kind, name in (("diffusion_models", "dit"), ("vae", "vae"), ("text_encoders", "text_encoder")):
+        (folder / "models" / kind).mkdir(exist_ok=True)
+        (folder / "models" / kind / FILES[name]).symlink_to(tiny.models[name])
+    (folder / "environment.json").write_text(json.dumps(tiny.environment), encoding="utf-8")
+    with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
+        point_at(server.client, folder=str(tiny.installation.folder), python=str(tiny.installation.python))
+        yield server
+
+
+def point_at(client: ComfyClient, **settings: str) -> None:
+    """As the settings panel does."""
+    client.post("/settings", {f"LoRATrainer.Musubi.{name.title()}": value for name, value in settings.items()})
+
+
+@pytest.fixture(scope="module")
+def client(server: ComfyServer) -> ComfyClient:
+    return server.client
+
+
+def trainer(**settings: Any) -> dict[str, Any]:
+    """What belongs to the architecture is given without its prefix."""
+    of_architecture = {**FILES, **SMALL}
+    inputs = {f"architecture.{name}": settings.pop(name, value) for name, value in of_architecture.items()}
+    return {"class_type": "LoRATrainer_MusubiTrain", "inputs": {"dataset": ["pictures", 0], "architecture": "z-image", **inputs, **PLAIN, **settings}}
+
+
+def prompt(**settings: Any) -> Prompt:
+    return {
+        "pictures": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": "toadstools"}},
+        "trainer": trainer(**settings),
+        "sink": {"class_type": "PreviewAny", "inputs": {"source": ["trainer", 3]}},
+    }
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    return result.outputs["trainer"]["lora_trainer"][0]
+
+
+def runs(server: ComfyServer, name: str) -> list[Path]:
+    return sorted((server.base_directory / "output/lora_trainer/runs").glob(f"{name}-*"))
+
+
+# ---- train and apply ----
+
+
+@pytest.fixture(scope="module")
+def trained(client: ComfyClient) -> Result:
+    """One prompt: MODEL in, MODEL out, both weights compared, and the file."""
+    return client.run(
+        {
+            **prompt(model=["base", 0], output_name="toadstool"),
+            "base": {"class_type": "TestTinyZImage", "inputs": {"name": FILES["dit"]}},
+            "compare": {"class_type": "TestCompareLora", "inputs": {"model": ["base", 0], "patched": ["trainer", 0], "path": ["trainer", 3]}},
+            "save": {"class_type": "LoRATrainer_SaveLoRA", "inputs": {"lora": ["trainer", 1], "filename": "toadstool"}},
+        }
+    )
+
+
+def test_the_model_that_comes_out_is_the_weights_plus_the_lora(trained: Result):
+    compared = trained.outputs["compare"]
+    assert compared["weights"] == compared["patched"]
+    assert compared["moved"][0] > 1e-4
+    assert compared["error"][0] < 1e-5
+
+
+def test_every_module_has_its_place_and_the_node_says_so(trained: Result):
+    assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["trainer"]["text"][0]
+    assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["save"]["text"][0]
+    facts = facts_of(trained)
+    assert facts["steps"] == 8 and facts["modules"] == NUM_MODULES and len(facts["loss"]) == 8
+
+
+def test_the_run_folder_and_history_tell_everything(server: ComfyServer, trained: Result):
+    (run,) = runs(server, "toadstool")
+    assert Path(facts_of(trained)["path"]) == run / "toadstool.safetensors"
+    assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.toml"} <= {path.name for path in run.iterdir()}
+    assert trained.texts("trainer")[-1] == trained.outputs["trainer"]["text"][0].replace("\n", "  \n")
+    assert trained.previews("trainer")
+
+
+def test_the_same_prompt_trains_once(client: ComfyClient):
+    first, again = client.run(prompt(seed=1)), client.run(prompt(seed=1))
+    assert "trainer" in first.executed_nodes() and "trainer" not in again.executed_nodes()
+    assert facts_of(first) == facts_of(again)
+
+
+def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServer, client: ComfyClient):
+    """The default optimizer and the number of steps would be too much for a CPU; everything else is left out."""
+    short = {"max_train_steps": 2, "optimizer": "AdamW", "output_name": "recommended"}
+    given = {name: value for name, value in trainer()["inputs"].items() if name.removeprefix("architecture.") not in {*SMALL, *PLAIN}}
+    client.run({**prompt(), "trainer": {"class_type": "MusubiTrain", "inputs": {**given, **short, "architecture.resolution": 64}}})
+    (run,) = runs(server, "recommended")
+    settings = json.dumps(json.loads((run / "manifest.json").read_text(encoding="utf-8")))
+    assert '"rank": 32' in settings and '"discrete_flow_shift": 2.0' in settings
+
+
+# ---- what goes wrong ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "z-imagine"}, "architecture must be one of z-image, krea-2"),
+        ({"dit": "[None]"}, "Value not in list"),
+        ({"dit": "../../secret.safetensors"}, "Value not in list"),
+        ({"rank": 5000}, "Value 5000 bigger than max of 1024"),
+        ({"architecture.blocks_to_swap": 29}, "Value 29 bigger than max of 28"),
+        ({"output_name": "a/b"}, "Give a plain file name without folders"),
+        ({"resume": "/tmp/state"}, "Value not in list"),
+        ({"control": ["sink", 0]}, "Return type mismatch"),
+    ],
+)
+def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client: ComfyClient, settings: dict[str, Any], message: str):
+    with pytest.raises(PromptRejected) as refusal:
+        client.run(prompt(**settings))
+    assert set(refusal.value.node_errors) == {"trainer"} and message in str(refusal.value).replace("architecture: must", "architecture must")
+
+
+def without(name: str) -> Prompt:
+    whole = prompt()
+    del whole["trainer"]["inputs"][name]
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (prompt(**{"architecture.t5": "ae.safetensors"}), "z-image has no t5. It has"),
+        ({**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}}, "dit came without the architecture. Write architecture.dit"),
+        (without("dataset"), "there is no dataset. Connect Load Images"),
+        (without("architecture"), "architecture must be one of z-image, krea-2"),
+        (prompt(control=["pictures", 0]), "control"),
+        (prompt(resolution=72), "resolution"),
+        (prompt(dit="embedded.safetensors"), "Value not in list"),
+    ],
+    ids=["another architecture's", "not prefixed", "no dataset", "no architecture", "control images", "resolution", "no such file"],
+)
+def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(server: ComfyServer, client: ComfyClient, broken: Prompt, message: str):
+    before = runs(server, "")
+    with pytest.raises((PromptFailed, PromptRejected)) as failure:
+        client.run(broken)
+    assert message in str(failure.value) and "node trainer" in str(failure.value)
+    assert runs(server, "") == before
+
+
+def test_a_model_of_another_kind_is_refused_before_anything_is_started(server: ComfyServer, client: ComfyClient):
+    checkpoint = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
+    with pytest.raises(PromptFailed, match="the MODEL is a SDXL, not a model of Z-Image"):
+        client.run({**prompt(model=["checkpoint", 0], output_name="other"), "checkpoint": checkpoint})
+    assert runs(server, "other") == []
+
+
+def test_without_a_model_nodes_behind_the_model_output_are_stopped(client: ComfyClient):
+    merge = {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["trainer", 0], "shift": 3.0}}
+    behind = {**prompt(seed=2), "shifted": merge, "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}}}
+    with pytest.raises(PromptFailed, match="got no model to put the LoRA on"):
+        client.run(behind)
+
+
+def test_a_cancelled_training_shows_its_steps_and_leaves_no_process_and_a_usable_checkpoint(server: ComfyServer, client: ComfyClient):
+    interrupted_at: list[float] = []
+    texts: list[str] = []
+
+    def interrupt(message: Message) -> None:
+        if message.kind == "progress_text":
+            texts.append(message.data["text"])
+        if message.kind == "progress" and message.data["max"] == 5000 and message.data["value"] > 5 and not interrupted_at:
+            interrupted_at.append(time.monotonic())
+            client.interrupt()
+
+    with pytest.raises(PromptInterrupted):
+        client.run(prompt(seed=3, max_train_steps=5000, output_name="cancelled"), on_message=interrupt)
+    assert time.monotonic() - interrupted_at[0] < 4
+    assert any(text.startswith("step ") and "/5000 · loss" in text and "ETA" in text for text in texts)
+    (run,) = runs(server, "cancelled")
+    assert musubi_processes(run) == []
+    newest = max(run.rglob("cancelled-step*.safetensors"), key=lambda path: path.name)
+    assert len(load_file(newest)) == 3 * NUM_MODULES and not (run / "cancelled.safetensors").exists()
+
+
+def musubi_processes(run: Path) -> list[str]:
+    if not Path("/proc/self/cmdline").exists():
+        return []
+    lines = [path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    return [line for line in lines if str(run) in line]
+
+
+# ---- where Musubi Tuner is ----
+
+
+def test_the_doctor_reports_what_the_settings_name(client: ComfyClient, tiny: TinyMusubi):
+    report = client.run({"doctor": {"class_type": "LoRATrainer_MusubiDoctor", "inputs": {}}}).outputs["doctor"]["text"][0]
+    assert str(tiny.installation.folder) in report and tiny.installation.version in report
+
+
+def test_a_wrong_folder_in_the_settings_is_an_error_that_names_it(client: ComfyClient, tiny: TinyMusubi):
+    point_at(client, folder="/nowhere/musubi-tuner")
+    try:
+        with pytest.raises(PromptFailed, match="/nowhere/musubi-tuner"):
+            client.run(prompt(seed=4))
+    finally:
+        point_at(client, folder=str(tiny.installation.folder))
+
+
+def test_no_input_can_name_a_program_or_a_folder(client: ComfyClient):
+    info = client.get("/object_info")["LoRATrainer_MusubiTrain"]
+    inputs = json.dumps([info["input"], info["input_order"]])
+    assert not any(f'"{name}"' in inputs for name in ("python", "folder", "musubi_path", "interpreter", "path"))
+
+
+SETTINGS_SCRIPT = """
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import folder_paths
+import nodes
+import server
+
+pack, user_folder = sys.argv[1:3]
+args.multi_user = len(sys.argv) > 3
+folder_paths.set_user_directory(user_folder)
+(Path(user_folder) / "default").mkdir(exist_ok=True)
+(Path(user_folder) / "default" / "comfy.settings.json").write_text('{"LoRATrainer.Musubi.Folder": " /a/folder ", "LoRATrainer.Musubi.Python": null}')
+
+
+async def load():
+    server.PromptServer(asyncio.get_running_loop())
+    assert await nodes.load_custom_node(pack, set())
+
+
+asyncio.run(load())
+import importlib
+
+settings = importlib.import_module(next(name for name in sys.modules if name.endswith(".nodes.host.folders")).replace(".folders", ".musubi_settings"))
+print("RESULT" + json.dumps(settings.musubi_settings()))
+"""
+
+
+@pytest.mark.parametrize(("flags", "folder"), [([], "/a/folder"), (["--multi-user"], "")], ids=["one user", "several users"])
+def test_only_the_one_user_of_a_server_can_choose_what_it_runs(run_in_comfyui: Callable[..., str], tmp_path: Path, flags: list[str], folder: str):
+    (line,) = [line for line in run_in_comfyui(SETTINGS_SCRIPT, PACK, tmp_path, *flags).splitlines() if line.startswith("RESULT")]
+    assert json.loads(line.removeprefix("RESULT")) == {"folder": folder, "python": ""}
