@@ -24,7 +24,7 @@ def require_fetchable(repositories: Sequence[str], installation: Installation) -
     if missing and switches:
         raise ValueError(
             f"{', '.join(missing)} is not in the Hugging Face cache ({next(_caches())}), and {switches[0]} forbids to fetch it. "
-            "Unset it for the first run with this architecture, or copy the cache of another machine"
+            "Set it to 0 for the first run with this architecture, or copy the cache of another machine"
         )
 
 
