@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from .captioning import CaptionerConfig
 from .config import add_flags, build_config
-from .dataset import DatasetConfig
+from .dataset import DatasetConfig, scan_folder
+from .florence2.folder import ModelFolder
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -35,17 +36,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def caption(dataset_config: DatasetConfig, config: CaptionerConfig, *, model: Path, device: str | None = None, cache_dir: Path | None = None) -> "Dataset":
-    # torch and transformers take seconds to import: a wrong setting must not wait for them
+    ModelFolder.open(model)
+    dataset = scan_folder(dataset_config)
+    # torch and transformers take seconds to import: what settings and folders show must not wait for them
     from .cache import default_cache_folder
     from .captioning import CaptionCache, caption_dataset
-    from .dataset import scan_folder
     from .florence2.captioner import Florence2Captioner
     from .host import ConsoleHost, chosen_device
 
     torch_device = chosen_device(device)
     captioner = Florence2Captioner(model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device))
     with ConsoleHost(torch_device) as host:
-        dataset = scan_folder(dataset_config, check_interrupted=host.check_interrupted)
         return caption_dataset(dataset, captioner, config, host, CaptionCache(cache_dir or default_cache_folder()))
 
 

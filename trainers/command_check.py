@@ -8,10 +8,11 @@ from typing import Any
 from .atomic_write import atomic_write
 from .buckets import BucketConfig
 from .caption_variants import CaptionConfig
-from .command_sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, scan_datasets
+from .command_sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
 from .config import build_config
 from .flight_check import FlightCheckConfig, Surroundings, check_flight
 from .flight_report import FlightReport
+from .run_folder import RunFolder
 from .sdxl.config import SDXLConfig
 
 SUMMARY = "check pictures, captions and settings before training"
@@ -42,17 +43,16 @@ def check(settings: dict[str, Any]) -> FlightReport:
     """Raises what the training would raise for a wrong setting, a folder without pictures, or an output that exists."""
     dataset_settings = dataset_configs(settings)
     config, buckets, captions, flight_check = (build_config(kind, settings) for kind in (SDXLConfig, BucketConfig, CaptionConfig, FlightCheckConfig))
-    # torch takes a second to import: a wrong setting must not wait for it.
-    from .host import ConsoleHost
-    from .run_folder import RunFolder
-
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
         RunFolder(output_folder, settings["output"])
-    if settings.get("base") and not Path(settings["base"]).exists():
-        raise FileNotFoundError(f"{settings['base']}: there is no such base model")
+    if settings.get("base"):
+        require_base_model(settings["base"])
+    dataset = scan_datasets(dataset_settings)
+    # torch takes a second to import: what settings and folder show must not wait for it.
+    from .host import ConsoleHost
+
     with ConsoleHost() as host:
-        dataset = scan_datasets(dataset_settings, check_interrupted=host.check_interrupted)
         surroundings = _surroundings(config, settings.get("device"), output_folder)
         return check_flight(dataset, config, buckets, flight_check, surroundings, captions=captions, check_interrupted=host.check_interrupted)
 

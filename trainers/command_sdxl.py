@@ -2,14 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .buckets import BucketConfig
+from .buckets import BucketConfig, plan_crops, write_prepared_folder
 from .caption_variants import CaptionConfig
 from .config import add_flags, build_config, field_names, from_mapping, own_settings
 from .dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from .run_folder import RunFolder
 from .sdxl.config import SDXLConfig
 
 if sys.version_info >= (3, 11):
@@ -79,25 +80,24 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     """Check everything that can be checked without a model, then load it and train."""
     dataset_settings = dataset_configs(settings)
     config, bucket_config, captions = (build_config(config_class, settings) for config_class in CONFIGS[1:])
-    # diffusers takes seconds to import: a wrong setting must not wait for it.
+    run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
+    require_base_model(settings["base"])
+    dataset = scan_datasets(dataset_settings)
+    plan = plan_crops(dataset, bucket_config, seed=config.seed)
+    # torch and diffusers take seconds to import: what settings and folder show must not wait for them.
     import torch
 
-    from .buckets import plan_crops, write_prepared_folder
     from .cache import TensorCache, default_cache_folder
     from .distributed import current_world
     from .host import ConsoleHost
-    from .run_folder import RunFolder
     from .sdxl.model import load_model
     from .sdxl.trainer import SDXLTrainer
 
     world, device = current_world()
     if "device" in settings:
         device = torch.device(settings["device"])
-    run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with ConsoleHost(device, quiet=not world.is_main) as host:
-        dataset = scan_datasets(dataset_settings, check_interrupted=host.check_interrupted)
         if settings.get("prepared_dir") and world.is_main:
-            plan = plan_crops(dataset, bucket_config, seed=config.seed)
             write_prepared_folder(plan, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         trainer = SDXLTrainer(
             config,
@@ -109,6 +109,11 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
             captions=captions,
         )
         return trainer.train(dataset, host)
+
+
+def require_base_model(base: str) -> None:
+    if not Path(base).exists():
+        raise FileNotFoundError(f"{base}: there is no such base model")
 
 
 def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
@@ -135,6 +140,6 @@ def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int
     return from_mapping(DatasetConfig, {**defaults, **table}, source=f"[[datasets]] table {number}")
 
 
-def scan_datasets(configs: list[DatasetConfig], *, check_interrupted: Callable[[], None] = lambda: None) -> Dataset:
+def scan_datasets(configs: list[DatasetConfig]) -> Dataset:
     """All folders as one dataset."""
-    return join_datasets([scan_folder(config, check_interrupted=check_interrupted) for config in configs])
+    return join_datasets([scan_folder(config) for config in configs])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import SDXLModel
 from .objective import NOISE_SCHEDULE, size_ids
@@ -29,10 +29,19 @@ def sample_pictures(
     """uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every prompt the same noise.
 
     DDIM (Song et al. 2020) with trailing timesteps, as zero-terminal-SNR models need, and classifier-free guidance against "".
+    On a CPU the model is converted to float32 first, and stays so.
     """
+    use_float32_on_cpu(model)
     prompts_and_seeds = [(prompt, seed) for prompt in prompts for seed in seeds]
     chunks = [prompts_and_seeds[start : start + batch_size] for start in range(0, len(prompts_and_seeds), batch_size)]
     return np.concatenate([_sample_chunk(model, chunk, size_hw, num_steps, guidance_scale) for chunk in chunks])
+
+
+def use_float32_on_cpu(model: SDXLModel) -> None:
+    """Convert the parts that are on a CPU to float32: without half-precision instructions a UNet is 17 times slower in float16, a VAE 93 times."""
+    for part in (model.unet, model.text_encoder, model.text_encoder_2, model.vae):
+        if part is not None and part.device.type == "cpu":
+            nn.Module.float(part)
 
 
 def _sample_chunk(model: SDXLModel, prompts_and_seeds: list[tuple[str, int]], size_hw: tuple[int, int], num_steps: int, guidance_scale: float) -> np.ndarray:
