@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainers.command_demo import SETTINGS
-from trainers.command_sdxl import train
+from trainers.commands.demo import SETTINGS
+from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import PICTURES, STEM, TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.pictures import draw_scene
-from trainers.sdxl.model import load_model
+from trainers.embedded_base.scenes import draw_scene
+from trainers.sdxl.model.sdxl_model import load_model
 
 NUM_PICTURES = 24  # of regularization
 CLASS_PROMPTS = (

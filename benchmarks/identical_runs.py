@@ -96,7 +96,7 @@ def train(folder: Path, number: int, name: str, flags: list[str]) -> dict[str, A
     images = [] if "--config" in flags else ["--images", str(folder / "images")]
     command = ["-m", "trainers", "sdxl", "--base", str(folder / "base.safetensors"), "--output", output, *images, *COMMON, *flags]
     if name == "two processes":
-        command = [*LAUNCH, *command[:-len(flags)], *flags]
+        command = [*LAUNCH, *command[: -len(flags)], *flags]
         at = command.index("--device")
         del command[at : at + 2]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}

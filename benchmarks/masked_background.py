@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from trainers.command_demo import SETTINGS
-from trainers.command_sdxl import train
+from trainers.commands.demo import SETTINGS
+from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import LAYOUTS, TRIGGER_WORD, draw_toadstool
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.pictures import BACKGROUNDS
-from trainers.sdxl.model import load_model
+from trainers.embedded_base.scenes import BACKGROUNDS
+from trainers.sdxl.model.sdxl_model import load_model
 
 BACKGROUND = (120, 70, 20)
 FRAME = 10  # pixels at the sides and above, where there is background only

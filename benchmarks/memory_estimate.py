@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainers.sdxl.adapters import AdapterSettings, attach_adapters, unet_targets
+from trainers.sdxl.check.memory import GIB, estimate_memory
 from trainers.sdxl.config import SDXLConfig
-from trainers.sdxl.memory import GIB, estimate_memory
+from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.prepare import COMPUTE_DTYPES
-from trainers.sdxl.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
 
 

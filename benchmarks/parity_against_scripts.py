@@ -21,19 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.thin_model import write_model, write_pictures, write_tokenizers
-from trainers.buckets import BucketConfig, TrainingItem, plan_crops
-from trainers.cache import TensorCache
-from trainers.dataset import DatasetConfig, scan_folder
-from trainers.host import ConsoleHost
-from trainers.lora_format import Component, kohya_names, module_key, weighted_modules
-from trainers.optim import ParameterGroup, make_optimizer
+from trainers.captions.clip_tokenizer import tokenize
+from trainers.dataset.buckets import BucketConfig, TrainingItem, plan_crops
+from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.files.tensor_cache import TensorCache
+from trainers.lora.file import Component, kohya_names, module_key, weighted_modules
 from trainers.sdxl.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters, text_encoder_targets, unet_targets
 from trainers.sdxl.encode import LatentStore
-from trainers.sdxl.model import SDXLModel, load_model
+from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
+from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.objective import add_noise, alphas_cumprod, size_ids
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
-from trainers.sdxl.text import PAD_TOKENS, TextEmbeddings, encode_captions
-from trainers.sdxl.tokenizer import tokenize
+from trainers.training.host import ConsoleHost
+from trainers.training.optimizers import ParameterGroup, make_optimizer
 
 RECORD_STEP = Path(__file__).resolve().parent / "record_step.py"
 NUM_STEPS = 3

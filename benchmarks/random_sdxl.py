@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainers.sdxl.export import write_checkpoint
-from trainers.sdxl.model import SDXLModel
+from trainers.sdxl.model.export import write_checkpoint
+from trainers.sdxl.model.sdxl_model import SDXLModel
 
 from .memory_estimate import SDXL_UNET
 

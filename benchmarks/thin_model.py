@@ -21,7 +21,7 @@ MODEL_CHANNELS = 64  # SDXL: 320
 TEXT_WIDTH_1, TEXT_WIDTH_2 = 768, 1280
 VOCABULARY_SIZE = 49408
 END_TOKEN = "<|endoftext|>"
-MERGES_FILE = Path(__file__).parents[1] / "trainers" / "sdxl" / "clip_vocabulary" / "merges.txt"
+MERGES_FILE = Path(__file__).parents[1] / "trainers" / "captions" / "clip_vocabulary" / "merges.txt"
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainers.caption_edits import EditedCaptions, apply_edits, inspect_caption, parse_edits
-from ..trainers.dataset import Dataset, counted
+from ..trainers.captions.edits import EditedCaptions, apply_edits, inspect_caption, parse_edits
+from ..trainers.dataset.dataset.dataset import Dataset, counted
 from .host.caption_review import keep_review
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.lora_file_name import check_lora_file_name
+from ..trainers.lora.file_name import check_lora_file_name
 from .sockets import CATEGORY, ID_PREFIX
 
 

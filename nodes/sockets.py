@@ -5,4 +5,4 @@ from comfy_api.latest import io
 CATEGORY = "training/LoRA Trainer"
 ID_PREFIX = "LoRATrainer_"
 
-TrainingDataset = io.Custom("LORA_TRAINER_DATASET")  # trainers.dataset.Dataset
+TrainingDataset = io.Custom("LORA_TRAINER_DATASET")  # trainers.dataset.dataset.Dataset

@@ -4,12 +4,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.buckets import BucketConfig
-from ..trainers.caption_variants import CaptionConfig
 from ..trainers.config import field_names
-from ..trainers.run_folder import check_output_name
+from ..trainers.dataset.dataset.buckets import BucketConfig
+from ..trainers.dataset.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from ..trainers.training.run_folder import check_output_name
 from .config_inputs import AUTO, config_inputs
 from .host import folders
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset

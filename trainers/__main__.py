@@ -7,16 +7,16 @@ import signal
 import sys
 from types import FrameType
 
-from . import command_caption, command_check, command_comfyui, command_demo, command_musubi, command_sdxl
-from .base import Interrupted
+from .commands import caption, check, comfyui, demo, musubi, sdxl
+from .training.events import Interrupted
 
 COMMANDS = {
-    "sdxl": command_sdxl,
-    "musubi": command_musubi,
-    "caption": command_caption,
-    "check": command_check,
-    "comfyui": command_comfyui,
-    "demo": command_demo,
+    "sdxl": sdxl,
+    "musubi": musubi,
+    "caption": caption,
+    "check": check,
+    "comfyui": comfyui,
+    "demo": demo,
 }
 
 

@@ -13,9 +13,9 @@ import comfy.utils
 from aiohttp import web
 from server import PromptServer
 
-from ...trainers.atomic_write import atomic_write
-from ...trainers.caption_edits import change_captions, inspect_caption, review_key
-from ...trainers.dataset import Dataset, TrainingImage
+from ...trainers.captions.edits import change_captions, inspect_caption, review_key
+from ...trainers.dataset.dataset.dataset import Dataset, TrainingImage
+from ...trainers.files.atomic_write import atomic_write
 from . import folders
 
 THUMBNAIL_SIZE = 320

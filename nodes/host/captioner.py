@@ -12,9 +12,9 @@ import folder_paths
 import torch
 from torch import nn
 
-from ...trainers.captioning import CaptionCache, CaptionerConfig, caption_dataset
-from ...trainers.dataset import Dataset
-from ...trainers.florence2.folder import find_models
+from ...trainers.captions.captioning import CaptionCache, CaptionerConfig, caption_dataset
+from ...trainers.captions.florence2.folder import find_models
+from ...trainers.dataset.dataset.dataset import Dataset
 from . import folders
 from .progress import ComfyHost, cancellable
 
@@ -35,7 +35,7 @@ def model_folder(name: str, model_id: str) -> Path | None:
     Raises:
         ValueError: neither is given, both are, or there is no such model.
     """
-    from ...trainers.florence2.download import downloaded_model
+    from ...trainers.captions.florence2.download import downloaded_model
 
     if name != folders.NONE and model_id.strip():
         raise ValueError(f"model ({name}) and model_id ({model_id.strip()}) are both set. Empty model_id, or set model to {folders.NONE}")
@@ -58,7 +58,7 @@ def caption_in_graph(dataset: Dataset, config: CaptionerConfig, *, model: str, m
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
     # transformers takes seconds to import: not before it is needed
-    from ...trainers.florence2.captioner import Florence2Captioner
+    from ...trainers.captions.florence2.captioner import Florence2Captioner
 
     host = ComfyHost()
     with cancellable():
@@ -116,7 +116,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _download(model_id: str, host: ComfyHost, *, is_allowed: bool) -> Path:
-    from ...trainers.florence2.download import check_model_id, download_model
+    from ...trainers.captions.florence2.download import check_model_id, download_model
 
     model_id = check_model_id(model_id)
     if not is_allowed:

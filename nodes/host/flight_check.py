@@ -10,12 +10,12 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ...trainers.caption_variants import CaptionConfig
 from ...trainers.config import own_settings
-from ...trainers.dataset import Dataset
-from ...trainers.flight_check import FlightCheckConfig, Surroundings, check_flight
-from ...trainers.flight_check_picture import draw_flight_check
-from ...trainers.flight_report import FlightReport
+from ...trainers.dataset.dataset.caption_variants import CaptionConfig
+from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
+from ...trainers.sdxl.check.report import FlightReport
+from ...trainers.sdxl.check.report_image import draw_flight_check
 from . import folders
 from .progress import ComfyHost, cancellable
 from .settings import resolve_settings

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.buckets import CropPlan
+from ...trainers.dataset.dataset.buckets import CropPlan
+from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings, text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings, text_encoder_shapes
-from ...trainers.sdxl.model import SDXLModel
+from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel
 from .settings import compute_precision
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import comfy.lora
 import comfy.model_management
 
-from ...trainers.base import TrainedLora
 from ...trainers.config import field_names, from_mapping
-from ...trainers.dataset import Dataset
+from ...trainers.dataset.dataset.dataset import Dataset
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
 from ...trainers.musubi.conversion import module_names
@@ -18,7 +17,8 @@ from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
 from ...trainers.musubi.plan import MusubiJob
 from ...trainers.musubi.trainer import MusubiTrainer
-from ...trainers.run_folder import RunFolder
+from ...trainers.training.events import TrainedLora
+from ...trainers.training.run_folder import RunFolder
 from . import folders, musubi_files
 from .lora import GraphLora, apply_lora
 from .musubi_settings import musubi_settings, settings_count

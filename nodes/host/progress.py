@@ -12,9 +12,9 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...trainers.base import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
-from ...trainers.host import DeviceMemory
-from ...trainers.loss_plot import draw_loss_plot
+from ...trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
+from ...trainers.training.host import DeviceMemory
+from ...trainers.training.loss_plot import draw_loss_plot
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...trainers.dataset import Dataset
-from ...trainers.file_hash import file_sha256
-from ...trainers.given_pictures import store_pictures
-from ...trainers.picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
-from ...trainers.picture_folder import files_of_dataset
+from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.dataset.given_images import store_pictures
+from ...trainers.dataset.dataset.image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from ...trainers.dataset.dataset.image_folder import files_of_dataset
+from ...trainers.files.hashes import file_sha256
 from . import folders
 from .progress import ComfyHost
 
@@ -127,8 +127,8 @@ def require_used_masks(masks: list[Any] | None, mask_source: str) -> None:
 
 
 def _unpack(source: Source, host: ComfyHost) -> Pictures:
-    from ...trainers.download import download
-    from ...trainers.picture_archive import unpack_pictures
+    from ...trainers.dataset.dataset.image_archive import unpack_pictures
+    from ...trainers.files.download import download
 
     archive = Path(source.location)
     if source.kind == "url":

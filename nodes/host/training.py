@@ -7,17 +7,17 @@ from typing import Any
 
 import comfy.model_management
 
-from ...trainers.base import Notice, TrainedLora
-from ...trainers.buckets import BucketConfig, plan_crops
-from ...trainers.cache import TensorCache
-from ...trainers.caption_variants import CaptionConfig
 from ...trainers.config import own_settings
-from ...trainers.dataset import Dataset
-from ...trainers.run_folder import RunFolder
+from ...trainers.dataset.dataset.buckets import BucketConfig, plan_crops
+from ...trainers.dataset.dataset.caption_variants import CaptionConfig
+from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.model import SDXLModel
+from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel
 from ...trainers.sdxl.presets import describe
 from ...trainers.sdxl.trainer import SDXLTrainer
+from ...trainers.training.events import Notice, TrainedLora
+from ...trainers.training.run_folder import RunFolder
 from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trainers import command_demo
 from trainers.__main__ import main
 from trainers.comfyui.find import PACK
+from trainers.commands import demo as command_demo
 
 
 @pytest.fixture(autouse=True)

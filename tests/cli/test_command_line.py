@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
-from trainers.sdxl.export import write_checkpoint
-from trainers.sdxl.model import build_model
+from trainers.sdxl.model.export import write_checkpoint
+from trainers.sdxl.model.sdxl_model import build_model
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--resolution", "64", "--rank", "2", "--no-gradient-checkpointing", "--max-train-steps", "3", "--save-dtype", "fp32", "--device", "cpu"]

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainers.comfyui.find import Installation
-from trainers.command_demo import SETTINGS
+from trainers.commands.demo import SETTINGS
 from trainers.demo.in_comfyui import run_demo
 
 

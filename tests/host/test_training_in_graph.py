@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from trainers.comfyui.client import ComfyClient, Message, OutputFile, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
 from trainers.comfyui.server import ComfyServer
-from trainers.command_demo import SETTINGS
+from trainers.commands.demo import SETTINGS
 from trainers.demo.concept import TRIGGER_WORD, fidelity
-from trainers.sdxl.model import load_model
+from trainers.sdxl.model.sdxl_model import load_model
+from trainers.sdxl.model.text import encode_captions
 from trainers.sdxl.objective import NOISE_SCHEDULE
-from trainers.sdxl.text import encode_captions
 
 # 28 steps: 999 / 27 is whole, so that ComfyUI's and diffusers' noise levels are those of the same whole timesteps.
 NUM_STEPS, CFG = 28, 4.0

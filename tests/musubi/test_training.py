@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.musubi.tiny import NUM_MODULES, TinyMusubi, make_tiny_musubi
 from trainers.__main__ import main
-from trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone, TrainedLora
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
-from trainers.host import ConsoleHost
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob
 from trainers.musubi.trainer import MusubiTrainer
-from trainers.run_folder import RunFolder
+from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone, TrainedLora
+from trainers.training.host import ConsoleHost
+from trainers.training.run_folder import RunFolder
 
 CONFIG = MusubiConfig(
     rank=4,

@@ -16,22 +16,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainers.buckets import BucketConfig, plan_crops
-from trainers.cache import TensorCache
-from trainers.caption_variants import CaptionConfig
-from trainers.dataset import DatasetConfig, join_datasets, scan_folder
-from trainers.distributed import World
+from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.caption_variants import CaptionConfig
+from trainers.dataset.dataset import DatasetConfig, join_datasets, scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
-from trainers.host import ConsoleHost
-from trainers.run_folder import RunFolder
+from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import trainer as trainer_module
 from trainers.sdxl.config import SDXLConfig
-from trainers.sdxl.model import SDXLModel, build_model
+from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_run
 from trainers.sdxl.step import Batch
+from trainers.sdxl.texts import TrainingTexts
 from trainers.sdxl.trainer import TrainingLoop
-from trainers.sdxl.training_texts import TrainingTexts
+from trainers.training.distributed import World
+from trainers.training.host import ConsoleHost
+from trainers.training.run_folder import RunFolder
 
 COMMON = {
     "rank": 4,
@@ -327,7 +327,7 @@ def reference_tokenizer():
 
     from transformers import CLIPTokenizer
 
-    from trainers.sdxl.tokenizer import MERGES_FILE, vocabulary
+    from trainers.captions.clip_tokenizer import MERGES_FILE, vocabulary
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary()))

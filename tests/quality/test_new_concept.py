@@ -6,12 +6,12 @@ preservation (benchmarks/README.md has what that keeps). The bounds leave room f
 
 import pytest
 
-from trainers.command_demo import SETTINGS
-from trainers.command_sdxl import train
+from trainers.commands.demo import SETTINGS
+from trainers.commands.sdxl import train
 from trainers.demo.before_after import Comparison, compare
 from trainers.demo.concept import PICTURES, TRIGGER_WORD, fidelity
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.sdxl.model import load_model
+from trainers.sdxl.model.sdxl_model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_measure_knows_the_training_pictures_and_not_the_base_ones():
     import numpy as np
     from PIL import Image
 
-    from trainers.embedded_base.pictures import draw_scene
+    from trainers.embedded_base.scenes import draw_scene
 
     pictures = [path for path in PICTURES.iterdir() if path.suffix != ".txt"]
     assert len(pictures) == 12 and min(fidelity(np.asarray(Image.open(path).convert("RGB"))) for path in pictures) > 0.9

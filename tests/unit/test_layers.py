@@ -29,7 +29,7 @@ def test_trainers_do_not_import_each_other(package: str) -> None:
         assert not others & {module.split(".")[0] for module in relative}, path
 
 
-@pytest.mark.parametrize("module", ["trainers.config", "trainers.base", "trainers.sdxl.config"])
+@pytest.mark.parametrize("module", ["trainers.config", "trainers.training.events", "trainers.sdxl.config"])
 def test_reading_a_configuration_imports_neither_torch_nor_diffusers(module: str) -> None:
     loaded = _python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
     assert not {"torch", "diffusers", "transformers", "peft"} & set(json.loads(loaded))

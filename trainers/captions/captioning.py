@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from .atomic_write import atomic_write
-from .base import Notice, PictureCaptioned, StageProgress, StageStarted
-from .config import check_ranges, param
-from .dataset import Dataset, TrainingImage, counted, with_trigger_word
+from ..config import check_ranges, param
+from ..dataset.dataset import Dataset, TrainingImage, counted, with_trigger_word
+from ..files.atomic_write import atomic_write
+from ..training.events import Notice, PictureCaptioned, StageProgress, StageStarted
 from .florence2.cleaning import clean_caption
 from .florence2.tasks import TASKS, prompt_sentence
 
 if TYPE_CHECKING:
-    from .host import Host
+    from ..training.host import Host
 
 THUMBNAIL_SIZE = 512
 

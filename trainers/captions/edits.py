@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from .caption_variants import caption_lines, flat_caption
-from .dataset import Dataset, TrainingImage, with_trigger_word
-from .sdxl.tokenizer import TOKENS_PER_CHUNK, token_ids
+from ..dataset.caption_variants import caption_lines, flat_caption
+from ..dataset.dataset import Dataset, TrainingImage, with_trigger_word
+from .clip_tokenizer import TOKENS_PER_CHUNK, token_ids
 
 Operation = Literal["add in front", "add at the end", "remove", "replace"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from ..base import Interrupted
+from ..training.events import Interrupted
 
 Prompt = dict[str, dict[str, Any]]
 Receive = Callable[[], Awaitable[Any]]  # of one frame, whose class depends on aiohttp's version

@@ -9,7 +9,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from ..atomic_write import atomic_write
+from ..files.atomic_write import atomic_write
 from .client import ComfyClient, Message, OutputFile, Prompt, Result
 
 

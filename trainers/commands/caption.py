@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .captioning import CaptionerConfig
-from .config import add_flags, build_config
-from .dataset import DatasetConfig, scan_folder
-from .florence2.folder import ModelFolder
+from ..captions.captioning import CaptionerConfig
+from ..captions.florence2.folder import ModelFolder
+from ..config import add_flags, build_config
+from ..dataset.dataset import DatasetConfig, scan_folder
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset.dataset import Dataset
 
 SUMMARY = "caption a folder of pictures with Florence-2"
 
@@ -39,10 +39,10 @@ def caption(dataset_config: DatasetConfig, config: CaptionerConfig, *, model: Pa
     ModelFolder.open(model)
     dataset = scan_folder(dataset_config)
     # torch and transformers take seconds to import: what settings and folders show must not wait for them
-    from .cache import default_cache_folder
-    from .captioning import CaptionCache, caption_dataset
-    from .florence2.captioner import Florence2Captioner
-    from .host import ConsoleHost, chosen_device
+    from ..captions.captioning import CaptionCache, caption_dataset
+    from ..captions.florence2.captioner import Florence2Captioner
+    from ..files.tensor_cache import default_cache_folder
+    from ..training.host import ConsoleHost, chosen_device
 
     torch_device = chosen_device(device)
     captioner = Florence2Captioner(model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device))
@@ -54,6 +54,6 @@ def _usual_dtype(device: Any) -> Any:
     """Half precision on CUDA only: on Apple's devices Florence-2 gives empty captions in fp16."""
     import torch
 
-    from .host import usual_precision
+    from ..training.host import usual_precision
 
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[usual_precision(device)]

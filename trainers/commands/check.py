@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .atomic_write import atomic_write
-from .buckets import BucketConfig
-from .caption_variants import CaptionConfig
-from .command_sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
-from .config import build_config
-from .flight_check import FlightCheckConfig, Surroundings, check_flight
-from .flight_report import FlightReport
-from .run_folder import RunFolder
-from .sdxl.config import SDXLConfig
+from ..config import build_config
+from ..dataset.buckets import BucketConfig
+from ..dataset.caption_variants import CaptionConfig
+from ..files.atomic_write import atomic_write
+from ..sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
+from ..sdxl.check.report import FlightReport
+from ..sdxl.config import SDXLConfig
+from ..training.run_folder import RunFolder
+from .sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
 
 SUMMARY = "check pictures, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     report = check(read_settings(options, configs=CHECK_CONFIGS, required=REQUIRED))
     print(json.dumps(report.to_dict(), indent=2) + "\n" if options.json else report.text(), end="")
     if options.picture:
-        from .flight_check_picture import draw_flight_check
+        from ..sdxl.check.report_image import draw_flight_check
 
         with atomic_write(options.picture) as temporary:
             draw_flight_check(report).save(temporary, format="PNG")
@@ -50,7 +50,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
     # torch takes a second to import: what settings and folder show must not wait for it.
-    from .host import ConsoleHost
+    from ..training.host import ConsoleHost
 
     with ConsoleHost() as host:
         surroundings = _surroundings(config, settings.get("device"), output_folder)
@@ -60,8 +60,8 @@ def check(settings: dict[str, Any]) -> FlightReport:
 def _surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
     import torch
 
-    from .host import chosen_device
-    from .sdxl.prepare import resolve_precision
+    from ..sdxl.prepare import resolve_precision
+    from ..training.host import chosen_device
 
     device = chosen_device(device_name)
     device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .comfyui.client import ComfyClient, Prompt, Result
+    from ..comfyui.client import ComfyClient, Prompt, Result
 
 SUMMARY = "run an API-format prompt on a ComfyUI, started without a window if need be"
 OUR_NODES = "LoRATrainer_"
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from .comfyui.console import run_prompt, save_files
-    from .comfyui.prompt_file import apply_settings, find_nodes, parse_setting, read_prompt
+    from ..comfyui.console import run_prompt, save_files
+    from ..comfyui.prompt_file import apply_settings, find_nodes, parse_setting, read_prompt
 
     prompt = read_prompt(options.prompt)
     settings = [parse_setting(text) for text in options.set]
@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _connect(server: str | None, prompt: "Prompt", *, log: Path) -> "Iterator[ComfyClient]":
-    from .comfyui.client import ComfyClient
-    from .comfyui.find import PACK, find_comfyui
-    from .comfyui.server import ComfyServer
+    from ..comfyui.client import ComfyClient
+    from ..comfyui.find import PACK, find_comfyui
+    from ..comfyui.server import ComfyServer
 
     if server:
         yield ComfyClient(server)

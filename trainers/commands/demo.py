@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .comfyui.find import Installation
+    from ..comfyui.find import Installation
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from .comfyui.find import NoComfyUI, find_comfyui
+    from ..comfyui.find import NoComfyUI, find_comfyui
 
     started_at = time.monotonic()
     folder = options.output_dir / time.strftime("%Y%m%d-%H%M%S")
@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_in_comfyui(installation: "Installation", options: argparse.Namespace, folder: Path) -> None:
-    from .demo.concept import TRIGGER_WORD
-    from .demo.in_comfyui import run_demo
+    from ..demo.concept import TRIGGER_WORD
+    from ..demo.in_comfyui import run_demo
 
     demo = run_demo(installation, folder, settings={**SETTINGS, "max_train_steps": options.steps}, num_seeds=NUM_SEEDS)
     print(
@@ -70,12 +70,12 @@ New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:
 def _run_core(options: argparse.Namespace, folder: Path) -> None:
     from PIL import Image
 
-    from .atomic_write import atomic_write
-    from .command_sdxl import train
-    from .demo.before_after import compare, draw_grid
-    from .demo.concept import PICTURES, TRIGGER_WORD
-    from .embedded_base import write_embedded_checkpoint
-    from .sdxl.model import load_model
+    from ..demo.before_after import compare, draw_grid
+    from ..demo.concept import PICTURES, TRIGGER_WORD
+    from ..embedded_base import write_embedded_checkpoint
+    from ..files.atomic_write import atomic_write
+    from ..sdxl.model.sdxl_model import load_model
+    from .sdxl import train
 
     base = folder / "embedded_base.safetensors"
     write_embedded_checkpoint(base)

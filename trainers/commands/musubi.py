@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import add_flags, field_names, from_mapping
-from .dataset import Dataset, DatasetConfig, scan_folder
-from .musubi.architectures import ARCHITECTURES, Architecture, find_architecture
-from .musubi.config import MusubiConfig
+from ..config import add_flags, field_names, from_mapping
+from ..dataset.dataset import Dataset, DatasetConfig, scan_folder
+from ..musubi.architectures import ARCHITECTURES, Architecture, find_architecture
+from ..musubi.config import MusubiConfig
 
 if TYPE_CHECKING:
-    from .musubi.installation import Installation
-    from .musubi.plan import MusubiJob
+    from ..musubi.installation import Installation
+    from ..musubi.plan import MusubiJob
 
 SUMMARY = "train a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner"
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .musubi.doctor import diagnose
+    from ..musubi.doctor import diagnose
 
     diagnosis = diagnose(folder=options.musubi_dir, python=options.musubi_python)
     print(diagnosis.text(), end="")
@@ -76,7 +76,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _job(options: argparse.Namespace) -> "MusubiJob":
-    from .musubi.plan import MusubiJob
+    from ..musubi.plan import MusubiJob
 
     architecture = find_architecture(options.architecture)
     given = vars(options)
@@ -96,7 +96,7 @@ def _require_known(architecture: Architecture, models: dict[str, Path], options:
 
 
 def _installation(options: argparse.Namespace) -> "Installation":
-    from .musubi.installation import find_installation
+    from ..musubi.installation import find_installation
 
     return find_installation(folder=options.musubi_dir, python=options.musubi_python)
 
@@ -118,8 +118,8 @@ def _pictures(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | No
 def _planned(
     options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
 ) -> str:
-    from .musubi.plan import make_plan
-    from .run_folder import RunFolder
+    from ..musubi.plan import make_plan
+    from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
     return make_plan(job, dataset, installation, folder.path, _cache_root(options), name=folder.name, control=control, dataset_toml=dataset_toml).text()
@@ -129,9 +129,9 @@ def _train(
     options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
 ) -> None:
     # torch takes a second to import: a wrong setting must not wait for it
-    from .host import ConsoleHost
-    from .musubi.trainer import MusubiTrainer
-    from .run_folder import RunFolder
+    from ..musubi.trainer import MusubiTrainer
+    from ..training.host import ConsoleHost
+    from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
     trainer = MusubiTrainer(job, installation, run_folder=folder, cache_root=_cache_root(options))
@@ -141,6 +141,6 @@ def _train(
 
 
 def _cache_root(options: argparse.Namespace) -> Path:
-    from .cache import default_cache_folder
+    from ..files.tensor_cache import default_cache_folder
 
     return options.cache_dir or default_cache_folder()

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .buckets import BucketConfig, plan_crops, write_prepared_folder
-from .caption_variants import CaptionConfig
-from .config import add_flags, build_config, field_names, from_mapping, own_settings
-from .dataset import Dataset, DatasetConfig, join_datasets, scan_folder
-from .run_folder import RunFolder
-from .sdxl.config import SDXLConfig
+from ..config import add_flags, build_config, field_names, from_mapping, own_settings
+from ..dataset.buckets import BucketConfig, plan_crops, write_prepared_folder
+from ..dataset.caption_variants import CaptionConfig
+from ..dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from ..sdxl.config import SDXLConfig
+from ..training.run_folder import RunFolder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from .base import TrainedLora
+    from ..training.events import TrainedLora
 
 SUMMARY = "train an SDXL LoRA"
 CONFIGS = (DatasetConfig, SDXLConfig, BucketConfig, CaptionConfig)
@@ -87,11 +87,11 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # torch and diffusers take seconds to import: what settings and folder show must not wait for them.
     import torch
 
-    from .cache import TensorCache, default_cache_folder
-    from .distributed import current_world
-    from .host import ConsoleHost
-    from .sdxl.model import load_model
-    from .sdxl.trainer import SDXLTrainer
+    from ..files.tensor_cache import TensorCache, default_cache_folder
+    from ..sdxl.model.sdxl_model import load_model
+    from ..sdxl.trainer import SDXLTrainer
+    from ..training.distributed import current_world
+    from ..training.host import ConsoleHost
 
     world, device = current_world()
     if "device" in settings:

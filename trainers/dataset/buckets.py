@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .atomic_write import atomic_write
-from .config import check_ranges, param
+from ..config import check_ranges, param
+from ..files.atomic_write import atomic_write
 from .dataset import NO_CAPTION, Dataset, DatasetReport, TrainingImage, counted, require_usable
-from .picture_folder import Finding
+from .image_folder import Finding
 
 Size = tuple[int, int]
 

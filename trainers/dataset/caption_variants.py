@@ -4,7 +4,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from .config import check_ranges, param
+from ..config import check_ranges, param
 
 _WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 

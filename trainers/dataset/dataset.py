@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image, ImageColor
 
+from ..config import check_ranges, param
 from .caption_files import read_caption_file, read_metadata
 from .caption_variants import caption_lines
-from .config import check_ranges, param
-from .picture_files import EXTENSIONS, MAX_PIXELS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_grey, read_rgb
-from .picture_folder import Finding, FolderContent, FoundPicture, list_pictures
+from .image_files import EXTENSIONS, MAX_PIXELS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_grey, read_rgb
+from .image_folder import Finding, FolderContent, FoundPicture, list_pictures
 
 SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
 NO_CAPTION = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from .dataset import counted
-from .picture_folder import MASK_SUFFIX
+from .image_folder import MASK_SUFFIX
 
 
 def store_pictures(

@@ -17,12 +17,12 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from ..files.hashes import file_sha256
+from ..training.run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .dataset import counted
-from .file_hash import file_sha256
-from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
-from .picture_folder import repeats_and_name
-from .run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
+from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .image_folder import repeats_and_name
 
 MAX_NAME_BYTES = 240  # of one folder or file; file systems take 255
 MAX_PATH_BYTES = 800

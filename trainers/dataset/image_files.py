@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageColor, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .file_hash import file_sha256
+from ..files.hashes import file_sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 # Pictures to a user, but not to us: they are named in the report instead of being passed over.

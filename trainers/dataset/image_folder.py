@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
-from .picture_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
 
 MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
 MASK_FOLDERS = ("mask", "masks")

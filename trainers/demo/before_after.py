@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..embedded_base.pictures import fits
-from ..lora_format import kohya_names, read_lora, weighted_modules
+from ..embedded_base.scenes import fits
+from ..lora.file import kohya_names, read_lora, weighted_modules
 from ..sdxl.adapters import merge_lora
-from ..sdxl.model import SDXLModel
-from ..sdxl.sampling import sample_pictures
+from ..sdxl.model.sampling import sample_pictures
+from ..sdxl.model.sdxl_model import SDXLModel
 from .concept import TRIGGER_WORD, fidelity
 
 NEW_PROMPTS = tuple(f"a {TRIGGER_WORD} on a {background} background" for background in ("white", "black", "grey", "beige"))

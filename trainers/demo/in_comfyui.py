@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_write import atomic_write
 from ..comfyui.client import ComfyClient, OutputFile
 from ..comfyui.console import run_prompt
 from ..comfyui.find import PACK, Installation
 from ..comfyui.prompt_file import Setting, apply_settings, find_nodes, read_prompt
 from ..comfyui.server import ComfyServer, prepare_base_directory
 from ..embedded_base import write_embedded_checkpoint
+from ..files.atomic_write import atomic_write
 from .before_after import SIZE_HW
 from .concept import PICTURES, TRIGGER_WORD, fidelity
 

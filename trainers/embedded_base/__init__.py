@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from ..atomic_write import atomic_write
+from ..files.atomic_write import atomic_write
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "embedded_base.safetensors"
 TOKEN_TABLES = (

@@ -4,8 +4,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from ..sdxl.export import write_diffusers_folder
-from ..sdxl.model import load_model
+from ..sdxl.model.export import write_diffusers_folder
+from ..sdxl.model.sdxl_model import load_model
 from . import write_embedded_checkpoint
 
 

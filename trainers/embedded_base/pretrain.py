@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ..captions.clip_tokenizer import END_TOKEN, tokenize
 from ..sdxl.encode import encode_means
-from ..sdxl.export import write_checkpoint
-from ..sdxl.layout import Part
-from ..sdxl.model import SDXLModel, build_model
+from ..sdxl.model.export import write_checkpoint
+from ..sdxl.model.layout import Part
+from ..sdxl.model.sampling import decode_means, sample_pictures
+from ..sdxl.model.sdxl_model import SDXLModel, build_model
 from ..sdxl.objective import alphas_cumprod
-from ..sdxl.sampling import decode_means, sample_pictures
 from ..sdxl.step import Batch, Objective, weighted_losses
-from ..sdxl.tokenizer import END_TOKEN, tokenize
-from . import SHIPPED_WEIGHTS, TOKEN_TABLES, pictures
+from . import SHIPPED_WEIGHTS, TOKEN_TABLES, scenes
 from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class TargetLatents:
 
     def __init__(self) -> None:
         rng = random.Random(11)
-        drawings = [pictures.draw_scene((RESOLUTION, RESOLUTION), rng).pixels for _ in range(1500)]
+        drawings = [scenes.draw_scene((RESOLUTION, RESOLUTION), rng).pixels for _ in range(1500)]
         features = describe_blocks(to_pixel_values(drawings)).permute(1, 0, 2, 3).flatten(1).double()
         self.mean = features.mean(1)
         values, vectors = torch.linalg.eigh(torch.cov(features))
@@ -146,7 +146,7 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
 def _vae_pictures(rng: random.Random, *, num_pictures: int) -> torch.Tensor:
     """uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
     square = (RESOLUTION, RESOLUTION)
-    drawings = [pictures.draw_scene(square, rng).pixels if i % 3 == 0 else pictures.draw_anything(square, rng) for i in range(num_pictures)]
+    drawings = [scenes.draw_scene(square, rng).pixels if i % 3 == 0 else scenes.draw_anything(square, rng) for i in range(num_pictures)]
     return torch.from_numpy(np.stack(drawings))
 
 
@@ -170,12 +170,12 @@ def _narrow_posterior(vae: AutoencoderKL) -> None:
 @torch.no_grad()
 def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
     rng = random.Random(99)
-    drawings = [pictures.draw_scene((RESOLUTION, RESOLUTION), rng) for _ in range(128)]
+    drawings = [scenes.draw_scene((RESOLUTION, RESOLUTION), rng) for _ in range(128)]
     pixel_values = to_pixel_values([drawing.pixels for drawing in drawings])
     means = torch.cat([encode_means(vae, chunk) for chunk in pixel_values.split(16)])
     decoded = torch.cat([decode_means(vae, chunk) for chunk in means.split(16)])
     read = [
-        pictures.fits(picture, drawing.caption)
+        scenes.fits(picture, drawing.caption)
         for picture, drawing in zip(to_pictures(decoded), drawings, strict=True)
         if " of " not in drawing.caption and " above " not in drawing.caption
     ]
@@ -231,7 +231,7 @@ class _Bucket:
         self.size_hw, self.share = size_hw, share
         latents, captions = [], []
         for start in range(0, num_pictures, 500):
-            drawings = [pictures.draw_scene(size_hw, rng) for _ in range(min(500, num_pictures - start))]
+            drawings = [scenes.draw_scene(size_hw, rng) for _ in range(min(500, num_pictures - start))]
             latents.append(targets(to_pixel_values([drawing.pixels for drawing in drawings])))
             captions += [drawing.caption for drawing in drawings]
         self.latents = torch.cat(latents)
@@ -321,7 +321,7 @@ def assemble(work: Path) -> SDXLModel:
 def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, picture: Path) -> dict[str, float]:
     """Shares of pictures with the right colour, shape, background, and all three, over SCORE_PROMPTS; saves them as one picture."""
     sampled = sample_pictures(model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale)
-    read = np.array([pictures.fits(pixels, SCORE_PROMPTS[i // num_seeds]) for i, pixels in enumerate(sampled)])
+    read = np.array([scenes.fits(pixels, SCORE_PROMPTS[i // num_seeds]) for i, pixels in enumerate(sampled)])
     rows = [np.concatenate(list(sampled[i : i + num_seeds]), 1) for i in range(0, len(sampled), num_seeds)]
     Image.fromarray(np.concatenate(rows)).save(picture)
     shares = dict(zip(("colour", "shape", "background"), read.mean(0).tolist(), strict=True))

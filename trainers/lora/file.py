@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .atomic_write import atomic_write
-from .lora_metadata import serialize, tensor_hashes
-from .sdxl.layout import bare_text_name, unet_to_ldm
+from ..files.atomic_write import atomic_write
+from ..sdxl.model.layout import bare_text_name, unet_to_ldm
+from .header import serialize, tensor_hashes
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]
 ModuleKey = tuple[Component, str]

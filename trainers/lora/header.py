@@ -12,7 +12,7 @@ from typing import Any, Literal
 from safetensors.torch import save
 from torch import Tensor
 
-from .file_hash import LEGACY_SIZE, LEGACY_START, legacy_hash
+from ..files.hashes import LEGACY_SIZE, LEGACY_START, legacy_hash
 
 
 @dataclass(frozen=True)

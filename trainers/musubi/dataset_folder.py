@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..atomic_write import atomic_write
-from ..caption_variants import flat_caption
-from ..dataset import NO_CAPTION, Dataset, TrainingImage, counted, require_usable
-from ..picture_files import MAX_PIXELS, UnusablePicture, picture_sha256
-from ..picture_folder import Finding
+from ..dataset.caption_variants import flat_caption
+from ..dataset.dataset import NO_CAPTION, Dataset, TrainingImage, counted, require_usable
+from ..dataset.image_files import MAX_PIXELS, UnusablePicture, picture_sha256
+from ..dataset.image_folder import Finding
+from ..files.atomic_write import atomic_write
 from .config import MusubiConfig, Recipe
 from .dataset_toml import Table, path_text, write_toml
 

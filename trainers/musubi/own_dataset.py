@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dataset import counted
+from ..dataset.dataset import counted
 from .config import Recipe
 from .dataset_folder import CacheFolder, StagedDataset, fingerprint_of
 from .dataset_toml import Table, is_video, path_text, read_toml, write_toml

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..dataset import Dataset
+from ..dataset.dataset import Dataset
 from .architectures import MUSUBI_VERSION, Architecture, find_architecture
+from .checks import ModelFacts, check_disk_space, check_models, check_settings, has_musubi_names, notices_about, steps_done
 from .commands import Command, TrainingFiles, base_weights_command, cache_arguments, cache_command, convert_command, train_command
 from .config import MusubiConfig, Recipe, resolve
 from .dataset_folder import StagedDataset, stage
 from .dataset_toml import GLOB_CHARACTERS, has_glob_characters
 from .installation import Installation
 from .own_dataset import has_control, stage_own
-from .preflight import ModelFacts, check_disk_space, check_models, check_settings, has_musubi_names, notices_about, steps_done
 from .safetensors_header import read_header
 from .sample_prompts import prompts_text, read_prompts
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..base import CheckpointSaved, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
-from ..host import Host
-from ..run_folder import LossLog, RunFolder
+from ..training.events import CheckpointSaved, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
+from ..training.host import Host
+from ..training.run_folder import LossLog, RunFolder
 from .commands import warmup_steps
 from .config import MusubiConfig
 from .output import TRAINING_BAR, Bar, Counted, Epoch, Fact, Found, Merging, Saving, WeightsLoaded

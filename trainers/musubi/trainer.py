@@ -7,12 +7,12 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from ..base import Interrupted, Notice, StageStarted, TrainedLora
 from ..config import as_dict
-from ..dataset import Dataset
-from ..host import Host
-from ..lora_format import require_same_tensors, save_lora
-from ..run_folder import LossLog, RunFolder, free_path
+from ..dataset.dataset import Dataset
+from ..lora.file import require_same_tensors, save_lora
+from ..training.events import Interrupted, Notice, StageStarted, TrainedLora
+from ..training.host import Host
+from ..training.run_folder import LossLog, RunFolder, free_path
 from .commands import Command, convert_command
 from .conversion import is_whole_file, module_names, read_converted, require_num_modules
 from .failure import STAGES, MusubiFailed, failure_of, shown

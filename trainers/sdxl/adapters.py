@@ -12,8 +12,8 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..lora_format import Component, LoraModule, ModuleKey, module_key
-from ..optim import ParameterGroup
+from ..lora.file import Component, LoraModule, ModuleKey, module_key
+from ..training.optimizers import ParameterGroup
 from .randomness import generator_for
 
 ADAPTER_NAME = "default"

@@ -11,12 +11,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base import Notice, StageProgress
-from ..buckets import TrainingItem, read_crop, read_mask_crop
-from ..cache import TensorCache, content_key
-from ..host import Host
-from .model import SDXLModel
-from .text import TextEmbeddings, encode_captions
+from ..dataset.buckets import TrainingItem, read_crop, read_mask_crop
+from ..files.tensor_cache import TensorCache, content_key
+from ..training.events import Notice, StageProgress
+from ..training.host import Host
+from .model.sdxl_model import SDXLModel
+from .model.text import TextEmbeddings, encode_captions
 
 
 class LatentStore:

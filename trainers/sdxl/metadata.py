@@ -3,10 +3,10 @@
 import time
 from collections.abc import Sequence
 
-from ..buckets import BucketConfig, TrainingItem
 from ..config import as_dict
-from ..dataset import Dataset
-from ..lora_metadata import PictureFolder, TrainingRecord, build_metadata
+from ..dataset.buckets import BucketConfig, TrainingItem
+from ..dataset.dataset import Dataset
+from ..lora.header import PictureFolder, TrainingRecord, build_metadata
 from .config import SDXLConfig
 from .prepare import Run
 

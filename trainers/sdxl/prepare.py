@@ -11,22 +11,22 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..base import StageStarted
-from ..buckets import CropPlan, TrainingItem, epoch_batches
-from ..cache import TensorCache
-from ..distributed import World
-from ..host import Host, usual_precision
-from ..lora_format import Component, kohya_names, read_lora, weighted_modules
-from ..optim import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
+from ..dataset.buckets import CropPlan, TrainingItem, epoch_batches
+from ..files.tensor_cache import TensorCache
+from ..lora.file import Component, kohya_names, read_lora, weighted_modules
+from ..training.distributed import World
+from ..training.events import StageStarted
+from ..training.host import Host, usual_precision
+from ..training.optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
 from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore, MaskStore
-from .float32_compute import float32_compute
-from .model import SDXLModel
+from .model.float32_compute import float32_compute
+from .model.sdxl_model import SDXLModel
+from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .objective import alphas_cumprod
 from .step import Objective
-from .text import TextEmbeddings, encode_captions, stack_embeddings
-from .training_texts import TrainingTexts
+from .texts import TrainingTexts
 
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

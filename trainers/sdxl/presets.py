@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..buckets import BucketConfig
 from ..config import own_settings
+from ..dataset.buckets import BucketConfig
 from .config import SDXLConfig
 
 GIGABYTE = 2**30

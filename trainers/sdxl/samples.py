@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ..host import Host
+from ..training.host import Host
+from .model.sampling import decode_latents, denoise, noise_scheduler
 from .prepare import COMPUTE_DTYPES, Run, moved
-from .sampling import decode_latents, denoise, noise_scheduler
 
 SEEDS = (0, 1)
 NUM_STEPS = 20

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from ..buckets import TrainingItem
-from ..caption_variants import CaptionConfig, caption_variants
-from ..dataset import Dataset
+from ..dataset.buckets import TrainingItem
+from ..dataset.caption_variants import CaptionConfig, caption_variants
+from ..dataset.dataset import Dataset
 from .config import SDXLConfig
 from .randomness import ItemDraw
 

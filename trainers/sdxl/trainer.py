@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import CheckpointSaved, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone, TrainedLora
-from ..buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
-from ..cache import TensorCache
-from ..caption_variants import CaptionConfig
 from ..config import as_dict
-from ..dataset import Dataset
-from ..distributed import World
-from ..host import Host
-from ..lora_format import Verification, save_lora, to_kohya, verify_lora
-from ..run_folder import LossLog, RunFolder, free_path
+from ..dataset.buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
+from ..dataset.caption_variants import CaptionConfig
+from ..dataset.dataset import Dataset
+from ..files.tensor_cache import TensorCache
+from ..lora.file import Verification, save_lora, to_kohya, verify_lora
+from ..training.distributed import World
+from ..training.events import CheckpointSaved, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone, TrainedLora
+from ..training.host import Host
+from ..training.run_folder import LossLog, RunFolder, free_path
 from .config import SDXLConfig
 from .metadata import training_metadata
-from .model import SDXLModel
+from .model.sdxl_model import SDXLModel
 from .objective import NUM_TIMESTEPS, size_ids
 from .prepare import COMPUTE_DTYPES, Run, prepare_run
 from .randomness import ItemDraw, derived_seed, draw_item
+from .samples import TrainingSamples
 from .step import Batch, predict, prior_losses, weighted_losses
-from .training_samples import TrainingSamples
-from .training_texts import TrainingTexts
+from .texts import TrainingTexts
 
 SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from .dataset import Dataset
+    from ..dataset.dataset import Dataset
     from .host import Host
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from .base import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
+from .events import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from PIL import Image
 
-from .atomic_write import atomic_write
-from .base import StepDone
+from ..files.atomic_write import atomic_write
+from .events import StepDone
 from .loss_plot import draw_loss_plot
 
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
@@ -87,7 +87,7 @@ class RunFolder:
         """loss.csv and run.log, open for the length of the training."""
         handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        package_logger = logging.getLogger(__package__)
+        package_logger = logging.getLogger(__name__.rsplit(".", 2)[0])
         package_logger.addHandler(handler)
         try:
             with open(self.path / "loss.csv", "w", newline="", encoding="utf-8") as stream:

@@ -26,9 +26,9 @@ spec.loader.exec_module(module)
 
 import comfy.model_management
 from lora_trainer.nodes.host import captioner as graph_captioner
-from lora_trainer.trainers.captioning import CaptionerConfig
-from lora_trainer.trainers.dataset import DatasetConfig, scan_folder
-from lora_trainer.trainers.florence2.captioner import Florence2Captioner
+from lora_trainer.trainers.captions.captioning import CaptionerConfig
+from lora_trainer.trainers.dataset.dataset import DatasetConfig, scan_folder
+from lora_trainer.trainers.captions.florence2.captioner import Florence2Captioner
 
 seen = {"loaded": [], "names": graph_captioner.model_names()}
 models = []

@@ -31,9 +31,9 @@ from diffusers import UNet2DConditionModel
 from lora_trainer.nodes.host.lora import load_lora
 from lora_trainer.nodes.host.training import train_sdxl
 from lora_trainer.nodes.host.weights import GraphModel
-from lora_trainer.trainers.dataset import DatasetConfig, scan_folder
-from lora_trainer.trainers.sdxl.export import write_checkpoint
-from lora_trainer.trainers.sdxl.model import load_model
+from lora_trainer.trainers.dataset.dataset import DatasetConfig, scan_folder
+from lora_trainer.trainers.sdxl.model.export import write_checkpoint
+from lora_trainer.trainers.sdxl.model.sdxl_model import load_model
 
 folder_paths.set_output_directory(str(folder / "output"))
 WIDTHS = (32, 64, 128)

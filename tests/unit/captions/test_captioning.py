@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
 from trainers.__main__ import main
-from trainers.base import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
-from trainers.captioning import THUMBNAIL_SIZE, CaptionCache, CaptionerConfig, caption_dataset, compose_caption, set_captions
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
-from trainers.florence2.captioner import Florence2Captioner
-from trainers.host import ConsoleHost
+from trainers.captions.captioning import THUMBNAIL_SIZE, CaptionCache, CaptionerConfig, caption_dataset, compose_caption, set_captions
+from trainers.captions.florence2.captioner import Florence2Captioner
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.training.events import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
+from trainers.training.host import ConsoleHost
 
 
 class RecordingHost(ConsoleHost):
@@ -293,8 +293,8 @@ def test_captions_of_another_node_are_counted_and_none_may_be_empty(tmp_path):
 
 
 def test_reading_the_settings_imports_no_torch():
-    code = "import trainers.command_caption, sys; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    code = "import trainers.commands.caption, sys; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_command_prints_captions_and_writes_files(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.sdxl.tokenizer import END_TOKEN, token_ids, tokenize
+from trainers.captions.clip_tokenizer import END_TOKEN, token_ids, tokenize
 
 
 @pytest.mark.parametrize(

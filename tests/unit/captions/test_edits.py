@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.caption_edits import CaptionEdit, apply_edits, change_captions, inspect_caption, parse_edits, review_key
-from trainers.dataset import Dataset, DatasetReport, TrainingImage
+from trainers.captions.edits import CaptionEdit, apply_edits, change_captions, inspect_caption, parse_edits, review_key
+from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage
 
 
 def image(name: str, caption: str) -> TrainingImage:

@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
-from trainers.base import Interrupted
-from trainers.florence2 import captioner as captioner_module
-from trainers.florence2 import model as model_module
-from trainers.florence2.captioner import Florence2Captioner
-from trainers.florence2.cleaning import clean_caption
-from trainers.florence2.folder import ModelFolder, find_models
-from trainers.florence2.model import load_model
-from trainers.florence2.pictures import PicturePreparation
-from trainers.florence2.tasks import TASKS, prompt_sentence
-from trainers.florence2.text import PromptTokenizer
+from trainers.captions.florence2 import captioner as captioner_module
+from trainers.captions.florence2 import model as model_module
+from trainers.captions.florence2.captioner import Florence2Captioner
+from trainers.captions.florence2.cleaning import clean_caption
+from trainers.captions.florence2.folder import ModelFolder, find_models
+from trainers.captions.florence2.images import PicturePreparation
+from trainers.captions.florence2.model import load_model
+from trainers.captions.florence2.tasks import TASKS, prompt_sentence
+from trainers.captions.florence2.text import PromptTokenizer
+from trainers.training.events import Interrupted
 
 ANSWERS = {
     "<CAPTION>": "a photo of a {} square",

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from tests.data.make_tiny_florence2 import FOLDER
-from trainers.base import Interrupted
-from trainers.florence2 import download as download_module
-from trainers.florence2.download import check_model_id, download_model, downloaded_model
+from trainers.captions.florence2 import download as download_module
+from trainers.captions.florence2.download import check_model_id, download_model, downloaded_model
+from trainers.training.events import Interrupted
 
 MODEL_ID = "owner/Florence-2-tiny"
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
-from trainers.picture_files import UnusablePicture, inspect_picture, read_alpha, read_rgb
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.image_files import UnusablePicture, inspect_picture, read_alpha, read_rgb
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 
 
@@ -170,7 +170,7 @@ def test_a_jpeg_of_160_megapixels_is_read_in_bounded_memory(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from trainers.picture_files import inspect_picture, read_rgb
+from trainers.dataset.image_files import inspect_picture, read_rgb
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 facts = inspect_picture(Path({str(tmp_path / "a.jpg")!r}))
 size = read_rgb(Path({str(tmp_path / "a.jpg")!r}), alpha_background="white").size
@@ -184,14 +184,14 @@ print(facts.size_hw, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 
 
 def test_a_jpeg_above_the_limit_is_decoded_as_small_as_it_must_be(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.picture_files.MAX_PIXELS", 1000)
+    monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 1000)
     noise(240, 160).save(tmp_path / "a.jpg")
     assert inspect_picture(tmp_path / "a.jpg").size_hw == (160, 240)
     assert read_rgb(tmp_path / "a.jpg", alpha_background="white").size == (30, 20)
 
 
 def test_a_huge_progressive_jpeg_is_left_out_as_its_decoder_needs_the_memory_anyway(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.picture_files.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 10_000)
     noise().save(tmp_path / "a.jpg", progressive=True)
     assert reasons(tmp_path) == {"a.jpg": "200 x 160 pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down"}
 

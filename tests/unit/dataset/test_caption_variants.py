@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from trainers.caption_variants import CaptionConfig, caption_variants, flat_caption
+from trainers.dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
 
 TAGS = "zwx, red, blue, green, large, small"
 

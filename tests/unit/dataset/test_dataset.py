@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from trainers.buckets import BucketConfig, plan_crops
-from trainers.dataset import NO_CAPTION, DatasetConfig, Finding, join_datasets, scan_folder, with_trigger_word
+from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.dataset import NO_CAPTION, DatasetConfig, Finding, join_datasets, scan_folder, with_trigger_word
 
 
 def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainers.buckets import BucketConfig, CropPlan, TrainingItem, epoch_batches, plan_crops
-from trainers.dataset import Dataset, DatasetReport, TrainingImage, join_datasets
+from trainers.dataset.buckets import BucketConfig, CropPlan, TrainingItem, epoch_batches, plan_crops
+from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage, join_datasets
 
 # Four properties of 2,500 datasets each.
 fuzz = settings(max_examples=2500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

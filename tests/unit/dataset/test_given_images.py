@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.base import Interrupted
-from trainers.dataset import DatasetConfig, scan_folder
-from trainers.given_pictures import store_pictures
+from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.given_images import store_pictures
+from trainers.training.events import Interrupted
 
 
 def picture(seed: int, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Image.Image:

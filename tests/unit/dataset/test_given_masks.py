@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.dataset import Dataset, DatasetConfig, Finding, scan_folder
-from trainers.given_pictures import store_pictures
-from trainers.picture_folder import files_of_dataset
+from trainers.dataset.dataset import Dataset, DatasetConfig, Finding, scan_folder
+from trainers.dataset.given_images import store_pictures
+from trainers.dataset.image_folder import files_of_dataset
 
 
 def picture(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainers import picture_archive as module
-from trainers.base import Interrupted
-from trainers.dataset import DatasetConfig, scan_folder
-from trainers.picture_archive import ArchiveLimits, unpack_pictures
+from trainers.dataset import image_archive as module
+from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.image_archive import ArchiveLimits, unpack_pictures
+from trainers.training.events import Interrupted
 
 
 def png(colour: str = "red", size: int = 16) -> bytes:

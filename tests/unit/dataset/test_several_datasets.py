@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainers.command_sdxl import add_arguments, dataset_configs, read_settings, scan_datasets
+from trainers.commands.sdxl import add_arguments, dataset_configs, read_settings, scan_datasets
 
 BASE = 'base = "x"\noutput = "y"\n'
 

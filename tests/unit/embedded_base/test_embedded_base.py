@@ -6,11 +6,11 @@ import torch
 
 from trainers.embedded_base import SHIPPED_WEIGHTS, TOKEN_TABLES, write_embedded_checkpoint
 from trainers.embedded_base.architecture import draw_token_table
-from trainers.embedded_base.pictures import BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_shape, fits, read_picture
 from trainers.embedded_base.pretrain import SCORE_PROMPTS
-from trainers.sdxl.export import write_diffusers_folder
-from trainers.sdxl.model import load_model
-from trainers.sdxl.sampling import sample_pictures
+from trainers.embedded_base.scenes import BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_shape, fits, read_picture
+from trainers.sdxl.model.export import write_diffusers_folder
+from trainers.sdxl.model.sampling import sample_pictures
+from trainers.sdxl.model.sdxl_model import load_model
 
 
 @pytest.fixture(scope="module")

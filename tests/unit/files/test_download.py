@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from trainers import download as module
-from trainers.base import Interrupted
-from trainers.download import download
+from trainers.files import download as module
+from trainers.files.download import download
+from trainers.training.events import Interrupted
 
 CONTENT = bytes(i * i % 251 for i in range(300_000))
 PUBLIC = "93.184.216.34"

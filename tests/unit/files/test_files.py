@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 
-from trainers.atomic_write import atomic_write
-from trainers.base import Interrupted, StepDone
-from trainers.cache import TensorCache, content_key
-from trainers.loss_plot import draw_loss_plot, running_average
-from trainers.run_folder import RunFolder, check_output_name
+from trainers.files.atomic_write import atomic_write
+from trainers.files.tensor_cache import TensorCache, content_key
+from trainers.training.events import Interrupted, StepDone
+from trainers.training.loss_plot import draw_loss_plot, running_average
+from trainers.training.run_folder import RunFolder, check_output_name
 
 
 def test_a_file_gets_its_name_only_when_it_is_whole(tmp_path):
@@ -139,7 +139,7 @@ def test_a_cache_without_a_folder_lives_in_memory_only():
 
 
 def test_what_does_not_fit_into_memory_is_read_from_the_disk_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.cache.MAX_BYTES_IN_MEMORY", 1000)
+    monkeypatch.setattr("trainers.files.tensor_cache.MAX_BYTES_IN_MEMORY", 1000)
     for cache in (TensorCache(tmp_path), TensorCache(tmp_path)):  # the second one finds all on the disk
         for number in range(5):
             if cache.get(f"k{number}") is None:

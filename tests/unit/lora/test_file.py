@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainers.embedded_base.architecture import build_unet
-from trainers.lora_format import (
+from trainers.lora.file import (
     Component,
     LoraModule,
     ModuleKey,
@@ -33,7 +33,7 @@ from trainers.lora_format import (
     verify_lora,
     weighted_modules,
 )
-from trainers.sdxl.layout import unet_to_ldm
+from trainers.sdxl.model.layout import unet_to_ldm
 
 TEXT_ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 ATTENTION_MLP = r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"

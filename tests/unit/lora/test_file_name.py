@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from trainers.lora_file_name import check_lora_file_name, expand_date_tokens
+from trainers.lora.file_name import check_lora_file_name, expand_date_tokens
 
 NOW = time.struct_time((2026, 8, 2, 3, 4, 59, 6, 214, 0))
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
-from trainers.file_hash import file_sha256, legacy_file_hash
-from trainers.lora_format import save_lora
-from trainers.lora_metadata import PictureFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
+from trainers.files.hashes import file_sha256, legacy_file_hash
+from trainers.lora.file import save_lora
+from trainers.lora.header import PictureFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
 
 RECORD = TrainingRecord(
     output_name="my cat",

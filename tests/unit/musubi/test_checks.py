@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
 from trainers.musubi import preflight
 from trainers.musubi.architectures import ARCHITECTURES
+from trainers.musubi.checks import steps_done
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.dataset_toml import write_toml
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob, Plan, make_plan
-from trainers.musubi.preflight import steps_done
 from trainers.musubi.safetensors_header import main_dtype, read_header
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}

@@ -27,7 +27,7 @@ from trainers.musubi.commands import (
 from trainers.musubi.config import MusubiConfig, Recipe, literal_arguments, resolve
 from trainers.musubi.installation import Installation
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 GOLDEN = DATA / "musubi_commands.txt"
 SCRIPTS = "/musubi-tuner/src/musubi_tuner/"
 FILES = TrainingFiles(Path("/run/dataset.toml"), Path("/run/musubi"), "my_lora")

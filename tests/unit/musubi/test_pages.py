@@ -6,8 +6,8 @@ import pytest
 
 from trainers.musubi.architectures import ARCHITECTURES, Architecture
 
-PAGES = sorted((Path(__file__).parents[2] / "web" / "docs").glob("LoRATrainer_MusubiTrain*/*.md"))
-PAGES += [Path(__file__).parents[2] / "web" / "docs" / "LoRATrainer_MusubiTrain.md"]
+PAGES = sorted((Path(__file__).parents[3] / "web" / "docs").glob("LoRATrainer_MusubiTrain*/*.md"))
+PAGES += [Path(__file__).parents[3] / "web" / "docs" / "LoRATrainer_MusubiTrain.md"]
 SETTINGS = ("rank", "learning_rate", "resolution", "timestep_sampling", "discrete_flow_shift")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.base import Interrupted
 from trainers.musubi.commands import Command
 from trainers.musubi.installation import Installation
 from trainers.musubi.process import environment_for, run_process
+from trainers.training.events import Interrupted
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX; Windows has jobs, which need Windows")
 

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
-from trainers.dataset import Dataset, DatasetConfig, scan_folder
-from trainers.host import ConsoleHost
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob
 from trainers.musubi.trainer import MusubiTrainer
-from trainers.run_folder import RunFolder
+from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
+from trainers.training.host import ConsoleHost
+from trainers.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the programs that play Musubi's part are written for POSIX")
 

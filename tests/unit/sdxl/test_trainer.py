@@ -14,23 +14,23 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainers.base import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
-from trainers.buckets import BucketConfig
-from trainers.cache import TensorCache
-from trainers.caption_variants import CaptionConfig
-from trainers.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.buckets import BucketConfig
+from trainers.dataset.caption_variants import CaptionConfig
+from trainers.dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
-from trainers.host import DeviceMemory
-from trainers.lora_format import kohya_names, read_lora, verify_lora, weighted_modules
-from trainers.run_folder import RunFolder
+from trainers.files.tensor_cache import TensorCache
+from trainers.lora.file import kohya_names, read_lora, verify_lora, weighted_modules
 from trainers.sdxl import trainer as trainer_module
 from trainers.sdxl.adapters import AdaptedModel, adapter_layers
 from trainers.sdxl.config import SDXLConfig
-from trainers.sdxl.model import SDXLModel, build_model
+from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepare import Run
 from trainers.sdxl.step import Batch
 from trainers.sdxl.trainer import NonFiniteLoss, SDXLTrainer, TrainingLoop
+from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
+from trainers.training.host import DeviceMemory
+from trainers.training.run_folder import RunFolder
 
 FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}
 
@@ -318,9 +318,9 @@ def test_a_name_taken_while_the_training_ran_loses_nothing(weights, dataset, tmp
 def test_a_full_disk_while_saving_keeps_the_last_checkpoint_and_no_half_file(weights, dataset, tmp_path, monkeypatch):
     import errno
 
-    from trainers import lora_format
+    from trainers.lora import file as lora_file
 
-    real = lora_format.save_lora
+    real = lora_file.save_lora
 
     def full(path, *rest):
         if path.name == "x.safetensors":

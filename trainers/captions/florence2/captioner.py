@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .folder import ModelFolder
+from .images import PicturePreparation
 from .model import generation_config, load_model
-from .pictures import PicturePreparation
 from .tasks import prompt_sentence
 from .text import PromptTokenizer
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..buckets import CropPlan, epoch_batches
-from .config import SDXLConfig
+from ...dataset.buckets import CropPlan, epoch_batches
+from ..config import SDXLConfig
 
 # With prior_loss_weight a step has two forward passes and one backward pass more. Measured on a CPU: 2.2 times the time of a step
 # without, with and without gradient checkpointing; 2.4 times with the encoding of the captions and all else.

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .sdxl.cost import PRIOR_STEP_TIME
+from .cost import PRIOR_STEP_TIME
 
 MIN_STEPS = 20  # the first ones are slower
 PRIOR = "prior_loss_weight"

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from .buckets import BucketConfig, CropPlan, Size, plan_crops, shown_size
-from .caption_variants import CaptionConfig, caption_variants, flat_caption
-from .config import check_ranges, param
-from .dataset import Dataset, DatasetReport, TrainingImage, counted, with_trigger_word
+from ...config import check_ranges, param
+from ...dataset.buckets import BucketConfig, CropPlan, Size, plan_crops, shown_size
+from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
+from ...dataset.dataset import Dataset, DatasetReport, TrainingImage, counted, with_trigger_word
+from ...dataset.image_files import OTHER_PICTURE_EXTENSIONS
+from ...dataset.image_folder import Finding
+from ...dataset.near_duplicates import Fingerprint, fingerprint, near_duplicates
+from ..config import SDXLConfig
+from .cost import Schedule, disk_use, plan_schedule
 from .earlier_runs import latest_run_like
-from .flight_report import LEVELS, CheckFinding, Cost, FlightReport, PictureUse, size_text
-from .near_duplicates import Fingerprint, fingerprint, near_duplicates
-from .picture_files import OTHER_PICTURE_EXTENSIONS
-from .picture_folder import Finding
-from .sdxl.config import SDXLConfig
-from .sdxl.cost import Schedule, disk_use, plan_schedule
+from .report import LEVELS, CheckFinding, Cost, FlightReport, PictureUse, size_text
 
 THUMBNAIL_SIZE = 256
 NUM_THREADS = 4  # decoders run beside each other; a picture of 100 megapixels takes 400 MB
@@ -252,7 +252,7 @@ def _mask_findings(images: Sequence[TrainingImage], looks: dict[str, _Look]) -> 
 
 def _texts(dataset: Dataset, plan: CropPlan, config: SDXLConfig, captions: CaptionConfig) -> tuple[list[str], list[CheckFinding]]:
     """All texts that the trainer will encode; or its complaint about them."""
-    from .sdxl.training_texts import TrainingTexts  # imports torch
+    from ..texts import TrainingTexts  # imports torch
 
     if not plan.items:
         return [], []
@@ -263,14 +263,14 @@ def _texts(dataset: Dataset, plan: CropPlan, config: SDXLConfig, captions: Capti
 
 
 def _num_chunks(num_tokens: int) -> int:
-    from .sdxl.tokenizer import TOKENS_PER_CHUNK
+    from ...captions.clip_tokenizer import TOKENS_PER_CHUNK
 
     return max(1, -(-num_tokens // TOKENS_PER_CHUNK))
 
 
 def _length_findings(images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int) -> Iterator[CheckFinding]:
     """By the longest variant of each caption."""
-    from .sdxl.tokenizer import TOKENS_PER_CHUNK, token_ids
+    from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, token_ids
 
     variants = {image.name: caption_variants(image.caption, captions, seed=seed, key=image.sha256) for image in images}
     num_tokens = {name: max(map(len, token_ids(list(texts)))) for name, texts in variants.items()}
@@ -344,9 +344,9 @@ def _number_findings(images: Sequence[TrainingImage], schedule: Schedule | None,
 
 def _cost(plan: CropPlan, config: SDXLConfig, buckets: BucketConfig, surroundings: Surroundings, texts: Sequence[str]) -> Cost:
     # diffusers takes seconds to import: not before it is needed
-    from .sdxl.memory import FLOAT32, OPTIMIZER_BYTES, estimate_memory
-    from .sdxl.standard_unet import standard_unet
-    from .sdxl.tokenizer import token_ids
+    from ...captions.clip_tokenizer import token_ids
+    from ..model.standard_unet import standard_unet
+    from .memory import FLOAT32, OPTIMIZER_BYTES, estimate_memory
 
     schedule = plan_schedule(plan, config)
     largest_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])

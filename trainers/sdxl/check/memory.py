@@ -18,10 +18,10 @@ from diffusers.models.upsampling import Upsample2D
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from .adapters import adapter_layers, unet_targets
-from .config import SDXLConfig
-from .model import SDXLModel
-from .prepare import COMPUTE_DTYPES
+from ..adapters import adapter_layers, unet_targets
+from ..config import SDXLConfig
+from ..model.sdxl_model import SDXLModel
+from ..prepare import COMPUTE_DTYPES
 
 Size = tuple[int, int]  # (height, width) in pixels
 

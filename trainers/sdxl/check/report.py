@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from .buckets import Crop, Size
-from .dataset import TrainingImage, counted
+from ...dataset.buckets import Crop, Size
+from ...dataset.dataset import TrainingImage, counted
+from ...dataset.image_folder import Finding
+from .cost import DiskUse, Schedule
 from .earlier_runs import EarlierRun
-from .picture_folder import Finding
-from .sdxl.cost import DiskUse, Schedule
 
 Level = Literal["note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")

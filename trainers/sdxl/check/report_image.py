@@ -5,9 +5,9 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .buckets import Size, shown_size
-from .dataset import counted
-from .flight_report import CheckFinding, FlightReport, Level, PictureUse
+from ...dataset.buckets import Size, shown_size
+from ...dataset.dataset import counted
+from .report import CheckFinding, FlightReport, Level, PictureUse
 
 WIDTH, MARGIN, GAP, PADDING = 1280, 28, 20, 22
 INNER_WIDTH = WIDTH - 2 * MARGIN

@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic_write import atomic_write
+from ...captions.clip_tokenizer import CHUNK_LENGTH, MERGES_FILE, vocabulary
+from ...files.atomic_write import atomic_write
+from ..objective import NOISE_SCHEDULE
 from .inspect_weights import PART_NAMES
 from .layout import (
     LDM_PREFIX,
@@ -32,9 +34,7 @@ from .layout import (
     unet_to_ldm,
     vae_to_ldm,
 )
-from .model import SDXLModel
-from .objective import NOISE_SCHEDULE
-from .tokenizer import CHUNK_LENGTH, MERGES_FILE, vocabulary
+from .sdxl_model import SDXLModel
 
 _COMPONENTS = {
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...captions.clip_tokenizer import END_TOKEN, START_TOKEN
 from .layout import LDM_PREFIX, PARTS, Part, ldm_to_unet
-from .tokenizer import END_TOKEN, START_TOKEN
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from .model import SDXLModel
-from .objective import NOISE_SCHEDULE, size_ids
+from ..objective import NOISE_SCHEDULE, size_ids
+from .sdxl_model import SDXLModel
 from .text import TextEmbeddings, encode_captions
 
 

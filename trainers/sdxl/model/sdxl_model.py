@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ..file_hash import file_sha256, legacy_file_hash
+from ...files.hashes import file_sha256, legacy_file_hash
+from ..objective import NOISE_SCHEDULE
 from .inspect_weights import (
     PART_NAMES,
     check_config,
@@ -36,7 +37,6 @@ from .inspect_weights import (
     vae_config,
 )
 from .layout import LDM_PREFIX, PARTS, Part, bare_text_name, is_vae_attention_matrix, ldm_to_text_encoder_2, ldm_to_unet, ldm_to_vae, modern_vae_names
-from .objective import NOISE_SCHEDULE
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from .tokenizer import END_TOKEN, tokenize
+from ...captions.clip_tokenizer import END_TOKEN, tokenize
 
 PAD_TOKENS = (END_TOKEN, 0)  # text encoder 1 pads with END, text encoder 2 with 0, as ComfyUI and sd-scripts do
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import trainers.near_duplicates
+import trainers.dataset.near_duplicates
 from trainers.__main__ import main
-from trainers.buckets import BucketConfig, plan_crops
-from trainers.caption_variants import CaptionConfig
-from trainers.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
-from trainers.flight_check import FlightCheckConfig, Surroundings, check_flight
-from trainers.flight_check_picture import draw_flight_check
-from trainers.flight_report import CheckFinding, FlightReport
-from trainers.near_duplicates import fingerprint, near_duplicates
+from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.caption_variants import CaptionConfig
+from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
+from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+from trainers.sdxl.check.cost import disk_use, plan_schedule
+from trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
+from trainers.sdxl.check.report import CheckFinding, FlightReport
+from trainers.sdxl.check.report_image import draw_flight_check
 from trainers.sdxl.config import SDXLConfig
-from trainers.sdxl.cost import disk_use, plan_schedule
-from trainers.sdxl.standard_unet import standard_unet
+from trainers.sdxl.model.standard_unet import standard_unet
 
 GIB = 2**30
 
@@ -206,7 +206,7 @@ def test_long_and_overlong_captions_are_counted_in_tokens(folder: Path) -> None:
 
 
 def num_tokens(text: str) -> int:
-    from trainers.sdxl.tokenizer import token_ids
+    from trainers.captions.clip_tokenizer import token_ids
 
     return len(token_ids([text])[0])
 
@@ -381,7 +381,7 @@ def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
 def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
     prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
     rng = np.random.default_rng(0)
-    many = [trainers.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
+    many = [trainers.dataset.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
     started = time.monotonic()
     assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
     assert time.monotonic() - started < 3
@@ -544,5 +544,5 @@ def test_the_report_is_plain_json(folder: Path) -> None:
 
 def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() -> None:
     code = "import sys, trainers.__main__; print(sorted({'torch', 'diffusers', 'imagehash', 'scipy'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
     assert result.stdout.strip() == "[]"

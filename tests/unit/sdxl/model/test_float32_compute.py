@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.sdxl.float32_compute import float32_compute
-from trainers.sdxl.model import SDXLModel, load_model
-from trainers.sdxl.text import encode_captions
+from trainers.sdxl.model.float32_compute import float32_compute
+from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
+from trainers.sdxl.model.text import encode_captions
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from trainers.embedded_base import architecture
-from trainers.sdxl.inspect_weights import text_encoder_config, unet_config, vae_config
-from trainers.sdxl.layout import (
+from trainers.sdxl.model.inspect_weights import text_encoder_config, unet_config, vae_config
+from trainers.sdxl.model.layout import (
     bare_text_name,
     ldm_to_text_encoder_2,
     ldm_to_unet,

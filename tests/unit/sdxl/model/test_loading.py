@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from trainers.captions.clip_tokenizer import tokenize
 from trainers.embedded_base import architecture
 from trainers.sdxl import export
-from trainers.sdxl.export import write_checkpoint, write_diffusers_folder
-from trainers.sdxl.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm
-from trainers.sdxl.model import SDXLModel, build_model, load_model
-from trainers.sdxl.tokenizer import tokenize
+from trainers.sdxl.model.export import write_checkpoint, write_diffusers_folder
+from trainers.sdxl.model.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm
+from trainers.sdxl.model.sdxl_model import SDXLModel, build_model, load_model
 
 UNET, TEXT_1, TEXT_2, VAE = (LDM_PREFIX[part] for part in PARTS)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainers.embedded_base.architecture import build_text_encoders, build_unet
-from trainers.sdxl.text import encode_captions, match_lengths
+from trainers.sdxl.model.text import encode_captions, match_lengths
 
 
 @pytest.fixture(scope="module")
