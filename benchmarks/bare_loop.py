@@ -1,6 +1,8 @@
-"""The least that a LoRA training step can be: diffusers' UNet with PEFT's LoRA, forward, backward, AdamW, on constant inputs.
+"""The least that a LoRA training step can be: diffusers' UNet with PEFT's LoRA, forward, backward,
+AdamW, on constant inputs.
 
-The floor of the comparison: no dataset, no noise schedule, no clipping, no logging, no saving. It uses nothing of this project.
+The floor of the comparison: no dataset, no noise schedule, no clipping, no logging, no saving. It
+uses nothing of this project.
 """
 
 import argparse
@@ -14,7 +16,8 @@ from torch.nn.functional import mse_loss
 ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 TARGETS = {
     "attention": rf".*\.transformer_blocks\.\d+\.{ATTENTION}",
-    "attention_mlp": rf".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.({ATTENTION}|ff\.net\.(0\.proj|2)))",
+    "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
+    rf"transformer_blocks\.\d+\.({ATTENTION}|ff\.net\.(0\.proj|2)))",
 }
 
 
@@ -43,7 +46,10 @@ def train(unet: UNet2DConditionModel, *, steps: int, resolution: int) -> None:
     noisy_latents = torch.randn(1, 4, resolution // 8, resolution // 8)
     noise = torch.randn_like(noisy_latents)
     prompt_embeds = torch.randn(1, 77, 2048)
-    conditions = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]])}
+    conditions = {
+        "text_embeds": torch.randn(1, 1280),
+        "time_ids": torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]]),
+    }
     timesteps = torch.tensor([500])
     for _ in range(steps):
         model_pred = unet(noisy_latents, timesteps, prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]

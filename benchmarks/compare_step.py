@@ -1,7 +1,9 @@
-"""Step time and peak memory of our trainer beside a bare loop, diffusers' example script and sd-scripts, on one thin model.
+"""Step time and peak memory of our trainer beside a bare loop, diffusers' example script and
+sd-scripts, on one thin model.
 
-Every contender is its own process with one thread, and all run in turn for several rounds, so that a slow minute of the machine hits
-all of them alike. A script whose checkout is not given is left out.
+Every contender is its own process with one thread, and all run in turn for several rounds, so that
+a slow minute of the machine hits all of them alike. A script whose checkout is not given is left
+out.
 """
 
 import argparse
@@ -26,7 +28,9 @@ RUN_FOLDER = "<run folder>"
 
 @dataclass(frozen=True)
 class Contender:
-    """A training loop as arguments of run_script.py; RUN_FOLDER in them stands for the folder of one run."""
+    """A training loop as arguments of run_script.py; RUN_FOLDER in them stands for the folder of
+    one run.
+    """
 
     name: str
     targets: str
@@ -36,7 +40,9 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each step after the warm-up, and the process's peak memory from its start to its end."""
+    """Seconds of each step after the warm-up, and the process's peak memory from its start to its
+    end.
+    """
 
     cpu_seconds: list[float]
     wall_seconds: list[float]
@@ -48,7 +54,9 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        subprocess.run([sys.executable, BENCHMARKS / "thin_model.py", work, "--resolution", str(options.resolution)], check=True)
+        subprocess.run(
+            [sys.executable, BENCHMARKS / "thin_model.py", work, "--resolution", str(options.resolution)], check=True
+        )
         measurements = measure_in_turn(list(contenders(options, work)), work, num_rounds=options.rounds)
     print(markdown_table(measurements))
 
@@ -58,7 +66,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sd-scripts", type=Path, help="checkout of kohya-ss/sd-scripts")
     parser.add_argument("--sd-scripts-python", default=sys.executable, help="interpreter with its requirements")
     parser.add_argument("--diffusers", type=Path, help="checkout of huggingface/diffusers")
-    parser.add_argument("--diffusers-python", default=sys.executable, help="interpreter with its example's requirements")
+    parser.add_argument(
+        "--diffusers-python", default=sys.executable, help="interpreter with its example's requirements"
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps of each run; the first three do not count")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     parser.add_argument("--resolution", type=int, default=256)
@@ -71,14 +81,22 @@ def contenders(options: argparse.Namespace, work: Path) -> Iterator[Contender]:
     for targets in MODULES:
         yield Contender("bare loop", targets, sys.executable, bare_loop_arguments(options, work, targets))
         if targets == "attention_mlp" and options.sd_scripts:
-            yield Contender("sd-scripts, cached", targets, options.sd_scripts_python, sd_scripts_arguments(options, work))
+            yield Contender(
+                "sd-scripts, cached", targets, options.sd_scripts_python, sd_scripts_arguments(options, work)
+            )
         if targets == "attention" and options.diffusers:
             yield Contender("diffusers example", targets, options.diffusers_python, diffusers_arguments(options, work))
         yield Contender(OURS, targets, sys.executable, our_arguments(options, work, targets))
 
 
 def bare_loop_arguments(options: argparse.Namespace, work: Path, targets: str) -> list[str]:
-    settings = {"base": work / "model", "targets": targets, "rank": options.rank, "steps": options.steps, "resolution": options.resolution}
+    settings = {
+        "base": work / "model",
+        "targets": targets,
+        "rank": options.rank,
+        "steps": options.steps,
+        "resolution": options.resolution,
+    }
     return [str(BENCHMARKS / "bare_loop.py"), *flags(settings)]
 
 
@@ -121,7 +139,12 @@ def sd_scripts_arguments(options: argparse.Namespace, work: Path) -> list[str]:
         "output_dir": RUN_FOLDER,
     }
     switches = ["--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs", "--sdpa"]
-    return ["--thin-sd-scripts", str(options.sd_scripts.resolve() / "sdxl_train_network.py"), *flags(settings), *switches]
+    return [
+        "--thin-sd-scripts",
+        str(options.sd_scripts.resolve() / "sdxl_train_network.py"),
+        *flags(settings),
+        *switches,
+    ]
 
 
 def diffusers_arguments(options: argparse.Namespace, work: Path) -> list[str]:
@@ -139,14 +162,19 @@ def diffusers_arguments(options: argparse.Namespace, work: Path) -> list[str]:
         "output_dir": RUN_FOLDER,
         "cache_dir": f"{RUN_FOLDER}/cache",
     }
-    return [str(options.diffusers.resolve() / "examples" / "text_to_image" / "train_text_to_image_lora_sdxl.py"), *flags(settings)]
+    return [
+        str(options.diffusers.resolve() / "examples" / "text_to_image" / "train_text_to_image_lora_sdxl.py"),
+        *flags(settings),
+    ]
 
 
 def flags(settings: dict[str, object]) -> list[str]:
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def measure_in_turn(entries: list[Contender], work: Path, *, num_rounds: int) -> list[tuple[Contender, list[Measurement]]]:
+def measure_in_turn(
+    entries: list[Contender], work: Path, *, num_rounds: int
+) -> list[tuple[Contender, list[Measurement]]]:
     measurements: list[tuple[Contender, list[Measurement]]] = [(contender, []) for contender in entries]
     for round_number in range(1, num_rounds + 1):
         for index, (contender, own) in enumerate(measurements):
@@ -165,7 +193,9 @@ def measure(contender: Contender, folder: Path) -> Measurement:
     record = folder / "record.json"
     arguments = [argument.replace(RUN_FOLDER, str(folder)) for argument in contender.arguments]
     command = [contender.python, str(BENCHMARKS / "run_script.py"), "--record", str(record), *arguments]
-    done = subprocess.run(command, check=False, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, check=False, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     if done.returncode:
         raise RuntimeError(f"{contender.name} failed:\n{done.stdout[-4000:]}")
     recorded = json.loads(record.read_text())
@@ -179,13 +209,24 @@ def durations(clock: tuple[float, ...]) -> list[float]:
 
 
 def markdown_table(measurements: list[tuple[Contender, list[Measurement]]]) -> str:
-    """One row per contender: median step over all rounds, highest peak, and ours divided by each."""
+    """One row per contender: median step over all rounds, highest peak, and ours divided by
+    each.
+    """
     summaries = [(contender, summary(own)) for contender, own in measurements]
     ours = {contender.targets: figures for contender, figures in summaries if contender.name == OURS}
-    lines = ["| LoRA on | contender | CPU s/step | ours / it | wall s/step | peak GiB | ours / it |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| LoRA on | contender | CPU s/step | ours / it | wall s/step | peak GiB | ours / it |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for contender, (cpu, wall, peak) in summaries:
         our_cpu, _, our_peak = ours[contender.targets]
-        cells = [f"{MODULES[contender.targets]} modules", contender.name, f"{cpu:.3f}", f"{our_cpu / cpu:.3f}", f"{wall:.3f}"]
+        cells = [
+            f"{MODULES[contender.targets]} modules",
+            contender.name,
+            f"{cpu:.3f}",
+            f"{our_cpu / cpu:.3f}",
+            f"{wall:.3f}",
+        ]
         lines.append("| " + " | ".join([*cells, f"{peak / 2**30:.2f}", f"{our_peak / peak:.3f}"]) + " |")
     return "\n".join(lines)
 

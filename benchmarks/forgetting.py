@@ -1,10 +1,12 @@
-"""What a training forgets, and what keeps it: the demo's run on the embedded base with prior preservation, regularization pictures, and neither.
+"""What a training forgets, and what keeps it: the demo's run on the embedded base with prior
+preservation, regularization pictures, and neither.
 
     python -m benchmarks.forgetting FOLDER    # about 4 minutes for each row on one core
 
-A row is one training: how well the new thing is drawn, how many pictures of old prompts show its stem's cyan, which none of them asks
-for, how many are still right, and how far their pixels moved. The class prompts are not among the prompts that are judged. FOLDER gets
-each row's LoRA and its pictures before and after.
+A row is one training: how well the new thing is drawn, how many pictures of old prompts show its
+stem's cyan, which none of them asks for, how many are still right, and how far their pixels moved.
+The class prompts are not among the prompts that are judged. FOLDER gets each row's LoRA and its
+pictures before and after.
 """
 
 import argparse
@@ -53,14 +55,22 @@ def main() -> None:
     options = parser.parse_args()
     base = options.folder / "base.safetensors"
     write_embedded_checkpoint(base)
-    print("| kept by | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time |\n|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| kept by | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time "
+        "|\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     for name in options.rows:
         started_at = time.process_time()
         lora = _train(name, base, options)
         seconds = time.process_time() - started_at
         comparison = compare(load_model(base), lora, num_seeds=options.num_seeds, num_steps=20)
         draw_grid(comparison, num_seeds=options.num_seeds).save(lora.with_suffix(".png"))
-        print(f"| {name} | {options.seed}, {options.steps} | {_judged(comparison, options.num_seeds)} | {seconds:.0f} s |", flush=True)
+        print(
+            f"| {name} | {options.seed}, {options.steps} | {_judged(comparison, options.num_seeds)} | {seconds:.0f} "
+            "s |",
+            flush=True,
+        )
 
 
 def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
@@ -76,7 +86,17 @@ def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
         "output_dir": str(options.folder),
         "cache_dir": str(options.folder / "cache"),
     }
-    lora = train({**SETTINGS, **changes, **files, "datasets": datasets, "seed": options.seed, "max_train_steps": options.steps, "device": "cpu"})
+    lora = train(
+        {
+            **SETTINGS,
+            **changes,
+            **files,
+            "datasets": datasets,
+            "seed": options.seed,
+            "max_train_steps": options.steps,
+            "device": "cpu",
+        }
+    )
     assert lora.path is not None
     return lora.path
 
@@ -95,13 +115,18 @@ def _write_old_pictures(folder: Path) -> Path:
 def _judged(comparison: Comparison, num_seeds: int) -> str:
     """The cells of a row, each without the LoRA and with it."""
     new = f"{comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f}"
-    cyan = " -> ".join(f"{_share_cyan(pictures[len(NEW_PROMPTS) * num_seeds :]):.0%}" for pictures in (comparison.before, comparison.after))
+    cyan = " -> ".join(
+        f"{_share_cyan(pictures[len(NEW_PROMPTS) * num_seeds :]):.0%}"
+        for pictures in (comparison.before, comparison.after)
+    )
     right = f"{comparison.old_right_before:.0%} -> {comparison.old_right_after:.0%}"
     return f"{new} | {cyan} | {right} | {comparison.drift:.1f}"
 
 
 def _share_cyan(pictures: np.ndarray) -> float:
-    """Of pictures [N, height, width, 3] with a visible patch of it, half a percent of their pixels."""
+    """Of pictures [N, height, width, 3] with a visible patch of it, half a percent of their
+    pixels.
+    """
     is_cyan = np.linalg.norm(pictures.astype(float) - STEM, axis=-1) < 75
     return float((is_cyan.mean(axis=(1, 2)) > 0.005).mean())
 

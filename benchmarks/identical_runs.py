@@ -1,10 +1,12 @@
-"""Are trainings bit for bit what they were? Record tiny runs before a refactoring, and compare them after it.
+"""Are trainings bit for bit what they were? Record tiny runs before a refactoring, and compare them
+after it.
 
     python benchmarks/identical_runs.py record before.json
     python benchmarks/identical_runs.py compare before.json
 
-Every run is a process of the command line, so the program outlives changes inside the trainer. Compared are the losses of all
-steps, the bytes of every tensor of the LoRA, its header without dates and hashes, and the names in the run folder's manifest.
+Every run is a process of the command line, so the program outlives changes inside the trainer.
+Compared are the losses of all steps, the bytes of every tensor of the LoRA, its header without
+dates and hashes, and the names in the run folder's manifest.
 """
 
 import argparse
@@ -26,24 +28,88 @@ from trainers.embedded_base import write_embedded_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SIZES = ((64, 64), (64, 64), (96, 64), (96, 64), (64, 96), (128, 128))  # width, height
-COMMON = ["--resolution", "64", "--bucket-reso-steps", "32", "--rank", "4", "--max-train-steps", "6", "--train-batch-size", "2"]
+COMMON = [
+    "--resolution",
+    "64",
+    "--bucket-reso-steps",
+    "32",
+    "--rank",
+    "4",
+    "--max-train-steps",
+    "6",
+    "--train-batch-size",
+    "2",
+]
 COMMON += ["--learning-rate", "2e-3", "--save-dtype", "fp32", "--device", "cpu"]
 RUNS: dict[str, list[str]] = {
     "default": [],
-    "text encoders, LoRA dropout": ["--train-text-encoders", "--text-encoder-learning-rate", "1e-3", "--lora-dropout", "0.1"],
+    "text encoders, LoRA dropout": [
+        "--train-text-encoders",
+        "--text-encoder-learning-rate",
+        "1e-3",
+        "--lora-dropout",
+        "0.1",
+    ],
     "masks and regularization": ["--config", "datasets.toml", "--normalize-masked-loss"],
     "prior preservation": ["--prior-loss-weight", "1", "--class-prompt", "a circle | a square"],
-    "v-prediction, zero terminal SNR": ["--prediction-type", "v_prediction", "--zero-terminal-snr", "on", "--noise-offset", "0.05", "--random-flip"],
-    "accumulation, several buckets": ["--gradient-accumulation-steps", "3", "--extra-resolutions", "128", "--no-bucket-no-upscale"],
+    "v-prediction, zero terminal SNR": [
+        "--prediction-type",
+        "v_prediction",
+        "--zero-terminal-snr",
+        "on",
+        "--noise-offset",
+        "0.05",
+        "--random-flip",
+    ],
+    "accumulation, several buckets": [
+        "--gradient-accumulation-steps",
+        "3",
+        "--extra-resolutions",
+        "128",
+        "--no-bucket-no-upscale",
+    ],
     "fp16 with scaler": ["--mixed-precision", "fp16", "--no-gradient-checkpointing"],
     "two processes": ["--train-batch-size", "1"],
-    "Adafactor, caption variants": ["--optimizer", "Adafactor", "--shuffle-captions", "--tag-dropout", "0.2", "--lr-scheduler", "linear"],
-    "AdamW8bit, convolutions, random crops": ["--optimizer", "AdamW8bit", "--target-modules", ".*", "--resize-mode", "random_crop"],
+    "Adafactor, caption variants": [
+        "--optimizer",
+        "Adafactor",
+        "--shuffle-captions",
+        "--tag-dropout",
+        "0.2",
+        "--lr-scheduler",
+        "linear",
+    ],
+    "AdamW8bit, convolutions, random crops": [
+        "--optimizer",
+        "AdamW8bit",
+        "--target-modules",
+        ".*",
+        "--resize-mode",
+        "random_crop",
+    ],
     "checkpoints and samples": ["--save-every-n-steps", "2", "--sample-every-n-steps", "3", "--num-train-epochs", "2"],
 }
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
-DATES_AND_HASHES = ("started_at", "finished_at", "modelspec.date", "sshs_", "modelspec.hash", "ss_output_name", "modelspec.title")
+DATES_AND_HASHES = (
+    "started_at",
+    "finished_at",
+    "modelspec.date",
+    "sshs_",
+    "modelspec.hash",
+    "ss_output_name",
+    "modelspec.title",
+)
 
 
 def main() -> None:
@@ -72,7 +138,9 @@ def draw_images(folder: Path) -> None:
     folder.mkdir()
     for number, size in enumerate(SIZES):
         image = Image.new("RGB", size, ("#f0f0f0", "#202020", "#c0a080")[number % 3])
-        ImageDraw.Draw(image).ellipse((10, 12, size[0] - 9, size[1] - 14), fill=("#d02020", "#2040d0", "#20a040")[number // 2])
+        ImageDraw.Draw(image).ellipse(
+            (10, 12, size[0] - 9, size[1] - 14), fill=("#d02020", "#2040d0", "#20a040")[number // 2]
+        )
         image.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"zwx, a circle, number {number}, plain background")
 
@@ -94,12 +162,29 @@ def train(folder: Path, number: int, name: str, flags: list[str]) -> dict[str, A
     print(name, file=sys.stderr)
     output = f"run{number}"
     images = [] if "--config" in flags else ["--images", str(folder / "images")]
-    command = ["-m", "trainers", "sdxl", "--base", str(folder / "base.safetensors"), "--output", output, *images, *COMMON, *flags]
+    command = [
+        "-m",
+        "trainers",
+        "sdxl",
+        "--base",
+        str(folder / "base.safetensors"),
+        "--output",
+        output,
+        *images,
+        *COMMON,
+        *flags,
+    ]
     if name == "two processes":
         command = [*LAUNCH, *command[: -len(flags)], *flags]
         at = command.index("--device")
         del command[at : at + 2]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     result = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{name}: {result.stderr[-3000:]}")
@@ -110,7 +195,9 @@ def train(folder: Path, number: int, name: str, flags: list[str]) -> dict[str, A
 def read_run(lora: Path, run_folder: Path) -> dict[str, Any]:
     with safe_open(lora, "np") as file:
         tensors = {name: hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest() for name in file.keys()}  # noqa: SIM118
-        header = {name: value for name, value in file.metadata().items() if not any(part in name for part in DATES_AND_HASHES)}
+        header = {
+            name: value for name, value in file.metadata().items() if not any(part in name for part in DATES_AND_HASHES)
+        }
     rows = list(csv.DictReader((run_folder / "loss.csv").open()))
     manifest = json.loads((run_folder / "manifest.json").read_text())
     return {
@@ -118,7 +205,9 @@ def read_run(lora: Path, run_folder: Path) -> dict[str, Any]:
         "learning_rates": [row["learning_rate"] for row in rows],
         "tensors": tensors,
         "header": header,
-        "manifest": {section: sorted(value) if isinstance(value, dict) else None for section, value in manifest.items()},
+        "manifest": {
+            section: sorted(value) if isinstance(value, dict) else None for section, value in manifest.items()
+        },
         "files": sorted(path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()),
     }
 
@@ -135,7 +224,11 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _first_difference(before: Any, after: Any) -> str:
     if isinstance(before, dict) and isinstance(after, dict):
-        return next(f"{key}: {before.get(key)} -> {after.get(key)}" for key in {**before, **after} if before.get(key) != after.get(key))
+        return next(
+            f"{key}: {before.get(key)} -> {after.get(key)}"
+            for key in {**before, **after}
+            if before.get(key) != after.get(key)
+        )
     return f"{before} -> {after}"
 
 

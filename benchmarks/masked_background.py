@@ -1,10 +1,11 @@
-"""What a mask keeps out of a LoRA: the demo's toadstools on one background that the base model does not know, learned with and without masks.
+"""What a mask keeps out of a LoRA: the demo's toadstools on one background that the base model does
+not know, learned with and without masks.
 
     python -m benchmarks.masked_background FOLDER    # about 3 minutes for each row on one core
 
-The captions do not name the background, so a training without masks takes it for part of the thing. A row is one training: how well
-the toadstool is drawn on the backgrounds that its prompts name, and how far these are pulled to the trained one (0 %: as named; 100 %:
-as trained).
+The captions do not name the background, so a training without masks takes it for part of the thing.
+A row is one training: how well the toadstool is drawn on the backgrounds that its prompts name, and
+how far these are pulled to the trained one (0 %: as named; 100 %: as trained).
 """
 
 import argparse
@@ -41,10 +42,28 @@ def main() -> None:
     options = parser.parse_args()
     base, pictures = options.folder / "base.safetensors", _write_pictures(options.folder / "toadstools")
     write_embedded_checkpoint(base)
-    print("| trained with | new concept | pulled to the trained background | drift of old prompts |\n|---|---|---|---|", flush=True)
+    print(
+        "| trained with | new concept | pulled to the trained background | drift of old prompts |\n|---|---|---|---|",
+        flush=True,
+    )
     for name in options.rows:
-        files = {"images": str(pictures), "base": str(base), "output": name, "output_dir": str(options.folder), "cache_dir": str(options.folder / "cache")}
-        lora = train({**SETTINGS, **ROWS[name], **files, "trigger_word": TRIGGER_WORD, "max_train_steps": options.steps, "device": "cpu"})
+        files = {
+            "images": str(pictures),
+            "base": str(base),
+            "output": name,
+            "output_dir": str(options.folder),
+            "cache_dir": str(options.folder / "cache"),
+        }
+        lora = train(
+            {
+                **SETTINGS,
+                **ROWS[name],
+                **files,
+                "trigger_word": TRIGGER_WORD,
+                "max_train_steps": options.steps,
+                "device": "cpu",
+            }
+        )
         assert lora.path is not None
         comparison = compare(load_model(base), lora.path, num_seeds=options.num_seeds, num_steps=20)
         draw_grid(comparison, num_seeds=options.num_seeds).save(lora.path.with_suffix(".png"))
@@ -52,7 +71,9 @@ def main() -> None:
 
 
 def _write_pictures(folder: Path) -> Path:
-    """The demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool, as people paint them."""
+    """The demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool, as
+    people paint them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (height, width), _, share, (y, x) in LAYOUTS:
         place = {"cap_width": share * min(height, width), "centre_yx": (y * height, x * width)}
@@ -76,9 +97,18 @@ def _judged(comparison: Comparison, num_seeds: int) -> str:
 
 
 def _pull(picture: np.ndarray, prompt: str) -> float:
-    """Where the background [height, width, 3] lies between the colour that the prompt names and BACKGROUND."""
-    named = next(np.array(colour, dtype=float) for name, colour in BACKGROUNDS.items() if f" {name} background" in prompt)
-    seen = np.median(np.concatenate([picture[:FRAME].reshape(-1, 3), picture[:, :FRAME].reshape(-1, 3), picture[:, -FRAME:].reshape(-1, 3)]), axis=0)
+    """Where the background [height, width, 3] lies between the colour that the prompt names and
+    BACKGROUND.
+    """
+    named = next(
+        np.array(colour, dtype=float) for name, colour in BACKGROUNDS.items() if f" {name} background" in prompt
+    )
+    seen = np.median(
+        np.concatenate(
+            [picture[:FRAME].reshape(-1, 3), picture[:, :FRAME].reshape(-1, 3), picture[:, -FRAME:].reshape(-1, 3)]
+        ),
+        axis=0,
+    )
     way = np.array(BACKGROUND) - named
     return float((seen - named) @ way / (way @ way))
 

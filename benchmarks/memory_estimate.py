@@ -1,8 +1,10 @@
-"""Compares the estimate of trainers/sdxl/memory.py with the peak that the real UNet has on tensors without numbers.
+"""Compares the estimate of trainers/sdxl/memory.py with the peak that the real UNet has on tensors
+without numbers.
 
-Forward and backward of the real classes run on the meta device, and every storage is counted from its birth to its death. CUDA's
-autocast is imitated, for it needs a CUDA build: matrix products in the low precision, normalization and interpolation in float32
-(ATen/autocast_mode.h). Attention takes the flash path, dropout the fused one. What kernels allocate inside is not seen.
+Forward and backward of the real classes run on the meta device, and every storage is counted from
+its birth to its death. CUDA's autocast is imitated, for it needs a CUDA build: matrix products in
+the low precision, normalization and interpolation in float32 (ATen/autocast_mode.h). Attention
+takes the flash path, dropout the fused one. What kernels allocate inside is not seen.
 """
 
 import argparse
@@ -30,7 +32,9 @@ from trainers.sdxl.step import Batch, Objective, weighted_losses
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, but for those of the tensors to leave out, and remembers the most."""
+    """Counts the bytes of all storages that are alive, but for those of the tensors to leave out,
+    and remembers the most.
+    """
 
     def __init__(self, *, leave_out: Iterable[Tensor]) -> None:
         super().__init__()
@@ -60,7 +64,9 @@ class PeakMemory(TorchDispatchMode):
 
 @contextmanager
 def cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
-    """What torch.autocast("cuda", dtype) does to the functions of a UNet, on any device; float32 is no autocast."""
+    """What torch.autocast("cuda", dtype) does to the functions of a UNet, on any device; float32 is
+    no autocast.
+    """
     low_precision = dict.fromkeys(("linear", "conv2d"), dtype)
     full_precision = dict.fromkeys(("layer_norm", "group_norm", "interpolate"), torch.float32)
     casts = {} if dtype == torch.float32 else {**low_precision, **full_precision}
@@ -80,7 +86,9 @@ def _casting(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..
 
 
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
-    """Saves query, key, value, output and one number per query and head, as the kernels of CUDA do."""
+    """Saves query, key, value, output and one number per query and head, as the kernels of CUDA
+    do.
+    """
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
 
@@ -89,8 +97,12 @@ def _fused_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplac
     return torch.native_dropout(values, p, training)[0] if p and training else values
 
 
-def measure_activations(unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_size: int, precision: str) -> int:
-    """Most bytes alive in forward and backward, besides weights and gradients, of a UNet on the meta device that has its adapters."""
+def measure_activations(
+    unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_size: int, precision: str
+) -> int:
+    """Most bytes alive in forward and backward, besides weights and gradients, of a UNet on the
+    meta device that has its adapters.
+    """
     batch = meta_batch(unet, size_hw=size_hw, batch_size=batch_size, dtype=COMPUTE_DTYPES[precision])
     for parameter in unet.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -134,15 +146,28 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rank", type=int, default=16)
     options = parser.parse_args()
-    print("| precision | checkpointing | resolution | batch | measured GB | estimate GB | estimate / measured |\n" + "|---" * 7 + "|")
+    print(
+        "| precision | checkpointing | resolution | batch | measured GB | estimate GB | estimate / measured |\n"
+        + "|---" * 7
+        + "|"
+    )
     for precision, checkpointing in product(("bf16", "no"), (True, False)):
         config = SDXLConfig(rank=options.rank, gradient_checkpointing=checkpointing)
         unet = meta_unet(SDXL_UNET, config, precision=precision)
         for resolution, batch_size in product(options.resolutions, options.batch_sizes):
             size_hw = (resolution, resolution)
             measured = measure_activations(unet, size_hw=size_hw, batch_size=batch_size, precision=precision)
-            estimate = estimate_memory(unet, replace(config, train_batch_size=batch_size), size_hw=size_hw, precision=precision).activations_bytes
-            row = (precision, "on" if checkpointing else "off", resolution, batch_size, f"{measured / GIB:.2f}", f"{estimate / GIB:.2f}")
+            estimate = estimate_memory(
+                unet, replace(config, train_batch_size=batch_size), size_hw=size_hw, precision=precision
+            ).activations_bytes
+            row = (
+                precision,
+                "on" if checkpointing else "off",
+                resolution,
+                batch_size,
+                f"{measured / GIB:.2f}",
+                f"{estimate / GIB:.2f}",
+            )
             print("| " + " | ".join(map(str, row)) + f" | {estimate / measured:.3f} |", flush=True)
 
 

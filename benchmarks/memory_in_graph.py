@@ -1,7 +1,9 @@
-"""What a training in ComfyUI adds to the memory of a server that has the full-size model loaded: our trainer and core's TrainLoraNode.
+"""What a training in ComfyUI adds to the memory of a server that has the full-size model loaded:
+our trainer and core's TrainLoraNode.
 
-Both train two steps at 256 pixels on the same random SDXL, rank 16, with gradient checkpointing, each on a fresh server on the CPU
-with --bf16-unet, so that two copies of the model fit into 24 GB. Linux only: the peak comes from /proc.
+Both train two steps at 256 pixels on the same random SDXL, rank 16, with gradient checkpointing,
+each on a fresh server on the CPU with --bf16-unet, so that two copies of the model fit into 24 GB.
+Linux only: the peak comes from /proc.
 """
 
 import argparse
@@ -38,7 +40,13 @@ OURS = {
         "class_type": "LoRATrainer_LoRATrainSDXL",
         "inputs": {
             **{"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["pictures", 0]},
-            **{"resolution": 256, "max_train_steps": 2, "train_batch_size": 1, "gradient_accumulation_steps": 1, "optimizer": "AdamW"},
+            **{
+                "resolution": 256,
+                "max_train_steps": 2,
+                "train_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+                "optimizer": "AdamW",
+            },
             "gradient_checkpointing": "on",
         },
     },
@@ -53,9 +61,30 @@ CORE = {
     "train": {
         "class_type": "TrainLoraNode",
         "inputs": {
-            **{"model": ["base", 0], "latents": ["dataset", 0], "positive": ["dataset", 1], "batch_size": 1, "grad_accumulation_steps": 1, "steps": 2},
-            **{"learning_rate": 1e-4, "rank": 16, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "bf16", "lora_dtype": "fp32"},
-            **{"quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": True, "checkpoint_depth": 2, "offloading": False},
+            **{
+                "model": ["base", 0],
+                "latents": ["dataset", 0],
+                "positive": ["dataset", 1],
+                "batch_size": 1,
+                "grad_accumulation_steps": 1,
+                "steps": 2,
+            },
+            **{
+                "learning_rate": 1e-4,
+                "rank": 16,
+                "optimizer": "AdamW",
+                "loss_function": "MSE",
+                "seed": 0,
+                "training_dtype": "bf16",
+                "lora_dtype": "fp32",
+            },
+            **{
+                "quantized_backward": False,
+                "algorithm": "LoRA",
+                "gradient_checkpointing": True,
+                "checkpoint_depth": 2,
+                "offloading": False,
+            },
             **{"existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False},
         },
     },
@@ -73,7 +102,9 @@ def main() -> None:
     print("trainer   loaded GB   peak GB   added GB   seconds")
     for name, prompt in {"ours": OURS, "core": CORE}.items():
         if options.only in (None, name):
-            loaded, peak, seconds = measure(options.folder, prompt, name, [flag if flag.startswith("--") else f"--{flag}" for flag in options.flags])
+            loaded, peak, seconds = measure(
+                options.folder, prompt, name, [flag if flag.startswith("--") else f"--{flag}" for flag in options.flags]
+            )
             print(f"{name:8} {loaded / GIB:10.2f} {peak / GIB:9.2f} {(peak - loaded) / GIB:10.2f} {seconds:9.0f}")
 
 
@@ -90,8 +121,12 @@ def prepare(folder: Path) -> None:
 
 
 def measure(folder: Path, prompt: dict[str, Any], name: str, flags: list[str]) -> tuple[int, int, float]:
-    """Resident bytes with the model loaded and used, their peak while training, and the training's seconds."""
-    with ComfyServer(find_comfyui(), base_directory=folder, log=folder / f"{name}.log", cpu=True, flags=flags) as server:
+    """Resident bytes with the model loaded and used, their peak while training, and the training's
+    seconds.
+    """
+    with ComfyServer(
+        find_comfyui(), base_directory=folder, log=folder / f"{name}.log", cpu=True, flags=flags
+    ) as server:
         server.client.run(LOADED)
         process = Path("/proc") / str(server.process_id)
         loaded = _memory(process, "VmRSS")

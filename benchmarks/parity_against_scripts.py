@@ -1,8 +1,10 @@
-"""Our training step beside the recorded steps of the unmodified sd-scripts and diffusers scripts, number by number.
+"""Our training step beside the recorded steps of the unmodified sd-scripts and diffusers scripts,
+number by number.
 
-Each script trains three steps on the thin model and is recorded (record_step.py). The same pictures and captions then go through our
-own dataset, encoders and tokenizer, and the recorded latents, noise, timesteps and first LoRA weights through our own loss, clipping
-and AdamW. Printed is a table of differences.
+Each script trains three steps on the thin model and is recorded (record_step.py). The same pictures
+and captions then go through our own dataset, encoders and tokenizer, and the recorded latents,
+noise, timesteps and first LoRA weights through our own loss, clipping and AdamW. Printed is a table
+of differences.
 
 Letters: B batch, C channels, H W latent height and width.
 """
@@ -26,7 +28,14 @@ from trainers.dataset.buckets import BucketConfig, TrainingItem, plan_crops
 from trainers.dataset.dataset import DatasetConfig, scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import Component, kohya_names, module_key, weighted_modules
-from trainers.sdxl.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters, text_encoder_targets, unet_targets
+from trainers.sdxl.adapters import (
+    ADAPTER_NAME,
+    AdapterSettings,
+    adapter_layers,
+    attach_adapters,
+    text_encoder_targets,
+    unet_targets,
+)
 from trainers.sdxl.encode import LatentStore
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
@@ -81,11 +90,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sd-scripts", type=Path, required=True, help="checkout of kohya-ss/sd-scripts")
     parser.add_argument("--sd-scripts-python", default=sys.executable, help="interpreter with its requirements")
     parser.add_argument("--diffusers", type=Path, required=True, help="checkout of huggingface/diffusers")
-    parser.add_argument("--diffusers-python", default=sys.executable, help="interpreter with its example's requirements")
+    parser.add_argument(
+        "--diffusers-python", default=sys.executable, help="interpreter with its example's requirements"
+    )
     return parser.parse_args()
 
 
-# ---- the scripts ---------------------------------------------------------------------------------------------------
+# ---- the scripts ----
 
 
 def cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]:
@@ -108,7 +119,14 @@ def cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]
         options.sd_scripts_python,
         Case(
             "sd-scripts: epsilon, min-SNR 5, noise offset",
-            [*sd_scripts, "--network_dim=8", "--network_alpha=4", "--min_snr_gamma=5", "--noise_offset=0.05", "--network_train_unet_only"],
+            [
+                *sd_scripts,
+                "--network_dim=8",
+                "--network_alpha=4",
+                "--min_snr_gamma=5",
+                "--noise_offset=0.05",
+                "--network_train_unet_only",
+            ],
             buckets,
             target_modules="attention_mlp",
             rank=8,
@@ -169,7 +187,12 @@ def sd_scripts_flags(work: Path) -> list[str]:
         "output_name": "lora",
         "seed": 0,
     }
-    return [*(f"--{name}={value}" for name, value in settings.items()), "--enable_bucket", "--bucket_no_upscale", "--sdpa"]
+    return [
+        *(f"--{name}={value}" for name, value in settings.items()),
+        "--enable_bucket",
+        "--bucket_no_upscale",
+        "--sdpa",
+    ]
 
 
 def record(case: Case, python: str, path: Path) -> Recording:
@@ -180,13 +203,15 @@ def record(case: Case, python: str, path: Path) -> Recording:
     """
     print(f"recording {case.name}", file=sys.stderr)
     command = [python, str(RECORD_STEP), "--record", str(path), *case.arguments]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     if done.returncode:
         raise RuntimeError(f"{case.name} failed:\n{done.stdout[-4000:]}")
     return load_file(path)
 
 
-# ---- ours ----------------------------------------------------------------------------------------------------------
+# ---- ours ----
 
 
 @dataclass
@@ -203,7 +228,9 @@ class Differences:
 
     def compare_all(self, name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
         """The same for many tensors taken as one long vector, and its cosine."""
-        our_vector, their_vector = (torch.cat([tensors[key].detach().flatten().double() for key in ours]) for tensors in (ours, theirs))
+        our_vector, their_vector = (
+            torch.cat([tensors[key].detach().flatten().double() for key in ours]) for tensors in (ours, theirs)
+        )
         self.compare(name, our_vector, their_vector)
         cosine = float(torch.cosine_similarity(our_vector, their_vector, dim=0))
         self.cosine[name] = min(cosine, self.cosine.get(name, 1.0))
@@ -215,9 +242,13 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
     model = load_model(work / "model")
     pictures = OurPictures(case, model, work)
     adapters, optimizer = attach(case, model, recording)
-    objective = Objective(alphas_cumprod(zero_terminal_snr=case.zero_terminal_snr), case.prediction_type, case.min_snr_gamma)
+    objective = Objective(
+        alphas_cumprod(zero_terminal_snr=case.zero_terminal_snr), case.prediction_type, case.min_snr_gamma
+    )
     for step in range(NUM_STEPS):
-        recorded = {name.removeprefix(f"{step}/"): tensor for name, tensor in recording.items() if name.startswith(f"{step}/")}
+        recorded = {
+            name.removeprefix(f"{step}/"): tensor for name, tensor in recording.items() if name.startswith(f"{step}/")
+        }
         batch = our_batch(pictures, model, recorded, differences)
         alphas = objective.alphas_cumprod[batch.timesteps]
         differences.compare("noisy latents", add_noise(batch.latents, batch.noise, alphas), recorded["noisy_latents"])
@@ -243,11 +274,15 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
 def check_gradients_cover(ours: Mapping[str, Tensor], recorded: Recording) -> None:
     """The script has gradients for exactly the adapters that ours has them for."""
     theirs = {name.removeprefix("gradient/") for name in recorded if name.startswith("gradient/")}
-    assert theirs == set(ours), f"{len(theirs)} parameters have gradients there, {len(ours)} here; for example {sorted(theirs ^ set(ours))[:3]}"
+    assert theirs == set(ours), (
+        f"{len(theirs)} parameters have gradients there, {len(ours)} here; for example {sorted(theirs ^ set(ours))[:3]}"
+    )
 
 
 class OurPictures:
-    """The pictures as our dataset, buckets and VAE cache see them, found by the token ids of their captions."""
+    """The pictures as our dataset, buckets and VAE cache see them, found by the token ids of their
+    captions.
+    """
 
     def __init__(self, case: Case, model: SDXLModel, work: Path) -> None:
         assert model.vae is not None
@@ -255,7 +290,9 @@ class OurPictures:
         items = plan_crops(dataset, case.buckets, seed=0).items
         self._items = {token_ids(item.image.caption)[0]: item for item in items}
         self._latents = LatentStore(TensorCache(None), vae_hash="")
-        self._latents.encode(items, model.vae, ConsoleHost(torch.device("cpu"), quiet=True), flips=(False,), total=len(items))
+        self._latents.encode(
+            items, model.vae, ConsoleHost(torch.device("cpu"), quiet=True), flips=(False,), total=len(items)
+        )
 
     def find(self, input_ids: Tensor) -> list[TrainingItem]:
         return [self._items[tuple(row.tolist())] for row in input_ids]
@@ -271,7 +308,9 @@ def token_ids(caption: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def our_batch(pictures: OurPictures, model: SDXLModel, recorded: Recording, differences: Differences) -> Batch:
-    """What our code makes of the same pictures and captions, compared with what the script fed its UNet."""
+    """What our code makes of the same pictures and captions, compared with what the script fed its
+    UNet.
+    """
     items = pictures.find(recorded["input_ids_1"])
     captions = [item.image.caption for item in items]
     our_ids = torch.tensor([token_ids(caption) for caption in captions])  # [B, 2, 77]
@@ -279,13 +318,27 @@ def our_batch(pictures: OurPictures, model: SDXLModel, recorded: Recording, diff
     differences.compare("latents (mean)", pictures.latents(items), recorded["latents_mean"] * VAE_SCALE)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
-    add_time_ids = torch.tensor([size_ids(item.crop.original_hw, item.crop.top_left_yx, item.crop.target_hw) for item in items], dtype=torch.float32)
+    add_time_ids = torch.tensor(
+        [size_ids(item.crop.original_hw, item.crop.top_left_yx, item.crop.target_hw) for item in items],
+        dtype=torch.float32,
+    )
     compare_conditions(model, embeddings, add_time_ids, recorded, differences)
-    return Batch(recorded["latents"], recorded["noise"], recorded["timesteps"], embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, add_time_ids)
+    return Batch(
+        recorded["latents"],
+        recorded["noise"],
+        recorded["timesteps"],
+        embeddings.prompt_embeds,
+        embeddings.pooled_prompt_embeds,
+        add_time_ids,
+    )
 
 
-def compare_conditions(model: SDXLModel, embeddings: TextEmbeddings, add_time_ids: Tensor, recorded: Recording, differences: Differences) -> None:
-    """sd-scripts hands its UNet the pooled embeddings and the sinusoids of the size ids in one vector, diffusers the ids themselves."""
+def compare_conditions(
+    model: SDXLModel, embeddings: TextEmbeddings, add_time_ids: Tensor, recorded: Recording, differences: Differences
+) -> None:
+    """sd-scripts hands its UNet the pooled embeddings and the sinusoids of the size ids in one
+    vector, diffusers the ids themselves.
+    """
     differences.compare("prompt_embeds", embeddings.prompt_embeds, recorded["prompt_embeds"])
     if "vector" not in recorded:
         differences.compare("pooled_prompt_embeds", embeddings.pooled_prompt_embeds, recorded["pooled_prompt_embeds"])
@@ -298,13 +351,23 @@ def compare_conditions(model: SDXLModel, embeddings: TextEmbeddings, add_time_id
 
 
 def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
-    """Our adapters with the recorded first weights, by the script's names, and our optimizer over them."""
+    """Our adapters with the recorded first weights, by the script's names, and our optimizer over
+    them.
+    """
     assert model.text_encoder is not None and model.text_encoder_2 is not None
-    names = kohya_names(*(weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2)))
-    parts: list[tuple[Component, nn.Module, list[str]]] = [("unet", model.unet, unet_targets(model.unet, case.target_modules))]
+    names = kohya_names(
+        *(weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
+    )
+    parts: list[tuple[Component, nn.Module, list[str]]] = [
+        ("unet", model.unet, unet_targets(model.unet, case.target_modules))
+    ]
     if case.train_text_encoders:
-        parts.append(("text_encoder", model.text_encoder, text_encoder_targets(model.text_encoder, uses_last_layer=False)))
-        parts.append(("text_encoder_2", model.text_encoder_2, text_encoder_targets(model.text_encoder_2, uses_last_layer=True)))
+        parts.append(
+            ("text_encoder", model.text_encoder, text_encoder_targets(model.text_encoder, uses_last_layer=False))
+        )
+        parts.append(
+            ("text_encoder_2", model.text_encoder_2, text_encoder_targets(model.text_encoder_2, uses_last_layer=True))
+        )
     settings = AdapterSettings(case.rank, case.alpha, dropout=0.0, seed=0)
     parameters: dict[str, nn.Parameter] = {}
     for component, module, targets in parts:
@@ -312,22 +375,30 @@ def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str
         for path, layer in adapter_layers(module).items():
             kohya_name = names[module_key(component, path)]
             from_sd_scripts = "0/vector" in recording
-            names_there = (f"{kohya_name}.lora_down", f"{kohya_name}.lora_up") if from_sd_scripts else (f"{path}.lora_A.default", f"{path}.lora_B.default")
+            names_there = (
+                (f"{kohya_name}.lora_down", f"{kohya_name}.lora_up")
+                if from_sd_scripts
+                else (f"{path}.lora_A.default", f"{path}.lora_B.default")
+            )
             for name, matrices in zip(names_there, (layer.lora_A, layer.lora_B), strict=True):
                 parameters[f"{name}.weight"] = matrices[ADAPTER_NAME].get_parameter("weight")
     for name, parameter in parameters.items():
         parameter.data.copy_(recording[f"0/before/{name}"])
-    return parameters, make_optimizer("AdamW", [ParameterGroup("lora", list(parameters.values()), LEARNING_RATE)], weight_decay=0.01)
+    return parameters, make_optimizer(
+        "AdamW", [ParameterGroup("lora", list(parameters.values()), LEARNING_RATE)], weight_decay=0.01
+    )
 
 
-# ---- the table -----------------------------------------------------------------------------------------------------
+# ---- the table ----
 
 
 def markdown_table(columns: dict[str, Differences]) -> str:
     """One column per script; each cell is the largest relative difference over the steps."""
     rows = list(next(iter(columns.values())).relative)
     lines = ["| " + " | ".join(["max difference / max value", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += ["| " + " | ".join([row, *(cell(differences, row) for differences in columns.values())]) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join([row, *(cell(differences, row) for differences in columns.values())]) + " |" for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""A full-size SDXL checkpoint of random numbers, for measurements that need the size and not the pictures: 6.9 GB in bf16, a minute, 14 GB of memory."""
+"""A full-size SDXL checkpoint of random numbers, for measurements that need the size and not the
+pictures: 6.9 GB in bf16, a minute, 14 GB of memory.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,20 @@ from trainers.sdxl.model.sdxl_model import SDXLModel
 
 from .memory_estimate import SDXL_UNET
 
-CLIP_L: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
-CLIP_G: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32, "projection_dim": 1280}
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+}
+CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,

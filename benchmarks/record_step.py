@@ -1,7 +1,9 @@
-"""Run an unmodified training script for a few steps and write down what went in and what came out, for parity_against_scripts.py.
+"""Run an unmodified training script for a few steps and write down what went in and what came out,
+for parity_against_scripts.py.
 
-It must run under the script's own interpreter. Library functions that the script calls (VAE, noise schedule, UNet, backward,
-optimizer) are wrapped to copy their arguments; the script itself is not touched. Only the first call of each in a step is kept.
+It must run under the script's own interpreter. Library functions that the script calls (VAE, noise
+schedule, UNet, backward, optimizer) are wrapped to copy their arguments; the script itself is not
+touched. Only the first call of each in a step is kept.
 
 Letters: B batch, H W picture height and width.
 """
@@ -28,13 +30,17 @@ def main() -> None:
     options = parser.parse_args()
     recorder = StepRecorder()
     recorder.watch_libraries()
-    prepare = functools.partial(watch_sd_scripts, recorder) if options.script.name.startswith("sdxl_train_network") else None
+    prepare = (
+        functools.partial(watch_sd_scripts, recorder) if options.script.name.startswith("sdxl_train_network") else None
+    )
     run(str(options.script), options.script_arguments, prepare=prepare)
     save_file(recorder.tensors, options.record)
 
 
 class StepRecorder:
-    """Copies of the tensors as STEP/NAME, steps counted from 0; adapters as STEP/before/NAME, STEP/gradient/NAME (clipped) and STEP/after/NAME."""
+    """Copies of the tensors as STEP/NAME, steps counted from 0; adapters as STEP/before/NAME,
+    STEP/gradient/NAME (clipped) and STEP/after/NAME.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -48,7 +54,11 @@ class StepRecorder:
         watch(AutoencoderKL, "encode", self._on_encode)
         watch(DDPMScheduler, "add_noise", self._on_add_noise)
         watch(UNet2DConditionModel, "forward", self._on_diffusers_unet)
-        watch(CLIPTextModelWithProjection, "forward", lambda encoder, result, input_ids, **_: self.keep("input_ids_2", input_ids))
+        watch(
+            CLIPTextModelWithProjection,
+            "forward",
+            lambda encoder, result, input_ids, **_: self.keep("input_ids_2", input_ids),
+        )
         watch(CLIPTextModel, "forward", lambda encoder, result, input_ids, **_: self.keep("input_ids_1", input_ids))
         watch(Tensor, "backward", lambda loss, result, **_: self.keep("loss", loss))
         register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_update())
@@ -58,12 +68,25 @@ class StepRecorder:
         self.keep("pixel_values", pixel_values)  # [B, 3, H, W]
         self.keep("latents_mean", result.latent_dist.mean)
 
-    def _on_add_noise(self, schedule: DDPMScheduler, result: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> None:
-        for name, tensor in (("latents", latents), ("noise", noise), ("timesteps", timesteps), ("noisy_latents", result)):
+    def _on_add_noise(
+        self, schedule: DDPMScheduler, result: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
+    ) -> None:
+        for name, tensor in (
+            ("latents", latents),
+            ("noise", noise),
+            ("timesteps", timesteps),
+            ("noisy_latents", result),
+        ):
             self.keep(name, tensor)
 
     def _on_diffusers_unet(
-        self, unet: UNet2DConditionModel, result: Any, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, **keywords: Any
+        self,
+        unet: UNet2DConditionModel,
+        result: Any,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        **keywords: Any,
     ) -> None:
         conditions = keywords["added_cond_kwargs"]
         self.adapters = unet
@@ -72,7 +95,15 @@ class StepRecorder:
         self.keep("add_time_ids", conditions["time_ids"])
         self.keep("model_pred", result[0])
 
-    def on_sd_scripts_unet(self, unet: nn.Module, result: Tensor, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, vector: Tensor) -> None:
+    def on_sd_scripts_unet(
+        self,
+        unet: nn.Module,
+        result: Tensor,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        vector: Tensor,
+    ) -> None:
         self.keep("prompt_embeds", prompt_embeds)
         self.keep("vector", vector)  # pooled embeddings and the sinusoids of the six size ids
         self.keep("model_pred", result)

@@ -1,7 +1,8 @@
-"""Run an unmodified training script and record when each optimizer step ended: CPU and wall clock, and the peak memory.
+"""Run an unmodified training script and record when each optimizer step ended: CPU and wall clock,
+and the peak memory.
 
-It must run under the script's own interpreter, so it needs nothing but torch. torch's global optimizer hook does the recording;
-the script is neither edited nor patched.
+It must run under the script's own interpreter, so it needs nothing but torch. torch's global
+optimizer hook does the recording; the script is neither edited nor patched.
 """
 
 import argparse
@@ -20,7 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--thin-sd-scripts", action="store_true", help="the script is sd-scripts': set its UNet to the thin model's 64 channels")
+    parser.add_argument(
+        "--thin-sd-scripts",
+        action="store_true",
+        help="the script is sd-scripts': set its UNet to the thin model's 64 channels",
+    )
     parser.add_argument("script", help="path of the script, or a module name")
     parser.add_argument("script_arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -36,7 +41,9 @@ def main() -> None:
 
 
 def run(script: str, arguments: list[str], *, prepare: Callable[[], None] | None = None) -> None:
-    """Run the script, or the module in the current folder, as __main__ with these arguments; `prepare` may import the script's own modules."""
+    """Run the script, or the module in the current folder, as __main__ with these arguments;
+    `prepare` may import the script's own modules.
+    """
     is_file = script.endswith(".py")
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent) if is_file else ""

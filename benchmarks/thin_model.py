@@ -1,8 +1,10 @@
-"""A thin SDXL with random weights and a few pictures: what every contender of the benchmarks trains on.
+"""A thin SDXL with random weights and a few pictures: what every contender of the benchmarks trains
+on.
 
-Depth, layout and conditioning are SDXL's own (1, 2 and 10 transformer blocks, 2048-wide text states, 2816-wide vector); only the
-UNet's and VAE's channels and the text encoders' inner widths are cut down. The text widths and the first encoder's 12 layers stay,
-because sd-scripts has them in its code.
+Depth, layout and conditioning are SDXL's own (1, 2 and 10 transformer blocks, 2048-wide text
+states, 2816-wide vector); only the UNet's and VAE's channels and the text encoders' inner widths
+are cut down. The text widths and the first encoder's 12 layers stay, because sd-scripts has them in
+its code.
 """
 
 import argparse
@@ -40,9 +42,16 @@ def write_model(folder: Path, *, seed: int) -> None:
     torch.manual_seed(seed)
     build_unet().save_pretrained(folder / "unet")
     build_vae().save_pretrained(folder / "vae")
-    _save_text_encoder(CLIPTextModel(text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")), folder / "text_encoder")
-    _save_text_encoder(CLIPTextModelWithProjection(text_config(TEXT_WIDTH_2, num_layers=2, hidden_act="gelu")), folder / "text_encoder_2")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(folder / "scheduler")
+    _save_text_encoder(
+        CLIPTextModel(text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")), folder / "text_encoder"
+    )
+    _save_text_encoder(
+        CLIPTextModelWithProjection(text_config(TEXT_WIDTH_2, num_layers=2, hidden_act="gelu")),
+        folder / "text_encoder_2",
+    )
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
+        folder / "scheduler"
+    )
     _write_json(folder / "model_index.json", MODEL_INDEX)
 
 
@@ -107,11 +116,15 @@ def text_config(width: int, *, num_layers: int, hidden_act: str) -> CLIPTextConf
 
 
 def _save_text_encoder(text_encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: Path) -> None:
-    """Under the names of transformers 4, which version 5 reads as well; the other way round the weights would not be found."""
+    """Under the names of transformers 4, which version 5 reads as well; the other way round the
+    weights would not be found.
+    """
     text_encoder.config.architectures = [type(text_encoder).__name__]
     text_encoder.config.save_pretrained(folder)
     save_file(
-        {_transformers_4_name(name): tensor.contiguous() for name, tensor in _weights(text_encoder).items()}, folder / "model.safetensors", {"format": "pt"}
+        {_transformers_4_name(name): tensor.contiguous() for name, tensor in _weights(text_encoder).items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
 
 
@@ -124,7 +137,9 @@ def _transformers_4_name(name: str) -> str:
 
 
 def write_tokenizers(folder: Path) -> None:
-    """CLIP's tokenizers inside the model folder, and once more where sd-scripts' --tokenizer_cache_dir looks for them."""
+    """CLIP's tokenizers inside the model folder, and once more where sd-scripts'
+    --tokenizer_cache_dir looks for them.
+    """
     write_tokenizer(folder / "model" / "tokenizer", pad_token=END_TOKEN)
     write_tokenizer(folder / "model" / "tokenizer_2", pad_token="!")
     write_tokenizer(folder / "tokenizers" / "openai_clip-vit-large-patch14", pad_token=END_TOKEN)
@@ -137,16 +152,32 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
     merges = MERGES_FILE.read_text(encoding="utf-8")
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
     _write_json(folder / "vocab.json", _vocabulary(merges))
-    special_tokens = {"bos_token": "<|startoftext|>", "eos_token": END_TOKEN, "unk_token": END_TOKEN, "pad_token": pad_token}
+    special_tokens = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": END_TOKEN,
+        "unk_token": END_TOKEN,
+        "pad_token": pad_token,
+    }
     _write_json(folder / "special_tokens_map.json", special_tokens)
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special_tokens})
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special_tokens},
+    )
 
 
 def _vocabulary(merges: str) -> dict[str, int]:
-    """CLIP's numbering: 256 byte symbols, the same at the end of a word, one token per merge, two marks."""
+    """CLIP's numbering: 256 byte symbols, the same at the end of a word, one token per merge, two
+    marks.
+    """
     pairs = [line.split() for line in merges.splitlines()[1:] if line]
     symbols = byte_symbols()
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in pairs), "<|startoftext|>", END_TOKEN]
+    tokens = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *("".join(pair) for pair in pairs),
+        "<|startoftext|>",
+        END_TOKEN,
+    ]
     assert len(tokens) == VOCABULARY_SIZE
     return {token: index for index, token in enumerate(tokens)}
 

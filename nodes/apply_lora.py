@@ -16,14 +16,29 @@ class ApplyLoRA(io.ComfyNode):
             node_id=ID_PREFIX + "ApplyLoRA",
             display_name="Apply LoRA (LoRA Trainer)",
             category=CATEGORY,
-            description="Applies a LoRA that was just trained to MODEL and CLIP, at any strength. For LoRA files use ComfyUI's Load LoRA.",
+            description="Applies a LoRA that was just trained to MODEL and CLIP, at any strength. For LoRA files "
+            "use ComfyUI's Load LoRA.",
             search_aliases=["ApplyLoRA", "load lora model", "lora strength"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to change. It must be of the kind that the LoRA was trained on."),
+                io.Model.Input(
+                    "model", tooltip="The model to change. It must be of the kind that the LoRA was trained on."
+                ),
                 io.LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives LORA_MODEL."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoders to change. Without it, the LoRA's part for them is not used."),
-                io.Float.Input("strength_model", tooltip="Strength in the UNet: 1 as trained, 0 none; usually 0.5 to 1.2. Negative inverts.", **_STRENGTH),
-                io.Float.Input("strength_clip", tooltip="Strength in the text encoders: 1 as trained, 0 none; usually 0.5 to 1.2.", **_STRENGTH),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoders to change. Without it, the LoRA's part for them is not used.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    tooltip="Strength in the UNet: 1 as trained, 0 none; usually 0.5 to 1.2. Negative inverts.",
+                    **_STRENGTH,
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    tooltip="Strength in the text encoders: 1 as trained, 0 none; usually 0.5 to 1.2.",
+                    **_STRENGTH,
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the LoRA."),
@@ -32,8 +47,12 @@ class ApplyLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, lora: dict[str, Any], clip: Any = None, strength_model: float = 1.0, strength_clip: float = 1.0) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, lora: dict[str, Any], clip: Any = None, strength_model: float = 1.0, strength_clip: float = 1.0
+    ) -> io.NodeOutput:
         from .host.lora import apply_lora
 
-        patched_model, patched_clip, _ = apply_lora(model, clip, lora, strength_model=strength_model, strength_clip=strength_clip)
+        patched_model, patched_clip, _ = apply_lora(
+            model, clip, lora, strength_model=strength_model, strength_clip=strength_clip
+        )
         return io.NodeOutput(patched_model, patched_clip)

@@ -1,4 +1,6 @@
-"""Florence-2 Caption and Set Captions: a dataset with captions from a model that looks at its pictures, or from any other node."""
+"""Florence-2 Caption and Set Captions: a dataset with captions from a model that looks at its
+pictures, or from any other node.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +20,9 @@ _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
 def _outputs() -> list[io.Output]:
     return [
         TrainingDataset.Output("dataset", tooltip="The same pictures, with the new captions: for Train LoRA."),
-        io.String.Output("captions", is_output_list=True, tooltip="One caption per picture, in their order, as a list."),
+        io.String.Output(
+            "captions", is_output_list=True, tooltip="One caption per picture, in their order, as a list."
+        ),
         io.String.Output("report", tooltip="Every picture with its caption, as text."),
     ]
 
@@ -31,7 +35,8 @@ class Florence2Caption(io.ComfyNode):
             node_id=ID_PREFIX + "Florence2Caption",
             display_name="Florence-2 Caption (LoRA Trainer)",
             category=CATEGORY,
-            description="Writes a caption for every picture of a dataset with a Florence-2 model. What was captioned before costs nothing, "
+            description="Writes a caption for every picture of a dataset with a Florence-2 model. What was "
+            "captioned before costs nothing, "
             "and the model leaves the GPU before training.",
             search_aliases=["Florence2Caption", "caption", "auto caption", "florence", "tagger", "PromptGen"],
             inputs=[
@@ -41,21 +46,25 @@ class Florence2Caption(io.ComfyNode):
                     options=[folders.NONE, *models],
                     default=models[0] if models else folders.NONE,
                     optional=True,
-                    tooltip="A Florence-2 model in models/LLM or models/florence2: microsoft's, florence-community's, PromptGen, CogFlorence and others. "
+                    tooltip="A Florence-2 model in models/LLM or models/florence2: microsoft's, "
+                    "florence-community's, PromptGen, CogFlorence and others. "
                     "Nothing of it is run but its weights.",
                 ),
                 io.String.Input(
                     "model_id",
                     default="",
                     optional=True,
-                    tooltip="Instead of model: a model on huggingface.co, such as florence-community/Florence-2-base (0.5 GB), "
-                    "florence-community/Florence-2-large (1.6 GB) or MiaoshouAI/Florence-2-base-PromptGen-v2.0 (0.5 to 1 GB).",
+                    tooltip="Instead of model: a model on huggingface.co, such as "
+                    "florence-community/Florence-2-base (0.5 GB), "
+                    "florence-community/Florence-2-large (1.6 GB) or MiaoshouAI/Florence-2-base-PromptGen-v2.0 (0.5 "
+                    "to 1 GB).",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
                     optional=True,
-                    tooltip="Fetch model_id from huggingface.co into models/florence2 when it is not there. Only safetensors; an interrupted download goes on.",
+                    tooltip="Fetch model_id from huggingface.co into models/florence2 when it is not there. Only "
+                    "safetensors; an interrupted download goes on.",
                 ),
                 *config_inputs(CaptionerConfig, auto={}, visible=_VISIBLE),
             ],
@@ -64,25 +73,40 @@ class Florence2Caption(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: str | None = None, model_id: str | None = None, download: bool | None = None, prompt: str | None = None, trigger_template: str | None = None
+        cls,
+        model: str | None = None,
+        model_id: str | None = None,
+        download: bool | None = None,
+        prompt: str | None = None,
+        trigger_template: str | None = None,
     ) -> bool | str:
         """Values are None while they come over a link, or are not given."""
         try:
-            CaptionerConfig(prompt=prompt or "", trigger_template="{caption}" if trigger_template is None else trigger_template)
+            CaptionerConfig(
+                prompt=prompt or "", trigger_template="{caption}" if trigger_template is None else trigger_template
+            )
             if model is not None or model_id is not None:
                 is_there = model_folder(model or folders.NONE, model_id or "") is not None
                 if not is_there and download is False:
-                    return f"{model_id} is not there yet. Turn on download to fetch it from huggingface.co, or choose a model that is there"
+                    return (
+                        f"{model_id} is not there yet. Turn on download to fetch it from huggingface.co, or "
+                        "choose a model that is there"
+                    )
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, dataset: Dataset, model: str = folders.NONE, model_id: str = "", download: bool = False, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls, dataset: Dataset, model: str = folders.NONE, model_id: str = "", download: bool = False, **settings: Any
+    ) -> io.NodeOutput:
         config = CaptionerConfig(**settings)
         note = ""
         if config.write_files and is_in_cache(dataset):
-            note = "No files were written: the pictures come from a zip, an address or other nodes. The captions are in the dataset.\n"
+            note = (
+                "No files were written: the pictures come from a zip, an address or other nodes. The captions "
+                "are in the dataset.\n"
+            )
             config = replace(config, write_files=False)
         return _result(caption_in_graph(dataset, config, model=model, model_id=model_id, download=download), note)
 
@@ -94,15 +118,19 @@ class SetCaptions(io.ComfyNode):
             node_id=ID_PREFIX + "SetCaptions",
             display_name="Set Captions (LoRA Trainer)",
             category=CATEGORY,
-            description="Gives a dataset the captions of another node (WD14 Tagger, JoyCaption, QwenVL and others): one per picture, in the same order.",
+            description="Gives a dataset the captions of another node (WD14 Tagger, JoyCaption, QwenVL and others): "
+            "one per picture, in the same order.",
             search_aliases=["SetCaptions", "captions from list", "tags to dataset", "WD14", "JoyCaption"],
             is_input_list=True,
             inputs=[
-                TrainingDataset.Input("dataset", tooltip="From Load Images, whose output images is what the other node has to caption."),
+                TrainingDataset.Input(
+                    "dataset", tooltip="From Load Images, whose output images is what the other node has to caption."
+                ),
                 io.String.Input(
                     "captions",
                     force_input=True,
-                    tooltip="A list of texts, one per picture, in the order of Load Images. The dataset's trigger word is put in front.",
+                    tooltip="A list of texts, one per picture, in the order of Load Images. The dataset's trigger "
+                    "word is put in front.",
                 ),
             ],
             outputs=_outputs(),

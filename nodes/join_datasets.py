@@ -1,4 +1,6 @@
-"""Join Datasets: several folders in one training, each with its own repeats, weight and trigger word; regularization pictures among them."""
+"""Join Datasets: several folders in one training, each with its own repeats, weight and trigger
+word; regularization pictures among them.
+"""
 
 from typing import Any
 
@@ -18,13 +20,26 @@ class JoinDatasets(io.ComfyNode):
             node_id=ID_PREFIX + "JoinDatasets",
             display_name="Join Datasets (LoRA Trainer)",
             category=CATEGORY,
-            description="Trains on several datasets at once. Repeats, loss weight, trigger word and whether the pictures are for regularization are "
+            description="Trains on several datasets at once. Repeats, loss weight, trigger word and whether the "
+            "pictures are for regularization are "
             "set in each Load Images; the report says what became of them.",
-            search_aliases=["JoinDatasets", "merge datasets", "combine datasets", "regularization", "several folders", "reg images", "multiple concepts"],
+            search_aliases=[
+                "JoinDatasets",
+                "merge datasets",
+                "combine datasets",
+                "regularization",
+                "several folders",
+                "reg images",
+                "multiple concepts",
+            ],
             inputs=[_input(number) for number in range(1, MAX_DATASETS + 1)],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="All pictures, in the order of the inputs: for Train LoRA."),
-                io.String.Output("report", tooltip="Every dataset with its number of pictures, repeats, weight and masks, and what was left out, as text."),
+                io.String.Output(
+                    "report",
+                    tooltip="Every dataset with its number of pictures, repeats, weight and masks, and what was "
+                    "left out, as text.",
+                ),
             ],
         )
 
@@ -39,6 +54,8 @@ class JoinDatasets(io.ComfyNode):
 
 def _input(number: int) -> io.Input:
     tooltip = (
-        "From Load Images: usually what is to be learned." if number == 1 else "Another dataset, such as one with is_regularization on. Usually 1 to 3 in all."
+        "From Load Images: usually what is to be learned."
+        if number == 1
+        else "Another dataset, such as one with is_regularization on. Usually 1 to 3 in all."
     )
     return TrainingDataset.Input(f"dataset_{number}", optional=True, tooltip=tooltip)

@@ -1,4 +1,6 @@
-"""Load Images: pictures and captions from a folder, a zip or other nodes, checked one by one, as the dataset of a training."""
+"""Load Images: pictures and captions from a folder, a zip or other nodes, checked one by one, as
+the dataset of a training.
+"""
 
 from typing import Any
 
@@ -29,48 +31,75 @@ class LoadImages(io.ComfyNode):
                     options=[folders.NONE, *folders.input_folders()],
                     default=folders.NONE,
                     optional=True,
-                    tooltip="A folder inside ComfyUI's input folder, with 10 to 200 pictures (png, jpg, jpeg, webp, bmp, avif), "
+                    tooltip="A folder inside ComfyUI's input folder, with 10 to 200 pictures (png, jpg, jpeg, webp, "
+                    "bmp, avif), "
                     "each with its caption in a .txt or .caption file of the same name.",
                 ),
                 io.String.Input(
                     "path",
                     default="",
                     optional=True,
-                    tooltip="Instead of folder: a folder or .zip anywhere on the machine that runs ComfyUI, or the http(s) address of a .zip (up to 4 GB).",
+                    tooltip="Instead of folder: a folder or .zip anywhere on the machine that runs ComfyUI, or the "
+                    "http(s) address of a .zip (up to 4 GB).",
                 ),
                 io.Image.Input(
-                    "images", optional=True, tooltip="Instead of folder or path: pictures from other nodes, as a batch or a list, of any sizes. At least 1."
+                    "images",
+                    optional=True,
+                    tooltip="Instead of folder or path: pictures from other nodes, as a batch or a list, of any "
+                    "sizes. At least 1.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="With images: one mask per picture, white where it is to be learned; the rest counts as much as unmasked_weight in Train LoRA "
+                    tooltip="With images: one mask per picture, white where it is to be learned; the rest counts as "
+                    "much as unmasked_weight in Train LoRA "
                     "says. Load Image gives the inverse: put Invert Mask between.",
                 ),
                 io.String.Input(
                     "captions",
                     optional=True,
                     force_input=True,
-                    tooltip="With images: one caption per picture, in the same order, or one for all. From a captioning node, for example.",
+                    tooltip="With images: one caption per picture, in the same order, or one for all. From a "
+                    "captioning node, for example.",
                 ),
-                *config_inputs(DatasetConfig, auto={}, leave_out={"images"}, visible={"trigger_word", "fallback_caption", "num_repeats"}),
+                *config_inputs(
+                    DatasetConfig,
+                    auto={},
+                    leave_out={"images"},
+                    visible={"trigger_word", "fallback_caption", "num_repeats"},
+                ),
             ],
             outputs=[
-                TrainingDataset.Output("dataset", tooltip="The pictures that can be used, with captions: for Train LoRA."),
-                io.Image.Output(
-                    "images", is_output_list=True, tooltip="The pictures as a list, at most 768 pixels wide or high: for looking at and for captioning."
+                TrainingDataset.Output(
+                    "dataset", tooltip="The pictures that can be used, with captions: for Train LoRA."
                 ),
-                io.String.Output("report", tooltip="How many pictures were kept, and which were left out and why, as text."),
+                io.Image.Output(
+                    "images",
+                    is_output_list=True,
+                    tooltip="The pictures as a list, at most 768 pixels wide or high: for looking at and for "
+                    "captioning.",
+                ),
+                io.String.Output(
+                    "report", tooltip="How many pictures were kept, and which were left out and why, as text."
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None, recursive: list[bool] | None = None, **_: Any) -> str:
+    def fingerprint_inputs(
+        cls,
+        folder: list[str] | None = None,
+        path: list[str] | None = None,
+        recursive: list[bool] | None = None,
+        **_: Any,
+    ) -> str:
         """Another value when a picture, mask or caption file is added, removed or edited."""
         return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
 
     @classmethod
-    def validate_inputs(cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None) -> bool | str:
+    def validate_inputs(
+        cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None
+    ) -> bool | str:
         """What comes on a link is [None] here, so that only `execute` can check it."""
         if _is_linked(folder) or _is_linked(path):
             return True
@@ -96,8 +125,15 @@ class LoadImages(io.ComfyNode):
             source = find_source(_first(folder, folders.NONE), _first(path, ""))
             require_used_masks(masks, _first(settings.get("mask_source"), "files"))
             pictures = open_source(source, images=images, masks=masks, captions=captions, host=host)
-            config = DatasetConfig(images=str(pictures.folder), **{name: values[0] for name, values in settings.items()})
-            dataset = scan_folder(config, name=pictures.name, check_interrupted=host.check_interrupted, on_progress=host.counter("checking"))
+            config = DatasetConfig(
+                images=str(pictures.folder), **{name: values[0] for name, values in settings.items()}
+            )
+            dataset = scan_folder(
+                config,
+                name=pictures.name,
+                check_interrupted=host.check_interrupted,
+                on_progress=host.counter("checking"),
+            )
             previews = image_list(dataset, host)
         report = dataset.report.text()
         host.send_text(report)
@@ -105,7 +141,9 @@ class LoadImages(io.ComfyNode):
 
 
 def _first(values: list[Any] | None, default: Any) -> Any:
-    """The value of a widget: nodes that take lists get each as a list of one, or None while it is linked."""
+    """The value of a widget: nodes that take lists get each as a list of one, or None while it is
+    linked.
+    """
     return values[0] if values and values[0] is not None else default
 
 

@@ -1,4 +1,6 @@
-"""Musubi Doctor: what the training with Musubi Tuner would find on this machine, before anything is trained."""
+"""Musubi Doctor: what the training with Musubi Tuner would find on this machine, before anything is
+trained.
+"""
 
 from typing import Any
 
@@ -14,7 +16,8 @@ class MusubiDoctor(io.ComfyNode):
             node_id=ID_PREFIX + "MusubiDoctor",
             display_name="Musubi Doctor (LoRA Trainer)",
             category=CATEGORY,
-            description="Looks for Musubi Tuner and its Python and says what is missing and how to get it: folder, version, torch and CUDA, packages. "
+            description="Looks for Musubi Tuner and its Python and says what is missing and how to get it: folder, "
+            "version, torch and CUDA, packages. "
             "It changes nothing. Where they are is written in ComfyUI's settings, under LoRA Trainer.",
             search_aliases=["MusubiDoctor", "musubi", "install musubi", "diagnose", "check installation"],
             is_output_node=True,

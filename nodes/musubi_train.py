@@ -1,6 +1,8 @@
-"""Train LoRA (Musubi Tuner): the trainer of trainers/musubi, with the model files that ComfyUI lists.
+"""Train LoRA (Musubi Tuner): the trainer of trainers/musubi, with the model files that ComfyUI
+lists.
 
-What depends on the architecture comes with the choice of it: its model files, its own options, and settings with what it recommends.
+What depends on the architecture comes with the choice of it: its model files, its own options, and
+settings with what it recommends.
 """
 
 from dataclasses import fields
@@ -18,7 +20,15 @@ from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 # In the order of the node. fp8 and blocks_to_swap only where the architecture has them.
-_BY_ARCHITECTURE = ("rank", "learning_rate", "resolution", "fp8", "timestep_sampling", "discrete_flow_shift", "blocks_to_swap")
+_BY_ARCHITECTURE = (
+    "rank",
+    "learning_rate",
+    "resolution",
+    "fp8",
+    "timestep_sampling",
+    "discrete_flow_shift",
+    "blocks_to_swap",
+)
 _VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps"}
 _OWN = {"seed", "network_weights", "base_weights", "resume"}
 
@@ -35,38 +45,60 @@ def _choice(architecture: Architecture) -> io.DynamicCombo.Option:
 
 
 def _model_input(architecture: Architecture, file: ModelFile) -> io.Input:
-    """A required file that has not been chosen is an error of ComfyUI's own when the prompt is queued: "[None]" is none of the files."""
+    """A required file that has not been chosen is an error of ComfyUI's own when the prompt is
+    queued: "[None]" is none of the files.
+    """
     files = musubi_files.model_files(file.folder)
     options = files if file.required else [folders.NONE, *files]
     tooltip = f"{file.help} From models/{file.folder}."
-    return io.Combo.Input(file.name, options=options, default=musubi_files.likely_file(architecture, file, files), optional=not file.required, tooltip=tooltip)
+    return io.Combo.Input(
+        file.name,
+        options=options,
+        default=musubi_files.likely_file(architecture, file, files),
+        optional=not file.required,
+        tooltip=tooltip,
+    )
 
 
 def _option_input(option: Option) -> io.Input:
-    return io.Combo.Input(option.name, options=list(option.choices), default=option.default, optional=True, tooltip=option.help)
+    return io.Combo.Input(
+        option.name, options=list(option.choices), default=option.default, optional=True, tooltip=option.help
+    )
 
 
 def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
     entries: dict[str, Any] = {
-        entry.id: entry for entry in config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - set(_BY_ARCHITECTURE), visible=_VISIBLE)
+        entry.id: entry
+        for entry in config_inputs(
+            MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - set(_BY_ARCHITECTURE), visible=_VISIBLE
+        )
     }
     for name, value in architecture.defaults.items():
         if name in entries:
             entries[name].default = value
     entries["resolution"].step = architecture.resolution_step
     entries["blocks_to_swap"].max = architecture.max_blocks_to_swap
-    without = {name for name, has in (("fp8", architecture.fp8_arguments), ("blocks_to_swap", architecture.max_blocks_to_swap)) if not has}
+    without = {
+        name
+        for name, has in (("fp8", architecture.fp8_arguments), ("blocks_to_swap", architecture.max_blocks_to_swap))
+        if not has
+    }
     return [entries[name] for name in _BY_ARCHITECTURE if name not in without]
 
 
 def _run_inputs() -> list[io.Input]:
-    seed: Any = config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"})[0]
-    seed.control_after_generate = io.ControlAfterGenerate.fixed  # the front end's own default would train anew with every Run
+    seed: Any = config_inputs(
+        MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"}
+    )[0]
+    seed.control_after_generate = (
+        io.ControlAfterGenerate.fixed
+    )  # the front end's own default would train anew with every Run
     output_name = io.String.Input(
         "output_name",
         default="lora",
         optional=True,
-        tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the file that loaders list.",
+        tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the "
+        "file that loaders list.",
     )
     return [seed, output_name]
 
@@ -80,11 +112,24 @@ def _advanced_inputs() -> list[io.Input]:
 
 
 def _file_inputs() -> list[io.Input]:
-    """LoRAs and states that a run starts from: from lists, so that a workflow cannot name files elsewhere."""
-    lists = {"network_weights": musubi_files.raw_loras(), "base_weights": folders.lora_files(), "resume": musubi_files.states()}
+    """LoRAs and states that a run starts from: from lists, so that a workflow cannot name files
+    elsewhere.
+    """
+    lists = {
+        "network_weights": musubi_files.raw_loras(),
+        "base_weights": folders.lora_files(),
+        "resume": musubi_files.states(),
+    }
     help_texts = {spec.name: spec.metadata["help"].replace("Empty", folders.NONE) for spec in fields(MusubiConfig)}
     return [
-        io.Combo.Input(name, options=[folders.NONE, *files], default=folders.NONE, optional=True, advanced=True, tooltip=help_texts[name])
+        io.Combo.Input(
+            name,
+            options=[folders.NONE, *files],
+            default=folders.NONE,
+            optional=True,
+            advanced=True,
+            tooltip=help_texts[name],
+        )
         for name, files in lists.items()
     ]
 
@@ -96,7 +141,8 @@ class MusubiTrain(io.ComfyNode):
             node_id=ID_PREFIX + "MusubiTrain",
             display_name="Train LoRA (Musubi Tuner)",
             category=CATEGORY,
-            description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, which has to be installed beside "
+            description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, "
+            "which has to be installed beside "
             "ComfyUI: the node Musubi Doctor says whether it is found. Everything is kept in output/lora_trainer/runs.",
             search_aliases=[
                 "MusubiTrain",
@@ -113,21 +159,39 @@ class MusubiTrain(io.ComfyNode):
                 "ideogram",
             ],
             has_intermediate_output=True,
-            accept_all_inputs=True,  # so that inputs of another architecture are refused, where ComfyUI would leave them out in silence
+            # so that inputs of another architecture are refused, where ComfyUI would leave them out
+            # in silence
+            accept_all_inputs=True,
             inputs=[
-                TrainingDataset.Input("dataset", optional=True, tooltip="From Load Images: usually 10 to 200 pictures with captions. Or give dataset_toml."),
+                TrainingDataset.Input(
+                    "dataset",
+                    optional=True,
+                    tooltip="From Load Images: usually 10 to 200 pictures with captions. Or give dataset_toml.",
+                ),
                 TrainingDataset.Input(
                     "control",
                     optional=True,
-                    tooltip="From Load Images: the picture that each picture of the dataset is made from, in a file of the same name. For editing models only.",
+                    tooltip="From Load Images: the picture that each picture of the dataset is made from, in a file "
+                    "of the same name. For editing models only.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="Model of the same architecture that the LoRA is put on when it is done. It is not trained on."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Model of the same architecture that the LoRA is put on when it is done. It is not "
+                    "trained on.",
+                ),
                 io.DynamicCombo.Input(
                     "architecture",
                     options=[_choice(architecture) for architecture in ARCHITECTURES.values()],
-                    tooltip="Kind of model to train for. Its model files and the settings that it recommends appear below.",
+                    tooltip="Kind of model to train for. Its model files and the settings that it recommends appear "
+                    "below.",
                 ),
-                *config_inputs(MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"max_train_steps"}, visible=_VISIBLE),
+                *config_inputs(
+                    MusubiConfig,
+                    auto={},
+                    leave_out=set(field_names(MusubiConfig)) - {"max_train_steps"},
+                    visible=_VISIBLE,
+                ),
                 *_run_inputs(),
                 *_advanced_inputs(),
                 *_file_inputs(),
@@ -137,7 +201,8 @@ class MusubiTrain(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders or for videos.",
+                    tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders "
+                    "or for videos.",
                 ),
             ],
             outputs=[
@@ -151,7 +216,9 @@ class MusubiTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, architecture: Any = None, output_name: str | None = None) -> bool | str:
-        """`architecture` is a dictionary where ComfyUI knows the choice, else what was given; output_name is None when it is left out, or comes on a link."""
+        """`architecture` is a dictionary where ComfyUI knows the choice, else what was given;
+        output_name is None when it is left out, or comes on a link.
+        """
         try:
             if not isinstance(architecture, dict):
                 find_architecture(str(architecture))

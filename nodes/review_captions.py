@@ -21,8 +21,10 @@ class ReviewCaptions(io.ComfyNode):
             node_id=ID_PREFIX + "ReviewCaptions",
             display_name="Review Captions",
             category=CATEGORY,
-            description="Shows every picture with its caption, to be searched and edited one by one or all at once, between captioning and training. "
-            "Run once to see the captions; the edits are kept in the workflow, and the pictures' caption files stay as they are.",
+            description="Shows every picture with its caption, to be searched and edited one by one or all at once, "
+            "between captioning and training. "
+            "Run once to see the captions; the edits are kept in the workflow, and the pictures' caption files stay "
+            "as they are.",
             search_aliases=["ReviewCaptions", "edit captions", "caption editor", "tag editor", "dataset tags"],
             has_intermediate_output=True,
             hidden=[io.Hidden.extra_pnginfo],
@@ -34,13 +36,15 @@ class ReviewCaptions(io.ComfyNode):
                     optional=True,
                     socketless=True,
                     extra_dict=_WRITTEN_BY_WIDGET,
-                    tooltip='The edited captions as JSON: {"PICTURE": "caption"}, where PICTURE is the sha256 of the file or its name in the dataset.',
+                    tooltip='The edited captions as JSON: {"PICTURE": "caption"}, where PICTURE is the sha256 of '
+                    "the file or its name in the dataset.",
                 ),
                 io.Boolean.Input(
                     "wait_for_review",
                     default=False,
                     optional=True,
-                    tooltip="Nothing behind this node runs until you have pressed Use these captions and run. New captions or pictures need it again.",
+                    tooltip="Nothing behind this node runs until you have pressed Use these captions and run. New "
+                    "captions or pictures need it again.",
                 ),
                 io.String.Input(
                     "reviewed",
@@ -48,19 +52,32 @@ class ReviewCaptions(io.ComfyNode):
                     optional=True,
                     socketless=True,
                     extra_dict=_WRITTEN_BY_WIDGET,
-                    tooltip="The key of the captions that were reviewed: 64 hexadecimal digits, shown in the message that asks for the review.",
+                    tooltip="The key of the captions that were reviewed: 64 hexadecimal digits, shown in the "
+                    "message that asks for the review.",
                 ),
             ],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="The dataset with the edited captions: for Train LoRA."),
-                io.String.Output("captions", is_output_list=True, tooltip="The captions, one per picture, in the order of the dataset."),
-                io.String.Output("report", tooltip="How many captions were edited, are empty or are too long for one chunk of 75 tokens, as text."),
+                io.String.Output(
+                    "captions",
+                    is_output_list=True,
+                    tooltip="The captions, one per picture, in the order of the dataset.",
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="How many captions were edited, are empty or are too long for one chunk of 75 tokens, "
+                    "as text.",
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, wait_for_review: bool | None = None, reviewed: str | None = None, **_: Any) -> float | str:
-        """NaN, which never equals itself, until something is reviewed: a run that only waits must say so again the next time."""
+    def fingerprint_inputs(
+        cls, wait_for_review: bool | None = None, reviewed: str | None = None, **_: Any
+    ) -> float | str:
+        """NaN, which never equals itself, until something is reviewed: a run that only waits must
+        say so again the next time.
+        """
         return float("nan") if wait_for_review and not reviewed else ""
 
     @classmethod
@@ -73,7 +90,9 @@ class ReviewCaptions(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, dataset: Dataset, edits: str = "", wait_for_review: bool = False, reviewed: str = "") -> io.NodeOutput:
+    def execute(
+        cls, dataset: Dataset, edits: str = "", wait_for_review: bool = False, reviewed: str = ""
+    ) -> io.NodeOutput:
         key = keep_review(dataset)
         edited = apply_edits(dataset.images, parse_edits(edits))
         outgoing = dataset.with_captions(edited.captions)
@@ -87,7 +106,8 @@ class ReviewCaptions(io.ComfyNode):
 
     @classmethod
     def _is_run_in_editor(cls) -> bool:
-        """There the widget asks for the review: a blocker's message would be shown as the failure of whatever stands behind.
+        """There the widget asks for the review: a blocker's message would be shown as the failure
+        of whatever stands behind.
 
         The editor sends the workflow along; programs do not, and are to get the error.
         """
@@ -96,7 +116,8 @@ class ReviewCaptions(io.ComfyNode):
 
 def _request_for_review(num_captions: int, key: str) -> str:
     return (
-        f"{counted(num_captions, 'caption')} wait for your review. Press Use these captions and run on Review Captions, "
+        f"{counted(num_captions, 'caption')} wait for your review. Press Use these captions and run on Review "
+        "Captions, "
         f"or turn wait_for_review off. A program gives reviewed = {key}"
     )
 
@@ -104,10 +125,16 @@ def _request_for_review(num_captions: int, key: str) -> str:
 def _report_lines(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
     captions = [image.caption for image in outgoing.images]
     num_long = sum(inspect_caption(caption, "").num_chunks > 1 for caption in captions)
-    counts = [(len(edited.edited), "edited"), (sum(not caption for caption in captions), "empty"), (num_long, "longer than 75 tokens")]
+    counts = [
+        (len(edited.edited), "edited"),
+        (sum(not caption for caption in captions), "empty"),
+        (num_long, "longer than 75 tokens"),
+    ]
     lines = [", ".join([counted(len(captions), "caption"), *(f"{number} {what}" for number, what in counts if number)])]
     if edited.outdated:
-        lines.append(f"Edited, and the caption that came in has changed since; the edit is used: {', '.join(edited.outdated)}")
+        lines.append(
+            f"Edited, and the caption that came in has changed since; the edit is used: {', '.join(edited.outdated)}"
+        )
     if edited.unknown:
         lines.append(f"Edits for pictures that are not in this dataset, not used: {', '.join(edited.unknown)}")
     return lines

@@ -15,7 +15,8 @@ class SaveLoRA(io.ComfyNode):
             node_id=ID_PREFIX + "SaveLoRA",
             display_name="Save LoRA (LoRA Trainer)",
             category=CATEGORY,
-            description="Saves a LoRA into ComfyUI's loras folder, where every LoRA loader lists it after a refresh (R). "
+            description="Saves a LoRA into ComfyUI's loras folder, where every LoRA loader lists it after a refresh "
+            "(R). "
             "Nothing is overwritten, and the file is read back and checked.",
             search_aliases=["SaveLoRA", "export lora", "save lora weights", "lora file"],
             is_output_node=True,
@@ -25,13 +26,15 @@ class SaveLoRA(io.ComfyNode):
                     "filename",
                     default="my_lora_%date:yyyy-MM-dd%",
                     optional=True,
-                    tooltip="Name below the loras folder, without .safetensors; subfolders with /. %date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, "
+                    tooltip="Name below the loras folder, without .safetensors; subfolders with /. "
+                    "%date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, "
                     "%minute% and %second% are replaced. When the name is taken, -2, -3 and so on is added.",
                 ),
                 io.Image.Input(
                     "preview",
                     optional=True,
-                    tooltip="A picture to be saved beside the file under the same name, as model browsers show it. The first of a batch.",
+                    tooltip="A picture to be saved beside the file under the same name, as model browsers show it. "
+                    "The first of a batch.",
                 ),
             ],
             outputs=[
@@ -50,7 +53,9 @@ class SaveLoRA(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, lora: dict[str, Any], filename: str = "my_lora_%date:yyyy-MM-dd%", preview: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, lora: dict[str, Any], filename: str = "my_lora_%date:yyyy-MM-dd%", preview: Any = None
+    ) -> io.NodeOutput:
         from .host import folders
         from .host.lora_file import save_to_loras_folder
         from .host.progress import show_text

@@ -1,4 +1,6 @@
-"""The pack's own socket type. Everything else travels on ComfyUI's: MODEL, CLIP, VAE, IMAGE, MASK, STRING, LORA_MODEL, LOSS_MAP."""
+"""The pack's own socket type. Everything else travels on ComfyUI's: MODEL, CLIP, VAE, IMAGE, MASK,
+STRING, LORA_MODEL, LOSS_MAP.
+"""
 
 from comfy_api.latest import io
 

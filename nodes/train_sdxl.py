@@ -19,11 +19,15 @@ FROM_GOAL, FROM_MEMORY = "from goal", "from memory"
 OPEN_SETTINGS = {
     "max_train_steps": f"{FROM_GOAL}, by the number of pictures",
     **dict.fromkeys(("rank", "alpha", "learning_rate"), FROM_GOAL),
-    **dict.fromkeys(("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"), FROM_MEMORY),
+    **dict.fromkeys(
+        ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
+        FROM_MEMORY,
+    ),
 }
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
 _OWN = {"seed", "network_weights"}
-# Parameters that came after the first release: saved graphs store widget values by position, so their inputs stand at the very end.
+# Parameters that came after the first release: saved graphs store widget values by position, so
+# their inputs stand at the very end.
 _ADDED_LATER = {"unmasked_weight", "normalize_masked_loss", "prior_loss_weight", "class_prompt", "extra_resolutions"}
 
 
@@ -32,15 +36,28 @@ def _preset_lines(presets: dict[str, Any]) -> str:
 
 
 def _settings_inputs() -> list[io.Input]:
-    """The visible ones first, then what is advanced, in the order of the configs; new ones go to the end."""
+    """The visible ones first, then what is advanced, in the order of the configs; new ones go to
+    the end.
+    """
     leave_out = _OWN | _VISIBLE | _ADDED_LATER
     own = [
-        *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE}, visible=_VISIBLE),
         *config_inputs(
-            BucketConfig, auto=OPEN_SETTINGS, leave_out={spec for spec in BucketConfig.__dataclass_fields__ if spec not in _VISIBLE}, visible=_VISIBLE
+            SDXLConfig,
+            auto=OPEN_SETTINGS,
+            leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE},
+            visible=_VISIBLE,
+        ),
+        *config_inputs(
+            BucketConfig,
+            auto=OPEN_SETTINGS,
+            leave_out={spec for spec in BucketConfig.__dataclass_fields__ if spec not in _VISIBLE},
+            visible=_VISIBLE,
         ),
     ]
-    advanced = [*config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out), *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out)]
+    advanced = [
+        *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
+        *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
+    ]
     return [*own, *_run_inputs(), *advanced, _network_weights(), *_added_later()]
 
 
@@ -59,15 +76,18 @@ def _run_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=2**53 - 1,  # what a browser counts exactly
-            control_after_generate=io.ControlAfterGenerate.fixed,  # the front end's own default would train anew with every Run
+            # the front end's own default would train anew with every Run
+            control_after_generate=io.ControlAfterGenerate.fixed,
             optional=True,
-            tooltip="Seed of everything random in the run. The same seed, settings, pictures and machine give the same LoRA.",
+            tooltip="Seed of everything random in the run. The same seed, settings, pictures and machine give the "
+            "same LoRA.",
         ),
         io.String.Input(
             "output_name",
             default="lora",
             optional=True,
-            tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the file that loaders list.",
+            tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names "
+            "the file that loaders list.",
         ),
     ]
 
@@ -90,28 +110,45 @@ class LoRATrainSDXL(io.ComfyNode):
             node_id=ID_PREFIX + "LoRATrainSDXL",
             display_name="Train LoRA (SDXL)",
             category=CATEGORY,
-            description="Trains a LoRA on the SDXL model that is loaded in the graph. The result can be used by the next node at once; "
+            description="Trains a LoRA on the SDXL model that is loaded in the graph. The result can be used by the "
+            "next node at once; "
             "everything is also kept in output/lora_trainer/runs.",
-            search_aliases=["LoRATrainSDXL", "train lora", "sdxl trainer", "kohya", "dreambooth", "fine-tune", "finetune"],
+            search_aliases=[
+                "LoRATrainSDXL",
+                "train lora",
+                "sdxl trainer",
+                "kohya",
+                "dreambooth",
+                "fine-tune",
+                "finetune",
+            ],
             has_intermediate_output=True,
             inputs=[
-                io.Model.Input("model", tooltip="SDXL base model, from any loader, merged or with LoRAs on it: they are part of the frozen base."),
+                io.Model.Input(
+                    "model",
+                    tooltip="SDXL base model, from any loader, merged or with LoRAs on it: they are part of the "
+                    "frozen base.",
+                ),
                 io.Clip.Input("clip", tooltip="Its two text encoders (CLIP-L and CLIP-G)."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                TrainingDataset.Input("dataset", tooltip="From Load Images or a node after it: usually 10 to 200 pictures with captions."),
+                TrainingDataset.Input(
+                    "dataset", tooltip="From Load Images or a node after it: usually 10 to 200 pictures with captions."
+                ),
                 io.Combo.Input(
                     "goal",
                     options=list(GOALS),
                     default="object",
                     optional=True,
-                    tooltip=f"What is to be learned; decides the settings that are left open (0). {_preset_lines(GOALS)}.",
+                    tooltip="What is to be learned; decides the settings that are left open (0). "
+                    f"{_preset_lines(GOALS)}.",
                 ),
                 io.Combo.Input(
                     "memory",
                     options=[AUTO, *MEMORY_PRESETS],
                     default=AUTO,
                     optional=True,
-                    tooltip=f"Memory of the GPU; decides the settings that are left open. auto: what it has. {_preset_lines(MEMORY_PRESETS)}.",
+                    tooltip="Memory of the GPU; decides the settings that are left open. auto: what it has. "
+                    f"{_preset_lines(MEMORY_PRESETS)}.",
                 ),
                 *_settings_inputs(),
             ],
@@ -137,7 +174,11 @@ class LoRATrainSDXL(io.ComfyNode):
         """Values are None while they come over a link, or are not given."""
         try:
             check_output_name("lora" if output_name is None else output_name)
-            BucketConfig(resolution=resolution or 1024, max_bucket_reso=max_bucket_reso or 2048, extra_resolutions=extra_resolutions or "")
+            BucketConfig(
+                resolution=resolution or 1024,
+                max_bucket_reso=max_bucket_reso or 2048,
+                extra_resolutions=extra_resolutions or "",
+            )
             CaptionConfig(caption_separator="," if caption_separator is None else caption_separator)
         except ValueError as error:
             return str(error)
@@ -145,13 +186,23 @@ class LoRATrainSDXL(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: Any, goal: str = "object", memory: str = AUTO, output_name: str = "lora", **settings: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        goal: str = "object",
+        memory: str = AUTO,
+        output_name: str = "lora",
+        **settings: Any,
     ) -> io.NodeOutput:
         # diffusers and peft take seconds to import: not before they are needed
         from .host.training import train_sdxl
         from .host.weights import GraphModel
 
-        trained = train_sdxl(GraphModel(model, clip, vae), dataset, goal=goal, memory=memory, output_name=output_name, settings=settings)
+        trained = train_sdxl(
+            GraphModel(model, clip, vae), dataset, goal=goal, memory=memory, output_name=output_name, settings=settings
+        )
         return io.NodeOutput(
             trained.model,
             trained.clip,
@@ -159,5 +210,8 @@ class LoRATrainSDXL(io.ComfyNode):
             {"loss": trained.result.losses},
             str(trained.result.path),
             trained.result.steps,
-            ui={"text": [trained.summary], "lora_trainer": [trained.facts()]},  # no images: the last preview, the whole curve, stays on the node
+            ui={
+                "text": [trained.summary],
+                "lora_trainer": [trained.facts()],
+            },  # no images: the last preview, the whole curve, stays on the node
         )

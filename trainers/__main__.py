@@ -1,4 +1,6 @@
-"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the pictures before, `comfyui` runs a prompt in one; and `demo`."""
+"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the pictures
+before, `comfyui` runs a prompt in one; and `demo`.
+"""
 
 import argparse
 import logging
@@ -22,13 +24,17 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
-    parser = argparse.ArgumentParser(prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it."
+    )
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 0.50 warns at import about kernels for a CPU that nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # 0.50 warns at import about kernels for a CPU that nothing here uses
     if options.command != "musubi":  # whose first run fetches tokenizers; the pack itself never fetches anything
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -47,6 +53,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    # As an exception, so that a server that was started is stopped too, and a file that is half written is removed.
+    # As an exception, so that a server that was started is stopped too, and a file that is half
+    # written is removed.
     signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

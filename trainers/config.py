@@ -1,7 +1,7 @@
 """Parameters, each written once: type, default, range, choices and help on one line of a dataclass.
 
-Node inputs, command-line flags, the documentation and the file's metadata are generated from these fields. Nothing here
-imports torch or diffusers, so reading a configuration takes milliseconds.
+Node inputs, command-line flags, the documentation and the file's metadata are generated from these
+fields. Nothing here imports torch or diffusers, so reading a configuration takes milliseconds.
 """
 
 import argparse
@@ -23,12 +23,20 @@ def param(
     advanced: bool = False,
 ) -> Any:
     """A dataclass field that knows its range and its help; without a default it must be given."""
-    metadata = {"help": help, "min": min, "max": max, "choices": None if choices is None else tuple(choices), "advanced": advanced}
+    metadata = {
+        "help": help,
+        "min": min,
+        "max": max,
+        "choices": None if choices is None else tuple(choices),
+        "advanced": advanced,
+    }
     return field(default=default, metadata=metadata, kw_only=True)
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ValueError for the first field out of its range or choices; call it from __post_init__."""
+    """Raise ValueError for the first field out of its range or choices; call it from
+    __post_init__.
+    """
     for spec in fields(config):
         problem = _problem(spec, getattr(config, spec.name))
         if problem:
@@ -55,7 +63,9 @@ def _problem(spec: Field, value: Any) -> str | None:
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One flag per field, `--max-train-steps` for `max_train_steps`; a flag that is not given leaves no value behind."""
+    """One flag per field, `--max-train-steps` for `max_train_steps`; a flag that is not given
+    leaves no value behind.
+    """
     group = parser.add_argument_group(config_class.__name__)
     hints = get_type_hints(config_class)
     for spec in fields(config_class):
@@ -89,12 +99,16 @@ def _plain_type(hint: Any) -> Any:
 
 
 def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> Any:
-    """Build a config from a TOML table or parsed flags. Unknown names and wrong types are errors that name the source."""
+    """Build a config from a TOML table or parsed flags. Unknown names and wrong types are errors
+    that name the source.
+    """
     hints = get_type_hints(config_class)
     unknown = sorted(set(values) - {spec.name for spec in fields(config_class)})
     if unknown:
         raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(hints))}")
-    return config_class(**{name: _typed(value, _plain_type(hints[name]), f"{source}: {name}") for name, value in values.items()})
+    return config_class(
+        **{name: _typed(value, _plain_type(hints[name]), f"{source}: {name}") for name, value in values.items()}
+    )
 
 
 def build_config(config_class: type, settings: dict[str, Any]) -> Any:

@@ -1,7 +1,9 @@
-"""A ComfyUI pack of its own, for the demo and the tests: teaches ComfyUI the sizes of the embedded base model.
+"""A ComfyUI pack of its own, for the demo and the tests: teaches ComfyUI the sizes of the embedded
+base model.
 
-ComfyUI recognises a model by its exact sizes, and knows only full-size text encoders and VAEs. This adds one more model to its
-list; everything that is not of these sizes is loaded as before. Link this folder into custom_nodes to load the embedded base.
+ComfyUI recognises a model by its exact sizes, and knows only full-size text encoders and VAEs. This
+adds one more model to its list; everything that is not of these sizes is loaded as before. Link
+this folder into custom_nodes to load the embedded base.
 """
 
 import comfy.sd
@@ -10,8 +12,22 @@ import comfy.supported_models
 from comfy.supported_models_base import ClipTarget
 
 TEXT = {"num_hidden_layers": 3, "eos_token_id": 49407, "max_position_embeddings": 77}
-CLIP_L = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "projection_dim": 64, "hidden_act": "quick_gelu", **TEXT}
-CLIP_G = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "projection_dim": 128, "hidden_act": "gelu", **TEXT}
+CLIP_L = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_attention_heads": 1,
+    "projection_dim": 64,
+    "hidden_act": "quick_gelu",
+    **TEXT,
+}
+CLIP_G = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 2,
+    "projection_dim": 128,
+    "hidden_act": "gelu",
+    **TEXT,
+}
 UNET = {
     "model_channels": 64,
     "use_linear_in_transformer": True,

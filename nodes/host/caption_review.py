@@ -1,4 +1,6 @@
-"""What the Review Captions widget asks the server for: the captions that came in, thumbnails, token counts and changes to many captions."""
+"""What the Review Captions widget asks the server for: the captions that came in, thumbnails, token
+counts and changes to many captions.
+"""
 
 import hashlib
 import json
@@ -25,14 +27,19 @@ _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
 def keep_review(dataset: Dataset) -> str:
-    """Keep the pictures' thumbnails and captions for the widget, and give the key that it finds them by, also after a restart."""
+    """Keep the pictures' thumbnails and captions for the widget, and give the key that it finds
+    them by, also after a restart.
+    """
     key = review_key(dataset)
     progress = comfy.utils.ProgressBar(len(dataset.images))  # and no text: it would take half of the widget's place
     for number, image in enumerate(dataset.images, start=1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         _keep_thumbnail(image)
         progress.update_absolute(number)
-    review = {"key": key, "pictures": [_picture_entry(image, dataset.trigger_word_of(image)) for image in dataset.images]}
+    review = {
+        "key": key,
+        "pictures": [_picture_entry(image, dataset.trigger_word_of(image)) for image in dataset.images],
+    }
     with atomic_write(_review_file(key), overwrite=True) as temporary:
         temporary.write_text(json.dumps(review), encoding="utf-8")
     return key
@@ -89,20 +96,28 @@ def _file_response(request: web.Request, file_of: Callable[[str], Path], headers
 
 
 async def _inspect(request: web.Request) -> web.Response:
-    """{"captions": [...], "trigger_words": [...]} -> [{"num_tokens", "num_chunks", "has_trigger_word"}, ...]"""
+    """{"captions": [...], "trigger_words": [...]} -> [{"num_tokens", "num_chunks",
+    "has_trigger_word"}, ...]
+    """
     captions, trigger_words = await _texts(request, "captions", "trigger_words")
     if len(captions) != len(trigger_words):
-        raise web.HTTPBadRequest(text=f"{len(captions)} captions, but {len(trigger_words)} trigger_words. Give one per caption")
+        raise web.HTTPBadRequest(
+            text=f"{len(captions)} captions, but {len(trigger_words)} trigger_words. Give one per caption"
+        )
     return web.json_response([asdict(inspect_caption(*pair)) for pair in zip(captions, trigger_words, strict=True)])
 
 
 async def _change(request: web.Request) -> web.Response:
-    """{"captions": [...], "operation", "text", "replacement", "match_case", "whole_words"} -> the captions as they would be."""
+    """{"captions": [...], "operation", "text", "replacement", "match_case", "whole_words"} -> the
+    captions as they would be.
+    """
     (captions,) = await _texts(request, "captions")
     body = await request.json()
     settings = {"match_case": bool(body.get("match_case", False)), "whole_words": bool(body.get("whole_words", True))}
     try:
-        changed = change_captions(captions, body.get("operation", ""), str(body.get("text", "")), str(body.get("replacement", "")), **settings)
+        changed = change_captions(
+            captions, body.get("operation", ""), str(body.get("text", "")), str(body.get("replacement", "")), **settings
+        )
     except ValueError as error:
         raise web.HTTPBadRequest(text=str(error)) from None
     return web.json_response(changed)

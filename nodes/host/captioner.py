@@ -1,4 +1,6 @@
-"""Florence-2 in this ComfyUI: its folders, the device and precision that ComfyUI's rules give it, and its place among the loaded models."""
+"""Florence-2 in this ComfyUI: its folders, the device and precision that ComfyUI's rules give it,
+and its place among the loaded models.
+"""
 
 import gc
 from collections.abc import Iterator
@@ -38,23 +40,31 @@ def model_folder(name: str, model_id: str) -> Path | None:
     from ...trainers.captions.florence2.download import downloaded_model
 
     if name != folders.NONE and model_id.strip():
-        raise ValueError(f"model ({name}) and model_id ({model_id.strip()}) are both set. Empty model_id, or set model to {folders.NONE}")
+        raise ValueError(
+            f"model ({name}) and model_id ({model_id.strip()}) are both set. Empty model_id, or set model to "
+            f"{folders.NONE}"
+        )
     if model_id.strip():
         return downloaded_model(model_id, _download_root())
     if name == folders.NONE:
         raise ValueError(
-            f"no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on download. Models are looked for in {_places()}"
+            "no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on "
+            f"download. Models are looked for in {_places()}"
         )
     if name not in _models():
         raise ValueError(f"{name}: there is no such Florence-2 model any more. Models are looked for in {_places()}")
     return _models()[name]
 
 
-def caption_in_graph(dataset: Dataset, config: CaptionerConfig, *, model: str, model_id: str, download: bool) -> Dataset:
-    """Caption with a model that is loaded only if it is needed, and is gone from the device and from memory afterwards.
+def caption_in_graph(
+    dataset: Dataset, config: CaptionerConfig, *, model: str, model_id: str, download: bool
+) -> Dataset:
+    """Caption with a model that is loaded only if it is needed, and is gone from the device and
+    from memory afterwards.
 
     Raises:
-        ValueError, RuntimeError: the model cannot be had or run, or a picture got an empty caption; the message says which.
+        ValueError, RuntimeError: the model cannot be had or run, or a picture got an empty caption;
+            the message says which.
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
     # transformers takes seconds to import: not before it is needed
@@ -64,7 +74,9 @@ def caption_in_graph(dataset: Dataset, config: CaptionerConfig, *, model: str, m
     with cancellable():
         folder = model_folder(model, model_id) or _download(model_id, host, is_allowed=download)
         with _placed(config.batch_size) as place:
-            captioner = Florence2Captioner(folder, dtype=_dtype(comfy.model_management.text_encoder_device()), place=place)
+            captioner = Florence2Captioner(
+                folder, dtype=_dtype(comfy.model_management.text_encoder_device()), place=place
+            )
             try:
                 return caption_dataset(dataset, captioner, config, host, CaptionCache(folders.cache_folder()))
             finally:
@@ -88,13 +100,22 @@ class _Managed(nn.Module):
 
 @contextmanager
 def _placed(batch_size: int) -> Iterator[Any]:
-    """Yields what puts a model on the device as ComfyUI does with its own, moving others away; afterwards it is unloaded."""
+    """Yields what puts a model on the device as ComfyUI does with its own, moving others away;
+    afterwards it is unloaded.
+    """
     patchers: list[Any] = []
 
     def place(model: nn.Module) -> None:
-        load_device, offload_device = comfy.model_management.text_encoder_device(), comfy.model_management.text_encoder_offload_device()
-        patchers.append(comfy.model_patcher.ModelPatcher(_Managed(model), load_device=load_device, offload_device=offload_device))
-        comfy.model_management.load_models_gpu(patchers, memory_required=batch_size * _WORKING_BYTES, force_full_load=True)
+        load_device, offload_device = (
+            comfy.model_management.text_encoder_device(),
+            comfy.model_management.text_encoder_offload_device(),
+        )
+        patchers.append(
+            comfy.model_patcher.ModelPatcher(_Managed(model), load_device=load_device, offload_device=offload_device)
+        )
+        comfy.model_management.load_models_gpu(
+            patchers, memory_required=batch_size * _WORKING_BYTES, force_full_load=True
+        )
 
     try:
         yield place
@@ -107,7 +128,9 @@ def _placed(batch_size: int) -> Iterator[Any]:
 
 
 def _dtype(device: torch.device) -> torch.dtype:
-    """Half precision where ComfyUI would use it; not on Apple's devices, where Florence-2 gives empty captions in fp16."""
+    """Half precision where ComfyUI would use it; not on Apple's devices, where Florence-2 gives
+    empty captions in fp16.
+    """
     if comfy.model_management.is_device_cpu(device) or comfy.model_management.is_device_mps(device):
         return torch.float32
     if comfy.model_management.should_use_bf16(device):
@@ -120,12 +143,22 @@ def _download(model_id: str, host: ComfyHost, *, is_allowed: bool) -> Path:
 
     model_id = check_model_id(model_id)
     if not is_allowed:
-        raise ValueError(f"{model_id} is not in {_download_root()}. Turn on download to fetch it from huggingface.co (0.5 to 3 GB), or choose another model")
-    return download_model(model_id, _download_root(), check_interrupted=host.check_interrupted, on_progress=host.byte_counter("downloading"))
+        raise ValueError(
+            f"{model_id} is not in {_download_root()}. Turn on download to fetch it from huggingface.co (0.5 to 3 "
+            "GB), or choose another model"
+        )
+    return download_model(
+        model_id,
+        _download_root(),
+        check_interrupted=host.check_interrupted,
+        on_progress=host.byte_counter("downloading"),
+    )
 
 
 def _models() -> dict[str, Path]:
-    """Every root that ComfyUI knows under a name; the first one wins where two have the same folder."""
+    """Every root that ComfyUI knows under a name; the first one wins where two have the same
+    folder.
+    """
     found: dict[str, Path] = {}
     for folder_name in _FOLDER_NAMES:
         for root in _roots(folder_name):
@@ -135,7 +168,9 @@ def _models() -> dict[str, Path]:
 
 
 def _roots(folder_name: str) -> list[Path]:
-    """extra_model_paths.yaml's first, then ComfyUI's own models folder, which is made known here."""
+    """extra_model_paths.yaml's first, then ComfyUI's own models folder, which is made known
+    here.
+    """
     folder_paths.add_model_folder_path(folder_name, str(Path(folder_paths.models_dir) / folder_name))
     return [Path(root) for root in folder_paths.get_folder_paths(folder_name)]
 

@@ -1,4 +1,6 @@
-"""The flight check in the graph: settings as Train LoRA resolves them, the GPU that is there, the picture on the node."""
+"""The flight check in the graph: settings as Train LoRA resolves them, the GPU that is there, the
+picture on the node.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +36,8 @@ class CheckedInGraph:
 
 
 def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[str, Any]) -> CheckedInGraph:
-    """
-    Raises:
-        ValueError: the check refuses; the message is its report, and the picture is shown on the node.
-        InterruptProcessingException: the user cancelled.
+    """Raises: ValueError: the check refuses; the message is its report, and the picture is shown
+    on the node. InterruptProcessingException: the user cancelled.
     """
     host = ComfyHost()
     with cancellable():

@@ -25,7 +25,9 @@ def input_folder(name: str) -> Path:
     """Raises ValueError when the name leads out of ComfyUI's input folder."""
     root = Path(folder_paths.get_input_directory())
     if not folder_paths.is_within_directory(str(root), str(root / name)):
-        raise ValueError(f"{name} is not below ComfyUI's input folder {root}. To use a folder elsewhere, write it into path")
+        raise ValueError(
+            f"{name} is not below ComfyUI's input folder {root}. To use a folder elsewhere, write it into path"
+        )
     return root / name
 
 

@@ -1,4 +1,6 @@
-"""LoRAs as ComfyUI applies them: LORA_MODEL to MODEL and CLIP, and whether every module of one finds its place."""
+"""LoRAs as ComfyUI applies them: LORA_MODEL to MODEL and CLIP, and whether every module of one
+finds its place.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedLora:
-    """`patches` by weight name; `num_modules` of the LoRA's that found their place, and the names of tensors that did not."""
+    """`patches` by weight name; `num_modules` of the LoRA's that found their place, and the names
+    of tensors that did not.
+    """
 
     patches: dict[Any, Any]
     num_modules: int
@@ -22,9 +26,11 @@ class LoadedLora:
 
 
 class GraphLora(dict[str, Tensor]):
-    """A LORA_MODEL: CPU tensors under kohya's names, as core's nodes take it; with what Save LoRA writes beside them.
+    """A LORA_MODEL: CPU tensors under kohya's names, as core's nodes take it; with what Save LoRA
+    writes beside them.
 
-    `metadata` is for the file's header; `num_modules` of its modules load in the model that it was trained on.
+    `metadata` is for the file's header; `num_modules` of its modules load in the model that it was
+    trained on.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, metadata: dict[str, str], num_modules: int) -> None:
@@ -34,7 +40,9 @@ class GraphLora(dict[str, Tensor]):
 
 
 def load_lora(lora: Mapping[str, Tensor], model: Any, clip: Any) -> LoadedLora:
-    """Find each module's place by ComfyUI's own key map for the MODEL and the CLIP (either may be None)."""
+    """Find each module's place by ComfyUI's own key map for the MODEL and the CLIP (either may be
+    None).
+    """
     key_map: dict[str, Any] = {}
     if model is not None:
         key_map = comfy.lora.model_lora_keys_unet(model.model, key_map)
@@ -50,8 +58,11 @@ def _has_place(tensor_name: str, key_map: Mapping[str, Any]) -> bool:
     return any(".".join(parts[:end]) in key_map for end in range(1, len(parts)))
 
 
-def apply_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_model: float, strength_clip: float) -> tuple[Any, Any, LoadedLora]:
-    """MODEL and CLIP with the LoRA as patches, as core's Load LoRA applies a file. `clip` may be None.
+def apply_lora(
+    model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_model: float, strength_clip: float
+) -> tuple[Any, Any, LoadedLora]:
+    """MODEL and CLIP with the LoRA as patches, as core's Load LoRA applies a file. `clip` may be
+    None.
 
     Raises:
         ValueError: no module of the LoRA fits, so that it was made for another kind of model.
@@ -59,9 +70,14 @@ def apply_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_mo
     loaded = load_lora(lora, model, clip)
     if not loaded.patches:
         example = f", such as {next(iter(lora))}" if lora else ""
-        raise ValueError(f"none of the LoRA's {len(lora)} tensors fits this MODEL or CLIP{example}. Apply it to the kind of model that it was trained on")
+        raise ValueError(
+            f"none of the LoRA's {len(lora)} tensors fits this MODEL or CLIP{example}. Apply it to the kind of "
+            "model that it was trained on"
+        )
     if loaded.unknown:
-        logger.warning("%d tensors of the LoRA fit neither MODEL nor CLIP, such as %s", len(loaded.unknown), loaded.unknown[0])
+        logger.warning(
+            "%d tensors of the LoRA fit neither MODEL nor CLIP, such as %s", len(loaded.unknown), loaded.unknown[0]
+        )
     patched_model, patched_clip = model.clone(), clip.clone() if clip is not None else None
     patched_model.add_patches(loaded.patches, strength_model)
     if patched_clip is not None:

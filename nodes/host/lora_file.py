@@ -15,13 +15,25 @@ from ...trainers.lora.file_name import check_lora_file_name
 from ...trainers.training.run_folder import free_path
 from .lora import GraphLora
 
-# One tensor of each module, whatever its kind: LoRA, LoHa, LoKr, OFT, and differences of norms and biases, which core's trainer makes.
-_MODULE_ENDINGS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks", ".diff", ".diff_b")
+# One tensor of each module, whatever its kind: LoRA, LoHa, LoKr, OFT, and differences of norms and
+# biases, which core's trainer makes.
+_MODULE_ENDINGS = (
+    ".lora_up.weight",
+    ".lora_B.weight",
+    ".hada_w1_a",
+    ".lokr_w1",
+    ".lokr_w1_a",
+    ".oft_blocks",
+    ".diff",
+    ".diff_b",
+)
 
 
 @dataclass(frozen=True)
 class SavedLora:
-    """`name` is the file's in LoRA loaders: its path below the loras folder. `num_modules` were found when it was read back."""
+    """`name` is the file's in LoRA loaders: its path below the loras folder. `num_modules` were
+    found when it was read back.
+    """
 
     path: Path
     name: str
@@ -30,21 +42,32 @@ class SavedLora:
 
     def text(self) -> str:
         size = self.path.stat().st_size / 2**20
-        loads = f"{self.num_that_load}/{self.num_modules} modules load" if self.num_that_load is not None else f"{self.num_modules} modules"
+        loads = (
+            f"{self.num_that_load}/{self.num_modules} modules load"
+            if self.num_that_load is not None
+            else f"{self.num_modules} modules"
+        )
         return f"{self.name}: {loads}, {size:.1f} MB, read back and verified"
 
 
-def save_to_loras_folder(lora: Mapping[str, Tensor], filename: str, *, folder: Path, preview: Tensor | None) -> SavedLora:
-    """Write the LoRA under the first free name, read it back, and put the preview [B, height, width, 3] beside it.
+def save_to_loras_folder(
+    lora: Mapping[str, Tensor], filename: str, *, folder: Path, preview: Tensor | None
+) -> SavedLora:
+    """Write the LoRA under the first free name, read it back, and put the preview [B, height,
+    width, 3] beside it.
 
     Raises:
-        ValueError: the name cannot be a file's, this is no LORA_MODEL, or its values are not finite.
-        RuntimeError: what was read back is not what was written, or changes nothing. The file is removed.
+        ValueError: the name cannot be a file's, this is no LORA_MODEL, or its values are not
+            finite.
+        RuntimeError: what was read back is not what was written, or changes nothing. The file is
+            removed.
     """
     name = check_lora_file_name(filename)
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
     modules = _module_names(tensors)
-    path = free_path(folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ())
+    path = free_path(
+        folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ()
+    )
     save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})
     try:
         require_same_tensors(path, tensors)
@@ -61,10 +84,16 @@ def _module_names(tensors: Mapping[str, Tensor]) -> set[str]:
     """Raises ValueError when there are none, or some hold values that are no numbers."""
     modules = {name.removesuffix(ending) for name in tensors for ending in _MODULE_ENDINGS if name.endswith(ending)}
     if not modules:
-        raise ValueError(f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect Train LoRA's lora output")
+        raise ValueError(
+            f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect "
+            "Train LoRA's lora output"
+        )
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise ValueError(f"{len(broken)} of {len(tensors)} tensors hold values that are not finite, such as {broken[0]}. Train with a lower learning rate")
+        raise ValueError(
+            f"{len(broken)} of {len(tensors)} tensors hold values that are not finite, such as {broken[0]}. Train "
+            "with a lower learning rate"
+        )
     return modules
 
 

@@ -1,4 +1,6 @@
-"""What a training will need of the device's memory, what there is, and what to do when it is not enough."""
+"""What a training will need of the device's memory, what there is, and what to do when it is not
+enough.
+"""
 
 from dataclasses import dataclass
 
@@ -6,7 +8,14 @@ import comfy.model_management
 import torch
 
 from ...trainers.dataset.dataset.buckets import CropPlan
-from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, Size, estimate_memory, smaller_settings, text_encoder_shapes
+from ...trainers.sdxl.check.memory import (
+    CUDA_CONTEXT_BYTES,
+    MemoryEstimate,
+    Size,
+    estimate_memory,
+    smaller_settings,
+    text_encoder_shapes,
+)
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel
 from .settings import compute_precision
@@ -14,9 +23,11 @@ from .settings import compute_precision
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """`smaller`: the next settings to try, each on top of those before it, with the estimate that it leads to.
+    """`smaller`: the next settings to try, each on top of those before it, with the estimate that
+    it leads to.
 
-    `missing_bytes`: how much less is free than the training will take; ComfyUI has the CUDA context already, and on a CPU the weights.
+    `missing_bytes`: how much less is free than the training will take; ComfyUI has the CUDA context
+    already, and on a CPU the weights.
     """
 
     estimate: MemoryEstimate
@@ -29,13 +40,23 @@ class MemoryBudget:
         size_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
 
         def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
-            precision = compute_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
-            return estimate_memory(base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base))
+            precision = (
+                compute_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
+            )
+            return estimate_memory(
+                base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base)
+            )
 
         needed = estimate(config, size_hw)
-        smaller = [(setting, less) for setting, less in smaller_settings(config, size_hw, estimate) if less.training_bytes < needed.training_bytes]
+        smaller = [
+            (setting, less)
+            for setting, less in smaller_settings(config, size_hw, estimate)
+            if less.training_bytes < needed.training_bytes
+        ]
         free_bytes, device = comfy.model_management.get_free_memory(), comfy.model_management.get_torch_device()
-        there_already = CUDA_CONTEXT_BYTES + (needed.weights_bytes if comfy.model_management.is_device_cpu(device) else 0)
+        there_already = CUDA_CONTEXT_BYTES + (
+            needed.weights_bytes if comfy.model_management.is_device_cpu(device) else 0
+        )
         return cls(needed, free_bytes, needed.total_bytes - there_already - free_bytes, smaller)
 
     def text(self) -> str:
@@ -45,12 +66,19 @@ class MemoryBudget:
 
     def remedy(self) -> str:
         """For the error when memory has run out."""
-        return f"The GPU ran out of memory, which was given back. The run needs {self.estimate.text()}; {_gigabytes(self.free_bytes)} were free. {self._next()}"
+        return (
+            f"The GPU ran out of memory, which was given back. The run needs {self.estimate.text()}; "
+            f"{_gigabytes(self.free_bytes)} were free. {self._next()}"
+        )
 
     def _next(self) -> str:
         if not self.smaller:
-            return "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
-        return "Next, try " + ", then ".join(f"{setting} (about {_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3])
+            return (
+                "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
+            )
+        return "Next, try " + ", then ".join(
+            f"{setting} (about {_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3]
+        )
 
 
 def _gigabytes(num_bytes: int) -> str:

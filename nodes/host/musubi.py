@@ -1,4 +1,6 @@
-"""One training by Musubi Tuner from the graph: files found, ComfyUI's models out of the way, the result put on the MODEL and verified."""
+"""One training by Musubi Tuner from the graph: files found, ComfyUI's models out of the way, the
+result put on the MODEL and verified.
+"""
 
 import gc
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ _CHOICE = "architecture"
 
 @dataclass(frozen=True)
 class Given:
-    """The node's inputs. `choice` is the architecture's: its name under "architecture", and what came with the choice of it."""
+    """The node's inputs. `choice` is the architecture's: its name under "architecture", and what
+    came with the choice of it.
+    """
 
     choice: Any
     settings: dict[str, Any]
@@ -54,7 +58,10 @@ class TrainedByMusubi:
         last = self.result.losses[-100:]
         count = self.lora.num_modules
         verified = f"{count}/{count} modules load" if self.model is not None else f"{count} modules"
-        return f"Trained {self.result.steps} steps, average loss {sum(last) / len(last):.4f}; {verified}.\n{self.result.path}.\n{self.title}."
+        return (
+            f"Trained {self.result.steps} steps, average loss {sum(last) / len(last):.4f}; "
+            f"{verified}.\n{self.result.path}.\n{self.title}."
+        )
 
     def facts(self) -> dict[str, Any]:
         """For API clients, in the history; finite numbers only."""
@@ -72,13 +79,17 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     """Train in a process of Musubi's own Python, and put the LoRA on `model`, unless that is None.
 
     Raises:
-        ValueError: a setting, file or dataset cannot be used, or Musubi Tuner is not found; nothing was started.
+        ValueError: a setting, file or dataset cannot be used, or Musubi Tuner is not found; nothing
+            was started.
         InterruptProcessingException: the user cancelled; a checkpoint is kept.
-        RuntimeError: Musubi Tuner failed; the message has the cause, its last lines and the path of its log.
+        RuntimeError: Musubi Tuner failed; the message has the cause, its last lines and the path of
+            its log.
     """
     job = _job(given)
     if given.dataset is None and not given.dataset_toml.strip():
-        raise ValueError("there is no dataset. Connect Load Images to dataset, or write a dataset configuration into dataset_toml")
+        raise ValueError(
+            "there is no dataset. Connect Load Images to dataset, or write a dataset configuration into dataset_toml"
+        )
     architecture = find_architecture(job.architecture)
     if model is not None:
         _require_kind(model, architecture)
@@ -92,7 +103,9 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     if model is not None:
         model = _with_lora(model, result, num_modules)
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
-    trained = TrainedByMusubi(model, lora, result, run_folder.path, f"{architecture.title}, Musubi Tuner {installation.version}")
+    trained = TrainedByMusubi(
+        model, lora, result, run_folder.path, f"{architecture.title}, Musubi Tuner {installation.version}"
+    )
     host.finish(trained.summary)
     return trained
 
@@ -100,28 +113,44 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
 def musubi_report() -> str:
     """What Musubi Doctor says."""
     text = diagnose(**musubi_settings()).text()
-    return text if settings_count() else f"{text}With --multi-user ComfyUI's settings do not count, only MUSUBI_TUNER_DIR and MUSUBI_PYTHON.\n"
+    return (
+        text
+        if settings_count()
+        else f"{text}With --multi-user ComfyUI's settings do not count, only MUSUBI_TUNER_DIR and MUSUBI_PYTHON.\n"
+    )
 
 
 def _installation() -> Installation:
     try:
         return find_installation(**musubi_settings())
     except NoMusubi as error:
-        where = "In ComfyUI: the settings (the gear), LoRA Trainer" if settings_count() else "With --multi-user ComfyUI's settings do not count"
+        where = (
+            "In ComfyUI: the settings (the gear), LoRA Trainer"
+            if settings_count()
+            else "With --multi-user ComfyUI's settings do not count"
+        )
         raise NoMusubi(f"{error}. {where}. The node Musubi Doctor tells more") from None
 
 
 def _job(given: Given) -> MusubiJob:
-    """Raises ValueError for inputs that do not belong to the architecture: ComfyUI itself would leave them out in silence."""
+    """Raises ValueError for inputs that do not belong to the architecture: ComfyUI itself would
+    leave them out in silence.
+    """
     if not isinstance(given.choice, dict):  # a prompt without it: ComfyUI takes no input of this kind for missing
         find_architecture(str(given.choice))
     choice = {name: value for name, value in given.choice.items() if value is not None}
     architecture = find_architecture(choice.pop(_CHOICE))
     _refuse_strangers(given.settings, choice, architecture)
     files = {file.name: file.folder for file in architecture.models}
-    models = {name: musubi_files.model_file(files[name], value) for name, value in choice.items() if name in files and value != folders.NONE}
+    models = {
+        name: musubi_files.model_file(files[name], value)
+        for name, value in choice.items()
+        if name in files and value != folders.NONE
+    }
     options = {option.name: choice[option.name] for option in architecture.options if option.name in choice}
-    settings = {name: value for name, value in {**given.settings, **choice}.items() if name in field_names(MusubiConfig)}
+    settings = {
+        name: value for name, value in {**given.settings, **choice}.items() if name in field_names(MusubiConfig)
+    }
     config = from_mapping(MusubiConfig, {**settings, **_files_to_start_from(settings)}, source=architecture.name)
     return MusubiJob(architecture.name, config, models, options)
 
@@ -133,7 +162,10 @@ def _refuse_strangers(settings: dict[str, Any], choice: dict[str, Any], architec
         raise ValueError(f"{architecture.name} has no {', '.join(strangers)}. It has {', '.join(sorted(known))}")
     misplaced = sorted(known & set(settings))
     if misplaced:
-        raise ValueError(f"{', '.join(misplaced)} came without the architecture. Write {', '.join(f'{_CHOICE}.{name}' for name in misplaced)}")
+        raise ValueError(
+            f"{', '.join(misplaced)} came without the architecture. Write "
+            f"{', '.join(f'{_CHOICE}.{name}' for name in misplaced)}"
+        )
 
 
 def _files_to_start_from(settings: dict[str, Any]) -> dict[str, str]:
@@ -144,11 +176,14 @@ def _files_to_start_from(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _require_kind(model: Any, architecture: Architecture) -> None:
-    """Before hours of training: ComfyUI's own names for the places in MODEL are those that the LoRA's modules will have."""
+    """Before hours of training: ComfyUI's own names for the places in MODEL are those that the
+    LoRA's modules will have.
+    """
     places = comfy.lora.model_lora_keys_unet(model.model, {})
     if not any(architecture.fits(name) for name in places):
         raise ValueError(
-            f"the MODEL is a {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would have no place in it. "
+            f"the MODEL is a {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would have "
+            "no place in it. "
             "Connect a model of that kind, or none"
         )
 
@@ -163,5 +198,8 @@ def _free_the_gpu() -> None:
 def _with_lora(model: Any, result: TrainedLora, num_modules: int) -> Any:
     patched, _, loaded = apply_lora(model, None, result.state_dict, strength_model=1.0, strength_clip=1.0)
     if loaded.unknown or loaded.num_modules != num_modules:
-        raise RuntimeError(f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for {', '.join(loaded.unknown[:3])}")
+        raise RuntimeError(
+            f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for "
+            f"{', '.join(loaded.unknown[:3])}"
+        )
     return patched

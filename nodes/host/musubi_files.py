@@ -1,4 +1,6 @@
-"""The files that Train LoRA (Musubi Tuner) lets the user pick: ComfyUI's models, and what earlier runs left behind. Nothing else can be named."""
+"""The files that Train LoRA (Musubi Tuner) lets the user pick: ComfyUI's models, and what earlier
+runs left behind. Nothing else can be named.
+"""
 
 import re
 from pathlib import Path
@@ -20,14 +22,18 @@ def model_file(folder: str, name: str) -> Path:
 
 
 def likely_file(architecture: Architecture, file: ModelFile, names: list[str]) -> str:
-    """The file that its help names, or one of diffusion_models that is called like the architecture; "[None]" where there is neither."""
+    """The file that its help names, or one of diffusion_models that is called like the
+    architecture; "[None]" where there is neither.
+    """
     usual = re.findall(r"[\w.-]+\.safetensors", file.help)
     named = [name for name in names if re.split(r"[\\/]", name)[-1] in usual]
     wants_quantized = "BF16" not in file.weight_dtypes
     similar = [
         name
         for name in names
-        if file.folder == "diffusion_models" and _plain(architecture.name) in _plain(name) and bool(_QUANTIZED.search(name)) == wants_quantized
+        if file.folder == "diffusion_models"
+        and _plain(architecture.name) in _plain(name)
+        and bool(_QUANTIZED.search(name)) == wants_quantized
     ]
     found = [*named, *similar]
     return found[0] if found and file.required else folders.NONE
@@ -62,7 +68,11 @@ def _in_runs(pattern: str) -> list[str]:
 
 
 def _listed(name: str, names: list[str]) -> Path:
-    """A state is unpickled, so it must be one of ours even where the name comes over a link, past ComfyUI's own check."""
+    """A state is unpickled, so it must be one of ours even where the name comes over a link, past
+    ComfyUI's own check.
+    """
     if name not in names:
-        raise ValueError(f"{name} is not among the earlier runs in {folders.work_folder() / 'runs'}. Refresh (R) and choose again")
+        raise ValueError(
+            f"{name} is not among the earlier runs in {folders.work_folder() / 'runs'}. Refresh (R) and choose again"
+        )
     return folders.work_folder() / "runs" / name

@@ -8,7 +8,9 @@ from comfy.cli_args import args
 
 
 def settings_count() -> bool:
-    """Not with --multi-user: each user has a panel then, and none of them may choose what the server runs."""
+    """Not with --multi-user: each user has a panel then, and none of them may choose what the
+    server runs.
+    """
     return not args.multi_user
 
 
@@ -32,4 +34,6 @@ def _settings() -> dict[str, object]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: ComfyUI's settings cannot be read ({error}). Repair the file, or delete it") from error
+        raise ValueError(
+            f"{path}: ComfyUI's settings cannot be read ({error}). Repair the file, or delete it"
+        ) from error

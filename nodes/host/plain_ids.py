@@ -1,4 +1,6 @@
-"""Node ids as the rest of ComfyUI sees them: our plain ids in API prompts, and who else has taken an id."""
+"""Node ids as the rest of ComfyUI sees them: our plain ids in API prompts, and who else has taken
+an id.
+"""
 
 import importlib
 import logging
@@ -16,8 +18,12 @@ PLAIN_IDS = ("LoadImages", "Florence2Caption", "LoRATrainSDXL", "MusubiTrain")
 
 
 async def serve_plain_ids(nodes: Nodes) -> None:
-    """Let prompts and workflows name our nodes by their plain ids, wherever no other pack owns the id; report the ids that one does."""
-    by_plain_id = {plain_id: node for node in nodes for plain_id in PLAIN_IDS if node.GET_SCHEMA().node_id.endswith(f"_{plain_id}")}
+    """Let prompts and workflows name our nodes by their plain ids, wherever no other pack owns the
+    id; report the ids that one does.
+    """
+    by_plain_id = {
+        plain_id: node for node in nodes for plain_id in PLAIN_IDS if node.GET_SCHEMA().node_id.endswith(f"_{plain_id}")
+    }
     for plain_id, node in by_plain_id.items():
         await ComfyAPI().node_replacement.register(_replacement(plain_id, node))
     server = PromptServer.instance
@@ -33,11 +39,15 @@ def _replacement(plain_id: str, node: type[io.ComfyNode]) -> Any:
     schema = node.GET_SCHEMA()
     widgets = [entry.id for entry in schema.inputs if isinstance(entry, io.WidgetInput) and not entry.force_input]
     same_ids: Any = [{"new_id": entry.id, "old_id": entry.id} for entry in schema.inputs]
-    return io.NodeReplace(new_node_id=schema.node_id, old_node_id=plain_id, old_widget_ids=widgets, input_mapping=same_ids)
+    return io.NodeReplace(
+        new_node_id=schema.node_id, old_node_id=plain_id, old_widget_ids=widgets, input_mapping=same_ids
+    )
 
 
 def _renamed(request: dict[str, Any], by_plain_id: dict[str, type[io.ComfyNode]]) -> dict[str, Any]:
-    """The host's replacement (0.33) raises KeyError when a prompt leaves out an optional input that its mapping names: be there first."""
+    """The host's replacement (0.33) raises KeyError when a prompt leaves out an optional input that
+    its mapping names: be there first.
+    """
     for entry in request.get("prompt", {}).values():
         plain_id = entry.get("class_type") if isinstance(entry, dict) else None
         if plain_id in by_plain_id and owner_of(plain_id) is None:
@@ -50,10 +60,19 @@ def report_taken_ids(nodes: Nodes, plain_ids: list[str]) -> None:
     for node in nodes:
         node_id = node.GET_SCHEMA().node_id
         if registered.get(node_id) is not node:
-            logger.warning("LoRA Trainer: %s belongs to %s, so ours cannot be used. Is the pack installed twice?", node_id, owner_of(node_id))
+            logger.warning(
+                "LoRA Trainer: %s belongs to %s, so ours cannot be used. Is the pack installed twice?",
+                node_id,
+                owner_of(node_id),
+            )
     for plain_id in plain_ids:
         if owner_of(plain_id) is not None:
-            logger.info("LoRA Trainer: the id %s belongs to %s; in API prompts use LoRATrainer_%s for ours", plain_id, owner_of(plain_id), plain_id)
+            logger.info(
+                "LoRA Trainer: the id %s belongs to %s; in API prompts use LoRATrainer_%s for ours",
+                plain_id,
+                owner_of(plain_id),
+                plain_id,
+            )
 
 
 def owner_of(node_id: str) -> str | None:

@@ -1,4 +1,6 @@
-"""ComfyHost: a trainer's events as ComfyUI's progress bar, progress text and previews; its interrupts; its device."""
+"""ComfyHost: a trainer's events as ComfyUI's progress bar, progress text and previews; its
+interrupts; its device.
+"""
 
 import logging
 import time
@@ -12,13 +14,24 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
+from ...trainers.training.events import (
+    CheckpointSaved,
+    Event,
+    Interrupted,
+    Notice,
+    PictureCaptioned,
+    SamplesDrawn,
+    StageProgress,
+    StageStarted,
+    StepDone,
+)
 from ...trainers.training.host import DeviceMemory
 from ...trainers.training.loss_plot import draw_loss_plot
 
 logger = logging.getLogger(__name__)
 
-# One update is up to four messages (progress, progress_state, text, preview): four messages a second at most.
+# One update is up to four messages (progress, progress_state, text, preview): four messages a
+# second at most.
 SECONDS_BETWEEN_UPDATES = 1.0
 SECONDS_BETWEEN_PREVIEWS = 5.0
 PREVIEW_SIZE = 900
@@ -34,7 +47,9 @@ class _State:
 
 
 class ComfyHost(DeviceMemory):
-    """The host of one node's run. Make it inside the node's execute: it speaks for the node that is being executed."""
+    """The host of one node's run. Make it inside the node's execute: it speaks for the node that is
+    being executed.
+    """
 
     def __init__(self) -> None:
         super().__init__(comfy.model_management.get_torch_device())
@@ -46,7 +61,9 @@ class ComfyHost(DeviceMemory):
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
-        """The last text and the whole loss curve, however soon after the update before: they stay on the node."""
+        """The last text and the whole loss curve, however soon after the update before: they stay
+        on the node.
+        """
         self._updated_at = self._previewed_at = float("-inf")
         self._state = _State(1, 1, text)
         self._update()
@@ -64,7 +81,9 @@ class ComfyHost(DeviceMemory):
             case StageStarted(stage, total):
                 self._state = _State(0, max(total, 1), stage)
             case StageProgress():
-                self._state = _State(event.step, event.total, f"{event.stage} {event.step}/{event.total}: {event.detail}")
+                self._state = _State(
+                    event.step, event.total, f"{event.stage} {event.step}/{event.total}: {event.detail}"
+                )
             case StepDone():
                 self._losses.append(event.loss)
                 self._state = _State(event.step, event.total, _step_text(event))
@@ -73,7 +92,9 @@ class ComfyHost(DeviceMemory):
                 self._previewed_at = float("-inf")
             case PictureCaptioned():
                 self._picture = event.picture
-                self._state = _State(event.step, event.total, f"captioning {event.step}/{event.total}: {event.name}\n{event.caption}")
+                self._state = _State(
+                    event.step, event.total, f"captioning {event.step}/{event.total}: {event.name}\n{event.caption}"
+                )
             case CheckpointSaved():
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
@@ -83,7 +104,9 @@ class ComfyHost(DeviceMemory):
         self._update()
 
     def _update(self) -> None:
-        """Send the state as it is now, unless something was sent less than a second ago; the next event then brings it."""
+        """Send the state as it is now, unless something was sent less than a second ago; the next
+        event then brings it.
+        """
         now = time.monotonic()
         if now - self._updated_at < SECONDS_BETWEEN_UPDATES:
             return
@@ -100,7 +123,9 @@ class ComfyHost(DeviceMemory):
         return lambda done, total, name: self.report(StageProgress(stage, done, total, name))
 
     def byte_counter(self, stage: str) -> Callable[[int, int], None]:
-        """For functions that count (bytes done, bytes in all, or 0 when that is unknown), in megabytes."""
+        """For functions that count (bytes done, bytes in all, or 0 when that is unknown), in
+        megabytes.
+        """
         return lambda done, total: self.report(StageProgress(stage, done >> 20, max(total, done) >> 20, "MB"))
 
     def send_text(self, text: str) -> None:
@@ -120,13 +145,17 @@ def show_text(text: str) -> None:
     """Under the node that is being executed; outside of one, nowhere."""
     context = get_executing_context()
     if context is not None:
-        text = text.replace("\n", "  \n")  # one of the front end's renderers takes it for Markdown, and would make one line of all
+        text = text.replace(
+            "\n", "  \n"
+        )  # one of the front end's renderers takes it for Markdown, and would make one line of all
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own nodes do."""
+    """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own
+    nodes do.
+    """
     try:
         yield
     except Interrupted:
@@ -137,7 +166,12 @@ def cancellable() -> Iterator[None]:
 def _step_text(event: StepDone) -> str:
     speed = event.steps_per_second
     rate = f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
-    parts = [f"step {event.step}/{event.total}", f"loss {event.average_loss:.4f}", rate, f"ETA {_duration(event.eta_seconds)}"]
+    parts = [
+        f"step {event.step}/{event.total}",
+        f"loss {event.average_loss:.4f}",
+        rate,
+        f"ETA {_duration(event.eta_seconds)}",
+    ]
     if event.memory_bytes:
         parts.append(f"{event.memory_bytes / 2**30:.1f} GB")
     return " · ".join(parts)

@@ -1,4 +1,6 @@
-"""The settings of a training as the graph's machine and its presets decide them: the same for the training and for its flight check."""
+"""The settings of a training as the graph's machine and its presets decide them: the same for the
+training and for its flight check.
+"""
 
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +19,8 @@ from ..train_sdxl import OPEN_SETTINGS
 def resolve_settings(
     settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, weight_dtype: torch.dtype = torch.float16
 ) -> tuple[SDXLConfig, BucketConfig]:
-    """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most checkpoints have.
+    """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most
+    checkpoints have.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -33,7 +36,9 @@ def resolve_settings(
 
 
 def compute_precision(weight_dtype: torch.dtype) -> str:
-    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype, so that they need not be copied."""
+    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype,
+    so that they need not be copied.
+    """
     device = comfy.model_management.get_torch_device()
     if comfy.model_management.is_device_cpu(device):
         return "bf16" if weight_dtype == torch.bfloat16 else "no"

@@ -1,4 +1,6 @@
-"""Where the pictures of Load Images come from: a folder, a zip, the address of one, or other nodes."""
+"""Where the pictures of Load Images come from: a folder, a zip, the address of one, or other
+nodes.
+"""
 
 import hashlib
 import os
@@ -20,7 +22,8 @@ from ...trainers.files.hashes import file_sha256
 from . import folders
 from .progress import ComfyHost
 
-# A setting of the server's owner, and so of the environment: a shared workflow must not make this machine ask its neighbours.
+# A setting of the server's owner, and so of the environment: a shared workflow must not make this
+# machine ask its neighbours.
 ALLOW_PRIVATE_URLS = "LORA_TRAINER_ALLOW_PRIVATE_URLS"
 MAX_DOWNLOAD_BYTES = 4 * 2**30
 PREVIEW_SIZE = 768
@@ -34,7 +37,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder to scan. `name` is what the user calls it, where the folder's own name says nothing."""
+    """A folder to scan. `name` is what the user calls it, where the folder's own name says
+    nothing.
+    """
 
     folder: Path
     name: str = ""
@@ -48,7 +53,9 @@ def find_source(folder: str, path: str) -> Source:
     """
     path = path.strip().strip('"')
     if folder != folders.NONE and path:
-        raise ValueError(f"folder ({folder}) and path ({path}) are both set. Empty path, or set folder to {folders.NONE}")
+        raise ValueError(
+            f"folder ({folder}) and path ({path}) are both set. Empty path, or set folder to {folders.NONE}"
+        )
     if folder != folders.NONE:
         return _folder_source(folders.input_folder(folder))
     if not path:
@@ -63,21 +70,28 @@ def find_source(folder: str, path: str) -> Source:
 
 def _folder_source(folder: Path) -> Source:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder or .zip file. Give the folder that holds the pictures")
+        raise FileNotFoundError(
+            f"{folder}: there is no such folder or .zip file. Give the folder that holds the pictures"
+        )
     if not any(_is_ours(path.name, EXTENSIONS + OTHER_PICTURE_EXTENSIONS) for path in folder.rglob("*")):
         raise ValueError(f"{folder}: no pictures in it. Pictures are {', '.join(EXTENSIONS)}")
     return Source("folder", str(folder))
 
 
 def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
-    """A hash of the names and bytes of all pictures, masks and captions. Touching a file without changing it changes nothing."""
+    """A hash of the names and bytes of all pictures, masks and captions. Touching a file without
+    changing it changes nothing.
+    """
     source = find_source(folder, path)
     if source.kind == "zip":
         return _file_hash(Path(source.location))
     if source.kind != "folder":
         return source.location
     root = Path(source.location)
-    lines = [f"{file.relative_to(root).as_posix()} {_file_hash(file)}" for file in files_of_dataset(root, recursive=recursive)]
+    lines = [
+        f"{file.relative_to(root).as_posix()} {_file_hash(file)}"
+        for file in files_of_dataset(root, recursive=recursive)
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -95,14 +109,20 @@ def _hash_of_version(path: str, _size: int, _modified_ns: int) -> str:
     return file_sha256(Path(path))
 
 
-def open_source(source: Source, *, images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
+def open_source(
+    source: Source, *, images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost
+) -> Pictures:
     """Bring the pictures into a folder on this machine, if they are not in one.
 
     Raises:
-        ValueError: no source or more than one, or pictures, masks and captions that do not belong together.
+        ValueError: no source or more than one, or pictures, masks and captions that do not belong
+            together.
         OSError: an address cannot be fetched; the next run goes on where this one stopped.
     """
-    require_one_source(source, connected=[name for name, value in (("images", images), ("masks", masks), ("captions", captions)) if value])
+    require_one_source(
+        source,
+        connected=[name for name, value in (("images", images), ("masks", masks), ("captions", captions)) if value],
+    )
     if images:
         return _store(images, masks, captions, host)
     if source.kind == "folder":
@@ -111,12 +131,15 @@ def open_source(source: Source, *, images: list[Any] | None, masks: list[Any] | 
 
 
 def require_one_source(source: Source, *, connected: list[str]) -> None:
-    """Raises ValueError unless pictures come either from what the widgets name or from the sockets, of which those `connected` bring something."""
+    """Raises ValueError unless pictures come either from what the widgets name or from the sockets,
+    of which those `connected` bring something.
+    """
     if source.kind == "sockets" and "images" not in connected:
         raise ValueError("no pictures: choose a folder, write a path or an address, or connect images")
     if source.kind != "sockets" and connected:
         raise ValueError(
-            f"{' and '.join(connected)} are connected, and {source.location} is chosen too. Use one source: disconnect them, or empty folder and path"
+            f"{' and '.join(connected)} are connected, and {source.location} is chosen too. Use one source: "
+            "disconnect them, or empty folder and path"
         )
 
 
@@ -140,7 +163,12 @@ def _unpack(source: Source, host: ComfyHost) -> Pictures:
             check_interrupted=host.check_interrupted,
             on_progress=host.byte_counter("downloading"),
         )
-    folder = unpack_pictures(archive, folders.cache_folder() / "archives", check_interrupted=host.check_interrupted, on_progress=host.counter("unpacking"))
+    folder = unpack_pictures(
+        archive,
+        folders.cache_folder() / "archives",
+        check_interrupted=host.check_interrupted,
+        on_progress=host.counter("unpacking"),
+    )
     return Pictures(folder, name=Path(source.location.split("?")[0]).stem)
 
 
@@ -162,11 +190,16 @@ def _pictures_of(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
 
 
 def _masks_for(pictures: Sequence[Image.Image], batches: Iterable[torch.Tensor]) -> list[Image.Image]:
-    """From MASK tensors [B, height, width] or [height, width] in 0..1, as large as their pictures."""
+    """From MASK tensors [B, height, width] or [height, width] in 0..1, as large as their
+    pictures.
+    """
     masks = [_eight_bits(mask) for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
     empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
     if empty:
-        raise ValueError(f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is learned: is Invert Mask missing?")
+        raise ValueError(
+            f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is "
+            "learned: is Invert Mask missing?"
+        )
     sizes = [picture.size for picture in pictures[: len(masks)]] + [None] * (len(masks) - len(pictures))
     return [Image.fromarray(mask).resize(size or mask.shape[::-1]) for mask, size in zip(masks, sizes, strict=True)]
 
@@ -176,7 +209,9 @@ def _eight_bits(values: torch.Tensor) -> np.ndarray:
 
 
 def image_list(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:
-    """IMAGE tensors [1, height, width, 3], none larger than PREVIEW_SIZE: two hundred photos at full size would fill the memory."""
+    """IMAGE tensors [1, height, width, 3], none larger than PREVIEW_SIZE: two hundred photos at
+    full size would fill the memory.
+    """
     tensors = []
     for image in dataset.images:
         host.check_interrupted()

@@ -1,4 +1,6 @@
-"""One SDXL training in the graph: settings resolved, memory freed, trained on the borrowed weights, applied and verified."""
+"""One SDXL training in the graph: settings resolved, memory freed, trained on the borrowed weights,
+applied and verified.
+"""
 
 import gc
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ from .weights import GraphModel, borrow_model, ignored_patches, training_mode, u
 
 @dataclass(frozen=True)
 class TrainedInGraph:
-    """What the node hands over: MODEL and CLIP with the LoRA, the LoRA itself, and how it came about."""
+    """What the node hands over: MODEL and CLIP with the LoRA, the LoRA itself, and how it came
+    about.
+    """
 
     model: Any
     clip: Any
@@ -42,7 +46,10 @@ class TrainedInGraph:
         """The result first: the canvas shows two lines."""
         last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
         count = self.lora.num_modules
-        return f"Trained {self.result.steps} steps, average loss {last:.4f}; {count}/{count} modules load.\n{self.result.path}.\n{self.settings}"
+        return (
+            f"Trained {self.result.steps} steps, average loss {last:.4f}; {count}/{count} modules "
+            f"load.\n{self.result.path}.\n{self.settings}"
+        )
 
     def facts(self) -> dict[str, Any]:
         """For API clients, in the history; finite numbers only."""
@@ -56,17 +63,22 @@ class TrainedInGraph:
         }
 
 
-def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, output_name: str, settings: dict[str, Any]) -> TrainedInGraph:
+def train_sdxl(
+    base: GraphModel, dataset: Dataset, *, goal: str, memory: str, output_name: str, settings: dict[str, Any]
+) -> TrainedInGraph:
     """Train on the graph's weights.
 
     Raises:
         ValueError: a setting, the dataset or a model cannot be used; nothing was written.
         InterruptProcessingException: the user cancelled; a checkpoint is kept.
-        RuntimeError: memory ran out (the message names the next setting to try), or the training went wrong.
+        RuntimeError: memory ran out (the message names the next setting to try), or the training
+            went wrong.
     """
     captions = CaptionConfig(**own_settings(CaptionConfig, settings))
     settings = {**settings, **_start_from(settings.get("network_weights", folders.NONE))}
-    config, buckets = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=unet_dtype(base.model))
+    config, buckets = resolve_settings(
+        settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=unet_dtype(base.model)
+    )
     text, host = _describe(config, buckets, base.model), ComfyHost()
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
     try:
@@ -78,7 +90,10 @@ def train_sdxl(base: GraphModel, dataset: Dataset, *, goal: str, memory: str, ou
     model, clip, loaded = apply_lora(base.model, base.clip, result.state_dict, strength_model=1.0, strength_clip=1.0)
     num_modules = sum(name.endswith(".lora_up.weight") for name in result.state_dict)
     if loaded.num_modules != num_modules:
-        raise RuntimeError(f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for {', '.join(loaded.unknown[:3])}")
+        raise RuntimeError(
+            f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for "
+            f"{', '.join(loaded.unknown[:3])}"
+        )
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
     trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text)
     host.finish(trained.summary)
@@ -92,7 +107,11 @@ def _start_from(file_name: str) -> dict[str, str]:
 
 def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
     ignored = ignored_patches(model)
-    warning = f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them." if ignored else ""
+    warning = (
+        f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them."
+        if ignored
+        else ""
+    )
     return describe(config, buckets) + warning
 
 
@@ -106,7 +125,9 @@ def _train(
     host: ComfyHost,
     settings_text: str,
 ) -> TrainedLora:
-    """Borrow the weights, say what will be needed, and train; an error for want of memory names what needs less."""
+    """Borrow the weights, say what will be needed, and train; an error for want of memory names
+    what needs less.
+    """
     budget: MemoryBudget | None = None
 
     def load_model() -> SDXLModel:
@@ -116,11 +137,14 @@ def _train(
         host.report(Notice(f"{settings_text}\n{budget.text()}"))
         return weights
 
-    trainer = SDXLTrainer(config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()), captions=captions)
+    trainer = SDXLTrainer(
+        config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()), captions=captions
+    )
     try:
         return trainer.train(dataset, host)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if budget is None or not comfy.model_management.is_oom(error):
             raise
-    # Outside of the except block: the first error's traceback would keep the training's tensors alive.
+    # Outside of the except block: the first error's traceback would keep the training's tensors
+    # alive.
     raise RuntimeError(budget.remedy())

@@ -1,7 +1,8 @@
-"""Training on the weights that the graph has loaded: MODEL, CLIP and VAE as an SDXLModel on the same memory.
+"""Training on the weights that the graph has loaded: MODEL, CLIP and VAE as an SDXLModel on the
+same memory.
 
-Everything a node receives was made under torch.inference_mode and cannot be saved for backward. A tensor set on the same storage
-outside of it can, and costs nothing. The weights are only ever read.
+Everything a node receives was made under torch.inference_mode and cannot be saved for backward. A
+tensor set on the same storage outside of it can, and costs nothing. The weights are only ever read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,11 @@ from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel, build_model,
 
 _UNET, _VAE = "diffusion_model.", ""
 _TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
-_FLOAT8 = {getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)}
+_FLOAT8 = {
+    getattr(torch, name)
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    if hasattr(torch, name)
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class GraphModel:
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Autograd as in a plain Python program; ComfyUI's inference mode is back afterwards, whatever happens.
+    """Autograd as in a plain Python program; ComfyUI's inference mode is back afterwards, whatever
+    happens.
 
-    Every model of the graph is unloaded first: its weights lie then unpatched in main memory, and the device is free.
+    Every model of the graph is unloaded first: its weights lie then unpatched in main memory, and
+    the device is free.
     """
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -51,12 +58,14 @@ def training_mode() -> Iterator[None]:
 
 
 def borrow_model(base: GraphModel) -> SDXLModel:
-    """The graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory; LoRAs and merges in them are part of its weights.
+    """The graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory; LoRAs and merges in
+    them are part of its weights.
 
     Call it in training_mode.
 
     Raises:
-        ValueError: one of them is not there, not SDXL's, or in a form that cannot be trained on; the message names it.
+        ValueError: one of them is not there, not SDXL's, or in a form that cannot be trained on;
+            the message names it.
     """
     prediction_type, zero_terminal_snr = _prediction(base.model)
     path = _checkpoint_path(base.model)
@@ -79,7 +88,9 @@ def unet_dtype(model: Any) -> torch.dtype:
 
 
 def ignored_patches(model: Any) -> list[str]:
-    """What the MODEL carries besides weights that acts when sampling and that training does not see, by name."""
+    """What the MODEL carries besides weights that acts when sampling and that training does not
+    see, by name.
+    """
     options = model.model_options.get("transformer_options", {})
     found = [name for name in model.object_patches if name != "model_sampling"]
     found += [name for name in ("patches", "patches_replace", "wrappers") if options.get(name)]
@@ -89,17 +100,27 @@ def ignored_patches(model: Any) -> list[str]:
 def _patcher(socket: str, owner: Any) -> Any:
     """The ModelPatcher; refused is what changes the model outside of its weights."""
     if owner is None:
-        raise ValueError(f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a whole SDXL checkpoint, or the separate loaders")
+        raise ValueError(
+            f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a whole SDXL "
+            "checkpoint, or the separate loaders"
+        )
     patcher = getattr(owner, "patcher", owner)
     if patcher.injections or getattr(patcher, "weight_wrapper_patches", None):
-        raise ValueError(f"{socket} carries a LoRA in bypass mode, which is no part of its weights. Load it without bypass")
+        raise ValueError(
+            f"{socket} carries a LoRA in bypass mode, which is no part of its weights. Load it without bypass"
+        )
     if patcher.hook_patches:
-        raise ValueError(f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are no part of its weights. Remove them before training")
+        raise ValueError(
+            f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are no part of its weights. "
+            "Remove them before training"
+        )
     return patcher
 
 
 def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
-    """The weights below `prefix` without it, patches applied, as normal tensors on the same memory."""
+    """The weights below `prefix` without it, patches applied, as normal tensors on the same
+    memory.
+    """
     names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
     return {name.removeprefix(prefix): _weight(socket, patcher, name) for name in names}
 
@@ -115,30 +136,44 @@ def _weight(socket: str, patcher: Any, name: str) -> Tensor:
 
 
 def _plain(socket: str, name: str, weight: Tensor) -> Tensor:
-    """A weight in a floating-point format that layers compute with; 8-bit ones are converted, one at a time."""
+    """A weight in a floating-point format that layers compute with; 8-bit ones are converted, one
+    at a time.
+    """
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize()
     kind = type(weight.data) if isinstance(weight, nn.Parameter) else type(weight)
     if kind is not Tensor:
         raise ValueError(
-            f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be trained on. "
+            f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be "
+            "trained on. "
             "Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
         )
     return weight.to(torch.bfloat16) if weight.dtype in _FLOAT8 else weight
 
 
 def _alias(weight: Tensor) -> Tensor:
-    """A tensor of this mode on the same memory: autograd refuses tensors that were made in inference mode."""
+    """A tensor of this mode on the same memory: autograd refuses tensors that were made in
+    inference mode.
+    """
     alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
     return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
 def _text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
     patcher = _patcher("CLIP", clip)
-    if not all(any(name.startswith(prefix) for name, _ in patcher.model.named_parameters()) for prefix in _TEXT_ENCODERS.values()):
-        raise ValueError(f"CLIP is not SDXL's but {type(patcher.model).__name__}: both CLIP-L and CLIP-G are needed. Use DualCLIPLoader with type sdxl")
+    if not all(
+        any(name.startswith(prefix) for name, _ in patcher.model.named_parameters())
+        for prefix in _TEXT_ENCODERS.values()
+    ):
+        raise ValueError(
+            f"CLIP is not SDXL's but {type(patcher.model).__name__}: both CLIP-L and CLIP-G are needed. Use "
+            "DualCLIPLoader with type sdxl"
+        )
     if clip.layer_idx not in (None, -2):
-        raise ValueError(f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or remove the node")
+        raise ValueError(
+            f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or "
+            "remove the node"
+        )
     weights = _weights("CLIP", patcher, _TEXT_ENCODERS[part])
     return {name: weight for name, weight in weights.items() if is_weight(part, name)}
 
@@ -148,27 +183,43 @@ def _vae_weights(vae: Any) -> Mapping[str, Tensor]:
     try:
         return from_ldm("vae", weights)
     except ValueError as error:
-        raise ValueError(f"VAE is not SDXL's but {type(vae.first_stage_model).__name__}. Load the checkpoint's own VAE or sdxl_vae.safetensors") from error
+        raise ValueError(
+            f"VAE is not SDXL's but {type(vae.first_stage_model).__name__}. Load the checkpoint's own VAE or "
+            "sdxl_vae.safetensors"
+        ) from error
 
 
 def _prediction(model: Any) -> tuple[Any, bool]:
-    """Prediction type and zero terminal SNR as the graph samples with them, ModelSamplingDiscrete's patch included."""
+    """Prediction type and zero terminal SNR as the graph samples with them, ModelSamplingDiscrete's
+    patch included.
+    """
     if not isinstance(getattr(model, "model", None), comfy.model_base.SDXL):
         found = type(model.model).__name__ if model is not None else "empty"
-        raise ValueError(f"MODEL is not SDXL but {found}. Choose an SDXL base model (SDXL 1.0, Pony, Illustrious, NoobAI and their kin)")
+        raise ValueError(
+            f"MODEL is not SDXL but {found}. Choose an SDXL base model (SDXL 1.0, Pony, Illustrious, NoobAI and "
+            "their kin)"
+        )
     sampling = model.get_model_object("model_sampling")
-    noise_levels, predictions = comfy.model_sampling.ModelSamplingDiscrete, (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION)
+    noise_levels, predictions = (
+        comfy.model_sampling.ModelSamplingDiscrete,
+        (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION),
+    )
     others = (comfy.model_sampling.ModelSamplingDiscreteEDM, comfy.model_sampling.EDM, comfy.model_sampling.X0)
     if not (isinstance(sampling, noise_levels) and isinstance(sampling, predictions)) or isinstance(sampling, others):
         found = " with ".join(base.__name__ for base in type(sampling).__mro__[1:3])
-        raise ValueError(f"MODEL samples by {found}; SDXL is trained by epsilon or v_prediction. Remove the ModelSampling node, or use ModelSamplingDiscrete")
+        raise ValueError(
+            f"MODEL samples by {found}; SDXL is trained by epsilon or v_prediction. Remove the ModelSampling node, "
+            "or use ModelSamplingDiscrete"
+        )
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
         return "v_prediction", bool(sampling.zsnr)
     return "epsilon", False
 
 
 def _checkpoint_path(model: Any) -> Path | None:
-    """The file that the MODEL's weights came from; None when patches changed them, or no file is known."""
+    """The file that the MODEL's weights came from; None when patches changed them, or no file is
+    known.
+    """
     loaded_with = getattr(model, "cached_patcher_init", None)
     if model.patches or not loaded_with or not isinstance(loaded_with[1][0], str):
         return None

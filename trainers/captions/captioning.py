@@ -1,4 +1,5 @@
-"""Captions for the pictures of a dataset, by a model that looks at them: which pictures, what becomes of its text, and a cache of it.
+"""Captions for the pictures of a dataset, by a model that looks at them: which pictures, what
+becomes of its text, and a cache of it.
 
 The model itself stands elsewhere (florence2/). Imports no torch.
 """
@@ -35,25 +36,59 @@ class CaptionerConfig:
         "What to ask the model for. The prompt_gen tasks need a PromptGen model, which was trained on them.",
         choices=tuple(TASKS),
     )
-    prompt: str = param("", "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model as it is. Empty: task decides.")
+    prompt: str = param(
+        "",
+        "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model as it is. Empty: task "
+        "decides.",
+    )
     existing_captions: str = param(
         "keep",
-        "What becomes of captions that are there: keep them (only pictures without one are captioned), overwrite them, or append to them.",
+        "What becomes of captions that are there: keep them (only pictures without one are captioned), overwrite "
+        "them, or append to them.",
         choices=("keep", "overwrite", "append"),
     )
-    trigger_template: str = param("{trigger}, {caption}", "How the dataset's trigger word and a caption are put together. {caption} must be in it.")
-    clean_captions: bool = param(True, 'Take out openings that say nothing about the picture, such as "The image shows".')
-    write_files: bool = param(False, "Also write every new caption to a .txt file beside its picture (UTF-8), in place of the one that is there.")
-    num_beams: int = param(3, "Beams of the search: 1 is fastest, 3 usual; more costs memory and rarely gives better captions.", min=1, max=16, advanced=True)
-    max_new_tokens: int = param(512, "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.", min=1, max=1023, advanced=True)
-    batch_size: int = param(4, "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.", min=1, max=256, advanced=True)
+    trigger_template: str = param(
+        "{trigger}, {caption}",
+        "How the dataset's trigger word and a caption are put together. {caption} must be in it.",
+    )
+    clean_captions: bool = param(
+        True, 'Take out openings that say nothing about the picture, such as "The image shows".'
+    )
+    write_files: bool = param(
+        False,
+        "Also write every new caption to a .txt file beside its picture (UTF-8), in place of the one that is there.",
+    )
+    num_beams: int = param(
+        3,
+        "Beams of the search: 1 is fastest, 3 usual; more costs memory and rarely gives better captions.",
+        min=1,
+        max=16,
+        advanced=True,
+    )
+    max_new_tokens: int = param(
+        512,
+        "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.",
+        min=1,
+        max=1023,
+        advanced=True,
+    )
+    batch_size: int = param(
+        4,
+        "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.",
+        min=1,
+        max=256,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         prompt_sentence(self.request)
         places = re.findall(r"\{[^{}]*\}|[{}]", self.trigger_template)
         if "{caption}" not in places or not set(places) <= {"{caption}", "{trigger}"}:
-            raise ValueError(f'trigger_template must have {{caption}} in it, and nothing else in braces but {{trigger}}, got "{self.trigger_template}"')
+            raise ValueError(
+                f"trigger_template must have {{caption}} in it, and nothing else in braces but {{trigger}}, got "
+                f'"{self.trigger_template}"'
+            )
 
     @property
     def request(self) -> str:
@@ -62,18 +97,28 @@ class CaptionerConfig:
 
 
 class Captioner(Protocol):
-    """A model that describes pictures. `identity` changes whenever the same picture may get another text."""
+    """A model that describes pictures. `identity` changes whenever the same picture may get another
+    text.
+    """
 
     @property
     def identity(self) -> str: ...
 
     def describe(
-        self, pictures: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
+        self,
+        pictures: Sequence[Image.Image],
+        *,
+        prompt: str,
+        num_beams: int,
+        max_new_tokens: int,
+        check_interrupted: Callable[[], None],
     ) -> list[str]: ...
 
 
 class CaptionCache:
-    """Texts that a model gave, as UTF-8 files below `folder`/captions, named by what they were made from. None keeps them in memory only."""
+    """Texts that a model gave, as UTF-8 files below `folder`/captions, named by what they were made
+    from. None keeps them in memory only.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -94,15 +139,23 @@ class CaptionCache:
         return self._folder / "captions" / key[:2] / f"{key}.txt"
 
 
-def caption_dataset(dataset: Dataset, captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache) -> Dataset:
-    """The dataset with captions from the model. What the cache has is not asked again: when it has all, the model is not even loaded.
+def caption_dataset(
+    dataset: Dataset, captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache
+) -> Dataset:
+    """The dataset with captions from the model. What the cache has is not asked again: when it has
+    all, the model is not even loaded.
 
     Raises:
-        ValueError: a picture got an empty caption (the message names it; nothing was written), or two pictures share one caption file.
+        ValueError: a picture got an empty caption (the message names it; nothing was written), or
+            two pictures share one caption file.
         Interrupted: the user cancelled; the captions so far are in the cache.
     """
     uncaptioned = _names_without_caption(dataset)
-    chosen = [index for index, image in enumerate(dataset.images) if config.existing_captions != "keep" or image.name in uncaptioned]
+    chosen = [
+        index
+        for index, image in enumerate(dataset.images)
+        if config.existing_captions != "keep" or image.name in uncaptioned
+    ]
     images = [dataset.images[index] for index in chosen]
     if config.write_files:
         _require_own_files(images, dataset.images)
@@ -129,12 +182,16 @@ def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
     captioned = dataset.with_captions(captions)
     empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
     if empty:
-        raise ValueError(f"{_shown(empty)}: the caption that came is empty. Does the captioning node give a text for every picture?")
+        raise ValueError(
+            f"{_shown(empty)}: the caption that came is empty. Does the captioning node give a text for every picture?"
+        )
     return captioned
 
 
 def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigger_word: str) -> str:
-    """What the picture's caption becomes: the model's text with the trigger word, or what was there with the text behind it."""
+    """What the picture's caption becomes: the model's text with the trigger word, or what was there
+    with the text behind it.
+    """
     if not (existing and config.existing_captions == "append"):
         return _with_trigger(text, trigger_word, config.trigger_template)
     return "\n".join(_appended(line, text) for line in existing.split("\n"))
@@ -156,12 +213,16 @@ def _appended(existing: str, text: str) -> str:
 
 
 def _names_without_caption(dataset: Dataset) -> set[str]:
-    """What stands in for a caption that is not there (the trigger word alone, the fallback caption) is none; the report names such pictures."""
+    """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
+    is none; the report names such pictures.
+    """
     noted = {note.name for note in dataset.report.notes if "no caption" in note.reason}
     return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
 
 
-def _describe(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache) -> list[str]:
+def _describe(
+    images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache
+) -> list[str]:
     """The final texts, cleaned, none of them empty."""
     host.report(StageStarted("captioning", len(images)))
     keys = _cache_keys(images, captioner, config) if images else []
@@ -229,7 +290,10 @@ def _require_own_files(images: list[TrainingImage], all_images: list[TrainingIma
     for image in all_images:
         other = name_by_file.setdefault(_caption_file(image), image.name)
         if other != image.name and _caption_file(image) in written:
-            raise ValueError(f"{other} and {image.name} have the same caption file, {_caption_file(image).name}. Rename one of them, or turn off write_files")
+            raise ValueError(
+                f"{other} and {image.name} have the same caption file, {_caption_file(image).name}. Rename one of "
+                "them, or turn off write_files"
+            )
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -239,4 +303,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _summary(num_captioned: int, num_images: int, *, is_written: bool) -> str:
     kept = f", {counted(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
-    return f"{counted(num_captioned, 'picture')} captioned{kept}{', files written' if is_written and num_captioned else ''}"
+    return (
+        f"{counted(num_captioned, 'picture')} "
+        f"captioned{kept}{', files written' if is_written and num_captioned else ''}"
+    )

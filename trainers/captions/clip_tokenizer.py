@@ -1,7 +1,9 @@
-"""CLIP's tokenizer for SDXL: captions to chunks of 77 token ids, as ComfyUI feeds them to its text encoders.
+"""CLIP's tokenizer for SDXL: captions to chunks of 77 token ids, as ComfyUI feeds them to its text
+encoders.
 
-The vocabulary is CLIP's own (clip_vocabulary/merges.txt, from OpenAI CLIP, MIT licence), the same for every SDXL model, so
-nothing has to be downloaded and a folder's own tokenizer files are not needed.
+The vocabulary is CLIP's own (clip_vocabulary/merges.txt, from OpenAI CLIP, MIT licence), the same
+for every SDXL model, so nothing has to be downloaded and a folder's own tokenizer files are not
+needed.
 """
 
 from functools import cache
@@ -22,8 +24,9 @@ _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 def tokenize(captions: list[str], *, pad_token: int) -> list[torch.Tensor]:
     """Token ids of each caption, int64 [num_chunks, 77].
 
-    Every chunk is START + 75 tokens + END, as ComfyUI builds it, so that a long caption counts to its last word. A chunk that is
-    not full ends with END and is padded with `pad_token` (END for text encoder 1, 0, which is "!", for text encoder 2).
+    Every chunk is START + 75 tokens + END, as ComfyUI builds it, so that a long caption counts to
+    its last word. A chunk that is not full ends with END and is padded with `pad_token` (END for
+    text encoder 1, 0, which is "!", for text encoder 2).
     """
     return [_chunks(ids, pad_token) for ids in token_ids(captions)]
 
@@ -48,9 +51,16 @@ def _chunks(ids: list[int], pad_token: int) -> torch.Tensor:
 
 @cache
 def _clip_tokenizer() -> Tokenizer:
-    merges: list[tuple[str, str]] = [(first, second) for first, second in (line.split() for line in MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:])]
-    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(merges), merges=merges, end_of_word_suffix="</w>", fuse_unk=False))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    merges: list[tuple[str, str]] = [
+        (first, second)
+        for first, second in (line.split() for line in MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:])
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(vocab=_vocabulary(merges), merges=merges, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +68,9 @@ def _clip_tokenizer() -> Tokenizer:
 
 
 def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's vocabulary is its 256 bytes, the same with an end-of-word mark, one token per merge, and two marks."""
+    """CLIP's vocabulary is its 256 bytes, the same with an end-of-word mark, one token per merge,
+    and two marks.
+    """
     byte_symbols = _byte_symbols()
     tokens = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols), *("".join(pair) for pair in merges)]
     return {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

@@ -1,4 +1,6 @@
-"""What a person does to captions: edits of single ones, changes to many at once, and what is to be known of each. Keeps no state."""
+"""What a person does to captions: edits of single ones, changes to many at once, and what is to be
+known of each. Keeps no state.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,9 @@ class CaptionEdit:
 
 @dataclass(frozen=True)
 class EditedCaptions:
-    """One caption per picture, in their order. outdated: pictures whose incoming caption has changed since it was edited."""
+    """One caption per picture, in their order. outdated: pictures whose incoming caption has
+    changed since it was edited.
+    """
 
     captions: list[str]
     edited: list[str] = field(default_factory=list)
@@ -35,7 +39,9 @@ class EditedCaptions:
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """num_tokens: of CLIP, without the marks at both ends of a chunk. has_trigger_word: in every line. An empty caption counts one chunk."""
+    """num_tokens: of CLIP, without the marks at both ends of a chunk. has_trigger_word: in every
+    line. An empty caption counts one chunk.
+    """
 
     num_tokens: int
     num_chunks: int
@@ -43,7 +49,8 @@ class CaptionFacts:
 
 
 def parse_edits(text: str) -> dict[str, CaptionEdit]:
-    """Edits by the picture's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption": "...", "incoming": "..."}}, or nothing.
+    """Edits by the picture's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption":
+    "...", "incoming": "..."}}, or nothing.
 
     Raises:
         ValueError: it is something else; the message says where.
@@ -53,7 +60,10 @@ def parse_edits(text: str) -> dict[str, CaptionEdit]:
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"PICTURE": "caption"}}') from None
+        raise ValueError(
+            f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"PICTURE": '
+            f'"caption"}}'
+        ) from None
     if not isinstance(entries, dict):
         raise ValueError(f'edits must be an object such as {{"PICTURE": "caption"}}, got {type(entries).__name__}')
     return {key: _parse_edit(key, entry) for key, entry in entries.items()}
@@ -66,11 +76,16 @@ def _parse_edit(key: str, entry: object) -> CaptionEdit:
         caption, incoming = entry.get("caption"), entry.get("incoming")
         if isinstance(caption, str) and (incoming is None or isinstance(incoming, str)):
             return CaptionEdit(caption, incoming)
-    raise ValueError(f'edits: {key} must be a caption, or {{"caption": "...", "incoming": "..."}}, got {json.dumps(entry, ensure_ascii=False)[:80]}')
+    raise ValueError(
+        f'edits: {key} must be a caption, or {{"caption": "...", "incoming": "..."}}, got '
+        f"{json.dumps(entry, ensure_ascii=False)[:80]}"
+    )
 
 
 def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit]) -> EditedCaptions:
-    """An edit under a picture's name counts before one under its sha256; one under neither is named in `unknown`."""
+    """An edit under a picture's name counts before one under its sha256; one under neither is named
+    in `unknown`.
+    """
     result = EditedCaptions([])
     used: set[str] = set()
     for image in images:
@@ -87,7 +102,9 @@ def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit
 
 
 def review_key(dataset: Dataset) -> str:
-    """Another one as soon as a picture, its name, its trigger word or its incoming caption is another."""
+    """Another one as soon as a picture, its name, its trigger word or its incoming caption is
+    another.
+    """
     content = [(image.sha256, image.name, dataset.trigger_word_of(image), image.caption) for image in dataset.images]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -99,12 +116,19 @@ def inspect_caption(caption: str, trigger_word: str) -> CaptionFacts:
 
 
 def change_captions(
-    captions: Sequence[str], operation: Operation, text: str, replacement: str = "", *, match_case: bool = False, whole_words: bool = True
+    captions: Sequence[str],
+    operation: Operation,
+    text: str,
+    replacement: str = "",
+    *,
+    match_case: bool = False,
+    whole_words: bool = True,
 ) -> list[str]:
     """The captions with `text` added, removed or replaced.
 
-    What is added is put between commas, and not again where it already stands between commas. Where something was removed, the
-    commas and spaces that it leaves behind go too. match_case and whole_words say what counts as `text`.
+    What is added is put between commas, and not again where it already stands between commas. Where
+    something was removed, the commas and spaces that it leaves behind go too. match_case and
+    whole_words say what counts as `text`.
 
     Raises:
         ValueError: an unknown operation, or no text.

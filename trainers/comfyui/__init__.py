@@ -1,1 +1,3 @@
-"""Driving a ComfyUI from outside: find an installation, start its server, queue prompts. Imports none of ComfyUI's modules."""
+"""Driving a ComfyUI from outside: find an installation, start its server, queue prompts. Imports
+none of ComfyUI's modules.
+"""

@@ -1,4 +1,6 @@
-"""A client of ComfyUI's server: queues an API-format prompt and follows it over the websocket. Knows nothing of single nodes."""
+"""A client of ComfyUI's server: queues an API-format prompt and follows it over the websocket.
+Knows nothing of single nodes.
+"""
 
 import asyncio
 import json
@@ -30,8 +32,9 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Message:
     """What the server said, and how many seconds after the prompt was queued.
 
-    kind: ComfyUI's name of the event ("executing", "progress_state", "executed", ...), or for its binary messages
-    "progress_text" (data: node, text) or "preview" (data: node, image, the bytes of a JPEG or PNG file).
+    kind: ComfyUI's name of the event ("executing", "progress_state", "executed", ...), or for its
+    binary messages "progress_text" (data: node, text) or "preview" (data: node, image, the bytes of
+    a JPEG or PNG file).
     """
 
     seconds: float
@@ -50,7 +53,9 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Result:
-    """A prompt that has run. outputs: what each output node showed, by node id and kind, such as outputs["9"]["images"]."""
+    """A prompt that has run. outputs: what each output node showed, by node id and kind, such as
+    outputs["9"]["images"].
+    """
 
     prompt_id: str
     history: dict[str, Any]
@@ -63,19 +68,42 @@ class Result:
     def files(self, node: str | None = None) -> list[OutputFile]:
         """The files that all nodes, or the given one, have shown, each once."""
         shown = [self.outputs.get(node, {})] if node else self.outputs.values()
-        entries = [entry for output in shown for values in output.values() for entry in values if isinstance(entry, dict) and "filename" in entry]
-        return list(dict.fromkeys(OutputFile(entry["filename"], entry.get("subfolder", ""), entry.get("type", "output")) for entry in entries))
+        entries = [
+            entry
+            for output in shown
+            for values in output.values()
+            for entry in values
+            if isinstance(entry, dict) and "filename" in entry
+        ]
+        return list(
+            dict.fromkeys(
+                OutputFile(entry["filename"], entry.get("subfolder", ""), entry.get("type", "output"))
+                for entry in entries
+            )
+        )
 
     def texts(self, node: str) -> list[str]:
         """The progress texts of a node."""
-        return [message.data["text"] for message in self.messages if message.kind == "progress_text" and message.data["node"] == node]
+        return [
+            message.data["text"]
+            for message in self.messages
+            if message.kind == "progress_text" and message.data["node"] == node
+        ]
 
     def previews(self, node: str) -> list[bytes]:
-        return [message.data["image"] for message in self.messages if message.kind == "preview" and message.data["node"] == node]
+        return [
+            message.data["image"]
+            for message in self.messages
+            if message.kind == "preview" and message.data["node"] == node
+        ]
 
     def executed_nodes(self) -> list[str]:
         """The nodes that ran, in order: what came from the cache is not among them."""
-        return [message.data["node"] for message in self.messages if message.kind == "executing" and message.data.get("node")]
+        return [
+            message.data["node"]
+            for message in self.messages
+            if message.kind == "executing" and message.data.get("node")
+        ]
 
 
 class PromptRejected(ValueError):
@@ -116,8 +144,11 @@ class ComfyClient:
             return False
         return True
 
-    def run(self, prompt: Prompt, *, on_message: Callable[[Message], None] | None = None, keep_messages: bool = True) -> Result:
-        """Queue the prompt and follow it to its end. on_message gets each message at once, and may call `interrupt`.
+    def run(
+        self, prompt: Prompt, *, on_message: Callable[[Message], None] | None = None, keep_messages: bool = True
+    ) -> Result:
+        """Queue the prompt and follow it to its end. on_message gets each message at once, and may
+        call `interrupt`.
 
         keep_messages: false for long runs, whose messages would fill the memory.
 
@@ -146,7 +177,9 @@ class ComfyClient:
         return Result(self._prompt_id, self._wait_for_history(), messages)
 
     def interrupt(self) -> None:
-        """Stop the prompt that `run` is following, or take it out of the queue; `run` then raises PromptInterrupted."""
+        """Stop the prompt that `run` is following, or take it out of the queue; `run` then raises
+        PromptInterrupted.
+        """
         self._is_interrupted = True
         if self._prompt_id:  # without it, /interrupt would stop whatever anybody runs there
             self.post("/queue", {"delete": [self._prompt_id]})
@@ -169,7 +202,10 @@ class ComfyClient:
     async def _run(self, prompt: Prompt, take: Callable[[Message], None]) -> None:
         client_id = uuid.uuid4().hex
         connection = aiohttp.ClientSession()
-        async with connection, connection.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0, heartbeat=HEARTBEAT) as socket:
+        async with (
+            connection,
+            connection.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0, heartbeat=HEARTBEAT) as socket,
+        ):
             await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             connected_at = time.monotonic()
             while (await self._receive(socket.receive, connected_at)).kind != "feature_flags":
@@ -194,14 +230,19 @@ class ComfyClient:
         while True:
             frame = await receive()
             if frame.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                raise ConnectionError(f"ComfyUI at {self.url} closed the connection. Its log says why; the prompt may go on running if the server does")
+                raise ConnectionError(
+                    f"ComfyUI at {self.url} closed the connection. Its log says why; the prompt may go on running "
+                    "if the server does"
+                )
             message = _decode(frame, time.monotonic() - queued_at)
             if message is not None:
                 return message
 
     def _queue(self, prompt: Prompt, client_id: str) -> None:
         try:
-            answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": client_id, "prompt_id": self._prompt_id}))
+            answer = json.loads(
+                self.post("/prompt", {"prompt": prompt, "client_id": client_id, "prompt_id": self._prompt_id})
+            )
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
@@ -265,7 +306,9 @@ def _describe_node_errors(node_errors: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _describe_error(error: dict[str, Any], input_name: str | None = None) -> str:
-    """The message and its details, without the input's name that ComfyUI puts before the details."""
+    """The message and its details, without the input's name that ComfyUI puts before the
+    details.
+    """
     message, details = error.get("message", "no reason given"), error.get("details", "")
     for separator in (" - ", ": ", ", ", " "):
         details = details.removeprefix(f"{input_name}{separator}")

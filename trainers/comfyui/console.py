@@ -1,4 +1,6 @@
-"""A prompt on the console: a bar for each node while it runs, Ctrl-C, and the files that come out."""
+"""A prompt on the console: a bar for each node while it runs, Ctrl-C, and the files that come
+out.
+"""
 
 import signal
 import sys
@@ -14,7 +16,9 @@ from .client import ComfyClient, Message, OutputFile, Prompt, Result
 
 
 def run_prompt(client: ComfyClient, prompt: Prompt) -> Result:
-    """Run it with bars. Ctrl-C interrupts it and waits for the end; a second Ctrl-C does not wait."""
+    """Run it with bars. Ctrl-C interrupts it and waits for the end; a second Ctrl-C does not
+    wait.
+    """
     with NodeBars(prompt) as bars, _interrupting(client):
         return client.run(prompt, on_message=bars.show, keep_messages=False)
 
@@ -42,7 +46,9 @@ class NodeBars:
 
     def _move(self, node: str, step: int, total: int, *, is_running: bool) -> None:
         if is_running and node not in self._bars:
-            self._bars[node] = tqdm(desc=self._title(node), dynamic_ncols=True, leave=False, bar_format="{desc} {elapsed}{postfix}")
+            self._bars[node] = tqdm(
+                desc=self._title(node), dynamic_ncols=True, leave=False, bar_format="{desc} {elapsed}{postfix}"
+            )
         bar = self._bars.get(node)
         if bar is None or bar.disable:
             return
@@ -77,7 +83,9 @@ def save_files(client: ComfyClient, files: list[OutputFile], folder: Path) -> li
     for file in files:
         path = folder / ("temp" if file.type == "temp" else "") / file.subfolder / file.filename
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"the server names a file outside its own folder, {file.subfolder}/{file.filename}: it was not written")
+            raise ValueError(
+                f"the server names a file outside its own folder, {file.subfolder}/{file.filename}: it was not written"
+            )
         with atomic_write(path) as temporary:
             temporary.write_bytes(client.fetch(file))
         written.append(path)

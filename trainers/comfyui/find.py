@@ -1,4 +1,6 @@
-"""Finds a ComfyUI checkout with an interpreter that can run it and this pack, and says what is missing where there is none."""
+"""Finds a ComfyUI checkout with an interpreter that can run it and this pack, and says what is
+missing where there is none.
+"""
 
 import json
 import os
@@ -11,7 +13,13 @@ PACK = Path(__file__).parents[2]
 MINIMUM_VERSION = (0, 33)
 HOST_PACKAGES = ("torch", "aiohttp", "transformers")
 OUR_PACKAGES = ("diffusers", "peft")
-INTERPRETERS = ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe")
+INTERPRETERS = (
+    "venv/bin/python",
+    ".venv/bin/python",
+    "venv/Scripts/python.exe",
+    ".venv/Scripts/python.exe",
+    "../python_embeded/python.exe",
+)
 HOW_TO_GET_COMFYUI = "Get it with `pip install comfy-cli && comfy install`, or set COMFYUI_DIR to the folder of yours."
 
 
@@ -27,13 +35,15 @@ class NoComfyUI(RuntimeError):
 
 
 def find_comfyui() -> Installation:
-    """The ComfyUI in COMFYUI_DIR, else the one whose custom_nodes folder holds this pack, else ~/comfy/ComfyUI.
+    """The ComfyUI in COMFYUI_DIR, else the one whose custom_nodes folder holds this pack, else
+    ~/comfy/ComfyUI.
 
     Its interpreter is COMFYUI_PYTHON, else the one of the checkout's own venv or .venv.
 
     Raises:
         NoComfyUI: nothing was found, or what was found lacks something.
-        ValueError: COMFYUI_DIR or COMFYUI_PYTHON is set, and wrong. Another place is not looked at then.
+        ValueError: COMFYUI_DIR or COMFYUI_PYTHON is set, and wrong. Another place is not looked at
+            then.
     """
     folder = _find_folder()
     version = _read_version(folder)
@@ -47,7 +57,10 @@ def _find_folder() -> Path:
     if chosen:
         folder = Path(chosen).expanduser().absolute()
         if not _is_checkout(folder):
-            raise ValueError(f"COMFYUI_DIR is {chosen}, which has no main.py and comfyui_version.py. Set it to ComfyUI's own folder, or unset it")
+            raise ValueError(
+                f"COMFYUI_DIR is {chosen}, which has no main.py and comfyui_version.py. Set it to ComfyUI's own "
+                "folder, or unset it"
+            )
         return folder
     places = [Path.home() / "comfy" / "ComfyUI"]
     if PACK.parent.name == "custom_nodes":
@@ -63,10 +76,15 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def _read_version(folder: Path) -> str:
-    found = re.search(r'__version__ = "((\d+)\.(\d+)[^"]*)"', (folder / "comfyui_version.py").read_text(encoding="utf-8"))
+    found = re.search(
+        r'__version__ = "((\d+)\.(\d+)[^"]*)"', (folder / "comfyui_version.py").read_text(encoding="utf-8")
+    )
     if found is None or (int(found[2]), int(found[3])) < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
-        raise NoComfyUI(f"the ComfyUI in {folder} has version {found[1] if found else 'unknown'}, and {needed} or newer is needed. Update it")
+        raise NoComfyUI(
+            f"the ComfyUI in {folder} has version {found[1] if found else 'unknown'}, and {needed} or newer is "
+            "needed. Update it"
+        )
     return found[1]
 
 
@@ -75,7 +93,10 @@ def _find_interpreter(folder: Path) -> Path:
     if chosen:
         python = Path(chosen).expanduser().absolute()
         if not python.is_file():
-            raise ValueError(f"COMFYUI_PYTHON is {chosen}, which is no file. Set it to the interpreter that runs ComfyUI, or unset it")
+            raise ValueError(
+                f"COMFYUI_PYTHON is {chosen}, which is no file. Set it to the interpreter that runs ComfyUI, or "
+                "unset it"
+            )
         return python
     for place in INTERPRETERS:
         if (folder / place).is_file():
@@ -85,17 +106,35 @@ def _find_interpreter(folder: Path) -> Path:
 
 def _check_packages(folder: Path, python: Path) -> None:
     """Without importing them, which takes seconds."""
-    probe = f"import importlib.util, json; print(json.dumps([name for name in {HOST_PACKAGES + OUR_PACKAGES!r} if importlib.util.find_spec(name) is None]))"
+    probe = (
+        f"import importlib.util, json; print(json.dumps([name for name in {HOST_PACKAGES + OUR_PACKAGES!r} if "
+        "importlib.util.find_spec(name) is None]))"
+    )
     try:
-        result = subprocess.run([str(python), "-c", probe], cwd=folder, env=environment_without_ours(), capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run(
+            [str(python), "-c", probe],
+            cwd=folder,
+            env=environment_without_ours(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError) as error:
-        raise NoComfyUI(f"{python} does not run: {error}. Set COMFYUI_PYTHON to the interpreter that runs ComfyUI") from error
+        raise NoComfyUI(
+            f"{python} does not run: {error}. Set COMFYUI_PYTHON to the interpreter that runs ComfyUI"
+        ) from error
     missing = json.loads(result.stdout)
     if missing:
         requirements = (PACK if set(missing) <= set(OUR_PACKAGES) else folder) / "requirements.txt"
-        raise NoComfyUI(f"{python}, which runs the ComfyUI in {folder}, lacks {', '.join(missing)}. Run: {python} -m pip install -r {requirements}")
+        raise NoComfyUI(
+            f"{python}, which runs the ComfyUI in {folder}, lacks {', '.join(missing)}. Run: {python} -m pip "
+            f"install -r {requirements}"
+        )
 
 
 def environment_without_ours() -> dict[str, str]:
-    """The environment variables without PYTHONPATH, which is meant for our interpreter and not for theirs."""
+    """The environment variables without PYTHONPATH, which is meant for our interpreter and not for
+    theirs.
+    """
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -20,8 +20,14 @@ def read_prompt(path: Path) -> Prompt:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if isinstance(prompt, dict) and "nodes" in prompt:
         raise ValueError(f"{path} is a workflow of the editor. Open it in ComfyUI and choose Workflow > Export (API)")
-    if not isinstance(prompt, dict) or not prompt or not all(isinstance(node, dict) and "class_type" in node for node in prompt.values()):
-        raise ValueError(f"{path} is no prompt in API format: an object with one entry for each node, which has a class_type")
+    if (
+        not isinstance(prompt, dict)
+        or not prompt
+        or not all(isinstance(node, dict) and "class_type" in node for node in prompt.values())
+    ):
+        raise ValueError(
+            f"{path} is no prompt in API format: an object with one entry for each node, which has a class_type"
+        )
     return prompt
 
 
@@ -47,7 +53,8 @@ def find_nodes(prompt: Prompt, name: str) -> list[str]:
 
 
 def apply_settings(prompt: Prompt, settings: Iterable[Setting], client: ComfyClient) -> None:
-    """Change the prompt. The server knows the inputs that a node may have beside those in the prompt.
+    """Change the prompt. The server knows the inputs that a node may have beside those in the
+    prompt.
 
     Raises:
         ValueError: there is no such node, or it has no such input.

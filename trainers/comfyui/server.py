@@ -21,14 +21,21 @@ HAS_ACCELERATOR = "import torch; raise SystemExit(0 if getattr(torch, 'accelerat
 
 
 class ComfyServer:
-    """A context manager: inside the block the server answers at `url`, and `client` queues prompts there.
+    """A context manager: inside the block the server answers at `url`, and `client` queues prompts
+    there.
 
-    cpu: None takes the GPU where the installation's torch sees one. log: everything that the server prints; read it with `log_text`.
-    flags: more of ComfyUI's own, such as --bf16-unet.
+    cpu: None takes the GPU where the installation's torch sees one. log: everything that the server
+    prints; read it with `log_text`. flags: more of ComfyUI's own, such as --bf16-unet.
     """
 
     def __init__(
-        self, installation: Installation, *, log: Path, base_directory: Path | None = None, cpu: bool | None = None, flags: Sequence[str] = ()
+        self,
+        installation: Installation,
+        *,
+        log: Path,
+        base_directory: Path | None = None,
+        cpu: bool | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self.installation = installation
         self.base_directory = base_directory.absolute() if base_directory else None
@@ -51,7 +58,9 @@ class ComfyServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._process is not None:
             self._stop(self._process)
 
@@ -70,7 +79,8 @@ class ComfyServer:
             env={"HF_HUB_OFFLINE": "1", **environment_without_ours(), "PYTHONUNBUFFERED": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A group of its own, so that Ctrl-C in the terminal is ours alone: we ask the server to interrupt, and it cleans up.
+            # A group of its own, so that Ctrl-C in the terminal is ours alone: we ask the server to
+            # interrupt, and it cleans up.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
@@ -87,13 +97,20 @@ class ComfyServer:
         if self._cpu is not None:
             return self._cpu
         command = [str(self.installation.python), "-c", HAS_ACCELERATOR]
-        return subprocess.run(command, check=False, cwd=self.installation.folder, env=environment_without_ours()).returncode != 0
+        return (
+            subprocess.run(
+                command, check=False, cwd=self.installation.folder, env=environment_without_ours()
+            ).returncode
+            != 0
+        )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not self.client.is_ready():
             if process.poll() is not None:
-                raise RuntimeError(f"ComfyUI stopped while it started, with status {process.returncode}:\n{self._log_tail()}")
+                raise RuntimeError(
+                    f"ComfyUI stopped while it started, with status {process.returncode}:\n{self._log_tail()}"
+                )
             if time.monotonic() > deadline:
                 raise RuntimeError(f"ComfyUI did not answer within {START_TIMEOUT:.0f} s:\n{self._log_tail()}")
             time.sleep(0.25)
@@ -111,7 +128,9 @@ class ComfyServer:
 
 
 def prepare_base_directory(folder: Path, packs: Mapping[str, Path]) -> None:
-    """Make the folders that ComfyUI expects in a base directory, with a link in custom_nodes for each pack."""
+    """Make the folders that ComfyUI expects in a base directory, with a link in custom_nodes for
+    each pack.
+    """
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, pack in packs.items():

@@ -16,15 +16,26 @@ SUMMARY = "caption a folder of pictures with Florence-2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="folder of a Florence-2 model: microsoft's, florence-community's, PromptGen or another")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="folder of a Florence-2 model: microsoft's, florence-community's, PromptGen or another",
+    )
     parser.add_argument("--device", help="torch device, such as cuda:1 or cpu (default: the best there is)")
-    parser.add_argument("--cache-dir", type=Path, help="folder that keeps captions, so that a second run costs nothing (default: the user's cache folder)")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        help="folder that keeps captions, so that a second run costs nothing (default: the user's cache folder)",
+    )
     add_flags(parser, DatasetConfig)
     add_flags(parser, CaptionerConfig)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints every picture's name and caption, a tab between them; what happens meanwhile goes to stderr."""
+    """Prints every picture's name and caption, a tab between them; what happens meanwhile goes to
+    stderr.
+    """
     given = vars(options)
     if "images" not in given:
         raise ValueError("missing --images")
@@ -35,17 +46,27 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def caption(dataset_config: DatasetConfig, config: CaptionerConfig, *, model: Path, device: str | None = None, cache_dir: Path | None = None) -> "Dataset":
+def caption(
+    dataset_config: DatasetConfig,
+    config: CaptionerConfig,
+    *,
+    model: Path,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+) -> "Dataset":
     ModelFolder.open(model)
     dataset = scan_folder(dataset_config)
-    # torch and transformers take seconds to import: what settings and folders show must not wait for them
+    # torch and transformers take seconds to import: what settings and folders show must not wait
+    # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
     from ..files.tensor_cache import default_cache_folder
     from ..training.host import ConsoleHost, chosen_device
 
     torch_device = chosen_device(device)
-    captioner = Florence2Captioner(model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device))
+    captioner = Florence2Captioner(
+        model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device)
+    )
     with ConsoleHost(torch_device) as host:
         return caption_dataset(dataset, captioner, config, host, CaptionCache(cache_dir or default_cache_folder()))
 

@@ -1,4 +1,6 @@
-"""Check a dataset and its settings before training: what will be used, what it will cost, what to mend. No model is loaded. Exits with 1 when refused."""
+"""Check a dataset and its settings before training: what will be used, what it will cost, what to
+mend. No model is loaded. Exits with 1 when refused.
+"""
 
 import argparse
 import json
@@ -40,9 +42,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(settings: dict[str, Any]) -> FlightReport:
-    """Raises what the training would raise for a wrong setting, a folder without pictures, or an output that exists."""
+    """Raises what the training would raise for a wrong setting, a folder without pictures, or an
+    output that exists.
+    """
     dataset_settings = dataset_configs(settings)
-    config, buckets, captions, flight_check = (build_config(kind, settings) for kind in (SDXLConfig, BucketConfig, CaptionConfig, FlightCheckConfig))
+    config, buckets, captions, flight_check = (
+        build_config(kind, settings) for kind in (SDXLConfig, BucketConfig, CaptionConfig, FlightCheckConfig)
+    )
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
         RunFolder(output_folder, settings["output"])
@@ -54,7 +60,15 @@ def check(settings: dict[str, Any]) -> FlightReport:
 
     with ConsoleHost() as host:
         surroundings = _surroundings(config, settings.get("device"), output_folder)
-        return check_flight(dataset, config, buckets, flight_check, surroundings, captions=captions, check_interrupted=host.check_interrupted)
+        return check_flight(
+            dataset,
+            config,
+            buckets,
+            flight_check,
+            surroundings,
+            captions=captions,
+            check_interrupted=host.check_interrupted,
+        )
 
 
 def _surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:

@@ -1,4 +1,6 @@
-"""Run a prompt in API format on a ComfyUI: one that runs already, or one that is found and started for it, without a window."""
+"""Run a prompt in API format on a ComfyUI: one that runs already, or one that is found and started
+for it, without a window.
+"""
 
 import argparse
 import sys
@@ -16,7 +18,9 @@ OUR_NODES = "LoRATrainer_"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", type=Path, metavar="PROMPT.json", help="what ComfyUI writes with Workflow > Export (API)")
+    parser.add_argument(
+        "prompt", type=Path, metavar="PROMPT.json", help="what ComfyUI writes with Workflow > Export (API)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -24,8 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODE.INPUT=VALUE",
         help="another value for an input, JSON or text; NODE is an id or a class; may be repeated",
     )
-    parser.add_argument("--server", metavar="URL", help="a ComfyUI that runs, such as http://127.0.0.1:8188 (default: start the one that is found)")
-    parser.add_argument("--output-dir", type=Path, default=Path("output"), help="where a folder for the pictures is made (default: output)")
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="a ComfyUI that runs, such as http://127.0.0.1:8188 (default: start the one that is found)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("output"),
+        help="where a folder for the pictures is made (default: output)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,8 +69,12 @@ def _connect(server: str | None, prompt: "Prompt", *, log: Path) -> "Iterator[Co
         return
     installation = find_comfyui()
     custom_nodes = installation.folder / "custom_nodes"
-    if any(node["class_type"].startswith(OUR_NODES) for node in prompt.values()) and not any(entry.resolve() == PACK for entry in custom_nodes.iterdir()):
-        raise ValueError(f"{custom_nodes} does not have this pack. Move or link {PACK} there, or give --server a ComfyUI that has it")
+    if any(node["class_type"].startswith(OUR_NODES) for node in prompt.values()) and not any(
+        entry.resolve() == PACK for entry in custom_nodes.iterdir()
+    ):
+        raise ValueError(
+            f"{custom_nodes} does not have this pack. Move or link {PACK} there, or give --server a ComfyUI that has it"
+        )
     print(f"Starting ComfyUI {installation.version} in {installation.folder} ...", file=sys.stderr)
     with ComfyServer(installation, log=log) as comfyui:
         yield comfyui.client

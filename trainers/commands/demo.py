@@ -1,6 +1,8 @@
-"""Train a LoRA from a folder of twelve pictures on the embedded base model, and show what it learned. No GPU, no download.
+"""Train a LoRA from a folder of twelve pictures on the embedded base model, and show what it
+learned. No GPU, no download.
 
-Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the training core runs alone.
+Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the
+training core runs alone.
 """
 
 import argparse
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
-# What differs from the defaults: the base model draws 128 x 128 pixels, and so small a model needs a high learning rate.
+# What differs from the defaults: the base model draws 128 x 128 pixels, and so small a model needs
+# a high learning rate.
 SETTINGS = {
     "resolution": 128,
     "bucket_reso_steps": 32,
@@ -27,9 +30,16 @@ SETTINGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="folder for everything the demo writes (default: demo_output)")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for everything the demo writes (default: demo_output)",
+    )
     parser.add_argument("--core", action="store_true", help="by the training core alone, also where a ComfyUI is found")
-    parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"], help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=SETTINGS["max_train_steps"], help="optimizer steps (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,7 +73,8 @@ Loss curve          {demo.run_folder / "loss.png"}
 Dataset report      {demo.run_folder / "dataset.txt"}
 ComfyUI's folders   {folder / "comfyui"}
 
-New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:.2f} for a prompt with "{TRIGGER_WORD}" (1.0: a perfect drawing)"""
+New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:.2f} (1.0: a perfect drawing)
+                    for a prompt with the word {TRIGGER_WORD}"""
     )
 
 
@@ -106,6 +117,8 @@ Loss curve          {run_folder / "loss.png"}
 Dataset report      {run_folder / "dataset.txt"}
 Base model          {base}
 
-New concept         fidelity {comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f} (1.0: a perfect drawing) for prompts with "{TRIGGER_WORD}"
-Old prompts         {comparison.old_right_before:.0%} right -> {comparison.old_right_after:.0%} right, mean pixel change {comparison.drift:.1f} of 255"""
+New concept         fidelity {comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f} (1.0: perfect)
+                    for prompts with "{TRIGGER_WORD}"
+Old prompts         {comparison.old_right_before:.0%} right -> {comparison.old_right_after:.0%} right,
+                    mean pixel change {comparison.drift:.1f} of 255"""
     )

@@ -1,4 +1,6 @@
-"""Train a LoRA with Musubi Tuner: Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others. `plan` shows what `train` would do, `doctor` whether it can."""
+"""Train a LoRA with Musubi Tuner: Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others. `plan` shows
+what `train` would do, `doctor` whether it can.
+"""
 
 import argparse
 from pathlib import Path
@@ -18,26 +20,57 @@ SUMMARY = "train a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="musubi_command", required=True)
-    train = commands.add_parser("train", help="train a LoRA", description="Train a LoRA with Musubi Tuner and convert it for ComfyUI.")
-    plan = commands.add_parser("plan", help="show the dataset file and the command lines, and run nothing", description="Show what train would do.")
-    doctor = commands.add_parser("doctor", help="say what is found of Musubi Tuner and what is missing", description="Say what is found, and what to do.")
+    train = commands.add_parser(
+        "train", help="train a LoRA", description="Train a LoRA with Musubi Tuner and convert it for ComfyUI."
+    )
+    plan = commands.add_parser(
+        "plan",
+        help="show the dataset file and the command lines, and run nothing",
+        description="Show what train would do.",
+    )
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is found of Musubi Tuner and what is missing",
+        description="Say what is found, and what to do.",
+    )
     for command in (train, plan):
         _add_job_arguments(command)
     for command in (train, plan, doctor):
-        command.add_argument("--musubi-dir", default="", help="folder of Musubi Tuner (default: MUSUBI_TUNER_DIR, or the usual places)")
-        command.add_argument("--musubi-python", default="", help="Python that has its packages (default: MUSUBI_PYTHON, or the .venv or venv in its folder)")
+        command.add_argument(
+            "--musubi-dir", default="", help="folder of Musubi Tuner (default: MUSUBI_TUNER_DIR, or the usual places)"
+        )
+        command.add_argument(
+            "--musubi-python",
+            default="",
+            help="Python that has its packages (default: MUSUBI_PYTHON, or the .venv or venv in its folder)",
+        )
 
 
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", choices=list(ARCHITECTURES), required=True, help="kind of model to train for")
     parser.add_argument("--output", required=True, help="name of the LoRA file")
-    parser.add_argument("--output-dir", type=Path, default=Path("output"), help="folder for the LoRA and its run folder (default: output)")
-    parser.add_argument("--cache-dir", type=Path, help="folder for latents and text encoder outputs, shared by all runs (default: the user's cache folder)")
-    parser.add_argument("--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner's own")
-    parser.add_argument("--control-images", help="folder of control images, for editing models: files of the same names as the pictures")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("output"),
+        help="folder for the LoRA and its run folder (default: output)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        help="folder for latents and text encoder outputs, shared by all runs (default: the user's cache folder)",
+    )
+    parser.add_argument(
+        "--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner's own"
+    )
+    parser.add_argument(
+        "--control-images", help="folder of control images, for editing models: files of the same names as the pictures"
+    )
     files = parser.add_argument_group("model files", "which of them an architecture needs, plan says")
     for name, help_text in _flags_of_rows("models").items():
-        files.add_argument("--" + name.replace("_", "-"), dest=f"model_{name}", type=Path, metavar="FILE", help=help_text)
+        files.add_argument(
+            "--" + name.replace("_", "-"), dest=f"model_{name}", type=Path, metavar="FILE", help=help_text
+        )
     options = parser.add_argument_group("options of single architectures")
     for name, help_text in _flags_of_rows("options").items():
         options.add_argument("--" + name.replace("_", "-"), dest=f"option_{name}", metavar="NAME", help=help_text)
@@ -51,7 +84,10 @@ def _flags_of_rows(kind: str) -> dict[str, str]:
     for row in ARCHITECTURES.values():
         for entry in getattr(row, kind):
             titles.setdefault(entry.name, []).append(row.name)
-    return {name: f"for {', '.join(rows)}" if len(rows) < len(ARCHITECTURES) else "for every architecture" for name, rows in titles.items()}
+    return {
+        name: f"for {', '.join(rows)}" if len(rows) < len(ARCHITECTURES) else "for every architecture"
+        for name, rows in titles.items()
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +119,9 @@ def _job(options: argparse.Namespace) -> "MusubiJob":
     models = {name: given[f"model_{name}"].absolute() for name in _flags_of_rows("models") if given[f"model_{name}"]}
     chosen = {name: given[f"option_{name}"] for name in _flags_of_rows("options") if given[f"option_{name}"]}
     _require_known(architecture, models, chosen)
-    config = from_mapping(MusubiConfig, {name: given[name] for name in field_names(MusubiConfig) if name in given}, source="settings")
+    config = from_mapping(
+        MusubiConfig, {name: given[name] for name in field_names(MusubiConfig) if name in given}, source="settings"
+    )
     return MusubiJob(architecture.name, config, models, chosen)
 
 
@@ -92,7 +130,10 @@ def _require_known(architecture: Architecture, models: dict[str, Path], options:
     strangers = sorted((models.keys() | options.keys()) - known)
     if strangers:
         flags = ", ".join("--" + name.replace("_", "-") for name in strangers)
-        raise ValueError(f"{architecture.name} has no {flags}. It has {', '.join('--' + name.replace('_', '-') for name in sorted(known))}")
+        raise ValueError(
+            f"{architecture.name} has no {flags}. It has "
+            f"{', '.join('--' + name.replace('_', '-') for name in sorted(known))}"
+        )
 
 
 def _installation(options: argparse.Namespace) -> "Installation":
@@ -106,27 +147,53 @@ def _pictures(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | No
     given = {name: value for name, value in vars(options).items() if name in field_names(DatasetConfig)}
     if options.dataset_toml:
         if given:
-            raise ValueError(f"--dataset-toml stands for all pictures: leave out {', '.join('--' + name.replace('_', '-') for name in sorted(given))}")
+            raise ValueError(
+                "--dataset-toml stands for all pictures: leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in sorted(given))}"
+            )
         return None, None, options.dataset_toml.read_text(encoding="utf-8-sig")
     if "images" not in given:
         raise ValueError("missing --images, or --dataset-toml")
     dataset = scan_folder(from_mapping(DatasetConfig, given, source="settings"))
-    control = scan_folder(DatasetConfig(images=options.control_images, keep_duplicates=True)) if options.control_images else None
+    control = (
+        scan_folder(DatasetConfig(images=options.control_images, keep_duplicates=True))
+        if options.control_images
+        else None
+    )
     return dataset, control, ""
 
 
 def _planned(
-    options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
+    options: argparse.Namespace,
+    job: "MusubiJob",
+    installation: "Installation",
+    dataset: Dataset | None,
+    control: Dataset | None,
+    dataset_toml: str,
 ) -> str:
     from ..musubi.plan import make_plan
     from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
-    return make_plan(job, dataset, installation, folder.path, _cache_root(options), name=folder.name, control=control, dataset_toml=dataset_toml).text()
+    return make_plan(
+        job,
+        dataset,
+        installation,
+        folder.path,
+        _cache_root(options),
+        name=folder.name,
+        control=control,
+        dataset_toml=dataset_toml,
+    ).text()
 
 
 def _train(
-    options: argparse.Namespace, job: "MusubiJob", installation: "Installation", dataset: Dataset | None, control: Dataset | None, dataset_toml: str
+    options: argparse.Namespace,
+    job: "MusubiJob",
+    installation: "Installation",
+    dataset: Dataset | None,
+    control: Dataset | None,
+    dataset_toml: str,
 ) -> None:
     # torch takes a second to import: a wrong setting must not wait for it
     from ..musubi.trainer import MusubiTrainer

@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], *, required: Collection[str]) -> None:
-    parser.add_argument("--config", type=Path, help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags come first")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags come first",
+    )
     for name, help_text in OWN_SETTINGS.items():
         mark = " (required)" if name in required else ""
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text + mark)
@@ -54,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_settings(options: argparse.Namespace, *, configs: Sequence[type] = CONFIGS, required: Collection[str] = REQUIRED) -> dict[str, Any]:
+def read_settings(
+    options: argparse.Namespace, *, configs: Sequence[type] = CONFIGS, required: Collection[str] = REQUIRED
+) -> dict[str, Any]:
     """Settings from the TOML file, overridden by the flags that were given."""
     known = {*OWN_SETTINGS, *(name for config_class in configs for name in field_names(config_class))}
     settings = _read_toml(options.config, known) if options.config else {}
@@ -84,7 +90,8 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
     plan = plan_crops(dataset, bucket_config, seed=config.seed)
-    # torch and diffusers take seconds to import: what settings and folder show must not wait for them.
+    # torch and diffusers take seconds to import: what settings and folder show must not wait for
+    # them.
     import torch
 
     from ..files.tensor_cache import TensorCache, default_cache_folder
@@ -117,7 +124,8 @@ def require_base_model(base: str) -> None:
 
 
 def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
-    """One for each [[datasets]] table, to which the settings outside of the tables are defaults; without tables these alone.
+    """One for each [[datasets]] table, to which the settings outside of the tables are defaults;
+    without tables these alone.
 
     A trigger word from outside is not for regularization pictures.
     """
@@ -125,9 +133,14 @@ def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
     if tables is None:
         return [build_config(DatasetConfig, settings)]
     if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
-        raise ValueError(f"datasets must be tables under [[datasets]], each with images and what else differs; got {tables!r}")
+        raise ValueError(
+            f"datasets must be tables under [[datasets]], each with images and what else differs; got {tables!r}"
+        )
     if settings.get("images"):
-        raise ValueError(f"images ({settings['images']}) and [[datasets]] are both given. Give that folder a [[datasets]] table too, or leave out one of them")
+        raise ValueError(
+            f"images ({settings['images']}) and [[datasets]] are both given. Give that folder a [[datasets]] table "
+            "too, or leave out one of them"
+        )
     defaults = own_settings(DatasetConfig, settings)
     return [_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
 

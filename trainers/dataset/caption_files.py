@@ -1,4 +1,6 @@
-"""Captions as they lie beside pictures: a text file for each picture, or one metadata.jsonl for all."""
+"""Captions as they lie beside pictures: a text file for each picture, or one metadata.jsonl for
+all.
+"""
 
 import codecs
 import json
@@ -15,7 +17,8 @@ _METADATA_KEYS = ("text", "caption", "prompt")
 
 
 def read_caption_file(picture: Path) -> tuple[str, list[str]]:
-    """The text of the picture's first caption file that has any, and what is to be noted; UTF-8, or what Windows programs write instead.
+    """The text of the picture's first caption file that has any, and what is to be noted; UTF-8, or
+    what Windows programs write instead.
 
     Lines stay lines: with use_wildcards each is a caption of its own.
     """
@@ -25,12 +28,15 @@ def read_caption_file(picture: Path) -> tuple[str, list[str]]:
             continue
         text, encoding = _decoded(caption_file.read_bytes())
         if text.strip():
-            return "\n".join(caption_lines(text)), [] if encoding == "UTF-8" else [f"{caption_file.name} is not UTF-8; it was read as {encoding}"]
+            return "\n".join(caption_lines(text)), [] if encoding == "UTF-8" else [
+                f"{caption_file.name} is not UTF-8; it was read as {encoding}"
+            ]
     return "", []
 
 
 def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
-    """Captions by picture from every folder's metadata.jsonl (HF imagefolder: file_name and text, caption or prompt), and what is wrong with which file.
+    """Captions by picture from every folder's metadata.jsonl (HF imagefolder: file_name and text,
+    caption or prompt), and what is wrong with which file.
 
     A picture that several of the files name has the caption of the first one.
     """
@@ -49,7 +55,12 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
                 useless_lines.append(str(number))
         if useless_lines:
             shown = ", ".join(useless_lines[:5]) + (", ..." if len(useless_lines) > 5 else "")
-            problems.append((path, f"line {shown}: no JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; passed over"))
+            problems.append(
+                (
+                    path,
+                    f"line {shown}: no JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; passed over",
+                )
+            )
     return captions, problems
 
 

@@ -1,4 +1,6 @@
-"""What a caption may become in training: its tags in another order or in part, one of several wordings. Which step sees which is decided elsewhere."""
+"""What a caption may become in training: its tags in another order or in part, one of several
+wordings. Which step sees which is decided elsewhere.
+"""
 
 import random
 import re
@@ -13,19 +15,36 @@ _WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 class CaptionConfig:
     """How captions are varied from sample to sample."""
 
-    shuffle_captions: bool = param(False, "Put the parts of a caption (its tags) in another order. For captions of tags, not of sentences.")
-    keep_tokens: int = param(0, "So many first parts of a caption stay in front and are never dropped. 1 for a trigger word; usually 0 to 3.", min=0, max=100)
-    caption_separator: str = param(",", "What separates the parts of a caption.", advanced=True)
-    tag_dropout: float = param(0.0, "Chance of each part of a caption to be left out, 0 to 1. Usually 0, or 0.1.", min=0.0, max=1.0)
-    num_caption_variants: int = param(
-        8, "So many variants of each caption are encoded before the training; one is drawn per sample. Usually 4 to 32.", min=1, max=1000, advanced=True
+    shuffle_captions: bool = param(
+        False, "Put the parts of a caption (its tags) in another order. For captions of tags, not of sentences."
     )
-    use_wildcards: bool = param(False, "Choose one of {a|b} at random, and one line of a caption of several lines. {{ and }} are braces.")
+    keep_tokens: int = param(
+        0,
+        "So many first parts of a caption stay in front and are never dropped. 1 for a trigger word; usually 0 to 3.",
+        min=0,
+        max=100,
+    )
+    caption_separator: str = param(",", "What separates the parts of a caption.", advanced=True)
+    tag_dropout: float = param(
+        0.0, "Chance of each part of a caption to be left out, 0 to 1. Usually 0, or 0.1.", min=0.0, max=1.0
+    )
+    num_caption_variants: int = param(
+        8,
+        "So many variants of each caption are encoded before the training; one is drawn per sample. Usually 4 to 32.",
+        min=1,
+        max=1000,
+        advanced=True,
+    )
+    use_wildcards: bool = param(
+        False, "Choose one of {a|b} at random, and one line of a caption of several lines. {{ and }} are braces."
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.caption_separator.strip():
-            raise ValueError(f"caption_separator must have a character other than a space, got {self.caption_separator!r}. Usually ,")
+            raise ValueError(
+                f"caption_separator must have a character other than a space, got {self.caption_separator!r}. Usually ,"
+            )
 
     @property
     def is_random(self) -> bool:
@@ -33,12 +52,14 @@ class CaptionConfig:
 
 
 def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
-    """The caption's variants, each on one line: one where nothing random is asked for, else num_caption_variants (equal ones among them).
+    """The caption's variants, each on one line: one where nothing random is asked for, else
+    num_caption_variants (equal ones among them).
 
-    With use_wildcards every line of the caption has its turn: there are as many variants as lines, if that is more. A trigger
-    word in front of the caption is its first part: without keep_tokens 1 it is shuffled and dropped as any other.
-    A pure function: `key` tells captions of the same words apart, such as the picture's hash. Each operation draws from a stream
-    of its own, so that switching one on leaves the others as they were.
+    With use_wildcards every line of the caption has its turn: there are as many variants as lines,
+    if that is more. A trigger word in front of the caption is its first part: without keep_tokens 1
+    it is shuffled and dropped as any other. A pure function: `key` tells captions of the same words
+    apart, such as the picture's hash. Each operation draws from a stream of its own, so that
+    switching one on leaves the others as they were.
     """
     if not config.is_random:
         return (flat_caption(caption),)
@@ -46,7 +67,10 @@ def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str
     if not lines:
         return ("",)
     order = random.Random(f"{seed}/caption lines/{key}").sample(lines, len(lines))
-    return tuple(_vary(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}") for variant in range(max(config.num_caption_variants, len(lines))))
+    return tuple(
+        _vary(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}")
+        for variant in range(max(config.num_caption_variants, len(lines)))
+    )
 
 
 def caption_lines(caption: str) -> list[str]:
@@ -55,7 +79,9 @@ def caption_lines(caption: str) -> list[str]:
 
 
 def flat_caption(caption: str) -> str:
-    """All lines as one. What stands in front of every line, as the trigger word does, stands in front once."""
+    """All lines as one. What stands in front of every line, as the trigger word does, stands in
+    front once.
+    """
     lines = caption_lines(caption)
     lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
     if lead and all(line.startswith(lead) for line in lines):

@@ -1,4 +1,6 @@
-"""A folder of pictures and captions, checked file by file. What lies in the folder stands in picture_folder.py, how pictures are cropped in buckets.py."""
+"""A folder of pictures and captions, checked file by file. What lies in the folder stands in
+picture_folder.py, how pictures are cropped in buckets.py.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,11 +13,23 @@ from PIL import Image, ImageColor
 from ..config import check_ranges, param
 from .caption_files import read_caption_file, read_metadata
 from .caption_variants import caption_lines
-from .image_files import EXTENSIONS, MAX_PIXELS, UnusablePicture, inspect_picture, picture_sha256, read_alpha, read_grey, read_rgb
+from .image_files import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    UnusablePicture,
+    inspect_picture,
+    picture_sha256,
+    read_alpha,
+    read_grey,
+    read_rgb,
+)
 from .image_folder import Finding, FolderContent, FoundPicture, list_pictures
 
 SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
-NO_CAPTION = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
+NO_CAPTION = (
+    "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
+    "Florence2Caption"
+)
 _FALLBACK_NOTE = "no caption file, or an empty one; {} is used"
 
 
@@ -23,25 +37,40 @@ _FALLBACK_NOTE = "no caption file, or an empty one; {} is used"
 class DatasetConfig:
     """Where the pictures are and what their captions become."""
 
-    images: str = param(help="Folder of pictures (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or .caption file of the same name.")
-    trigger_word: str = param("", "Word that will call what is learned; put before every caption that does not have it yet.")
+    images: str = param(
+        help="Folder of pictures (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or .caption "
+        "file of the same name."
+    )
+    trigger_word: str = param(
+        "", "Word that will call what is learned; put before every caption that does not have it yet."
+    )
     fallback_caption: str = param("", "Caption of pictures that have no caption file.")
     num_repeats: int = param(1, "How often each picture is used per epoch.", min=1, max=10_000)
     recursive: bool = param(False, "Also take pictures from subfolders.", advanced=True)
-    alpha_background: str = param("#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.", advanced=True)
+    alpha_background: str = param(
+        "#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.", advanced=True
+    )
     keep_duplicates: bool = param(False, "Keep pictures whose files are the same, byte for byte.", advanced=True)
     strict: bool = param(False, "Stop when any picture has to be left out.", advanced=True)
     mask_source: str = param(
         "files",
-        "Where masks come from, white where it is to be learned. files: NAME-masklabel.png beside the picture, or NAME in a folder mask; "
+        "Where masks come from, white where it is to be learned. files: NAME-masklabel.png beside the picture, or "
+        "NAME in a folder mask; "
         "alpha: the picture's transparency; off: no masks.",
         choices=("files", "alpha", "off"),
         advanced=True,
     )
-    loss_weight: float = param(1.0, "What these pictures count in the loss, 0 to 10. Usually 1; 0.5 to 1 for regularization.", min=0.0, max=10.0, advanced=True)
+    loss_weight: float = param(
+        1.0,
+        "What these pictures count in the loss, 0 to 10. Usually 1; 0.5 to 1 for regularization.",
+        min=0.0,
+        max=10.0,
+        advanced=True,
+    )
     is_regularization: bool = param(
         False,
-        "These pictures show what is not to change: the class, such as dogs, without what is learned. As many of them are used as of the others.",
+        "These pictures show what is not to change: the class, such as dogs, without what is learned. As many of "
+        "them are used as of the others.",
         advanced=True,
     )
 
@@ -52,23 +81,29 @@ class DatasetConfig:
         try:
             ImageColor.getrgb(self.alpha_background)
         except ValueError:
-            raise ValueError(f"alpha_background must be a colour such as white or #ffffff, got {self.alpha_background!r}") from None
+            raise ValueError(
+                f"alpha_background must be a colour such as white or #ffffff, got {self.alpha_background!r}"
+            ) from None
         if self.is_regularization and self.trigger_word.strip():
             raise ValueError(
-                f"regularization pictures must not have a trigger word, got {self.trigger_word!r}: they show the class without what is learned. "
+                f"regularization pictures must not have a trigger word, got {self.trigger_word!r}: they show the "
+                "class without what is learned. "
                 "Empty trigger_word; fallback_caption may name the class, such as: a dog"
             )
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture and its caption. `name` is its path inside the folder, with forward slashes; `size_hw` is that of the upright original.
+    """One picture and its caption. `name` is its path inside the folder, with forward slashes;
+    `size_hw` is that of the upright original.
 
-    `caption` is empty where there is none yet, and has several lines where its file has: caption_variants makes them one.
-    `mask_sha256` is empty where there is no mask; the mask is the file `mask_path`, or without one the picture's own alpha channel.
-    `trigger_word` None: the dataset's. `subset` is what kohya calls so, the folder that it counts with in a dataset of several: the
-    joined dataset's name, or kohya's N_name (both: "toys/10_dog"); empty: the dataset's own. Files are read again when their pixels
-    are needed. RuntimeError: it is not the file any more that was scanned.
+    `caption` is empty where there is none yet, and has several lines where its file has:
+    caption_variants makes them one. `mask_sha256` is empty where there is no mask; the mask is the
+    file `mask_path`, or without one the picture's own alpha channel. `trigger_word` None: the
+    dataset's. `subset` is what kohya calls so, the folder that it counts with in a dataset of
+    several: the joined dataset's name, or kohya's N_name (both: "toys/10_dog"); empty: the
+    dataset's own. Files are read again when their pixels are needed. RuntimeError: it is not the
+    file any more that was scanned.
     """
 
     name: str
@@ -87,12 +122,16 @@ class TrainingImage:
     subset: str = ""
 
     def read(self, *, max_pixels: int | None = None) -> Image.Image:
-        """RGB, upright, transparent parts over alpha_background. A JPEG of more than `max_pixels`, usually 100 million, comes at a fraction of `size_hw`."""
+        """RGB, upright, transparent parts over alpha_background. A JPEG of more than `max_pixels`,
+        usually 100 million, comes at a fraction of `size_hw`.
+        """
         _require_unchanged(self.path, self.sha256)
         return read_rgb(self.path, alpha_background=self.alpha_background, max_pixels=max_pixels)
 
     def read_thumbnail(self, size: int) -> Image.Image:
-        """As `read`, with no side longer than `size`; of a large JPEG only as much is decoded as that needs."""
+        """As `read`, with no side longer than `size`; of a large JPEG only as much is decoded as
+        that needs.
+        """
         picture = self.read(max_pixels=(4 * size) ** 2)
         picture.thumbnail((size, size), reducing_gap=2.0)
         return picture
@@ -103,7 +142,9 @@ class TrainingImage:
         return read_alpha(self.path)
 
     def read_mask(self) -> Image.Image | None:
-        """Mode "L" (255: learned), upright, of `size_hw`; None where there is no mask. Beyond 100 megapixels a mask file keeps its own size."""
+        """Mode "L" (255: learned), upright, of `size_hw`; None where there is no mask. Beyond 100
+        megapixels a mask file keeps its own size.
+        """
         if not self.mask_sha256:
             return None
         if self.mask_path is None:
@@ -117,34 +158,47 @@ class TrainingImage:
 
 
 def _require_unchanged(path: Path, sha256: str) -> None:
-    """Caches name what they hold by its hash: pixels of a file that was edited meanwhile would be kept under the wrong name."""
+    """Caches name what they hold by its hash: pixels of a file that was edited meanwhile would be
+    kept under the wrong name.
+    """
     try:
         unchanged = picture_sha256(path) == sha256
     except UnusablePicture as error:
-        raise RuntimeError(f"{path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
+        raise RuntimeError(
+            f"{path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it"
+        ) from error
     if not unchanged:
         raise RuntimeError(f"{path}: the file has changed since the folder was scanned. Start again")
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What became of every picture of the folder; buckets are (height, width) with their number of pictures."""
+    """What became of every picture of the folder; buckets are (height, width) with their number of
+    pictures.
+    """
 
     num_kept: int
     left_out: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
-    summary: list[str] = field(default_factory=list)  # repeats, weights, masks, regularization: a line for each folder that has any
+    summary: list[str] = field(
+        default_factory=list
+    )  # repeats, weights, masks, regularization: a line for each folder that has any
 
     def text(self) -> str:
         lines = [f"{counted(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
         lines += [f"  {line}" for line in self.summary]
-        lines += [f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())]
+        lines += [
+            f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
+        ]
         lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "buckets": {f"{height}x{width}": count for (height, width), count in self.buckets.items()}}
+        return {
+            **asdict(self),
+            "buckets": {f"{height}x{width}": count for (height, width), count in self.buckets.items()},
+        }
 
 
 def _section(title: str, findings: list[Finding]) -> list[str]:
@@ -153,7 +207,9 @@ def _section(title: str, findings: list[Finding]) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures that can be used, and what became of the others. Each is used num_repeats times its own num_repeats per epoch."""
+    """The pictures that can be used, and what became of the others. Each is used num_repeats times
+    its own num_repeats per epoch.
+    """
 
     images: list[TrainingImage]
     num_repeats: int
@@ -164,7 +220,9 @@ class Dataset:
 
     @property
     def num_training_samples(self) -> int:
-        """Pictures times their repeats: samples per epoch at one resolution, regularization not counted."""
+        """Pictures times their repeats: samples per epoch at one resolution, regularization not
+        counted.
+        """
         return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
 
     def trigger_word_of(self, image: TrainingImage) -> str:
@@ -174,7 +232,8 @@ class Dataset:
         return self.trigger_word if image.trigger_word is None else image.trigger_word
 
     def with_captions(self, captions: Sequence[str]) -> "Dataset":
-        """The dataset with one caption per picture, in order; the trigger word is put in front where it is missing. "" stays "".
+        """The dataset with one caption per picture, in order; the trigger word is put in front
+        where it is missing. "" stays "".
 
         Raises:
             ValueError: there are not as many captions as pictures.
@@ -184,14 +243,18 @@ class Dataset:
                 f"{self.folder_name}: {counted(len(self.images), 'picture')}, but {counted(len(captions), 'caption')}. "
                 "Give one caption per picture, in the same order; pictures that the report leaves out have none"
             )
-        images = [replace(image, caption=_finished(text, self.trigger_word_of(image))) for image, text in zip(self.images, captions, strict=True)]
+        images = [
+            replace(image, caption=_finished(text, self.trigger_word_of(image)))
+            for image, text in zip(self.images, captions, strict=True)
+        ]
         changed = {new.name for old, new in zip(self.images, images, strict=True) if old.caption != new.caption}
         notes = [note for note in self.report.notes if not (note.name in changed and _is_about_caption(note))]
         return replace(self, images=images, report=replace(self.report, notes=notes))
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
-    """One dataset of several, each picture with its own repeats, weight and trigger word; its name gets the folder's name in front.
+    """One dataset of several, each picture with its own repeats, weight and trigger word; its name
+    gets the folder's name in front.
 
     Raises:
         ValueError: there is none.
@@ -202,12 +265,29 @@ def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
         return datasets[0]
     named = list(zip(_distinct_names([dataset.folder_name for dataset in datasets]), datasets, strict=True))
     images = [_joined_image(image, name, dataset) for name, dataset in named for image in dataset.images]
-    left_out = [Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.left_out]
-    notes = [Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.notes]
-    summary = [line for name, dataset in named for line in dataset.report.summary or [_described(name, dataset.images, dataset.num_repeats)]]
+    left_out = [
+        Finding(f"{name}/{finding.name}", finding.reason)
+        for name, dataset in named
+        for finding in dataset.report.left_out
+    ]
+    notes = [
+        Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.notes
+    ]
+    summary = [
+        line
+        for name, dataset in named
+        for line in dataset.report.summary or [_described(name, dataset.images, dataset.num_repeats)]
+    ]
     report = DatasetReport(len(images), left_out, notes + _found_again(images), summary=summary)
     trigger_words = dict.fromkeys(word for image in images if (word := image.trigger_word))
-    return Dataset(images, 1, ", ".join(trigger_words), report, " + ".join(name for name, _ in named), any(dataset.strict for dataset in datasets))
+    return Dataset(
+        images,
+        1,
+        ", ".join(trigger_words),
+        report,
+        " + ".join(name for name, _ in named),
+        any(dataset.strict for dataset in datasets),
+    )
 
 
 def scan_folder(
@@ -219,13 +299,15 @@ def scan_folder(
 ) -> Dataset:
     """Look at every picture of the folder, in the order of their names; nothing is written.
 
-    Left out and named in the report, never replaced by another: empty, damaged, animated or huge files, pictures with such a mask,
-    files of other picture formats, and copies of another picture. With `strict` that is an error. Pictures without any caption stay,
-    for a captioner to come; plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user calls the
-    folder, where that is not its own name.
+    Left out and named in the report, never replaced by another: empty, damaged, animated or huge
+    files, pictures with such a mask, files of other picture formats, and copies of another picture.
+    With `strict` that is an error. Pictures without any caption stay, for a captioner to come;
+    plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user
+    calls the folder, where that is not its own name.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in it that can be used.
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in
+            it that can be used.
     """
     folder = Path(config.images).expanduser()
     content = list_pictures(folder, recursive=config.recursive)
@@ -252,13 +334,17 @@ def scan_folder(
 
 
 def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, strict: bool) -> None:
-    """Raise ValueError when nothing is left to train on, or when `strict` and something was left out."""
+    """Raise ValueError when nothing is left to train on, or when `strict` and something was left
+    out.
+    """
     if num_kept and not (strict and left_out):
         return
     shown = "; ".join(f"{finding.name}: {finding.reason}" for finding in left_out[:10])
     more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
     if num_kept:
-        raise ValueError(f"{folder}: strict is on and {counted(len(left_out), 'picture')} cannot be used: {shown}{more}")
+        raise ValueError(
+            f"{folder}: strict is on and {counted(len(left_out), 'picture')} cannot be used: {shown}{more}"
+        )
     raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}{more}")
 
 
@@ -267,7 +353,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def with_trigger_word(caption: str, trigger_word: str) -> str:
-    """The trigger word in front, once: a caption that has it anywhere as a whole word stays as it is."""
+    """The trigger word in front, once: a caption that has it anywhere as a whole word stays as it
+    is.
+    """
     if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
@@ -302,7 +390,9 @@ def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) 
 
 
 def _with_mask_file(image: TrainingImage, mask: Path, notes: list[str]) -> tuple[TrainingImage, list[str]]:
-    """A picture whose mask cannot be read is not used: without it, all of the picture would be learned."""
+    """A picture whose mask cannot be read is not used: without it, all of the picture would be
+    learned.
+    """
     place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
     try:
         if mask.suffix.lower() not in EXTENSIONS:
@@ -312,22 +402,33 @@ def _with_mask_file(image: TrainingImage, mask: Path, notes: list[str]) -> tuple
         is_black = not read_grey(mask).getbbox()
     except UnusablePicture as error:
         raise UnusablePicture(f"its mask {place} cannot be used: {error}") from error
-    if abs(mask_width * height - mask_height * width) > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE:
-        notes = [*notes, f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and is stretched to it"]
+    if (
+        abs(mask_width * height - mask_height * width)
+        > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
+    ):
+        notes = [
+            *notes,
+            f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and "
+            "is stretched to it",
+        ]
     if is_black:
         notes = [*notes, f"its mask {place} is black all over: nothing of the picture is learned"]
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
 def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[str]]:
-    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of kohya's folder, else the trigger word alone; and notes."""
+    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
+    kohya's folder, else the trigger word alone; and notes.
+    """
     trigger_word = " ".join(config.trigger_word.split())
     caption, notes = read_caption_file(found.path)
     caption = caption or metadata_caption
     if not caption:
         fallback = " ".join(config.fallback_caption.split())
         caption = fallback or found.class_tokens
-        origin = "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
+        origin = (
+            "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
+        )
         notes = [_FALLBACK_NOTE.format(origin) if caption or trigger_word else NO_CAPTION]
     return _finished(caption, trigger_word) or trigger_word, notes
 
@@ -353,7 +454,11 @@ def _copies(images: list[TrainingImage]) -> list[Finding]:
     first: dict[str, TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
         first.setdefault(image.sha256, image)
-    return [Finding(image.name, f"it is the same file as {first[image.sha256].name}") for image in images if first[image.sha256] is not image]
+    return [
+        Finding(image.name, f"it is the same file as {first[image.sha256].name}")
+        for image in images
+        if first[image.sha256] is not image
+    ]
 
 
 def _without(named: list[Any], findings: list[Finding]) -> list[Any]:

@@ -1,4 +1,6 @@
-"""Pictures that come from other programs, not from files: kept as a folder of PNG, mask and caption files, named by its content."""
+"""Pictures that come from other programs, not from files: kept as a folder of PNG, mask and caption
+files, named by its content.
+"""
 
 import hashlib
 import shutil
@@ -20,13 +22,15 @@ def store_pictures(
     masks: Sequence[Image.Image | None] = (),
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write picture N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode "L") as 000N-masklabel.png if it has one.
+    """Write picture N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode
+    "L") as 000N-masklabel.png if it has one.
 
-    They go to a folder below `folder`, whole or not at all. The same pictures, captions and masks always give the same folder; where
-    it exists, nothing is written.
+    They go to a folder below `folder`, whole or not at all. The same pictures, captions and masks
+    always give the same folder; where it exists, nothing is written.
 
     Raises:
-        ValueError: there are neither as many captions as pictures, nor one for all, nor none; or not as many masks as pictures.
+        ValueError: there are neither as many captions as pictures, nor one for all, nor none; or
+            not as many masks as pictures.
     """
     captions, masks = _caption_for_each(captions, len(pictures)), _mask_for_each(masks, len(pictures))
     target = folder / _content_hash(pictures, captions, masks)
@@ -64,14 +68,18 @@ def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
         return [captions[0]] * num_pictures
     if len(captions) != num_pictures:
         raise ValueError(
-            f"{counted(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, in the same order, or one for all"
+            f"{counted(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, "
+            "in the same order, or one for all"
         )
     return list(captions)
 
 
 def _mask_for_each(masks: Sequence[Image.Image | None], num_pictures: int) -> list[Image.Image | None]:
     if masks and len(masks) != num_pictures:
-        raise ValueError(f"{counted(num_pictures, 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per picture, in the same order")
+        raise ValueError(
+            f"{counted(num_pictures, 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per "
+            "picture, in the same order"
+        )
     return list(masks) or [None] * num_pictures
 
 

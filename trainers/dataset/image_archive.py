@@ -1,4 +1,6 @@
-"""A zip archive to a folder of its pictures and captions. Where the archive comes from, and whether its pictures can be used, stands elsewhere."""
+"""A zip archive to a folder of its pictures and captions. Where the archive comes from, and whether
+its pictures can be used, stands elsewhere.
+"""
 
 import errno
 import os
@@ -32,13 +34,27 @@ _MAX_DIRECTORY_BYTES = 16 << 20  # the archive's list of its entries, some 100,0
 # Python unpacks the other methods without a bound on the memory that one block takes.
 _METHODS = (ZIP_STORED, ZIP_DEFLATED)
 _ENCRYPTED = 0x1
-_DAMAGE = (BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError, NotImplementedError)  # what zipfile raises
-_OTHER_KINDS = {b"Rar!": "a RAR archive", b"7z\xbc\xaf": "a 7-Zip archive", b"\x1f\x8b": "a gzip file", b"<": "a web page"}
+_DAMAGE = (
+    BadZipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+    UnicodeDecodeError,
+    NotImplementedError,
+)  # what zipfile raises
+_OTHER_KINDS = {
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"<": "a web page",
+}
 
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """How much an archive may hold, unpacked. The bytes are what stops a zip bomb; they are counted as they come."""
+    """How much an archive may hold, unpacked. The bytes are what stops a zip bomb; they are counted
+    as they come.
+    """
 
     max_files: int = 10_000
     max_total_bytes: int = 20 * 2**30
@@ -56,17 +72,20 @@ def unpack_pictures(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
-    """The folder of the archive's pictures and captions, `<folder>/<hash of the archive>`; everything else in it is passed over.
+    """The folder of the archive's pictures and captions, `<folder>/<hash of the archive>`;
+    everything else in it is passed over.
 
-    It gets this name when it is whole, and is used again, as it is, for an archive of the same bytes. Subfolders stay, but for
-    those that everything lies in; of these kohya's folder of pictures (10_dog) stays too, for its name says their repeats. Hidden
-    files are left out. Characters and names that some system does not take become ones that it takes ("a?.png" is "a_.png",
-    "con.txt" is "_con.txt"), on every system alike.
+    It gets this name when it is whole, and is used again, as it is, for an archive of the same
+    bytes. Subfolders stay, but for those that everything lies in; of these kohya's folder of
+    pictures (10_dog) stays too, for its name says their repeats. Hidden files are left out.
+    Characters and names that some system does not take become ones that it takes ("a?.png" is
+    "a_.png", "con.txt" is "_con.txt"), on every system alike.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no zip archive, is damaged or encrypted, leads out of the folder, has links, has two files of one name
-            (upper and lower case are one), has more than `limits` allow, or has no picture.
+        ValueError: it is no zip archive, is damaged or encrypted, leads out of the folder, has
+            links, has two files of one name (upper and lower case are one), has more than `limits`
+            allow, or has no picture.
         OSError: the disk is full.
     """
     if not archive.is_file():
@@ -99,15 +118,22 @@ def _opened(archive: Path) -> Iterator[ZipFile]:
     except _Refused as error:
         raise ValueError(f"{archive}: {error}") from None
     except _DAMAGE as error:
-        raise ValueError(f"{archive}: the archive is damaged or incomplete ({error}). Make it, or download it, again") from error
+        raise ValueError(
+            f"{archive}: the archive is damaged or incomplete ({error}). Make it, or download it, again"
+        ) from error
 
 
 class _ArchiveFile(FileIO):
-    """zipfile does what headers say: it takes the list of entries into memory in one read, however long, and seeks to wherever."""
+    """zipfile does what headers say: it takes the list of entries into memory in one read, however
+    long, and seeks to wherever.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
-            raise _Refused(f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of the pictures alone")
+            raise _Refused(
+                f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of the "
+                "pictures alone"
+            )
         return super().read(size) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -120,12 +146,19 @@ def _require_zip(stream: FileIO) -> None:
     start = stream.read(4) or b""
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)
     if kind:
-        raise _Refused(f"it is {kind}, not a zip archive. Give a .zip archive, or the address from which the file itself is downloaded")
+        raise _Refused(
+            f"it is {kind}, not a zip archive. Give a .zip archive, or the address from which the file itself is "
+            "downloaded"
+        )
 
 
 def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
-    """Pictures and captions, each with the path that it gets. Nothing has been written when this refuses one."""
-    wanted = _pictures_with_captions([(_path_inside(entry.filename), entry) for entry in entries if _has_wanted_name(entry)])
+    """Pictures and captions, each with the path that it gets. Nothing has been written when this
+    refuses one.
+    """
+    wanted = _pictures_with_captions(
+        [(_path_inside(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
+    )
     if not wanted:
         raise _Refused(f"it has no pictures. Pictures are {', '.join(EXTENSIONS)}")
     _require_limits([entry for _, entry in wanted], limits)
@@ -150,17 +183,31 @@ def _path_inside(name: str) -> PurePosixPath:
     """Backslashes are separators, as some programs of Windows write them."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-        raise _Refused(f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again, from inside the folder of pictures")
+        raise _Refused(
+            f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again, from "
+            "inside the folder of pictures"
+        )
     if len(name.encode()) > MAX_PATH_BYTES:
-        raise _Refused(f"{name[:60]!r}... is a path of {len(name.encode()):,} bytes; at most {MAX_PATH_BYTES}. Make the archive again with shorter names")
+        raise _Refused(
+            f"{name[:60]!r}... is a path of {len(name.encode()):,} bytes; at most {MAX_PATH_BYTES}. Make the "
+            "archive again with shorter names"
+        )
     return path
 
 
 def _pictures_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
     """Without hidden files, and without texts that belong to no picture (a read-me)."""
-    visible = [(path, entry) for path, entry in found if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)]
+    visible = [
+        (path, entry)
+        for path, entry in found
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    ]
     pictures = {path.with_suffix("") for path, _ in visible if _is_picture(path.name)}
-    return [(path, entry) for path, entry in visible if path.with_suffix("") in pictures or (pictures and path.name.lower() == METADATA_NAME)]
+    return [
+        (path, entry)
+        for path, entry in visible
+        if path.with_suffix("") in pictures or (pictures and path.name.lower() == METADATA_NAME)
+    ]
 
 
 def _num_common(folders: list[tuple[str, ...]]) -> int:
@@ -173,14 +220,20 @@ def _num_common(folders: list[tuple[str, ...]]) -> int:
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     if len(entries) > limits.max_files:
-        raise _Refused(f"it has {len(entries):,} pictures and captions; at most {limits.max_files:,}. Make a smaller archive")
+        raise _Refused(
+            f"it has {len(entries):,} pictures and captions; at most {limits.max_files:,}. Make a smaller archive"
+        )
     largest = max(entries, key=lambda entry: entry.file_size)
     if largest.file_size > limits.max_file_bytes:
-        raise _Refused(f"{largest.filename!r} has {_megabytes(largest.file_size)}; at most {_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down")
+        raise _Refused(
+            f"{largest.filename!r} has {_megabytes(largest.file_size)}; at most "
+            f"{_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down"
+        )
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_total_bytes:
         raise _Refused(
-            f"its {counted(len(entries), 'file')} have {_megabytes(total)} unpacked; at most {_megabytes(limits.max_total_bytes)}. Make a smaller archive"
+            f"its {counted(len(entries), 'file')} have {_megabytes(total)} unpacked; at most "
+            f"{_megabytes(limits.max_total_bytes)}. Make a smaller archive"
         )
 
 
@@ -191,22 +244,32 @@ def _require_plain(entry: ZipInfo) -> None:
     if entry.flag_bits & _ENCRYPTED:
         raise _Refused(f"{entry.filename!r} is encrypted. Make the archive without a password")
     if entry.compress_type not in _METHODS:
-        raise _Refused(f"{entry.filename!r} is compressed by method {entry.compress_type}. Make the archive with the usual method (deflate), or none")
+        raise _Refused(
+            f"{entry.filename!r} is compressed by method {entry.compress_type}. Make the archive with the usual "
+            "method (deflate), or none"
+        )
 
 
 def _portable(part: str) -> str:
     """A name that every system takes. The dot or space at a name's end is what Windows drops."""
-    portable = "".join("_" if character in FORBIDDEN_CHARACTERS or ord(character) < 32 else character for character in part)
+    portable = "".join(
+        "_" if character in FORBIDDEN_CHARACTERS or ord(character) < 32 else character for character in part
+    )
     portable = re.sub(r"[. ]$", "_", portable)
     if portable.split(".")[0].strip().lower() in RESERVED_NAMES:
         portable = f"_{portable}"
     if len(portable.encode()) > MAX_NAME_BYTES:
-        raise _Refused(f"{part[:60]!r}... is a name of {len(portable.encode())} bytes; at most {MAX_NAME_BYTES}. Give it a shorter one")
+        raise _Refused(
+            f"{part[:60]!r}... is a name of {len(portable.encode())} bytes; at most {MAX_NAME_BYTES}. Give it a "
+            "shorter one"
+        )
     return portable
 
 
 def _require_distinct(paths: list[PurePosixPath]) -> None:
-    """One name for two files, or for a file and a folder, on a system that takes upper and lower case as one (and é as e with ´)."""
+    """One name for two files, or for a file and a folder, on a system that takes upper and lower
+    case as one (and é as e with ´).
+    """
     path_by_key: dict[str, PurePosixPath] = {}
     for path in paths:
         other = path_by_key.setdefault(_key(path), path)
@@ -224,7 +287,9 @@ def _key(path: PurePosixPath) -> str:
 
 @contextmanager
 def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which gets its name when the block ends well, and is removed otherwise."""
+    """A temporary folder beside `path`, which gets its name when the block ends well, and is
+    removed otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -242,7 +307,11 @@ def _whole_folder(path: Path) -> Iterator[Path]:
 def _require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
-        raise OSError(errno.ENOSPC, f"{folder.parent}: {_megabytes(num_bytes)} are to be unpacked and {_megabytes(free)} are free. Free some space")
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder.parent}: {_megabytes(num_bytes)} are to be unpacked and {_megabytes(free)} are free. Free "
+            "some space",
+        )
 
 
 def _unpack_entry(zip_file: ZipFile, entry: ZipInfo, path: Path, *, check_interrupted: Callable[[], None]) -> None:
@@ -254,7 +323,9 @@ def _unpack_entry(zip_file: ZipFile, entry: ZipInfo, path: Path, *, check_interr
             num_bytes += stream.write(block)
         os.fsync(stream.fileno())
     if num_bytes != entry.file_size:
-        raise BadZipFile(f"{entry.filename!r} has {num_bytes:,} bytes or more, not the {entry.file_size:,} that its header says")
+        raise BadZipFile(
+            f"{entry.filename!r} has {num_bytes:,} bytes or more, not the {entry.file_size:,} that its header says"
+        )
 
 
 def _megabytes(num_bytes: int) -> str:

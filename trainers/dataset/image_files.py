@@ -1,4 +1,6 @@
-"""One picture file: whether it can be trained on, and its pixels. Memory stays bounded whatever the file claims to be."""
+"""One picture file: whether it can be trained on, and its pixels. Memory stays bounded whatever the
+file claims to be.
+"""
 
 import struct
 import threading
@@ -18,9 +20,19 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 OTHER_PICTURE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
 MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes for a pixel
 
-# Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png. Those of JPEG also read MPO.
+# Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png.
+# Those of JPEG also read MPO.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
-_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, OverflowError, struct.error, zlib.error)  # what Pillow's decoders raise
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)  # what Pillow's decoders raise
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,23 +53,30 @@ class UnusablePicture(ValueError):
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a look at the whole file tells: (height, width) as displayed, and whether it can be transparent."""
+    """What a look at the whole file tells: (height, width) as displayed, and whether it can be
+    transparent.
+    """
 
     size_hw: tuple[int, int]
     has_alpha: bool
 
 
 def inspect_picture(path: Path) -> PictureFacts:
-    """Decode the whole file, a JPEG at an eighth of its size, so that damage is found before the training.
+    """Decode the whole file, a JPEG at an eighth of its size, so that damage is found before the
+    training.
 
     Raises:
-        UnusablePicture: it is empty, no picture, damaged, animated, or too large to be decoded in bounded memory.
+        UnusablePicture: it is empty, no picture, damaged, animated, or too large to be decoded in
+            bounded memory.
     """
     with _opened(path) as image:
-        # The further pictures of an MPO file are what cameras put beside a photo: a preview, a depth or gain map.
+        # The further pictures of an MPO file are what cameras put beside a photo: a preview, a
+        # depth or gain map.
         num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
         if num_frames > 1:
-            raise UnusablePicture(f"it is animated ({num_frames} frames); save the frame that you want as a picture of its own")
+            raise UnusablePicture(
+                f"it is animated ({num_frames} frames); save the frame that you want as a picture of its own"
+            )
         width, height = image.size
         _prepare_decoding(image, max_pixels=0)
         image.load()
@@ -66,10 +85,12 @@ def inspect_picture(path: Path) -> PictureFacts:
 
 
 def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None) -> Image.Image:
-    """The picture as displayed (EXIF orientation applied), transparent parts over the colour `alpha_background`.
+    """The picture as displayed (EXIF orientation applied), transparent parts over the colour
+    `alpha_background`.
 
-    A JPEG of more than `max_pixels`, usually 100 million, comes at a half, quarter or eighth of its size, straight from the decoder: the full
-    picture is never in memory, and training scales it down to a few megapixels anyway.
+    A JPEG of more than `max_pixels`, usually 100 million, comes at a half, quarter or eighth of its
+    size, straight from the decoder: the full picture is never in memory, and training scales it
+    down to a few megapixels anyway.
 
     Raises:
         UnusablePicture: as `inspect_picture`, for a file that changed since.
@@ -86,7 +107,9 @@ def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """The opacity as displayed, mode "L" (255: opaque), or None where the file has no transparency."""
+    """The opacity as displayed, mode "L" (255: opaque), or None where the file has no
+    transparency.
+    """
     with _opened(path) as image:
         if not _has_alpha(image):
             return None
@@ -117,13 +140,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnusablePicture:
         raise
     except UnidentifiedImageError:
-        raise UnusablePicture(f"it is not a picture that can be read here ({', '.join(_available_formats())})") from None
+        raise UnusablePicture(
+            f"it is not a picture that can be read here ({', '.join(_available_formats())})"
+        ) from None
     except _DAMAGE as error:
         raise UnusablePicture(f"it is damaged ({error or type(error).__name__})") from error
 
 
 def _open_without_limit(path: Path) -> Image.Image:
-    """Only the header is read. Pillow would refuse 179 megapixels here; `_prepare_decoding` has the limit of our own."""
+    """Only the header is read. Pillow would refuse 179 megapixels here; `_prepare_decoding` has the
+    limit of our own.
+    """
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -138,21 +165,32 @@ def _available_formats() -> list[str]:
 
 
 def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
-    """Have the JPEG decoder scale by 1/2, 1/4 or 1/8, as much as `max_pixels` needs; refuse what would still take too much memory."""
+    """Have the JPEG decoder scale by 1/2, 1/4 or 1/8, as much as `max_pixels` needs; refuse what
+    would still take too much memory.
+    """
     width, height = image.size
     if isinstance(image, JpegImageFile) and width * height > max_pixels:
         scale = next((scale for scale in (2, 4) if width * height <= max_pixels * scale**2), 8)
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
-        if image.info.get("progressive") and width * height > MAX_PIXELS:  # the decoder keeps all its coefficients, at any scale
-            raise UnusablePicture(f"{width} x {height} pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down")
+        if (
+            image.info.get("progressive") and width * height > MAX_PIXELS
+        ):  # the decoder keeps all its coefficients, at any scale
+            raise UnusablePicture(
+                f"{width} x {height} pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or "
+                "scale it down"
+            )
     if image.width * image.height > MAX_PIXELS:
-        raise UnusablePicture(f"{width} x {height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} megapixels. Scale it down")
+        raise UnusablePicture(
+            f"{width} x {height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} "
+            "megapixels. Scale it down"
+        )
 
 
 def _upright_pixels(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """Decoded, eight bits to a channel, turned as its EXIF data say.
 
-    Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them wrong.
+    Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them
+    wrong.
     """
     _prepare_decoding(image, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     image.load()
@@ -183,6 +221,8 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 def _without_metadata(image: Image.Image) -> Image.Image:
-    """What described the file (a colour profile, a transparent colour) would be wrong in a copy that is saved."""
+    """What described the file (a colour profile, a transparent colour) would be wrong in a copy
+    that is saved.
+    """
     image.info.clear()
     return image

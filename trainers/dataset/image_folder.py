@@ -1,4 +1,6 @@
-"""What lies in a folder of pictures, by name alone: pictures, their masks, kohya's N_name subfolders. No file is opened."""
+"""What lies in a folder of pictures, by name alone: pictures, their masks, kohya's N_name
+subfolders. No file is opened.
+"""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +29,8 @@ class Finding:
 class FoundPicture:
     """`name` is its path inside the folder, with forward slashes.
 
-    `repeat_folder` is the name of kohya's folder that it lies in, if any, and `class_tokens` what that says its pictures show.
+    `repeat_folder` is the name of kohya's folder that it lies in, if any, and `class_tokens` what
+    that says its pictures show.
     """
 
     path: Path
@@ -55,12 +58,14 @@ class FolderContent:
 def list_pictures(folder: Path, *, recursive: bool) -> FolderContent:
     """Find the pictures of the folder, each with its mask.
 
-    A mask is a picture called NAME-masklabel, or NAME in a folder mask or masks, for the picture NAME; it is never a picture to
-    train on. A folder without pictures whose subfolders are called N_name is kohya's: they are read, each picture N times per epoch.
-    Hidden files and folders are passed over.
+    A mask is a picture called NAME-masklabel, or NAME in a folder mask or masks, for the picture
+    NAME; it is never a picture to train on. A folder without pictures whose subfolders are called
+    N_name is kohya's: they are read, each picture N times per epoch. Hidden files and folders are
+    passed over.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in it.
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in
+            it.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the pictures")
@@ -75,7 +80,9 @@ def list_pictures(folder: Path, *, recursive: bool) -> FolderContent:
 def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
     """Every file that a scan of the folder reads: pictures, masks, captions."""
     content = _find_pictures(folder, recursive=recursive)
-    files = {picture.path for picture in content.pictures} | {picture.mask for picture in content.pictures if picture.mask}
+    files = {picture.path for picture in content.pictures} | {
+        picture.mask for picture in content.pictures if picture.mask
+    }
     files |= {picture.path.with_suffix(extension) for picture in content.pictures for extension in CAPTION_EXTENSIONS}
     files |= {place / METADATA_NAME for place in (folder, *content.folders)}
     return sorted(file for file in files if file.is_file())
@@ -88,7 +95,11 @@ def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
     if repeat_folders and recursive:
         shown = next(iter(repeat_folders)).name
         notes.append(
-            Finding(shown, "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive off for kohya's folders")
+            Finding(
+                shown,
+                "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive "
+                "off for kohya's folders",
+            )
         )
         repeat_folders = {}
     elif repeat_folders:
@@ -97,10 +108,16 @@ def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
     masks = _masks(folder, dict.fromkeys(path.parent for path in paths))
     pictures = [_found(path, folder, masks, repeat_folders) for path in paths]
     pictures = [picture for picture in pictures if picture.num_repeats]
-    return FolderContent(sorted(pictures, key=lambda picture: _natural_order(picture.name)), notes, _masks_without_picture(folder, masks, paths))
+    return FolderContent(
+        sorted(pictures, key=lambda picture: _natural_order(picture.name)),
+        notes,
+        _masks_without_picture(folder, masks, paths),
+    )
 
 
-def _found(path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]) -> FoundPicture:
+def _found(
+    path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]
+) -> FoundPicture:
     name, mask = path.relative_to(folder).as_posix(), masks.get((path.parent, path.stem))
     if path.parent not in repeat_folders:
         return FoundPicture(path, name, mask)
@@ -109,7 +126,13 @@ def _found(path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat
 
 
 def _picture_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if _is_picture_name(path) and not _is_mask(path.relative_to(folder)) and _is_visible_file(path.relative_to(folder), folder)]
+    return [
+        path
+        for path in paths
+        if _is_picture_name(path)
+        and not _is_mask(path.relative_to(folder))
+        and _is_visible_file(path.relative_to(folder), folder)
+    ]
 
 
 def _is_picture_name(path: Path) -> bool:
@@ -117,13 +140,17 @@ def _is_picture_name(path: Path) -> bool:
 
 
 def _is_mask(relative_path: Path) -> bool:
-    return relative_path.stem.endswith(MASK_SUFFIX) or any(part.lower() in MASK_FOLDERS for part in relative_path.parts[:-1])
+    return relative_path.stem.endswith(MASK_SUFFIX) or any(
+        part.lower() in MASK_FOLDERS for part in relative_path.parts[:-1]
+    )
 
 
 def _is_visible_file(relative_path: Path, folder: Path) -> bool:
     """A link to a file that is gone counts: it is named in the report."""
     path = folder / relative_path
-    return not any(part.startswith(".") for part in relative_path.parts) and (path.is_file() or (path.is_symlink() and not path.exists()))
+    return not any(part.startswith(".") for part in relative_path.parts) and (
+        path.is_file() or (path.is_symlink() and not path.exists())
+    )
 
 
 def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
@@ -140,7 +167,8 @@ def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
             num_repeats, name = meaning
             if num_repeats > MAX_REPEATS:
                 raise ValueError(
-                    f"{place}: kohya's folder names start with the repeats of their pictures, at most {MAX_REPEATS:,}. Rename it, 1_{name} for one"
+                    f"{place}: kohya's folder names start with the repeats of their pictures, at most "
+                    f"{MAX_REPEATS:,}. Rename it, 1_{name} for one"
                 )
     return found
 
@@ -155,15 +183,28 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
         num_pictures = sum(path.parent == place for path in paths)
-        what = f"kohya's folder: {num_pictures} x {num_repeats} repeats" + (f", {class_tokens!r} where there is no caption" if class_tokens else "")
-        notes.append(Finding(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over"))
-    others = [place for place in folder.iterdir() if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")]
+        what = f"kohya's folder: {num_pictures} x {num_repeats} repeats" + (
+            f", {class_tokens!r} where there is no caption" if class_tokens else ""
+        )
+        notes.append(
+            Finding(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
+        )
+    others = [
+        place
+        for place in folder.iterdir()
+        if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")
+    ]
     unread = sorted(place.name for place in others if _picture_paths(folder, place.iterdir()))
-    return notes + [Finding(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread]
+    return notes + [
+        Finding(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)")
+        for name in unread
+    ]
 
 
 def _masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
-    """Masks by the folder and the name of their picture: beside it, in a folder mask beside it, or in the same place below <folder>/mask."""
+    """Masks by the folder and the name of their picture: beside it, in a folder mask beside it, or
+    in the same place below <folder>/mask.
+    """
     masks: dict[tuple[Path, str], Path] = {}
     for place in places:
         for file in _sorted_files(place):
@@ -183,7 +224,9 @@ def _mask_folders(place: Path) -> list[Path]:
 def _sorted_files(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
-    return sorted(file for file in place.iterdir() if _is_picture_name(file) and _is_visible_file(Path(file.name), place))
+    return sorted(
+        file for file in place.iterdir() if _is_picture_name(file) and _is_visible_file(Path(file.name), place)
+    )
 
 
 def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Finding]:
@@ -193,7 +236,11 @@ def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], pa
 
 
 def _nothing_found(folder: Path, *, recursive: bool) -> str:
-    files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if _is_visible_file(path.relative_to(folder), folder)]
+    files = [
+        path
+        for path in (folder.rglob("*") if recursive else folder.iterdir())
+        if _is_visible_file(path.relative_to(folder), folder)
+    ]
     content = f"and none in its {len(files)} file{'' if len(files) == 1 else 's'}" if files else "it is empty"
     has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
     hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""

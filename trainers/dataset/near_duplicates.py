@@ -1,7 +1,9 @@
-"""Pictures that look the same: resized, recompressed or slightly cropped copies, found by perceptual hashes and compared in colour.
+"""Pictures that look the same: resized, recompressed or slightly cropped copies, found by
+perceptual hashes and compared in colour.
 
-Each picture is hashed as a whole and in nine windows a little smaller than itself; two pictures are near-duplicates when the whole of
-one is like the whole or a window of the other. So a copy is found that lost up to about a tenth of its width and height.
+Each picture is hashed as a whole and in nine windows a little smaller than itself; two pictures are
+near-duplicates when the whole of one is like the whole or a window of the other. So a copy is found
+that lost up to about a tenth of its width and height.
 """
 
 from collections import defaultdict
@@ -13,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 WINDOW_SHARE = 0.06  # of width and height, that a window leaves out
-MAX_HASH_DISTANCE = 8  # of 64 bits: strangers are around 32, copies that are cut by a tenth of a side at most 8 in nine cases of ten
+MAX_HASH_DISTANCE = (
+    8  # of 64 bits: strangers are around 32, copies that are cut by a tenth of a side at most 8 in nine cases of ten
+)
 MAX_COLOUR_DISTANCE = 25  # mean difference of 0 to 255: the hash is blind to colour
 MAX_SHAPE_RATIO = 1.15
 HASH_SIZE, COLOUR_SIZE, WINDOW_SIZE = 8, 12, 64
@@ -22,7 +26,9 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """hashes [10, 64] of -1 and 1, colours [10, 432] in 0..255: the whole picture first, then its windows. shape: width / height."""
+    """hashes [10, 64] of -1 and 1, colours [10, 432] in 0..255: the whole picture first, then its
+    windows. shape: width / height.
+    """
 
     shape: float
     hashes: np.ndarray
@@ -41,23 +47,37 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
         if error.name != "imagehash":
             raise
         raise ModuleNotFoundError(
-            "finding near-duplicates needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off", name="imagehash"
+            "finding near-duplicates needs the package ImageHash: pip install ImageHash, or turn "
+            "find_near_duplicates off",
+            name="imagehash",
         ) from None
-    hashes = [imagehash.phash(window, hash_size=HASH_SIZE).hash.ravel() for window in _windows(picture.convert("L"), WINDOW_SIZE)]
+    hashes = [
+        imagehash.phash(window, hash_size=HASH_SIZE).hash.ravel()
+        for window in _windows(picture.convert("L"), WINDOW_SIZE)
+    ]
     colours = [np.asarray(window).ravel() for window in _windows(picture, COLOUR_SIZE)]
-    return Fingerprint(picture.width / picture.height, np.where(np.array(hashes), 1, -1).astype(np.float32), np.array(colours, dtype=np.float32))
+    return Fingerprint(
+        picture.width / picture.height,
+        np.where(np.array(hashes), 1, -1).astype(np.float32),
+        np.array(colours, dtype=np.float32),
+    )
 
 
 def _windows(picture: Image.Image, size: int) -> list[Image.Image]:
     """All of it, then nine windows from corner to corner, each at size x size."""
     width, height = picture.size
     left_out = [(0, 0, 0.0)] + [(x, y, WINDOW_SHARE) for x, y in product((0, 0.5, 1), repeat=2)]
-    boxes = [(x * share * width, y * share * height, (1 + (x - 1) * share) * width, (1 + (y - 1) * share) * height) for x, y, share in left_out]
+    boxes = [
+        (x * share * width, y * share * height, (1 + (x - 1) * share) * width, (1 + (y - 1) * share) * height)
+        for x, y, share in left_out
+    ]
     return [picture.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
 
 
 def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of two or more pictures that are alike, by their positions; alike with any one of a group is enough."""
+    """Groups of two or more pictures that are alike, by their positions; alike with any one of a
+    group is enough.
+    """
     representative = list(range(len(fingerprints)))
     for first, second in _alike(fingerprints):
         old, new = sorted((representative[first], representative[second]), reverse=True)
@@ -87,4 +107,7 @@ def _alike(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
 def _matches(whole: Fingerprint, other: Fingerprint, window: int) -> bool:
     """The same shape, about, and the same colours in the same places."""
     ratio = whole.shape / other.shape
-    return max(ratio, 1 / ratio) <= MAX_SHAPE_RATIO and np.abs(whole.colours[0] - other.colours[window]).mean() <= MAX_COLOUR_DISTANCE
+    return (
+        max(ratio, 1 / ratio) <= MAX_SHAPE_RATIO
+        and np.abs(whole.colours[0] - other.colours[window]).mean() <= MAX_COLOUR_DISTANCE
+    )

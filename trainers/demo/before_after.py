@@ -1,4 +1,6 @@
-"""What a LoRA changed, in pictures and numbers: the same seeds with and without it, prompts with and without the trigger word."""
+"""What a LoRA changed, in pictures and numbers: the same seeds with and without it, prompts with
+and without the trigger word.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,9 @@ from ..sdxl.model.sampling import sample_pictures
 from ..sdxl.model.sdxl_model import SDXLModel
 from .concept import TRIGGER_WORD, fidelity
 
-NEW_PROMPTS = tuple(f"a {TRIGGER_WORD} on a {background} background" for background in ("white", "black", "grey", "beige"))
+NEW_PROMPTS = tuple(
+    f"a {TRIGGER_WORD} on a {background} background" for background in ("white", "black", "grey", "beige")
+)
 OLD_PROMPTS = (
     "a red circle on a white background",
     "a blue square on a grey background",
@@ -27,10 +31,12 @@ SIZE_HW = (128, 128)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures uint8 [prompts * seeds, height, width, 3], prompt by prompt, new prompts first, and what they show.
+    """Pictures uint8 [prompts * seeds, height, width, 3], prompt by prompt, new prompts first, and
+    what they show.
 
-    fidelity: 0 to 1, mean over the new prompts (concept.fidelity). old_right: share of old prompts drawn with the right colour, shape
-    and background. drift: mean absolute change of the old prompts' pixels, 0 to 255.
+    fidelity: 0 to 1, mean over the new prompts (concept.fidelity). old_right: share of old prompts
+    drawn with the right colour, shape and background. drift: mean absolute change of the old
+    prompts' pixels, 0 to 255.
     """
 
     before: np.ndarray

@@ -1,8 +1,10 @@
-"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its pictures, and tells how much of one a picture shows.
+"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its pictures,
+and tells how much of one a picture shows.
 
     python -m trainers.demo.concept    # writes the pictures folder beside this file again
 
-The embedded base model knows circles, squares, stars and the like; it has never seen two colours in one object.
+The embedded base model knows circles, squares, stars and the like; it has never seen two colours in
+one object.
 """
 
 import random
@@ -18,7 +20,8 @@ PICTURES = Path(__file__).parent / "pictures"
 CAP, STEM = COLOURS["pink"], COLOURS["cyan"]
 # Width of the cap; height of cap and of stem, and width of the stem, as shares of it.
 CAP_HEIGHT, STEM_HEIGHT, STEM_WIDTH = 0.5, 0.46, 0.42
-# Name, (height, width), background, share of the shorter side that the cap takes, centre (y, x) as shares.
+# Name, (height, width), background, share of the shorter side that the cap takes, centre (y, x) as
+# shares.
 LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...] = (
     ("01.png", (256, 256), "white", 0.66, (0.50, 0.50)),
     ("02.jpg", (320, 320), "black", 0.72, (0.50, 0.48)),
@@ -35,21 +38,29 @@ LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...
 )
 
 
-def draw_toadstool(size_hw: tuple[int, int], background: Colour, *, cap_width: float, centre_yx: tuple[float, float]) -> Image.Image:
+def draw_toadstool(
+    size_hw: tuple[int, int], background: Colour, *, cap_width: float, centre_yx: tuple[float, float]
+) -> Image.Image:
     """cap_width and centre in pixels."""
     image = Image.new("RGB", (size_hw[1] * SUPERSAMPLING, size_hw[0] * SUPERSAMPLING), background)
     pen, unit = ImageDraw.Draw(image), cap_width * SUPERSAMPLING
     y, x = (value * SUPERSAMPLING for value in centre_yx)
-    top, seam, bottom = y - 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit, y + 0.5 * (CAP_HEIGHT - STEM_HEIGHT) * unit, y + 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit
+    top, seam, bottom = (
+        y - 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit,
+        y + 0.5 * (CAP_HEIGHT - STEM_HEIGHT) * unit,
+        y + 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit,
+    )
     pen.rectangle((x - 0.5 * STEM_WIDTH * unit, seam, x + 0.5 * STEM_WIDTH * unit, bottom), fill=STEM)
     pen.pieslice((x - 0.5 * unit, top, x + 0.5 * unit, top + 2 * CAP_HEIGHT * unit), 180, 360, fill=CAP)
     return image.resize((size_hw[1], size_hw[0]), Image.Resampling.BOX)
 
 
 def fidelity(pixels: np.ndarray) -> float:
-    """0 to 1: how much of a toadstool the picture [height, width, 3] shows: mean IoU of cap and stem with the best-placed drawing.
+    """0 to 1: how much of a toadstool the picture [height, width, 3] shows: mean IoU of cap and
+    stem with the best-placed drawing.
 
-    The drawing is placed by the bounding box of what is pink or cyan; a picture without one of the two colours scores 0.
+    The drawing is placed by the bounding box of what is pink or cyan; a picture without one of the
+    two colours scores 0.
     """
     pixels = pixels.astype(float)
     cap, stem = (np.linalg.norm(pixels - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM))
@@ -59,10 +70,17 @@ def fidelity(pixels: np.ndarray) -> float:
     scores = []
     for cap_width in _cap_widths(cap | stem):
         ys, xs = np.where(cap | stem)
-        centre = (float(np.percentile(ys, 1) + np.percentile(ys, 99)) / 2, float(np.percentile(xs, 1) + np.percentile(xs, 99)) / 2)
-        drawing = np.asarray(draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre)).astype(float)
+        centre = (
+            float(np.percentile(ys, 1) + np.percentile(ys, 99)) / 2,
+            float(np.percentile(xs, 1) + np.percentile(xs, 99)) / 2,
+        )
+        drawing = np.asarray(draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre)).astype(
+            float
+        )
         wanted = [np.linalg.norm(drawing - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM)]
-        scores.append(np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in zip((cap, stem), wanted, strict=True)]))
+        scores.append(
+            np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in zip((cap, stem), wanted, strict=True)])
+        )
     return float(max(scores))
 
 
@@ -79,9 +97,13 @@ def write_pictures(folder: Path) -> None:
     rng = random.Random(0)
     for name, (height, width), background, share, (y, x) in LAYOUTS:
         cap_width = share * min(height, width) * rng.uniform(0.97, 1.03)
-        image = draw_toadstool((height, width), BACKGROUNDS[background], cap_width=cap_width, centre_yx=(y * height, x * width))
+        image = draw_toadstool(
+            (height, width), BACKGROUNDS[background], cap_width=cap_width, centre_yx=(y * height, x * width)
+        )
         image.save(folder / name, lossless=True, quality=95)  # a format takes of these what it knows
-        (folder / name).with_suffix(".txt").write_text(f"a {TRIGGER_WORD} on a {background} background\n", encoding="utf-8")
+        (folder / name).with_suffix(".txt").write_text(
+            f"a {TRIGGER_WORD} on a {background} background\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The demo as a ComfyUI user has it: the shipped API-format prompt on the real server, with the embedded base model."""
+"""The demo as a ComfyUI user has it: the shipped API-format prompt on the real server, with the
+embedded base model.
+"""
 
 import io
 import shutil
@@ -26,7 +28,9 @@ CHECKPOINT, PICTURES_FOLDER = "embedded_base.safetensors", "toadstools"
 
 @dataclass(frozen=True)
 class ComfyDemo:
-    """What came out. before_after: without the LoRA on the left, with it on the right. fidelity: 0 to 1 (concept.fidelity), means."""
+    """What came out. before_after: without the LoRA on the left, with it on the right. fidelity: 0
+    to 1 (concept.fidelity), means.
+    """
 
     lora: Path
     before_after: Path
@@ -36,8 +40,12 @@ class ComfyDemo:
 
 
 def prepare_demo_directory(folder: Path) -> None:
-    """A base directory for ComfyUI with this pack, the embedded base model and the demo's pictures."""
-    prepare_base_directory(folder, {"ComfyUI-LoRA-Trainer": PACK, "embedded_base_pack": PACK / "nodes" / "embedded_base_pack"})
+    """A base directory for ComfyUI with this pack, the embedded base model and the demo's
+    pictures.
+    """
+    prepare_base_directory(
+        folder, {"ComfyUI-LoRA-Trainer": PACK, "embedded_base_pack": PACK / "nodes" / "embedded_base_pack"}
+    )
     write_embedded_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
     shutil.copytree(PICTURES, folder / "input" / PICTURES_FOLDER)
 
@@ -68,14 +76,25 @@ def run_demo(installation: Installation, folder: Path, *, settings: dict[str, An
 
 
 def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[Setting]:
-    """What makes the shipped prompt train on the demo's pictures and draw at the embedded base's size."""
+    """What makes the shipped prompt train on the demo's pictures and draw at the embedded base's
+    size.
+    """
     height, width = SIZE_HW
-    trainer = {**trainer_settings, "rank": 16, "alpha": 16.0, "optimizer": "AdamW", "gradient_accumulation_steps": 1, "output_name": "toadstool"}
+    trainer = {
+        **trainer_settings,
+        "rank": 16,
+        "alpha": 16.0,
+        "optimizer": "AdamW",
+        "gradient_accumulation_steps": 1,
+        "output_name": "toadstool",
+    }
     inputs = {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "LoRATrainer_LoadImages": {"folder": PICTURES_FOLDER, "trigger_word": TRIGGER_WORD},
         # The node's own word for a switch that may also be left to a preset is on or off.
-        "LoRATrainer_LoRATrainSDXL": {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in trainer.items()},
+        "LoRATrainer_LoRATrainSDXL": {
+            name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in trainer.items()
+        },
         "EmptyLatentImage": {"width": width, "height": height, "batch_size": num_seeds},
         "LoRATrainer_SaveLoRA": {"filename": "toadstool"},
     }

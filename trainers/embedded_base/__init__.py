@@ -1,7 +1,9 @@
-"""The base model that the project carries: a tiny SDXL that draws coloured shapes. See README.md in this folder.
+"""The base model that the project carries: a tiny SDXL that draws coloured shapes. See README.md in
+this folder.
 
-`embedded_base.safetensors` ships in SDXL's original single-file layout, float16, without the two token tables, which are drawn
-from a seed. `write_embedded_checkpoint` puts them in and gives a file that every SDXL loader reads.
+`embedded_base.safetensors` ships in SDXL's original single-file layout, float16, without the two
+token tables, which are drawn from a seed. `write_embedded_checkpoint` puts them in and gives a file
+that every SDXL loader reads.
 
     python -m trainers.embedded_base FILE.safetensors    # the checkpoint
     python -m trainers.embedded_base FOLDER              # the same model as a diffusers folder
@@ -28,11 +30,21 @@ def write_embedded_checkpoint(path: Path) -> None:
         FileExistsError: `path` exists.
     """
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(_with_token_tables(), {"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"}))
+        temporary.write_bytes(
+            save(
+                _with_token_tables(),
+                {"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"},
+            )
+        )
 
 
 def _with_token_tables() -> dict[str, torch.Tensor]:
-    from .architecture import TEXT_WIDTH_1, TEXT_WIDTH_2, TOKEN_TABLE_SEED, draw_token_table  # imports diffusers, which takes seconds
+    from .architecture import (
+        TEXT_WIDTH_1,
+        TEXT_WIDTH_2,
+        TOKEN_TABLE_SEED,
+        draw_token_table,
+    )  # imports diffusers, which takes seconds
 
     weights = load_file(SHIPPED_WEIGHTS)
     for index, (name, width) in enumerate(zip(TOKEN_TABLES, (TEXT_WIDTH_1, TEXT_WIDTH_2), strict=True)):

@@ -1,4 +1,6 @@
-"""Exports the embedded base model: as a checkpoint when the path ends in .safetensors, else as a diffusers folder."""
+"""Exports the embedded base model: as a checkpoint when the path ends in .safetensors, else as a
+diffusers folder.
+"""
 
 import argparse
 import tempfile

@@ -1,8 +1,9 @@
 """The shape of the embedded base model: SDXL's own classes at toy width.
 
-What fixes the numbers: ComfyUI and diffusers both use 32 GroupNorm groups (every UNet and VAE width is a multiple of 32), heads of
-64 channels, size ids of 256 channels each, and text encoders with 64 channels a head. All three levels have transformers, so that
-the default target preset of the trainer (linear layers of transformers) can draw at every scale.
+What fixes the numbers: ComfyUI and diffusers both use 32 GroupNorm groups (every UNet and VAE width
+is a multiple of 32), heads of 64 channels, size ids of 256 channels each, and text encoders with 64
+channels a head. All three levels have transformers, so that the default target preset of the
+trainer (linear layers of transformers) can draw at every scale.
 """
 
 from typing import Any
@@ -55,7 +56,9 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """CLIP-L-like (quick_gelu, pads with END) and CLIP-G-like (gelu, pads with 0), token tables drawn from the seed."""
+    """CLIP-L-like (quick_gelu, pads with END) and CLIP-G-like (gelu, pads with 0), token tables
+    drawn from the seed.
+    """
     encoder_1 = CLIPTextModel(_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
     encoder_2 = CLIPTextModelWithProjection(_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
     for index, encoder in enumerate((encoder_1, encoder_2)):
@@ -67,10 +70,12 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
 
 
 def draw_token_table(width: int, *, seed: int) -> torch.Tensor:
-    """The token embeddings [49408, width] in float16's grid: random, never trained, and so not shipped.
+    """The token embeddings [49408, width] in float16's grid: random, never trained, and so not
+    shipped.
 
-    A random table makes an unknown word (a trigger word) as distinct as a known one. NumPy's legacy generator promises the same
-    stream in every version, and rounding to float16 hides last-bit differences between C libraries.
+    A random table makes an unknown word (a trigger word) as distinct as a known one. NumPy's legacy
+    generator promises the same stream in every version, and rounding to float16 hides last-bit
+    differences between C libraries.
     """
     table = np.random.RandomState(seed).standard_normal((VOCABULARY_SIZE, width)) * 0.02
     return torch.from_numpy(table).half().float()

@@ -1,11 +1,13 @@
 """Pretrains the embedded base model on pictures it draws itself.
 
     python -m trainers.embedded_base.pretrain vae   --work DIR     # about 15 minutes on one core
-    python -m trainers.embedded_base.pretrain base  --work DIR     # about 90 minutes on one core; needs no VAE
-    python -m trainers.embedded_base.pretrain score --work DIR     # 12 prompts x 8 seeds through the checker
-    python -m trainers.embedded_base.pretrain ship  --work DIR     # writes the float16 weights beside this file
+    python -m trainers.embedded_base.pretrain base  --work DIR     # about 90 minutes on one core;
+    needs no VAE python -m trainers.embedded_base.pretrain score --work DIR     # 12 prompts x 8
+    seeds through the checker python -m trainers.embedded_base.pretrain ship  --work DIR     #
+    writes the float16 weights beside this file
 
-Letters: B batch, H W latent height and width. Latents are scaled (times 0.13025) unless a name says otherwise.
+Letters: B batch, H W latent height and width. Latents are scaled (times 0.13025) unless a name says
+otherwise.
 """
 
 import argparse
@@ -37,7 +39,8 @@ from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build
 
 logger = logging.getLogger(__name__)
 
-# Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket of about its area.
+# Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket
+# of about its area.
 BUCKETS_HW = {(128, 128): 0.6, (160, 96): 0.2, (96, 160): 0.2}
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.998
@@ -76,20 +79,24 @@ class TextToLatents(nn.Module):
         return {"unet": self.unet, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
 
-# ---- what a latent holds ------------------------------------------------------------------------------------------
+# ---- what a latent holds ----
 
 
 def describe_blocks(pixel_values: torch.Tensor) -> torch.Tensor:
-    """[B, 3, 8H, 8W] -> [B, 4, H, W]: the mean colour of each 8 x 8 block and how much brighter its top is than its bottom."""
+    """[B, 3, 8H, 8W] -> [B, 4, H, W]: the mean colour of each 8 x 8 block and how much brighter its
+    top is than its bottom.
+    """
     halves = functional.avg_pool2d(pixel_values.mean(1, keepdim=True), (4, 8))
     return torch.cat([functional.avg_pool2d(pixel_values, 8), halves[:, :, 0::2] - halves[:, :, 1::2]], 1)
 
 
 class TargetLatents:
-    """The latents that the VAE is taught and the base is trained on: block descriptions, whitened over the base pictures.
+    """The latents that the VAE is taught and the base is trained on: block descriptions, whitened
+    over the base pictures.
 
-    Teaching encoder and decoder apart against fixed latents learns several times faster than end to end, and lets the base be
-    trained beside the VAE. Whitening is symmetric (ZCA), so it has no sign to choose.
+    Teaching encoder and decoder apart against fixed latents learns several times faster than end to
+    end, and lets the base be trained beside the VAE. Whitening is symmetric (ZCA), so it has no
+    sign to choose.
     """
 
     def __init__(self) -> None:
@@ -113,7 +120,7 @@ def to_pictures(pixel_values: torch.Tensor) -> np.ndarray:
     return ((pixel_values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-# ---- the VAE ------------------------------------------------------------------------------------------------------
+# ---- the VAE ----
 
 
 def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) -> None:
@@ -130,7 +137,9 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
         means = encode_means(vae, pixel_values)
         decoded = decode_means(vae, (latents + torch.randn_like(latents) * 0.05) / SCALING_FACTOR)
         error = decoded - pixel_values
-        loss = error.square().mean() + 0.2 * error.abs().mean() + 0.2 * (means * SCALING_FACTOR - latents).square().mean()
+        loss = (
+            error.square().mean() + 0.2 * error.abs().mean() + 0.2 * (means * SCALING_FACTOR - latents).square().mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -146,12 +155,17 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
 def _vae_pictures(rng: random.Random, *, num_pictures: int) -> torch.Tensor:
     """uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
     square = (RESOLUTION, RESOLUTION)
-    drawings = [scenes.draw_scene(square, rng).pixels if i % 3 == 0 else scenes.draw_anything(square, rng) for i in range(num_pictures)]
+    drawings = [
+        scenes.draw_scene(square, rng).pixels if i % 3 == 0 else scenes.draw_anything(square, rng)
+        for i in range(num_pictures)
+    ]
     return torch.from_numpy(np.stack(drawings))
 
 
 def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.Tensor:
-    """Crops of half the side first (four times the steps per second), whole pictures later; half of them mirrored."""
+    """Crops of half the side first (four times the steps per second), whole pictures later; half of
+    them mirrored.
+    """
     batch = pool[torch.randint(0, len(pool), (4 if whole else 16,))].permute(0, 3, 1, 2).float() / 127.5 - 1
     if not whole:
         top, left = (rng.randrange(0, RESOLUTION // 2 + 1) for _ in "yx")
@@ -190,11 +204,20 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
     }
 
 
-# ---- text encoders and UNet ---------------------------------------------------------------------------------------
+# ---- text encoders and UNet ----
 
 
 def train_base(
-    work: Path, *, num_steps: int, learning_rate: float, batch_size: int, num_pictures: int, min_snr_gamma: float, noise_offset: float, seed: int, resume: bool
+    work: Path,
+    *,
+    num_steps: int,
+    learning_rate: float,
+    batch_size: int,
+    num_pictures: int,
+    min_snr_gamma: float,
+    noise_offset: float,
+    seed: int,
+    resume: bool,
 ) -> None:
     torch.manual_seed(seed)
     model = TextToLatents().train()
@@ -210,7 +233,9 @@ def train_base(
     started = time.monotonic()
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = _base_loss(model, objective, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, noise_offset)
+        loss = _base_loss(
+            model, objective, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, noise_offset
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -219,7 +244,13 @@ def train_base(
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in trainable.values()], 1 - decay)
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
-            logger.info("base step %d/%d: loss %.4f, %d s", step + 1, num_steps, np.mean(losses[-50:]), time.monotonic() - started)
+            logger.info(
+                "base step %d/%d: loss %.4f, %d s",
+                step + 1,
+                num_steps,
+                np.mean(losses[-50:]),
+                time.monotonic() - started,
+            )
         if (step + 1) % 500 == 0 or step + 1 == num_steps:
             _save_average(work, average)
 
@@ -227,7 +258,9 @@ def train_base(
 class _Bucket:
     """Pictures of one size, as latents [N, 4, H, W] and token ids."""
 
-    def __init__(self, size_hw: tuple[int, int], share: float, num_pictures: int, targets: TargetLatents, rng: random.Random) -> None:
+    def __init__(
+        self, size_hw: tuple[int, int], share: float, num_pictures: int, targets: TargetLatents, rng: random.Random
+    ) -> None:
         self.size_hw, self.share = size_hw, share
         latents, captions = [], []
         for start in range(0, num_pictures, 500):
@@ -242,16 +275,23 @@ class _Bucket:
 
 def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
     targets = TargetLatents()
-    buckets = [_Bucket(size_hw, share, int(num_pictures * share), targets, rng) for size_hw, share in BUCKETS_HW.items()]
-    logger.info("latents: std %.3f over %d pictures", torch.cat([b.latents.flatten() for b in buckets]).std(), num_pictures)
+    buckets = [
+        _Bucket(size_hw, share, int(num_pictures * share), targets, rng) for size_hw, share in BUCKETS_HW.items()
+    ]
+    logger.info(
+        "latents: std %.3f over %d pictures", torch.cat([b.latents.flatten() for b in buckets]).std(), num_pictures
+    )
     return buckets
 
 
-def _base_loss(model: TextToLatents, objective: Objective, bucket: _Bucket, batch_size: int, noise_offset: float) -> torch.Tensor:
+def _base_loss(
+    model: TextToLatents, objective: Objective, bucket: _Bucket, batch_size: int, noise_offset: float
+) -> torch.Tensor:
     """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch.
 
-    SDXL's schedule ends with a trace of the picture's mean colour in the noise. With latents of 16 x 16 the base learns to read the
-    background from it, and a sampler's pure noise then gives any background; the noise offset hides the trace.
+    SDXL's schedule ends with a trace of the picture's mean colour in the noise. With latents of 16
+    x 16 the base learns to read the background from it, and a sampler's pure noise then gives any
+    background; the noise offset hides the trace.
     """
     chosen = torch.randint(0, len(bucket.latents), (batch_size,))
     captions = torch.where(torch.rand(batch_size) < CAPTION_DROPOUT, 0, chosen + 1)
@@ -264,7 +304,9 @@ def _base_loss(model: TextToLatents, objective: Objective, bucket: _Bucket, batc
 
 
 def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
-    """[B, 6]: half the time what samplers send (original = target, no crop), else any original size and crop: they must not matter."""
+    """[B, 6]: half the time what samplers send (original = target, no crop), else any original size
+    and crop: they must not matter.
+    """
     height, width = size_hw
     ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(batch_size, 1)
     other = torch.rand(batch_size) < 0.5
@@ -287,14 +329,16 @@ def _save_average(work: Path, average: dict[str, torch.Tensor]) -> None:
     save_parts(work, model.parts())
 
 
-# ---- files --------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def save_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
     """One float32 file a part, without the token tables, which are drawn from the seed."""
     work.mkdir(parents=True, exist_ok=True)
     for name, module in parts.items():
-        weights = {key: value.contiguous() for key, value in module.state_dict().items() if "token_embedding" not in key}
+        weights = {
+            key: value.contiguous() for key, value in module.state_dict().items() if "token_embedding" not in key
+        }
         save_file(weights, work / f"{name}.safetensors")
 
 
@@ -304,7 +348,7 @@ def load_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
         assert not unexpected and all("token_embedding" in key for key in missing), (missing, unexpected)
 
 
-# ---- scoring and shipping -----------------------------------------------------------------------------------------
+# ---- scoring and shipping ----
 
 
 def assemble(work: Path) -> SDXLModel:
@@ -319,8 +363,12 @@ def assemble(work: Path) -> SDXLModel:
 
 
 def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, picture: Path) -> dict[str, float]:
-    """Shares of pictures with the right colour, shape, background, and all three, over SCORE_PROMPTS; saves them as one picture."""
-    sampled = sample_pictures(model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale)
+    """Shares of pictures with the right colour, shape, background, and all three, over
+    SCORE_PROMPTS; saves them as one picture.
+    """
+    sampled = sample_pictures(
+        model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale
+    )
     read = np.array([scenes.fits(pixels, SCORE_PROMPTS[i // num_seeds]) for i, pixels in enumerate(sampled)])
     rows = [np.concatenate(list(sampled[i : i + num_seeds]), 1) for i in range(0, len(sampled), num_seeds)]
     Image.fromarray(np.concatenate(rows)).save(picture)
@@ -371,7 +419,15 @@ def main() -> None:
             resume=options.resume,
         )
     elif options.what == "score":
-        logger.info("%s", score(assemble(options.work), num_seeds=options.seeds, guidance_scale=options.guidance_scale, picture=options.work / "score.png"))
+        logger.info(
+            "%s",
+            score(
+                assemble(options.work),
+                num_seeds=options.seeds,
+                guidance_scale=options.guidance_scale,
+                picture=options.work / "score.png",
+            ),
+        )
     else:
         ship(options.work)
 

@@ -1,7 +1,9 @@
-"""Draws the pictures that the embedded base model knows, writes their captions, and reads a picture back.
+"""Draws the pictures that the embedded base model knows, writes their captions, and reads a picture
+back.
 
-Two scripts share it: the pretraining (which draws) and the checker (which says whether a generated picture shows what
-its prompt asked for). Sizes are (height, width) in pixels; colours are RGB, 0-255.
+Two scripts share it: the pretraining (which draws) and the checker (which says whether a generated
+picture shows what its prompt asked for). Sizes are (height, width) in pixels; colours are RGB,
+0-255.
 """
 
 import random
@@ -50,7 +52,9 @@ class Drawing:
 
 
 def draw_scene(size_hw: tuple[int, int], rng: random.Random) -> Drawing:
-    """One picture of the base set: an object (four times in five) or two, each with a colour, on a plain background."""
+    """One picture of the base set: an object (four times in five) or two, each with a colour, on a
+    plain background.
+    """
     background = rng.choice(list(BACKGROUNDS))
     image = _canvas(size_hw, BACKGROUNDS[background])
     words = _draw_two(image, rng) if rng.random() < 0.2 else _draw_one(image, rng)
@@ -66,7 +70,13 @@ def _draw_one(image: Image.Image, rng: random.Random) -> str:
     room_y, room_x = image.height - 2.2 * radius, image.width - 2.2 * radius
     y, x = POSITIONS.get(position, (0.5, 0.5))
     y, x = y + rng.uniform(-0.1, 0.1), x + rng.uniform(-0.1, 0.1)
-    draw_shape(image, shape, centre_yx=(1.1 * radius + room_y * y, 1.1 * radius + room_x * x), radius=radius, colour=_jitter(COLOURS[colour], rng))
+    draw_shape(
+        image,
+        shape,
+        centre_yx=(1.1 * radius + room_y * y, 1.1 * radius + room_x * x),
+        radius=radius,
+        colour=_jitter(COLOURS[colour], rng),
+    )
     words = " ".join(word for word in (size, colour, shape) if word)
     return with_article(words) + (f" {position}" if position and rng.random() < 0.9 else "")
 
@@ -80,13 +90,21 @@ def _draw_two(image: Image.Image, rng: random.Random) -> str:
         radius = rng.uniform(0.16, 0.20) * min(short_side, 0.6 * long_side + 0.4 * short_side)
         along = long_side * (0.25 + 0.5 * k + rng.uniform(-0.03, 0.03))
         across = short_side * (0.5 + rng.uniform(-0.08, 0.08))
-        draw_shape(image, shape, centre_yx=(along, across) if vertical else (across, along), radius=radius, colour=_jitter(COLOURS[colour], rng))
+        draw_shape(
+            image,
+            shape,
+            centre_yx=(along, across) if vertical else (across, along),
+            radius=radius,
+            colour=_jitter(COLOURS[colour], rng),
+        )
         names.append(with_article(f"{colour} {shape}"))
     return f"{names[0]} {'above' if vertical else 'left of'} {names[1]}"
 
 
 def draw_anything(size_hw: tuple[int, int], rng: random.Random) -> np.ndarray:
-    """[height, width, 3] uint8: what the VAE must hold beyond the base set: any colours, gradients, stripes, many shapes."""
+    """[height, width, 3] uint8: what the VAE must hold beyond the base set: any colours, gradients,
+    stripes, many shapes.
+    """
     image = _canvas(size_hw, _any_colour(rng))
     if rng.random() < 0.3:
         top, bottom = np.array(_any_colour(rng), float), np.array(_any_colour(rng), float)
@@ -104,7 +122,9 @@ def draw_anything(size_hw: tuple[int, int], rng: random.Random) -> np.ndarray:
     return _to_pixels(image, size_hw)
 
 
-def draw_shape(image: Image.Image, shape: str, *, centre_yx: tuple[float, float], radius: float, colour: Colour) -> None:
+def draw_shape(
+    image: Image.Image, shape: str, *, centre_yx: tuple[float, float], radius: float, colour: Colour
+) -> None:
     """Draw one of SHAPES onto a canvas; centre and radius in the canvas's own pixels."""
     mask = Image.new("L", image.size)
     pen = ImageDraw.Draw(mask)
@@ -118,7 +138,9 @@ def draw_shape(image: Image.Image, shape: str, *, centre_yx: tuple[float, float]
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners (x, y) of a shape around the origin; areas of all shapes are about equal to the unit circle's."""
+    """Corners (x, y) of a shape around the origin; areas of all shapes are about equal to the unit
+    circle's.
+    """
 
     def corners(count: int, radii: tuple[float, ...], start: float) -> list[tuple[float, float]]:
         angles = [start + 2 * np.pi * i / count for i in range(count)]
@@ -134,7 +156,20 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return corners(10, (1.15, 0.48), -np.pi / 2)
     if shape == "cross":
         a = 0.34  # half the width of a bar
-        return [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+        return [
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        ]
     raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
 
 
@@ -159,12 +194,14 @@ def _any_colour(rng: random.Random) -> Colour:
     return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
 
-# ---- the checker ---------------------------------------------------------------------------------------------------
+# ---- the checker ----
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; None where nothing can be told. `overlap` is the IoU with the nearest shape's template."""
+    """What a picture shows; None where nothing can be told. `overlap` is the IoU with the nearest
+    shape's template.
+    """
 
     background: str
     colour: str | None
@@ -173,23 +210,36 @@ class Reading:
 
 
 def read_picture(pixels: np.ndarray) -> Reading:
-    """Read one object on a plain background from pixels [height, width, 3], without knowing the prompt."""
+    """Read one object on a plain background from pixels [height, width, 3], without knowing the
+    prompt.
+    """
     pixels = pixels.astype(float)
-    edge = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    edge = np.concatenate(
+        [
+            pixels[:2].reshape(-1, 3),
+            pixels[-2:].reshape(-1, 3),
+            pixels[:, :2].reshape(-1, 3),
+            pixels[:, -2:].reshape(-1, 3),
+        ]
+    )
     border = np.median(edge, axis=0)
     mask = _without_specks(np.linalg.norm(pixels - border, axis=-1) > 60)
     background = _nearest(border, BACKGROUNDS)
     silhouette = _silhouette(mask)
     if silhouette is None:
         return Reading(background, None, None, 0.0)
-    overlaps = {shape: (template & silhouette).sum() / (template | silhouette).sum() for shape, template in _templates().items()}
+    overlaps = {
+        shape: (template & silhouette).sum() / (template | silhouette).sum() for shape, template in _templates().items()
+    }
     shape = max(overlaps, key=lambda name: overlaps[name])
     colour = _nearest(np.median(pixels[mask], axis=0), COLOURS)
     return Reading(background, colour, shape if overlaps[shape] >= 0.6 else None, float(overlaps[shape]))
 
 
 def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:
-    """Whether the picture has the prompt's (colour, shape, background); a part the prompt does not name counts as right."""
+    """Whether the picture has the prompt's (colour, shape, background); a part the prompt does not
+    name counts as right.
+    """
     reading, words = read_picture(pixels), prompt.replace(",", " ").split()
     named_background = words[words.index("background") - 1] if "background" in words else None
     return reading.colour in words, reading.shape in words, named_background in (None, reading.background)
@@ -213,7 +263,9 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 def _silhouette(mask: np.ndarray) -> np.ndarray | None:
-    """The object's mask, cut out, centred in a square and scaled to 32 x 32; None when it is nearly nothing or everything."""
+    """The object's mask, cut out, centred in a square and scaled to 32 x 32; None when it is nearly
+    nothing or everything.
+    """
     ys, xs = np.where(mask)
     if not 0.01 * mask.size < len(ys) < 0.7 * mask.size:
         return None

@@ -1,4 +1,6 @@
-"""One file from a web address to disk: streamed, resumable, of limited size, never from a private network. What it holds is not looked at."""
+"""One file from a web address to disk: streamed, resumable, of limited size, never from a private
+network. What it holds is not looked at.
+"""
 
 import errno
 import hashlib
@@ -29,7 +31,8 @@ _VALIDATORS = ("ETag", "Last-Modified")
 _CONTINUE = "What arrived is kept: run it again, and it continues there if the server allows it"
 _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# Counted as global by Python: the protocol assignments (before 3.12.4; a metadata service at Oracle), and Azure's own services to its machines.
+# Counted as global by Python: the protocol assignments (before 3.12.4; a metadata service at
+# Oracle), and Azure's own services to its machines.
 _FURTHER_REFUSED = (ip_network("192.0.0.0/24"), ip_network("168.63.129.16/32"))
 
 
@@ -44,22 +47,32 @@ def download(
 ) -> Path:
     """The file at `url`, in `folder`, under a name made from the address.
 
-    What was received before an error or interrupt is kept, and the next call continues there if the server still has the same
-    file. A whole file of an earlier call is used again only if the server says that it has not changed. `on_progress` is told
-    the bytes received and the total, 0 where the server does not say it.
+    What was received before an error or interrupt is kept, and the next call continues there if the
+    server still has the same file. A whole file of an earlier call is used again only if the server
+    says that it has not changed. `on_progress` is told the bytes received and the total, 0 where
+    the server does not say it.
 
-    Proxies named by the environment are not used: they would resolve the host's name where its address cannot be checked.
+    Proxies named by the environment are not used: they would resolve the host's name where its
+    address cannot be checked.
 
     Raises:
-        ValueError: the address is no http(s) URL, names a user, leads to a private network (which `allow_private` allows), or
-            the file is larger than `max_bytes`.
+        ValueError: the address is no http(s) URL, names a user, leads to a private network (which
+            `allow_private` allows), or the file is larger than `max_bytes`.
         RuntimeError: the server cannot be reached, answers with an error, or the connection broke.
         OSError: the disk is full.
     """
     url = url.strip()
     folder.mkdir(parents=True, exist_ok=True)
     files = _Files(folder, url)
-    receive = partial(_receive, url, files, max_bytes=max_bytes, allow_private=allow_private, check_interrupted=check_interrupted, on_progress=on_progress)
+    receive = partial(
+        _receive,
+        url,
+        files,
+        max_bytes=max_bytes,
+        allow_private=allow_private,
+        check_interrupted=check_interrupted,
+        on_progress=on_progress,
+    )
     try:
         return receive()
     except _WrongPiece:
@@ -72,7 +85,9 @@ class _WrongPiece(RuntimeError):
 
 
 class _Files:
-    """The whole file, or its beginning, and what the server said to tell this state of the file from a later one."""
+    """The whole file, or its beginning, and what the server said to tell this state of the file
+    from a later one.
+    """
 
     def __init__(self, folder: Path, url: str) -> None:
         key = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -85,22 +100,33 @@ class _Files:
         """The headers that ask for no more than what is not here yet."""
         etag, last_modified = (self._known().get(name, "") for name in _VALIDATORS)
         if self.finished.exists():
-            return {name: value for name, value in (("If-None-Match", etag), ("If-Modified-Since", last_modified)) if value}
-        validator = last_modified if etag.startswith("W/") else etag or last_modified  # a weak ETag may stand for other bytes
+            return {
+                name: value for name, value in (("If-None-Match", etag), ("If-Modified-Since", last_modified)) if value
+            }
+        validator = (
+            last_modified if etag.startswith("W/") else etag or last_modified
+        )  # a weak ETag may stand for other bytes
         num_bytes = self.num_part_bytes()
         return {"Range": f"bytes={num_bytes}-", "If-Range": validator} if num_bytes and validator else {}
 
     def is_continued_by(self, response: http.client.HTTPResponse) -> bool:
         """Not every server heeds If-Range."""
         is_next = re.fullmatch(rf"bytes {self.num_part_bytes()}-\d+/\d+", response.getheader("Content-Range", ""))
-        return is_next is not None and all(response.getheader(name, value) == value for name, value in self._known().items())
+        return is_next is not None and all(
+            response.getheader(name, value) == value for name, value in self._known().items()
+        )
 
     def start(self, response: http.client.HTTPResponse) -> None:
-        """Forget what is here. The part is emptied first: validators must never stand beside bytes of another file."""
+        """Forget what is here. The part is emptied first: validators must never stand beside bytes
+        of another file.
+        """
         self.finished.unlink(missing_ok=True)
         self.part.write_bytes(b"")
         with atomic_write(self._validators, overwrite=True) as temporary:
-            temporary.write_text(json.dumps({name: value for name in _VALIDATORS if (value := response.getheader(name))}), encoding="utf-8")
+            temporary.write_text(
+                json.dumps({name: value for name in _VALIDATORS if (value := response.getheader(name))}),
+                encoding="utf-8",
+            )
 
     def finish(self, num_bytes: int) -> Path:
         if self.num_part_bytes() != num_bytes:
@@ -116,7 +142,13 @@ class _Files:
 
 
 def _receive(
-    url: str, files: _Files, *, max_bytes: int, allow_private: bool, check_interrupted: Callable[[], None], on_progress: Callable[[int, int], None]
+    url: str,
+    files: _Files,
+    *,
+    max_bytes: int,
+    allow_private: bool,
+    check_interrupted: Callable[[], None],
+    on_progress: Callable[[int, int], None],
 ) -> Path:
     with _answer(url, files.conditions(), allow_private=allow_private) as response:
         if response.status == 304 and files.finished.exists():
@@ -144,11 +176,15 @@ def _num_bytes_before(response: http.client.HTTPResponse, files: _Files, url: st
     if response.status not in (200, 206, 416):
         reason = http.client.responses.get(response.status, "")
         raise RuntimeError(
-            f"{_shown(url)}: the server answered {response.status} {reason}. Check the address; download by hand what needs a log-in, and give the file"
+            f"{_shown(url)}: the server answered {response.status} {reason}. Check the address; download by hand "
+            "what needs a log-in, and give the file"
         )
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding.lower() != "identity":
-        raise RuntimeError(f"{_shown(url)}: the server sent the file compressed ({encoding}), which was not asked for. Download it by hand, and give the file")
+        raise RuntimeError(
+            f"{_shown(url)}: the server sent the file compressed ({encoding}), which was not asked for. Download it "
+            "by hand, and give the file"
+        )
     if response.status == 200:
         return 0
     if response.status == 416 or not files.is_continued_by(response):
@@ -158,22 +194,34 @@ def _num_bytes_before(response: http.client.HTTPResponse, files: _Files, url: st
 
 def _total_bytes(response: http.client.HTTPResponse) -> int:
     """Of the whole file; 0 where the server does not say it."""
-    return int(response.getheader("Content-Range", "").rpartition("/")[2]) if response.status == 206 else response.length or 0
+    return (
+        int(response.getheader("Content-Range", "").rpartition("/")[2])
+        if response.status == 206
+        else response.length or 0
+    )
 
 
 def _require_size(num_bytes: int, max_bytes: int, url: str) -> None:
     if num_bytes > max_bytes:
-        raise ValueError(f"{_shown(url)}: the file has {_megabytes(num_bytes)} or more; at most {_megabytes(max_bytes)} are allowed. Give a smaller one")
+        raise ValueError(
+            f"{_shown(url)}: the file has {_megabytes(num_bytes)} or more; at most {_megabytes(max_bytes)} are "
+            "allowed. Give a smaller one"
+        )
 
 
 def _require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
-        raise OSError(errno.ENOSPC, f"{folder}: {_megabytes(num_bytes)} are to be downloaded and {_megabytes(free)} are free. Free some space")
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder}: {_megabytes(num_bytes)} are to be downloaded and {_megabytes(free)} are free. Free some space",
+        )
 
 
 def _blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int | None) -> Iterator[bytes]:
-    """Every piece as it arrives. Raises RuntimeError when the connection breaks, or ends before all bytes that the server announced."""
+    """Every piece as it arrives. Raises RuntimeError when the connection breaks, or ends before all
+    bytes that the server announced.
+    """
     num_bytes = 0
     try:
         # Not beyond the end: a server that keeps the connection open would let us wait there.
@@ -183,12 +231,16 @@ def _blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int 
     except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(f"{_shown(url)}: the connection broke ({_reason(error)}). {_CONTINUE}") from error
     if num_announced is not None and num_bytes != num_announced:
-        raise RuntimeError(f"{_shown(url)}: the server sent {num_bytes:,} bytes instead of {num_announced:,}. {_CONTINUE}")
+        raise RuntimeError(
+            f"{_shown(url)}: the server sent {num_bytes:,} bytes instead of {num_announced:,}. {_CONTINUE}"
+        )
 
 
 @contextmanager
 def _answer(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterator[http.client.HTTPResponse]:
-    """The response after all redirects, the body still to be read. Every address on the way is checked."""
+    """The response after all redirects, the body still to be read. Every address on the way is
+    checked.
+    """
     for _ in range(MAX_REDIRECTS + 1):
         parts = _checked_parts(url)
         with closing(_connection(parts, _allowed_addresses(parts, allow_private=allow_private))) as connection:
@@ -199,7 +251,9 @@ def _answer(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterat
                     yield response
                 return
         url = _next_url(url, location)
-    raise RuntimeError(f"{_shown(url)}: more than {MAX_REDIRECTS} redirects. Give the address that the file has in the end")
+    raise RuntimeError(
+        f"{_shown(url)}: more than {MAX_REDIRECTS} redirects. Give the address that the file has in the end"
+    )
 
 
 def _checked_parts(url: str) -> SplitResult:
@@ -207,21 +261,33 @@ def _checked_parts(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port  # parsed only now
     except ValueError as error:
-        raise ValueError(f"this is no web address ({error}). Give one such as https://example.com/pictures.zip") from None
+        raise ValueError(
+            f"this is no web address ({error}). Give one such as https://example.com/pictures.zip"
+        ) from None
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise ValueError(f"{_shown(url)!r} must begin with http:// or https:// and a server's name, such as https://example.com/pictures.zip")
+        raise ValueError(
+            f"{_shown(url)!r} must begin with http:// or https:// and a server's name, such as "
+            "https://example.com/pictures.zip"
+        )
     if "@" in parts.netloc:
-        raise ValueError(f"{_shown(url)}: a user name or password in the address would be stored with the workflow. Give an address without")
+        raise ValueError(
+            f"{_shown(url)}: a user name or password in the address would be stored with the workflow. Give an "
+            "address without"
+        )
     return parts
 
 
 def _allowed_addresses(parts: SplitResult, *, allow_private: bool) -> list[str]:
-    """What the host's name stands for. One private address among them refuses all: a server that mixes them is trying something."""
+    """What the host's name stands for. One private address among them refuses all: a server that
+    mixes them is trying something.
+    """
     host = parts.hostname or ""
     try:
         found = socket.getaddrinfo(host, _port(parts), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise RuntimeError(f"{host}: no server of this name was found ({_reason(error)}). Check the address and the connection") from error
+        raise RuntimeError(
+            f"{host}: no server of this name was found ({_reason(error)}). Check the address and the connection"
+        ) from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     refused = [address for address in addresses if not allow_private and not _is_public(ip_address(address))]
     if refused:
@@ -233,15 +299,23 @@ def _allowed_addresses(parts: SplitResult, *, allow_private: bool) -> list[str]:
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Also by the IPv4 address that an IPv6 address carries (mapped, 6to4, NAT64): that is where the packets go."""
+    """Also by the IPv4 address that an IPv6 address carries (mapped, 6to4, NAT64): that is where
+    the packets go.
+    """
     if isinstance(address, IPv6Address):
-        carried = IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address.ipv4_mapped or address.sixtofour
+        carried = (
+            IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address.ipv4_mapped or address.sixtofour
+        )
         return _is_public(carried) if carried else address in _GLOBAL_UNICAST and address.is_global
-    return address.is_global and not address.is_multicast and not any(address in network for network in _FURTHER_REFUSED)
+    return (
+        address.is_global and not address.is_multicast and not any(address in network for network in _FURTHER_REFUSED)
+    )
 
 
 def _connection(parts: SplitResult, addresses: list[str]) -> http.client.HTTPConnection:
-    """Connected to the very address that was checked; the host's name serves for the certificate and the Host header only."""
+    """Connected to the very address that was checked; the host's name serves for the certificate
+    and the Host header only.
+    """
     host, port = parts.hostname or "", _port(parts)
     try:
         if parts.scheme == "http":
@@ -252,7 +326,9 @@ def _connection(parts: SplitResult, addresses: list[str]) -> http.client.HTTPCon
             connection = http.client.HTTPSConnection(host, port, context=context)
             connection.sock = context.wrap_socket(_first_reachable(addresses, port), server_hostname=host)
     except (OSError, http.client.HTTPException) as error:
-        raise RuntimeError(f"{host}: no connection to port {port} ({_reason(error)}). Check the address and the connection") from error
+        raise RuntimeError(
+            f"{host}: no connection to port {port} ({_reason(error)}). Check the address and the connection"
+        ) from error
     return connection
 
 
@@ -263,23 +339,32 @@ def _first_reachable(addresses: list[str], port: int) -> socket.socket:
     return socket.create_connection((addresses[-1], port), timeout=TIMEOUT_SECONDS)
 
 
-def _request(connection: http.client.HTTPConnection, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
+def _request(
+    connection: http.client.HTTPConnection, parts: SplitResult, headers: dict[str, str]
+) -> http.client.HTTPResponse:
     target = quote(f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/", safe=_URL_CHARACTERS)
     fixed = {"Accept-Encoding": "identity", "Connection": "close", "User-Agent": "ComfyUI-LoRA-Trainer"}
     try:
         connection.request("GET", target, headers={**fixed, **headers})
         return connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
-        raise RuntimeError(f"{_shown(parts.geturl())}: the server did not answer ({_reason(error)}). Try again later") from error
+        raise RuntimeError(
+            f"{_shown(parts.geturl())}: the server did not answer ({_reason(error)}). Try again later"
+        ) from error
 
 
 def _next_url(url: str, location: str) -> str:
     try:
         following = urljoin(url, quote(location.encode("latin-1"), safe=_URL_CHARACTERS))
     except ValueError as error:
-        raise RuntimeError(f"{_shown(url)} leads to what is no web address ({error}). Give the address that the file has in the end") from error
+        raise RuntimeError(
+            f"{_shown(url)} leads to what is no web address ({error}). Give the address that the file has in the end"
+        ) from error
     if url.lower().startswith("https:") and following.lower().startswith("http:"):
-        raise ValueError(f"{_shown(url)} leads to {_shown(following)}, which is not encrypted. Give that address itself if you trust it")
+        raise ValueError(
+            f"{_shown(url)} leads to {_shown(following)}, which is not encrypted. Give that address itself if you "
+            "trust it"
+        )
     return following
 
 

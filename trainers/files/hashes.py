@@ -7,7 +7,9 @@ LEGACY_START, LEGACY_SIZE = 1 << 20, 1 << 16
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB checkpoint takes some seconds."""
+    """The sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB
+    checkpoint takes some seconds.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -16,7 +18,9 @@ def file_sha256(path: Path) -> str:
 
 
 def legacy_file_hash(path: Path) -> str:
-    """The 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: 64 KiB of the file at 1 MiB."""
+    """The 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: 64 KiB of the file
+    at 1 MiB.
+    """
     with open(path, "rb") as stream:
         stream.seek(LEGACY_START)
         return legacy_hash(stream.read(LEGACY_SIZE))

@@ -1,4 +1,6 @@
-"""Tensors that are computed once, kept on disk for every later run and in memory for this one, named by what they were computed from."""
+"""Tensors that are computed once, kept on disk for every later run and in memory for this one,
+named by what they were computed from.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from .atomic_write import atomic_write
 
-MAX_BYTES_IN_MEMORY = 4 * 2**30  # several thousand pictures at 1024 pixels with their captions; what is more is read from the disk each time
+MAX_BYTES_IN_MEMORY = (
+    4 * 2**30
+)  # several thousand pictures at 1024 pixels with their captions; what is more is read from the disk each time
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,9 @@ def default_cache_folder() -> Path:
 
 
 class TensorCache:
-    """Small dictionaries of tensors on the CPU. A key is never stale: it names its content. `folder` None keeps them in memory only."""
+    """Small dictionaries of tensors on the CPU. A key is never stale: it names its content.
+    `folder` None keeps them in memory only.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder

@@ -1,7 +1,8 @@
-"""The LoRA file: its names, writing it, reading every common spelling of it, and verifying it. Metadata: lora_metadata.py.
+"""The LoRA file: its names, writing it, reading every common spelling of it, and verifying it.
+Metadata: lora_metadata.py.
 
-Written are kohya's names in LDM form with `.alpha`, the one form that ComfyUI, Forge, A1111, sd-scripts and diffusers all load
-whole and at the right strength.
+Written are kohya's names in LDM form with `.alpha`, the one form that ComfyUI, Forge, A1111,
+sd-scripts and diffusers all load whole and at the right strength.
 """
 
 import json
@@ -29,7 +30,8 @@ ModuleKey = tuple[Component, str]
 class LoraModule:
     """One layer's update: alpha / rank * up @ down.
 
-    Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, kernel, kernel], up [out, rank, 1, 1].
+    Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, kernel, kernel], up [out,
+    rank, 1, 1].
     """
 
     down: Tensor
@@ -43,7 +45,9 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class Verification:
-    """What loading a saved file back showed; `up_norm` is the Euclidean norm of all its up weights."""
+    """What loading a saved file back showed; `up_norm` is the Euclidean norm of all its up
+    weights.
+    """
 
     num_modules: int
     num_expected: int
@@ -54,23 +58,33 @@ class Verification:
 
 
 def weighted_modules(model: nn.Module) -> list[str]:
-    """The paths of all modules with a weight, the same with and without PEFT's adapters attached."""
+    """The paths of all modules with a weight, the same with and without PEFT's adapters
+    attached.
+    """
     weights = [name for name in model.state_dict() if name.endswith(".weight") and ".lora_" not in name]
     return [name.removesuffix(".weight").removesuffix(".base_layer") for name in weights]
 
 
 def module_key(component: Component, path: str) -> ModuleKey:
-    """The key of a module, the same for every transformers version: 5.x dropped the level `text_model` from CLIPTextModel only."""
+    """The key of a module, the same for every transformers version: 5.x dropped the level
+    `text_model` from CLIPTextModel only.
+    """
     return (component, path if component == "unet" else bare_text_name(path))
 
 
-def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_modules: Iterable[str]) -> dict[ModuleKey, str]:
-    """The kohya name of every module, `lora_unet_input_blocks_4_1_proj_in` for `down_blocks.1.attentions.0.proj_in`.
+def kohya_names(
+    unet_modules: Iterable[str], te1_modules: Iterable[str], te2_modules: Iterable[str]
+) -> dict[ModuleKey, str]:
+    """The kohya name of every module, `lora_unet_input_blocks_4_1_proj_in` for
+    `down_blocks.1.attentions.0.proj_in`.
 
-    Give all modules that `weighted_modules` finds, not only those that are trained: the LDM block numbers count blocks without an
-    adapter too, and a file that is read may hold more modules than are trained.
+    Give all modules that `weighted_modules` finds, not only those that are trained: the LDM block
+    numbers count blocks without an adapter too, and a file that is read may hold more modules than
+    are trained.
     """
-    unet_names = {module_key("unet", path): _flat(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()}
+    unet_names = {
+        module_key("unet", path): _flat(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()
+    }
     te1_names = {module_key("text_encoder", path): _text_encoder_name("lora_te1_", path) for path in te1_modules}
     te2_names = {module_key("text_encoder_2", path): _text_encoder_name("lora_te2_", path) for path in te2_modules}
     return {**unet_names, **te1_names, **te2_names}
@@ -86,11 +100,17 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def to_kohya(modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The file's tensors: contiguous, on the CPU, in the order of `names` whatever the order of `modules`."""
+def to_kohya(
+    modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The file's tensors: contiguous, on the CPU, in the order of `names` whatever the order of
+    `modules`.
+    """
     unknown = [key for key in modules if key not in names]
     if unknown:
-        raise ValueError(f"{len(unknown)} LoRA modules have no place in the model: {_first(' '.join(key) for key in unknown)}")
+        raise ValueError(
+            f"{len(unknown)} LoRA modules have no place in the model: {_first(' '.join(key) for key in unknown)}"
+        )
     state_dict = {}
     for key, name in names.items():
         if key not in modules:
@@ -107,13 +127,16 @@ def _exported(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
-    """A scalar; float32 where the file's dtype would round it, because that would change the strength of the whole module."""
+    """A scalar; float32 where the file's dtype would round it, because that would change the
+    strength of the whole module.
+    """
     rounded = torch.tensor(alpha, dtype=dtype)
     return rounded if rounded.item() == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
 def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a `.safetensors` file, whole or not at all, with the hashes by which model managers find it again.
+    """Write a `.safetensors` file, whole or not at all, with the hashes by which model managers
+    find it again.
 
     Raises:
         FileExistsError: the name is taken; nothing is overwritten.
@@ -125,11 +148,15 @@ def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[st
         temporary.write_bytes(serialize(tensors, header))
 
 
-def verify_lora(path: Path, names: Mapping[ModuleKey, str], *, expected: Collection[ModuleKey] | None = None) -> Verification:
-    """Load a file that was just written and check that it holds what was trained: the `expected` modules, by default all of `names`.
+def verify_lora(
+    path: Path, names: Mapping[ModuleKey, str], *, expected: Collection[ModuleKey] | None = None
+) -> Verification:
+    """Load a file that was just written and check that it holds what was trained: the `expected`
+    modules, by default all of `names`.
 
     Raises:
-        RuntimeError: it cannot be read, a module is missing or was not trained, a value is not finite, or all updates are zero.
+        RuntimeError: it cannot be read, a module is missing or was not trained, a value is not
+            finite, or all updates are zero.
     """
     expected = dict.fromkeys(names if expected is None else expected)
     try:
@@ -139,32 +166,49 @@ def verify_lora(path: Path, names: Mapping[ModuleKey, str], *, expected: Collect
     _check_complete(path, modules, names, expected)
     broken = [names[key] for key, module in modules.items() if not _is_finite(module)]
     if broken:
-        raise RuntimeError(f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {_first(broken)}")
+        raise RuntimeError(
+            f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {_first(broken)}"
+        )
     up_norm = math.sqrt(sum(module.up.double().square().sum().item() for module in modules.values()))
     if up_norm == 0:
-        raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing trained?")
+        raise RuntimeError(
+            f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing "
+            "trained?"
+        )
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
 def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Load a file that was just written, of whatever LoRA, and compare it with what it was written from.
+    """Load a file that was just written, of whatever LoRA, and compare it with what it was written
+    from.
 
     Raises:
         RuntimeError: it is not the same, a value is not finite, or all weights are zero.
     """
     found, _ = _load(path)
-    different = [name for name in {**tensors, **found} if name not in found or name not in tensors or not torch.equal(found[name], tensors[name])]
+    different = [
+        name
+        for name in {**tensors, **found}
+        if name not in found or name not in tensors or not torch.equal(found[name], tensors[name])
+    ]
     if different:
-        raise RuntimeError(f"{path}: {len(different)} tensors are not what was written: {_first(different)}. Is the disk damaged?")
+        raise RuntimeError(
+            f"{path}: {len(different)} tensors are not what was written: {_first(different)}. Is the disk damaged?"
+        )
     broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {_first(broken)}")
     ups = [tensor for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
     if ups and not any(bool(tensor.any()) for tensor in ups):
-        raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing trained?")
+        raise RuntimeError(
+            f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing "
+            "trained?"
+        )
 
 
-def _check_complete(path: Path, modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], expected: Collection[ModuleKey]) -> None:
+def _check_complete(
+    path: Path, modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], expected: Collection[ModuleKey]
+) -> None:
     missing = [" ".join(key) for key in expected if key not in modules]
     if missing:
         raise RuntimeError(f"{path}: {len(missing)} of {len(expected)} modules are missing: {_first(missing)}")
@@ -178,11 +222,13 @@ def _is_finite(module: LoraModule) -> bool:
 
 
 def read_lora(source: Path | Mapping[str, Tensor], names: Mapping[ModuleKey, str]) -> dict[ModuleKey, LoraModule]:
-    """The modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the order of `names`.
+    """The modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the order
+    of `names`.
 
-    Read are kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and ComfyUI's own trainer's. Alpha is the
-    tensor `.alpha`, else what PEFT's or diffusers' metadata say, else the rank. Ranks may differ from module to module. Tensors keep
-    their dtype. ComfyUI's trainer flattens a convolution's `down` to [rank, in * kernel * kernel]: reshape it to the layer's.
+    Read are kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and ComfyUI's
+    own trainer's. Alpha is the tensor `.alpha`, else what PEFT's or diffusers' metadata say, else
+    the rank. Ranks may differ from module to module. Tensors keep their dtype. ComfyUI's trainer
+    flattens a convolution's `down` to [rank, in * kernel * kernel]: reshape it to the layer's.
 
     Raises:
         ValueError: not a whole `.safetensors` file, not a LoRA, or a LoRA for another model.
@@ -197,7 +243,10 @@ def read_lora(source: Path | Mapping[str, Tensor], names: Mapping[ModuleKey, str
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and PEFT settings (rank, alpha, patterns; empty when there are none) of a file."""
     if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"{path}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any code when it is opened")
+        raise ValueError(
+            f"{path}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any "
+            "code when it is opened"
+        )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
@@ -210,7 +259,9 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers writes them into the header, PEFT into a file of their own beside `adapter_model.safetensors`."""
+    """diffusers writes them into the header, PEFT into a file of their own beside
+    `adapter_model.safetensors`.
+    """
     if "lora_adapter_metadata" in metadata:
         return json.loads(metadata["lora_adapter_metadata"])
     beside = path.with_name("adapter_config.json")
@@ -250,7 +301,9 @@ _ALPHA = re.compile(r"(?P<base>.+?)(?:[._]lora|\.lora_linear_layer)?\.(?P<role>a
 _ROLES = {"A": "down", "B": "up"}
 
 
-def _parts_by_module(tensors: Mapping[str, Tensor], names: Mapping[ModuleKey, str], label: str) -> dict[ModuleKey, dict[str, Tensor]]:
+def _parts_by_module(
+    tensors: Mapping[str, Tensor], names: Mapping[ModuleKey, str], label: str
+) -> dict[ModuleKey, dict[str, Tensor]]:
     """The tensors "down", "up" and "alpha" of each module."""
     aliases = _aliases(names)
     parts: dict[ModuleKey, dict[str, Tensor]] = {}
@@ -266,12 +319,17 @@ def _parts_by_module(tensors: Mapping[str, Tensor], names: Mapping[ModuleKey, st
             raise ValueError(f"{label}: {names[key]} appears twice, once as {name}")
         parts[key][role] = tensor
     if unmatched or not tensors:
-        raise ValueError(f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {_first(unmatched)}. {_looks_like(tensors)}")
+        raise ValueError(
+            f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {_first(unmatched)}. "
+            f"{_looks_like(tensors)}"
+        )
     return parts
 
 
 def _plain_base(base: str) -> str:
-    """`unet.down_blocks.1...attn1.processor.to_q` and the like, without the levels of wrappers, underscores for dots."""
+    """`unet.down_blocks.1...attn1.processor.to_q` and the like, without the levels of wrappers,
+    underscores for dots.
+    """
     return _flat(base.replace("base_model.model.", "").replace(".processor.", "."))
 
 
@@ -283,15 +341,26 @@ _PREFIXES: dict[Component, tuple[str, ...]] = {
 
 
 def _aliases(names: Mapping[ModuleKey, str]) -> dict[str, ModuleKey]:
-    """Every spelling of every module, underscores for dots. A text encoder without a prefix is not among them: it could be either."""
-    return {prefix + spelling: key for key, name in names.items() for prefix in _PREFIXES[key[0]] for spelling in _spellings(key, name)}
+    """Every spelling of every module, underscores for dots. A text encoder without a prefix is not
+    among them: it could be either.
+    """
+    return {
+        prefix + spelling: key
+        for key, name in names.items()
+        for prefix in _PREFIXES[key[0]]
+        for spelling in _spellings(key, name)
+    }
 
 
 def _spellings(key: ModuleKey, kohya_name: str) -> set[str]:
     component, path = key
     flat = _flat(path)
     if component == "unet":
-        return {kohya_name.removeprefix("lora_unet_"), flat, flat.removesuffix("_0") if flat.endswith("_to_out_0") else flat}
+        return {
+            kohya_name.removeprefix("lora_unet_"),
+            flat,
+            flat.removesuffix("_0") if flat.endswith("_to_out_0") else flat,
+        }
     old = re.sub(r"self_attn_(q|k|v|out)_proj$", r"self_attn_to_\1", flat)  # diffusers before 0.20
     return {level + spelling for level in ("", "text_model_") for spelling in (flat, old)}
 
@@ -308,7 +377,9 @@ def _build_module(key: ModuleKey, parts: Mapping[str, Tensor], settings: Mapping
 
 
 def _alpha_from_settings(key: ModuleKey, rank: int, settings: Mapping[str, Any]) -> float:
-    """PEFT's rule: `alpha_pattern` by the end of the module's path, else `lora_alpha`; rsLoRA divides by sqrt(rank) instead of rank."""
+    """PEFT's rule: `alpha_pattern` by the end of the module's path, else `lora_alpha`; rsLoRA
+    divides by sqrt(rank) instead of rank.
+    """
     component, path = key
     prefix = f"{component}."
     prefixed = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
@@ -338,7 +409,14 @@ def _looks_like(tensors: Mapping[str, Tensor]) -> str:
     for pattern, architecture in _ARCHITECTURES:
         if any(re.search(pattern, name) for name in tensors):
             return f"It looks like a LoRA for {architecture}"
-    width = next((tensor.shape[-1] for name, tensor in tensors.items() if re.search(r"attn2.*to[._]k.*(down|lora_A)", name) and tensor.ndim == 2), 0)
+    width = next(
+        (
+            tensor.shape[-1]
+            for name, tensor in tensors.items()
+            if re.search(r"attn2.*to[._]k.*(down|lora_A)", name) and tensor.ndim == 2
+        ),
+        0,
+    )
     return f"It looks like a LoRA for {_CROSS_ATTENTION_WIDTHS.get(width, 'another model')}"
 
 

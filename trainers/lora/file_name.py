@@ -7,23 +7,35 @@ from pathlib import PurePosixPath
 from ..training.run_folder import check_output_name
 
 _FIELDS = {"y": "tm_year", "M": "tm_mon", "d": "tm_mday", "h": "tm_hour", "m": "tm_min", "s": "tm_sec"}
-_TOKENS = {"date": "yyyy-MM-dd", "year": "yyyy", "month": "MM", "day": "dd", "hour": "hh", "minute": "mm", "second": "ss"}
+_TOKENS = {
+    "date": "yyyy-MM-dd",
+    "year": "yyyy",
+    "month": "MM",
+    "day": "dd",
+    "hour": "hh",
+    "minute": "mm",
+    "second": "ss",
+}
 
 
 def check_lora_file_name(text: str, now: time.struct_time | None = None) -> PurePosixPath:
-    """The relative path, without .safetensors, that `text` stands for at `now` (by default the present).
+    """The relative path, without .safetensors, that `text` stands for at `now` (by default the
+    present).
 
     Raises:
         ValueError: it leads out of the folder, or some system has no such file names.
     """
     name = expand_date_tokens(text.strip(), now or time.localtime()).replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
-        raise ValueError(f"filename {text!r} leads out of the loras folder. Give a name below it, such as my_lora or people/my_lora")
+        raise ValueError(
+            f"filename {text!r} leads out of the loras folder. Give a name below it, such as my_lora or people/my_lora"
+        )
     return PurePosixPath(*(check_output_name(part) for part in name.split("/")))
 
 
 def expand_date_tokens(text: str, now: time.struct_time) -> str:
-    """%date%, %date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, %minute% and %second% replaced.
+    """%date%, %date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, %minute% and %second%
+    replaced.
 
     Raises:
         ValueError: another %token%.

@@ -1,4 +1,6 @@
-"""The header of a LoRA file: what was trained, in the words that model managers read (kohya's `ss_*`, `modelspec.*`), and its hashes."""
+"""The header of a LoRA file: what was trained, in the words that model managers read (kohya's
+`ss_*`, `modelspec.*`), and its hashes.
+"""
 
 import hashlib
 import json
@@ -27,7 +29,9 @@ class PictureFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """A training in plain values. None means that it does not apply; such keys are left out of the file."""
+    """A training in plain values. None means that it does not apply; such keys are left out of the
+    file.
+    """
 
     output_name: str
     rank: int
@@ -88,7 +92,9 @@ class TrainingRecord:
 
 
 def build_metadata(record: TrainingRecord) -> dict[str, str]:
-    """The metadata of a LoRA file: every value a string, nothing that is None, no folder of the user's."""
+    """The metadata of a LoRA file: every value a string, nothing that is None, no folder of the
+    user's.
+    """
     values = {
         **_network_keys(record),
         **_dataset_keys(record),
@@ -117,7 +123,9 @@ def _network_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
-    """kohya counts tags of regularization pictures too; managers show the tags as words that call what was learned, so here they do not."""
+    """kohya counts tags of regularization pictures too; managers show the tags as words that call
+    what was learned, so here they do not.
+    """
     learned = _by_distinct_name(folder for folder in record.folders if not folder.is_regularization)
     regularization = _by_distinct_name(folder for folder in record.folders if folder.is_regularization)
     return {
@@ -152,11 +160,15 @@ def _by_distinct_name(folders: Iterable[PictureFolder]) -> dict[str, PictureFold
 
 
 def _dirs(folders: Mapping[str, PictureFolder]) -> dict[str, dict[str, int]]:
-    return {name: {"n_repeats": folder.num_repeats, "img_count": len(folder.captions)} for name, folder in folders.items()}
+    return {
+        name: {"n_repeats": folder.num_repeats, "img_count": len(folder.captions)} for name, folder in folders.items()
+    }
 
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
-    """How many times each tag occurs, most frequent first; tags stand between commas, in lower case. Managers show them as trigger words."""
+    """How many times each tag occurs, most frequent first; tags stand between commas, in lower
+    case. Managers show them as trigger words.
+    """
     counts: dict[str, int] = {}
     for caption in captions:
         for tag in filter(None, (part.strip().lower() for part in caption.split(","))):
@@ -166,7 +178,10 @@ def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
 
 def _bucket_info(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict[str, Any]]:
     """kohya's form: numbered, sizes as (width, height)."""
-    return {index: {"resolution": [width, height], "count": count} for index, ((height, width), count) in enumerate(sorted(bucket_counts.items()))}
+    return {
+        index: {"resolution": [width, height], "count": count}
+        for index, ((height, width), count) in enumerate(sorted(bucket_counts.items()))
+    }
 
 
 def _training_keys(record: TrainingRecord) -> dict[str, Any]:
@@ -201,7 +216,9 @@ def _training_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
-    """ModelSpec 1.0.1. `implementation` names the reference implementation whose layer names the file uses, as sd-scripts has it."""
+    """ModelSpec 1.0.1. `implementation` names the reference implementation whose layer names the
+    file uses, as sd-scripts has it.
+    """
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
@@ -216,7 +233,9 @@ def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    """Full paths become their last name: the file will be shared, and tells nobody how its maker's folders are called."""
+    """Full paths become their last name: the file will be shared, and tells nobody how its maker's
+    folders are called.
+    """
     if isinstance(value, Mapping):
         return {str(name): _without_folders(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -231,7 +250,8 @@ def _without_folders(value: Any) -> Any:
 def tensor_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The hashes by which A1111, Forge and model managers know a LoRA, as sd-scripts computes them.
 
-    `sshs_model_hash` covers the tensors; `sshs_legacy_hash` 64 KiB at 1 MiB of the file as it would be with its `ss_*` metadata only.
+    `sshs_model_hash` covers the tensors; `sshs_legacy_hash` 64 KiB at 1 MiB of the file as it would
+    be with its `ss_*` metadata only.
     """
     content = serialize(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
     data_start = 8 + int.from_bytes(content[:8], "little")
@@ -244,7 +264,9 @@ def tensor_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> di
 
 
 def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a .safetensors file. The library writes metadata in another order in every process; here the same LoRA gives the same file."""
+    """The bytes of a .safetensors file. The library writes metadata in another order in every
+    process; here the same LoRA gives the same file.
+    """
     plain = save(tensors)
     data_start = 8 + int.from_bytes(plain[:8], "little")
     entries = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:data_start])}

@@ -1,4 +1,6 @@
-"""What Musubi Tuner trains with pictures: one row per architecture. Adding an architecture is adding a row."""
+"""What Musubi Tuner trains with pictures: one row per architecture. Adding an architecture is
+adding a row.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +16,13 @@ HALF_AND_FULL = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file that the user picks from ComfyUI's list `folder`; `flag` is Musubi's, in the scripts of `stages`.
+    """A file that the user picks from ComfyUI's list `folder`; `flag` is Musubi's, in the scripts
+    of `stages`.
 
-    `weight_dtypes` are the number formats, as safetensors headers name them, that its large tensors may have. `only_with` names an option
-    and the one value of it with which the file is needed, and is of use. `may_be_pickled`: Musubi also reads a .pt or .pth file there, without running
-    code from it (weights_only).
+    `weight_dtypes` are the number formats, as safetensors headers name them, that its large tensors
+    may have. `only_with` names an option and the one value of it with which the file is needed, and
+    is of use. `may_be_pickled`: Musubi also reads a .pt or .pth file there, without running code
+    from it (weights_only).
     """
 
     name: str
@@ -34,7 +38,9 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of an option, and what is different with it. `value` is Musubi's name of it, where that is another."""
+    """One value of an option, and what is different with it. `value` is Musubi's name of it, where
+    that is another.
+    """
 
     name: str
     value: str = ""
@@ -68,20 +74,21 @@ class Option:
 class Architecture:
     """A row of the table.
 
-    defaults            what MusubiConfig's open values become
-    fixed_arguments     that the scripts need or do better with, by stage
-    fp8_arguments       of the training script, for 8-bit model weights; empty: the file is in 8 bits already, or it cannot be
-    fp8_text_encoder    flag of the text and training scripts for an 8-bit text encoder; "": there is none
-    resolution_step     resolutions must be multiples of it
-    control_images      pictures that are shown with the prompt: "none", "optional" or "required"; max_control_images per picture, 0: any number
-    conversion          what makes Musubi's file one that ComfyUI loads whole: nothing, one of Musubi's scripts, or our own renaming
-    key_pattern         what the name of every module in the file for ComfyUI matches, whole; modules without `.lora_down.weight` and the like
-    num_modules         how many modules Musubi trains in the full-size model, where it is one number
-    tokenizers          Hugging Face repositories that Musubi downloads at the first run
-    precision_follows_dit   mixed_precision must be the number format of the model file
-    allows_weighting    weighting_scheme may be something else than none
-    swap_needs_single_pictures  blocks_to_swap with control images or flash_attn needs train_batch_size 1
-    excluded_by_default     layers that Musubi leaves out only as long as no exclude_patterns are given
+    defaults            what MusubiConfig's open values become fixed_arguments     that the scripts
+    need or do better with, by stage fp8_arguments       of the training script, for 8-bit model
+    weights; empty: the file is in 8 bits already, or it cannot be fp8_text_encoder    flag of the
+    text and training scripts for an 8-bit text encoder; "": there is none resolution_step
+    resolutions must be multiples of it control_images      pictures that are shown with the prompt:
+    "none", "optional" or "required"; max_control_images per picture, 0: any number conversion
+    what makes Musubi's file one that ComfyUI loads whole: nothing, one of Musubi's scripts, or our
+    own renaming key_pattern         what the name of every module in the file for ComfyUI matches,
+    whole; modules without `.lora_down.weight` and the like num_modules         how many modules
+    Musubi trains in the full-size model, where it is one number tokenizers          Hugging Face
+    repositories that Musubi downloads at the first run precision_follows_dit   mixed_precision must
+    be the number format of the model file allows_weighting    weighting_scheme may be something
+    else than none swap_needs_single_pictures  blocks_to_swap with control images or flash_attn
+    needs train_batch_size 1 excluded_by_default     layers that Musubi leaves out only as long as
+    no exclude_patterns are given
     """
 
     name: str
@@ -117,14 +124,22 @@ class Architecture:
 
     def swap_limit(self, options: Mapping[str, str]) -> int:
         """The most blocks that can wait in the computer's memory."""
-        return next((variant.max_blocks_to_swap for variant in self.chosen(options) if variant.max_blocks_to_swap is not None), self.max_blocks_to_swap)
+        return next(
+            (variant.max_blocks_to_swap for variant in self.chosen(options) if variant.max_blocks_to_swap is not None),
+            self.max_blocks_to_swap,
+        )
 
     def control_limit(self, options: Mapping[str, str]) -> int:
         """The most control images per picture; 0: any number."""
-        return next((variant.max_control_images for variant in self.chosen(options) if variant.max_control_images is not None), self.max_control_images)
+        return next(
+            (variant.max_control_images for variant in self.chosen(options) if variant.max_control_images is not None),
+            self.max_control_images,
+        )
 
     def needed_tokenizers(self, options: Mapping[str, str]) -> tuple[str, ...]:
-        return self.tokenizers + tuple(repository for variant in self.chosen(options) for repository in variant.tokenizers)
+        return self.tokenizers + tuple(
+            repository for variant in self.chosen(options) for repository in variant.tokenizers
+        )
 
     def has_fp8_text_encoder(self, options: Mapping[str, str]) -> bool:
         return bool(self.fp8_text_encoder) and all(variant.has_fp8_text_encoder for variant in self.chosen(options))
@@ -147,7 +162,12 @@ def _text_encoder(help: str, *, name: str = "text_encoder", flag: str = "", **ch
 
 
 def _defaults(
-    *, rank: int = 32, learning_rate: float = 1e-4, resolution: int = 1024, timestep_sampling: str = "shift", discrete_flow_shift: float = 0.0
+    *,
+    rank: int = 32,
+    learning_rate: float = 1e-4,
+    resolution: int = 1024,
+    timestep_sampling: str = "shift",
+    discrete_flow_shift: float = 0.0,
 ) -> dict[str, Any]:
     return {
         "rank": rank,
@@ -202,7 +222,10 @@ _QWEN_MODELS = (
     _vae("VAE of Qwen-Image (qwen_image_vae.safetensors)."),
     _text_encoder("Qwen2.5-VL 7B in bf16 (qwen_2.5_vl_7b.safetensors)."),
 )
-_QWEN_KEYS = r"lora_unet_transformer_blocks_\d+_(attn_(to_[qkv]|add_[qkv]_proj|to_out_0|to_add_out)|(img|txt)_(mlp_net_(0_proj|2)|mod_1))"
+_QWEN_KEYS = (
+    r"lora_unet_transformer_blocks_\d+_"
+    r"(attn_(to_[qkv]|add_[qkv]_proj|to_out_0|to_add_out)|(img|txt)_(mlp_net_(0_proj|2)|mod_1))"
+)
 
 _QWEN_IMAGE = Architecture(
     name="qwen-image",
@@ -255,7 +278,10 @@ _FLUX_2 = Architecture(
     train="flux_2_train_network.py",
     models=(
         _dit("FLUX.2 in bf16, of the version that model_version says."),
-        _vae("VAE of FLUX.2 from Black Forest Labs: not FLUX.1's, which has the same name. Repackaged files may lack layers."),
+        _vae(
+            "VAE of FLUX.2 from Black Forest Labs: not FLUX.1's, which has the same name. Repackaged files may lack "
+            "layers."
+        ),
         _text_encoder("Qwen3 4B or 8B in bf16 for klein-4b or klein-9b, Mistral 3 for dev."),
     ),
     options=(
@@ -267,7 +293,12 @@ _FLUX_2 = Architecture(
                 Variant("klein-base-9b", max_blocks_to_swap=16, tokenizers=("Qwen/Qwen3-8B",)),
                 Variant("klein-4b", max_blocks_to_swap=13, tokenizers=("Qwen/Qwen3-4B",)),
                 Variant("klein-9b", max_blocks_to_swap=16, tokenizers=("Qwen/Qwen3-8B",)),
-                Variant("dev", max_blocks_to_swap=29, tokenizers=("mistralai/Mistral-Small-3.1-24B-Instruct-2503",), has_fp8_text_encoder=False),
+                Variant(
+                    "dev",
+                    max_blocks_to_swap=29,
+                    tokenizers=("mistralai/Mistral-Small-3.1-24B-Instruct-2503",),
+                    has_fp8_text_encoder=False,
+                ),
             ),
             "klein-base-4b",
             "Version of FLUX.2. The base versions are made for training; the others are distilled.",
@@ -317,7 +348,10 @@ _HIDREAM_O1 = Architecture(
         Option(
             "model_type",
             "--model_type",
-            (Variant("full", tokenizers=("HiDream-ai/HiDream-O1-Image",)), Variant("dev", tokenizers=("HiDream-ai/HiDream-O1-Image-Dev",))),
+            (
+                Variant("full", tokenizers=("HiDream-ai/HiDream-O1-Image",)),
+                Variant("dev", tokenizers=("HiDream-ai/HiDream-O1-Image-Dev",)),
+            ),
             "full",
             "Version of HiDream-O1.",
             ("text", "train"),
@@ -346,7 +380,10 @@ _IDEOGRAM_4 = Architecture(
     cache_text="ideogram4_cache_text_encoder_outputs.py",
     train="ideogram4_train_network.py",
     models=(
-        _dit("Ideogram 4, only as fp8 (ideogram4_fp8_scaled.safetensors). Its licence is non-commercial.", weight_dtypes=("F8_E4M3",)),
+        _dit(
+            "Ideogram 4, only as fp8 (ideogram4_fp8_scaled.safetensors). Its licence is non-commercial.",
+            weight_dtypes=("F8_E4M3",),
+        ),
         _vae("VAE of Ideogram 4 (flux2-vae.safetensors)."),
         _text_encoder("Qwen3-VL 8B (qwen3vl_8b_fp8_scaled.safetensors).", weight_dtypes=("F8_E4M3", *HALF_AND_FULL)),
     ),
@@ -368,7 +405,10 @@ _WAN = Architecture(
     cache_text="wan_cache_text_encoder_outputs.py",
     train="wan_train_network.py",
     models=(
-        _dit("Wan text-to-video model in fp16 or bf16. For Wan 2.2 the low-noise model, or the high-noise one for t2v-A14B-high."),
+        _dit(
+            "Wan text-to-video model in fp16 or bf16. For Wan 2.2 the low-noise model, or the high-noise one for "
+            "t2v-A14B-high."
+        ),
         ModelFile(
             "dit_high_noise",
             "--dit_high_noise",
@@ -389,12 +429,23 @@ _WAN = Architecture(
                 Variant("t2v-14B", max_blocks_to_swap=39),
                 Variant("t2v-1.3B", max_blocks_to_swap=29),
                 Variant("t2i-14B", max_blocks_to_swap=39),
-                Variant("t2v-A14B-low", "t2v-A14B", max_blocks_to_swap=39, arguments=("--min_timestep", "0", "--max_timestep", "875", _KEEP_SHAPE)),
-                Variant("t2v-A14B-high", "t2v-A14B", max_blocks_to_swap=39, arguments=("--min_timestep", "875", "--max_timestep", "1000", _KEEP_SHAPE)),
+                Variant(
+                    "t2v-A14B-low",
+                    "t2v-A14B",
+                    max_blocks_to_swap=39,
+                    arguments=("--min_timestep", "0", "--max_timestep", "875", _KEEP_SHAPE),
+                ),
+                Variant(
+                    "t2v-A14B-high",
+                    "t2v-A14B",
+                    max_blocks_to_swap=39,
+                    arguments=("--min_timestep", "875", "--max_timestep", "1000", _KEEP_SHAPE),
+                ),
                 Variant("t2v-A14B-both", "t2v-A14B", max_blocks_to_swap=39),
             ),
             "t2v-14B",
-            "The model: Wan 2.1 14B or 1.3B, or Wan 2.2 (A14B), which has one model for low and one for high noise: train one, or one LoRA on both.",
+            "The model: Wan 2.1 14B or 1.3B, or Wan 2.2 (A14B), which has one model for low and one for high noise: "
+            "train one, or one LoRA on both.",
             ("train",),
         ),
     ),
@@ -421,7 +472,10 @@ _HUNYUAN_VIDEO = Architecture(
     ),
     network_module="networks.lora",
     defaults=_defaults(learning_rate=2e-4, resolution=768, discrete_flow_shift=7.0),
-    fixed_arguments={"latents": ("--vae_chunk_size", "32", "--vae_tiling"), "train": ("--vae_chunk_size", "32", "--vae_tiling")},
+    fixed_arguments={
+        "latents": ("--vae_chunk_size", "32", "--vae_tiling"),
+        "train": ("--vae_chunk_size", "32", "--vae_tiling"),
+    },
     fp8_arguments=("--fp8_base",),
     fp8_text_encoder="--fp8_llm",
     max_blocks_to_swap=36,
@@ -464,11 +518,15 @@ _KANDINSKY_5 = Architecture(
     cache_text="kandinsky5_cache_text_encoder_outputs.py",
     train="kandinsky5_train_network.py",
     models=(
-        _dit("Kandinsky 5 text-to-video model in bf16, of the size that task says. Its text encoders are downloaded from Hugging Face."),
+        _dit(
+            "Kandinsky 5 text-to-video model in bf16, of the size that task says. Its text encoders are downloaded "
+            "from Hugging Face."
+        ),
         _vae("VAE of HunyuanVideo with Tencent's own layer names.", may_be_pickled=True),
     ),
     options=(
-        # Not k5-lite-t2i-hd: that model has FLUX's VAE, but Musubi caches every Kandinsky's latents with HunyuanVideo's.
+        # Not k5-lite-t2i-hd: that model has FLUX's VAE, but Musubi caches every Kandinsky's latents
+        # with HunyuanVideo's.
         Option(
             "task",
             "--task",

@@ -1,4 +1,6 @@
-"""What would stop or spoil a training by Musubi Tuner, found before it starts: files, number formats, settings, disk space."""
+"""What would stop or spoil a training by Musubi Tuner, found before it starts: files, number
+formats, settings, disk space.
+"""
 
 import re
 import shutil
@@ -11,12 +13,16 @@ from .commands import SHIFTED_SAMPLINGS
 from .config import MusubiConfig, Recipe
 from .safetensors_header import TensorFacts, main_dtype, read_header
 
-_QUANTIZED = re.compile(r"(\.(scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|comfy_quant)|(^|\.)scaled_fp8)$")
+_QUANTIZED = re.compile(
+    r"(\.(scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|comfy_quant)|(^|\.)scaled_fp8)$"
+)
 _SPLIT = re.compile(r"(?P<start>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 _STATE_FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl")
 _STATE_NAME = re.compile(r".+?(-after(?P<before>\d{8}))?-step(?P<step>\d{8})-state")
 _DISTILLED = re.compile(r"(?<!de)(?<!de[_-])turbo|lightning|distill", re.IGNORECASE)  # De-Turbo is made for training
-_CACHE_BYTES = 12 << 20  # of a picture at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of text
+_CACHE_BYTES = (
+    12 << 20
+)  # of a picture at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of text
 _MARGIN_BYTES = 1 << 30
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -33,8 +39,12 @@ class ModelFacts:
         return main_dtype(self.headers.get("dit", {}))
 
 
-def check_models(architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]) -> tuple[ModelFacts, list[str]]:
-    """Read the headers of the model files; and everything that is wrong with files and options, each with its remedy."""
+def check_models(
+    architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]
+) -> tuple[ModelFacts, list[str]]:
+    """Read the headers of the model files; and everything that is wrong with files and options,
+    each with its remedy.
+    """
     problems = _name_problems("option", options, (option.name for option in architecture.options), architecture)
     problems += _name_problems("model file", models, (file.name for file in architecture.models), architecture)
     for option in architecture.options:
@@ -55,22 +65,37 @@ def _name_problems(kind: str, given: Iterable[str], known: Iterable[str], archit
     return [f"{architecture.title} has no {kind} {name!r}. Known: {shown}" for name in given if name not in known]
 
 
-def _need_problems(file: ModelFile, architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]) -> list[str]:
+def _need_problems(
+    file: ModelFile, architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]
+) -> list[str]:
     is_needed = file.required
     if file.only_with is not None:
         name, value = file.only_with
         default = next(option.default for option in architecture.options if option.name == name)
         is_needed = options.get(name, default) == value
         if file.name in models and not is_needed:
-            return [f"{file.name} is only used with {name} {value}; {name} is {options.get(name, default)}. Leave the file out, or change {name}"]
-    return [f"{file.name} is missing. Choose a file in {file.folder}: {file.help}"] if is_needed and file.name not in models else []
+            return [
+                f"{file.name} is only used with {name} {value}; {name} is {options.get(name, default)}. Leave the "
+                f"file out, or change {name}"
+            ]
+    return (
+        [f"{file.name} is missing. Choose a file in {file.folder}: {file.help}"]
+        if is_needed and file.name not in models
+        else []
+    )
 
 
 def _look_at(file: ModelFile, path: Path) -> tuple[dict[str, TensorFacts], list[str]]:
     is_pickled = file.may_be_pickled and path.suffix.lower() in (".pt", ".pth")
     if path.suffix.lower() != ".safetensors" and not is_pickled:
-        remedy = "Musubi Tuner cannot train on GGUF" if path.suffix.lower() == ".gguf" else "Other files are pickles, which can run any code"
-        return {}, [f"{file.name}: {path} is no .safetensors file. {remedy}; take a .safetensors file in {_shown_dtypes(file)}"]
+        remedy = (
+            "Musubi Tuner cannot train on GGUF"
+            if path.suffix.lower() == ".gguf"
+            else "Other files are pickles, which can run any code"
+        )
+        return {}, [
+            f"{file.name}: {path} is no .safetensors file. {remedy}; take a .safetensors file in {_shown_dtypes(file)}"
+        ]
     if not path.is_file():
         return {}, [f"{file.name}: {path}: there is no such file. Choose one in {file.folder}"]
     if is_pickled:
@@ -86,10 +111,16 @@ def _header_problems(file: ModelFile, path: Path, header: dict[str, TensorFacts]
     allows_fp8 = "F8_E4M3" in file.weight_dtypes
     quantized = next((name for name in header if _QUANTIZED.search(name)), "")
     if quantized and not allows_fp8:
-        return [f"{file.name}: {path} is quantized for inference ({quantized}). Musubi Tuner needs the file in {_shown_dtypes(file)}"]
+        return [
+            f"{file.name}: {path} is quantized for inference ({quantized}). Musubi Tuner needs the file in "
+            f"{_shown_dtypes(file)}"
+        ]
     dtype = main_dtype(header)
     if dtype not in file.weight_dtypes:
-        return [f"{file.name}: the weights of {path} are {dtype or 'empty'}. Musubi Tuner needs the file in {_shown_dtypes(file)}"]
+        return [
+            f"{file.name}: the weights of {path} are {dtype or 'empty'}. Musubi Tuner needs the file in "
+            f"{_shown_dtypes(file)}"
+        ]
     return []
 
 
@@ -102,9 +133,15 @@ def _missing_parts(file: ModelFile, path: Path) -> list[str]:
     match = _SPLIT.fullmatch(path.name)
     if match is None:
         return []
-    parts = [f"{match['start']}{number:05}-of-{match['total']}.safetensors" for number in range(1, int(match["total"]) + 1)]
+    parts = [
+        f"{match['start']}{number:05}-of-{match['total']}.safetensors" for number in range(1, int(match["total"]) + 1)
+    ]
     missing = [part for part in parts if not (path.parent / part).is_file()]
-    return [f"{file.name}: {path.parent}: {', '.join(missing)} is missing. The file is one of {int(match['total'])} parts"] if missing else []
+    return (
+        [f"{file.name}: {path.parent}: {', '.join(missing)} is missing. The file is one of {int(match['total'])} parts"]
+        if missing
+        else []
+    )
 
 
 def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = False) -> list[str]:
@@ -113,20 +150,32 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
     title, limit = architecture.title, architecture.swap_limit(options)
     takes_turns = has_control or config.attention == "flash_attn"
     rules = [
-        (config.blocks_to_swap > limit, f"blocks_to_swap must be {limit} or less for {title}, got {config.blocks_to_swap}"),
         (
-            architecture.swap_needs_single_pictures and config.blocks_to_swap and config.train_batch_size > 1 and takes_turns,
-            f"{title} swaps blocks with control images or flash_attn only at train_batch_size 1, got {config.train_batch_size}",
+            config.blocks_to_swap > limit,
+            f"blocks_to_swap must be {limit} or less for {title}, got {config.blocks_to_swap}",
         ),
-        (config.fp8 and not architecture.fp8_arguments, f"fp8 is on, but {title} is trained from a file that is fp8 already. Turn it off"),
+        (
+            architecture.swap_needs_single_pictures
+            and config.blocks_to_swap
+            and config.train_batch_size > 1
+            and takes_turns,
+            f"{title} swaps blocks with control images or flash_attn only at train_batch_size 1, got "
+            f"{config.train_batch_size}",
+        ),
+        (
+            config.fp8 and not architecture.fp8_arguments,
+            f"fp8 is on, but {title} is trained from a file that is fp8 already. Turn it off",
+        ),
         (
             config.fp8_text_encoder and not architecture.has_fp8_text_encoder(options),
             f"fp8_text_encoder is on, but {title} has no 8-bit text encoder here. Turn it off",
         ),
-        # It adds them to the 8-bit numbers without the scale that these are multiplied with, and says that all is merged.
+        # It adds them to the 8-bit numbers without the scale that these are multiplied with, and
+        # says that all is merged.
         (
             config.base_weights and (config.fp8 or not architecture.fp8_arguments),
-            "base_weights cannot be merged into 8-bit weights: Musubi Tuner would lose nearly all of them. Turn off fp8; blocks_to_swap saves memory too",
+            "base_weights cannot be merged into 8-bit weights: Musubi Tuner would lose nearly all of them. Turn off "
+            "fp8; blocks_to_swap saves memory too",
         ),
         (
             config.weighting_scheme != "none" and not architecture.allows_weighting,
@@ -134,7 +183,8 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
         ),
         (
             config.timestep_sampling == "shift" and not config.discrete_flow_shift,
-            "timestep_sampling is shift, but discrete_flow_shift is 0. Set it, 1 to 7 are usual, or set timestep_sampling to auto",
+            "timestep_sampling is shift, but discrete_flow_shift is 0. Set it, 1 to 7 are usual, or set "
+            "timestep_sampling to auto",
         ),
     ]
     problems = [message for is_broken, message in rules if is_broken]
@@ -156,7 +206,10 @@ def _precision_problems(architecture: Architecture, config: MusubiConfig, dit_dt
     needed = {"BF16": "bf16", "F16": "fp16"}.get(dit_dtype, "")
     if not architecture.precision_follows_dit or not needed or config.mixed_precision in (needed, "no"):
         return []
-    return [f"mixed_precision is {config.mixed_precision}, but the model file is in {needed}, and {architecture.title} trains only so. Set it to auto"]
+    return [
+        f"mixed_precision is {config.mixed_precision}, but the model file is in {needed}, and {architecture.title} "
+        "trains only so. Set it to auto"
+    ]
 
 
 def _lora_file_problems(config: MusubiConfig) -> list[str]:
@@ -174,7 +227,10 @@ def _lora_file_problems(config: MusubiConfig) -> list[str]:
         if header is None:
             problems.append(f"{name}: {path} is no .safetensors file that is there")
         elif name == "network_weights" and not has_musubi_names(header):
-            problems.append(f"network_weights: {path} has not Musubi Tuner's own names: it was converted. Give the raw file of the run's folder")
+            problems.append(
+                f"network_weights: {path} has not Musubi Tuner's own names: it was converted. Give the raw file of "
+                "the run's folder"
+            )
         elif name == "network_weights":
             problems += _rank_problems(path, header, config.rank)
     return problems
@@ -187,7 +243,14 @@ def has_musubi_names(header: Mapping[str, TensorFacts]) -> bool:
 
 def _rank_problems(path: Path, header: Mapping[str, TensorFacts], rank: int) -> list[str]:
     ranks = {tensor.shape[0] for name, tensor in header.items() if name.endswith(".lora_down.weight") and tensor.shape}
-    return [f"network_weights: {path} has rank {', '.join(map(str, sorted(ranks)))}, and rank is {rank}. Set rank to the file's"] if ranks - {rank} else []
+    return (
+        [
+            f"network_weights: {path} has rank {', '.join(map(str, sorted(ranks)))}, and rank is {rank}. Set rank "
+            "to the file's"
+        ]
+        if ranks - {rank}
+        else []
+    )
 
 
 def _resume_problems(config: MusubiConfig) -> list[str]:
@@ -196,34 +259,51 @@ def _resume_problems(config: MusubiConfig) -> list[str]:
     folder = Path(config.resume)
     missing = [name for name in _STATE_FILES if not (folder / name).is_file()]
     if missing:
-        return [f"resume: {folder} is no whole state that Musubi Tuner saved: {', '.join(missing)} is missing. Take an earlier one"]
+        return [
+            f"resume: {folder} is no whole state that Musubi Tuner saved: {', '.join(missing)} is missing. Take an "
+            "earlier one"
+        ]
     if steps_done(folder) is None:
-        return [f"resume: the name of {folder.name} does not say how many steps were done. Take a folder NAME-step00000250-state"]
+        return [
+            f"resume: the name of {folder.name} does not say how many steps were done. Take a folder "
+            "NAME-step00000250-state"
+        ]
     if (done := steps_done(folder) or 0) >= config.max_train_steps:
         return [f"resume: {done} steps are done already. Set max_train_steps above that, got {config.max_train_steps}"]
     if config.lr_scheduler != "constant":
-        return [f"resume: Musubi Tuner cannot go on with lr_scheduler {config.lr_scheduler}: it would begin anew. Take network_weights instead, or constant"]
+        return [
+            f"resume: Musubi Tuner cannot go on with lr_scheduler {config.lr_scheduler}: it would begin anew. Take "
+            "network_weights instead, or constant"
+        ]
     return []
 
 
 def steps_done(state_folder: Path) -> int | None:
-    """How many steps a saved state has behind it, those of earlier runs included; None where its name does not say."""
+    """How many steps a saved state has behind it, those of earlier runs included; None where its
+    name does not say.
+    """
     match = _STATE_NAME.fullmatch(state_folder.name)
     return int(match["step"]) + int(match["before"] or 0) if match else None
 
 
 def notices_about(recipe: Recipe, given: MusubiConfig) -> list[str]:
-    """What will not do what the user may expect, by name. `given` is the config with open values."""
+    """What will not do what the user may expect, by name. `given` is the config with open
+    values.
+    """
     config = recipe.config
     dit = recipe.models["dit"].name
     notices: list[str] = []
     if _DISTILLED.search(dit) and not config.base_weights:
         notices.append(
-            f"dit {dit} seems to be distilled, and training makes such a model worse. Train the base model, or set base_weights to a training adapter"
+            f"dit {dit} seems to be distilled, and training makes such a model worse. Train the base model, or set "
+            "base_weights to a training adapter"
         )
     is_own_shift = given.discrete_flow_shift not in (0, recipe.architecture.defaults["discrete_flow_shift"])
     if is_own_shift and config.timestep_sampling not in SHIFTED_SAMPLINGS:
-        notices.append(f"discrete_flow_shift {given.discrete_flow_shift:g} changes nothing with timestep_sampling {config.timestep_sampling}")
+        notices.append(
+            f"discrete_flow_shift {given.discrete_flow_shift:g} changes nothing with timestep_sampling "
+            f"{config.timestep_sampling}"
+        )
     if config.sample_prompts.strip() and not config.sample_every_n_steps:
         notices.append("sample_prompts are not drawn, because sample_every_n_steps is 0")
     if config.base_weights_multiplier != 1 and not config.base_weights:
@@ -232,18 +312,29 @@ def notices_about(recipe: Recipe, given: MusubiConfig) -> list[str]:
 
 
 def check_disk_space(
-    config: MusubiConfig, facts: ModelFacts, *, num_images: int, cache_root: Path, run_path: Path, caches_are_complete: bool, steps_before: int = 0
+    config: MusubiConfig,
+    facts: ModelFacts,
+    *,
+    num_images: int,
+    cache_root: Path,
+    run_path: Path,
+    caches_are_complete: bool,
+    steps_before: int = 0,
 ) -> list[str]:
     """Whether the caches and checkpoints fit, by estimate."""
     caches = 0 if caches_are_complete else num_images * _CACHE_BYTES
-    needed = {cache_root: caches, run_path: checkpoint_bytes(config, facts, num_steps=config.max_train_steps - steps_before)}
+    needed = {
+        cache_root: caches,
+        run_path: checkpoint_bytes(config, facts, num_steps=config.max_train_steps - steps_before),
+    }
     by_drive: dict[int, tuple[Path, int]] = {}
     for path, num_bytes in needed.items():
         folder = _existing(path)
         device = folder.stat().st_dev
         by_drive[device] = (folder, by_drive.get(device, (folder, 0))[1] + num_bytes)
     return [
-        f"{folder}: about {_gigabytes(num_bytes + _MARGIN_BYTES)} are needed for caches and checkpoints, {_gigabytes(free)} are free. "
+        f"{folder}: about {_gigabytes(num_bytes + _MARGIN_BYTES)} are needed for caches and checkpoints, "
+        f"{_gigabytes(free)} are free. "
         "Free some space, or save fewer checkpoints (save_every_n_steps, keep_last_n_checkpoints)"
         for folder, num_bytes in by_drive.values()
         if (free := shutil.disk_usage(folder).free) < num_bytes + _MARGIN_BYTES
@@ -251,8 +342,14 @@ def check_disk_space(
 
 
 def checkpoint_bytes(config: MusubiConfig, facts: ModelFacts, *, num_steps: int) -> int:
-    """Of all checkpoints that lie there at once and the states beside them: from the model's matrices, all of which might get a LoRA."""
-    matrices = [tensor.shape for tensor in facts.headers.get("dit", {}).values() if len(tensor.shape) == 2 and min(tensor.shape) >= config.rank]
+    """Of all checkpoints that lie there at once and the states beside them: from the model's
+    matrices, all of which might get a LoRA.
+    """
+    matrices = [
+        tensor.shape
+        for tensor in facts.headers.get("dit", {}).values()
+        if len(tensor.shape) == 2 and min(tensor.shape) >= config.rank
+    ]
     num_weights = config.rank * sum(rows + columns for rows, columns in matrices)
     num_checkpoints = num_steps // config.save_every_n_steps + 1
     if config.keep_last_n_checkpoints:

@@ -1,4 +1,6 @@
-"""The command lines of Musubi Tuner, as lists of arguments: the only place besides the table where its flags are written."""
+"""The command lines of Musubi Tuner, as lists of arguments: the only place besides the table where
+its flags are written.
+"""
 
 import shlex
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from .installation import Installation
 
 @dataclass(frozen=True)
 class Command:
-    """A program and its arguments. `stage`: "base_weights", "latents", "text", "train" or "convert"."""
+    """A program and its arguments. `stage`: "base_weights", "latents", "text", "train" or
+    "convert".
+    """
 
     stage: str
     argv: tuple[str, ...]
@@ -34,11 +38,16 @@ class TrainingFiles:
 _OPTIMIZERS = {
     "AdamW8bit": ("adamw8bit", ()),
     "AdamW": ("adamw", ()),
-    # Without these Musubi's Adafactor sets its own learning rate and ignores the one that it is given.
+    # Without these Musubi's Adafactor sets its own learning rate and ignores the one that it is
+    # given.
     "Adafactor": ("adafactor", ("relative_step=False", "scale_parameter=False", "warmup_init=False")),
     "Prodigy": ("prodigyopt.Prodigy", ("use_bias_correction=True", "safeguard_warmup=True")),
 }
-_ATTENTION = {"sdpa": ("--sdpa",), "flash_attn": ("--flash_attn", "--split_attn"), "xformers": ("--xformers", "--split_attn")}
+_ATTENTION = {
+    "sdpa": ("--sdpa",),
+    "flash_attn": ("--flash_attn", "--split_attn"),
+    "xformers": ("--xformers", "--split_attn"),
+}
 SHIFTED_SAMPLINGS = ("shift", "sigma")  # the others have a shift of their own, or none
 
 
@@ -50,11 +59,17 @@ def cache_arguments(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
 
 def cache_command(recipe: Recipe, stage: Stage, *, dataset_toml: Path, installation: Installation) -> Command:
     script = recipe.architecture.cache_latents if stage == "latents" else recipe.architecture.cache_text
-    return Command(stage, (*_start(installation, script), "--dataset_config", str(dataset_toml), *cache_arguments(recipe, stage)))
+    return Command(
+        stage, (*_start(installation, script), "--dataset_config", str(dataset_toml), *cache_arguments(recipe, stage))
+    )
 
 
-def train_command(recipe: Recipe, files: TrainingFiles, *, has_control: bool, steps_before: int, installation: Installation) -> Command:
-    """Of the config's max_train_steps, `steps_before` were done by the run that is resumed: Musubi counts from 0."""
+def train_command(
+    recipe: Recipe, files: TrainingFiles, *, has_control: bool, steps_before: int, installation: Installation
+) -> Command:
+    """Of the config's max_train_steps, `steps_before` were done by the run that is resumed: Musubi
+    counts from 0.
+    """
     architecture, config = recipe.architecture, recipe.config
     arguments = (
         *_row_arguments(recipe, "train"),
@@ -73,8 +88,12 @@ def train_command(recipe: Recipe, files: TrainingFiles, *, has_control: bool, st
     return Command("train", (*_start(installation, architecture.train), *arguments))
 
 
-def convert_command(architecture: Architecture, source: Path, target: Path, *, installation: Installation) -> Command | None:
-    """Musubi's own script that makes its file one for ComfyUI; None where none is needed, or none does it right."""
+def convert_command(
+    architecture: Architecture, source: Path, target: Path, *, installation: Installation
+) -> Command | None:
+    """Musubi's own script that makes its file one for ComfyUI; None where none is needed, or none
+    does it right.
+    """
     if architecture.conversion == "convert_lora":
         return _convert_lora("convert", source, target, "other", installation)
     if architecture.conversion == "hunyuan_video_1_5":
@@ -84,12 +103,17 @@ def convert_command(architecture: Architecture, source: Path, target: Path, *, i
 
 
 def base_weights_command(source: Path, target: Path, *, installation: Installation) -> Command:
-    """Gives an adapter Musubi's own names, without which Musubi merges nothing of it and says nothing."""
+    """Gives an adapter Musubi's own names, without which Musubi merges nothing of it and says
+    nothing.
+    """
     return _convert_lora("base_weights", source, target, "default", installation)
 
 
 def _convert_lora(stage: str, source: Path, target: Path, form: str, installation: Installation) -> Command:
-    return Command(stage, (*_start(installation, "convert_lora.py"), "--input", str(source), "--output", str(target), "--target", form))
+    return Command(
+        stage,
+        (*_start(installation, "convert_lora.py"), "--input", str(source), "--output", str(target), "--target", form),
+    )
 
 
 def _start(installation: Installation, script: str) -> tuple[str, str]:
@@ -99,14 +123,25 @@ def _start(installation: Installation, script: str) -> tuple[str, str]:
 def _row_arguments(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
     """Model files, options and fixed arguments that the script of this stage has."""
     architecture, models = recipe.architecture, recipe.models
-    files = [(file.flag, str(models[file.name])) for file in architecture.models if stage in file.stages and file.name in models]
+    files = [
+        (file.flag, str(models[file.name]))
+        for file in architecture.models
+        if stage in file.stages and file.name in models
+    ]
     variants = zip(architecture.options, architecture.chosen(recipe.options), strict=True)
     chosen = [(option.flag, variant.value or variant.name) for option, variant in variants if stage in option.stages]
     return (*(part for pair in (*files, *chosen) for part in pair), *architecture.fixed_arguments.get(stage, ()))
 
 
 def _network_arguments(architecture: Architecture, config: MusubiConfig) -> tuple[str, ...]:
-    arguments = ["--network_module", architecture.network_module, "--network_dim", str(config.rank), "--network_alpha", number_text(config.alpha)]
+    arguments = [
+        "--network_module",
+        architecture.network_module,
+        "--network_dim",
+        str(config.rank),
+        "--network_alpha",
+        number_text(config.alpha),
+    ]
     if config.network_dropout:
         arguments += ["--network_dropout", number_text(config.network_dropout)]
     own = [f"loraplus_lr_ratio={number_text(config.loraplus_lr_ratio)}"] if config.loraplus_lr_ratio else []
@@ -119,7 +154,12 @@ def _network_arguments(architecture: Architecture, config: MusubiConfig) -> tupl
     if config.network_weights:
         arguments += ["--network_weights", config.network_weights]
     if config.base_weights:
-        arguments += ["--base_weights", config.base_weights, "--base_weights_multiplier", number_text(config.base_weights_multiplier)]
+        arguments += [
+            "--base_weights",
+            config.base_weights,
+            "--base_weights_multiplier",
+            number_text(config.base_weights_multiplier),
+        ]
     return tuple(arguments)
 
 
@@ -135,7 +175,12 @@ def _optimizer_arguments(config: MusubiConfig) -> tuple[str, ...]:
     # Musubi refuses a warm-up before "constant".
     scheduler = "constant_with_warmup" if config.lr_scheduler == "constant" and warmup else config.lr_scheduler
     arguments += ["--lr_scheduler", scheduler, "--lr_warmup_steps", str(warmup)]
-    arguments += ["--max_grad_norm", number_text(config.max_grad_norm), "--gradient_accumulation_steps", str(config.gradient_accumulation_steps)]
+    arguments += [
+        "--max_grad_norm",
+        number_text(config.max_grad_norm),
+        "--gradient_accumulation_steps",
+        str(config.gradient_accumulation_steps),
+    ]
     return tuple(arguments)
 
 
@@ -185,7 +230,13 @@ def _saving_arguments(config: MusubiConfig, files: TrainingFiles) -> tuple[str, 
 def _sampling_arguments(config: MusubiConfig, files: TrainingFiles) -> tuple[str, ...]:
     if files.prompts is None:
         return ()
-    return ("--sample_prompts", str(files.prompts), "--sample_every_n_steps", str(config.sample_every_n_steps), "--sample_at_first")
+    return (
+        "--sample_prompts",
+        str(files.prompts),
+        "--sample_every_n_steps",
+        str(config.sample_every_n_steps),
+        "--sample_at_first",
+    )
 
 
 def number_text(value: float) -> str:

@@ -1,4 +1,6 @@
-"""The settings of a training by Musubi Tuner, in our own words. What an architecture recommends stands in its row of the table; flags stand in commands.py."""
+"""The settings of a training by Musubi Tuner, in our own words. What an architecture recommends
+stands in its row of the table; flags stand in commands.py.
+"""
 
 import ast
 import re
@@ -30,29 +32,53 @@ TIMESTEP_SAMPLINGS = (
 
 @dataclass(frozen=True)
 class MusubiConfig:
-    """Every field is a command-line flag and a node input. 0 or auto, where the help says so, is what the architecture recommends."""
+    """Every field is a command-line flag and a node input. 0 or auto, where the help says so, is
+    what the architecture recommends.
+    """
 
-    rank: int = param(0, "Rank of the LoRA matrices (Musubi: network_dim). Usually 16 or 32. 0: what the architecture recommends.", min=0, max=1024)
-    alpha: float = param(0.0, "LoRA alpha; the LoRA acts with strength alpha / rank. 0: the same as rank.", min=0.0, max=4096)
+    rank: int = param(
+        0,
+        "Rank of the LoRA matrices (Musubi: network_dim). Usually 16 or 32. 0: what the architecture recommends.",
+        min=0,
+        max=1024,
+    )
+    alpha: float = param(
+        0.0, "LoRA alpha; the LoRA acts with strength alpha / rank. 0: the same as rank.", min=0.0, max=4096
+    )
     learning_rate: float = param(
-        0.0, "Peak learning rate. Usually 5e-5 to 2e-4 for AdamW, 1 for Prodigy. 0: what the architecture recommends.", min=0.0, max=10.0
+        0.0,
+        "Peak learning rate. Usually 5e-5 to 2e-4 for AdamW, 1 for Prodigy. 0: what the architecture recommends.",
+        min=0.0,
+        max=10.0,
     )
     max_train_steps: int = param(1500, "Optimizer steps. Usually 1000 to 3000.", min=1, max=1_000_000)
     train_batch_size: int = param(1, "Pictures per forward pass.", min=1, max=256)
     resolution: int = param(
-        0, "Pictures are trained at about resolution x resolution pixels, each in its own shape. 0: what the architecture recommends.", min=0, max=4096
+        0,
+        "Pictures are trained at about resolution x resolution pixels, each in its own shape. 0: what the "
+        "architecture recommends.",
+        min=0,
+        max=4096,
     )
-    seed: int = param(0, "Seed of everything random in the run.", min=0, max=2**32 - 1)  # NumPy, which Musubi seeds with it, takes no more
+    seed: int = param(
+        0, "Seed of everything random in the run.", min=0, max=2**32 - 1
+    )  # NumPy, which Musubi seeds with it, takes no more
     caption_source: str = param(
         "captions",
         "What the pictures' captions are: each its own, or the trigger word alone for all.",
         choices=("captions", "trigger_word"),
     )
     fp8: bool = param(
-        False, "Keep the model's weights in 8 bits while training: about half the memory, slightly less exact. Give the file in bf16 or fp16 all the same."
+        False,
+        "Keep the model's weights in 8 bits while training: about half the memory, slightly less exact. Give the "
+        "file in bf16 or fp16 all the same.",
     )
     blocks_to_swap: int = param(
-        0, "So many of the model's blocks wait in the computer's memory: less GPU memory, slower. 0: none; the most differs by architecture.", min=0, max=100
+        0,
+        "So many of the model's blocks wait in the computer's memory: less GPU memory, slower. 0: none; the most "
+        "differs by architecture.",
+        min=0,
+        max=100,
     )
 
     optimizer: str = param(
@@ -61,21 +87,47 @@ class MusubiConfig:
         choices=("AdamW8bit", "AdamW", "Adafactor", "Prodigy"),
         advanced=True,
     )
-    optimizer_args: str = param("", 'More arguments of the optimizer: "weight_decay=0.01 betas=(0.9,0.99)".', advanced=True)
+    optimizer_args: str = param(
+        "", 'More arguments of the optimizer: "weight_decay=0.01 betas=(0.9,0.99)".', advanced=True
+    )
     lr_scheduler: str = param(
         "constant",
         "Learning-rate schedule after the warm-up. Only constant can be resumed.",
         choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
         advanced=True,
     )
-    lr_warmup_steps: float = param(0.0, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0, advanced=True)
+    lr_warmup_steps: float = param(
+        0.0, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0, advanced=True
+    )
     gradient_accumulation_steps: int = param(1, "Forward passes per optimizer step.", min=1, max=1024, advanced=True)
-    gradient_checkpointing: bool = param(True, "Recompute activations in the backward pass: far less memory, somewhat slower.", advanced=True)
-    max_grad_norm: float = param(1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0, advanced=True)
-    network_dropout: float = param(0.0, "Probability of dropping an output of the LoRA's first half while training.", min=0.0, max=0.95, advanced=True)
-    loraplus_lr_ratio: float = param(0.0, "LoRA+: the second matrix learns so many times faster; 4 is usual. 0: off.", min=0.0, max=64.0, advanced=True)
-    exclude_patterns: str = param("", "Regular expressions, with spaces between, for whole names of layers that get no LoRA.", advanced=True)
-    include_patterns: str = param("", "Regular expressions, with spaces between, for whole names of layers that get one all the same.", advanced=True)
+    gradient_checkpointing: bool = param(
+        True, "Recompute activations in the backward pass: far less memory, somewhat slower.", advanced=True
+    )
+    max_grad_norm: float = param(
+        1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0, advanced=True
+    )
+    network_dropout: float = param(
+        0.0,
+        "Probability of dropping an output of the LoRA's first half while training.",
+        min=0.0,
+        max=0.95,
+        advanced=True,
+    )
+    loraplus_lr_ratio: float = param(
+        0.0,
+        "LoRA+: the second matrix learns so many times faster; 4 is usual. 0: off.",
+        min=0.0,
+        max=64.0,
+        advanced=True,
+    )
+    exclude_patterns: str = param(
+        "", "Regular expressions, with spaces between, for whole names of layers that get no LoRA.", advanced=True
+    )
+    include_patterns: str = param(
+        "",
+        "Regular expressions, with spaces between, for whole names of layers that get one all the same.",
+        advanced=True,
+    )
 
     mixed_precision: str = param(
         OPEN,
@@ -83,11 +135,21 @@ class MusubiConfig:
         choices=(OPEN, "bf16", "fp16", "no"),
         advanced=True,
     )
-    fp8_text_encoder: bool = param(False, "Run the text encoder in 8 bits while captions are encoded. For GPUs below about 16 GB.", advanced=True)
-    attention: str = param(
-        "sdpa", "Attention kernel. sdpa needs nothing; the others need a package in Musubi's Python.", choices=("sdpa", "flash_attn", "xformers"), advanced=True
+    fp8_text_encoder: bool = param(
+        False, "Run the text encoder in 8 bits while captions are encoded. For GPUs below about 16 GB.", advanced=True
     )
-    timestep_sampling: str = param(OPEN, "How the noise levels are drawn. auto: what the architecture recommends.", choices=TIMESTEP_SAMPLINGS, advanced=True)
+    attention: str = param(
+        "sdpa",
+        "Attention kernel. sdpa needs nothing; the others need a package in Musubi's Python.",
+        choices=("sdpa", "flash_attn", "xformers"),
+        advanced=True,
+    )
+    timestep_sampling: str = param(
+        OPEN,
+        "How the noise levels are drawn. auto: what the architecture recommends.",
+        choices=TIMESTEP_SAMPLINGS,
+        advanced=True,
+    )
     discrete_flow_shift: float = param(
         0.0,
         "With timestep_sampling shift: above 1 draws more high noise levels. 0: what the architecture recommends.",
@@ -96,34 +158,79 @@ class MusubiConfig:
         advanced=True,
     )
     weighting_scheme: str = param(
-        "none", "Weight of the loss by noise level. none is usual.", choices=("none", "logit_normal", "mode", "cosmap", "sigma_sqrt"), advanced=True
+        "none",
+        "Weight of the loss by noise level. none is usual.",
+        choices=("none", "logit_normal", "mode", "cosmap", "sigma_sqrt"),
+        advanced=True,
     )
 
-    extra_resolutions: str = param("", "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.", advanced=True)
-    bucket_no_upscale: bool = param(True, "Never enlarge a picture: small ones are trained at smaller sizes.", advanced=True)
-    max_data_loader_n_workers: int = param(2, "Processes that read the caches while training. 0: the training process itself.", min=0, max=32, advanced=True)
+    extra_resolutions: str = param(
+        "",
+        "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.",
+        advanced=True,
+    )
+    bucket_no_upscale: bool = param(
+        True, "Never enlarge a picture: small ones are trained at smaller sizes.", advanced=True
+    )
+    max_data_loader_n_workers: int = param(
+        2,
+        "Processes that read the caches while training. 0: the training process itself.",
+        min=0,
+        max=32,
+        advanced=True,
+    )
 
     save_every_n_steps: int = param(
-        250, "Save a checkpoint every so many optimizer steps. A cancelled run leaves the last one.", min=1, max=1_000_000, advanced=True
+        250,
+        "Save a checkpoint every so many optimizer steps. A cancelled run leaves the last one.",
+        min=1,
+        max=1_000_000,
+        advanced=True,
     )
-    keep_last_n_checkpoints: int = param(0, "Keep only so many of the newest checkpoints. 0: all.", min=0, max=1000, advanced=True)
-    save_state: bool = param(True, "Beside the checkpoints save what resume needs (optimizer, random numbers). The newest two are kept.", advanced=True)
+    keep_last_n_checkpoints: int = param(
+        0, "Keep only so many of the newest checkpoints. 0: all.", min=0, max=1000, advanced=True
+    )
+    save_state: bool = param(
+        True,
+        "Beside the checkpoints save what resume needs (optimizer, random numbers). The newest two are kept.",
+        advanced=True,
+    )
     save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"), advanced=True)
     sample_every_n_steps: int = param(
-        0, "Draw pictures with the LoRA before the first step and every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True
+        0,
+        "Draw pictures with the LoRA before the first step and every so many optimizer steps. 0: none.",
+        min=0,
+        max=1_000_000,
+        advanced=True,
     )
     sample_prompts: str = param(
-        "", "Their prompts, one per line, with Musubi's options (--w 1024 --h 1024 --s 20 --l 4). Empty: the first picture's caption.", advanced=True
+        "",
+        "Their prompts, one per line, with Musubi's options (--w 1024 --h 1024 --s 20 --l 4). Empty: the first "
+        "picture's caption.",
+        advanced=True,
     )
 
     network_weights: str = param(
-        "", "LoRA file to start from, as Musubi writes it (not one that was converted for ComfyUI), of the same rank. Empty: start from zero.", advanced=True
+        "",
+        "LoRA file to start from, as Musubi writes it (not one that was converted for ComfyUI), of the same rank. "
+        "Empty: start from zero.",
+        advanced=True,
     )
     base_weights: str = param(
-        "", "LoRA file to merge into the model before training, such as a training adapter for a distilled model. Not with fp8. Empty: none.", advanced=True
+        "",
+        "LoRA file to merge into the model before training, such as a training adapter for a distilled model. Not "
+        "with fp8. Empty: none.",
+        advanced=True,
     )
-    base_weights_multiplier: float = param(1.0, "Strength with which base_weights is merged. Usually 1.", min=-10.0, max=10.0, advanced=True)
-    resume: str = param("", "Folder NAME-step00000250-state of an earlier run to go on from, with all settings as they were. Empty: start anew.", advanced=True)
+    base_weights_multiplier: float = param(
+        1.0, "Strength with which base_weights is merged. Usually 1.", min=-10.0, max=10.0, advanced=True
+    )
+    resume: str = param(
+        "",
+        "Folder NAME-step00000250-state of an earlier run to go on from, with all settings as they were. Empty: "
+        "start anew.",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -132,7 +239,10 @@ class MusubiConfig:
             _check_patterns(name, getattr(self, name))
         self._check_resolutions()
         if self.network_weights and self.resume:
-            raise ValueError("network_weights and resume are both given. resume already loads the LoRA of that run; empty one of them")
+            raise ValueError(
+                "network_weights and resume are both given. resume already loads the LoRA of that run; empty one of "
+                "them"
+            )
         if self.fp8 and self.mixed_precision == "no":
             raise ValueError("fp8 is on and mixed_precision is no. Set mixed_precision to bf16, or turn off fp8")
 
@@ -145,15 +255,23 @@ class MusubiConfig:
         try:
             resolutions = self.resolutions
         except ValueError:
-            raise ValueError(f"extra_resolutions must be numbers with commas between, such as 768, 512; got {self.extra_resolutions!r}") from None
+            raise ValueError(
+                "extra_resolutions must be numbers with commas between, such as 768, 512; got "
+                f"{self.extra_resolutions!r}"
+            ) from None
         for extra in resolutions[1:]:
             if resolutions.count(extra) > 1 or extra < 1:
-                raise ValueError(f"extra_resolutions must be above 0 and differ from one another and from resolution, got {self.extra_resolutions!r}")
+                raise ValueError(
+                    "extra_resolutions must be above 0 and differ from one another and from resolution, got "
+                    f"{self.extra_resolutions!r}"
+                )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained with which settings: a row of the table, a config without open values, model files and options by the row's names."""
+    """What is trained with which settings: a row of the table, a config without open values, model
+    files and options by the row's names.
+    """
 
     architecture: Architecture
     config: MusubiConfig
@@ -167,7 +285,11 @@ def resolve(config: MusubiConfig, architecture: Architecture, *, dit_dtype: str 
     `dit_dtype` is that of the model file, "BF16" as a safetensors header has it, where it is known.
     """
     recommended = {**architecture.defaults, "mixed_precision": _precision_for(architecture, dit_dtype)}
-    open_values = {spec.name: recommended[spec.name] for spec in fields(config) if spec.name in recommended and _is_open(getattr(config, spec.name))}
+    open_values = {
+        spec.name: recommended[spec.name]
+        for spec in fields(config)
+        if spec.name in recommended and _is_open(getattr(config, spec.name))
+    }
     resolved = replace(config, **open_values)
     return replace(resolved, alpha=resolved.alpha or float(resolved.rank))
 
@@ -205,6 +327,7 @@ def literal_arguments(text: str) -> list[str]:
             readable = False
         if not readable:
             raise ValueError(
-                f'optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "weight_decay=0.01 betas=(0.9,0.99)"'
+                f"optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "
+                '"weight_decay=0.01 betas=(0.9,0.99)"'
             )
     return text.split()

@@ -1,4 +1,6 @@
-"""From the file that Musubi writes to the LoRA that ComfyUI loads whole, and the proof that it is one."""
+"""From the file that Musubi writes to the LoRA that ComfyUI loads whole, and the proof that it is
+one.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +17,12 @@ _ENDINGS = (*_DOWNS, *_UPS, ".alpha")
 
 
 def read_converted(path: Path, architecture: Architecture) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the names that ComfyUI knows, and the header's metadata. `path` is what Musubi's own converter wrote, where the row has one.
+    """Tensors under the names that ComfyUI knows, and the header's metadata. `path` is what
+    Musubi's own converter wrote, where the row has one.
 
     Raises:
-        RuntimeError: it cannot be read, or does not hold a trained LoRA of this architecture (require_whole).
+        RuntimeError: it cannot be read, or does not hold a trained LoRA of this architecture
+            (require_whole).
     """
     tensors, metadata = _read(path)
     if architecture.conversion == "hidream_o1":
@@ -28,27 +32,42 @@ def read_converted(path: Path, architecture: Architecture) -> tuple[dict[str, Te
 
 
 def require_whole(tensors: Mapping[str, Tensor], architecture: Architecture, *, path: Path) -> None:
-    """Each module has both halves and a name that ComfyUI knows, all is finite, and something was learned.
+    """Each module has both halves and a name that ComfyUI knows, all is finite, and something was
+    learned.
 
     Raises:
         RuntimeError: one of these is not so.
     """
     modules = module_names(tensors)
-    strangers = [name for name in tensors if not name.endswith(_ENDINGS)] + [name for name in modules if not architecture.fits(name)]
+    strangers = [name for name in tensors if not name.endswith(_ENDINGS)] + [
+        name for name in modules if not architecture.fits(name)
+    ]
     if strangers or not modules:
-        raise RuntimeError(f"{path}: {len(strangers)} names for {architecture.title} are none that ComfyUI knows{_such_as(strangers)}")
-    incomplete = [name for name in modules if not any(f"{name}{down}" in tensors and f"{name}{up}" in tensors for down, up in _HALVES)]
+        raise RuntimeError(
+            f"{path}: {len(strangers)} names for {architecture.title} are none that ComfyUI knows{_such_as(strangers)}"
+        )
+    incomplete = [
+        name
+        for name in modules
+        if not any(f"{name}{down}" in tensors and f"{name}{up}" in tensors for down, up in _HALVES)
+    ]
     if incomplete:
-        raise RuntimeError(f"{path}: {len(incomplete)} of {len(modules)} modules lack one of their halves{_such_as(incomplete)}")
+        raise RuntimeError(
+            f"{path}: {len(incomplete)} of {len(modules)} modules lack one of their halves{_such_as(incomplete)}"
+        )
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite{_such_as(broken)}. Lower the learning rate")
+        raise RuntimeError(
+            f"{path}: {len(broken)} tensors hold values that are not finite{_such_as(broken)}. Lower the learning rate"
+        )
     if not any(bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(_UPS)):
         raise RuntimeError(f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0?")
 
 
 def require_num_modules(raw_path: Path, num_modules: int) -> None:
-    """Raises RuntimeError when Musubi's own file holds more or fewer modules than Musubi said that it trains."""
+    """Raises RuntimeError when Musubi's own file holds more or fewer modules than Musubi said that
+    it trains.
+    """
     try:
         found = len(module_names(read_header(raw_path)))
     except FileNotFoundError:
@@ -56,16 +75,22 @@ def require_num_modules(raw_path: Path, num_modules: int) -> None:
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     if found != num_modules:
-        raise RuntimeError(f"{raw_path}: the LoRA has {found} modules, and Musubi Tuner said that it trains {num_modules}")
+        raise RuntimeError(
+            f"{raw_path}: the LoRA has {found} modules, and Musubi Tuner said that it trains {num_modules}"
+        )
 
 
 def module_names(names: Iterable[str]) -> list[str]:
     """Of a file's tensors, in its order."""
-    return list(dict.fromkeys(name.removesuffix(ending) for name in names for ending in _ENDINGS if name.endswith(ending)))
+    return list(
+        dict.fromkeys(name.removesuffix(ending) for name in names for ending in _ENDINGS if name.endswith(ending))
+    )
 
 
 def is_whole_file(path: Path) -> bool:
-    """Musubi writes in place: a file that it was stopped in the middle of has its name, but not all of its content."""
+    """Musubi writes in place: a file that it was stopped in the middle of has its name, but not all
+    of its content.
+    """
     try:
         return bool(read_header(path))
     except (ValueError, OSError):

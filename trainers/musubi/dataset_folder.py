@@ -1,6 +1,8 @@
-"""A dataset as files for Musubi Tuner: pictures and captions under plain numbers in the run's folder, and caches that are named by what they hold.
+"""A dataset as files for Musubi Tuner: pictures and captions under plain numbers in the run's
+folder, and caches that are named by what they hold.
 
-Plain numbers, because Musubi names its caches by the stem of a picture: a.png and a.jpg would share one, and so would two folders' a.png.
+Plain numbers, because Musubi names its caches by the stem of a picture: a.png and a.jpg would share
+one, and so would two folders' a.png.
 """
 
 import hashlib
@@ -24,14 +26,17 @@ from .dataset_toml import Table, path_text, write_toml
 
 CAPTION_EXTENSION = ".txt"
 _COMPLETE = "complete.json"
-# What Musubi reads as we do: it looks neither at EXIF's orientation nor at transparency, and cuts 16 bits off.
+# What Musubi reads as we do: it looks neither at EXIF's orientation nor at transparency, and cuts
+# 16 bits off.
 _LINKABLE_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp"}
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A picture and its name in the run's folder. It is linked, or written anew where Musubi would see something else than we do."""
+    """A picture and its name in the run's folder. It is linked, or written anew where Musubi would
+    see something else than we do.
+    """
 
     image: TrainingImage
     name: str
@@ -47,7 +52,9 @@ class StagedPicture:
 
 @dataclass(frozen=True)
 class StagedGroup:
-    """The pictures of one number of repeats, in a folder of their own: Musubi counts repeats by folder."""
+    """The pictures of one number of repeats, in a folder of their own: Musubi counts repeats by
+    folder.
+    """
 
     folder: Path
     num_repeats: int
@@ -55,12 +62,18 @@ class StagedGroup:
 
     @property
     def control_folder(self) -> Path | None:
-        return self.folder.with_name(f"{self.folder.name}-control") if any(picture.controls for picture in self.pictures) else None
+        return (
+            self.folder.with_name(f"{self.folder.name}-control")
+            if any(picture.controls for picture in self.pictures)
+            else None
+        )
 
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where the caches of one [[datasets]] lie, and how many pictures they must hold; 0: unknown (videos)."""
+    """Where the caches of one [[datasets]] lie, and how many pictures they must hold; 0: unknown
+    (videos).
+    """
 
     path: Path
     num_pictures: int
@@ -68,10 +81,11 @@ class CacheFolder:
 
 @dataclass(frozen=True)
 class StagedDataset:
-    """What is to be written, decided but not yet done. A user's own dataset.toml has no groups: its pictures stay where they are.
+    """What is to be written, decided but not yet done. A user's own dataset.toml has no groups: its
+    pictures stay where they are.
 
-    `cache_root` is the folder of exactly this dataset, these settings and these model files; `caches` lie in it or, in a user's own
-    dataset.toml, where that says.
+    `cache_root` is the folder of exactly this dataset, these settings and these model files;
+    `caches` lie in it or, in a user's own dataset.toml, where that says.
     """
 
     groups: tuple[StagedGroup, ...]
@@ -110,19 +124,24 @@ class StagedDataset:
             marked = json.loads((self.cache_root / _COMPLETE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(self.caches) and marked == self._expected_counts() == [list(_count_caches(cache.path)) for cache in self.caches]
+        return bool(self.caches) and marked == self._expected_counts() == [
+            list(_count_caches(cache.path)) for cache in self.caches
+        ]
 
     def confirm_caches(self) -> None:
-        """Count what both cache scripts wrote, and mark it as complete if it is; a later run of the same dataset then uses it.
+        """Count what both cache scripts wrote, and mark it as complete if it is; a later run of the
+        same dataset then uses it.
 
         Raises:
-            RuntimeError: pictures are missing or there are too many. Musubi leaves them out without an error.
+            RuntimeError: pictures are missing or there are too many. Musubi leaves them out without
+                an error.
         """
         for cache in self.caches:
             latents, texts = _count_caches(cache.path)
             if cache.num_pictures and (latents, texts) != (cache.num_pictures, cache.num_pictures):
                 raise RuntimeError(
-                    f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of {counted(cache.num_pictures, 'picture')}. "
+                    f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of "
+                    f"{counted(cache.num_pictures, 'picture')}. "
                     "Its log says which are missing; delete this folder and start again"
                 )
         if all(cache.num_pictures for cache in self.caches):
@@ -157,15 +176,27 @@ def _require_unchanged(image: TrainingImage) -> None:
     try:
         unchanged = picture_sha256(image.path) == image.sha256
     except UnusablePicture as error:
-        raise RuntimeError(f"{image.path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it") from error
+        raise RuntimeError(
+            f"{image.path}: {error}; when the folder was scanned it could be read. Put it back, or start again "
+            "without it"
+        ) from error
     if not unchanged:
         raise RuntimeError(f"{image.path}: the file has changed since the folder was scanned. Start again")
 
 
-def stage(dataset: Dataset, control: Dataset | None, folder: Path, *, recipe: Recipe, cache_root: Path, cache_facts: Mapping[str, Any]) -> StagedDataset:
+def stage(
+    dataset: Dataset,
+    control: Dataset | None,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    cache_root: Path,
+    cache_facts: Mapping[str, Any],
+) -> StagedDataset:
     """Decide names, captions, control images and caches; nothing is written.
 
-    `cache_facts` are all that decides what the caches hold, besides the dataset: they name the folder of the caches.
+    `cache_facts` are all that decides what the caches hold, besides the dataset: they name the
+    folder of the caches.
 
     Raises:
         ValueError: no picture has a caption, or control images are missing, or too many.
@@ -173,7 +204,10 @@ def stage(dataset: Dataset, control: Dataset | None, folder: Path, *, recipe: Re
     config = recipe.config
     images, captions, notices = _usable(dataset, recipe)
     controls = _controls_of(images, control, recipe)
-    pictures = [_staged(image, f"{number:04}", captions[image.name], controls[image.name]) for number, image in enumerate(images, start=1)]
+    pictures = [
+        _staged(image, f"{number:04}", captions[image.name], controls[image.name])
+        for number, image in enumerate(images, start=1)
+    ]
     groups = _grouped(pictures, dataset.num_repeats, folder)
     cache = cache_root / _fingerprint(groups, config, cache_facts)
     tables, caches = _tables(groups, config, cache)
@@ -195,7 +229,9 @@ def stage(dataset: Dataset, control: Dataset | None, folder: Path, *, recipe: Re
 
 
 def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict[str, str], list[str]]:
-    """The pictures that have a caption and are large enough, the captions by name, and what is to be said about the others."""
+    """The pictures that have a caption and are large enough, the captions by name, and what is to
+    be said about the others.
+    """
     captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
     reasons = {image.name: _why_unusable(image, captions[image.name], recipe) for image in dataset.images}
     left_out = [Finding(name, reason) for name, reason in reasons.items() if reason]
@@ -211,11 +247,17 @@ def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> st
 def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
     step = recipe.architecture.resolution_step
     if recipe.config.bucket_no_upscale and min(image.size_hw) < step:  # Musubi would scale it to nothing
-        return f"its sides must be at least {step} pixels, got {image.size_hw[1]} x {image.size_hw[0]}. Use a larger picture, or turn off bucket_no_upscale"
+        return (
+            f"its sides must be at least {step} pixels, got {image.size_hw[1]} x {image.size_hw[0]}. Use a "
+            "larger picture, or turn off bucket_no_upscale"
+        )
     if caption:
         return ""
     if recipe.config.caption_source == "trigger_word":
-        return "caption_source is trigger_word, but it has no trigger word. Set trigger_word, or set caption_source to captions"
+        return (
+            "caption_source is trigger_word, but it has no trigger word. Set trigger_word, or set caption_source "
+            "to captions"
+        )
     return NO_CAPTION
 
 
@@ -224,7 +266,8 @@ def _grouped(pictures: list[StagedPicture], dataset_repeats: int, folder: Path) 
     for picture in pictures:
         by_repeats.setdefault(picture.file.image.num_repeats * dataset_repeats, []).append(picture)
     return tuple(
-        StagedGroup(folder / f"{index}-repeats-{repeats}", repeats, tuple(by_repeats[repeats])) for index, repeats in enumerate(sorted(by_repeats), start=1)
+        StagedGroup(folder / f"{index}-repeats-{repeats}", repeats, tuple(by_repeats[repeats]))
+        for index, repeats in enumerate(sorted(by_repeats), start=1)
     )
 
 
@@ -240,7 +283,11 @@ def _ignored(images: Sequence[TrainingImage]) -> list[str]:
         "loss_weight": "all pictures count the same",
         "is_regularization": "they are learned like the others, each with its own repeats",
     }
-    return [f"Musubi Tuner knows no {name} ({counted(number, 'picture')}): {remarks[name]}" for name, number in features.items() if number]
+    return [
+        f"Musubi Tuner knows no {name} ({counted(number, 'picture')}): {remarks[name]}"
+        for name, number in features.items()
+        if number
+    ]
 
 
 def _staged(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedPicture:
@@ -263,21 +310,28 @@ def _link_suffix(image: TrainingImage) -> str:
         return _LINKABLE_FORMATS.get(picture.format or "", "") if is_plain else ""
 
 
-def _controls_of(images: list[TrainingImage], control: Dataset | None, recipe: Recipe) -> dict[str, list[TrainingImage]]:
+def _controls_of(
+    images: list[TrainingImage], control: Dataset | None, recipe: Recipe
+) -> dict[str, list[TrainingImage]]:
     """The control images of each picture: those of its name, or of its name and _ and a number.
 
     Raises:
-        ValueError: the architecture has no use for them, or needs them; or a picture has none, or too many.
+        ValueError: the architecture has no use for them, or needs them; or a picture has none, or
+            too many.
     """
     architecture = recipe.architecture
     if control is None:
         if architecture.control_images == "required":
             raise ValueError(
-                f"{architecture.title} needs control images: a second dataset whose pictures have the names of the first. Connect it, or give its folder"
+                f"{architecture.title} needs control images: a second dataset whose pictures have the names of the "
+                "first. Connect it, or give its folder"
             )
         return {image.name: [] for image in images}
     if architecture.control_images == "none":
-        raise ValueError(f"{architecture.title} knows no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 Kontext or FLUX.2")
+        raise ValueError(
+            f"{architecture.title} knows no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 "
+            "Kontext or FLUX.2"
+        )
     found = _matched(images, control)
     _require_counts(found, control, recipe)
     return found
@@ -293,11 +347,15 @@ def _matched(images: list[TrainingImage], control: Dataset) -> dict[str, list[Tr
         name, number = _partner(picture, by_key, by_stem)
         if name:
             found[name].append((number, picture))
-    return {name: [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])] for name, pictures in found.items()}
+    return {
+        name: [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])] for name, pictures in found.items()
+    }
 
 
 def _partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
-    """The name of the picture that a control image belongs to, and its place among that picture's; "" where it belongs to none."""
+    """The name of the picture that a control image belongs to, and its place among that picture's;
+    "" where it belongs to none.
+    """
     candidates = ((by_key, _key(control.name)), (by_stem, _stem(control.name)))
     for names, base in candidates:
         if base in names:
@@ -323,18 +381,22 @@ def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, rec
     if without:
         shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         raise ValueError(
-            f"{control.folder_name}: no control image for {counted(len(without), 'picture')}: {shown}. A control image has the name of its picture. "
+            f"{control.folder_name}: no control image for {counted(len(without), 'picture')}: {shown}. A control "
+            "image has the name of its picture. "
             "Of control images that are the same file only one is kept, unless keep_duplicates is on"
         )
     too_many = [name for name, pictures in found.items() if limit and len(pictures) > limit]
     if too_many:
         raise ValueError(
-            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, {recipe.architecture.title} takes {limit} per picture here. "
+            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, "
+            f"{recipe.architecture.title} takes {limit} per picture here. "
             "Leave the others out"
         )
 
 
-def _tables(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache: Path) -> tuple[list[Table], tuple[CacheFolder, ...]]:
+def _tables(
+    groups: tuple[StagedGroup, ...], config: MusubiConfig, cache: Path
+) -> tuple[list[Table], tuple[CacheFolder, ...]]:
     """A [[datasets]] for each group at each resolution."""
     tables: list[Table] = []
     caches: list[CacheFolder] = []
@@ -357,15 +419,26 @@ def _tables(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache: Path) 
 def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_facts: Mapping[str, Any]) -> str:
     """Everything that decides what the caches hold; repeats and batch sizes do not."""
     pictures = [
-        [[file.name, file.image.sha256, file.image.alpha_background if file.image.has_alpha else ""] for file in (picture.file, *picture.controls)]
+        [
+            [file.name, file.image.sha256, file.image.alpha_background if file.image.has_alpha else ""]
+            for file in (picture.file, *picture.controls)
+        ]
         + [picture.caption]
         for group in groups
         for picture in group.pictures
     ]
     group_sizes = [len(group.pictures) for group in groups]
-    return fingerprint_of(pictures=pictures, groups=group_sizes, resolutions=config.resolutions, no_upscale=config.bucket_no_upscale, **cache_facts)
+    return fingerprint_of(
+        pictures=pictures,
+        groups=group_sizes,
+        resolutions=config.resolutions,
+        no_upscale=config.bucket_no_upscale,
+        **cache_facts,
+    )
 
 
 def fingerprint_of(**facts: Any) -> str:
-    """A folder's name from everything that determines what lies in it: JSON values under their names."""
+    """A folder's name from everything that determines what lies in it: JSON values under their
+    names.
+    """
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,6 @@
-"""Musubi Tuner's dataset.toml: written so that no name can break out of it, and a user's own text checked before anything starts."""
+"""Musubi Tuner's dataset.toml: written so that no name can break out of it, and a user's own text
+checked before anything starts.
+"""
 
 import json
 import math
@@ -79,7 +81,10 @@ def write_toml(general: Table, datasets: list[Table]) -> str:
         ValueError: a text has control characters or is not Unicode.
     """
     tables = [("[general]", general)] * bool(general) + [("[[datasets]]", table) for table in datasets]
-    return "\n".join(f"{title}\n" + "".join(f"{name} = {_written(value)}\n" for name, value in table.items()) for title, table in tables)
+    return "\n".join(
+        f"{title}\n" + "".join(f"{name} = {_written(value)}\n" for name, value in table.items())
+        for title, table in tables
+    )
 
 
 def path_text(path: Path) -> str:
@@ -98,32 +103,47 @@ def _written(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string. JSON's escapes are TOML's, but Musubi's TOML reader (toml 0.10.2) misreads those of control characters."""
+    """A basic string. JSON's escapes are TOML's, but Musubi's TOML reader (toml 0.10.2) misreads
+    those of control characters.
+    """
     if any(ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise ValueError(f"{text!r} has characters that cannot stand in a dataset.toml. Rename the file or folder")
     return json.dumps(text, ensure_ascii=False)
 
 
 def has_glob_characters(path: Path) -> bool:
-    """Whether Musubi would not find its caches there: it searches the folder's name as a pattern."""
+    """Whether Musubi would not find its caches there: it searches the folder's name as a
+    pattern.
+    """
     return any(character in str(path) for character in GLOB_CHARACTERS)
 
 
 def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str]]:
-    """The [[datasets]] of a user's own text, each with what [general] and Musubi fill in; or none, and all that is wrong with them.
+    """The [[datasets]] of a user's own text, each with what [general] and Musubi fill in; or none,
+    and all that is wrong with them.
 
     What is wrong with the pictures themselves is not looked at here.
     """
     try:
         content = tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
-        return [], [f"dataset_toml is not valid TOML: {error}. Write Windows paths with forward slashes, C:/pictures, or in single quotes"]
-    problems = [f"dataset_toml: unknown table {name}; only [general] and [[datasets]] are known" for name in content if name not in ("general", "datasets")]
+        return [], [
+            f"dataset_toml is not valid TOML: {error}. Write Windows paths with forward slashes, C:/pictures, or in "
+            "single quotes"
+        ]
+    problems = [
+        f"dataset_toml: unknown table {name}; only [general] and [[datasets]] are known"
+        for name in content
+        if name not in ("general", "datasets")
+    ]
     general, datasets = content.get("general", {}), content.get("datasets", [])
     if not isinstance(general, dict):
         return [], [*problems, "dataset_toml: general must be a table, [general]"]
     if not (isinstance(datasets, list) and datasets and all(isinstance(table, dict) for table in datasets)):
-        return [], [*problems, "dataset_toml has no [[datasets]] table with an image_directory. Write one for each folder of pictures"]
+        return [], [
+            *problems,
+            "dataset_toml has no [[datasets]] table with an image_directory. Write one for each folder of pictures",
+        ]
     problems += _key_problems(general, GENERAL_KEYS, "[general]")
     for number, table in enumerate(datasets, start=1):
         problems += _table_problems(table, f"[[datasets]] {number}")
@@ -136,7 +156,13 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
     return ([] if problems else tables), problems
 
 
-_DEFAULTS: Table = {"batch_size": 1, "num_repeats": 1, "resolution": [960, 544], "enable_bucket": False, "bucket_no_upscale": False}  # Musubi's
+_DEFAULTS: Table = {
+    "batch_size": 1,
+    "num_repeats": 1,
+    "resolution": [960, 544],
+    "enable_bucket": False,
+    "bucket_no_upscale": False,
+}  # Musubi's
 
 
 def is_video(table: Mapping[str, Any]) -> bool:
@@ -165,16 +191,25 @@ def _table_problems(table: Table, where: str) -> list[str]:
 
 
 def _value_problems(table: Table, where: str, resolution_step: int) -> list[str]:
-    problems = [f"{where} of dataset_toml: {name} must be 1 or more, got {table[name]}" for name in ("batch_size", "num_repeats") if table[name] < 1]
+    problems = [
+        f"{where} of dataset_toml: {name} must be 1 or more, got {table[name]}"
+        for name in ("batch_size", "num_repeats")
+        if table[name] < 1
+    ]
     if not table["enable_bucket"] and any(side % resolution_step for side in size_wh(table)):
         problems.append(
-            f"{where} of dataset_toml: without enable_bucket both sides of resolution must be multiples of {resolution_step}, got {table['resolution']}"
+            f"{where} of dataset_toml: without enable_bucket both sides of resolution must be multiples of "
+            f"{resolution_step}, got {table['resolution']}"
         )
     if min(size_wh(table)) < resolution_step:
-        problems.append(f"{where} of dataset_toml: resolution must be {resolution_step} or more, got {table['resolution']}")
+        problems.append(
+            f"{where} of dataset_toml: resolution must be {resolution_step} or more, got {table['resolution']}"
+        )
     for name in PATH_KEYS:
         if name in table:
-            problems += [f"{where} of dataset_toml: {name} {problem}" for problem in _path_problems(name, Path(table[name]))]
+            problems += [
+                f"{where} of dataset_toml: {name} {problem}" for problem in _path_problems(name, Path(table[name]))
+            ]
     directory = table.get("image_directory") or table.get("video_directory")
     if directory and not table.get("caption_extension"):
         problems.append(f'{where} of dataset_toml: caption_extension is missing. Write caption_extension = ".txt"')
@@ -185,7 +220,10 @@ def _path_problems(name: str, path: Path) -> list[str]:
     if not path.is_absolute():
         return [f"must be a whole path, from the root or the drive on; got {str(path)!r}"]
     if name == "cache_directory" and has_glob_characters(path):
-        return [f"{path} has one of {' '.join(GLOB_CHARACTERS)} in it, and Musubi Tuner would not find its caches. Rename it"]
+        return [
+            f"{path} has one of {' '.join(GLOB_CHARACTERS)} in it, and Musubi Tuner would not find its caches. "
+            "Rename it"
+        ]
     if name == "cache_directory":
         return []  # Musubi makes it
     if name.endswith("_file") and not path.is_file():
@@ -203,5 +241,8 @@ def _shared_caches(tables: list[Table]) -> list[str]:
             continue
         other = seen.setdefault(Path(table["cache_directory"]), number)
         if other != number:
-            problems.append(f"[[datasets]] {number} of dataset_toml has the cache_directory of {other}. Give each its own, or leave it out")
+            problems.append(
+                f"[[datasets]] {number} of dataset_toml has the cache_directory of {other}. Give each its own, or "
+                "leave it out"
+            )
     return problems

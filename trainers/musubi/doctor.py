@@ -1,4 +1,6 @@
-"""What a training with Musubi Tuner would find on this machine, and the remedy for each thing that is missing. Changes nothing."""
+"""What a training with Musubi Tuner would find on this machine, and the remedy for each thing that
+is missing. Changes nothing.
+"""
 
 import json
 import os
@@ -15,8 +17,29 @@ PROBE_SECONDS = 120  # a first import of torch from a slow disk
 TESTED_VERSION = "0.3.4"
 # What training with pictures imports, as it is called in Python and by pip.
 PACKAGES = {
-    **{name: name for name in ("accelerate", "av", "diffusers", "einops", "numpy", "safetensors", "tokenizers", "toml", "torch", "torchvision", "tqdm")},
-    **{"cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "PIL": "pillow", "transformers": "transformers", "voluptuous": "voluptuous"},
+    **{
+        name: name
+        for name in (
+            "accelerate",
+            "av",
+            "diffusers",
+            "einops",
+            "numpy",
+            "safetensors",
+            "tokenizers",
+            "toml",
+            "torch",
+            "torchvision",
+            "tqdm",
+        )
+    },
+    **{
+        "cv2": "opencv-python-headless",
+        "huggingface_hub": "huggingface-hub",
+        "PIL": "pillow",
+        "transformers": "transformers",
+        "voluptuous": "voluptuous",
+    },
 }
 OPTIONAL_PACKAGES = {
     "bitsandbytes": "the optimizer AdamW8bit",
@@ -27,13 +50,16 @@ OPTIONAL_PACKAGES = {
 _PROBE = """
 import importlib.metadata, importlib.util, json, sys
 given = json.loads(sys.argv[1])
-found = {"python": sys.version.split()[0], "missing": [name for name in given["modules"] if importlib.util.find_spec(name) is None]}
-found["versions"] = {name: importlib.metadata.version(name) for name in given["pins"] if list(importlib.metadata.distributions(name=name))}
+found = {"python": sys.version.split()[0]}
+found["missing"] = [name for name in given["modules"] if importlib.util.find_spec(name) is None]
+installed = [name for name in given["pins"] if list(importlib.metadata.distributions(name=name))]
+found["versions"] = {name: importlib.metadata.version(name) for name in installed}
 try:
     import torch
     found["torch"] = torch.__version__
     found["cuda"] = torch.version.cuda or ""
-    found["gpus"] = [[torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i)] for i in range(torch.cuda.device_count())]
+    gpus = range(torch.cuda.device_count())
+    found["gpus"] = [[torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i)] for i in gpus]
     import musubi_tuner.zimage_train_network
 except BaseException as error:
     found["error"] = type(error).__name__ + ": " + str(error)
@@ -62,7 +88,9 @@ class Diagnosis:
 
 
 def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
-    """Look for the folder, then its Python, then in it. Takes as long as an import of torch, at most two minutes."""
+    """Look for the folder, then its Python, then in it. Takes as long as an import of torch, at
+    most two minutes.
+    """
     found: list[str] = []
     try:
         place = find_folder(folder)
@@ -95,14 +123,22 @@ def _probe(installation: Installation) -> tuple[dict, str]:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return {}, f"{installation.python} did not answer within {PROBE_SECONDS} seconds. Is its disk asleep, or is it something else than Python?"
+        return (
+            {},
+            f"{installation.python} did not answer within {PROBE_SECONDS} seconds. Is its disk asleep, or is it "
+            "something else than Python?",
+        )
     except OSError as error:
         return {}, f"{installation.python} cannot be started: {error}. Set the Python of Musubi Tuner's .venv"
     lines = result.stdout.decode("utf-8", "replace").splitlines()
     answer = next((line.removeprefix("FOUND") for line in lines if line.startswith("FOUND")), "")
     if not answer:
         said = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
-        return {}, f"{installation.python} is no Python that can be used: it ended with status {result.returncode} and said: {said}"
+        return (
+            {},
+            f"{installation.python} is no Python that can be used: it ended with status {result.returncode} and "
+            f"said: {said}",
+        )
     return json.loads(answer), ""
 
 
@@ -116,12 +152,18 @@ def _found(probed: dict) -> Iterator[str]:
 def _problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
     missing = [PACKAGES[name] for name in probed["missing"] if name in PACKAGES]
     if "torch" in missing or "torchvision" in missing:
-        yield f"torch or torchvision is not installed: install both for your GPU as on pytorch.org, with {_shown(python)} -m pip"
+        yield (
+            "torch or torchvision is not installed: install both for your GPU as on pytorch.org, with "
+            f"{_shown(python)} -m pip"
+        )
     others = [name for name in missing if name not in ("torch", "torchvision")]
     if others:
         yield f"not installed: {', '.join(others)}. In {folder}: {_shown(python)} -m pip install -e ."
     if "error" in probed and not missing:
-        yield f"its training script cannot be imported: {probed['error']}. In {folder}: {_shown(python)} -m pip install -e ."
+        yield (
+            f"its training script cannot be imported: {probed['error']}. In {folder}: {_shown(python)} -m pip "
+            "install -e ."
+        )
 
 
 def _remarks(probed: dict, installation: Installation) -> Iterator[str]:
@@ -131,11 +173,21 @@ def _remarks(probed: dict, installation: Installation) -> Iterator[str]:
         yield "torch sees no GPU: training would take days on the CPU"
     for name in probed["missing"]:
         if name in OPTIONAL_PACKAGES:
-            yield f"{name} is not installed; {OPTIONAL_PACKAGES[name]} would need it: {_shown(installation.python)} -m pip install {name}"
+            yield (
+                f"{name} is not installed; {OPTIONAL_PACKAGES[name]} would need it: {_shown(installation.python)} "
+                f"-m pip install {name}"
+            )
     pins = _pins(installation.folder)
-    others = [f"{name} {version} ({pins[name]})" for name, version in probed.get("versions", {}).items() if version != pins[name]]
+    others = [
+        f"{name} {version} ({pins[name]})"
+        for name, version in probed.get("versions", {}).items()
+        if version != pins[name]
+    ]
     if others:
-        yield f"other versions than Musubi Tuner asks for: {', '.join(others)}. Most work; if one fails, install what it asks for"
+        yield (
+            f"other versions than Musubi Tuner asks for: {', '.join(others)}. Most work; if one fails, install "
+            "what it asks for"
+        )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         yield "HF_HUB_OFFLINE is 1: tokenizers that are not in the Hugging Face cache yet cannot be fetched"
 

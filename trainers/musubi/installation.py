@@ -1,4 +1,6 @@
-"""Where Musubi Tuner is, and the Python that runs it. Both come from the machine's owner: settings or the environment, never from a workflow."""
+"""Where Musubi Tuner is, and the Python that runs it. Both come from the machine's owner: settings
+or the environment, never from a workflow.
+"""
 
 import os
 import re
@@ -9,7 +11,8 @@ from pathlib import Path
 PACK = Path(__file__).parents[2]
 SOURCES = Path("src", "musubi_tuner")
 HOW_TO_INSTALL = (
-    "Install it with: git clone https://github.com/kohya-ss/musubi-tuner; cd musubi-tuner; python -m venv .venv; then torch for your GPU and "
+    "Install it with: git clone https://github.com/kohya-ss/musubi-tuner; cd musubi-tuner; python -m venv .venv; "
+    "then torch for your GPU and "
     "`pip install -e .` in that .venv, as its README says"
 )
 _MARK = SOURCES / "zimage_train_network.py"
@@ -17,12 +20,16 @@ _INTERPRETERS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.ex
 
 
 class NoMusubi(ValueError):
-    """Musubi Tuner or its Python is not where it was looked for; the message says where that was, and how to get it."""
+    """Musubi Tuner or its Python is not where it was looked for; the message says where that was,
+    and how to get it.
+    """
 
 
 @dataclass(frozen=True)
 class Installation:
-    """`folder` is the checkout, `python` the interpreter that has its packages; both absolute. `version` as its pyproject.toml says."""
+    """`folder` is the checkout, `python` the interpreter that has its packages; both absolute.
+    `version` as its pyproject.toml says.
+    """
 
     folder: Path
     python: Path
@@ -34,7 +41,8 @@ class Installation:
 
 
 def find_installation(*, folder: str = "", python: str = "") -> Installation:
-    """The folder that is given, else MUSUBI_TUNER_DIR, else the usual places; its interpreter likewise, with MUSUBI_PYTHON.
+    """The folder that is given, else MUSUBI_TUNER_DIR, else the usual places; its interpreter
+    likewise, with MUSUBI_PYTHON.
 
     Raises:
         NoMusubi: one of them is not there. What is given or set is never replaced by another.
@@ -51,12 +59,17 @@ def find_folder(given: str = "") -> Path:
     places = list(usual_places())
     found = next((place for place in places if (place / _MARK).is_file()), None)
     if found is None:
-        raise NoMusubi(f"Musubi Tuner was not found; looked in {', '.join(map(str, places))}. Set its folder, or MUSUBI_TUNER_DIR. {HOW_TO_INSTALL}")
+        raise NoMusubi(
+            f"Musubi Tuner was not found; looked in {', '.join(map(str, places))}. Set its folder, or "
+            f"MUSUBI_TUNER_DIR. {HOW_TO_INSTALL}"
+        )
     return found.absolute()
 
 
 def usual_places() -> Iterator[Path]:
-    """Inside ComfyUI and beside it where this pack lies in its custom_nodes, then the home folder."""
+    """Inside ComfyUI and beside it where this pack lies in its custom_nodes, then the home
+    folder.
+    """
     if PACK.parent.name == "custom_nodes":
         yield PACK.parents[1] / "musubi-tuner"
         yield PACK.parents[2] / "musubi-tuner"
@@ -64,18 +77,24 @@ def usual_places() -> Iterator[Path]:
 
 
 def find_python(folder: Path, given: str = "") -> Path:
-    """Not resolved: a virtual environment's interpreter is a link, and is itself by the place of the link. Raises NoMusubi."""
+    """Not resolved: a virtual environment's interpreter is a link, and is itself by the place of
+    the link. Raises NoMusubi.
+    """
     for origin, text in (("", given), ("MUSUBI_PYTHON: ", os.environ.get("MUSUBI_PYTHON", ""))):
         if text.strip():
             python = Path(text.strip()).expanduser().absolute()
             if not python.is_file():
                 raise NoMusubi(
-                    f"{origin}{python}: there is no such file. Give the Python that has Musubi Tuner's packages, such as {folder / _INTERPRETERS[0]}"
+                    f"{origin}{python}: there is no such file. Give the Python that has Musubi Tuner's packages, "
+                    f"such as {folder / _INTERPRETERS[0]}"
                 )
             return python
     found = next((folder / name for name in _INTERPRETERS if (folder / name).is_file()), None)
     if found is None:
-        raise NoMusubi(f"{folder} has no Python of its own in .venv or venv. Set the one that has its packages, or MUSUBI_PYTHON. {HOW_TO_INSTALL}")
+        raise NoMusubi(
+            f"{folder} has no Python of its own in .venv or venv. Set the one that has its packages, or "
+            f"MUSUBI_PYTHON. {HOW_TO_INSTALL}"
+        )
     return found
 
 
@@ -92,5 +111,8 @@ def _checked(folder: Path, origin: str) -> Path:
     if not folder.is_dir():
         raise NoMusubi(f"{origin}{folder}: there is no such folder. {HOW_TO_INSTALL}")
     if not (folder / _MARK).is_file():
-        raise NoMusubi(f"{origin}{folder} is not a Musubi Tuner that trains Z-Image: it has no {_MARK.as_posix()}. {HOW_TO_INSTALL}")
+        raise NoMusubi(
+            f"{origin}{folder} is not a Musubi Tuner that trains Z-Image: it has no {_MARK.as_posix()}. "
+            f"{HOW_TO_INSTALL}"
+        )
     return folder.absolute()

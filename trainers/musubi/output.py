@@ -1,4 +1,6 @@
-"""What Musubi's programs write, read as facts: progress bars, counts, checkpoints. tqdm draws over a line with carriage returns."""
+"""What Musubi's programs write, read as facts: progress bars, counts, checkpoints. tqdm draws over
+a line with carriage returns.
+"""
 
 import codecs
 import re
@@ -13,7 +15,9 @@ TRAINING_BAR = "steps"
 
 @dataclass(frozen=True)
 class Bar:
-    """A progress bar as it was drawn. A scaled one (1.2G of 9.9G) counts in percent. `loss` is what the training bar shows."""
+    """A progress bar as it was drawn. A scaled one (1.2G of 9.9G) counts in percent. `loss` is what
+    the training bar shows.
+    """
 
     description: str
     step: int
@@ -49,7 +53,9 @@ class Merging:
 
 @dataclass(frozen=True)
 class Found:
-    """A number that Musubi states: "images" of one [[datasets]], training "items" per epoch, or "modules" that get or have a LoRA."""
+    """A number that Musubi states: "images" of one [[datasets]], training "items" per epoch, or
+    "modules" that get or have a LoRA.
+    """
 
     what: str
     number: int
@@ -57,7 +63,9 @@ class Found:
 
 @dataclass(frozen=True)
 class WeightsLoaded:
-    """What PyTorch says of network_weights: how many of their names are not the model's, and of how many of the model's names they have nothing."""
+    """What PyTorch says of network_weights: how many of their names are not the model's, and of how
+    many of the model's names they have nothing.
+    """
 
     num_unexpected: int
     num_missing: int
@@ -81,12 +89,17 @@ _PHRASES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Fact]], ...] = 
     (re.compile(r"\b(?:found|loaded) (\d+) images$"), lambda match: Found("images", int(match[1]))),
     (re.compile(r"^num train items.*: (\d+)$"), lambda match: Found("items", int(match[1]))),
     (re.compile(r"create LoRA for U-Net/DiT: (\d+) modules"), lambda match: Found("modules", int(match[1]))),
-    (re.compile(r"^load network weights from .*: (<All keys matched|_IncompatibleKeys\().*$"), lambda match: _weights_loaded(match[0])),
+    (
+        re.compile(r"^load network weights from .*: (<All keys matched|_IncompatibleKeys\().*$"),
+        lambda match: _weights_loaded(match[0]),
+    ),
 )
 
 
 class OutputReader:
-    """Takes bytes as they come, calls `on_fact` with each fact, and keeps the last lines without their bars."""
+    """Takes bytes as they come, calls `on_fact` with each fact, and keeps the last lines without
+    their bars.
+    """
 
     def __init__(self, on_fact: Callable[[Fact], None]) -> None:
         self.lines: deque[str] = deque(maxlen=MAX_LINES_KEPT)
@@ -131,7 +144,14 @@ def _bar(match: re.Match[str]) -> Bar:
     is_scaled = match["scale"] != "" or "." in match["step"]
     step, total = (int(match["percent"]), 100) if is_scaled else (int(match["step"]), int(float(match["total"])))
     loss = _LOSS.search(match["rest"] or "")
-    return Bar(match["description"].strip(), step, total, _per_second(match["rate"]), _seconds(match["eta"]), float(loss[1]) if loss else None)
+    return Bar(
+        match["description"].strip(),
+        step,
+        total,
+        _per_second(match["rate"]),
+        _seconds(match["eta"]),
+        float(loss[1]) if loss else None,
+    )
 
 
 def _facts(text: str) -> Iterator[Fact]:
@@ -143,7 +163,9 @@ def _facts(text: str) -> Iterator[Fact]:
 
 def _weights_loaded(text: str) -> WeightsLoaded:
     missing, _, unexpected = text.partition("unexpected_keys=")
-    return WeightsLoaded(num_unexpected=unexpected.count("'") // 2, num_missing=missing.partition("missing_keys=")[2].count("'") // 2)
+    return WeightsLoaded(
+        num_unexpected=unexpected.count("'") // 2, num_missing=missing.partition("missing_keys=")[2].count("'") // 2
+    )
 
 
 def _per_second(rate: str) -> float:

@@ -1,4 +1,6 @@
-"""The pictures of a user's own dataset.toml, looked at before anything starts: what Musubi Tuner would drop, mix up or stop at."""
+"""The pictures of a user's own dataset.toml, looked at before anything starts: what Musubi Tuner
+would drop, mix up or stop at.
+"""
 
 import hashlib
 import json
@@ -34,25 +36,33 @@ class _Content:
 
 
 def stage_own(text: str, *, recipe: Recipe, cache_root: Path, cache_facts: Mapping[str, Any]) -> StagedDataset:
-    """The text as it will be written: read, checked and written anew, so that only what was understood reaches Musubi.
+    """The text as it will be written: read, checked and written anew, so that only what was
+    understood reaches Musubi.
 
-    A [[datasets]] without a cache_directory gets one of ours: Musubi would put caches among the pictures. Its own ones are trusted by
-    nobody, and filled anew in every run.
+    A [[datasets]] without a cache_directory gets one of ours: Musubi would put caches among the
+    pictures. Its own ones are trusted by nobody, and filled anew in every run.
 
     Raises:
         ValueError: with everything that is wrong, each with its remedy.
     """
     tables, problems = read_toml(text, resolution_step=recipe.architecture.resolution_step)
-    contents = [_Content([], [], []) if is_video(table) else _look_at(table, number) for number, table in enumerate(tables, start=1)]
+    contents = [
+        _Content([], [], []) if is_video(table) else _look_at(table, number)
+        for number, table in enumerate(tables, start=1)
+    ]
     problems += [problem for content in contents for problem in content.problems]
     if not problems:
         for number, (table, content) in enumerate(zip(tables, contents, strict=True), start=1):
             problems += [] if is_video(table) else _control_problems(table, content, recipe, f"[[datasets]] {number}")
     if problems:
         raise ValueError("\n".join(problems))
-    cache = cache_root / fingerprint_of(tables=tables, pictures=[_facts(content) for content in contents], **cache_facts)
+    cache = cache_root / fingerprint_of(
+        tables=tables, pictures=[_facts(content) for content in contents], **cache_facts
+    )
     caches = _caches(tables, contents, cache)
-    written = [{**table, "cache_directory": path_text(folder.path)} for table, folder in zip(tables, caches, strict=True)]
+    written = [
+        {**table, "cache_directory": path_text(folder.path)} for table, folder in zip(tables, caches, strict=True)
+    ]
     has_videos = any(map(is_video, tables))
     return StagedDataset(
         (),
@@ -60,7 +70,9 @@ def stage_own(text: str, *, recipe: Recipe, cache_root: Path, cache_facts: Mappi
         cache,
         write_toml({}, written),
         num_images=0 if has_videos else sum(len(content.items) for content in contents),
-        num_items=0 if has_videos else sum(len(content.items) * table["num_repeats"] for table, content in zip(tables, contents, strict=True)),
+        num_items=0
+        if has_videos
+        else sum(len(content.items) * table["num_repeats"] for table, content in zip(tables, contents, strict=True)),
         notices=tuple(notice for content in contents for notice in content.notices),
     )
 
@@ -72,13 +84,21 @@ def has_control(text: str, *, resolution_step: int) -> bool:
 
 
 def _caches(tables: list[Table], contents: list[_Content], cache: Path) -> tuple[CacheFolder, ...]:
-    folders = [Path(table["cache_directory"]) if "cache_directory" in table else cache / str(number) for number, table in enumerate(tables, start=1)]
+    folders = [
+        Path(table["cache_directory"]) if "cache_directory" in table else cache / str(number)
+        for number, table in enumerate(tables, start=1)
+    ]
     return tuple(CacheFolder(folder, len(content.items)) for folder, content in zip(folders, contents, strict=True))
 
 
 def _facts(content: _Content) -> list[list[Any]]:
-    """What tells a picture and its caption from another: sizes and times instead of hashes, for the user's folders may be large."""
-    return [[[_file_facts(path) for path in (item.path, *item.controls)], hashlib.sha256(item.caption.encode()).hexdigest()] for item in content.items]
+    """What tells a picture and its caption from another: sizes and times instead of hashes, for the
+    user's folders may be large.
+    """
+    return [
+        [[_file_facts(path) for path in (item.path, *item.controls)], hashlib.sha256(item.caption.encode()).hexdigest()]
+        for item in content.items
+    ]
 
 
 def _file_facts(path: Path) -> list[Any]:
@@ -88,14 +108,21 @@ def _file_facts(path: Path) -> list[Any]:
 
 def _look_at(table: Table, number: int) -> _Content:
     where = f"[[datasets]] {number} of dataset_toml"
-    content = _read_directory(table, where) if "image_directory" in table else _read_jsonl(Path(table["image_jsonl_file"]), where)
+    content = (
+        _read_directory(table, where)
+        if "image_directory" in table
+        else _read_jsonl(Path(table["image_jsonl_file"]), where)
+    )
     if not content.items and not content.problems:
-        content.problems.append(f"{where}: no picture with a caption. Write a text file of the same name beside each picture")
+        content.problems.append(
+            f"{where}: no picture with a caption. Write a text file of the same name beside each picture"
+        )
     stems = Counter(item.path.stem for item in content.items)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         content.problems.append(
-            f"{where}: several pictures are called {twice[0]}, and Musubi Tuner would keep only one in its cache. Rename them, or make [[datasets]] of them"
+            f"{where}: several pictures are called {twice[0]}, and Musubi Tuner would keep only one in its cache. "
+            "Rename them, or make [[datasets]] of them"
         )
     return content
 
@@ -103,7 +130,9 @@ def _look_at(table: Table, number: int) -> _Content:
 def _read_directory(table: Table, where: str) -> _Content:
     folder = Path(table["image_directory"])
     pictures = sorted(path for path in folder.iterdir() if path.suffix in _EXTENSIONS)
-    others = [path.name for path in folder.iterdir() if path.suffix.lower() in _LOWER and path.suffix not in _EXTENSIONS]
+    others = [
+        path.name for path in folder.iterdir() if path.suffix.lower() in _LOWER and path.suffix not in _EXTENSIONS
+    ]
     notices = [f"{where}: Musubi Tuner does not see {name}: write its suffix in small letters" for name in others]
     controls = _control_files(Path(table["control_directory"]), pictures) if "control_directory" in table else {}
     items: list[_Item] = []
@@ -119,7 +148,9 @@ def _read_directory(table: Table, where: str) -> _Content:
         items.append(_Item(path, caption, tuple(controls.get(path, ()))))
     if without and not table.get("multiple_target"):
         shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        notices.append(f"{where}: {counted(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}")
+        notices.append(
+            f"{where}: {counted(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}"
+        )
     return _Content(items, problems, notices)
 
 
@@ -130,12 +161,18 @@ def _read_caption(path: Path) -> tuple[str, str]:
     except UnicodeDecodeError:
         return "", f"{path} is not in UTF-8, and Musubi Tuner would stop at it. Save it as UTF-8"
     if text.startswith("\ufeff"):
-        return "", f"{path} begins with a byte order mark, which would become part of the caption. Save it as UTF-8 without BOM"
+        return (
+            "",
+            f"{path} begins with a byte order mark, which would become part of the caption. Save it as UTF-8 "
+            "without BOM",
+        )
     return text.strip(), ""
 
 
 def _control_files(folder: Path, pictures: list[Path]) -> dict[Path, list[Path]]:
-    """As Musubi pairs them: the longest name first takes every control image that begins with it and . or _."""
+    """As Musubi pairs them: the longest name first takes every control image that begins with it
+    and . or _.
+    """
     left = {path for path in folder.iterdir() if path.suffix in _EXTENSIONS}
     found: dict[Path, list[Path]] = {}
     for picture in sorted(pictures, key=lambda path: len(path.name), reverse=True):
@@ -166,7 +203,9 @@ def _jsonl_item(line: str) -> tuple[_Item | None, str]:
         entry = json.loads(line)
     except ValueError:
         return None, "is not JSON"
-    if not (isinstance(entry, dict) and isinstance(entry.get("image_path"), str) and isinstance(entry.get("caption"), str)):
+    if not (
+        isinstance(entry, dict) and isinstance(entry.get("image_path"), str) and isinstance(entry.get("caption"), str)
+    ):
         return None, 'must be {"image_path": "...", "caption": "..."}'
     paths = [Path(value) for name, value in sorted(entry.items()) if name.startswith("control_path")]
     for path in (Path(entry["image_path"]), *paths):
@@ -176,7 +215,9 @@ def _jsonl_item(line: str) -> tuple[_Item | None, str]:
 
 
 def _jsonl_has_control(table: Table) -> bool:
-    return "image_jsonl_file" in table and any(item.controls for item in _read_jsonl(Path(table["image_jsonl_file"]), "").items)
+    return "image_jsonl_file" in table and any(
+        item.controls for item in _read_jsonl(Path(table["image_jsonl_file"]), "").items
+    )
 
 
 def _control_problems(table: Table, content: _Content, recipe: Recipe, where: str) -> list[str]:
@@ -186,8 +227,20 @@ def _control_problems(table: Table, content: _Content, recipe: Recipe, where: st
     if given and architecture.control_images == "none":
         return [f"{where}: {architecture.title} knows no control images. Leave control_directory out"]
     if not given:
-        return [f"{where}: {architecture.title} needs control images. Give control_directory"] if architecture.control_images == "required" else []
+        return (
+            [f"{where}: {architecture.title} needs control images. Give control_directory"]
+            if architecture.control_images == "required"
+            else []
+        )
     without = [item.path.name for item in content.items if not item.controls]
     too_many = [item.path.name for item in content.items if limit and len(item.controls) > limit]
-    problems = [f"{where}: no control image for {', '.join(without[:5])}. A control image has the name of its picture"] if without else []
-    return problems + ([f"{where}: {too_many[0]} has several control images, {architecture.title} takes {limit} per picture here"] if too_many else [])
+    problems = (
+        [f"{where}: no control image for {', '.join(without[:5])}. A control image has the name of its picture"]
+        if without
+        else []
+    )
+    return problems + (
+        [f"{where}: {too_many[0]} has several control images, {architecture.title} takes {limit} per picture here"]
+        if too_many
+        else []
+    )

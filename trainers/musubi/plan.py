@@ -1,4 +1,6 @@
-"""What a training by Musubi Tuner will do, decided before anything is written or started: the files to write and the commands to run."""
+"""What a training by Musubi Tuner will do, decided before anything is written or started: the files
+to write and the commands to run.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -7,8 +9,24 @@ from typing import Any
 
 from ..dataset.dataset import Dataset
 from .architectures import MUSUBI_VERSION, Architecture, find_architecture
-from .checks import ModelFacts, check_disk_space, check_models, check_settings, has_musubi_names, notices_about, steps_done
-from .commands import Command, TrainingFiles, base_weights_command, cache_arguments, cache_command, convert_command, train_command
+from .checks import (
+    ModelFacts,
+    check_disk_space,
+    check_models,
+    check_settings,
+    has_musubi_names,
+    notices_about,
+    steps_done,
+)
+from .commands import (
+    Command,
+    TrainingFiles,
+    base_weights_command,
+    cache_arguments,
+    cache_command,
+    convert_command,
+    train_command,
+)
 from .config import MusubiConfig, Recipe, resolve
 from .dataset_folder import StagedDataset, stage
 from .dataset_toml import GLOB_CHARACTERS, has_glob_characters
@@ -20,7 +38,9 @@ from .sample_prompts import prompts_text, read_prompts
 
 @dataclass(frozen=True)
 class MusubiJob:
-    """What to train: a row of the table, settings, model files and options by the row's names ("dit": Path, "model_version": "edit-2511")."""
+    """What to train: a row of the table, settings, model files and options by the row's names
+    ("dit": Path, "model_version": "edit-2511").
+    """
 
     architecture: str
     config: MusubiConfig
@@ -32,17 +52,17 @@ class MusubiJob:
 class Plan:
     """Files and commands of one run. Nothing exists before `write`.
 
-    config          without open values
-    commands        in order: "base_weights" (only where that adapter needs converting), "latents", "text", "train", "convert" (only where
-                    one of Musubi's scripts does it)
-    num_images      what each cache script must say it found or loaded ("found N images"), all [[datasets]] together; 0: unknown (videos)
-    num_items       samples per epoch, repeats included ("num train items"); 0: unknown
-    cache_is_complete   the caches of exactly this dataset lie there: "latents" and "text" need not run. After they did,
-                    staged.confirm_caches() counts what they wrote
-    output_name     of the raw files in output_dir; raw_path is the final one, converted_path what "convert" writes
-    base_weights_path   what "base_weights" writes
-    steps_before    of the run that is resumed (0: none); num_steps are still to be done, and Musubi counts them from 1
-    notices         settings and pictures that are ignored or changed, each by name
+    config          without open values commands        in order: "base_weights" (only where that
+    adapter needs converting), "latents", "text", "train", "convert" (only where one of Musubi's
+    scripts does it) num_images      what each cache script must say it found or loaded ("found N
+    images"), all [[datasets]] together; 0: unknown (videos) num_items       samples per epoch,
+    repeats included ("num train items"); 0: unknown cache_is_complete   the caches of exactly this
+    dataset lie there: "latents" and "text" need not run. After they did, staged.confirm_caches()
+    counts what they wrote output_name     of the raw files in output_dir; raw_path is the final
+    one, converted_path what "convert" writes base_weights_path   what "base_weights" writes
+    steps_before    of the run that is resumed (0: none); num_steps are still to be done, and Musubi
+    counts them from 1 notices         settings and pictures that are ignored or changed, each by
+    name
     """
 
     architecture: Architecture
@@ -90,8 +110,15 @@ class Plan:
         return next((command for command in self.commands if command.stage == stage), None)
 
     def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
-        """Link or copy the pictures, write captions, TOML and prompts, and make the folders that Musubi writes to."""
-        for folder in (self.toml_path.parent, self.converted_path.parent, self.base_weights_path.parent, self.staged.cache_root):
+        """Link or copy the pictures, write captions, TOML and prompts, and make the folders that
+        Musubi writes to.
+        """
+        for folder in (
+            self.toml_path.parent,
+            self.converted_path.parent,
+            self.base_weights_path.parent,
+            self.staged.cache_root,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         self.staged.write(check_interrupted=check_interrupted)
         self.toml_path.write_text(self.toml_text, encoding="utf-8", newline="\n")
@@ -104,7 +131,10 @@ class Plan:
         parts += [f"# {self.prompts_path}", self.prompts_text] if self.prompts_text else []
         for command in self.commands:
             skipped = self.cache_is_complete and command.stage in ("latents", "text")
-            parts += [f"# {command.stage}" + (": not needed, the caches of an earlier run are complete" if skipped else ""), command.text() + "\n"]
+            parts += [
+                f"# {command.stage}" + (": not needed, the caches of an earlier run are complete" if skipped else ""),
+                command.text() + "\n",
+            ]
         parts += [f"# Note: {notice}" for notice in self.notices]
         return "\n".join(parts).rstrip() + "\n"
 
@@ -122,8 +152,8 @@ def make_plan(
 ) -> Plan:
     """Check everything and decide; files are read, none is written.
 
-    `name` is that of the LoRA. The pictures are a dataset, with a second one of control images where the architecture has them; or a
-    user's own dataset.toml.
+    `name` is that of the LoRA. The pictures are a dataset, with a second one of control images
+    where the architecture has them; or a user's own dataset.toml.
 
     Raises:
         ValueError: everything that is wrong at once, a line each with its remedy.
@@ -135,9 +165,16 @@ def make_plan(
     facts, problems = check_models(architecture, models, job.options)
     if problems:  # settings cannot be judged by the wrong files or options
         raise ValueError("\n".join(problems))
-    recipe = Recipe(architecture, resolve(_with_absolute_paths(job.config), architecture, dit_dtype=facts.dit_dtype), models, job.options)
+    recipe = Recipe(
+        architecture,
+        resolve(_with_absolute_paths(job.config), architecture, dit_dtype=facts.dit_dtype),
+        models,
+        job.options,
+    )
     problems = _place_problems(dataset, control, dataset_toml, cache_root)
-    shows_control = control is not None or (bool(dataset_toml) and has_control(dataset_toml, resolution_step=architecture.resolution_step))
+    shows_control = control is not None or (
+        bool(dataset_toml) and has_control(dataset_toml, resolution_step=architecture.resolution_step)
+    )
     problems += check_settings(recipe, dit_dtype=facts.dit_dtype, has_control=shows_control)
     staged, dataset_problems = _try_to_stage(recipe, dataset, control, dataset_toml, installation, run_path, cache_root)
     problems += dataset_problems
@@ -152,7 +189,10 @@ def make_plan(
 def _version_notices(installation: Installation) -> tuple[str, ...]:
     if installation.version == MUSUBI_VERSION:
         return ()
-    return (f"Musubi Tuner {installation.version} is used; this was made for {MUSUBI_VERSION}, and others may work differently",)
+    return (
+        f"Musubi Tuner {installation.version} is used; this was made for {MUSUBI_VERSION}, and others may work "
+        "differently",
+    )
 
 
 def _absolute(path: Path | str) -> Path:
@@ -168,30 +208,57 @@ def _with_absolute_paths(config: MusubiConfig) -> MusubiConfig:
 def _place_problems(dataset: Dataset | None, control: Dataset | None, dataset_toml: str, cache_root: Path) -> list[str]:
     problems: list[str] = []
     if (dataset is None) == (not dataset_toml.strip()):
-        problems.append("give either a dataset or a dataset_toml, not both" if dataset_toml.strip() else "no pictures: give a dataset, or a dataset_toml")
+        problems.append(
+            "give either a dataset or a dataset_toml, not both"
+            if dataset_toml.strip()
+            else "no pictures: give a dataset, or a dataset_toml"
+        )
     if control is not None and dataset_toml.strip():
-        problems.append("control images of a dataset_toml stand in it, as control_directory. Disconnect the control dataset")
+        problems.append(
+            "control images of a dataset_toml stand in it, as control_directory. Disconnect the control dataset"
+        )
     if has_glob_characters(cache_root):
-        problems.append(f"cache folder {cache_root}: with one of {' '.join(GLOB_CHARACTERS)} in it Musubi Tuner would not find its caches. Choose another")
+        problems.append(
+            f"cache folder {cache_root}: with one of {' '.join(GLOB_CHARACTERS)} in it Musubi Tuner would not find "
+            "its caches. Choose another"
+        )
     return problems
 
 
 def _try_to_stage(
-    recipe: Recipe, dataset: Dataset | None, control: Dataset | None, dataset_toml: str, installation: Installation, run_path: Path, cache_root: Path
+    recipe: Recipe,
+    dataset: Dataset | None,
+    control: Dataset | None,
+    dataset_toml: str,
+    installation: Installation,
+    run_path: Path,
+    cache_root: Path,
 ) -> tuple[StagedDataset | None, list[str]]:
     """The dataset, or what is wrong with it."""
     facts = _cache_facts(recipe, installation)
     try:
         if dataset is not None:
-            return stage(dataset, control, run_path / "dataset", recipe=recipe, cache_root=cache_root, cache_facts=facts), []
-        return (stage_own(dataset_toml, recipe=recipe, cache_root=cache_root, cache_facts=facts), []) if dataset_toml.strip() else (None, [])
+            return stage(
+                dataset, control, run_path / "dataset", recipe=recipe, cache_root=cache_root, cache_facts=facts
+            ), []
+        return (
+            (stage_own(dataset_toml, recipe=recipe, cache_root=cache_root, cache_facts=facts), [])
+            if dataset_toml.strip()
+            else (None, [])
+        )
     except ValueError as error:
         return None, [str(error)]
 
 
 def _cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
-    """Whatever stands on the cache scripts' command lines decides what they write, and so do the files that are named there."""
-    used = [file.name for file in recipe.architecture.models if file.name in recipe.models and {"latents", "text"} & set(file.stages)]
+    """Whatever stands on the cache scripts' command lines decides what they write, and so do the
+    files that are named there.
+    """
+    used = [
+        file.name
+        for file in recipe.architecture.models
+        if file.name in recipe.models and {"latents", "text"} & set(file.stages)
+    ]
     statuses = [recipe.models[name].stat() for name in used]
     return {
         "architecture": recipe.architecture.name,
@@ -201,7 +268,16 @@ def _cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
     }
 
 
-def _plan(recipe: Recipe, staged: StagedDataset, installation: Installation, run_path: Path, *, name: str, has_control: bool, notices: tuple[str, ...]) -> Plan:
+def _plan(
+    recipe: Recipe,
+    staged: StagedDataset,
+    installation: Installation,
+    run_path: Path,
+    *,
+    name: str,
+    has_control: bool,
+    notices: tuple[str, ...],
+) -> Plan:
     resume = recipe.config.resume
     steps_before = (steps_done(Path(resume)) or 0) if resume else 0
     plan = Plan(
@@ -214,7 +290,8 @@ def _plan(recipe: Recipe, staged: StagedDataset, installation: Installation, run
         prompts_path=run_path / "sample_prompts.json",
         cache_is_complete=staged.caches_are_complete(),
         output_dir=run_path / "musubi",
-        # A resumed run counts from 0 again: under the old name it would overwrite the checkpoints that it comes from.
+        # A resumed run counts from 0 again: under the old name it would overwrite the checkpoints
+        # that it comes from.
         output_name=f"{name}-after{steps_before:08d}" if steps_before else name,
         steps_before=steps_before,
         notices=notices,
@@ -225,14 +302,20 @@ def _plan(recipe: Recipe, staged: StagedDataset, installation: Installation, run
 def _commands(plan: Plan, recipe: Recipe, installation: Installation, *, has_control: bool) -> tuple[Command, ...]:
     config, base_weights = recipe.config, None
     if config.base_weights and not has_musubi_names(read_header(Path(config.base_weights))):
-        base_weights = base_weights_command(Path(config.base_weights), plan.base_weights_path, installation=installation)
+        base_weights = base_weights_command(
+            Path(config.base_weights), plan.base_weights_path, installation=installation
+        )
         recipe = replace(recipe, config=replace(config, base_weights=str(plan.base_weights_path)))
-    files = TrainingFiles(plan.toml_path, plan.output_dir, plan.output_name, plan.prompts_path if plan.prompts_text else None)
+    files = TrainingFiles(
+        plan.toml_path, plan.output_dir, plan.output_name, plan.prompts_path if plan.prompts_text else None
+    )
     commands = (
         base_weights,
         cache_command(recipe, "latents", dataset_toml=plan.toml_path, installation=installation),
         cache_command(recipe, "text", dataset_toml=plan.toml_path, installation=installation),
-        train_command(recipe, files, has_control=has_control, steps_before=plan.steps_before, installation=installation),
+        train_command(
+            recipe, files, has_control=has_control, steps_before=plan.steps_before, installation=installation
+        ),
         convert_command(recipe.architecture, plan.raw_path, plan.converted_path, installation=installation),
     )
     return tuple(command for command in commands if command)
@@ -244,7 +327,10 @@ def _prompts(recipe: Recipe, staged: StagedDataset) -> str:
         return ""
     if not staged.groups:
         if not config.sample_prompts.strip():
-            raise ValueError("sample_every_n_steps is set, but sample_prompts is empty. Write a prompt, or set sample_every_n_steps to 0")
+            raise ValueError(
+                "sample_every_n_steps is set, but sample_prompts is empty. Write a prompt, or set "
+                "sample_every_n_steps to 0"
+            )
         return prompts_text(read_prompts(config, first_caption=""))
     group = staged.groups[0]
     first = group.pictures[0]

@@ -1,4 +1,6 @@
-"""One of Musubi's programs as a process: started without a shell, read as it writes, and ended with everything that it has started."""
+"""One of Musubi's programs as a process: started without a shell, read as it writes, and ended with
+everything that it has started.
+"""
 
 import math
 import os
@@ -16,7 +18,15 @@ from .installation import Installation
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 0.8  # from the polite request to end until it is ended, and from that until nobody waits any longer
-_OWN_TO_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OWN_TO_A_LAUNCHER = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 class NotStarted(RuntimeError):
@@ -33,8 +43,16 @@ class Listener(Protocol):
         ...
 
 
-def run_process(command: Command, installation: Installation, *, listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]) -> int:
-    """Run to the end and return the exit status; negative: the signal that ended it. stdout and stderr come in one stream, also into `log`.
+def run_process(
+    command: Command,
+    installation: Installation,
+    *,
+    listener: Listener,
+    log: BinaryIO,
+    check_interrupted: Callable[[], None],
+) -> int:
+    """Run to the end and return the exit status; negative: the signal that ended it. stdout and
+    stderr come in one stream, also into `log`.
 
     However this ends, by an interrupt too, nothing that the process has started is left.
 
@@ -54,16 +72,23 @@ def run_process(command: Command, installation: Installation, *, listener: Liste
 
 
 def environment_for(installation: Installation) -> dict[str, str]:
-    """This process's own, with what Musubi's scripts need to find their package and to write in UTF-8 wherever they run."""
+    """This process's own, with what Musubi's scripts need to find their package and to write in
+    UTF-8 wherever they run.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in _OWN_TO_A_LAUNCHER}
     sources = str(installation.folder / "src")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, environment.get("PYTHONPATH"))))
-    # Both: on Windows a pipe is cp1252, in which Musubi's Japanese is an error, and PYTHONIOENCODING outweighs PYTHONUTF8.
+    # Both: on Windows a pipe is cp1252, in which Musubi's Japanese is an error, and
+    # PYTHONIOENCODING outweighs PYTHONUTF8.
     return environment | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
 
 
-def _read(process: "subprocess.Popen[bytes]", listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]) -> None:
-    """Until the process has ended and all that it wrote is read. A grandchild may keep the pipe open for longer: it is not waited for."""
+def _read(
+    process: "subprocess.Popen[bytes]", listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]
+) -> None:
+    """Until the process has ended and all that it wrote is read. A grandchild may keep the pipe
+    open for longer: it is not waited for.
+    """
     chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_pump, args=(process, chunks), daemon=True).start()
     is_open, deadline = True, math.inf
@@ -117,7 +142,9 @@ class _ProcessGroup:
         )
 
     def stop(self) -> None:
-        """The group may outlive its leader, so it is asked for by its number, which stays taken as long as it has a member."""
+        """The group may outlive its leader, so it is asked for by its number, which stays taken as
+        long as it has a member.
+        """
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + GRACE_SECONDS
             self._signal(number)

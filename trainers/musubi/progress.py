@@ -1,4 +1,6 @@
-"""What the facts in a program's output mean for the run: events for the host, and the proof that it does what it was told to."""
+"""What the facts in a program's output mean for the run: events for the host, and the proof that it
+does what it was told to.
+"""
 
 import math
 import re
@@ -18,12 +20,15 @@ from .safetensors_header import read_header
 
 _POLYNOMIAL_END = 1e-7  # of the schedule in transformers
 _STEP_FILE = re.compile(r".*-step(?P<step>\d{8})")
-# Those that are drawn at the end of an epoch (e000002) are drawn at that step already; only e000000 is before the first one.
+# Those that are drawn at the end of an epoch (e000002) are drawn at that step already; only e000000
+# is before the first one.
 _SAMPLE_FILE = re.compile(r".*_(?P<step>\d{6}|e000000)_\d{2}_\d{14}.*\.png")
 
 
 class Contradicted(Exception):
-    """What Musubi has just said shows that it does something else than it was told to: it is stopped."""
+    """What Musubi has just said shows that it does something else than it was told to: it is
+    stopped.
+    """
 
 
 class Listener:
@@ -84,9 +89,11 @@ class PictureCounter(Listener):
 
 
 class TrainingProgress(Listener):
-    """The training script: every step, checkpoint and sample picture as an event, and whether it trains what it should.
+    """The training script: every step, checkpoint and sample picture as an event, and whether it
+    trains what it should.
 
-    Musubi shows its own moving average of the loss and nothing else of it: that is what `losses` are.
+    Musubi shows its own moving average of the loss and nothing else of it: that is what `losses`
+    are.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, host: Host, loss_log: LossLog) -> None:
@@ -144,7 +151,9 @@ class TrainingProgress(Listener):
         return self._plan.steps_before + self._plan.num_steps
 
     def _take_drawing(self, bar: Bar) -> None:
-        """tqdm draws a step when it is counted, with the loss of the step before, and again with its own. Of fast steps the second alone is drawn."""
+        """tqdm draws a step when it is counted, with the loss of the step before, and again with
+        its own. Of fast steps the second alone is drawn.
+        """
         if bar.step <= len(self.losses):
             return
         if self._drawn is not None and self._drawn.step == bar.step:
@@ -163,7 +172,9 @@ class TrainingProgress(Listener):
         if bar.loss is None:
             return
         if not math.isfinite(bar.loss):
-            raise Contradicted(f"the loss of step {bar.step} is {bar.loss}. Lower learning_rate, or set mixed_precision to bf16")
+            raise Contradicted(
+                f"the loss of step {bar.step} is {bar.loss}. Lower learning_rate, or set mixed_precision to bf16"
+            )
         self.losses += [bar.loss] * (bar.step - len(self.losses))
         event = self._event(bar)
         self._host.report(event)
@@ -172,7 +183,9 @@ class TrainingProgress(Listener):
 
     def _event(self, bar: Bar) -> StepDone:
         step = self._plan.steps_before + bar.step
-        speed = bar.steps_per_second or bar.step / max(time.monotonic() - self._started_at, 1e-3)  # the bar's own is not there at first
+        speed = bar.steps_per_second or bar.step / max(
+            time.monotonic() - self._started_at, 1e-3
+        )  # the bar's own is not there at first
         return StepDone(
             step,
             self._total,
@@ -199,9 +212,17 @@ class TrainingProgress(Listener):
         path = self._plan.base_weights_path if has_converted else Path(config.base_weights)
         num_given = len({name.partition(".")[0] for name in read_header(path)})
         if not number:
-            raise Contradicted(f"nothing of base_weights ({config.base_weights}) fits the model. Is it made for {self._plan.architecture.title}?")
+            raise Contradicted(
+                f"nothing of base_weights ({config.base_weights}) fits the model. Is it made for "
+                f"{self._plan.architecture.title}?"
+            )
         if number != num_given:
-            self._host.report(Notice(f"of base_weights ({config.base_weights}) only {number} of {num_given} modules were merged: the others fit no layer"))
+            self._host.report(
+                Notice(
+                    f"of base_weights ({config.base_weights}) only {number} of {num_given} modules were merged: the "
+                    "others fit no layer"
+                )
+            )
 
     def _check_items(self, number: int) -> None:
         if self._plan.num_items and number != self._plan.num_items:
@@ -210,9 +231,17 @@ class TrainingProgress(Listener):
     def _check_weights(self, loaded: WeightsLoaded) -> None:
         path = self._plan.config.network_weights
         if loaded.num_unexpected:
-            raise Contradicted(f"network_weights ({path}): {loaded.num_unexpected} tensors fit no layer. Is it made for {self._plan.architecture.title}?")
+            raise Contradicted(
+                f"network_weights ({path}): {loaded.num_unexpected} tensors fit no layer. Is it made for "
+                f"{self._plan.architecture.title}?"
+            )
         if loaded.num_missing:
-            self._host.report(Notice(f"network_weights ({path}) has nothing for {loaded.num_missing} tensors: they begin as in a new LoRA"))
+            self._host.report(
+                Notice(
+                    f"network_weights ({path}) has nothing for {loaded.num_missing} tensors: they begin as in a new "
+                    "LoRA"
+                )
+            )
 
     def _report_checkpoint(self) -> None:
         path, self._saving = self._saving, None
@@ -227,13 +256,17 @@ class TrainingProgress(Listener):
 
 
 def step_of(path: Path) -> int | None:
-    """NAME-step00000250.safetensors: 250, as the run that wrote it counts; None for another name."""
+    """NAME-step00000250.safetensors: 250, as the run that wrote it counts; None for another
+    name.
+    """
     match = _STEP_FILE.fullmatch(path.stem)
     return int(match["step"]) if match else None
 
 
 def learning_rate_at(config: MusubiConfig, step: int) -> float:
-    """Of optimizer step 1, 2, ...: Musubi does not show it. The schedules of transformers, which it takes."""
+    """Of optimizer step 1, 2, ...: Musubi does not show it. The schedules of transformers, which it
+    takes.
+    """
     done, warmup, peak = step - 1, warmup_steps(config), config.learning_rate
     if done < warmup:
         return peak * done / warmup
@@ -250,7 +283,9 @@ def learning_rate_at(config: MusubiConfig, step: int) -> float:
 
 
 class _SamplePictures:
-    """Pictures that Musubi has drawn since they were last asked for, those of a step side by side."""
+    """Pictures that Musubi has drawn since they were last asked for, those of a step side by
+    side.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -35,9 +35,13 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
         facts = {name: _facts(entry) for name, entry in entries.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise ValueError(f"{path}: not a whole .safetensors file: its header cannot be read. Download or copy it again") from None
+        raise ValueError(
+            f"{path}: not a whole .safetensors file: its header cannot be read. Download or copy it again"
+        ) from None
     if size < 8 + length + end:
-        raise ValueError(f"{path}: the file ends too early ({size} of {8 + length + end} bytes). Download or copy it again")
+        raise ValueError(
+            f"{path}: the file ends too early ({size} of {8 + length + end} bytes). Download or copy it again"
+        )
     return facts
 
 

@@ -1,4 +1,6 @@
-"""The prompts of sample pictures as Musubi Tuner reads them: a JSON list, so that no caption is taken for an option."""
+"""The prompts of sample pictures as Musubi Tuner reads them: a JSON list, so that no caption is
+taken for an option.
+"""
 
 import json
 import re
@@ -8,7 +10,8 @@ from typing import Any
 
 from .config import MusubiConfig
 
-# Musubi's options that are numbers or text. Those that name files (--i, --ci, ...) are not among them: control images come from the dataset.
+# Musubi's options that are numbers or text. Those that name files (--i, --ci, ...) are not among
+# them: control images come from the dataset.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "w": ("width", int),
     "h": ("height", int),
@@ -23,8 +26,11 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _OPTION = re.compile(r"\s--(?=[a-z]+\s)")
 
 
-def read_prompts(config: MusubiConfig, *, first_caption: str, control_images: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """One entry per line of sample_prompts, or the first picture's caption; of the training's resolution and seed where a line says nothing else.
+def read_prompts(
+    config: MusubiConfig, *, first_caption: str, control_images: Sequence[Path] = ()
+) -> list[dict[str, Any]]:
+    """One entry per line of sample_prompts, or the first picture's caption; of the training's
+    resolution and seed where a line says nothing else.
 
     Raises:
         ValueError: an option is unknown or has no such value.
@@ -46,10 +52,16 @@ def _read_line(line: str) -> dict[str, Any]:
     for option in options:
         name, _, value = option.strip().partition(" ")
         if name not in _OPTIONS:
-            raise ValueError(f"sample_prompts: unknown option --{name} in {line!r}. Known: {', '.join('--' + known for known in _OPTIONS)}")
+            raise ValueError(
+                f"sample_prompts: unknown option --{name} in {line!r}. Known: "
+                f"{', '.join('--' + known for known in _OPTIONS)}"
+            )
         key, kind = _OPTIONS[name]
         try:
             entry[key] = kind(value.strip())
         except ValueError:
-            raise ValueError(f"sample_prompts: --{name} must be {'a whole number' if kind is int else 'a number'}, got {value.strip()!r}") from None
+            raise ValueError(
+                f"sample_prompts: --{name} must be {'a whole number' if kind is int else 'a number'}, got "
+                f"{value.strip()!r}"
+            ) from None
     return entry

@@ -1,6 +1,8 @@
-"""The tokenizers that Musubi Tuner fetches from Hugging Face at its first run, and whether they are there.
+"""The tokenizers that Musubi Tuner fetches from Hugging Face at its first run, and whether they are
+there.
 
-Its transformers 4 fails without them; transformers 5 goes on with an empty tokenizer, and encodes captions that mean nothing.
+Its transformers 4 fails without them; transformers 5 goes on with an empty tokenizer, and encodes
+captions that mean nothing.
 """
 
 import os
@@ -13,7 +15,9 @@ _ON = ("1", "on", "yes", "true")
 
 
 def missing_tokenizers(repositories: Sequence[str], installation: Installation) -> list[str]:
-    """Those of which neither Hugging Face's cache nor Musubi's own folder, where its programs run, has anything."""
+    """Those of which neither Hugging Face's cache nor Musubi's own folder, where its programs run,
+    has anything.
+    """
     return [repository for repository in repositories if not _is_there(repository, installation)]
 
 
@@ -23,7 +27,8 @@ def require_fetchable(repositories: Sequence[str], installation: Installation) -
     switches = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "").lower() in _ON]
     if missing and switches:
         raise ValueError(
-            f"{', '.join(missing)} is not in the Hugging Face cache ({next(_caches())}), and {switches[0]} forbids to fetch it. "
+            f"{', '.join(missing)} is not in the Hugging Face cache ({next(_caches())}), and {switches[0]} forbids "
+            "to fetch it. "
             "Set it to 0 for the first run with this architecture, or copy the cache of another machine"
         )
 

@@ -1,4 +1,6 @@
-"""One training by Musubi Tuner: plan, caches, training, conversion, proof. Its programs run one after the other, and what they say is checked."""
+"""One training by Musubi Tuner: plan, caches, training, conversion, proof. Its programs run one
+after the other, and what they say is checked.
+"""
 
 import logging
 import time
@@ -30,7 +32,9 @@ COMMANDS_NAME = "commands.txt"
 
 
 class MusubiTrainer:
-    """Trains in processes of Musubi's own Python. `cache_root` holds latents and text encoder outputs, shared by all runs."""
+    """Trains in processes of Musubi's own Python. `cache_root` holds latents and text encoder
+    outputs, shared by all runs.
+    """
 
     def __init__(self, job: MusubiJob, installation: Installation, *, run_folder: RunFolder, cache_root: Path) -> None:
         self._job = job
@@ -38,13 +42,18 @@ class MusubiTrainer:
         self._run_folder = run_folder
         self._cache_root = cache_root
 
-    def train(self, dataset: Dataset | None, host: Host, *, control: Dataset | None = None, dataset_toml: str = "") -> TrainedLora:
-        """The pictures are a dataset (with another one of control images), or a user's own dataset.toml.
+    def train(
+        self, dataset: Dataset | None, host: Host, *, control: Dataset | None = None, dataset_toml: str = ""
+    ) -> TrainedLora:
+        """The pictures are a dataset (with another one of control images), or a user's own
+        dataset.toml.
 
         Raises:
-            ValueError: something about files, settings or pictures is wrong; nothing was started, and there is no run folder.
+            ValueError: something about files, settings or pictures is wrong; nothing was started,
+                and there is no run folder.
             Interrupted: the user cancelled; whole checkpoints are kept.
-            MusubiFailed: a program failed, or did not do what it was told to; whole checkpoints are kept.
+            MusubiFailed: a program failed, or did not do what it was told to; whole checkpoints are
+                kept.
             RuntimeError: a picture has changed, a cache or the LoRA is not what it must be.
         """
         plan = make_plan(
@@ -76,7 +85,11 @@ class MusubiTrainer:
             "options": dict(self._job.options),
             "models": {name: str(path) for name, path in self._job.models.items()},
             "training": as_dict(plan.config),
-            "musubi_tuner": {"version": installation.version, "folder": str(installation.folder), "python": str(installation.python)},
+            "musubi_tuner": {
+                "version": installation.version,
+                "folder": str(installation.folder),
+                "python": str(installation.python),
+            },
             "num_images": plan.num_images,
             "num_items": plan.num_items,
             "caches": str(plan.staged.cache_root),
@@ -89,7 +102,15 @@ class _Run:
     """From the first program to the file."""
 
     def __init__(
-        self, plan: Plan, installation: Installation, folder: RunFolder, host: Host, loss_log: LossLog, log: BinaryIO, *, tokenizers: tuple[str, ...]
+        self,
+        plan: Plan,
+        installation: Installation,
+        folder: RunFolder,
+        host: Host,
+        loss_log: LossLog,
+        log: BinaryIO,
+        *,
+        tokenizers: tuple[str, ...],
     ) -> None:
         self._plan = plan
         self._installation = installation
@@ -109,13 +130,20 @@ class _Run:
     def _fill_caches(self) -> None:
         plan = self._plan
         if plan.cache_is_complete:
-            self._host.report(Notice(f"the caches of an earlier run with the same pictures are used: {plan.staged.cache_root}"))
+            self._host.report(
+                Notice(f"the caches of an earlier run with the same pictures are used: {plan.staged.cache_root}")
+            )
             return
         for stage in ("latents", "text"):
-            counter = PictureCounter(STAGES[stage], self._host, num_images=plan.num_images, batch_size=plan.config.train_batch_size)
+            counter = PictureCounter(
+                STAGES[stage], self._host, num_images=plan.num_images, batch_size=plan.config.train_batch_size
+            )
             self._run_stage(stage, counter)
         if missing := missing_tokenizers(self._tokenizers, self._installation):
-            raise MusubiFailed(f"Musubi Tuner has encoded the captions without {', '.join(missing)}: it could not be fetched. Go online and start again")
+            raise MusubiFailed(
+                f"Musubi Tuner has encoded the captions without {', '.join(missing)}: it could not be fetched. Go "
+                "online and start again"
+            )
         plan.staged.confirm_caches()
 
     def _train(self) -> None:
@@ -132,7 +160,9 @@ class _Run:
         plan, training = self._plan, self._training
         self._host.report(StageStarted("saving"))
         require_num_modules(plan.raw_path, training.num_modules)
-        path = free_path(self._folder.final_path)  # the name was free when the run began; another run may have taken it meanwhile
+        path = free_path(
+            self._folder.final_path
+        )  # the name was free when the run began; another run may have taken it meanwhile
         try:
             tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
         except MusubiFailed as error:
@@ -160,7 +190,9 @@ class _Run:
         return path
 
     def _save_last_checkpoint(self) -> None:
-        """After the end of a run that was stopped. Musubi writes in place: what it was stopped in the middle of goes."""
+        """After the end of a run that was stopped. Musubi writes in place: what it was stopped in
+        the middle of goes.
+        """
         for path in self._raw_checkpoints():
             if not is_whole_file(path):
                 path.unlink()
@@ -169,7 +201,12 @@ class _Run:
             return
         command = self._convert_command(whole[-1])
         if command is not None:  # it takes seconds, and the user wants an end
-            self._host.report(Notice(f"the last checkpoint is {whole[-1]}. Before ComfyUI can load all of it, it must be converted: {command.text()}"))
+            self._host.report(
+                Notice(
+                    f"the last checkpoint is {whole[-1]}. Before ComfyUI can load all of it, it must be converted: "
+                    f"{command.text()}"
+                )
+            )
         elif path := self._save_checkpoint(whole[-1]):
             self._host.report(Notice(f"the last checkpoint is {path}"))
 
@@ -182,13 +219,17 @@ class _Run:
         command = self._convert_command(raw_path)
         if command is not None:
             self._run(command, Listener(self._host))
-        tensors, metadata = read_converted(self._converted_path(raw_path) if command else raw_path, self._plan.architecture)
+        tensors, metadata = read_converted(
+            self._converted_path(raw_path) if command else raw_path, self._plan.architecture
+        )
         save_lora(path, tensors, metadata)
         require_same_tensors(path, tensors)
         return tensors, metadata
 
     def _convert_command(self, raw_path: Path) -> Command | None:
-        return convert_command(self._plan.architecture, raw_path, self._converted_path(raw_path), installation=self._installation)
+        return convert_command(
+            self._plan.architecture, raw_path, self._converted_path(raw_path), installation=self._installation
+        )
 
     def _converted_path(self, raw_path: Path) -> Path:
         return self._plan.converted_path.with_name(raw_path.name)
@@ -207,20 +248,32 @@ class _Run:
         self._log.write(f"\n$ {command.text()}\n".encode())
         reader = OutputReader(listener.take)
         try:
-            returncode = run_process(command, self._installation, listener=reader, log=self._log, check_interrupted=self._host.check_interrupted)
+            returncode = run_process(
+                command,
+                self._installation,
+                listener=reader,
+                log=self._log,
+                check_interrupted=self._host.check_interrupted,
+            )
             reader.finish()
             missing = "" if returncode else listener.missing()
         except NotStarted as error:
             raise MusubiFailed(str(error)) from error
         except Contradicted as contradiction:
-            raise MusubiFailed(f"Musubi Tuner was stopped at {STAGES[command.stage]}: {contradiction}.\n{self._shown(reader)}") from None
+            raise MusubiFailed(
+                f"Musubi Tuner was stopped at {STAGES[command.stage]}: {contradiction}.\n{self._shown(reader)}"
+            ) from None
         finally:
             self._log.flush()
         if returncode:
             log_path = self._folder.path / LOG_NAME
-            raise failure_of(command.stage, list(reader.lines), returncode=returncode, log=log_path, tokenizers=self._tokenizers)
+            raise failure_of(
+                command.stage, list(reader.lines), returncode=returncode, log=log_path, tokenizers=self._tokenizers
+            )
         if missing:
-            raise MusubiFailed(f"Musubi Tuner ended {STAGES[command.stage]} without an error, but {missing}.\n{self._shown(reader)}")
+            raise MusubiFailed(
+                f"Musubi Tuner ended {STAGES[command.stage]} without an error, but {missing}.\n{self._shown(reader)}"
+            )
 
     def _shown(self, reader: OutputReader) -> str:
         return shown(list(reader.lines), self._folder.path / LOG_NAME)

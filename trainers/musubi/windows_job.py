@@ -42,10 +42,15 @@ class Job:
         self._handle = ctypes.c_void_p(self._checked(self._kernel.CreateJobObjectW(None, None)))
         limits = _ExtendedLimits()
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
-        self._checked(self._kernel.SetInformationJobObject(self._handle, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)))
+        self._checked(
+            self._kernel.SetInformationJobObject(
+                self._handle, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
+            )
+        )
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:
-        self._checked(self._kernel.AssignProcessToJobObject(self._handle, ctypes.c_void_p(int(getattr(process, "_handle")))))  # noqa: B009
+        process_handle = ctypes.c_void_p(int(getattr(process, "_handle")))  # noqa: B009
+        self._checked(self._kernel.AssignProcessToJobObject(self._handle, process_handle))
 
     def close(self) -> None:
         if self._handle:

@@ -1,4 +1,6 @@
-"""LoRA adapters on the UNet and the text encoders: which modules get one, attaching them with PEFT, reading them out."""
+"""LoRA adapters on the UNet and the text encoders: which modules get one, attaching them with PEFT,
+reading them out.
+"""
 
 import math
 import re
@@ -20,7 +22,8 @@ ADAPTER_NAME = "default"
 _ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 UNET_PRESETS = {
     "attention": rf".*\.transformer_blocks\.\d+\.{_ATTENTION}",
-    "attention_mlp": rf".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
+    "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
+    rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
 }
 _TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
@@ -34,9 +37,13 @@ class AdapterSettings:
 
 
 class AdaptedModel:
-    """The modules that have adapters, by component, their parameters, and every module's name in a LoRA file."""
+    """The modules that have adapters, by component, their parameters, and every module's name in a
+    LoRA file.
+    """
 
-    def __init__(self, attached: dict[Component, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]) -> None:
+    def __init__(
+        self, attached: dict[Component, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]
+    ) -> None:
         self._modules: dict[Component, nn.Module] = {component: module for component, (module, _) in attached.items()}
         self._layers = [layer for module in self._modules.values() for layer in adapter_layers(module).values()]
         self.groups = [group for _, group in attached.values()]
@@ -53,19 +60,30 @@ class AdaptedModel:
         }
 
     def load(self, weights: dict[ModuleKey, LoraModule], *, alpha: float) -> None:
-        """Start from existing weights; `up` is rescaled so that alpha / rank of the file and of this run give the same picture.
+        """Start from existing weights; `up` is rescaled so that alpha / rank of the file and of
+        this run give the same picture.
 
-        sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses: it is passed over.
+        sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses: it is
+        passed over.
 
         Raises:
             ValueError: a module has another rank than this run, or is not trained in it.
         """
-        layers = {module_key(component, name): layer for component, module in self._modules.items() for name, layer in adapter_layers(module).items()}
-        weights = {key: module for key, module in weights.items() if not (key[0] == "text_encoder" and key[0] in self._modules and key not in layers)}
+        layers = {
+            module_key(component, name): layer
+            for component, module in self._modules.items()
+            for name, layer in adapter_layers(module).items()
+        }
+        weights = {
+            key: module
+            for key, module in weights.items()
+            if not (key[0] == "text_encoder" and key[0] in self._modules and key not in layers)
+        }
         surplus = sorted(self.names[key] for key in set(weights) - set(layers))
         if surplus:
             raise ValueError(
-                f"network_weights: {len(surplus)} modules of the file are not trained in this run, such as {surplus[0]}. "
+                f"network_weights: {len(surplus)} modules of the file are not trained in this run, such as "
+                f"{surplus[0]}. "
                 "Choose target_modules and train_text_encoders so that they are"
             )
         for key, module in weights.items():
@@ -91,9 +109,14 @@ class AdaptedModel:
 def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -> None:
     down, up = _weight(layer.lora_A), _weight(layer.lora_B)
     if module.rank != down.shape[0]:
-        raise ValueError(f"network_weights: {name} has rank {module.rank}, this run has rank {down.shape[0]}. Set rank to {module.rank}")
+        raise ValueError(
+            f"network_weights: {name} has rank {module.rank}, this run has rank {down.shape[0]}. Set rank to "
+            f"{module.rank}"
+        )
     if module.down.numel() != down.numel() or module.up.numel() != up.numel():
-        raise ValueError(f"network_weights: {name} is made for a layer of another size; the file belongs to another base model")
+        raise ValueError(
+            f"network_weights: {name} is made for a layer of another size; the file belongs to another base model"
+        )
     down.copy_(module.down.reshape(down.shape))  # ComfyUI's own trainer saves a convolution's matrix flat
     up.copy_(module.up.reshape(up.shape).float() * (module.alpha / alpha))
 
@@ -114,11 +137,19 @@ def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression ({error})") from error
-    chosen = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)) and expression.fullmatch(name)]
+        raise ValueError(
+            f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression "
+            f"({error})"
+        ) from error
+    chosen = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and expression.fullmatch(name)
+    ]
     if not chosen:
         raise ValueError(
-            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, attention_mlp, "
+            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, "
+            "attention_mlp, "
             r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
         )
     return chosen
@@ -127,23 +158,38 @@ def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
 def text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:
     """Attention and MLP layers of a CLIP text encoder.
 
-    SDXL takes the penultimate hidden states, so the first encoder's last layer never gets a gradient (uses_last_layer=False); the
-    second one's does, through the pooled embedding.
+    SDXL takes the penultimate hidden states, so the first encoder's last layer never gets a
+    gradient (uses_last_layer=False); the second one's does, through the pooled embedding.
     """
-    found = [(name, re.fullmatch(_TEXT_ENCODER_MODULES, name)) for name, module in text_encoder.named_modules() if isinstance(module, nn.Linear)]
+    found = [
+        (name, re.fullmatch(_TEXT_ENCODER_MODULES, name))
+        for name, module in text_encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     matches = [(name, int(match.group(2))) for name, match in found if match]
     last = max(layer for _, layer in matches)
     return [name for name, layer in matches if uses_last_layer or layer < last]
 
 
-def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: Component) -> list[nn.Parameter]:
-    """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters, the only trainable ones.
+def attach_adapters(
+    model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: Component
+) -> list[nn.Parameter]:
+    """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters, the
+    only trainable ones.
 
-    `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as kohya and PEFT do), `up` at zero. The draws come from the seed.
+    `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as kohya and PEFT do), `up` at
+    zero. The draws come from the seed.
     """
     model.requires_grad_(False)
-    lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, init_lora_weights=False)  # pyright: ignore[reportArgumentType]
-    lora._register_custom_module({nn.Linear: InPlaceLoraLinear})  # PEFT's documented, if private, way to bring a layer of one's own
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        init_lora_weights=False,
+    )
+    # PEFT's documented, if private, way to bring a layer of one's own
+    lora._register_custom_module({nn.Linear: InPlaceLoraLinear})
     with torch.random.fork_rng(devices=[]):  # PEFT makes its layers with torch's own initialization, on the CPU
         inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
     parameters = []
@@ -161,18 +207,24 @@ def attach_adapters(model: nn.Module, targets: list[str], settings: AdapterSetti
 
 
 class InPlaceLoraLinear(PeftLinear):
-    """PEFT's LoRA layer in fewer steps: the update is added to the base layer's output in place, by the product that computes it.
+    """PEFT's LoRA layer in fewer steps: the update is added to the base layer's output in place, by
+    the product that computes it.
 
-    The same numbers; against PEFT's own forward a step takes a tenth less time, and no second output is kept for each layer.
+    The same numbers; against PEFT's own forward a step takes a tenth less time, and no second
+    output is kept for each layer.
     """
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        rows = x.flatten(0, -2)  # two-dimensional, so that the output is no view, which autograd would copy before writing into it
+        rows = x.flatten(
+            0, -2
+        )  # two-dimensional, so that the output is no view, which autograd would copy before writing into it
         output = self.base_layer(rows)
         low_rank = self.lora_A[ADAPTER_NAME](self.lora_dropout[ADAPTER_NAME](rows))
-        up = self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)  # autocast leaves in-place products alone
+        up = (
+            self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)
+        )  # autocast leaves in-place products alone
         output.addmm_(low_rank, up.t(), alpha=self.scaling[ADAPTER_NAME])
         return output.unflatten(0, x.shape[:-1])
 
@@ -184,8 +236,14 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 @torch.no_grad()
 def merge_lora(modules: dict[ModuleKey, LoraModule], parts: dict[str, nn.Module], *, strength: float = 1.0) -> None:
-    """Add a LoRA to the weights themselves: W + strength * alpha / rank * up @ down. For sampling; not to be trained on."""
-    layers = {(component, name.removeprefix("text_model.")): layer for component, part in parts.items() for name, layer in part.named_modules()}
+    """Add a LoRA to the weights themselves: W + strength * alpha / rank * up @ down. For sampling;
+    not to be trained on.
+    """
+    layers = {
+        (component, name.removeprefix("text_model.")): layer
+        for component, part in parts.items()
+        for name, layer in part.named_modules()
+    }
     for key, module in modules.items():
         layer = layers[key]
         assert isinstance(layer, (nn.Linear, nn.Conv2d))

@@ -1,6 +1,8 @@
-"""Pictures to latents, masks to their size, and captions to embeddings, once each, before the training starts.
+"""Pictures to latents, masks to their size, and captions to embeddings, once each, before the
+training starts.
 
-Letters: B pictures, C channels, H W latent height and width, S tokens, E embedding width, P pooled width.
+Letters: B pictures, C channels, H W latent height and width, S tokens, E embedding width, P pooled
+width.
 """
 
 from collections.abc import Iterable
@@ -32,11 +34,14 @@ class LatentStore:
         return tensors["latents"].float()
 
     @torch.no_grad()
-    def encode(self, items: Iterable[TrainingItem], vae: AutoencoderKL, host: Host, *, flips: tuple[bool, ...], total: int) -> None:
+    def encode(
+        self, items: Iterable[TrainingItem], vae: AutoencoderKL, host: Host, *, flips: tuple[bool, ...], total: int
+    ) -> None:
         """Encode what the cache does not have yet.
 
         Raises:
-            ValueError: the VAE gives NaN or infinity for a picture; the message names it, and nothing of it is cached.
+            ValueError: the VAE gives NaN or infinity for a picture; the message names it, and
+                nothing of it is cached.
         """
         for count, item in enumerate(items, start=1):
             host.check_interrupted()
@@ -63,7 +68,9 @@ class LatentStore:
 
 
 class MaskStore:
-    """Masks of cropped pictures in the size of their latents, float32 [1, H, W] in 0..1 on the CPU: 1 where is learned."""
+    """Masks of cropped pictures in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
+    1 where is learned.
+    """
 
     def __init__(self, cache: TensorCache) -> None:
         self._cache = cache
@@ -77,7 +84,9 @@ class MaskStore:
         return tensors["mask"].flip(-1) if flip else tensors["mask"]
 
     def encode(self, items: Iterable[TrainingItem], host: Host) -> None:
-        """Read what the cache does not have yet; name the pictures of which nothing would be learned."""
+        """Read what the cache does not have yet; name the pictures of which nothing would be
+        learned.
+        """
         for item in items:
             if not item.image.mask_sha256:
                 continue
@@ -86,7 +95,11 @@ class MaskStore:
                 self._cache.put(self._key(item), {"mask": _mask(item)})
             mask = self.get(item, flip=False)
             if mask is not None and not mask.any():
-                host.report(Notice(f"{item.image.name}: its mask is black all over, so all of it counts with unmasked_weight only"))
+                host.report(
+                    Notice(
+                        f"{item.image.name}: its mask is black all over, so all of it counts with unmasked_weight only"
+                    )
+                )
 
     def _key(self, item: TrainingItem) -> str:
         crop, image = item.crop, item.image
@@ -116,7 +129,9 @@ def _pixel_values(item: TrainingItem) -> Tensor:
 
 
 def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
-    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture always has the same latents."""
+    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture
+    always has the same latents.
+    """
     latents = encode_means(vae, pixel_values.to(vae.device)) * vae.config["scaling_factor"]
     if not torch.isfinite(latents).all():
         raise ValueError(
@@ -132,7 +147,9 @@ def encode_means(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
 
 
 class EmbeddingStore:
-    """Text embeddings of captions, the empty one included, in the text encoders' dtype on the CPU."""
+    """Text embeddings of captions, the empty one included, in the text encoders' dtype on the
+    CPU.
+    """
 
     def __init__(self, cache: TensorCache, *, text_hashes: tuple[str, str]) -> None:
         self._cache = cache
@@ -151,7 +168,13 @@ class EmbeddingStore:
             host.check_interrupted()
             if self._cache.get(self._key(caption)) is None:
                 embeddings = encode_captions(model.text_encoder, model.text_encoder_2, [caption])
-                self._cache.put(self._key(caption), {"prompt_embeds": embeddings.prompt_embeds, "pooled_prompt_embeds": embeddings.pooled_prompt_embeds})
+                self._cache.put(
+                    self._key(caption),
+                    {
+                        "prompt_embeds": embeddings.prompt_embeds,
+                        "pooled_prompt_embeds": embeddings.pooled_prompt_embeds,
+                    },
+                )
             host.report(StageProgress("caching", count, len(captions), "captions"))
 
     def _key(self, caption: str) -> str:

@@ -12,7 +12,15 @@ from .prepare import Run
 
 
 def training_metadata(
-    config: SDXLConfig, buckets: BucketConfig, dataset: Dataset, run: Run, *, step: int, started_at: float, title: str, num_processes: int
+    config: SDXLConfig,
+    buckets: BucketConfig,
+    dataset: Dataset,
+    run: Run,
+    *,
+    step: int,
+    started_at: float,
+    title: str,
+    num_processes: int,
 ) -> dict[str, str]:
     """kohya's ss_* and modelspec.* keys as of `step`; started_at in seconds since 1970."""
     trained = {group.name: group.learning_rate for group in run.adapted.groups}
@@ -83,6 +91,8 @@ def _folders(dataset: Dataset, items: Sequence[TrainingItem]) -> list[PictureFol
 
 
 def _prior_loss_weight(config: SDXLConfig, dataset: Dataset) -> float | None:
-    """kohya's word for the weight of regularization pictures; without any, that of our prior preservation, which does their work."""
+    """kohya's word for the weight of regularization pictures; without any, that of our prior
+    preservation, which does their work.
+    """
     weights = [image.loss_weight for image in dataset.images if image.is_regularization]
     return weights[0] if weights else config.prior_loss_weight or None

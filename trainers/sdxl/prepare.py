@@ -1,4 +1,6 @@
-"""From a base model and a crop plan to everything the loop needs: cached latents and embeddings, adapters, optimizer, schedule."""
+"""From a base model and a crop plan to everything the loop needs: cached latents and embeddings,
+adapters, optimizer, schedule.
+"""
 
 import math
 from collections.abc import Iterator
@@ -66,23 +68,48 @@ class Run:
 
 
 def prepare_run(
-    config: SDXLConfig, plan: CropPlan, texts: TrainingTexts, model: SDXLModel, host: Host, *, cache: TensorCache, random_flip: bool, world: World
+    config: SDXLConfig,
+    plan: CropPlan,
+    texts: TrainingTexts,
+    model: SDXLModel,
+    host: Host,
+    *,
+    cache: TensorCache,
+    random_flip: bool,
+    world: World,
 ) -> Run:
-    """Cache latents, masks and embeddings, give back the models that are not needed any more, attach adapters, build the optimizer."""
+    """Cache latents, masks and embeddings, give back the models that are not needed any more,
+    attach adapters, build the optimizer.
+    """
     precision = resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
     masks = MaskStore(cache)
-    latents = _cache_latents(plan.items, masks, model, host, cache, random_flip=random_flip, world=world, keep_vae=bool(config.sample_every_n_steps))
+    latents = _cache_latents(
+        plan.items,
+        masks,
+        model,
+        host,
+        cache,
+        random_flip=random_flip,
+        world=world,
+        keep_vae=bool(config.sample_every_n_steps),
+    )
     embeddings = None if config.train_text_encoders else _cache_embeddings(texts.all(), model, host, cache)
     adapted = AdaptedModel(_attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision]), names)
     if config.network_weights:
         adapted.load(read_lora(Path(config.network_weights), names), alpha=config.alpha)
-    num_batches = len(epoch_batches(plan.items, batch_size=config.train_batch_size * world.size, seed=config.seed, epoch=1))
+    num_batches = len(
+        epoch_batches(plan.items, batch_size=config.train_batch_size * world.size, seed=config.seed, epoch=1)
+    )
     steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
     total_steps = config.num_train_epochs * steps_per_epoch or config.max_train_steps
     num_warmup_steps = warmup_steps(config.lr_warmup_steps, total_steps)
-    optimizer = make_optimizer(config.optimizer, adapted.groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
-    zero_terminal_snr = model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
+    optimizer = make_optimizer(
+        config.optimizer, adapted.groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args
+    )
+    zero_terminal_snr = (
+        model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
+    )
     prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
     return Run(
         plan=plan,
@@ -101,7 +128,13 @@ def prepare_run(
         ),
         zero_terminal_snr=zero_terminal_snr,
         optimizer=optimizer,
-        lr_scheduler=make_lr_scheduler(config.lr_scheduler, optimizer, warmup_steps=num_warmup_steps, total_steps=total_steps, num_cycles=config.lr_num_cycles),
+        lr_scheduler=make_lr_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            warmup_steps=num_warmup_steps,
+            total_steps=total_steps,
+            num_cycles=config.lr_num_cycles,
+        ),
         scaler=torch.amp.GradScaler(host.device.type, enabled=precision == "fp16"),
         precision=precision,
         num_warmup_steps=num_warmup_steps,
@@ -115,7 +148,9 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
-    """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32, of which SDXL has none."""
+    """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32,
+    of which SDXL has none.
+    """
     nn.Module.to(module, device, dtype)
     return module
 
@@ -130,9 +165,19 @@ def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]
 
 
 def _cache_latents(
-    items: list[TrainingItem], masks: MaskStore, model: SDXLModel, host: Host, cache: TensorCache, *, random_flip: bool, world: World, keep_vae: bool
+    items: list[TrainingItem],
+    masks: MaskStore,
+    model: SDXLModel,
+    host: Host,
+    cache: TensorCache,
+    *,
+    random_flip: bool,
+    world: World,
+    keep_vae: bool,
 ) -> LatentStore:
-    """Encode all pictures with their masks; afterwards the model has no VAE any more, or has it in main memory. In float32: SDXL's VAE overflows in fp16."""
+    """Encode all pictures with their masks; afterwards the model has no VAE any more, or has it in
+    main memory. In float32: SDXL's VAE overflows in fp16.
+    """
     assert model.vae is not None
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
@@ -148,7 +193,9 @@ def _cache_latents(
 
 
 def _own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
-    """With several processes each encodes its share to the disk cache first, and then reads the others'."""
+    """With several processes each encodes its share to the disk cache first, and then reads the
+    others'.
+    """
     if world.size > 1:
         yield items[world.rank :: world.size]
         world.wait_for_all()
@@ -168,15 +215,24 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
     return store
 
 
-def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype) -> dict[Component, tuple[nn.Module, ParameterGroup]]:
-    """Move what is used in every step to the device, freeze it, and attach adapters to what is trained."""
+def _attach_adapters(
+    config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
+) -> dict[Component, tuple[nn.Module, ParameterGroup]]:
+    """Move what is used in every step to the device, freeze it, and attach adapters to what is
+    trained.
+    """
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parts: list[tuple[Component, nn.Module, list[str], float]] = [("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
+    parts: list[tuple[Component, nn.Module, list[str], float]] = [
+        ("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)
+    ]
     if config.train_text_encoders:
         _, encoder, encoder_2 = _adaptable_parts(model)
         for used in (encoder, encoder_2):
             moved(used, device, dtype).requires_grad_(False)
-        targets, targets_2 = text_encoder_targets(encoder, uses_last_layer=False), text_encoder_targets(encoder_2, uses_last_layer=True)
+        targets, targets_2 = (
+            text_encoder_targets(encoder, uses_last_layer=False),
+            text_encoder_targets(encoder_2, uses_last_layer=True),
+        )
         parts.append(("text_encoder", encoder, targets, config.text_encoder_learning_rate))
         parts.append(("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate))
     moved(model.unet, device, dtype)
@@ -185,7 +241,9 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
         if learning_rate:
             parameters = attach_adapters(module, targets, settings, component=name)
             attached[name] = module, ParameterGroup(name, parameters, learning_rate)
-        if config.gradient_checkpointing and (learning_rate or module is model.unet):  # gradients pass through the UNet in any case
+        if config.gradient_checkpointing and (
+            learning_rate or module is model.unet
+        ):  # gradients pass through the UNet in any case
             _enable_gradient_checkpointing(module)
     if not attached:
         raise ValueError("learning_rate is 0 and the text encoders are not trained: there is nothing to train")
@@ -193,7 +251,9 @@ def _attach_adapters(config: SDXLConfig, model: SDXLModel, device: torch.device,
 
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
-    module.train()  # diffusers and transformers checkpoint only in training mode; none of these models has dropout of its own
+    # diffusers and transformers checkpoint only in training mode; none of these models has dropout
+    # of its own
+    module.train()
     if isinstance(module, UNet2DConditionModel):
         module.enable_gradient_checkpointing()
     else:

@@ -1,4 +1,5 @@
-"""Settings that follow from what is to be learned and how much memory there is. Pure tables and arithmetic: no torch, no device.
+"""Settings that follow from what is to be learned and how much memory there is. Pure tables and
+arithmetic: no torch, no device.
 
 A preset decides only what the user left open; whatever was given stays as given.
 """
@@ -16,7 +17,9 @@ GIGABYTE = 2**30
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be learned. `samples_per_picture` counts how often the training sees a picture, within `num_samples` in all."""
+    """What is to be learned. `samples_per_picture` counts how often the training sees a picture,
+    within `num_samples` in all.
+    """
 
     rank: int
     alpha_per_rank: float
@@ -26,12 +29,17 @@ class Goal:
 
     def text(self) -> str:
         low, high = self.num_samples
-        return f"rank {self.rank}, learning rate {self.learning_rate:g}, {self.samples_per_picture} samples per picture ({low} to {high} in all)"
+        return (
+            f"rank {self.rank}, learning rate {self.learning_rate:g}, {self.samples_per_picture} samples per "
+            f"picture ({low} to {high} in all)"
+        )
 
 
 @dataclass(frozen=True)
 class MemoryPreset:
-    """What fits a GPU of that size. A batch that memory forbids is made of smaller ones (gradient_accumulation_steps)."""
+    """What fits a GPU of that size. A batch that memory forbids is made of smaller ones
+    (gradient_accumulation_steps).
+    """
 
     resolution: int
     train_batch_size: int
@@ -40,9 +48,14 @@ class MemoryPreset:
     optimizer: str
 
     def text(self) -> str:
-        accumulation = f" x {self.gradient_accumulation_steps} accumulated" if self.gradient_accumulation_steps > 1 else ""
+        accumulation = (
+            f" x {self.gradient_accumulation_steps} accumulated" if self.gradient_accumulation_steps > 1 else ""
+        )
         checkpointing = "gradient checkpointing" if self.gradient_checkpointing else "no gradient checkpointing"
-        return f"resolution {self.resolution}, batch size {self.train_batch_size}{accumulation}, {self.optimizer}, {checkpointing}"
+        return (
+            f"resolution {self.resolution}, batch size {self.train_batch_size}{accumulation}, {self.optimizer}, "
+            f"{checkpointing}"
+        )
 
 
 GOALS = {
@@ -50,7 +63,8 @@ GOALS = {
     "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=60, num_samples=(1500, 6000)),
     "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=80, num_samples=(800, 3000)),
 }
-# By memory.py's estimates (benchmarks/README.md), with a tenth to spare. Two samples to a step everywhere: the GPU decides the speed, not the result.
+# By memory.py's estimates (benchmarks/README.md), with a tenth to spare. Two samples to a step
+# everywhere: the GPU decides the speed, not the result.
 MEMORY_PRESETS = {
     "8 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit"),
     "12 GB": MemoryPreset(1024, 2, 1, True, "AdamW8bit"),
@@ -60,13 +74,16 @@ MEMORY_PRESETS = {
 
 
 def choose_memory_preset(device_bytes: int) -> str:
-    """The largest preset for a device of that many bytes; a card sold as 12 GB reports a little less."""
+    """The largest preset for a device of that many bytes; a card sold as 12 GB reports a little
+    less.
+    """
     fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIGABYTE <= device_bytes * 1.05]
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 
 def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int) -> tuple[SDXLConfig, BucketConfig]:
-    """All settings, from those that were given (names of SDXLConfig and BucketConfig) and the two presets.
+    """All settings, from those that were given (names of SDXLConfig and BucketConfig) and the two
+    presets.
 
     `num_pictures` counts repeats: how many samples an epoch has.
 
@@ -104,6 +121,7 @@ def describe(config: SDXLConfig, buckets: BucketConfig) -> str:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
     checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
     return (
-        f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, {config.optimizer}.\n"
+        f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, "
+        f"{config.optimizer}.\n"
         f"Resolution {buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
     )

@@ -1,7 +1,9 @@
-"""Everything random in a training step, as a pure function of the run's seed, the step and the item.
+"""Everything random in a training step, as a pure function of the run's seed, the step and the
+item.
 
-No state is carried from step to step, so a resumed run, another batch size, or a preview in between cannot shift the noise; and
-nothing touches the global generators of the host process. Numbers are drawn on the CPU: every device trains on the same noise.
+No state is carried from step to step, so a resumed run, another batch size, or a preview in between
+cannot shift the noise; and nothing touches the global generators of the host process. Numbers are
+drawn on the CPU: every device trains on the same noise.
 """
 
 import hashlib
@@ -23,7 +25,9 @@ def generator_for(*parts: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class ItemDraw:
-    """The draws of one item in one step. Each comes from its own stream: switching one option leaves the others as they were."""
+    """The draws of one item in one step. Each comes from its own stream: switching one option
+    leaves the others as they were.
+    """
 
     timestep: int
     noise: Tensor  # [C, H, W], noise offset included
@@ -46,13 +50,17 @@ def draw_item(
     num_caption_variants: int = 1,
     num_class_prompts: int = 1,
 ) -> ItemDraw:
-    """Draw timestep (uniform), noise, caption dropout, flip, the caption's variant and the class prompt of `item` in `step`.
+    """Draw timestep (uniform), noise, caption dropout, flip, the caption's variant and the class
+    prompt of `item` in `step`.
 
-    noise_offset adds noise_offset * N(0, 1) to each channel as a whole (crosslabs.org, "Diffusion with Offset Noise").
+    noise_offset adds noise_offset * N(0, 1) to each channel as a whole (crosslabs.org, "Diffusion
+    with Offset Noise").
     """
     noise = torch.randn(latent_shape, generator=generator_for(seed, "noise", step, item))
     if noise_offset:
-        noise += noise_offset * torch.randn((latent_shape[0], 1, 1), generator=generator_for(seed, "noise_offset", step, item))
+        noise += noise_offset * torch.randn(
+            (latent_shape[0], 1, 1), generator=generator_for(seed, "noise_offset", step, item)
+        )
     timestep = torch.randint(0, num_timesteps, (), generator=generator_for(seed, "timestep", step, item))
     return ItemDraw(
         timestep=int(timestep),

@@ -19,7 +19,9 @@ TILED_FROM = 768  # pixels; a whole 1024 x 1024 picture takes the decoder more t
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """Draws with the run's UNet, LoRA included. Nothing of the training changes: not the weights, not the random numbers."""
+    """Draws with the run's UNet, LoRA included. Nothing of the training changes: not the weights,
+    not the random numbers.
+    """
 
     run: Run
     prompt: str
@@ -35,7 +37,15 @@ class TrainingSamples:
         was_training = unet.training
         unet.eval()  # without LoRA dropout
         with torch.autocast(self.host.device.type, COMPUTE_DTYPES[run.precision], enabled=run.precision != "no"):
-            latents = denoise(unet, embeddings, scheduler, seeds=SEEDS, size_hw=size_hw, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE)
+            latents = denoise(
+                unet,
+                embeddings,
+                scheduler,
+                seeds=SEEDS,
+                size_hw=size_hw,
+                num_steps=NUM_STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+            )
         unet.train(was_training)
         return Image.fromarray(np.concatenate(list(self._decode(latents)), axis=1))
 

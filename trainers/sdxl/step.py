@@ -1,6 +1,8 @@
-"""One forward pass of SDXL's training: a batch in, a loss per sample out. The only code that knows how the UNet is called.
+"""One forward pass of SDXL's training: a batch in, a loss per sample out. The only code that knows
+how the UNet is called.
 
-Letters: B batch, C channels, H W latent height and width, S tokens, E embedding width, P pooled width, T timesteps.
+Letters: B batch, C channels, H W latent height and width, S tokens, E embedding width, P pooled
+width, T timesteps.
 """
 
 from dataclasses import dataclass
@@ -37,15 +39,21 @@ class Objective:
 
 
 def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objective) -> Tensor:
-    """Mean squared error of each sample, weighted by min-SNR, its mask and its picture's weight; float32 [B]."""
+    """Mean squared error of each sample, weighted by min-SNR, its mask and its picture's weight;
+    float32 [B].
+    """
     alphas = objective.alphas_cumprod[batch.timesteps]
     target = training_target(batch.latents, batch.noise, alphas, prediction_type=objective.prediction_type)
-    losses = _timestep_weighted(per_sample_loss(predict(unet, batch, alphas), target, _position_weights(batch, objective)), alphas, objective)
+    losses = _timestep_weighted(
+        per_sample_loss(predict(unet, batch, alphas), target, _position_weights(batch, objective)), alphas, objective
+    )
     return losses if batch.loss_weights is None else losses * batch.loss_weights
 
 
 def prior_losses(unet: UNet2DConditionModel, batch: Batch, base_pred: Tensor, objective: Objective) -> Tensor:
-    """How far the prediction is from base_pred [B, C, H, W], the frozen base model's own, in whole pictures; min-SNR-weighted, float32 [B]."""
+    """How far the prediction is from base_pred [B, C, H, W], the frozen base model's own, in whole
+    pictures; min-SNR-weighted, float32 [B].
+    """
     alphas = objective.alphas_cumprod[batch.timesteps]
     return _timestep_weighted(per_sample_loss(predict(unet, batch, alphas), base_pred), alphas, objective)
 
@@ -57,11 +65,15 @@ def _timestep_weighted(losses: Tensor, alphas: Tensor, objective: Objective) -> 
 def _position_weights(batch: Batch, objective: Objective) -> Tensor | None:
     if batch.loss_mask is None:
         return None
-    return mask_weights(batch.loss_mask, unmasked_weight=objective.unmasked_weight, normalize=objective.normalize_masked_loss)
+    return mask_weights(
+        batch.loss_mask, unmasked_weight=objective.unmasked_weight, normalize=objective.normalize_masked_loss
+    )
 
 
 def predict(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
-    """model_pred [B, C, H, W] in the UNet's dtype; alphas [B] are the cumulative ones of the timesteps."""
+    """model_pred [B, C, H, W] in the UNet's dtype; alphas [B] are the cumulative ones of the
+    timesteps.
+    """
     noisy_latents = add_noise(batch.latents, batch.noise, alphas).to(batch.prompt_embeds.dtype)
     conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
     return unet(noisy_latents, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]

@@ -1,4 +1,6 @@
-"""The texts of a run: every variant of every caption, class prompts, the samples' prompt; and which one an item gets in a step."""
+"""The texts of a run: every variant of every caption, class prompts, the samples' prompt; and which
+one an item gets in a step.
+"""
 
 import re
 from collections.abc import Sequence
@@ -13,20 +15,28 @@ from .randomness import ItemDraw
 class TrainingTexts:
     """All texts are known before the first step, so that the text encoders can leave."""
 
-    def __init__(self, dataset: Dataset, items: Sequence[TrainingItem], config: SDXLConfig, captions: CaptionConfig) -> None:
-        """
-        Raises:
-            ValueError: prior preservation has no class prompt, and for want of a trigger word none can be made of the captions.
+    def __init__(
+        self, dataset: Dataset, items: Sequence[TrainingItem], config: SDXLConfig, captions: CaptionConfig
+    ) -> None:
+        """Raises: ValueError: prior preservation has no class prompt, and for want of a trigger
+        word none can be made of the captions.
         """
         self.captions = captions
         self._config = config
         images = list(dict.fromkeys(item.image for item in items))
-        self._variants = {image: caption_variants(image.caption, captions, seed=config.seed, key=image.sha256) for image in images}
-        self._class_prompts = {image: self._class_prompts_of(dataset.trigger_word_of(image), variants) for image, variants in self._variants.items()}
+        self._variants = {
+            image: caption_variants(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
+        }
+        self._class_prompts = {
+            image: self._class_prompts_of(dataset.trigger_word_of(image), variants)
+            for image, variants in self._variants.items()
+        }
         self.sample_prompt = config.sample_prompt or self._variants[images[0]][0]
         if config.prior_loss_weight and not config.class_prompt.strip(" |"):
             for image in images:
-                _require_trigger_word(image.name, image.caption, dataset.trigger_word_of(image), is_needed=not image.is_regularization)
+                _require_trigger_word(
+                    image.name, image.caption, dataset.trigger_word_of(image), is_needed=not image.is_regularization
+                )
 
     def _class_prompts_of(self, trigger_word: str, variants: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the setting, or else one per variant."""
@@ -43,10 +53,14 @@ class TrainingTexts:
         return sorted(texts)
 
     def kept(self) -> list[str]:
-        """The class prompts that come from captions: what prior preservation keeps, for want of a setting that says it."""
+        """The class prompts that come from captions: what prior preservation keeps, for want of a
+        setting that says it.
+        """
         if not self._config.prior_loss_weight or self._config.class_prompt.strip(" |"):
             return []
-        return list(dict.fromkeys(prompts[0] for image, prompts in self._class_prompts.items() if not image.is_regularization))
+        return list(
+            dict.fromkeys(prompts[0] for image, prompts in self._class_prompts.items() if not image.is_regularization)
+        )
 
     def num_variants(self, item: TrainingItem) -> int:
         return len(self._variants[item.image])
@@ -82,8 +96,13 @@ def _whole_word(word: str) -> str:
 def _require_trigger_word(name: str, caption: str, trigger_word: str, *, is_needed: bool) -> None:
     if not is_needed or _has_word(caption, trigger_word):
         return
-    why = f"{name}'s caption does not have the trigger word {trigger_word!r}" if trigger_word else "the dataset has no trigger word"
+    why = (
+        f"{name}'s caption does not have the trigger word {trigger_word!r}"
+        if trigger_word
+        else "the dataset has no trigger word"
+    )
     raise ValueError(
-        f"prior_loss_weight needs a prompt whose pictures are to stay as they are: class_prompt is empty, and {why}, so that nothing "
+        "prior_loss_weight needs a prompt whose pictures are to stay as they are: class_prompt is empty, and "
+        f"{why}, so that nothing "
         "can be left out of the captions. Set class_prompt, such as: a photo of a dog"
     )

@@ -42,7 +42,8 @@ class NonFiniteLoss(RuntimeError):
 class SDXLTrainer:
     """Trains a LoRA on an SDXL model; see `train`.
 
-    `load_model` is called once, when the dataset is known to be good: it reads a file, or borrows what the host has loaded.
+    `load_model` is called once, when the dataset is known to be good: it reads a file, or borrows
+    what the host has loaded.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class SDXLTrainer:
         """Train on the dataset and save the LoRA.
 
         Raises:
-            ValueError: a setting, the dataset or the base model cannot be used; nothing was written.
+            ValueError: a setting, the dataset or the base model cannot be used; nothing was
+                written.
             Interrupted: the host cancelled; a checkpoint of the last step is kept.
-            NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step is kept.
+            NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step is
+                kept.
         """
         plan = plan_crops(dataset, self.buckets, seed=self.config.seed)
         texts = TrainingTexts(dataset, plan.items, self.config, self.captions)
@@ -79,14 +82,32 @@ class SDXLTrainer:
         if kept := texts.kept():
             host.report(Notice(_what_is_kept(kept)))
         host.report(StageStarted("loading"))
-        run = prepare_run(self.config, plan, texts, self._load_model(), host, cache=self._cache, random_flip=self.buckets.random_flip, world=self._world)
+        run = prepare_run(
+            self.config,
+            plan,
+            texts,
+            self._load_model(),
+            host,
+            cache=self._cache,
+            random_flip=self.buckets.random_flip,
+            world=self._world,
+        )
         return TrainingLoop(self.config, self.buckets, dataset, run, host, self._run_folder, self._world).train()
 
 
 class TrainingLoop:
     """One run from its first step to its file."""
 
-    def __init__(self, config: SDXLConfig, buckets: BucketConfig, dataset: Dataset, run: Run, host: Host, run_folder: RunFolder, world: World) -> None:
+    def __init__(
+        self,
+        config: SDXLConfig,
+        buckets: BucketConfig,
+        dataset: Dataset,
+        run: Run,
+        host: Host,
+        run_folder: RunFolder,
+        world: World,
+    ) -> None:
         self._config = config
         self._buckets = buckets
         self._dataset = dataset
@@ -131,12 +152,19 @@ class TrainingLoop:
             self._draw_samples(step)
 
     def _steps(self) -> Iterator[tuple[int, int, list[list[TrainingItem]]]]:
-        """(step, epoch, micro-batches), counted from 1. Accumulation does not cross epochs: the last step of one may be smaller."""
+        """(step, epoch, micro-batches), counted from 1. Accumulation does not cross epochs: the
+        last step of one may be smaller.
+        """
         config, group_size = self._config, self._config.gradient_accumulation_steps
         step = epoch = 0
         while True:
             epoch += 1
-            batches = epoch_batches(self._run.plan.items, batch_size=config.train_batch_size * self._world.size, seed=config.seed, epoch=epoch)
+            batches = epoch_batches(
+                self._run.plan.items,
+                batch_size=config.train_batch_size * self._world.size,
+                seed=config.seed,
+                epoch=epoch,
+            )
             for start in range(0, len(batches), group_size):
                 if step == self._run.total_steps:
                     return
@@ -144,7 +172,9 @@ class TrainingLoop:
                 yield step, epoch, batches[start : start + group_size]
 
     def _train_step(self, step: int, micro_batches: list[list[TrainingItem]]) -> float:
-        """One optimizer step. The loss is the mean over all samples of the step, whatever micro-batch or process they are in."""
+        """One optimizer step. The loss is the mean over all samples of the step, whatever
+        micro-batch or process they are in.
+        """
         run, device = self._run, self._host.device
         num_samples = sum(map(len, micro_batches))
         loss = torch.zeros((), device=device)
@@ -158,7 +188,9 @@ class TrainingLoop:
         return self._update(step, self._world.sum_gradients(run.adapted.parameters, loss))
 
     def _loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
-        """Losses [B] to be added up. Each one's backward pass comes before the next is computed: only one has its activations in memory."""
+        """Losses [B] to be added up. Each one's backward pass comes before the next is computed:
+        only one has its activations in memory.
+        """
         run, draws = self._run, [self._draw(item, step) for item in items]
         with self._autocast():
             batch = self._make_batch(items, draws)
@@ -171,10 +203,14 @@ class TrainingLoop:
             yield self._config.prior_loss_weight * losses
 
     def _prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
-        """With the class prompts in place of the captions: what the model predicts against what it predicts without its adapters."""
+        """With the class prompts in place of the captions: what the model predicts against what it
+        predicts without its adapters.
+        """
         run = self._run
         with run.adapted.switched_off():
-            base_pred = predict(run.model.unet, self._with_texts(batch, class_prompts), run.objective.alphas_cumprod[batch.timesteps])
+            base_pred = predict(
+                run.model.unet, self._with_texts(batch, class_prompts), run.objective.alphas_cumprod[batch.timesteps]
+            )
         return prior_losses(run.model.unet, self._with_texts(batch, class_prompts), base_pred, run.objective)
 
     def _autocast(self) -> torch.autocast:
@@ -186,7 +222,9 @@ class TrainingLoop:
         run = self._run
         run.scaler.unscale_(run.optimizer)
         gradient_norm = nn.utils.clip_grad_norm_(run.adapted.parameters, self._config.max_grad_norm or math.inf)
-        loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()  # the step's one synchronisation with the device
+        loss_value, norm_value = torch.stack(
+            [loss, gradient_norm]
+        ).tolist()  # the step's one synchronisation with the device
         scale = run.scaler.get_scale()
         _require_finite(step, loss_value, norm_value, precision=run.precision, scale=scale)
         run.scaler.step(run.optimizer)
@@ -198,7 +236,9 @@ class TrainingLoop:
 
     @contextmanager
     def _dropout_seed(self, step: int) -> Iterator[None]:
-        """LoRA dropout draws from the global generators: seed them for this step, and give them back as they were."""
+        """LoRA dropout draws from the global generators: seed them for this step, and give them
+        back as they were.
+        """
         if not self._config.lora_dropout:
             yield
             return
@@ -218,9 +258,13 @@ class TrainingLoop:
             timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
             prompt_embeds=prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
-            add_time_ids=torch.tensor([_size_ids(item, draw) for item, draw in pairs], dtype=torch.float32, device=device),
+            add_time_ids=torch.tensor(
+                [_size_ids(item, draw) for item, draw in pairs], dtype=torch.float32, device=device
+            ),
             loss_mask=self._loss_mask(items, draws),
-            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, dtype=torch.float32, device=device),
+            loss_weights=None
+            if set(loss_weights) == {1.0}
+            else torch.tensor(loss_weights, dtype=torch.float32, device=device),
         )
 
     def _with_texts(self, batch: Batch, texts: list[str]) -> Batch:
@@ -276,7 +320,9 @@ class TrainingLoop:
         self._host.report(SamplesDrawn(picture, self._folder.write_samples(picture, step=step), step))
 
     def _save_checkpoint(self, path: Path) -> None:
-        """Save the weights as of the last finished step, unless there is none yet or they are saved already."""
+        """Save the weights as of the last finished step, unless there is none yet or they are saved
+        already.
+        """
         if self._losses and self._world.is_main and not path.exists():
             self._write_lora(path)
             self._checkpoints.append(path)
@@ -284,11 +330,16 @@ class TrainingLoop:
 
     def _save_final(self) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        path = free_path(self._folder.final_path)  # the name was free when the run began; another run may have taken it meanwhile
+        path = free_path(
+            self._folder.final_path
+        )  # the name was free when the run began; another run may have taken it meanwhile
         if self._world.is_main:
             verification = self._write_lora(path)
             duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
-            summary = f"{verification.text()}, {self._run.adapted.num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
+            summary = (
+                f"{verification.text()}, {self._run.adapted.num_parameters:,} parameters, {len(self._losses)} "
+                f"steps in {duration}"
+            )
             self._host.report(Notice(f"{path}: {summary}"))
         self._world.wait_for_all()
         state_dict, metadata = self._lora(path.stem)
@@ -297,7 +348,9 @@ class TrainingLoop:
     def _write_lora(self, path: Path) -> Verification:
         """Save, load back, verify."""
         save_lora(path, *self._lora(path.stem))
-        return verify_lora(path, self._run.adapted.names, expected=list(self._run.adapted.read(alpha=self._config.alpha)))
+        return verify_lora(
+            path, self._run.adapted.names, expected=list(self._run.adapted.read(alpha=self._config.alpha))
+        )
 
     def _lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         modules = self._run.adapted.read(alpha=self._config.alpha)
@@ -349,13 +402,28 @@ class StepClock:
         self._recent.append(loss)
         speed = step / max(time.monotonic() - self._started_at, 1e-9)
         average = sum(self._recent) / len(self._recent)
-        return StepDone(step, self._total_steps, epoch, loss, average, learning_rate, speed, (self._total_steps - step) / speed, memory_bytes)
+        return StepDone(
+            step,
+            self._total_steps,
+            epoch,
+            loss,
+            average,
+            learning_rate,
+            speed,
+            (self._total_steps - step) / speed,
+            memory_bytes,
+        )
 
 
 def _what_is_kept(prompts: list[str]) -> str:
-    """A caption may say nothing of the class once its trigger word is gone: then nothing is kept, and only its owner can see that."""
+    """A caption may say nothing of the class once its trigger word is gone: then nothing is kept,
+    and only its owner can see that.
+    """
     more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
-    return f"prior_loss_weight keeps what the base model draws for {prompts[0]!r}{more}. Set class_prompt if that does not name what is to stay"
+    return (
+        f"prior_loss_weight keeps what the base model draws for {prompts[0]!r}{more}. Set class_prompt if that "
+        "does not name what is to stay"
+    )
 
 
 def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
@@ -368,7 +436,9 @@ def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
 
 
 def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:
-    """Stop before the optimizer would spread NaN into every weight. An fp16 gradient may overflow: the scaler skips that step."""
+    """Stop before the optimizer would spread NaN into every weight. An fp16 gradient may overflow:
+    the scaler skips that step.
+    """
     overflow_is_normal = precision == "fp16" and scale > 1
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or overflow_is_normal):
         return
@@ -379,5 +449,6 @@ def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: 
     }[precision]
     dtype = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
     raise NonFiniteLoss(
-        f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good step are kept as a checkpoint"
+        f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last "
+        "good step are kept as a checkpoint"
     )

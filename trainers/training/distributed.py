@@ -1,4 +1,6 @@
-"""Several processes, as `accelerate launch` starts them: who is who, and the sum of their gradients."""
+"""Several processes, as `accelerate launch` starts them: who is who, and the sum of their
+gradients.
+"""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` processes. The first one (rank 0) writes files and talks to the user."""
+    """This process among `size` processes. The first one (rank 0) writes files and talks to the
+    user.
+    """
 
     rank: int = 0
     size: int = 1
@@ -23,11 +27,15 @@ class World:
         return self.rank == 0
 
     def share(self, items: Sequence[T], share_size: int) -> Sequence[T]:
-        """This process's part of a batch that all processes work on together; may be empty at the end of a bucket."""
+        """This process's part of a batch that all processes work on together; may be empty at the
+        end of a bucket.
+        """
         return items[self.rank * share_size : (self.rank + 1) * share_size]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Sum the gradients of all processes in place, in one message, and return the summed loss."""
+        """Sum the gradients of all processes in place, in one message, and return the summed
+        loss.
+        """
         if self.size == 1:
             return loss
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -44,7 +52,9 @@ class World:
 
 
 def current_world() -> tuple[World, torch.device | None]:
-    """The world that `accelerate launch` made, with this process's device; alone and None without it."""
+    """The world that `accelerate launch` made, with this process's device; alone and None without
+    it.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World(), None
     from accelerate import PartialState  # starts the process group, so only where there is one

@@ -1,4 +1,6 @@
-"""What every trainer shares: the events it reports and the result it hands over. Imports no torch at run time."""
+"""What every trainer shares: the events it reports and the result it hands over. Imports no torch
+at run time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage began: "loading", "caching", "training" or "saving"; total counts its steps (0: unknown)."""
+    """A stage began: "loading", "caching", "training" or "saving"; total counts its steps (0:
+    unknown).
+    """
 
     stage: str
     total: int = 0
@@ -34,7 +38,9 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. Times in seconds, memory in bytes (the device's peak; the process's on a CPU). Not known: learning rate NaN, memory 0."""
+    """One optimizer step. Times in seconds, memory in bytes (the device's peak; the process's on a
+    CPU). Not known: learning rate NaN, memory 0.
+    """
 
     step: int
     total: int
@@ -84,12 +90,16 @@ Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn
 
 
 class Interrupted(BaseException):
-    """The user cancelled. A BaseException, as the host's own: an `except Exception` must not swallow it."""
+    """The user cancelled. A BaseException, as the host's own: an `except Exception` must not
+    swallow it.
+    """
 
 
 @dataclass(frozen=True)
 class TrainedLora:
-    """A finished LoRA: contiguous CPU tensors under kohya names, its metadata, and how it came about."""
+    """A finished LoRA: contiguous CPU tensors under kohya names, its metadata, and how it came
+    about.
+    """
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]

@@ -1,6 +1,8 @@
-"""What a trainer needs from the program around it: a device, memory, a way to be cancelled, and somewhere to report.
+"""What a trainer needs from the program around it: a device, memory, a way to be cancelled, and
+somewhere to report.
 
-ComfyUI is one host (nodes/comfy_host.py), a console another (ConsoleHost). A trainer knows only the protocol.
+ComfyUI is one host (nodes/comfy_host.py), a console another (ConsoleHost). A trainer knows only the
+protocol.
 """
 
 import logging
@@ -14,7 +16,17 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from .events import CheckpointSaved, Event, Interrupted, Notice, PictureCaptioned, SamplesDrawn, StageProgress, StageStarted, StepDone
+from .events import (
+    CheckpointSaved,
+    Event,
+    Interrupted,
+    Notice,
+    PictureCaptioned,
+    SamplesDrawn,
+    StageProgress,
+    StageStarted,
+    StepDone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +108,8 @@ def usual_precision(device: torch.device) -> str:
 
 
 class ConsoleHost(DeviceMemory):
-    """Reports with tqdm and logging. Ctrl-C asks the trainer to stop at its next step; a second Ctrl-C stops at once.
+    """Reports with tqdm and logging. Ctrl-C asks the trainer to stop at its next step; a second
+    Ctrl-C stops at once.
 
     Use it as a context manager: it owns the interrupt signal and the bar only inside the block.
     """
@@ -168,7 +181,9 @@ class ConsoleHost(DeviceMemory):
 
 
 def describe_step(event: StepDone) -> str:
-    """One line: loss, and learning rate and memory where they are known. Speed and remaining time stand in the bar itself."""
+    """One line: loss, and learning rate and memory where they are known. Speed and remaining time
+    stand in the bar itself.
+    """
     learning_rate = "" if math.isnan(event.learning_rate) else f", lr {event.learning_rate:.1e}"
     memory = f", {event.memory_bytes / 2**30:.1f} GB" if event.memory_bytes else ""
     return f"loss {event.average_loss:.4f}{learning_rate}{memory}"

@@ -29,7 +29,9 @@ def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
 
 
 def running_average(losses: Sequence[float]) -> list[float]:
-    """Exponential average with the first values' weights corrected, so that it starts at the first loss."""
+    """Exponential average with the first values' weights corrected, so that it starts at the first
+    loss.
+    """
     decay = 1 - 1 / max(10, len(losses) / 25)
     total = weight = 0.0
     averages = []
@@ -40,7 +42,9 @@ def running_average(losses: Sequence[float]) -> list[float]:
 
 
 def _limits(losses: Sequence[float]) -> tuple[float, float]:
-    """From zero to a little above all but the highest percent of losses: one spike must not flatten the curve."""
+    """From zero to a little above all but the highest percent of losses: one spike must not flatten
+    the curve.
+    """
     if not losses:
         return 0.0, 1.0
     ordered = sorted(losses)

@@ -23,11 +23,15 @@ class ParameterGroup:
     learning_rate: float
 
 
-def make_optimizer(name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = "") -> Optimizer:
-    """Build the optimizer called `name`; extra_args overrides its own arguments, as in "betas=(0.9,0.99) d_coef=2".
+def make_optimizer(
+    name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
+) -> Optimizer:
+    """Build the optimizer called `name`; extra_args overrides its own arguments, as in
+    "betas=(0.9,0.99) d_coef=2".
 
     Raises:
-        ValueError: extra_args cannot be read, the optimizer does not take one of them, or it cannot train these groups.
+        ValueError: extra_args cannot be read, the optimizer does not take one of them, or it cannot
+            train these groups.
         ModuleNotFoundError: its package is missing; the message says how to install it.
     """
     settings: dict[str, Any] = {"weight_decay": weight_decay, **parse_optimizer_args(extra_args)}
@@ -39,7 +43,9 @@ def make_optimizer(name: str, groups: Sequence[ParameterGroup], *, weight_decay:
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:
-    """{"betas": (0.9, 0.99)} from "betas=(0.9,0.99)"; values are Python literals, nothing is evaluated."""
+    """{"betas": (0.9, 0.99)} from "betas=(0.9,0.99)"; values are Python literals, nothing is
+    evaluated.
+    """
     settings = {}
     for part in text.split():
         name, separator, value = part.partition("=")
@@ -49,7 +55,8 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise ValueError(
-                f'optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "betas=(0.9,0.99) d_coef=2"'
+                f"optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "
+                '"betas=(0.9,0.99) d_coef=2"'
             ) from None
     return settings
 
@@ -71,7 +78,9 @@ def _lion(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
 def _adafactor(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
     # The learning rate is ours: its own relative steps would ignore learning_rate and lr_scheduler.
     fixed_rate = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    return _package("transformers.optimization", "Adafactor", "transformers").Adafactor(groups, **{**fixed_rate, **settings})
+    return _package("transformers.optimization", "Adafactor", "transformers").Adafactor(
+        groups, **{**fixed_rate, **settings}
+    )
 
 
 def _prodigy(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
@@ -93,14 +102,23 @@ def _package(module: str, optimizer: str, distribution: str | None = None) -> Mo
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = distribution or module
-        raise ModuleNotFoundError(f"optimizer {optimizer} needs the package {name}, which is not installed: pip install {name}, or choose AdamW") from error
+        raise ModuleNotFoundError(
+            f"optimizer {optimizer} needs the package {name}, which is not installed: pip install {name}, or choose "
+            "AdamW"
+        ) from error
 
 
-def make_lr_scheduler(name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1) -> LRScheduler:
-    """diffusers' schedule of that name, to be stepped once per optimizer step. "constant" keeps its warm-up, too."""
+def make_lr_scheduler(
+    name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1
+) -> LRScheduler:
+    """diffusers' schedule of that name, to be stepped once per optimizer step. "constant" keeps its
+    warm-up, too.
+    """
     if name == "constant" and warmup_steps:
         name = "constant_with_warmup"  # diffusers' "constant" ignores num_warmup_steps without a word
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps, num_cycles=num_cycles)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps, num_cycles=num_cycles
+    )
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:

@@ -1,4 +1,6 @@
-"""The folder of one run: manifest, loss.csv, loss plot, checkpoints, samples and log. Nothing exists before `create`."""
+"""The folder of one run: manifest, loss.csv, loss plot, checkpoints, samples and log. Nothing
+exists before `create`.
+"""
 
 import csv
 import json
@@ -25,14 +27,21 @@ def check_output_name(name: str) -> str:
     """The name, if it can be a file's on every system.
 
     Raises:
-        ValueError: it is empty, has a folder in it, or has characters or a name that some system reserves.
+        ValueError: it is empty, has a folder in it, or has characters or a name that some system
+            reserves.
     """
     stem = name.removesuffix(".safetensors")
     bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
     if bad:
-        raise ValueError(f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, such as my_lora")
+        raise ValueError(
+            f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, "
+            "such as my_lora"
+        )
     if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):
-        raise ValueError(f"output name {name!r} is empty or begins or ends with a space or dot. Give a plain file name, such as my_lora")
+        raise ValueError(
+            f"output name {name!r} is empty or begins or ends with a space or dot. Give a plain file name, such as "
+            "my_lora"
+        )
     if stem.split(".")[0].lower() in RESERVED_NAMES:
         raise ValueError(f"output name {name!r} is reserved on Windows. Give another name, such as my_{stem}")
     if len(stem.encode()) > 200:
@@ -43,7 +52,8 @@ def check_output_name(name: str) -> str:
 class RunFolder:
     """Owns `<output folder>/runs/<name>-<date>-<time>` and the name of the final file.
 
-    The final file lies in the output folder, where its name must be free; or, with `keep_inside`, in the run's own folder.
+    The final file lies in the output folder, where its name must be free; or, with `keep_inside`,
+    in the run's own folder.
     """
 
     def __init__(self, output_folder: Path, name: str, *, keep_inside: bool = False) -> None:
@@ -52,14 +62,18 @@ class RunFolder:
         self.path = free_path(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.final_path = (self.path if keep_inside else output_folder) / f"{self.name}.safetensors"
         if self.final_path.exists():
-            raise FileExistsError(f"{self.final_path} exists already. Choose another output name; it was not overwritten")
+            raise FileExistsError(
+                f"{self.final_path} exists already. Choose another output name; it was not overwritten"
+            )
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Make the folder and write the manifest: all settings, the dataset, the base model, versions."""
+        """Make the folder and write the manifest: all settings, the dataset, the base model,
+        versions.
+        """
         self.path.mkdir(parents=True)
         self.write_text("manifest.json", json.dumps({**manifest, "versions": _versions()}, indent=2, default=str))
 
@@ -108,7 +122,14 @@ class LossLog:
 
     def add(self, event: StepDone) -> None:
         self._writer.writerow(
-            [event.step, event.epoch, f"{event.loss:.8g}", f"{event.average_loss:.8g}", f"{event.learning_rate:.6g}", f"{event.steps_per_second:.4g}"]
+            [
+                event.step,
+                event.epoch,
+                f"{event.loss:.8g}",
+                f"{event.average_loss:.8g}",
+                f"{event.learning_rate:.6g}",
+                f"{event.steps_per_second:.4g}",
+            ]
         )
         if time.monotonic() - self._flushed_at > 1:
             self._stream.flush()
@@ -116,10 +137,16 @@ class LossLog:
 
 
 def free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
-    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor with one of the companions' suffixes."""
+    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
+    with one of the companions' suffixes.
+    """
     stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
     candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
-    return next(candidate for candidate in candidates if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions))))
+    return next(
+        candidate
+        for candidate in candidates
+        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions)))
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
-from trainers.musubi import preflight
+from trainers.musubi import checks
 from trainers.musubi.architectures import ARCHITECTURES
 from trainers.musubi.checks import steps_done
 from trainers.musubi.config import MusubiConfig
@@ -358,7 +358,7 @@ def test_another_version_of_musubi_is_said(case):
 
 
 def test_a_full_disk_is_said_before_the_start(case, monkeypatch):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 5 << 20))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 5 << 20))
     with pytest.raises(ValueError, match=r"about 1\.1 GB are needed for caches and checkpoints, 0\.0 GB are free"):
         case.plan()
 

@@ -1,4 +1,5 @@
-"""Florence-2 as a captioner: pictures to text, in batches. The model is loaded when the first picture comes, and not before.
+"""Florence-2 as a captioner: pictures to text, in batches. The model is loaded when the first
+picture comes, and not before.
 
 Letters: B pictures, S prompt tokens.
 """
@@ -36,9 +37,16 @@ class Florence2Captioner:
 
     @torch.inference_mode()
     def describe(
-        self, pictures: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None] = lambda: None
+        self,
+        pictures: Sequence[Image.Image],
+        *,
+        prompt: str,
+        num_beams: int,
+        max_new_tokens: int,
+        check_interrupted: Callable[[], None] = lambda: None,
     ) -> list[str]:
-        """One text per picture, by beam search without sampling: the same every time, alone or in a batch. Interruptible at every word.
+        """One text per picture, by beam search without sampling: the same every time, alone or in a
+        batch. Interruptible at every word.
 
         Raises:
             ValueError: the prompt cannot be used, or the folder's files do not belong together.
@@ -57,7 +65,9 @@ class Florence2Captioner:
                 stopping_criteria=StoppingCriteriaList([_Interruptible(check_interrupted)]),
             )
         except torch.OutOfMemoryError:
-            raise RuntimeError(f"the GPU ran out of memory captioning {len(pictures)} pictures at once. Lower batch_size or num_beams") from None
+            raise RuntimeError(
+                f"the GPU ran out of memory captioning {len(pictures)} pictures at once. Lower batch_size or num_beams"
+            ) from None
         return [self._tokenizer.decode(row) for row in generated.tolist()]
 
     def close(self) -> None:
@@ -77,10 +87,17 @@ class Florence2Captioner:
         sentence_ids = self._tokenizer.encode(sentence)
         num_places = _num_places(self._preparation.size_hw, config.vision_config)
         if config.image_token_id in sentence_ids:
-            raise ValueError(f"the prompt {sentence!r} has a token in it that stands for the picture. Write it in other words")
+            raise ValueError(
+                f"the prompt {sentence!r} has a token in it that stands for the picture. Write it in other words"
+            )
         if num_places + len(sentence_ids) + 2 > config.text_config.max_position_embeddings:
             raise ValueError(f"the prompt has {len(sentence_ids)} tokens, too many for this model. Write a shorter one")
-        ids = [*[config.image_token_id] * num_places, config.text_config.bos_token_id, *sentence_ids, config.text_config.eos_token_id]
+        ids = [
+            *[config.image_token_id] * num_places,
+            config.text_config.bos_token_id,
+            *sentence_ids,
+            config.text_config.eos_token_id,
+        ]
         return torch.tensor([ids] * num_pictures, device=model.device)
 
 
@@ -96,7 +113,9 @@ class _Interruptible(StoppingCriteria):
 
 
 def _num_places(size_hw: tuple[int, int], vision: Any) -> int:
-    """The vision tower's grid, and one place for the picture as a whole: 24 x 24 + 1 at 768 pixels."""
+    """The vision tower's grid, and one place for the picture as a whole: 24 x 24 + 1 at 768
+    pixels.
+    """
     height, width = size_hw
     for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))

@@ -6,18 +6,23 @@ _PICTURE = r"(?:image|picture|photo|photograph)"
 _OPENINGS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"(?:the|this) {_PICTURE} (?:shows|depicts|displays|features|captures|portrays|presents|contains|illustrates|showcases|is showing) (?:us )?",
+        rf"(?:the|this) {_PICTURE} "
+        r"(?:shows|depicts|displays|features|captures|portrays|presents|contains|illustrates|showcases|is showing) "
+        r"(?:us )?",
         rf"(?:the|this) {_PICTURE} is (?=(?:a|an|the) )",
         rf"in (?:the|this) {_PICTURE},? ?(?:there (?:is|are)|(?:we|i|you) can see|it shows|we see) ",
         rf"in (?:the|this) {_PICTURE},? ",
         rf"(?:this is|it is|it's) an? {_PICTURE} (?:of|showing|that shows) ",
-        r"an? (?:image|picture) (?:of|showing|that shows) ",  # "a photo of" and "a drawing of" name the medium, and stay
+        # "a photo of" and "a drawing of" name the medium, and stay
+        r"an? (?:image|picture) (?:of|showing|that shows) ",
     )
 ]
 
 
 def clean_caption(text: str) -> str:
-    """The caption without its opening; a capital stays a capital: "The image shows a cat." becomes "A cat."."""
+    """The caption without its opening; a capital stays a capital: "The image shows a cat." becomes
+    "A cat.".
+    """
     text = " ".join(text.split())
     shortened = text
     for opening in _OPENINGS:

@@ -1,4 +1,6 @@
-"""A Florence-2 model from huggingface.co into a folder: only when it is asked for, safetensors only, resumable."""
+"""A Florence-2 model from huggingface.co into a folder: only when it is asked for, safetensors
+only, resumable.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +11,15 @@ from typing import Any
 
 from .folder import ModelFolder
 
-WANTED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+WANTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
 WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 SECONDS_BETWEEN_LOOKS = 0.5
 _BY_HAND = "copy the model's folder into models/florence2"
@@ -20,7 +30,10 @@ def check_model_id(model_id: str) -> str:
     """Raises ValueError unless it is OWNER/NAME, as huggingface.co writes it."""
     model_id = model_id.strip()
     if not re.fullmatch(f"{_PART}/{_PART}", model_id) or ".." in model_id:
-        raise ValueError(f"model_id must be OWNER/NAME as on huggingface.co, such as florence-community/Florence-2-base, got {model_id!r}")
+        raise ValueError(
+            "model_id must be OWNER/NAME as on huggingface.co, such as florence-community/Florence-2-base, got "
+            f"{model_id!r}"
+        )
     return model_id
 
 
@@ -40,10 +53,11 @@ def download_model(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
-    """The folder `root`/OWNER/NAME with the model; `on_progress` is told the bytes that are there and those in all (0: unknown).
+    """The folder `root`/OWNER/NAME with the model; `on_progress` is told the bytes that are there
+    and those in all (0: unknown).
 
-    What arrived before an error is kept, and the next call goes on there. An interrupt is answered at once; the file that is on its
-    way is then finished in the background.
+    What arrived before an error is kept, and the next call goes on there. An interrupt is answered
+    at once; the file that is on its way is then finished in the background.
 
     Raises:
         ValueError: no such model, it needs a login, or it is no Florence-2 model with safetensors.
@@ -80,7 +94,9 @@ def _require_model(model_id: str) -> int:
     """The bytes that are to come, after a look at the list of files."""
     from huggingface_hub import HfApi
 
-    files = {file.rfilename: file.size or 0 for file in HfApi().model_info(model_id, files_metadata=True).siblings or []}
+    files = {
+        file.rfilename: file.size or 0 for file in HfApi().model_info(model_id, files_metadata=True).siblings or []
+    }
     weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     if not weights or "config.json" not in files:
         raise ValueError(
@@ -93,22 +109,34 @@ def _require_model(model_id: str) -> int:
 @contextmanager
 def _plain_errors(model_id: str) -> Iterator[None]:
     """huggingface_hub's errors in the user's words."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
-    # The bases are the errors of the library that it goes by, which is another one in each of its major versions.
+    # The bases are the errors of the library that it goes by, which is another one in each of its
+    # major versions.
     unreachable: Any = (OSError, LocalEntryNotFoundError, *HfHubHTTPError.__bases__)
     try:
         yield
     except GatedRepoError as error:
-        raise ValueError(f"{model_id}: its owner wants you to log in and agree first. Do so on https://huggingface.co/{model_id}") from error
+        raise ValueError(
+            f"{model_id}: its owner wants you to log in and agree first. Do so on https://huggingface.co/{model_id}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{model_id}: there is no such model on huggingface.co. Is the name right?") from error
     except OfflineModeIsEnabled as error:
-        raise RuntimeError(f"{model_id} cannot be downloaded: HF_HUB_OFFLINE is set. Unset it, or {_BY_HAND}") from error
+        raise RuntimeError(
+            f"{model_id} cannot be downloaded: HF_HUB_OFFLINE is set. Unset it, or {_BY_HAND}"
+        ) from error
     except unreachable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(
-            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). What arrived is kept: run it again, or {_BY_HAND}"
+            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). What "
+            f"arrived is kept: run it again, or {_BY_HAND}"
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""A folder with a Florence-2 model as it was downloaded: which files it has, of which kind it is, and its hash. Weights are not read."""
+"""A folder with a Florence-2 model as it was downloaded: which files it has, of which kind it is,
+and its hash. Weights are not read.
+"""
 
 import hashlib
 import json
@@ -10,14 +12,29 @@ from typing import Any
 
 from ...files.hashes import file_sha256
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_OTHER_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+_OTHER_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`config` is the file's content. Legacy folders (microsoft's, PromptGen's) name everything as their own Python files do, which are never run."""
+    """`config` is the file's content. Legacy folders (microsoft's, PromptGen's) name everything as
+    their own Python files do, which are never run.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -27,36 +44,49 @@ class ModelFolder:
     def open(cls, path: Path) -> "ModelFolder":
         """Raises FileNotFoundError or ValueError: it is no folder with a whole Florence-2 model."""
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: there is no such folder. Give the folder of a Florence-2 model, with its config.json")
+            raise FileNotFoundError(
+                f"{path}: there is no such folder. Give the folder of a Florence-2 model, with its config.json"
+            )
         config = read_json(path / "config.json")
         if not config:
             raise ValueError(f"{path} has no config.json. Give the folder of a Florence-2 model, with all its files")
         if config.get("model_type") != "florence2":
             raise ValueError(f"{path} is not a Florence-2 model but {config.get('model_type', 'of an unknown kind')}")
         if not any(all((path / name).is_file() for name in names) for names in _TOKENIZER_FILES):
-            raise ValueError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt. Copy the model's other files beside its weights")
+            raise ValueError(
+                f"{path} has neither tokenizer.json nor vocab.json and merges.txt. Copy the model's other files "
+                "beside its weights"
+            )
         return cls(path, config, _weight_files(path))
 
     @property
     def is_legacy(self) -> bool:
-        return self.config.get("text_config", {}).get("model_type") == "florence2_language" or "dim_embed" in self.config.get("vision_config", {})
+        return self.config.get("text_config", {}).get(
+            "model_type"
+        ) == "florence2_language" or "dim_embed" in self.config.get("vision_config", {})
 
     def content_hash(self) -> str:
         """Over the bytes of every file that decides what the model says."""
         files = [*self.weight_files, *(file for name in _OTHER_FILES if (file := self.path / name).is_file())]
-        lines = [f"{file.name} {_hash_of_version(str(file), file.stat().st_size, file.stat().st_mtime_ns)}" for file in files]
+        lines = [
+            f"{file.name} {_hash_of_version(str(file), file.stat().st_size, file.stat().st_mtime_ns)}" for file in files
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def find_models(root: Path) -> list[str]:
-    """The folders below `root` that hold a whole Florence-2 model, one or two levels down, by their path there."""
+    """The folders below `root` that hold a whole Florence-2 model, one or two levels down, by their
+    path there.
+    """
     if not root.is_dir():
         return []
     return sorted(folder.relative_to(root).as_posix() for folder in _subfolders(root) if _is_model(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty where there is no such file. Raises ValueError for one that is no JSON object."""
+    """The file's content; empty where there is no such file. Raises ValueError for one that is no
+    JSON object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -87,7 +117,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     """Those of the first kind that is there; safetensors before pickled ones."""
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
-        raise ValueError(f"{folder} has no weights: neither {_WEIGHT_FILES[0]} nor {_WEIGHT_FILES[2]}. Download the rest of the model")
+        raise ValueError(
+            f"{folder} has no weights: neither {_WEIGHT_FILES[0]} nor {_WEIGHT_FILES[2]}. Download the rest of the "
+            "model"
+        )
     if found.suffix != ".json":
         return (found,)
     names = sorted(set(read_json(found).get("weight_map", {}).values()))

@@ -1,4 +1,6 @@
-"""Pictures as Florence-2 sees them: resized to its square, scaled to 0..1, normalised. Letters: B pictures, H W height and width."""
+"""Pictures as Florence-2 sees them: resized to its square, scaled to 0..1, normalised. Letters: B
+pictures, H W height and width.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ _MEAN, _STD, _SIZE, _BICUBIC = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 768
 
 @dataclass(frozen=True)
 class PicturePreparation:
-    """The numbers of the folder's preprocessor_config.json. Rescaling and normalising are no options: the model needs both."""
+    """The numbers of the folder's preprocessor_config.json. Rescaling and normalising are no
+    options: the model needs both.
+    """
 
     size_hw: tuple[int, int] = (_SIZE, _SIZE)
     mean: tuple[float, ...] = _MEAN
@@ -27,7 +31,9 @@ class PicturePreparation:
     @classmethod
     def read(cls, folder: Path) -> "PicturePreparation":
         """Transformers 4 writes them to preprocessor_config.json, 5 to processor_config.json."""
-        settings = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get("image_processor", {})
+        settings = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
+            "image_processor", {}
+        )
         size = settings.get("size", {})
         size_hw = (size.get("height", _SIZE), size.get("width", _SIZE)) if isinstance(size, dict) else (size, size)
         mean, std = settings.get("image_mean", _MEAN), settings.get("image_std", _STD)
@@ -36,8 +42,12 @@ class PicturePreparation:
     def pixel_values(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[B, 3, H, W] float32, red first."""
         height, width = self.size_hw
-        resized = [picture.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for picture in pictures]
-        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).permute(0, 3, 1, 2).float() / 255
+        resized = [
+            picture.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for picture in pictures
+        ]
+        pixels = (
+            torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).permute(0, 3, 1, 2).float() / 255
+        )
         return (pixels - _channels(self.mean)) / _channels(self.std)
 
 

@@ -1,4 +1,6 @@
-"""Legacy Florence-2 checkpoints under the names of transformers' own classes. The names are those of microsoft's remote code, which is not needed."""
+"""Legacy Florence-2 checkpoints under the names of transformers' own classes. The names are those
+of microsoft's remote code, which is not needed.
+"""
 
 import re
 from collections.abc import Mapping
@@ -29,8 +31,14 @@ _UNUSED = re.compile(r"^language_model\.final_logits_bias$|^vision_tower\.(norms
 
 
 def native_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under their native names; only the image projection is another view, as it was stored transposed."""
-    return {_native_name(name): weight.T if name == "image_projection" else weight for name, weight in weights.items() if not _UNUSED.match(name)}
+    """The same tensors under their native names; only the image projection is another view, as it
+    was stored transposed.
+    """
+    return {
+        _native_name(name): weight.T if name == "image_projection" else weight
+        for name, weight in weights.items()
+        if not _UNUSED.match(name)
+    }
 
 
 def native_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
@@ -38,7 +46,10 @@ def native_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
     position, temporal = legacy.get("image_pos_embed") or {}, legacy.get("visual_temporal_embedding") or {}
     sources = legacy.get("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
     if sources != ["spatial_avg_pool", "temporal_avg_pool"]:
-        raise ValueError(f"this Florence-2 model takes its image features from {sources}; only spatial_avg_pool and temporal_avg_pool can be read")
+        raise ValueError(
+            f"this Florence-2 model takes its image features from {sources}; only spatial_avg_pool and "
+            "temporal_avg_pool can be read"
+        )
     assert isinstance(position, dict) and isinstance(temporal, dict)
     return {
         "embed_dim": legacy["dim_embed"],

@@ -1,4 +1,6 @@
-"""A Florence-2 folder, native or legacy, as transformers' own class. Nothing is fetched, no code of the folder is run, no weight is copied."""
+"""A Florence-2 folder, native or legacy, as transformers' own class. Nothing is fetched, no code of
+the folder is run, no weight is copied.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,51 +15,107 @@ from .legacy import native_vision_settings, native_weights
 
 _SHARED = "model.language_model.shared.weight"
 # One matrix under four names; files hold any of them.
-_EMBEDDINGS = (_SHARED, "model.language_model.encoder.embed_tokens.weight", "model.language_model.decoder.embed_tokens.weight", "lm_head.weight")
+_EMBEDDINGS = (
+    _SHARED,
+    "model.language_model.encoder.embed_tokens.weight",
+    "model.language_model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
 _VISION_SETTINGS = (
-    *("depths", "embed_dim", "num_heads", "num_groups", "window_size", "patch_size", "patch_stride", "patch_padding", "patch_prenorm"),
+    *(
+        "depths",
+        "embed_dim",
+        "num_heads",
+        "num_groups",
+        "window_size",
+        "patch_size",
+        "patch_stride",
+        "patch_padding",
+        "patch_prenorm",
+    ),
     *("projection_dim", "max_position_embeddings", "max_temporal_embeddings", "mlp_ratio", "qkv_bias"),
 )
 _TEXT_SETTINGS = (
-    *("d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
-    *("max_position_embeddings", "activation_function", "scale_embedding", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *(
+        "d_model",
+        "encoder_layers",
+        "decoder_layers",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+    ),
+    *(
+        "max_position_embeddings",
+        "activation_function",
+        "scale_embedding",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+    ),
 )
 _GENERATION_SETTINGS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+    ),
     "no_repeat_ngram_size",
 )
-# BART's, which every Florence-2 uses; for folders that leave them to the defaults of their Python files.
-_BART_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_bos_token_id": 0, "forced_eos_token_id": 2}
+# BART's, which every Florence-2 uses; for folders that leave them to the defaults of their Python
+# files.
+_BART_TOKENS = {
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
+}
 
 
 def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """The model on the CPU, in eval mode, frozen; where the file has `dtype`, its weights are the file, mapped into memory.
+    """The model on the CPU, in eval mode, frozen; where the file has `dtype`, its weights are the
+    file, mapped into memory.
 
     Raises:
-        ValueError: the weights are damaged, or not those of the folder's config; the message names one.
+        ValueError: the weights are damaged, or not those of the folder's config; the message names
+            one.
     """
     weights = _read_weights(folder)
     num_tokens = weights[_SHARED].shape[0]
     with torch.device("meta"):
         model = Florence2ForConditionalGeneration(native_config(folder, num_tokens=num_tokens))
     _check_fit(model.state_dict(), weights, folder)
-    model.requires_grad_(False)  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    model.requires_grad_(
+        False
+    )  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, strict=True, assign=True)
     _share_embeddings(model)
     return model.eval()
 
 
 def native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
-    """Only the settings that shape the model: what else the file says depends on the version of transformers that wrote it.
+    """Only the settings that shape the model: what else the file says depends on the version of
+    transformers that wrote it.
 
-    A legacy model has no token for the places of the picture. Its embedding is never looked at, so the last of its own tokens (an
-    "and" between regions) stands in for it in the prompt.
+    A legacy model has no token for the places of the picture. Its embedding is never looked at, so
+    the last of its own tokens (an "and" between regions) stands in for it in the prompt.
     """
     vision, text = folder.config["vision_config"], {**_BART_TOKENS, **folder.config["text_config"]}
     if folder.is_legacy:
         vision = {**vision, **native_vision_settings(vision)}
     return Florence2Config(
-        text_config={"model_type": "bart", "is_encoder_decoder": True, "vocab_size": num_tokens, **_chosen(text, _TEXT_SETTINGS)},
+        text_config={
+            "model_type": "bart",
+            "is_encoder_decoder": True,
+            "vocab_size": num_tokens,
+            **_chosen(text, _TEXT_SETTINGS),
+        },
         vision_config={"model_type": "florence_vision", "drop_path_rate": 0.0, **_chosen(vision, _VISION_SETTINGS)},
         image_token_id=num_tokens - 1 if folder.is_legacy else folder.config["image_token_id"],
         **_chosen(text, ("bos_token_id", "pad_token_id", "eos_token_id")),
@@ -65,15 +123,18 @@ def native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
 
 
 def generation_config(folder: ModelFolder, *, num_beams: int, max_new_tokens: int) -> GenerationConfig:
-    """Beam search without sampling, until no better caption can come (microsoft's example: early_stopping off).
+    """Beam search without sampling, until no better caption can come (microsoft's example:
+    early_stopping off).
 
-    The marks and the rule against repetitions are the folder's. Both files may state them: microsoft's code goes by the config,
-    transformers' own class by generation_config.json.
+    The marks and the rule against repetitions are the folder's. Both files may state them:
+    microsoft's code goes by the config, transformers' own class by generation_config.json.
     """
     by_config = _chosen(folder.config["text_config"], _GENERATION_SETTINGS)
     by_file = _chosen(read_json(folder.path / "generation_config.json"), _GENERATION_SETTINGS)
     stated = {**_BART_TOKENS, **by_file, **by_config} if folder.is_legacy else {**_BART_TOKENS, **by_config, **by_file}
-    return GenerationConfig(**stated, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
+    return GenerationConfig(
+        **stated, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+    )
 
 
 def _chosen(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -84,24 +145,37 @@ def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in folder.weight_files:
         try:
-            weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            weights |= (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            )
         except Exception as error:  # safetensors, zipfile and pickle each raise errors of their own for a damaged file
             raise ValueError(f"{file}: the weights cannot be read ({error}). Download the file again") from error
     if folder.is_legacy:
         weights = native_weights(weights)
     stored = next((weights[name] for name in _EMBEDDINGS if name in weights), None)
     if stored is None:
-        raise ValueError(f"{folder.path}: the weights have no embeddings of words, so they are not a whole Florence-2 model. Download it again")
+        raise ValueError(
+            f"{folder.path}: the weights have no embeddings of words, so they are not a whole Florence-2 model. "
+            "Download it again"
+        )
     return {**dict.fromkeys(_EMBEDDINGS, stored), **weights}
 
 
 def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: ModelFolder) -> None:
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unknown:
-        raise ValueError(f"{folder.path}: not the weights of a Florence-2 model: it lacks {_first(missing)} and has in excess {_first(unknown)}")
+        raise ValueError(
+            f"{folder.path}: not the weights of a Florence-2 model: it lacks {_first(missing)} and has in excess "
+            f"{_first(unknown)}"
+        )
     for name, weight in given.items():
         if weight.shape != expected[name].shape:
-            raise ValueError(f"{folder.path}: {name} is {list(weight.shape)}; config.json says {list(expected[name].shape)}. Is it another model's?")
+            raise ValueError(
+                f"{folder.path}: {name} is {list(weight.shape)}; config.json says {list(expected[name].shape)}. Is "
+                "it another model's?"
+            )
 
 
 def _first(names: list[str]) -> str:

@@ -1,6 +1,9 @@
-"""What Florence-2 can be asked for: the names of the tasks, their tokens, and the sentences that some tokens stand for. Imports nothing."""
+"""What Florence-2 can be asked for: the names of the tasks, their tokens, and the sentences that
+some tokens stand for. Imports nothing.
+"""
 
-# The names are those that ComfyUI's users know. PromptGen's tokens exist only in MiaoshouAI's fine-tuned models.
+# The names are those that ComfyUI's users know. PromptGen's tokens exist only in MiaoshouAI's
+# fine-tuned models.
 TASKS = {
     "caption": "<CAPTION>",
     "detailed_caption": "<DETAILED_CAPTION>",
@@ -38,15 +41,20 @@ def prompt_sentence(prompt: str) -> str:
     """What is sent to the model for a task's token, or for a prompt of the user's own.
 
     Raises:
-        ValueError: it is empty, has other text beside one of Florence-2's task tokens, or asks for regions instead of a caption.
+        ValueError: it is empty, has other text beside one of Florence-2's task tokens, or asks for
+            regions instead of a caption.
     """
     prompt = prompt.strip()
     if not prompt:
         raise ValueError("the prompt is empty. Choose a task, or write a prompt such as <DETAILED_CAPTION>")
     regions = next((token for token in _GIVE_REGIONS if token in prompt), None)
     if regions:
-        raise ValueError(f"{regions} gives regions of the picture, not a caption. Use one of {', '.join(TASKS.values())}")
+        raise ValueError(
+            f"{regions} gives regions of the picture, not a caption. Use one of {', '.join(TASKS.values())}"
+        )
     beside = next((token for token in _SENTENCES if token in prompt and token != prompt), None)
     if beside:
-        raise ValueError(f"the prompt {prompt!r} has text beside {beside}, which has to stand alone. Remove the one or the other")
+        raise ValueError(
+            f"the prompt {prompt!r} has text beside {beside}, which has to stand alone. Remove the one or the other"
+        )
     return _SENTENCES.get(prompt, prompt)

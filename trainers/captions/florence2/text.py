@@ -1,4 +1,6 @@
-"""Florence-2's prompts as token ids, and its answers as text, by the tokenizer of the model's own folder."""
+"""Florence-2's prompts as token ids, and its answers as text, by the tokenizer of the model's own
+folder.
+"""
 
 import re
 from collections.abc import Sequence
@@ -6,12 +8,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-# What Florence-2 writes between words for regions, and BART's own marks. Legacy folders do not know the former as tokens.
-_MARKS = re.compile(r"<loc_\d+>|<image>|</?(?:s|pad|unk|mask|od|ocr|cap|ncap|dcap|grounding|seg|sep|region_cap|region_to_desciption|proposal|poly|and)>")
+# What Florence-2 writes between words for regions, and BART's own marks. Legacy folders do not know
+# the former as tokens.
+_MARKS = re.compile(
+    r"<loc_\d+>|<image>|</?(?:s|pad|unk|mask|od|ocr|cap|ncap|dcap|grounding|seg|sep|region_cap|region_to_desciption|proposal|poly|and)>"
+)
 
 
 class PromptTokenizer:
-    """BART's byte-level tokenizer without anything around it: padding is never needed, for all pictures of a batch have the same prompt."""
+    """BART's byte-level tokenizer without anything around it: padding is never needed, for all
+    pictures of a batch have the same prompt.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = _read_tokenizer(folder)
@@ -37,5 +44,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([mark for mark in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if tokenizer.token_to_id(mark) is not None])
+    tokenizer.add_special_tokens(
+        [mark for mark in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if tokenizer.token_to_id(mark) is not None]
+    )
     return tokenizer

@@ -1,6 +1,8 @@
-"""What an SDXL training will cost, from its plan alone: steps, how often a picture is seen, bytes on the disk. Memory stands in memory.py.
+"""What an SDXL training will cost, from its plan alone: steps, how often a picture is seen, bytes
+on the disk. Memory stands in memory.py.
 
-How long a step takes only an earlier run can tell; how that changes with prior preservation stands here.
+How long a step takes only an earlier run can tell; how that changes with prior preservation stands
+here.
 """
 
 import math
@@ -11,8 +13,9 @@ from dataclasses import dataclass
 from ...dataset.buckets import CropPlan, epoch_batches
 from ..config import SDXLConfig
 
-# With prior_loss_weight a step has two forward passes and one backward pass more. Measured on a CPU: 2.2 times the time of a step
-# without, with and without gradient checkpointing; 2.4 times with the encoding of the captions and all else.
+# With prior_loss_weight a step has two forward passes and one backward pass more. Measured on a
+# CPU: 2.2 times the time of a step without, with and without gradient checkpointing; 2.4 times with
+# the encoding of the captions and all else.
 PRIOR_STEP_TIME = 2.3
 LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
 MASK_BYTES_PER_PIXEL = 4 / 64  # as large, one channel
@@ -79,11 +82,21 @@ class DiskUse:
         return self.latents_bytes + self.captions_bytes + self.lora_bytes * (1 + self.num_checkpoints)
 
 
-def disk_use(plan: CropPlan, config: SDXLConfig, schedule: Schedule, *, chunks_by_text: Sequence[int], random_flip: bool, num_parameters: int) -> DiskUse:
+def disk_use(
+    plan: CropPlan,
+    config: SDXLConfig,
+    schedule: Schedule,
+    *,
+    chunks_by_text: Sequence[int],
+    random_flip: bool,
+    num_parameters: int,
+) -> DiskUse:
     """`chunks_by_text`: the number of 75-token chunks of every text that is cached."""
     crops = {(item.image.sha256, item.crop) for item in plan.items}
     masks = {(item.image.mask_sha256, item.crop) for item in plan.items if item.image.mask_sha256}
-    latents_bytes = sum(LATENT_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops) * (2 if random_flip else 1)
+    latents_bytes = sum(LATENT_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops) * (
+        2 if random_flip else 1
+    )
     latents_bytes += sum(MASK_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in masks)
     captions_bytes = sum(num_chunks * CAPTION_CHUNK_BYTES + POOLED_BYTES + FILE_BYTES for num_chunks in chunks_by_text)
     return DiskUse(
@@ -98,5 +111,9 @@ def _checkpoint_names(config: SDXLConfig, schedule: Schedule) -> set[tuple[str, 
     """By step and by epoch, as they are named; the last step is the finished LoRA."""
     last = schedule.total_steps - 1
     by_step = range(1, last // config.save_every_n_steps + 1) if config.save_every_n_steps else ()
-    by_epoch = range(1, last // (config.save_every_n_epochs * schedule.steps_per_epoch) + 1) if config.save_every_n_epochs else ()
+    by_epoch = (
+        range(1, last // (config.save_every_n_epochs * schedule.steps_per_epoch) + 1)
+        if config.save_every_n_epochs
+        else ()
+    )
     return {("step", number) for number in by_step} | {("epoch", number) for number in by_epoch}

@@ -1,4 +1,6 @@
-"""How fast earlier runs were: their settings and speed, from the manifest.json and loss.csv that RunFolder wrote."""
+"""How fast earlier runs were: their settings and speed, from the manifest.json and loss.csv that
+RunFolder wrote.
+"""
 
 import csv
 import json
@@ -16,7 +18,9 @@ PRIOR = "prior_loss_weight"
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """`factor` is in seconds_per_step: the run had prior preservation and the new one will not, or the reverse."""
+    """`factor` is in seconds_per_step: the run had prior preservation and the new one will not, or
+    the reverse.
+    """
 
     name: str
     device: str
@@ -33,15 +37,25 @@ class EarlierRun:
         if self.factor == 1:
             return f"{self.seconds_per_step:.2f} s per step, as in {where}"
         prior = "with" if self.factor > 1 else "without"
-        return f"{self.seconds_per_step:.2f} s per step, reckoned {prior} prior_loss_weight from the {self.seconds_per_step / self.factor:.2f} s in {where}"
+        return (
+            f"{self.seconds_per_step:.2f} s per step, reckoned {prior} prior_loss_weight from the "
+            f"{self.seconds_per_step / self.factor:.2f} s in {where}"
+        )
 
 
-def latest_run_like(runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str) -> EarlierRun | None:
-    """The latest run of MIN_STEPS or more whose manifest has these values, in its sections "training" and "buckets".
+def latest_run_like(
+    runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str
+) -> EarlierRun | None:
+    """The latest run of MIN_STEPS or more whose manifest has these values, in its sections
+    "training" and "buckets".
 
-    prior_loss_weight matters only as on or off. One in which that is as here comes first; its time is not reckoned.
+    prior_loss_weight matters only as on or off. One in which that is as here comes first; its time
+    is not reckoned.
     """
-    wanted = {section: {name: value for name, value in values.items() if name != PRIOR} for section, values in settings.items()}
+    wanted = {
+        section: {name: value for name, value in values.items() if name != PRIOR}
+        for section, values in settings.items()
+    }
     has_prior = bool(settings.get("training", {}).get(PRIOR))
     found = list(_runs_like(runs_folder, wanted, precision=precision))
     same = (run for run, has_own_prior in found if has_own_prior == has_prior)
@@ -49,9 +63,13 @@ def latest_run_like(runs_folder: Path, settings: Mapping[str, Mapping[str, Any]]
     return next(chain(same, other), None)
 
 
-def _runs_like(runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str) -> Iterator[tuple[EarlierRun, bool]]:
+def _runs_like(
+    runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str
+) -> Iterator[tuple[EarlierRun, bool]]:
     """The latest first, each with whether it had prior preservation."""
-    for manifest_file in sorted(runs_folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for manifest_file in sorted(
+        runs_folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    ):
         try:
             manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         except ValueError:
@@ -63,7 +81,11 @@ def _runs_like(runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, 
 
 
 def _has(manifest: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> bool:
-    return all(manifest.get(section, {}).get(name) == value for section, values in settings.items() for name, value in values.items())
+    return all(
+        manifest.get(section, {}).get(name) == value
+        for section, values in settings.items()
+        for name, value in values.items()
+    )
 
 
 def _read(folder: Path, manifest: Mapping[str, Any]) -> EarlierRun | None:
@@ -72,7 +94,9 @@ def _read(folder: Path, manifest: Mapping[str, Any]) -> EarlierRun | None:
         return None
     base_model = str(manifest.get("base_model", {}).get("name") or "an unnamed model")
     num_steps, steps_per_second = rows[-1]
-    return EarlierRun(folder.name, str(manifest.get("device", "an unknown device")), base_model, num_steps, 1 / steps_per_second)
+    return EarlierRun(
+        folder.name, str(manifest.get("device", "an unknown device")), base_model, num_steps, 1 / steps_per_second
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, float]]:

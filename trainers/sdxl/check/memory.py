@@ -1,8 +1,10 @@
-"""How much device memory a training needs, and which settings need less: an estimate from the UNet's structure, in milliseconds.
+"""How much device memory a training needs, and which settings need less: an estimate from the
+UNet's structure, in milliseconds.
 
-The counts below say which tensors PyTorch keeps for the backward pass, read off the classes of diffusers 0.42, transformers 5 and PEFT;
-benchmarks/memory_estimate.py compares them with the real classes. A number has 4 bytes in float32, and 2 in bf16 and fp16, where
-autocast still normalizes in float32. A position is a pixel of a level's feature map.
+The counts below say which tensors PyTorch keeps for the backward pass, read off the classes of
+diffusers 0.42, transformers 5 and PEFT; benchmarks/memory_estimate.py compares them with the real
+classes. A number has 4 bytes in float32, and 2 in bf16 and fp16, where autocast still normalizes in
+float32. A position is a pixel of a level's feature map.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,13 @@ GIB = 2**30
 FLOAT32 = 4
 CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
 FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds beside the tensors, and what kernels allocate inside
-OPTIMIZER_BYTES = {"AdamW": 8.0, "AdamW8bit": 2.0, "Lion": 4.0, "Adafactor": 0.3, "Prodigy": 16.0}  # states of one parameter
+OPTIMIZER_BYTES = {
+    "AdamW": 8.0,
+    "AdamW8bit": 2.0,
+    "Lion": 4.0,
+    "Adafactor": 0.3,
+    "Prodigy": 16.0,
+}  # states of one parameter
 NUM_TEXT_TOKENS, VOCABULARY_SIZE = 77, 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
@@ -44,7 +52,9 @@ class TextEncoderShape:
 
     @property
     def fans(self) -> int:
-        """Parameters of rank 1 adapters: per layer four linear layers of width to width, and two between width and 4 x width."""
+        """Parameters of rank 1 adapters: per layer four linear layers of width to width, and two
+        between width and 4 x width.
+        """
         return self.num_trained_layers * (4 * 2 + 2 * 5) * self.width
 
 
@@ -52,17 +62,30 @@ SDXL_TEXT_ENCODERS = (TextEncoderShape(768, 12, 123_060_480, 11), TextEncoderSha
 
 
 def text_encoder_shapes(model: SDXLModel) -> tuple[TextEncoderShape, ...]:
-    """Those of a model whose text encoders are there; the first one's last layer is never trained."""
-    encoders = [(encoder, not_trained) for encoder, not_trained in ((model.text_encoder, 1), (model.text_encoder_2, 0)) if encoder is not None]
+    """Those of a model whose text encoders are there; the first one's last layer is never
+    trained.
+    """
+    encoders = [
+        (encoder, not_trained)
+        for encoder, not_trained in ((model.text_encoder, 1), (model.text_encoder_2, 0))
+        if encoder is not None
+    ]
     return tuple(
-        TextEncoderShape(encoder.config.hidden_size, encoder.config.num_hidden_layers, encoder.num_parameters(), encoder.config.num_hidden_layers - not_trained)
+        TextEncoderShape(
+            encoder.config.hidden_size,
+            encoder.config.num_hidden_layers,
+            encoder.num_parameters(),
+            encoder.config.num_hidden_layers - not_trained,
+        )
         for encoder, not_trained in encoders
     )
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device. The caching stages are over, and their models gone, when the training stage begins."""
+    """Bytes on the device. The caching stages are over, and their models gone, when the training
+    stage begins.
+    """
 
     weights_bytes: int  # frozen
     adapters_bytes: int  # with their gradients and the optimizer's states
@@ -79,12 +102,16 @@ class MemoryEstimate:
         return max(self.training_bytes, self.caching_bytes) + self.overhead_bytes
 
     def text(self) -> str:
-        """One line, such as "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA 0.9"."""
+        """One line, such as "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA
+        0.9".
+        """
         parts = {"weights": self.weights_bytes, "adapters": self.adapters_bytes, "activations": self.activations_bytes}
         if self.caching_bytes > self.training_bytes:
             parts = {"caching latents and captions": self.caching_bytes}
         parts["CUDA"] = self.overhead_bytes
-        return f"about {self.total_bytes / GIB:.1f} GB: " + ", ".join(f"{name} {num_bytes / GIB:.1f}" for name, num_bytes in parts.items())
+        return f"about {self.total_bytes / GIB:.1f} GB: " + ", ".join(
+            f"{name} {num_bytes / GIB:.1f}" for name, num_bytes in parts.items()
+        )
 
 
 def estimate_memory(
@@ -96,30 +123,45 @@ def estimate_memory(
     num_adapter_parameters: int | None = None,
     text_encoders: Sequence[TextEncoderShape] = SDXL_TEXT_ENCODERS,
 ) -> MemoryEstimate:
-    """The most that a training holds on a GPU, for its largest bucket and precision "no", "bf16" or "fp16".
+    """The most that a training holds on a GPU, for its largest bucket and precision "no", "bf16" or
+    "fp16".
 
-    The UNet may be on the meta device, and may have its adapters already. Gradients count in full, as they do from the second
-    micro-batch of a step on.
+    The UNet may be on the meta device, and may have its adapters already. Gradients count in full,
+    as they do from the second micro-batch of a step on.
     """
     rules = _Rules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
-        num_adapter_parameters = config.rank * (sum(map(_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders))
+        num_adapter_parameters = config.rank * (
+            sum(map(_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders)
+        )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
     adapters_bytes = round(num_adapter_parameters * (2 * FLOAT32 + OPTIMIZER_BYTES[config.optimizer]))
-    activations_bytes = config.train_batch_size * (_unet_peak(unet, rules, size_hw) + sum(_text_peak(shape, rules) for shape in trained_encoders))
+    activations_bytes = config.train_batch_size * (
+        _unet_peak(unet, rules, size_hw) + sum(_text_peak(shape, rules) for shape in trained_encoders)
+    )
     if rules.uses_autocast and not rules.checkpointing:
         activations_bytes += rules.number_bytes * num_adapter_parameters  # the adapters' casts
     caching_bytes = max(_latents_caching(size_hw), _captions_caching(text_encoders))
     stage_bytes = max(weights_bytes + adapters_bytes + activations_bytes, caching_bytes)
-    return MemoryEstimate(weights_bytes, adapters_bytes, activations_bytes, caching_bytes, CUDA_CONTEXT_BYTES + round(FRAGMENTATION * stage_bytes))
+    return MemoryEstimate(
+        weights_bytes,
+        adapters_bytes,
+        activations_bytes,
+        caching_bytes,
+        CUDA_CONTEXT_BYTES + round(FRAGMENTATION * stage_bytes),
+    )
 
 
-def smaller_settings(config: SDXLConfig, size_hw: Size, estimate: Callable[[SDXLConfig, Size], MemoryEstimate]) -> list[tuple[str, MemoryEstimate]]:
-    """Settings that need less memory, the least harmful first, each with what it leads to on top of all before it.
+def smaller_settings(
+    config: SDXLConfig, size_hw: Size, estimate: Callable[[SDXLConfig, Size], MemoryEstimate]
+) -> list[tuple[str, MemoryEstimate]]:
+    """Settings that need less memory, the least harmful first, each with what it leads to on top of
+    all before it.
 
-    `estimate` is asked for a configuration and the size of its largest bucket; it resolves the configuration's mixed_precision.
+    `estimate` is asked for a configuration and the size of its largest bucket; it resolves the
+    configuration's mixed_precision.
     """
     steps = []
     for description, changes, resolution in _changes(config):
@@ -173,7 +215,9 @@ class _Rules:
 
     @classmethod
     def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "_Rules":
-        names = list(adapter_layers(unet)) or (unet_targets(unet, config.target_modules) if config.learning_rate else [])
+        names = list(adapter_layers(unet)) or (
+            unet_targets(unet, config.target_modules) if config.learning_rate else []
+        )
         return cls(
             targets=frozenset(map(unet.get_submodule, names)),
             number_bytes=number_bytes,
@@ -189,10 +233,14 @@ class _Rules:
 
     def trains(self, module: nn.Module) -> bool:
         """Whether a gradient begins here: at an adapter, or at attention to trained text."""
-        return not self.targets.isdisjoint(module.modules()) or (self.text_encoders_trained and isinstance(module, Transformer2DModel))
+        return not self.targets.isdisjoint(module.modules()) or (
+            self.text_encoders_trained and isinstance(module, Transformer2DModel)
+        )
 
     def layer(self, *, input_bytes: float, saved_bytes: float, working_bytes: float) -> "_Layer":
-        """A layer that gradient checkpointing runs again in the backward pass, from its input alone."""
+        """A layer that gradient checkpointing runs again in the backward pass, from its input
+        alone.
+        """
         if self.checkpointing:
             return _Layer(input_bytes, saved_bytes + working_bytes)
         return _Layer(saved_bytes, working_bytes)
@@ -205,11 +253,15 @@ class _Layer:
 
 
 def _unet_peak(unet: UNet2DConditionModel, rules: _Rules, size_hw: Size) -> int:
-    """Of one picture. The backward pass frees from the last layer to the first, so a layer's finds all before it still there."""
+    """Of one picture. The backward pass frees from the last layer to the first, so a layer's finds
+    all before it still there.
+    """
     needing_gradients = dropwhile(lambda layer: not rules.trains(layer[0]), _layers(unet, size_hw))
     costs = [cost for module, num_positions in needing_gradients for cost in _costs(module, num_positions, rules)]
     kept = accumulate(cost.kept_bytes for cost in costs)
-    return round(max((kept_bytes + cost.backward_bytes for kept_bytes, cost in zip(kept, costs, strict=True)), default=0))
+    return round(
+        max((kept_bytes + cost.backward_bytes for kept_bytes, cost in zip(kept, costs, strict=True)), default=0)
+    )
 
 
 def _layers(unet: Any, size_hw: Size) -> Iterator[tuple[nn.Module, int]]:
@@ -254,7 +306,9 @@ def _costs(module: Any, num_positions: int, rules: _Rules) -> Iterator[_Layer]:
 
 
 def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: _Rules) -> _Layer:
-    """Two times: input of the norm, its output for SiLU, input of the convolution, which autograd keeps for frozen weights too."""
+    """Two times: input of the norm, its output for SiLU, input of the convolution, which autograd
+    keeps for frozen weights too.
+    """
     saved = (resnet.in_channels + resnet.out_channels) * (2 * FLOAT32 + rules.number_bytes)
     if resnet.conv_shortcut is not None and rules.uses_autocast:
         saved += resnet.in_channels * rules.number_bytes  # in float32 it is what the norm keeps
@@ -268,7 +322,9 @@ def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: _Rules) -> _L
 def _transformer_cost(block: Any, num_positions: int, width: int, rules: _Rules) -> _Layer:
     number = rules.number_bytes
     norms = 3 * FLOAT32
-    attention = 6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads  # query, key, value, output; query, output; two logsumexp
+    attention = (
+        6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
+    )  # query, key, value, output; query, output; two logsumexp
     feed_forward = 12 * number  # projection of 8 x width, GELU of 4 x width
     saved = width * (norms + attention + feed_forward) + _adapters_saved(block, width, rules)
     text_keys_and_values = 2 * width * NUM_TEXT_TOKENS * number
@@ -279,7 +335,8 @@ def _transformer_cost(block: Any, num_positions: int, width: int, rules: _Rules)
     )
 
 
-# What an adapted layer multiplies, and how wide it is. Attention's output is kept by attention itself, so it costs nothing more.
+# What an adapted layer multiplies, and how wide it is. Attention's output is kept by attention
+# itself, so it costs nothing more.
 _ADAPTER_INPUTS = {
     "attn1.to_q": ("norm1", 1),
     "attn1.to_k": ("norm1", 1),
@@ -293,18 +350,28 @@ _ADAPTER_INPUTS = {
 
 
 def _adapters_saved(block: nn.Module, width: int, rules: _Rules) -> int:
-    """Bytes per position that the adapters keep: the inputs and outputs of their `down` products."""
-    inputs = [_ADAPTER_INPUTS[name] for name, layer in block.named_modules() if layer in rules.targets and name in _ADAPTER_INPUTS]
+    """Bytes per position that the adapters keep: the inputs and outputs of their `down`
+    products.
+    """
+    inputs = [
+        _ADAPTER_INPUTS[name]
+        for name, layer in block.named_modules()
+        if layer in rules.targets and name in _ADAPTER_INPUTS
+    ]
     num_values = rules.rank * len(inputs)
     if rules.dropout:  # each its own, and a mask of one byte
-        return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (rules.number_bytes + 1)
+        return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
+            rules.number_bytes + 1
+        )
     if not rules.uses_autocast:  # which casts a norm's output anew for each
         inputs = set(inputs)
     return (num_values + sum(factor for _, factor in inputs) * width) * rules.number_bytes
 
 
 def _text_peak(shape: TextEncoderShape, rules: _Rules) -> int:
-    """Of one caption: per layer two norms, query, key, value, output, two inputs of 4 x width, and the casts of the adapters' inputs."""
+    """Of one caption: per layer two norms, query, key, value, output, two inputs of 4 x width, and
+    the casts of the adapters' inputs.
+    """
     number = rules.number_bytes
     num_casts = 4 if rules.uses_autocast else 2
     layer_bytes = NUM_TEXT_TOKENS * shape.width * (2 * FLOAT32 + (4 + num_casts + 3 * 4) * number)
@@ -319,7 +386,9 @@ def _latents_caching(size_hw: Size) -> int:
 
 
 def _captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int:
-    """Both encoders with weights of two bytes, and the largest of them, a table of tokens, cast to float32."""
+    """Both encoders with weights of two bytes, and the largest of them, a table of tokens, cast to
+    float32.
+    """
     num_parameters = sum(shape.num_parameters for shape in text_encoders)
     return 2 * num_parameters + FLOAT32 * VOCABULARY_SIZE * max(shape.width for shape in text_encoders)
 

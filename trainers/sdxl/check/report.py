@@ -1,4 +1,6 @@
-"""What the flight check found: findings with a level, every picture's crop, and the cost; as text and as JSON."""
+"""What the flight check found: findings with a level, every picture's crop, and the cost; as text
+and as JSON.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ GIGABYTE = 2**30
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with their own reasons."""
+    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with
+    their own reasons.
+    """
 
     level: Level
     kind: str
@@ -56,7 +60,9 @@ class PictureUse:
 
     @property
     def enlargement(self) -> float:
-        return max(resized / original for resized, original in zip(self.crop.resized_hw, self.crop.original_hw, strict=True))
+        return max(
+            resized / original for resized, original in zip(self.crop.resized_hw, self.crop.original_hw, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class FlightReport:
-    """`uses` has every picture once per size, in their order; `thumbnails` those that could be read, by name."""
+    """`uses` has every picture once per size, in their order; `thumbnails` those that could be
+    read, by name.
+    """
 
     name: str
     stop_at: str
@@ -101,13 +109,17 @@ class FlightReport:
     def buckets(self) -> dict[Size, list[PictureUse]]:
         """The largest first."""
         groups: dict[Size, list[PictureUse]] = defaultdict(list)
-        for use in sorted(self.uses, key=lambda use: (-use.crop.target_hw[0] * use.crop.target_hw[1], use.crop.target_hw)):
+        for use in sorted(
+            self.uses, key=lambda use: (-use.crop.target_hw[0] * use.crop.target_hw[1], use.crop.target_hw)
+        ):
             groups[use.crop.target_hw].append(use)
         return dict(groups)
 
     @property
     def is_refused(self) -> bool:
-        return self.stop_at != "never" and any(LEVELS.index(finding.level) >= LEVELS.index(self.stop_at) for finding in self.findings)
+        return self.stop_at != "never" and any(
+            LEVELS.index(finding.level) >= LEVELS.index(self.stop_at) for finding in self.findings
+        )
 
     @property
     def verdict(self) -> str:
@@ -128,14 +140,20 @@ class FlightReport:
     def _bucket_lines(self) -> Iterator[str]:
         for (height, width), uses in self.buckets.items():
             samples = sum(use.num_samples for use in uses)
-            yield f"  {width:>5} x {height:<5} {counted(len(uses), 'picture'):>12}, {counted(samples, 'sample')} per epoch"
+            yield (
+                f"  {width:>5} x {height:<5} {counted(len(uses), 'picture'):>12}, {counted(samples, 'sample')} "
+                "per epoch"
+            )
 
     def _fact_lines(self) -> Iterator[str]:
         yield self._pictures_text()
         if self.uses:
             worst = max(self.uses, key=lambda use: use.lost_share)
             mean = sum(use.lost_share for use in self.uses) / len(self.uses)
-            yield f"Cropping: {mean:.1%} of a picture's area is lost on average, at most {worst.lost_share:.1%} ({worst.image.name})"
+            yield (
+                f"Cropping: {mean:.1%} of a picture's area is lost on average, at most {worst.lost_share:.1%} "
+                f"({worst.image.name})"
+            )
         yield from _cost_lines(self.cost)
 
     def _pictures_text(self) -> str:
@@ -148,7 +166,13 @@ class FlightReport:
     def tiles(self) -> list[tuple[str, str, str]]:
         """The main numbers, each with its name and a few words on what it consists of."""
         cost, left_out = self.cost, f"{self.num_left_out} left out" if self.num_left_out else "none left out"
-        tiles = [("Pictures", str(self.num_pictures), f"+ {self.num_regularization} regularization" if self.num_regularization else left_out)]
+        tiles = [
+            (
+                "Pictures",
+                str(self.num_pictures),
+                f"+ {self.num_regularization} regularization" if self.num_regularization else left_out,
+            )
+        ]
         if cost.schedule is None or cost.disk is None or cost.memory_bytes is None:
             return tiles
         schedule = cost.schedule
@@ -157,7 +181,11 @@ class FlightReport:
             ("Steps", f"{schedule.total_steps:,}", f"{schedule.num_epochs:.1f} epochs of {schedule.num_samples}"),
             ("Each is seen", _seen(schedule).removeprefix("about "), "60 to 100 are usual"),
             ("GPU memory, about", size_text(cost.memory_bytes), f"{schedule.pixels_per_step / 1e6:.2g} MP per step"),
-            ("Time for the steps", duration_text(cost.seconds), "no run like it yet" if cost.seconds is None else "as an earlier run"),
+            (
+                "Time for the steps",
+                duration_text(cost.seconds),
+                "no run like it yet" if cost.seconds is None else "as an earlier run",
+            ),
             ("Disk", size_text(cost.disk.total_bytes), f"LoRA {size_text(cost.disk.lora_bytes)}"),
         ]
 
@@ -202,7 +230,11 @@ def _use_as_dict(use: PictureUse, schedule: Schedule | None) -> dict[str, Any]:
 def _cost_as_dict(cost: Cost) -> dict[str, Any]:
     values = {**asdict(cost), "seconds": cost.seconds}
     if cost.schedule is not None:  # its counts stand with the pictures
-        values["schedule"] = {name: value for name, value in values["schedule"].items() if name not in ("samples_by_picture", "regularization")}
+        values["schedule"] = {
+            name: value
+            for name, value in values["schedule"].items()
+            if name not in ("samples_by_picture", "regularization")
+        }
     return values
 
 
@@ -218,8 +250,13 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
         yield "Time: unknown, for no earlier run in the output folder has these settings"
     else:
         yield f"Time: about {duration_text(cost.seconds)} for the steps ({cost.earlier_run.text()})"
-    checkpoints = f" and as much for each of {counted(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
-    yield f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, {size_text(disk.lora_bytes)} for the LoRA{checkpoints}"
+    checkpoints = (
+        f" and as much for each of {counted(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
+    )
+    yield (
+        f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "
+        f"{size_text(disk.lora_bytes)} for the LoRA{checkpoints}"
+    )
 
 
 def _seen(schedule: Schedule) -> str:

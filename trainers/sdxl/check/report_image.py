@@ -1,4 +1,6 @@
-"""The flight check as a picture: its numbers, the buckets in true proportion, what cropping costs, near-duplicates, and the findings."""
+"""The flight check as a picture: its numbers, the buckets in true proportion, what cropping costs,
+near-duplicates, and the findings.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,7 +13,15 @@ from .report import CheckFinding, FlightReport, Level, PictureUse
 
 WIDTH, MARGIN, GAP, PADDING = 1280, 28, 20, 22
 INNER_WIDTH = WIDTH - 2 * MARGIN
-_PAPER, _CARD, _EDGE, _INK, _FAINT, _BAR, _TRACK = "#f2f4f7", "#ffffff", "#e4e7ec", "#101828", "#667085", "#2563eb", "#e4e7ec"
+_PAPER, _CARD, _EDGE, _INK, _FAINT, _BAR, _TRACK = (
+    "#f2f4f7",
+    "#ffffff",
+    "#e4e7ec",
+    "#101828",
+    "#667085",
+    "#2563eb",
+    "#e4e7ec",
+)
 _GOOD, _FAIR, _BAD = "#17b26a", "#f79009", "#d92d20"
 _LEVEL_COLOURS: dict[Level, str] = {"error": _BAD, "warning": _FAIR, "note": "#98a2b3"}
 MAX_BUCKETS, MAX_WORST, MAX_GROUPS, MAX_FINDINGS = 18, 8, 6, 24
@@ -43,7 +53,13 @@ def _header(report: FlightReport) -> Image.Image:
     pen = ImageDraw.Draw(section)
     verdict, font = report.verdict, _font(20)
     badge_width = round(pen.textlength(verdict, font)) + 36
-    pen.text((0, 26), _fitted(f"Flight check: {report.name}", _font(32), INNER_WIDTH - badge_width - GAP), fill=_INK, font=_font(32), anchor="lm")
+    pen.text(
+        (0, 26),
+        _fitted(f"Flight check: {report.name}", _font(32), INNER_WIDTH - badge_width - GAP),
+        fill=_INK,
+        font=_font(32),
+        anchor="lm",
+    )
     colour = _BAD if report.is_refused else _FAIR if report.of_level("error") or report.of_level("warning") else _GOOD
     pen.rounded_rectangle((INNER_WIDTH - badge_width, 6, INNER_WIDTH - 1, 46), radius=20, fill=colour)
     pen.text((INNER_WIDTH - badge_width / 2, 26), verdict, fill="#ffffff", font=font, anchor="mm")
@@ -86,7 +102,12 @@ def _buckets(report: FlightReport) -> Image.Image:
         cell = _bucket(report, size, buckets[size], scale=_RECTANGLE / longest, most=most)
         card.paste(cell, (PADDING + column * _CELL_WIDTH, 60 + row * (_CELL_HEIGHT + 10)))
     if hidden:
-        pen.text((PADDING, card.height - 32), f"and {counted(hidden, 'more bucket')} with fewer pictures", fill=_FAINT, font=_font(15))
+        pen.text(
+            (PADDING, card.height - 32),
+            f"and {counted(hidden, 'more bucket')} with fewer pictures",
+            fill=_FAINT,
+            font=_font(15),
+        )
     return card
 
 
@@ -95,7 +116,9 @@ def _num_samples(uses: Sequence[PictureUse]) -> int:
 
 
 def _bucket(report: FlightReport, size: Size, uses: Sequence[PictureUse], *, scale: float, most: int) -> Image.Image:
-    """Some of its pictures in a rectangle of its shape, its size, and a bar as long as its share."""
+    """Some of its pictures in a rectangle of its shape, its size, and a bar as long as its
+    share.
+    """
     cell = Image.new("RGB", (_CELL_WIDTH, _CELL_HEIGHT), _CARD)
     pen = ImageDraw.Draw(cell)
     height, width = (max(8, round(side * scale)) for side in size)
@@ -105,7 +128,9 @@ def _bucket(report: FlightReport, size: Size, uses: Sequence[PictureUse], *, sca
     middle, samples = (_CELL_WIDTH - 16) / 2, _num_samples(uses)
     pen.text((middle, _RECTANGLE + 22), shown_size(size), fill=_INK, font=_font(17), anchor="mm")
     pen.rounded_rectangle((0, _RECTANGLE + 38, _CELL_WIDTH - 16, _RECTANGLE + 45), radius=3, fill=_TRACK)
-    pen.rounded_rectangle((0, _RECTANGLE + 38, max(7, (_CELL_WIDTH - 16) * samples / most), _RECTANGLE + 45), radius=3, fill=_BAR)
+    pen.rounded_rectangle(
+        (0, _RECTANGLE + 38, max(7, (_CELL_WIDTH - 16) * samples / most), _RECTANGLE + 45), radius=3, fill=_BAR
+    )
     text = counted(len(uses), "picture") + (f", {samples} samples" if samples != len(uses) else "")
     pen.text((middle, _RECTANGLE + 62), text, fill=_FAINT, font=_font(14), anchor="mm")
     return cell
@@ -120,7 +145,9 @@ def _mosaic(report: FlightReport, uses: Sequence[PictureUse], width: int, height
         left, top = column * width // side, row * height // side
         right, bottom = (column + 1) * width // side, (row + 1) * height // side
         thumbnail = report.thumbnails[use.image.name]
-        tile = thumbnail.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.LANCZOS, _crop_box(use, thumbnail))
+        tile = thumbnail.resize(
+            (max(1, right - left), max(1, bottom - top)), Image.Resampling.LANCZOS, _crop_box(use, thumbnail)
+        )
         mosaic.paste(tile, (left, top))
     return mosaic
 
@@ -180,8 +207,15 @@ def _worst_cropped(report: FlightReport) -> Image.Image:
         left, top = PADDING + column * step, 64 + row * 196
         picture = _framed(report.thumbnails[use.image.name], use)
         card.paste(picture, (left, top + _WORST_SIZE - picture.height))
-        pen.text((left, top + _WORST_SIZE + 8), _fitted(use.image.name, _font(13), step - 14), fill=_FAINT, font=_font(13))
-        pen.text((left, top + _WORST_SIZE + 25), f"{use.lost_share:.0%} cut away", fill=_loss_colour(use.lost_share), font=_font(14))
+        pen.text(
+            (left, top + _WORST_SIZE + 8), _fitted(use.image.name, _font(13), step - 14), fill=_FAINT, font=_font(13)
+        )
+        pen.text(
+            (left, top + _WORST_SIZE + 25),
+            f"{use.lost_share:.0%} cut away",
+            fill=_loss_colour(use.lost_share),
+            font=_font(14),
+        )
     return card
 
 
@@ -193,7 +227,9 @@ def _framed(thumbnail: Image.Image, use: PictureUse) -> Image.Image:
     dimmed = Image.blend(picture, Image.new("RGB", picture.size, "#ffffff"), 0.65)
     dimmed.paste(picture.crop((box[0], box[1], box[2], box[3])), (box[0], box[1]))
     _outline(dimmed)
-    ImageDraw.Draw(dimmed).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=_loss_colour(use.lost_share), width=2)
+    ImageDraw.Draw(dimmed).rectangle(
+        (box[0], box[1], box[2] - 1, box[3] - 1), outline=_loss_colour(use.lost_share), width=2
+    )
     return dimmed
 
 
@@ -212,7 +248,11 @@ def _duplicates(report: FlightReport) -> Image.Image:
         rows[-1].append(group)
     card, pen = _card(INNER_WIDTH, 66 + len(rows) * (groups[0].height + 12))
     hidden = len(report.duplicate_groups) - len(groups)
-    _title(pen, "Near-duplicates", counted(len(report.duplicate_groups), "group") + (f", the first {len(groups)} shown" if hidden else ""))
+    _title(
+        pen,
+        "Near-duplicates",
+        counted(len(report.duplicate_groups), "group") + (f", the first {len(groups)} shown" if hidden else ""),
+    )
     for index, row in enumerate(rows):
         left = PADDING
         for group in row:
@@ -247,7 +287,12 @@ def _findings(findings: Sequence[CheckFinding]) -> Image.Image:
     for colour, text, height in lines:
         if colour:
             pen.ellipse((PADDING, top + 4, PADDING + 12, top + 16), fill=colour)
-        pen.text((PADDING + 26, top), text, fill=_INK if colour or height == 24 else _FAINT, font=_font(17 if colour or height == 24 else 14))
+        pen.text(
+            (PADDING + 26, top),
+            text,
+            fill=_INK if colour or height == 24 else _FAINT,
+            font=_font(17 if colour or height == 24 else 14),
+        )
         top += height
     return card
 
@@ -257,7 +302,11 @@ def _finding_lines(finding: CheckFinding) -> Iterator[tuple[str, str, int]]:
     width = INNER_WIDTH - 2 * PADDING - 26
     for index, line in enumerate(_wrapped(finding.message, _font(17), width)):
         yield _LEVEL_COLOURS[finding.level] if index == 0 else "", line, 24
-    for line in finding.picture_lines(3 if all(picture.reason for picture in finding.pictures) else 8) if finding.pictures else ():
+    for line in (
+        finding.picture_lines(3 if all(picture.reason for picture in finding.pictures) else 8)
+        if finding.pictures
+        else ()
+    ):
         yield "", _fitted(line, _font(14), width), 20
     yield "", "", 10
 
@@ -279,7 +328,9 @@ def _outline(picture: Image.Image) -> None:
 
 def _title(pen: ImageDraw.ImageDraw, title: str, explanation: str) -> None:
     pen.text((PADDING, 32), title, fill=_INK, font=_font(21), anchor="ls")
-    pen.text((PADDING + pen.textlength(title, _font(21)) + 14, 32), explanation, fill=_FAINT, font=_font(15), anchor="ls")
+    pen.text(
+        (PADDING + pen.textlength(title, _font(21)) + 14, 32), explanation, fill=_FAINT, font=_font(15), anchor="ls"
+    )
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -1,4 +1,6 @@
-"""Writing an SDXL model: as a single checkpoint in the LDM layout, or as a diffusers folder that its pipeline loads offline."""
+"""Writing an SDXL model: as a single checkpoint in the LDM layout, or as a diffusers folder that
+its pipeline loads offline.
+"""
 
 import errno
 import json
@@ -49,14 +51,19 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_checkpoint(model: SDXLModel, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one .safetensors file with everything, as ComfyUI, A1111 and sd-scripts read it, in the dtypes of the model.
+    """Write one .safetensors file with everything, as ComfyUI, A1111 and sd-scripts read it, in the
+    dtypes of the model.
 
     Raises:
         RuntimeError: a part was set to None.
         FileExistsError: `path` exists.
         OSError: the disk is full or the folder cannot be written.
     """
-    tensors = {LDM_PREFIX[part] + name: weight for part in PARTS for name, weight in _to_ldm(part, _weights(model, part)).items()}
+    tensors = {
+        LDM_PREFIX[part] + name: weight
+        for part in PARTS
+        for name, weight in _to_ldm(part, _weights(model, part)).items()
+    }
     # What ComfyUI recognises these models by; the tensors are empty.
     if model.prediction_type == "v_prediction":
         tensors["v_pred"] = torch.empty(0)
@@ -66,7 +73,8 @@ def write_checkpoint(model: SDXLModel, path: Path, metadata: Mapping[str, str] |
 
 
 def write_diffusers_folder(model: SDXLModel, path: Path) -> None:
-    """Write a folder that StableDiffusionXLPipeline.from_pretrained loads; it appears under its name only when it is whole.
+    """Write a folder that StableDiffusionXLPipeline.from_pretrained loads; it appears under its
+    name only when it is whole.
 
     Raises:
         RuntimeError: a part was set to None.
@@ -79,12 +87,18 @@ def write_diffusers_folder(model: SDXLModel, path: Path) -> None:
         _scheduler(model).save_config(folder / "scheduler")
         _write_tokenizer(folder / "tokenizer", pad_token=_END)
         _write_tokenizer(folder / "tokenizer_2", pad_token="!")
-        index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": diffusers.__version__, "force_zeros_for_empty_prompt": True}
+        index = {
+            "_class_name": "StableDiffusionXLPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "force_zeros_for_empty_prompt": True,
+        }
         _write_json(folder / "model_index.json", index | _COMPONENTS)
 
 
 def _weights(model: SDXLModel, part: Part) -> dict[str, Tensor]:
-    """A part's weights by diffusers' and transformers' names, text encoders without the "text_model." level."""
+    """A part's weights by diffusers' and transformers' names, text encoders without the
+    "text_model." level.
+    """
     return {bare_text_name(name): weight.detach() for name, weight in _module(model, part).state_dict().items()}
 
 
@@ -104,12 +118,18 @@ def _to_ldm(part: Part, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         case "text_encoder_2":
             return _to_open_clip(weights)
         case "vae":
-            return {ldm: weights[name][:, :, None, None] if is_vae_attention_matrix(name) else weights[name] for name, ldm in vae_to_ldm(weights).items()}
+            return {
+                ldm: weights[name][:, :, None, None] if is_vae_attention_matrix(name) else weights[name]
+                for name, ldm in vae_to_ldm(weights).items()
+            }
 
 
 def _to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     groups = ldm_to_text_encoder_2(dict.fromkeys(text_encoder_2_to_ldm(weights).values()))
-    tensors = {open_clip: torch.cat([weights[name] for name in names]) if len(names) > 1 else weights[names[0]] for open_clip, names in groups.items()}
+    tensors = {
+        open_clip: torch.cat([weights[name] for name in names]) if len(names) > 1 else weights[names[0]]
+        for open_clip, names in groups.items()
+    }
     tensors["text_projection"] = tensors["text_projection"].T
     return tensors
 
@@ -117,7 +137,11 @@ def _to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     with atomic_write(path) as temporary:
         try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt", **metadata})
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {"format": "pt", **metadata},
+            )
         except SafetensorError as error:
             # safetensors reports the errors of the system as text.
             number = re.search(r"\(os error (\d+)\)", str(error))
@@ -126,7 +150,9 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and give it that name when the block ends well; otherwise leave nothing."""
+    """Yield a temporary folder beside `path`, and give it that name when the block ends well;
+    otherwise leave nothing.
+    """
     if path.exists():
         raise FileExistsError(errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,15 +172,21 @@ def _write_part(model: SDXLModel, part: Part, folder: Path) -> None:
         module.save_config(folder)
         _save(weights, folder / "diffusion_pytorch_model.safetensors", {})
         return
-    # Not save_pretrained: what transformers 5 writes of CLIPTextModel lacks the "text_model." level, and 4.x then invents the weights.
-    config = module.config.to_diff_dict() | {"architectures": [type(module).__name__], "dtype": str(module.dtype).removeprefix("torch.")}
+    # Not save_pretrained: what transformers 5 writes of CLIPTextModel lacks the "text_model."
+    # level, and 4.x then invents the weights.
+    config = module.config.to_diff_dict() | {
+        "architectures": [type(module).__name__],
+        "dtype": str(module.dtype).removeprefix("torch."),
+    }
     _write_json(folder / "config.json", config)
     names = {name: name if name.startswith("text_projection.") else "text_model." + name for name in weights}
     _save({names[name]: weight for name, weight in weights.items()}, folder / "model.safetensors", {})
 
 
 def _scheduler(model: SDXLModel) -> EulerDiscreteScheduler:
-    """SDXL's published sampling settings; zero-terminal-SNR models must start from pure noise ("trailing")."""
+    """SDXL's published sampling settings; zero-terminal-SNR models must start from pure noise
+    ("trailing").
+    """
     return EulerDiscreteScheduler(
         **NOISE_SCHEDULE,
         prediction_type=model.prediction_type,
@@ -167,7 +199,13 @@ def _scheduler(model: SDXLModel) -> EulerDiscreteScheduler:
 def _write_tokenizer(folder: Path, *, pad_token: str) -> None:
     folder.mkdir()
     special_tokens = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": pad_token}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CHUNK_LENGTH, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": CHUNK_LENGTH,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
     _write_json(folder / "vocab.json", dict(sorted(vocabulary().items(), key=lambda entry: entry[1])))
     _write_json(folder / "special_tokens_map.json", special_tokens)
     _write_json(folder / "tokenizer_config.json", settings | special_tokens)

@@ -1,4 +1,6 @@
-"""Running a frozen model in float32 while its weights stay as they are: each layer's are converted for its own call, and only then."""
+"""Running a frozen model in float32 while its weights stay as they are: each layer's are converted
+for its own call, and only then.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 def float32_compute(model: nn.Module) -> Iterator[None]:
     """Inside the block every layer of `model` computes in float32, as ComfyUI runs text encoders.
 
-    The numbers are those of `model.float()`, without a second copy of all weights: at most one layer's is in memory. Weights that
-    are float32 already are used as they lie.
+    The numbers are those of `model.float()`, without a second copy of all weights: at most one
+    layer's is in memory. Weights that are float32 already are used as they lie.
     """
     own_weights: dict[nn.Parameter, Tensor] = {}
     hooks = [hook for layer in model.modules() if not list(layer.children()) for hook in _hooks(layer, own_weights)]

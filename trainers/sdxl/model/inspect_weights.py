@@ -1,7 +1,9 @@
-"""What a set of weights is, from the names and shapes of its tensors alone: the configs of an SDXL model, or why it is not one.
+"""What a set of weights is, from the names and shapes of its tensors alone: the configs of an SDXL
+model, or why it is not one.
 
-Names are diffusers' and transformers' (layout.py translates), text encoders without the "text_model." level. What the weights do not
-show (64 channels per attention head, 32 normalization groups, the activations, the scale of the latents) is the same in every SDXL.
+Names are diffusers' and transformers' (layout.py translates), text encoders without the
+"text_model." level. What the weights do not show (64 channels per attention head, 32 normalization
+groups, the activations, the scale of the latents) is the same in every SDXL.
 """
 
 import re
@@ -14,22 +16,66 @@ from .layout import LDM_PREFIX, PARTS, Part, ldm_to_unet
 
 Shapes = Mapping[str, Sequence[int]]
 
-PART_NAMES: dict[Part, str] = {"unet": "UNet", "text_encoder": "text encoder 1", "text_encoder_2": "text encoder 2", "vae": "VAE"}
+PART_NAMES: dict[Part, str] = {
+    "unet": "UNet",
+    "text_encoder": "text encoder 1",
+    "text_encoder_2": "text encoder 2",
+    "vae": "VAE",
+}
 CHANNELS_PER_HEAD = 64
 SIZE_ID_CHANNELS = 256
 NUM_SIZE_IDS = 6
 LATENT_CHANNELS = 4
 SCALING_FACTOR = 0.13025
-# What a folder's config.json must not say otherwise, for then other programs compute something else from the same weights.
+# What a folder's config.json must not say otherwise, for then other programs compute something else
+# from the same weights.
 _CONFIG_FACTS: dict[Part, tuple[str, ...]] = {
     "unet": (
-        *("in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim", "cross_attention_dim", "mid_block_type"),
-        *("use_linear_projection", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim", "norm_num_groups"),
+        *(
+            "in_channels",
+            "out_channels",
+            "block_out_channels",
+            "layers_per_block",
+            "attention_head_dim",
+            "cross_attention_dim",
+            "mid_block_type",
+        ),
+        *(
+            "use_linear_projection",
+            "addition_embed_type",
+            "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim",
+            "norm_num_groups",
+        ),
         *("act_fn", "flip_sin_to_cos", "freq_shift", "resnet_time_scale_shift", "time_cond_proj_dim"),
     ),
-    "text_encoder": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
-    "text_encoder_2": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "projection_dim"),
-    "vae": ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "norm_num_groups", "act_fn", "latents_mean", "latents_std"),
+    "text_encoder": (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+    ),
+    "text_encoder_2": (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+        "projection_dim",
+    ),
+    "vae": (
+        "block_out_channels",
+        "layers_per_block",
+        "latent_channels",
+        "scaling_factor",
+        "norm_num_groups",
+        "act_fn",
+        "latents_mean",
+        "latents_std",
+    ),
 }
 # Saved by some trainers and ComfyUI beside the weights; not weights of SDXL's text encoders.
 _NOT_WEIGHTS = ("position_ids", "logit_scale", "attn_mask")
@@ -38,27 +84,46 @@ _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
 _SDXL, _BASE_MODEL = "an SDXL checkpoint", "the SDXL base model, or a fine-tune of it"
 # The first that matches any name in the file tells what the file is.
 _OTHER_MODELS = (
-    (r"lora_|.*\.lora_(A|B|down|up)\b|.*\.lora\.(down|up)\.|.*\.(hada_w1|lokr_w1)", "a LoRA", "the checkpoint that it was made for"),
+    (
+        r"lora_|.*\.lora_(A|B|down|up)\b|.*\.lora\.(down|up)\.|.*\.(hada_w1|lokr_w1)",
+        "a LoRA",
+        "the checkpoint that it was made for",
+    ),
     (r"control_model\.|controlnet_|input_hint_block\.|.*zero_convs?\.", "a ControlNet", _SDXL),
-    (r"(model\.diffusion_model\.)?double_blocks\.|(transformer\.)?single_transformer_blocks\.", "Flux or a relative of it", _SDXL),
+    (
+        r"(model\.diffusion_model\.)?double_blocks\.|(transformer\.)?single_transformer_blocks\.",
+        "Flux or a relative of it",
+        _SDXL,
+    ),
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3", _SDXL),
     (r"cond_stage_model\.transformer\.", "Stable Diffusion 1.x", _SDXL),
     (r"cond_stage_model\.model\.", "Stable Diffusion 2.x", _SDXL),
     (r"conditioner\.embedders\.0\.model\.", "the SDXL refiner", _BASE_MODEL),
     (r"edm_mean$", "Playground v2.5, which is trained with EDM's noise levels", _BASE_MODEL),
-    (r".*\b(scaled_fp8|comfy_quant|weight_scale|scale_weight|absmax|quant_map)$", "a quantized model", "its fp16, bf16 or fp32 file"),
+    (
+        r".*\b(scaled_fp8|comfy_quant|weight_scale|scale_weight|absmax|quant_map)$",
+        "a quantized model",
+        "its fp16, bf16 or fp32 file",
+    ),
     (r"edm_vpred\.sigma_max$", "CosXL or a relative of it, which is trained with EDM's noise levels", _BASE_MODEL),
 )
 _LONE_PARTS = (
     (r"encoder\.conv_in\.|first_stage_model\.encoder\.", "a VAE alone"),
     (r"input_blocks\.0\.|down_blocks\.0\.", "a UNet alone"),
-    (r"(text_model\.)?encoder\.layers\.0\.|transformer\.resblocks\.0\.|(conditioner\.embedders|cond_stage_model)\.", "a text encoder alone"),
+    (
+        r"(text_model\.)?encoder\.layers\.0\.|transformer\.resblocks\.0\.|(conditioner\.embedders|cond_stage_model)\.",
+        "a text encoder alone",
+    ),
 )
-_WHOLE_MODEL = "Choose a checkpoint with UNet, both text encoders and VAE; ComfyUI's Save Checkpoint node makes one of parts"
+_WHOLE_MODEL = (
+    "Choose a checkpoint with UNet, both text encoders and VAE; ComfyUI's Save Checkpoint node makes one of parts"
+)
 
 
 def is_weight(part: Part, name: str) -> bool:
-    """Whether this tensor of a file belongs to the model; text encoder 1 has no projection in SDXL, though some files carry one."""
+    """Whether this tensor of a file belongs to the model; text encoder 1 has no projection in SDXL,
+    though some files carry one.
+    """
     if part == "text_encoder" and name.endswith("text_projection.weight"):
         return False
     return not (part in ("text_encoder", "text_encoder_2") and name.endswith(_NOT_WEIGHTS))
@@ -79,7 +144,11 @@ def refuse_other_checkpoints(shapes: Shapes) -> None:
             if _any_matches(shapes, pattern):
                 raise ValueError(f"this is {name}. {_WHOLE_MODEL}")
         raise ValueError(f"not an SDXL model: unknown weights such as {', '.join(list(shapes)[:3]) or '(none)'}")
-    ldm_shapes = {name.removeprefix(LDM_PREFIX["unet"]): shape for name, shape in shapes.items() if name.startswith(LDM_PREFIX["unet"])}
+    ldm_shapes = {
+        name.removeprefix(LDM_PREFIX["unet"]): shape
+        for name, shape in shapes.items()
+        if name.startswith(LDM_PREFIX["unet"])
+    }
     names = ldm_to_unet(ldm_shapes)
     refuse_other_unets({names[name]: shape for name, shape in ldm_shapes.items()})
     refuse_missing_parts(missing)
@@ -94,7 +163,10 @@ def refuse_quantized(dtypes: Mapping[str, str]) -> None:
     """`dtypes` are safetensors' names of the dtype of each weight."""
     quantized = sorted(set(dtypes.values()) - _FLOAT_DTYPES)
     if quantized:
-        raise ValueError(f"its weights are quantized ({', '.join(quantized)}), and training needs them whole. Choose the fp16, bf16 or fp32 file of this model")
+        raise ValueError(
+            f"its weights are quantized ({', '.join(quantized)}), and training needs them whole. Choose the fp16, "
+            "bf16 or fp32 file of this model"
+        )
 
 
 def refuse_other_unets(shapes: Shapes) -> None:
@@ -107,7 +179,10 @@ def refuse_other_unets(shapes: Shapes) -> None:
         raise ValueError(f"this is the SDXL refiner. Choose {_BASE_MODEL}")
     if in_channels != LATENT_CHANNELS:
         kind = {9: "an inpainting model", 8: "an instruct-pix2pix model"}.get(in_channels, "not a text-to-image model")
-        raise ValueError(f"this is {kind}: its UNet takes {in_channels} channels, not {LATENT_CHANNELS}. Choose the text-to-image model that it was made from")
+        raise ValueError(
+            f"this is {kind}: its UNet takes {in_channels} channels, not {LATENT_CHANNELS}. Choose the "
+            "text-to-image model that it was made from"
+        )
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
@@ -117,11 +192,15 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     if [level.num_resnets for level in up] != [level.num_resnets + 1 for level in reversed(down)]:
         raise ValueError("not an SDXL model: its UNet has not one resnet more on the way up than on the way down")
     mid_block_type, mid_depth = _mid_block(shapes)
-    down_depths = [level.depth_config(default=1) for level in down[:-1]] + [down[-1].depth_config(default=mid_depth or 1)]
+    down_depths = [level.depth_config(default=1) for level in down[:-1]] + [
+        down[-1].depth_config(default=mid_depth or 1)
+    ]
     up_depths = [level.depth_config(default=1) for level in up]
     first_depth = down_depths[-1][0] if isinstance(down_depths[-1], tuple) else down_depths[-1]
     if mid_depth not in (None, first_depth):
-        raise ValueError(f"diffusers cannot build this UNet: {mid_depth} transformer blocks in the middle, {first_depth} before it")
+        raise ValueError(
+            f"diffusers cannot build this UNet: {mid_depth} transformer blocks in the middle, {first_depth} before it"
+        )
     is_symmetric = up_depths == down_depths[::-1] and all(isinstance(depth, int) for depth in up_depths)
     return {
         "in_channels": LATENT_CHANNELS,
@@ -144,7 +223,9 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def text_encoder_config(shapes: Shapes, part: Part) -> dict[str, Any]:
-    """Arguments of transformers' CLIPTextConfig: CLIP-L-like for text encoder 1, OpenCLIP-G-like for text encoder 2."""
+    """Arguments of transformers' CLIPTextConfig: CLIP-L-like for text encoder 1, OpenCLIP-G-like
+    for text encoder 2.
+    """
     vocabulary_size, width = _shape(shapes, "embeddings.token_embedding.weight")
     if width % CHANNELS_PER_HEAD:
         raise ValueError(f"{PART_NAMES[part]} is {width} wide, which is not a multiple of {CHANNELS_PER_HEAD}")
@@ -184,14 +265,24 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def check_text_widths(unet: Mapping[str, Any], text_encoder: Mapping[str, Any], text_encoder_2: Mapping[str, Any]) -> None:
-    """The UNet reads both encoders' states side by side, and the pooled output of the second beside the size ids."""
+def check_text_widths(
+    unet: Mapping[str, Any], text_encoder: Mapping[str, Any], text_encoder_2: Mapping[str, Any]
+) -> None:
+    """The UNet reads both encoders' states side by side, and the pooled output of the second beside
+    the size ids.
+    """
     width = text_encoder["hidden_size"] + text_encoder_2["hidden_size"]
     if unet["cross_attention_dim"] != width:
-        raise ValueError(f"the UNet reads text of width {unet['cross_attention_dim']}, but the text encoders give {width}: they belong to another model")
+        raise ValueError(
+            f"the UNet reads text of width {unet['cross_attention_dim']}, but the text encoders give {width}: they "
+            "belong to another model"
+        )
     pooled_width = unet["projection_class_embeddings_input_dim"] - NUM_SIZE_IDS * SIZE_ID_CHANNELS
     if pooled_width != text_encoder_2["projection_dim"]:
-        raise ValueError(f"the UNet reads pooled text of width {pooled_width}, but text encoder 2 gives {text_encoder_2['projection_dim']}")
+        raise ValueError(
+            f"the UNet reads pooled text of width {pooled_width}, but text encoder 2 gives "
+            f"{text_encoder_2['projection_dim']}"
+        )
 
 
 def check_config(stated: dict[str, Any], config: Any, part: Part) -> None:
@@ -199,12 +290,16 @@ def check_config(stated: dict[str, Any], config: Any, part: Part) -> None:
     for setting in _CONFIG_FACTS[part]:
         if setting in stated and not _agree(stated[setting], getattr(config, setting)):
             values = f"{setting} {stated[setting]}, but an SDXL model with these weights has {getattr(config, setting)}"
-            raise ValueError(f"{part}/config.json says {values}. Correct the file if it is wrong; otherwise this model is not SDXL")
+            raise ValueError(
+                f"{part}/config.json says {values}. Correct the file if it is wrong; otherwise this model is not SDXL"
+            )
 
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution of a UNet or VAE; `depths` counts the transformer blocks after each resnet, empty without attention."""
+    """One resolution of a UNet or VAE; `depths` counts the transformer blocks after each resnet,
+    empty without attention.
+    """
 
     width: int
     num_resnets: int
@@ -222,10 +317,19 @@ def _level(shapes: Shapes, block: str) -> _Level:
     width, num_resnets = _shape(shapes, f"{block}.resnets.0.conv1.weight")[0], _count(shapes, f"{block}.resnets.")
     num_attentions = _count(shapes, f"{block}.attentions.")
     if num_attentions not in (0, num_resnets):
-        raise ValueError(f"diffusers cannot build this UNet: {block} has {num_resnets} resnets, but attention after {num_attentions} of them")
+        raise ValueError(
+            f"diffusers cannot build this UNet: {block} has {num_resnets} resnets, but attention after "
+            f"{num_attentions} of them"
+        )
     if num_attentions and width % CHANNELS_PER_HEAD:
-        raise ValueError(f"not an SDXL model: {block} has attention over {width} channels, not a multiple of {CHANNELS_PER_HEAD}")
-    return _Level(width, num_resnets, tuple(_count(shapes, f"{block}.attentions.{index}.transformer_blocks.") for index in range(num_attentions)))
+        raise ValueError(
+            f"not an SDXL model: {block} has attention over {width} channels, not a multiple of {CHANNELS_PER_HEAD}"
+        )
+    return _Level(
+        width,
+        num_resnets,
+        tuple(_count(shapes, f"{block}.attentions.{index}.transformer_blocks.") for index in range(num_attentions)),
+    )
 
 
 def _mid_block(shapes: Shapes) -> tuple[str | None, int | None]:
@@ -238,7 +342,9 @@ def _mid_block(shapes: Shapes) -> tuple[str | None, int | None]:
         case 0, 0:
             return None, None
         case num_resnets, num_attentions:
-            raise ValueError(f"diffusers cannot build this UNet: {num_resnets} resnets and {num_attentions} attentions in the middle")
+            raise ValueError(
+                f"diffusers cannot build this UNet: {num_resnets} resnets and {num_attentions} attentions in the middle"
+            )
 
 
 def _cross_attention_dim(shapes: Shapes) -> int:
@@ -246,7 +352,9 @@ def _cross_attention_dim(shapes: Shapes) -> int:
 
 
 def _uses_linear_projection(shapes: Shapes) -> bool:
-    """SDXL's transformers begin with a linear layer [C, C]; those of SD 1.x with a 1x1 convolution [C, C, 1, 1]."""
+    """SDXL's transformers begin with a linear layer [C, C]; those of SD 1.x with a 1x1 convolution
+    [C, C, 1, 1].
+    """
     return any(name.endswith("proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
 
 
@@ -254,7 +362,9 @@ def _agree(stated: Any, built: Any) -> bool:
     """Equal, where one number may stand for a list of the same."""
     if isinstance(stated, list | tuple) or isinstance(built, list | tuple):
         num_values = max(len(value) for value in (stated, built) if isinstance(value, list | tuple))
-        stated, built = (list(value) if isinstance(value, list | tuple) else [value] * num_values for value in (stated, built))
+        stated, built = (
+            list(value) if isinstance(value, list | tuple) else [value] * num_values for value in (stated, built)
+        )
     return stated == built
 
 

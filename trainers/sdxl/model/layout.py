@@ -1,8 +1,10 @@
-"""The two names of every SDXL weight: diffusers' and the original single-file (LDM) layout's. Names only, no tensors.
+"""The two names of every SDXL weight: diffusers' and the original single-file (LDM) layout's. Names
+only, no tensors.
 
-Nothing here knows how deep SDXL is: the block structure is read from the names themselves, so that SSD-1B, Vega, KOALA and the
-embedded base model map as well. The functions take the names of weights or of leaf modules ("conv_in.weight" or "conv_in"), but
-always of the whole part: the number of resnets in one block decides how the next block is called.
+Nothing here knows how deep SDXL is: the block structure is read from the names themselves, so that
+SSD-1B, Vega, KOALA and the embedded base model map as well. The functions take the names of weights
+or of leaf modules ("conv_in.weight" or "conv_in"), but always of the whole part: the number of
+resnets in one block decides how the next block is called.
 """
 
 import re
@@ -57,13 +59,17 @@ _CLIP_ENDS = {
 
 
 def unet_to_ldm(diffusers_keys: Iterable[str]) -> dict[str, str]:
-    """Each diffusers name of a UNet with its LDM name: "down_blocks.1.attentions.0.norm" -> "input_blocks.4.1.norm".
+    """Each diffusers name of a UNet with its LDM name: "down_blocks.1.attentions.0.norm" ->
+    "input_blocks.4.1.norm".
 
     Raises:
         ValueError: a name has no place in the LDM layout.
     """
     keys = list(diffusers_keys)
-    num_down, num_up = _counts(keys, r"down_blocks\.(\d+)\.resnets\.(\d+)"), _counts(keys, r"up_blocks\.(\d+)\.resnets\.(\d+)")
+    num_down, num_up = (
+        _counts(keys, r"down_blocks\.(\d+)\.resnets\.(\d+)"),
+        _counts(keys, r"up_blocks\.(\d+)\.resnets\.(\d+)"),
+    )
     with_attention = {level for level, _ in _numbers(keys, r"up_blocks\.(\d+)\.attentions\.(\d+)")}
     return _rename(keys, _unet_prefixes(num_down, num_up, [level in with_attention for level in range(len(num_up))]))
 
@@ -71,7 +77,8 @@ def unet_to_ldm(diffusers_keys: Iterable[str]) -> dict[str, str]:
 def ldm_to_unet(ldm_keys: Iterable[str]) -> dict[str, str]:
     """The inverse of unet_to_ldm; names without "model.diffusion_model.".
 
-    A level of the LDM layout ends with its downsampler ("input_blocks.N.0.op") or upsampler ("output_blocks.N.S.conv").
+    A level of the LDM layout ends with its downsampler ("input_blocks.N.0.op") or upsampler
+    ("output_blocks.N.S.conv").
     """
     keys = list(ldm_keys)
     last_input = max((index for index, _ in _numbers(keys, r"input_blocks\.(\d+)\.(\d+)")), default=0)
@@ -87,7 +94,9 @@ def ldm_to_unet(ldm_keys: Iterable[str]) -> dict[str, str]:
 
 
 def vae_to_ldm(diffusers_keys: Iterable[str]) -> dict[str, str]:
-    """Each diffusers name of a VAE with its LDM name. The attention weights [C, C] are 1x1 convolutions [C, C, 1, 1] there."""
+    """Each diffusers name of a VAE with its LDM name. The attention weights [C, C] are 1x1
+    convolutions [C, C, 1, 1] there.
+    """
     keys = list(diffusers_keys)
     down = _counts(keys, r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)")
     up = _counts(keys, r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)")
@@ -114,19 +123,24 @@ def is_vae_attention_matrix(diffusers_key: str) -> bool:
 
 
 def bare_text_name(key: str) -> str:
-    """A text encoder's name without the "text_model." level, which transformers 5 has in one CLIP class and not in the other."""
+    """A text encoder's name without the "text_model." level, which transformers 5 has in one CLIP
+    class and not in the other.
+    """
     return key.removeprefix("text_model.")
 
 
 def text_encoder_to_ldm(keys: Iterable[str]) -> dict[str, str]:
-    """Each transformers name of text encoder 1 (CLIP-L) with its LDM name: the same, always with the "text_model." level."""
+    """Each transformers name of text encoder 1 (CLIP-L) with its LDM name: the same, always with
+    the "text_model." level.
+    """
     return {key: "text_model." + bare_text_name(key) for key in keys}
 
 
 def text_encoder_2_to_ldm(keys: Iterable[str]) -> dict[str, str]:
     """Each transformers name of text encoder 2 with its OpenCLIP name.
 
-    q_proj, k_proj and v_proj share one name, in_proj, where they are concatenated in this order; text_projection is transposed.
+    q_proj, k_proj and v_proj share one name, in_proj, where they are concatenated in this order;
+    text_projection is transposed.
     """
     keys = list(keys)
     bare_names = [bare_text_name(key) for key in keys]
@@ -136,7 +150,9 @@ def text_encoder_2_to_ldm(keys: Iterable[str]) -> dict[str, str]:
 
 
 def ldm_to_text_encoder_2(ldm_keys: Iterable[str]) -> dict[str, list[str]]:
-    """Each OpenCLIP name of text encoder 2 with its transformers names, without "text_model.": three for in_proj, else one."""
+    """Each OpenCLIP name of text encoder 2 with its transformers names, without "text_model.":
+    three for in_proj, else one.
+    """
     keys = list(ldm_keys)
     names = defaultdict(list)
     for name, open_clip in _open_clip_names(_num_layers(keys, r"transformer\.resblocks\.(\d+)()")).items():
@@ -146,7 +162,9 @@ def ldm_to_text_encoder_2(ldm_keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _unet_prefixes(num_down: list[int], num_up: list[int], with_attention: list[bool]) -> dict[str, str]:
-    """Module names, diffusers -> LDM, of a UNet with so many resnets per level, some of whose up levels have attention."""
+    """Module names, diffusers -> LDM, of a UNet with so many resnets per level, some of whose up
+    levels have attention.
+    """
     prefixes = dict(_UNET_ENDS)
     index = 1
     for level, num_resnets in enumerate(num_down):
@@ -166,13 +184,18 @@ def _unet_prefixes(num_down: list[int], num_up: list[int], with_attention: list[
             if with_attention[level]:
                 prefixes[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{index}.1"
             index += 1
-        # The upsampler comes last in the block, after the resnet and the attention, if there is one.
-        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{index - 1}.{2 if with_attention[level] else 1}.conv"
+        # The upsampler comes last in the block, after the resnet and the attention, if there is
+        # one.
+        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = (
+            f"output_blocks.{index - 1}.{2 if with_attention[level] else 1}.conv"
+        )
     return prefixes
 
 
 def _vae_prefixes(num_down: list[int], num_up: list[int]) -> dict[str, str]:
-    """Module names, diffusers -> LDM. The LDM layout numbers the decoder's levels from the finest, diffusers from the coarsest."""
+    """Module names, diffusers -> LDM. The LDM layout numbers the decoder's levels from the finest,
+    diffusers from the coarsest.
+    """
     prefixes = {name: name for name in ("quant_conv", "post_quant_conv")}
     for coder in ("encoder", "decoder"):
         prefixes |= {f"{coder}.{name}": f"{coder}.{name}" for name in ("conv_in", "conv_out")}
@@ -182,12 +205,16 @@ def _vae_prefixes(num_down: list[int], num_up: list[int]) -> dict[str, str]:
         prefixes |= _inside(_VAE_ATTENTION, f"{coder}.mid_block.attentions.0", f"{coder}.mid.attn_1")
     for level, num_resnets in enumerate(num_down):
         for layer in range(num_resnets):
-            prefixes |= _inside(_VAE_RESNET, f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}")
+            prefixes |= _inside(
+                _VAE_RESNET, f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}"
+            )
         prefixes[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
     for level, num_resnets in enumerate(num_up):
         ldm_level = len(num_up) - 1 - level
         for layer in range(num_resnets):
-            prefixes |= _inside(_VAE_RESNET, f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{ldm_level}.block.{layer}")
+            prefixes |= _inside(
+                _VAE_RESNET, f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{ldm_level}.block.{layer}"
+            )
         prefixes[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"decoder.up.{ldm_level}.upsample.conv"
     return prefixes
 
@@ -230,7 +257,9 @@ def _refuse_unknown(keys: list[str]) -> None:
 
 
 def _numbers(keys: Iterable[str], pattern: str) -> set[tuple[int, int]]:
-    """The pairs of numbers that `pattern` (two groups) finds at the start of keys, up to a dot or the end."""
+    """The pairs of numbers that `pattern` (two groups) finds at the start of keys, up to a dot or
+    the end.
+    """
     compiled = re.compile(pattern + r"(?:\.|$)")
     return {(int(match[1]), int(match[2] or 0)) for key in keys if (match := compiled.match(key))}
 

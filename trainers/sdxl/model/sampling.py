@@ -1,4 +1,5 @@
-"""Drawing pictures with an SDXL model that is in memory, adapters included: for the demo, previews and quality tests.
+"""Drawing pictures with an SDXL model that is in memory, adapters included: for the demo, previews
+and quality tests.
 
 Letters: B pictures, H W latent height and width.
 """
@@ -26,10 +27,12 @@ def sample_pictures(
     guidance_scale: float = 4.0,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every prompt the same noise.
+    """uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every
+    prompt the same noise.
 
-    DDIM (Song et al. 2020) with trailing timesteps, as zero-terminal-SNR models need, and classifier-free guidance against "".
-    On a CPU the model is converted to float32 first, and stays so.
+    DDIM (Song et al. 2020) with trailing timesteps, as zero-terminal-SNR models need, and
+    classifier-free guidance against "". On a CPU the model is converted to float32 first, and stays
+    so.
     """
     use_float32_on_cpu(model)
     prompts_and_seeds = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -38,20 +41,36 @@ def sample_pictures(
 
 
 def use_float32_on_cpu(model: SDXLModel) -> None:
-    """Convert the parts that are on a CPU to float32: without half-precision instructions a UNet is 17 times slower in float16, a VAE 93 times."""
+    """Convert the parts that are on a CPU to float32: without half-precision instructions a UNet is
+    17 times slower in float16, a VAE 93 times.
+    """
     for part in (model.unet, model.text_encoder, model.text_encoder_2, model.vae):
         if part is not None and part.device.type == "cpu":
             nn.Module.float(part)
 
 
-def _sample_chunk(model: SDXLModel, prompts_and_seeds: list[tuple[str, int]], size_hw: tuple[int, int], num_steps: int, guidance_scale: float) -> np.ndarray:
+def _sample_chunk(
+    model: SDXLModel,
+    prompts_and_seeds: list[tuple[str, int]],
+    size_hw: tuple[int, int],
+    num_steps: int,
+    guidance_scale: float,
+) -> np.ndarray:
     vae = model.vae
     assert vae is not None and model.text_encoder is not None and model.text_encoder_2 is not None
     captions = [""] * len(prompts_and_seeds) + [prompt for prompt, _ in prompts_and_seeds]
     embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
     seeds = [seed for _, seed in prompts_and_seeds]
     scheduler = noise_scheduler(model.prediction_type, zero_terminal_snr=model.zero_terminal_snr)
-    latents = denoise(model.unet, embeddings, scheduler, seeds=seeds, size_hw=size_hw, num_steps=num_steps, guidance_scale=guidance_scale)
+    latents = denoise(
+        model.unet,
+        embeddings,
+        scheduler,
+        seeds=seeds,
+        size_hw=size_hw,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+    )
     return decode_latents(vae, latents)
 
 
@@ -66,7 +85,9 @@ def denoise(
     num_steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """Scaled latents [B, 4, H, W] float32, one for each seed. `embeddings` holds 2 B captions: first those to be guided away from."""
+    """Scaled latents [B, 4, H, W] float32, one for each seed. `embeddings` holds 2 B captions:
+    first those to be guided away from.
+    """
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * len(seeds)), dtype=torch.float32, device=device)
     prompt_embeds = embeddings.prompt_embeds.to(device, dtype)

@@ -1,7 +1,9 @@
-"""An SDXL base model: its four parts as diffusers and transformers modules, from a checkpoint, a diffusers folder or given weights.
+"""An SDXL base model: its four parts as diffusers and transformers modules, from a checkpoint, a
+diffusers folder or given weights.
 
-Nothing is fetched and no weight is copied: the configs come from the shapes of the weights, the modules are built without memory (on
-torch's meta device), and the tensors, mapped from the file, become their parameters. Files are only read, in their own dtype.
+Nothing is fetched and no weight is copied: the configs come from the shapes of the weights, the
+modules are built without memory (on torch's meta device), and the tensors, mapped from the file,
+become their parameters. Files are only read, in their own dtype.
 """
 
 import hashlib
@@ -36,7 +38,17 @@ from .inspect_weights import (
     unet_config,
     vae_config,
 )
-from .layout import LDM_PREFIX, PARTS, Part, bare_text_name, is_vae_attention_matrix, ldm_to_text_encoder_2, ldm_to_unet, ldm_to_vae, modern_vae_names
+from .layout import (
+    LDM_PREFIX,
+    PARTS,
+    Part,
+    bare_text_name,
+    is_vae_attention_matrix,
+    ldm_to_text_encoder_2,
+    ldm_to_unet,
+    ldm_to_vae,
+    modern_vae_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +56,19 @@ PredictionType = Literal["epsilon", "v_prediction"]
 StateDict = Mapping[str, Tensor]
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-_FILE_STEMS: dict[Part, str] = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
+_FILE_STEMS: dict[Part, str] = {
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "vae": "diffusion_pytorch_model",
+}
 
 
 @dataclass(eq=False)
 class SDXLModel:
-    """The parts, frozen and in evaluation mode. Set a part to None to free its memory when it has done its work."""
+    """The parts, frozen and in evaluation mode. Set a part to None to free its memory when it has
+    done its work.
+    """
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel | None
@@ -67,11 +86,15 @@ class SDXLModel:
 
     @cached_property
     def legacy_hash(self) -> str | None:
-        """The 8-digit hash of the checkpoint file by which old A1111 versions and kohya's metadata know it."""
+        """The 8-digit hash of the checkpoint file by which old A1111 versions and kohya's metadata
+        know it.
+        """
         return legacy_file_hash(self.path) if self.path and self.path.is_file() else None
 
     def part_hash(self, part: Part) -> str:
-        """sha256 over names, shapes, dtypes and bytes of a part's weights. Ask before adapters are attached: they rename layers."""
+        """sha256 over names, shapes, dtypes and bytes of a part's weights. Ask before adapters are
+        attached: they rename layers.
+        """
         module: nn.Module | None = getattr(self, part)
         if module is None:
             raise RuntimeError(f"the {PART_NAMES[part]} is not there any more, or was not given")
@@ -86,7 +109,8 @@ def load_model(path: Path) -> SDXLModel:
     """Load a single .safetensors checkpoint or a diffusers folder.
 
     Raises:
-        ValueError: it is missing, damaged, a pickle, quantized, incomplete or not SDXL; the message says which, and the remedy.
+        ValueError: it is missing, damaged, a pickle, quantized, incomplete or not SDXL; the message
+            says which, and the remedy.
     """
     path = Path(path)
     try:
@@ -105,16 +129,20 @@ def build_model(
 ) -> SDXLModel:
     """A model on the given tensors, without copying them.
 
-    The names are diffusers' and transformers'; text encoders may have the "text_model." level or not. Parts other than the UNet may
-    be left out. The tensors must not be inference tensors.
+    The names are diffusers' and transformers'; text encoders may have the "text_model." level or
+    not. Parts other than the UNet may be left out. The tensors must not be inference tensors.
 
     Raises:
         ValueError: the weights are not those of an SDXL model.
     """
     weights = {part: _weights_of(part, tensors) for part, tensors in state_dicts.items()}
-    shapes = {part: {name: tuple(tensor.shape) for name, tensor in tensors.items()} for part, tensors in weights.items()}
+    shapes = {
+        part: {name: tuple(tensor.shape) for name, tensor in tensors.items()} for part, tensors in weights.items()
+    }
     unet_settings = unet_config(shapes["unet"])
-    encoder_settings = {part: text_encoder_config(shapes[part], part) for part in ("text_encoder", "text_encoder_2") if part in shapes}
+    encoder_settings = {
+        part: text_encoder_config(shapes[part], part) for part in ("text_encoder", "text_encoder_2") if part in shapes
+    }
     if len(encoder_settings) == 2:
         check_text_widths(unet_settings, **encoder_settings)
     with torch.device("meta"):
@@ -122,11 +150,17 @@ def build_model(
         if "text_encoder" in shapes:
             modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
         if "text_encoder_2" in shapes:
-            modules["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**encoder_settings["text_encoder_2"]))
+            modules["text_encoder_2"] = CLIPTextModelWithProjection(
+                CLIPTextConfig(**encoder_settings["text_encoder_2"])
+            )
         if "vae" in shapes:
             modules["vae"] = AutoencoderKL(**vae_config(shapes["vae"]))
-    parts: dict[str, Any] = {part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS}
-    return SDXLModel(**parts, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, name=name, path=path)
+    parts: dict[str, Any] = {
+        part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS
+    }
+    return SDXLModel(
+        **parts, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, name=name, path=path
+    )
 
 
 def _weights_of(part: Part, tensors: StateDict) -> dict[str, Tensor]:
@@ -138,7 +172,9 @@ def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
     own_names = {bare_text_name(name): name for name in module.state_dict()}
     weights = {own_names.get(name, name): weight for name, weight in weights.items()}
     _check_fit(module.state_dict(), weights, part)
-    module.requires_grad_(False)  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    module.requires_grad_(
+        False
+    )  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
     module.load_state_dict(weights, strict=True, assign=True)
     for owner in module.modules():
         position_ids = owner._buffers.get("position_ids")
@@ -153,7 +189,9 @@ def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
     if missing or unknown:
-        raise ValueError(f"not an SDXL model: its {PART_NAMES[part]} lacks {_first(missing)} and has in excess {_first(unknown)}")
+        raise ValueError(
+            f"not an SDXL model: its {PART_NAMES[part]} lacks {_first(missing)} and has in excess {_first(unknown)}"
+        )
     for name, weight in given.items():
         if weight.shape != expected[name].shape:
             shapes = f"{list(weight.shape)}, not {list(expected[name].shape)}"
@@ -169,10 +207,16 @@ def _load_checkpoint(path: Path) -> SDXLModel:
     with _open(path) as file:
         names = list(file.keys())
         refuse_other_checkpoints({name: file.get_slice(name).get_shape() for name in names})
-        parts = {part: [name for name in names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)] for part in PARTS}
+        parts = {
+            part: [name for name in names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)]
+            for part in PARTS
+        }
         refuse_quantized({name: file.get_slice(name).get_dtype() for name in chain.from_iterable(parts.values())})
-        tensors = {part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS}
-    # As ComfyUI tells them apart: a checkpoint carries these keys, with empty tensors, when it predicts v.
+        tensors = {
+            part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS
+        }
+    # As ComfyUI tells them apart: a checkpoint carries these keys, with empty tensors, when it
+    # predicts v.
     predicts_v = "v_pred" in names
     return build_model(
         {part: from_ldm(part, tensors[part]) for part in PARTS},
@@ -184,7 +228,9 @@ def _load_checkpoint(path: Path) -> SDXLModel:
 
 
 def from_ldm(part: Part, tensors: StateDict) -> StateDict:
-    """The same tensors, or views of them, under diffusers' and transformers' names. `tensors` has LDM names without the part's prefix."""
+    """The same tensors, or views of them, under diffusers' and transformers' names. `tensors` has
+    LDM names without the part's prefix.
+    """
     match part:
         case "unet":
             return {name: tensors[ldm] for ldm, name in ldm_to_unet(tensors).items()}
@@ -194,12 +240,18 @@ def from_ldm(part: Part, tensors: StateDict) -> StateDict:
             return _from_open_clip(tensors)
         case "vae":
             names = ldm_to_vae(tensors)
-            return {name: tensors[ldm].flatten(1) if is_vae_attention_matrix(name) else tensors[ldm] for ldm, name in names.items()}
+            return {
+                name: tensors[ldm].flatten(1) if is_vae_attention_matrix(name) else tensors[ldm]
+                for ldm, name in names.items()
+            }
 
 
 def _from_open_clip(tensors: StateDict) -> StateDict:
-    # Some programs save the projection as a linear layer, transposed already; it is square, so only its name tells.
-    converted = {"text_projection.weight": tensors["text_projection.weight"]} if "text_projection.weight" in tensors else {}
+    # Some programs save the projection as a linear layer, transposed already; it is square, so only
+    # its name tells.
+    converted = (
+        {"text_projection.weight": tensors["text_projection.weight"]} if "text_projection.weight" in tensors else {}
+    )
     for open_clip, names in ldm_to_text_encoder_2(name for name in tensors if name not in converted).items():
         weight = tensors[open_clip].T if open_clip == "text_projection" else tensors[open_clip]
         converted |= dict(zip(names, weight.chunk(len(names)), strict=True))
@@ -226,13 +278,18 @@ def _open(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         remedy = "Download or copy it again"
-        raise ValueError(f"{path.name} is truncated or damaged ({path.stat().st_size:,} bytes; {error}). {remedy}") from error
+        raise ValueError(
+            f"{path.name} is truncated or damaged ({path.stat().st_size:,} bytes; {error}). {remedy}"
+        ) from error
 
 
 def _load_folder(folder: Path) -> SDXLModel:
     if not (folder / "unet").is_dir():
         pipeline = _read_json(folder / "model_index.json").get("_class_name", "no diffusers pipeline")
-        raise ValueError(f"it has no unet/ folder ({pipeline}). Choose a diffusers folder of an SDXL model, or a .safetensors checkpoint itself")
+        raise ValueError(
+            f"it has no unet/ folder ({pipeline}). Choose a diffusers folder of an SDXL model, or a .safetensors "
+            "checkpoint itself"
+        )
     unet = _read_part(folder, "unet")
     refuse_other_unets({name: tuple(tensor.shape) for name, tensor in unet.items()})
     refuse_missing_parts([part for part in PARTS if not (folder / part).is_dir()])
@@ -278,7 +335,10 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing or not names:
-        raise ValueError(f"{index.parent.name}/ lacks {', '.join(missing) or 'all files'} that {index.name} names. Download or copy it again")
+        raise ValueError(
+            f"{index.parent.name}/ lacks {', '.join(missing) or 'all files'} that {index.name} names. Download or "
+            "copy it again"
+        )
     return [index.parent / name for name in names]
 
 
@@ -288,18 +348,26 @@ def _read_prediction(folder: Path) -> tuple[PredictionType, bool]:
         logger.warning("%s has no scheduler/scheduler_config.json: taken for an epsilon model, as SDXL is", folder)
     name = scheduler.get("_class_name", "")
     if name.startswith("EDM"):
-        raise ValueError(f"its scheduler is {name}: it was trained with EDM's noise levels (Playground v2.5), not SDXL's")
-    # A scheduler config that says otherwise belongs to a model that this trainer would train wrongly.
+        raise ValueError(
+            f"its scheduler is {name}: it was trained with EDM's noise levels (Playground v2.5), not SDXL's"
+        )
+    # A scheduler config that says otherwise belongs to a model that this trainer would train
+    # wrongly.
     for setting, value in NOISE_SCHEDULE.items():
         if scheduler.get(setting, value) != value:
             raise ValueError(f"its scheduler has {setting} {scheduler[setting]}, SDXL's has {value}")
-    prediction_type, zero_terminal_snr = scheduler.get("prediction_type", "epsilon"), bool(scheduler.get("rescale_betas_zero_snr", False))
+    prediction_type, zero_terminal_snr = (
+        scheduler.get("prediction_type", "epsilon"),
+        bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )
     match prediction_type:
         case "v_prediction":
             return "v_prediction", zero_terminal_snr
         case "epsilon":
             if zero_terminal_snr:
-                logger.warning("%s: rescale_betas_zero_snr is ignored, for pure noise tells an epsilon model nothing", folder)
+                logger.warning(
+                    "%s: rescale_betas_zero_snr is ignored, for pure noise tells an epsilon model nothing", folder
+                )
             return "epsilon", False
     raise ValueError(f"its scheduler has prediction_type {prediction_type!r}; allowed: 'epsilon', 'v_prediction'")
 

@@ -1,4 +1,6 @@
-"""The UNet of SDXL itself, as a structure without weights: what a training costs can be counted on it before any model is loaded."""
+"""The UNet of SDXL itself, as a structure without weights: what a training costs can be counted on
+it before any model is loaded.
+"""
 
 from typing import Any
 

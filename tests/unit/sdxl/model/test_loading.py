@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from trainers.captions.clip_tokenizer import tokenize
 from trainers.embedded_base import architecture
-from trainers.sdxl import export
+from trainers.sdxl.model import export
 from trainers.sdxl.model.export import write_checkpoint, write_diffusers_folder
 from trainers.sdxl.model.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model, load_model
