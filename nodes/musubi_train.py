@@ -90,9 +90,8 @@ def _run_inputs() -> list[io.Input]:
     seed: Any = config_inputs(
         MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"}
     )[0]
-    seed.control_after_generate = (
-        io.ControlAfterGenerate.fixed
-    )  # the front end's own default would train anew with every Run
+    # the front end's own default would train anew with every Run
+    seed.control_after_generate = io.ControlAfterGenerate.fixed
     output_name = io.String.Input(
         "output_name",
         default="lora",

@@ -145,9 +145,8 @@ def show_text(text: str) -> None:
     """Under the node that is being executed; outside of one, nowhere."""
     context = get_executing_context()
     if context is not None:
-        text = text.replace(
-            "\n", "  \n"
-        )  # one of the front end's renderers takes it for Markdown, and would make one line of all
+        # one of the front end's renderers takes it for Markdown, and would make one line of all
+        text = text.replace("\n", "  \n")
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 

@@ -181,9 +181,8 @@ class DatasetReport:
     left_out: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
-    summary: list[str] = field(
-        default_factory=list
-    )  # repeats, weights, masks, regularization: a line for each folder that has any
+    # repeats, weights, masks, regularization: a line for each folder that has any
+    summary: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         lines = [f"{counted(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]

@@ -34,6 +34,7 @@ _MAX_DIRECTORY_BYTES = 16 << 20  # the archive's list of its entries, some 100,0
 # Python unpacks the other methods without a bound on the memory that one block takes.
 _METHODS = (ZIP_STORED, ZIP_DEFLATED)
 _ENCRYPTED = 0x1
+# what zipfile raises
 _DAMAGE = (
     BadZipFile,
     zlib.error,
@@ -41,7 +42,7 @@ _DAMAGE = (
     struct.error,
     UnicodeDecodeError,
     NotImplementedError,
-)  # what zipfile raises
+)
 _OTHER_KINDS = {
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7-Zip archive",

@@ -23,6 +23,7 @@ MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes for a pixel
 # Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png.
 # Those of JPEG also read MPO.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
+# what Pillow's decoders raise
 _DAMAGE = (
     OSError,
     EOFError,
@@ -32,7 +33,7 @@ _DAMAGE = (
     OverflowError,
     struct.error,
     zlib.error,
-)  # what Pillow's decoders raise
+)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -39,12 +39,13 @@ def write_embedded_checkpoint(path: Path) -> None:
 
 
 def _with_token_tables() -> dict[str, torch.Tensor]:
+    # imports diffusers, which takes seconds
     from .architecture import (
         TEXT_WIDTH_1,
         TEXT_WIDTH_2,
         TOKEN_TABLE_SEED,
         draw_token_table,
-    )  # imports diffusers, which takes seconds
+    )
 
     weights = load_file(SHIPPED_WEIGHTS)
     for index, (name, width) in enumerate(zip(TOKEN_TABLES, (TEXT_WIDTH_1, TEXT_WIDTH_2), strict=True)):

@@ -103,9 +103,8 @@ class _Files:
             return {
                 name: value for name, value in (("If-None-Match", etag), ("If-Modified-Since", last_modified)) if value
             }
-        validator = (
-            last_modified if etag.startswith("W/") else etag or last_modified
-        )  # a weak ETag may stand for other bytes
+        # a weak ETag may stand for other bytes
+        validator = last_modified if etag.startswith("W/") else etag or last_modified
         num_bytes = self.num_part_bytes()
         return {"Range": f"bytes={num_bytes}-", "If-Range": validator} if num_bytes and validator else {}
 

@@ -20,9 +20,9 @@ _SPLIT = re.compile(r"(?P<start>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safet
 _STATE_FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl")
 _STATE_NAME = re.compile(r".+?(-after(?P<before>\d{8}))?-step(?P<step>\d{8})-state")
 _DISTILLED = re.compile(r"(?<!de)(?<!de[_-])turbo|lightning|distill", re.IGNORECASE)  # De-Turbo is made for training
-_CACHE_BYTES = (
-    12 << 20
-)  # of a picture at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of text
+# of a picture at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of
+# text
+_CACHE_BYTES = 12 << 20
 _MARGIN_BYTES = 1 << 30
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 

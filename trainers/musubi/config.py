@@ -60,9 +60,8 @@ class MusubiConfig:
         min=0,
         max=4096,
     )
-    seed: int = param(
-        0, "Seed of everything random in the run.", min=0, max=2**32 - 1
-    )  # NumPy, which Musubi seeds with it, takes no more
+    # NumPy, which Musubi seeds with it, takes no more
+    seed: int = param(0, "Seed of everything random in the run.", min=0, max=2**32 - 1)
     caption_source: str = param(
         "captions",
         "What the pictures' captions are: each its own, or the trigger word alone for all.",

@@ -156,13 +156,14 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
     return ([] if problems else tables), problems
 
 
+# Musubi's
 _DEFAULTS: Table = {
     "batch_size": 1,
     "num_repeats": 1,
     "resolution": [960, 544],
     "enable_bucket": False,
     "bucket_no_upscale": False,
-}  # Musubi's
+}
 
 
 def is_video(table: Mapping[str, Any]) -> bool:

@@ -77,12 +77,13 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
 )
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Invalid|Interrupt|Exit)\b.*")
+# signals from outside: what was written before is not the reason
 _LAST_WORDS = (
     "SIGKILL",
     "SIGTERM",
     "SIGINT",
     "SIGHUP",
-)  # signals from outside: what was written before is not the reason
+)
 
 
 class MusubiFailed(RuntimeError):

@@ -183,9 +183,8 @@ class TrainingProgress(Listener):
 
     def _event(self, bar: Bar) -> StepDone:
         step = self._plan.steps_before + bar.step
-        speed = bar.steps_per_second or bar.step / max(
-            time.monotonic() - self._started_at, 1e-3
-        )  # the bar's own is not there at first
+        # the bar's own is not there at first
+        speed = bar.steps_per_second or bar.step / max(time.monotonic() - self._started_at, 1e-3)
         return StepDone(
             step,
             self._total,

@@ -160,9 +160,8 @@ class _Run:
         plan, training = self._plan, self._training
         self._host.report(StageStarted("saving"))
         require_num_modules(plan.raw_path, training.num_modules)
-        path = free_path(
-            self._folder.final_path
-        )  # the name was free when the run began; another run may have taken it meanwhile
+        # the name was free when the run began; another run may have taken it meanwhile
+        path = free_path(self._folder.final_path)
         try:
             tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
         except MusubiFailed as error:

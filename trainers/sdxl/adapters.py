@@ -217,14 +217,13 @@ class InPlaceLoraLinear(PeftLinear):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        rows = x.flatten(
-            0, -2
-        )  # two-dimensional, so that the output is no view, which autograd would copy before writing into it
+        # two-dimensional, so that the output is no view, which autograd would copy before writing
+        # into it
+        rows = x.flatten(0, -2)
         output = self.base_layer(rows)
         low_rank = self.lora_A[ADAPTER_NAME](self.lora_dropout[ADAPTER_NAME](rows))
-        up = (
-            self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)
-        )  # autocast leaves in-place products alone
+        # autocast leaves in-place products alone
+        up = self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)
         output.addmm_(low_rank, up.t(), alpha=self.scaling[ADAPTER_NAME])
         return output.unflatten(0, x.shape[:-1])
 

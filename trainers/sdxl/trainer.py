@@ -330,9 +330,8 @@ class TrainingLoop:
 
     def _save_final(self) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        path = free_path(
-            self._folder.final_path
-        )  # the name was free when the run began; another run may have taken it meanwhile
+        # the name was free when the run began; another run may have taken it meanwhile
+        path = free_path(self._folder.final_path)
         if self._world.is_main:
             verification = self._write_lora(path)
             duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))

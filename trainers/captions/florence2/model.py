@@ -91,9 +91,8 @@ def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForCondit
     with torch.device("meta"):
         model = Florence2ForConditionalGeneration(native_config(folder, num_tokens=num_tokens))
     _check_fit(model.state_dict(), weights, folder)
-    model.requires_grad_(
-        False
-    )  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    model.requires_grad_(False)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, strict=True, assign=True)
     _share_embeddings(model)
     return model.eval()

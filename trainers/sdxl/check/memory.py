@@ -31,13 +31,14 @@ GIB = 2**30
 FLOAT32 = 4
 CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
 FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds beside the tensors, and what kernels allocate inside
+# states of one parameter
 OPTIMIZER_BYTES = {
     "AdamW": 8.0,
     "AdamW8bit": 2.0,
     "Lion": 4.0,
     "Adafactor": 0.3,
     "Prodigy": 16.0,
-}  # states of one parameter
+}
 NUM_TEXT_TOKENS, VOCABULARY_SIZE = 77, 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
@@ -322,9 +323,8 @@ def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: _Rules) -> _L
 def _transformer_cost(block: Any, num_positions: int, width: int, rules: _Rules) -> _Layer:
     number = rules.number_bytes
     norms = 3 * FLOAT32
-    attention = (
-        6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
-    )  # query, key, value, output; query, output; two logsumexp
+    # query, key, value, output; query, output; two logsumexp
+    attention = 6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
     feed_forward = 12 * number  # projection of 8 x width, GELU of 4 x width
     saved = width * (norms + attention + feed_forward) + _adapters_saved(block, width, rules)
     text_keys_and_values = 2 * width * NUM_TEXT_TOKENS * number

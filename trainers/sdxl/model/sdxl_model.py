@@ -172,9 +172,8 @@ def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
     own_names = {bare_text_name(name): name for name in module.state_dict()}
     weights = {own_names.get(name, name): weight for name, weight in weights.items()}
     _check_fit(module.state_dict(), weights, part)
-    module.requires_grad_(
-        False
-    )  # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    module.requires_grad_(False)
     module.load_state_dict(weights, strict=True, assign=True)
     for owner in module.modules():
         position_ids = owner._buffers.get("position_ids")
