@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
-from ..trainers.dataset.dataset.dataset import Dataset
+from ..trainers.dataset.dataset import Dataset
 from .config_inputs import config_inputs
 from .host import folders
 from .host.captioner import caption_in_graph, is_in_cache, model_folder, model_names

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainers.captions.edits import EditedCaptions, apply_edits, inspect_caption, parse_edits
-from ..trainers.dataset.dataset.dataset import Dataset, counted
+from ..trainers.dataset.dataset import Dataset, counted
 from .host.caption_review import keep_review
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 

@@ -5,8 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.config import field_names
-from ..trainers.dataset.dataset.buckets import BucketConfig
-from ..trainers.dataset.dataset.caption_variants import CaptionConfig
+from ..trainers.dataset.buckets import BucketConfig
+from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from ..trainers.training.run_folder import check_output_name

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...trainers.captions.captioning import CaptionCache, CaptionerConfig, caption_dataset
 from ...trainers.captions.florence2.folder import find_models
-from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.dataset import Dataset
 from . import folders
 from .progress import ComfyHost, cancellable
 

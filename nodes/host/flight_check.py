@@ -13,8 +13,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ...trainers.config import own_settings
-from ...trainers.dataset.dataset.caption_variants import CaptionConfig
-from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.caption_variants import CaptionConfig
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
 from ...trainers.sdxl.check.report import FlightReport
 from ...trainers.sdxl.check.report_image import draw_flight_check

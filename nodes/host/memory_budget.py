@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.dataset.buckets import CropPlan
+from ...trainers.dataset.buckets import CropPlan
 from ...trainers.sdxl.check.memory import (
     CUDA_CONTEXT_BYTES,
     MemoryEstimate,
@@ -17,7 +17,7 @@ from ...trainers.sdxl.check.memory import (
     text_encoder_shapes,
 )
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel
+from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from .settings import compute_precision
 
 

@@ -11,7 +11,7 @@ import comfy.lora
 import comfy.model_management
 
 from ...trainers.config import field_names, from_mapping
-from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
 from ...trainers.musubi.conversion import module_names

@@ -8,8 +8,8 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.dataset.buckets import BucketConfig
-from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.buckets import BucketConfig
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ..config_inputs import AUTO, chosen_settings

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...trainers.dataset.dataset.dataset import Dataset
-from ...trainers.dataset.dataset.given_images import store_pictures
-from ...trainers.dataset.dataset.image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
-from ...trainers.dataset.dataset.image_folder import files_of_dataset
+from ...trainers.dataset.dataset import Dataset
+from ...trainers.dataset.given_images import store_pictures
+from ...trainers.dataset.image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from ...trainers.dataset.image_folder import files_of_dataset
 from ...trainers.files.hashes import file_sha256
 from . import folders
 from .progress import ComfyHost
@@ -150,7 +150,7 @@ def require_used_masks(masks: list[Any] | None, mask_source: str) -> None:
 
 
 def _unpack(source: Source, host: ComfyHost) -> Pictures:
-    from ...trainers.dataset.dataset.image_archive import unpack_pictures
+    from ...trainers.dataset.image_archive import unpack_pictures
     from ...trainers.files.download import download
 
     archive = Path(source.location)

@@ -10,12 +10,12 @@ from typing import Any
 import comfy.model_management
 
 from ...trainers.config import own_settings
-from ...trainers.dataset.dataset.buckets import BucketConfig, plan_crops
-from ...trainers.dataset.dataset.caption_variants import CaptionConfig
-from ...trainers.dataset.dataset.dataset import Dataset
+from ...trainers.dataset.buckets import BucketConfig, plan_crops
+from ...trainers.dataset.caption_variants import CaptionConfig
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel
+from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from ...trainers.sdxl.presets import describe
 from ...trainers.sdxl.trainer import SDXLTrainer
 from ...trainers.training.events import Notice, TrainedLora

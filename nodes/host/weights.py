@@ -18,9 +18,9 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ...trainers.sdxl.model.sdxl_model.inspect_weights import is_weight
-from ...trainers.sdxl.model.sdxl_model.layout import Part
-from ...trainers.sdxl.model.sdxl_model.sdxl_model import SDXLModel, build_model, from_ldm
+from ...trainers.sdxl.model.inspect_weights import is_weight
+from ...trainers.sdxl.model.layout import Part
+from ...trainers.sdxl.model.sdxl_model import SDXLModel, build_model, from_ldm
 
 _UNET, _VAE = "diffusion_model.", ""
 _TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
