@@ -6,20 +6,22 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import field_names
 from ..trainers.dataset.buckets import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import AUTO, config_inputs
+from .config_inputs import settings_inputs, settings_order
+from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
-from .train_sdxl import OPEN_SETTINGS
 
-_VISIBLE = {"max_train_steps", "rank", "resolution", "train_batch_size"}
-# What decides the steps, the memory, the time, the disk or the texts.
-_TRAINING_SETTINGS = {
-    *(
+_VISIBLE = {"stop_at", "max_train_steps", "rank", "resolution", "train_batch_size"}
+# Append only. Of SDXLConfig it has the settings that decide the steps, the memory, the time, the
+# disk or the texts.
+SETTINGS_ORDER = settings_order(
+    (
+        "stop_at",
+        "find_near_duplicates",
         "rank",
         "max_train_steps",
         "train_batch_size",
@@ -28,8 +30,6 @@ _TRAINING_SETTINGS = {
         "target_modules",
         "num_train_epochs",
         "gradient_accumulation_steps",
-    ),
-    *(
         "gradient_checkpointing",
         "train_text_encoders",
         "save_every_n_steps",
@@ -37,8 +37,26 @@ _TRAINING_SETTINGS = {
         "save_dtype",
         "prior_loss_weight",
         "class_prompt",
+        "resolution",
+        "resize_mode",
+        "random_flip",
+        "bucket_no_upscale",
+        "bucket_reso_steps",
+        "min_bucket_reso",
+        "max_bucket_reso",
+        "extra_resolutions",
+        "shuffle_captions",
+        "keep_tokens",
+        "caption_separator",
+        "tag_dropout",
+        "num_caption_variants",
+        "use_wildcards",
     ),
-}
+    FlightCheckConfig,
+    BucketConfig,
+    CaptionConfig,
+    some_of=(SDXLConfig,),
+)
 
 
 class FlightCheck(io.ComfyNode):
@@ -81,15 +99,15 @@ class FlightCheck(io.ComfyNode):
                     tooltip="As in Train LoRA: decides the settings that are left open. auto: the memory that the "
                     "GPU has.",
                 ),
-                *config_inputs(FlightCheckConfig, auto={}, visible={"stop_at"}),
-                *config_inputs(
+                *settings_inputs(
+                    SETTINGS_ORDER,
+                    FlightCheckConfig,
                     SDXLConfig,
-                    auto=OPEN_SETTINGS,
-                    leave_out=set(field_names(SDXLConfig)) - _TRAINING_SETTINGS,
+                    BucketConfig,
+                    CaptionConfig,
                     visible=_VISIBLE,
+                    open_settings=OPEN_SETTINGS,
                 ),
-                *config_inputs(BucketConfig, auto=OPEN_SETTINGS, visible=_VISIBLE),
-                *config_inputs(CaptionConfig, auto={}),
             ],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="The dataset that came in: for Train LoRA."),

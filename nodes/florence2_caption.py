@@ -9,12 +9,26 @@ from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
 from ..trainers.dataset.dataset import Dataset
-from .config_inputs import config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.captioner import caption_in_graph, is_in_cache, model_folder, model_names
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
+SETTINGS_ORDER = settings_order(  # append only
+    (
+        "task",
+        "prompt",
+        "existing_captions",
+        "trigger_template",
+        "clean_captions",
+        "write_files",
+        "num_beams",
+        "max_new_tokens",
+        "batch_size",
+    ),
+    CaptionerConfig,
+)
 
 
 def _outputs() -> list[io.Output]:
@@ -66,7 +80,7 @@ class Florence2Caption(io.ComfyNode):
                     tooltip="Fetch model_id from huggingface.co into models/florence2 when it is not there. Only "
                     "safetensors; an interrupted download goes on.",
                 ),
-                *config_inputs(CaptionerConfig, auto={}, visible=_VISIBLE),
+                *settings_inputs(SETTINGS_ORDER, CaptionerConfig, visible=_VISIBLE),
             ],
             outputs=_outputs(),
         )

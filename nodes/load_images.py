@@ -7,11 +7,29 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.dataset.dataset import DatasetConfig, scan_folder
-from .config_inputs import config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.progress import ComfyHost, cancellable
 from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+
+_VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
+SETTINGS_ORDER = settings_order(  # append only
+    (
+        "trigger_word",
+        "fallback_caption",
+        "num_repeats",
+        "recursive",
+        "alpha_background",
+        "keep_duplicates",
+        "strict",
+        "mask_source",
+        "loss_weight",
+        "is_regularization",
+    ),
+    DatasetConfig,
+    elsewhere={"images"},  # folder, path or images
+)
 
 
 class LoadImages(io.ComfyNode):
@@ -62,12 +80,7 @@ class LoadImages(io.ComfyNode):
                     tooltip="With images: one caption per picture, in the same order, or one for all. From a "
                     "captioning node, for example.",
                 ),
-                *config_inputs(
-                    DatasetConfig,
-                    auto={},
-                    leave_out={"images"},
-                    visible={"trigger_word", "fallback_caption", "num_repeats"},
-                ),
+                *settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
             ],
             outputs=[
                 TrainingDataset.Output(

@@ -11,16 +11,15 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from ..trainers.config import field_names
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
 from ..trainers.training.run_folder import check_output_name
-from .config_inputs import config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-# In the order of the node. fp8 and blocks_to_swap only where the architecture has them.
-_BY_ARCHITECTURE = (
+# What comes with the choice of an architecture; fp8 and blocks_to_swap only where it has them.
+ARCHITECTURE_ORDER = (
     "rank",
     "learning_rate",
     "resolution",
@@ -29,8 +28,50 @@ _BY_ARCHITECTURE = (
     "discrete_flow_shift",
     "blocks_to_swap",
 )
-_VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps"}
-_OWN = {"seed", "network_weights", "base_weights", "resume"}
+# Append only.
+SETTINGS_ORDER = settings_order(
+    (
+        "max_train_steps",
+        "seed",
+        "output_name",
+        "alpha",
+        "train_batch_size",
+        "caption_source",
+        "optimizer",
+        "optimizer_args",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "max_grad_norm",
+        "network_dropout",
+        "loraplus_lr_ratio",
+        "exclude_patterns",
+        "include_patterns",
+        "mixed_precision",
+        "fp8_text_encoder",
+        "attention",
+        "weighting_scheme",
+        "extra_resolutions",
+        "bucket_no_upscale",
+        "max_data_loader_n_workers",
+        "save_every_n_steps",
+        "keep_last_n_checkpoints",
+        "save_state",
+        "save_dtype",
+        "sample_every_n_steps",
+        "sample_prompts",
+        "base_weights_multiplier",
+        "network_weights",
+        "base_weights",
+        "resume",
+        "dataset_toml",
+    ),
+    MusubiConfig,
+    also=("output_name", "dataset_toml"),
+    elsewhere=ARCHITECTURE_ORDER,
+)
+_VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps", "seed"}
 
 
 def _choice(architecture: Architecture) -> io.DynamicCombo.Option:
@@ -68,10 +109,7 @@ def _option_input(option: Option) -> io.Input:
 
 def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
     entries: dict[str, Any] = {
-        entry.id: entry
-        for entry in config_inputs(
-            MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - set(_BY_ARCHITECTURE), visible=_VISIBLE
-        )
+        entry.id: entry for entry in settings_inputs(ARCHITECTURE_ORDER, MusubiConfig, visible=_VISIBLE)
     }
     for name, value in architecture.defaults.items():
         if name in entries:
@@ -83,31 +121,42 @@ def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
         for name, has in (("fp8", architecture.fp8_arguments), ("blocks_to_swap", architecture.max_blocks_to_swap))
         if not has
     }
-    return [entries[name] for name in _BY_ARCHITECTURE if name not in without]
+    return [entry for name, entry in entries.items() if name not in without]
 
 
-def _run_inputs() -> list[io.Input]:
-    seed: Any = config_inputs(
-        MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"}
-    )[0]
-    # the front end's own default would train anew with every Run
-    seed.control_after_generate = io.ControlAfterGenerate.fixed
-    output_name = io.String.Input(
+def _settings_inputs() -> list[io.Input]:
+    entries = settings_inputs(
+        SETTINGS_ORDER,
+        MusubiConfig,
+        visible=_VISIBLE,
+        own=[_output_name(), *_file_inputs(), _dataset_toml()],
+    )
+    by_name: dict[str, Any] = {entry.id: entry for entry in entries}
+    # The front end's own default would train anew with every Run.
+    by_name["seed"].control_after_generate = io.ControlAfterGenerate.fixed
+    by_name["sample_prompts"].multiline = True  # one per line
+    return entries
+
+
+def _output_name() -> io.Input:
+    return io.String.Input(
         "output_name",
         default="lora",
         optional=True,
         tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the "
         "file that loaders list.",
     )
-    return [seed, output_name]
 
 
-def _advanced_inputs() -> list[io.Input]:
-    entries: list[Any] = config_inputs(MusubiConfig, auto={}, leave_out={"max_train_steps", *_BY_ARCHITECTURE, *_OWN})
-    for entry in entries:
-        if entry.id == "sample_prompts":
-            entry.multiline = True  # one per line
-    return entries
+def _dataset_toml() -> io.Input:
+    return io.String.Input(
+        "dataset_toml",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders or for videos.",
+    )
 
 
 def _file_inputs() -> list[io.Input]:
@@ -185,24 +234,7 @@ class MusubiTrain(io.ComfyNode):
                     tooltip="Kind of model to train for. Its model files and the settings that it recommends appear "
                     "below.",
                 ),
-                *config_inputs(
-                    MusubiConfig,
-                    auto={},
-                    leave_out=set(field_names(MusubiConfig)) - {"max_train_steps"},
-                    visible=_VISIBLE,
-                ),
-                *_run_inputs(),
-                *_advanced_inputs(),
-                *_file_inputs(),
-                io.String.Input(
-                    "dataset_toml",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders "
-                    "or for videos.",
-                ),
+                *_settings_inputs(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),

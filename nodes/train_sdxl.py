@@ -4,31 +4,78 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import field_names
 from ..trainers.dataset.buckets import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from ..trainers.training.run_folder import check_output_name
-from .config_inputs import AUTO, config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders
+from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-FROM_GOAL, FROM_MEMORY = "from goal", "from memory"
-# What a preset decides while its widget is left open.
-OPEN_SETTINGS = {
-    "max_train_steps": f"{FROM_GOAL}, by the number of pictures",
-    **dict.fromkeys(("rank", "alpha", "learning_rate"), FROM_GOAL),
-    **dict.fromkeys(
-        ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
-        FROM_MEMORY,
-    ),
-}
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
-_OWN = {"seed", "network_weights"}
-# Parameters that came after the first release: saved graphs store widget values by position, so
-# their inputs stand at the very end.
-_ADDED_LATER = {"unmasked_weight", "normalize_masked_loss", "prior_loss_weight", "class_prompt", "extra_resolutions"}
+# Append only. Flight Check has an order too.
+SETTINGS_ORDER = settings_order(
+    (
+        "rank",
+        "learning_rate",
+        "max_train_steps",
+        "resolution",
+        "seed",
+        "output_name",
+        "alpha",
+        "train_batch_size",
+        "optimizer",
+        "mixed_precision",
+        "target_modules",
+        "lora_dropout",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "max_grad_norm",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "lr_num_cycles",
+        "weight_decay",
+        "optimizer_args",
+        "train_text_encoders",
+        "text_encoder_learning_rate",
+        "text_encoder_2_learning_rate",
+        "min_snr_gamma",
+        "noise_offset",
+        "caption_dropout",
+        "prediction_type",
+        "zero_terminal_snr",
+        "save_every_n_steps",
+        "save_every_n_epochs",
+        "save_dtype",
+        "sample_every_n_steps",
+        "sample_prompt",
+        "resize_mode",
+        "random_flip",
+        "bucket_no_upscale",
+        "bucket_reso_steps",
+        "min_bucket_reso",
+        "max_bucket_reso",
+        "network_weights",
+        "unmasked_weight",
+        "normalize_masked_loss",
+        "prior_loss_weight",
+        "class_prompt",
+        "extra_resolutions",
+        "shuffle_captions",
+        "keep_tokens",
+        "caption_separator",
+        "tag_dropout",
+        "num_caption_variants",
+        "use_wildcards",
+    ),
+    SDXLConfig,
+    BucketConfig,
+    CaptionConfig,
+    also=("output_name",),
+)
 
 
 def _preset_lines(presets: dict[str, Any]) -> str:
@@ -36,37 +83,15 @@ def _preset_lines(presets: dict[str, Any]) -> str:
 
 
 def _settings_inputs() -> list[io.Input]:
-    """The visible ones first, then what is advanced, in the order of the configs; new ones go to
-    the end.
-    """
-    leave_out = _OWN | _VISIBLE | _ADDED_LATER
-    own = [
-        *config_inputs(
-            SDXLConfig,
-            auto=OPEN_SETTINGS,
-            leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE},
-            visible=_VISIBLE,
-        ),
-        *config_inputs(
-            BucketConfig,
-            auto=OPEN_SETTINGS,
-            leave_out={spec for spec in BucketConfig.__dataclass_fields__ if spec not in _VISIBLE},
-            visible=_VISIBLE,
-        ),
-    ]
-    advanced = [
-        *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
-        *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
-    ]
-    return [*own, *_run_inputs(), *advanced, _network_weights(), *_added_later()]
-
-
-def _added_later() -> list[io.Input]:
-    return [
-        *config_inputs(SDXLConfig, auto={}, leave_out=set(field_names(SDXLConfig)) - _ADDED_LATER),
-        *config_inputs(BucketConfig, auto={}, leave_out=set(field_names(BucketConfig)) - _ADDED_LATER),
-        *config_inputs(CaptionConfig, auto={}),
-    ]
+    return settings_inputs(
+        SETTINGS_ORDER,
+        SDXLConfig,
+        BucketConfig,
+        CaptionConfig,
+        visible=_VISIBLE,
+        open_settings=OPEN_SETTINGS,
+        own=[*_run_inputs(), _network_weights()],
+    )
 
 
 def _run_inputs() -> list[io.Input]:

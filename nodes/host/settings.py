@@ -12,8 +12,7 @@ from ...trainers.dataset.buckets import BucketConfig
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
-from ..config_inputs import AUTO, chosen_settings
-from ..train_sdxl import OPEN_SETTINGS
+from ..open_settings import AUTO, chosen_settings
 
 
 def resolve_settings(
@@ -25,7 +24,7 @@ def resolve_settings(
     Raises:
         ValueError: a setting is out of its range.
     """
-    given = chosen_settings(settings, auto=OPEN_SETTINGS)
+    given = chosen_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = compute_precision(weight_dtype)
     if find_spec("bitsandbytes") is None:  # there is none for macOS
