@@ -20,16 +20,9 @@ def param(
     min: float | None = None,
     max: float | None = None,
     choices: Sequence[str] | None = None,
-    advanced: bool = False,
 ) -> Any:
     """A dataclass field that knows its range and its help; without a default it must be given."""
-    metadata = {
-        "help": help,
-        "min": min,
-        "max": max,
-        "choices": None if choices is None else tuple(choices),
-        "advanced": advanced,
-    }
+    metadata = {"help": help, "min": min, "max": max, "choices": None if choices is None else tuple(choices)}
     return field(default=default, metadata=metadata, kw_only=True)
 
 

@@ -63,21 +63,12 @@ class CaptionerConfig:
         "Beams of the search: 1 is fastest, 3 usual; more costs memory and rarely gives better captions.",
         min=1,
         max=16,
-        advanced=True,
     )
     max_new_tokens: int = param(
-        512,
-        "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.",
-        min=1,
-        max=1023,
-        advanced=True,
+        512, "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.", min=1, max=1023
     )
     batch_size: int = param(
-        4,
-        "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.",
-        min=1,
-        max=256,
-        advanced=True,
+        4, "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.", min=1, max=256
     )
 
     def __post_init__(self) -> None:

@@ -41,19 +41,15 @@ class BucketConfig:
         False, "Mirror pictures at random, left and right. Not for faces, text or anything with sides."
     )
     bucket_no_upscale: bool = param(
-        True, "Never enlarge a picture: small ones get smaller sizes, and too small ones are left out.", advanced=True
+        True, "Never enlarge a picture: small ones get smaller sizes, and too small ones are left out."
     )
-    bucket_reso_steps: int = param(
-        64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256, advanced=True
-    )
+    bucket_reso_steps: int = param(64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256)
     min_bucket_reso: int = param(
-        256, "Shortest bucket side, or half of resolution where that is less.", min=8, max=4096, advanced=True
+        256, "Shortest bucket side, or half of resolution where that is less.", min=8, max=4096
     )
-    max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192, advanced=True)
+    max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192)
     extra_resolutions: str = param(
-        "",
-        "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.",
-        advanced=True,
+        "", "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples."
     )
 
     def __post_init__(self) -> None:

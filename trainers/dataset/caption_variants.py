@@ -24,7 +24,7 @@ class CaptionConfig:
         min=0,
         max=100,
     )
-    caption_separator: str = param(",", "What separates the parts of a caption.", advanced=True)
+    caption_separator: str = param(",", "What separates the parts of a caption.")
     tag_dropout: float = param(
         0.0, "Chance of each part of a caption to be left out, 0 to 1. Usually 0, or 0.1.", min=0.0, max=1.0
     )
@@ -33,7 +33,6 @@ class CaptionConfig:
         "So many variants of each caption are encoded before the training; one is drawn per sample. Usually 4 to 32.",
         min=1,
         max=1000,
-        advanced=True,
     )
     use_wildcards: bool = param(
         False, "Choose one of {a|b} at random, and one line of a caption of several lines. {{ and }} are braces."

@@ -46,32 +46,27 @@ class DatasetConfig:
     )
     fallback_caption: str = param("", "Caption of pictures that have no caption file.")
     num_repeats: int = param(1, "How often each picture is used per epoch.", min=1, max=10_000)
-    recursive: bool = param(False, "Also take pictures from subfolders.", advanced=True)
-    alpha_background: str = param(
-        "#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.", advanced=True
-    )
-    keep_duplicates: bool = param(False, "Keep pictures whose files are the same, byte for byte.", advanced=True)
-    strict: bool = param(False, "Stop when any picture has to be left out.", advanced=True)
+    recursive: bool = param(False, "Also take pictures from subfolders.")
+    alpha_background: str = param("#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.")
+    keep_duplicates: bool = param(False, "Keep pictures whose files are the same, byte for byte.")
+    strict: bool = param(False, "Stop when any picture has to be left out.")
     mask_source: str = param(
         "files",
         "Where masks come from, white where it is to be learned. files: NAME-masklabel.png beside the picture, or "
         "NAME in a folder mask; "
         "alpha: the picture's transparency; off: no masks.",
         choices=("files", "alpha", "off"),
-        advanced=True,
     )
     loss_weight: float = param(
         1.0,
         "What these pictures count in the loss, 0 to 10. Usually 1; 0.5 to 1 for regularization.",
         min=0.0,
         max=10.0,
-        advanced=True,
     )
     is_regularization: bool = param(
         False,
         "These pictures show what is not to change: the class, such as dogs, without what is learned. As many of "
         "them are used as of the others.",
-        advanced=True,
     )
 
     def __post_init__(self) -> None:

@@ -34,90 +34,75 @@ class SDXLConfig:
         "attention_mlp",
         "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, what sd-scripts trains), or a "
         "regular expression for whole module names.",
-        advanced=True,
     )
-    lora_dropout: float = param(
-        0.0, "Probability of dropping an input of the LoRA while training.", min=0.0, max=0.95, advanced=True
-    )
+    lora_dropout: float = param(0.0, "Probability of dropping an input of the LoRA while training.", min=0.0, max=0.95)
     network_weights: str = param(
-        "", "LoRA file to start from (kohya, PEFT or diffusers names). Empty: start from zero.", advanced=True
+        "", "LoRA file to start from (kohya, PEFT or diffusers names). Empty: start from zero."
     )
     num_train_epochs: int = param(
-        0, "Passes over the dataset, repeats included. 0: use max_train_steps.", min=0, max=100_000, advanced=True
+        0, "Passes over the dataset, repeats included. 0: use max_train_steps.", min=0, max=100_000
     )
-    gradient_accumulation_steps: int = param(1, "Forward passes per optimizer step.", min=1, max=1024, advanced=True)
+    gradient_accumulation_steps: int = param(1, "Forward passes per optimizer step.", min=1, max=1024)
     gradient_checkpointing: bool = param(
-        True, "Recompute activations in the backward pass: far less memory, about 25 % slower.", advanced=True
+        True, "Recompute activations in the backward pass: far less memory, about 25 % slower."
     )
-    max_grad_norm: float = param(
-        1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0, advanced=True
-    )
+    max_grad_norm: float = param(1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0)
     lr_scheduler: str = param(
         "cosine",
         "Learning-rate schedule after the warm-up (diffusers' names).",
         choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-        advanced=True,
     )
     lr_warmup_steps: float = param(
-        0.05, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0, advanced=True
+        0.05, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0
     )
-    lr_num_cycles: int = param(1, "Cycles of cosine_with_restarts.", min=1, max=100, advanced=True)
-    weight_decay: float = param(0.01, "Weight decay of the optimizer.", min=0.0, max=1.0, advanced=True)
+    lr_num_cycles: int = param(1, "Cycles of cosine_with_restarts.", min=1, max=100)
+    weight_decay: float = param(0.01, "Weight decay of the optimizer.", min=0.0, max=1.0)
     optimizer_args: str = param(
-        "", 'More arguments of the optimizer, as sd-scripts takes them: "betas=(0.9,0.99) d_coef=2".', advanced=True
+        "", 'More arguments of the optimizer, as sd-scripts takes them: "betas=(0.9,0.99) d_coef=2".'
     )
 
     train_text_encoders: bool = param(
-        False, "Also train a LoRA on the text encoders. Their outputs can then not be cached.", advanced=True
+        False, "Also train a LoRA on the text encoders. Their outputs can then not be cached."
     )
     text_encoder_learning_rate: float = param(
-        5e-5, "Peak learning rate of text encoder 1 (CLIP-L). 0: not trained.", min=0.0, max=10.0, advanced=True
+        5e-5, "Peak learning rate of text encoder 1 (CLIP-L). 0: not trained.", min=0.0, max=10.0
     )
     text_encoder_2_learning_rate: float = param(
-        5e-5, "Peak learning rate of text encoder 2 (CLIP-G). 0: not trained.", min=0.0, max=10.0, advanced=True
+        5e-5, "Peak learning rate of text encoder 2 (CLIP-G). 0: not trained.", min=0.0, max=10.0
     )
 
     min_snr_gamma: float = param(
-        5.0, "Min-SNR weighting of the loss (Hang et al. 2023); 5 is usual. 0: off.", min=0.0, max=100.0, advanced=True
+        5.0, "Min-SNR weighting of the loss (Hang et al. 2023); 5 is usual. 0: off.", min=0.0, max=100.0
     )
     noise_offset: float = param(
-        0.0,
-        "Adds a random brightness to the noise; 0.03 to 0.1 helps very dark or bright styles.",
-        min=0.0,
-        max=1.0,
-        advanced=True,
+        0.0, "Adds a random brightness to the noise; 0.03 to 0.1 helps very dark or bright styles.", min=0.0, max=1.0
     )
     caption_dropout: float = param(
-        0.05, "Share of training samples whose caption is replaced by an empty one.", min=0.0, max=1.0, advanced=True
+        0.05, "Share of training samples whose caption is replaced by an empty one.", min=0.0, max=1.0
     )
     prediction_type: str = param(
         "auto",
         "What the base model predicts; auto reads it from the model.",
         choices=("auto", "epsilon", "v_prediction"),
-        advanced=True,
     )
     zero_terminal_snr: str = param(
         "auto",
         "Noise schedule rescaled to zero terminal SNR; auto reads it from the model.",
         choices=("auto", "on", "off"),
-        advanced=True,
     )
 
     save_every_n_steps: int = param(
-        0, "Save a checkpoint every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True
+        0, "Save a checkpoint every so many optimizer steps. 0: none.", min=0, max=1_000_000
     )
-    save_every_n_epochs: int = param(
-        0, "Save a checkpoint every so many epochs. 0: none.", min=0, max=100_000, advanced=True
-    )
-    save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"), advanced=True)
+    save_every_n_epochs: int = param(0, "Save a checkpoint every so many epochs. 0: none.", min=0, max=100_000)
+    save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"))
     sample_every_n_steps: int = param(
         0,
         "Draw two pictures with the LoRA before the first step and every so many optimizer steps. 0: none.",
         min=0,
         max=1_000_000,
-        advanced=True,
     )
-    sample_prompt: str = param("", "Prompt of these pictures. Empty: the first picture's caption.", advanced=True)
+    sample_prompt: str = param("", "Prompt of these pictures. Empty: the first picture's caption.")
 
     # 0.1, as OneTrainer: with 0 nothing at all holds the LoRA where masks are black, and its
     # pictures fall apart there.
@@ -126,13 +111,11 @@ class SDXLConfig:
         "Pictures with a mask: loss weight of what the mask leaves out. 0.1 is usual, 0: it is not learned at all.",
         min=0.0,
         max=1.0,
-        advanced=True,
     )
     normalize_masked_loss: bool = param(
         False,
         "Pictures with a mask: divide the loss by the mask's mean, so that a small thing counts as much as a whole "
         "picture.",
-        advanced=True,
     )
     prior_loss_weight: float = param(
         0.0,
@@ -141,14 +124,12 @@ class SDXLConfig:
         "a step takes 2.3 times as long (two forward passes and a backward pass more), and no more memory. 0: off.",
         min=0.0,
         max=100.0,
-        advanced=True,
     )
     class_prompt: str = param(
         "",
         "What prior_loss_weight keeps as it is, such as: a photo of a dog. Several with | between, of which each "
         "sample draws one. "
         "Empty: each picture's own caption without the trigger word.",
-        advanced=True,
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class FlightCheckConfig:
         choices=("error", "warning", "never"),
     )
     find_near_duplicates: bool = param(
-        True, "Look for pictures that are resized, recompressed or slightly cropped copies of others.", advanced=True
+        True, "Look for pictures that are resized, recompressed or slightly cropped copies of others."
     )
 
     def __post_init__(self) -> None:
