@@ -7,12 +7,13 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs clean
 
 help:
 	@echo "make demo    train a LoRA on the embedded base model; pictures before and after"
 	@echo "make test    run the tests"
 	@echo "make check   what a change must pass: ruff, basedpyright and the tests"
+	@echo "make docs    write the generated parts of the help pages, and docs/reference.md"
 	@echo "make clean   remove .venv and the tools' caches"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from (3.10 or newer; now: $(PYTHON))."
@@ -29,6 +30,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/pytest
+
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
