@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from comfy_api.latest import io
 
 from ..trainers.config import field_names
+from .host import folders
 from .open_settings import AUTO
 
 _STEPS = {
@@ -78,6 +79,23 @@ def settings_inputs(
         else _input(*parameters[name], open_texts.get(name), is_advanced=name not in visible)
         for name in order
     ]
+
+
+def file_input(config: type, name: str, files: Sequence[str]) -> io.Input:
+    """A parameter that is a file, as a choice from a list: a workflow cannot name other files."""
+    return io.Combo.Input(
+        name,
+        options=[folders.NONE, *files],
+        default=folders.NONE,
+        optional=True,
+        advanced=True,
+        tooltip=help_text(config, name).replace("Empty", folders.NONE),
+    )
+
+
+def help_text(config: type, name: str) -> str:
+    (text,) = (spec.metadata["help"] for spec in fields(config) if spec.name == name)
+    return text
 
 
 def _input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool) -> io.Input:

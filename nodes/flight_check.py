@@ -66,10 +66,9 @@ class FlightCheck(io.ComfyNode):
             node_id=ID_PREFIX + "FlightCheck",
             display_name="Flight Check (LoRA Trainer)",
             category=CATEGORY,
-            description="Checks pictures, captions and settings before the training, without loading a model: "
-            "buckets, cropping, near-duplicates, "
-            "captions, steps, memory, time and disk. Put it between Load Images and Train LoRA, with the same "
-            "settings: it stops the run at errors.",
+            description="Checks images, captions and settings before training, without loading a model: buckets, "
+            "cropping, near-duplicates, captions, steps, memory, time and disk. Put it between Load "
+            "Images and Train LoRA, with the same settings: it stops the run at errors.",
             search_aliases=[
                 "FlightCheck",
                 "check dataset",
@@ -82,7 +81,7 @@ class FlightCheck(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 TrainingDataset.Input(
-                    "dataset", tooltip="What Train LoRA is to get: usually 10 to 200 pictures with captions."
+                    "dataset", tooltip="The dataset for Train LoRA: usually 10 to 200 images with captions."
                 ),
                 io.Combo.Input(
                     "goal",
@@ -96,8 +95,8 @@ class FlightCheck(io.ComfyNode):
                     options=[AUTO, *MEMORY_PRESETS],
                     default=AUTO,
                     optional=True,
-                    tooltip="As in Train LoRA: decides the settings that are left open. auto: the memory that the "
-                    "GPU has.",
+                    tooltip="As in Train LoRA: decides the settings that are left at 0 or auto. auto: the memory of "
+                    "this GPU.",
                 ),
                 *settings_inputs(
                     SETTINGS_ORDER,
@@ -110,9 +109,9 @@ class FlightCheck(io.ComfyNode):
                 ),
             ],
             outputs=[
-                TrainingDataset.Output("dataset", tooltip="The dataset that came in: for Train LoRA."),
+                TrainingDataset.Output("dataset", tooltip="The same dataset, for Train LoRA."),
                 io.String.Output("report", tooltip="Numbers and findings as text."),
-                io.Image.Output("picture", tooltip="The report as a picture, 1280 pixels wide."),
+                io.Image.Output("picture", tooltip="The report as an image, 1280 pixels wide."),
             ],
         )
 

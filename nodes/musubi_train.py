@@ -5,7 +5,6 @@ What depends on the architecture comes with the choice of it: its model files, i
 settings with what it recommends.
 """
 
-from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,7 +13,7 @@ from comfy_execution.graph import ExecutionBlocker
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
 from ..trainers.training.run_folder import check_output_name
-from .config_inputs import settings_inputs, settings_order
+from .config_inputs import file_input, settings_inputs, settings_order
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -132,7 +131,7 @@ def _settings_inputs() -> list[io.Input]:
         own=[_output_name(), *_file_inputs(), _dataset_toml()],
     )
     by_name: dict[str, Any] = {entry.id: entry for entry in entries}
-    # The front end's own default would train anew with every Run.
+    # The front end's own default would train again with every Run.
     by_name["seed"].control_after_generate = io.ControlAfterGenerate.fixed
     by_name["sample_prompts"].multiline = True  # one per line
     return entries
@@ -143,8 +142,8 @@ def _output_name() -> io.Input:
         "output_name",
         default="lora",
         optional=True,
-        tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the "
-        "file that loaders list.",
+        tooltip="Name of the run's folder in output/lora_trainer/runs and of the LoRA in it. The file that "
+        "loaders list is named in Save LoRA.",
     )
 
 
@@ -155,7 +154,8 @@ def _dataset_toml() -> io.Input:
         multiline=True,
         optional=True,
         advanced=True,
-        tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders or for videos.",
+        tooltip="Instead of dataset: a complete dataset configuration of Musubi Tuner, for several folders or "
+        "for videos. It is checked before anything starts.",
     )
 
 
@@ -168,18 +168,7 @@ def _file_inputs() -> list[io.Input]:
         "base_weights": folders.lora_files(),
         "resume": musubi_files.states(),
     }
-    help_texts = {spec.name: spec.metadata["help"].replace("Empty", folders.NONE) for spec in fields(MusubiConfig)}
-    return [
-        io.Combo.Input(
-            name,
-            options=[folders.NONE, *files],
-            default=folders.NONE,
-            optional=True,
-            advanced=True,
-            tooltip=help_texts[name],
-        )
-        for name, files in lists.items()
-    ]
+    return [file_input(MusubiConfig, name, files) for name, files in lists.items()]
 
 
 class MusubiTrain(io.ComfyNode):
@@ -190,8 +179,8 @@ class MusubiTrain(io.ComfyNode):
             display_name="Train LoRA (Musubi Tuner)",
             category=CATEGORY,
             description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, "
-            "which has to be installed beside "
-            "ComfyUI: the node Musubi Doctor says whether it is found. Everything is kept in output/lora_trainer/runs.",
+            "which must be installed next to ComfyUI: the node Musubi Doctor says whether it is found. "
+            "Everything is kept in output/lora_trainer/runs.",
             search_aliases=[
                 "MusubiTrain",
                 "musubi",
@@ -207,26 +196,25 @@ class MusubiTrain(io.ComfyNode):
                 "ideogram",
             ],
             has_intermediate_output=True,
-            # so that inputs of another architecture are refused, where ComfyUI would leave them out
-            # in silence
+            # So that we refuse inputs of another architecture; ComfyUI would drop them silently.
             accept_all_inputs=True,
             inputs=[
                 TrainingDataset.Input(
                     "dataset",
                     optional=True,
-                    tooltip="From Load Images: usually 10 to 200 pictures with captions. Or give dataset_toml.",
+                    tooltip="From Load Images or a node after it: usually 10 to 200 images, each with a caption. Or "
+                    "give dataset_toml.",
                 ),
                 TrainingDataset.Input(
                     "control",
                     optional=True,
-                    tooltip="From Load Images: the picture that each picture of the dataset is made from, in a file "
-                    "of the same name. For editing models only.",
+                    tooltip="For editing models only, from a second Load Images: the source image of each image in the "
+                    "dataset, in a file of the same name.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Model of the same architecture that the LoRA is put on when it is done. It is not "
-                    "trained on.",
+                    tooltip="Model of the same architecture, which gets the finished LoRA. It is not trained on.",
                 ),
                 io.DynamicCombo.Input(
                     "architecture",
@@ -237,11 +225,11 @@ class MusubiTrain(io.ComfyNode):
                 *_settings_inputs(),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),
+                io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
                 io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
                 io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
                 io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
-                io.Int.Output("steps", tooltip="Optimizer steps that were trained."),
+                io.Int.Output("steps", tooltip="Number of optimizer steps trained."),
             ],
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 AUTO = "auto"
 _FROM_GOAL, _FROM_MEMORY = "from goal", "from memory"
 OPEN_SETTINGS = {
-    "max_train_steps": f"{_FROM_GOAL}, by the number of pictures",
+    "max_train_steps": f"{_FROM_GOAL} and the number of images",
     **dict.fromkeys(("rank", "alpha", "learning_rate"), _FROM_GOAL),
     **dict.fromkeys(
         ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),

@@ -121,3 +121,11 @@ def test_a_language_has_every_input_and_no_other(schemas: dict[str, Any], langua
         problems += [f"{node_id} lacks {name}" for name in here if name not in there]
         problems += [f"{node_id} has {name}, which the node has not" for name in there if name not in here]
     assert not problems, f"locales/{language}/nodeDefs.json: {'; '.join(problems)}"
+
+
+def test_the_front_end_reads_no_english_text_as_a_pattern(schemas: dict[str, Any]) -> None:
+    for schema in schemas.values():
+        for entry in [*translated_inputs(schema).values(), *schema.outputs]:
+            assert entry.tooltip and not re.search(r"[{}@|]", entry.tooltip), (
+                f"{schema.node_id} {entry.id}: {entry.tooltip!r}"
+            )
