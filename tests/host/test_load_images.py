@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.client import (
+    ComfyClient,
+    Message,
+    Prompt,
+    PromptFailed,
+    PromptInterrupted,
+    PromptRejected,
+    Result,
+)
 from trainers.comfyui.find import PACK
 from trainers.comfyui.server import ComfyServer
 

@@ -11,7 +11,15 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.musubi.tiny import TinyMusubi, make_tiny_musubi
-from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.client import (
+    ComfyClient,
+    Message,
+    Prompt,
+    PromptFailed,
+    PromptInterrupted,
+    PromptRejected,
+    Result,
+)
 from trainers.comfyui.find import PACK, Installation
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory

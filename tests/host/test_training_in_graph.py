@@ -14,7 +14,16 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from trainers.comfyui.client import ComfyClient, Message, OutputFile, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.client import (
+    ComfyClient,
+    Message,
+    OutputFile,
+    Prompt,
+    PromptFailed,
+    PromptInterrupted,
+    PromptRejected,
+    Result,
+)
 from trainers.comfyui.server import ComfyServer
 from trainers.commands.demo import SETTINGS
 from trainers.demo.concept import TRIGGER_WORD, fidelity

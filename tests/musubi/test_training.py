@@ -22,9 +22,10 @@ from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob
 from trainers.musubi.trainer import MusubiTrainer
-from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone, TrainedLora
-from trainers.training.host import ConsoleHost
+from trainers.training.console_host import ConsoleHost
+from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
 from trainers.training.run_folder import RunFolder
+from trainers.training.trained_lora import TrainedLora
 
 CONFIG = MusubiConfig(
     rank=4,

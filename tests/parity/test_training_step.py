@@ -27,10 +27,10 @@ from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_run
 from trainers.sdxl.step import Batch
-from trainers.sdxl.texts import TrainingTexts
-from trainers.sdxl.trainer import TrainingLoop
+from trainers.training.texts import TrainingTexts
+from trainers.training.loop import TrainingLoop
+from trainers.training.console_host import ConsoleHost
 from trainers.training.distributed import World
-from trainers.training.host import ConsoleHost
 from trainers.training.run_folder import RunFolder
 
 COMMON = {

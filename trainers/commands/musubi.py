@@ -197,7 +197,7 @@ def _train(
 ) -> None:
     # torch takes a second to import: a wrong setting must not wait for it
     from ..musubi.trainer import MusubiTrainer
-    from ..training.host import ConsoleHost
+    from ..training.console_host import ConsoleHost
     from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)

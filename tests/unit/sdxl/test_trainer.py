@@ -19,17 +19,22 @@ from trainers.dataset.caption_variants import CaptionConfig
 from trainers.dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
-from trainers.lora.file import kohya_names, read_lora, verify_lora, weighted_modules
+from trainers.lora.file import verify_lora
+from trainers.lora.modules import weighted_modules
+from trainers.lora.read import read_lora
 from trainers.sdxl import trainer as trainer_module
-from trainers.sdxl.adapters import AdaptedModel, adapter_layers
+from trainers.training.adapters import AdaptedModel, adapter_layers
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
+from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepare import Run
 from trainers.sdxl.step import Batch
-from trainers.sdxl.trainer import NonFiniteLoss, SDXLTrainer, TrainingLoop
+from trainers.training.optimizer_step import NonFiniteLoss
+from trainers.sdxl.trainer import SDXLTrainer
+from trainers.training.loop import TrainingLoop
+from trainers.training.device import DeviceMemory
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
-from trainers.training.host import DeviceMemory
 from trainers.training.run_folder import RunFolder
 
 FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}

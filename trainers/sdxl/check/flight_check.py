@@ -21,8 +21,10 @@ from ...dataset.dataset import Dataset, DatasetReport, TrainingImage, counted, w
 from ...dataset.image_files import OTHER_PICTURE_EXTENSIONS
 from ...dataset.image_folder import Finding
 from ...dataset.near_duplicates import Fingerprint, fingerprint, near_duplicates
+from ...training.plan import RunSettings
+from ...training.schedule import Schedule, plan_schedule
 from ..config import SDXLConfig
-from .cost import Schedule, disk_use, plan_schedule
+from .cost import disk_use
 from .earlier_runs import latest_run_like
 from .report import LEVELS, CheckFinding, Cost, FlightReport, PictureUse, size_text
 
@@ -79,12 +81,10 @@ class Surroundings:
 
 def check_flight(
     dataset: Dataset,
-    config: SDXLConfig,
-    buckets: BucketConfig,
+    settings: RunSettings[SDXLConfig],
     check: FlightCheckConfig,
     surroundings: Surroundings,
     *,
-    captions: CaptionConfig | None = None,
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> FlightReport:
@@ -95,10 +95,10 @@ def check_flight(
         RuntimeError: a picture's file has changed since the folder was scanned.
         ModuleNotFoundError: near-duplicates are looked for, and ImageHash is not installed.
     """
+    config, buckets, captions = settings.training, settings.buckets, settings.captions
     plan, failure = _plan(dataset, buckets, seed=config.seed)
     uses = _uses(plan)
     looks = _look_at_all(dataset.images, check, check_interrupted, on_progress)
-    captions = captions or CaptionConfig()
     texts, no_texts = _texts(dataset, plan, config, captions)
     cost = _cost(plan, config, buckets, surroundings, texts) if uses else Cost()
     learned = [image for image in dataset.images if not image.is_regularization]
@@ -316,7 +316,7 @@ def _texts(
     dataset: Dataset, plan: CropPlan, config: SDXLConfig, captions: CaptionConfig
 ) -> tuple[list[str], list[CheckFinding]]:
     """All texts that the trainer will encode; or its complaint about them."""
-    from ..texts import TrainingTexts  # imports torch
+    from ...training.texts import TrainingTexts
 
     if not plan.items:
         return [], []
@@ -456,12 +456,12 @@ def _cost(
     # diffusers takes seconds to import: not before it is needed
     from ...captions.clip_tokenizer import token_ids
     from ..model.standard_unet import standard_unet
-    from .memory import FLOAT32, OPTIMIZER_BYTES, estimate_memory
+    from .memory import bytes_per_parameter, estimate_memory
 
     schedule = plan_schedule(plan, config)
     largest_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
     memory = estimate_memory(standard_unet(), config, size_hw=largest_hw, precision=surroundings.precision)
-    num_parameters = round(memory.adapters_bytes / (2 * FLOAT32 + OPTIMIZER_BYTES[config.optimizer]))
+    num_parameters = round(memory.adapters_bytes / bytes_per_parameter(config.optimizer))
     num_chunks = [_num_chunks(len(ids)) for ids in token_ids(list(texts))]
     disk = disk_use(
         plan,

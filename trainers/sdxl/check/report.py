@@ -12,7 +12,8 @@ from PIL import Image
 from ...dataset.buckets import Crop, Size
 from ...dataset.dataset import TrainingImage, counted
 from ...dataset.image_folder import Finding
-from .cost import DiskUse, Schedule
+from ...training.schedule import Schedule
+from .cost import DiskUse
 from .earlier_runs import EarlierRun
 
 Level = Literal["note", "warning", "error"]
@@ -233,7 +234,7 @@ def _cost_as_dict(cost: Cost) -> dict[str, Any]:
         values["schedule"] = {
             name: value
             for name, value in values["schedule"].items()
-            if name not in ("samples_by_picture", "regularization")
+            if name not in ("samples_by_image", "regularization")
         }
     return values
 

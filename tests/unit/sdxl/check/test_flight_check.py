@@ -19,7 +19,8 @@ from trainers.dataset.buckets import BucketConfig, plan_crops
 from trainers.dataset.caption_variants import CaptionConfig
 from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
-from trainers.sdxl.check.cost import disk_use, plan_schedule
+from trainers.sdxl.check.cost import disk_use
+from trainers.training.schedule import plan_schedule
 from trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
 from trainers.sdxl.check.report import CheckFinding, FlightReport
 from trainers.sdxl.check.report_image import draw_flight_check
