@@ -10,6 +10,7 @@ from ..config import add_flags, build_config, field_names, from_mapping, own_set
 from ..dataset.buckets import BucketConfig, plan_crops, write_prepared_folder
 from ..dataset.caption_variants import CaptionConfig
 from ..dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from ..files.cache_folder import default_cache_folder
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
 
@@ -94,7 +95,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # them.
     import torch
 
-    from ..files.tensor_cache import TensorCache, default_cache_folder
+    from ..files.tensor_cache import TensorCache
     from ..sdxl.model.sdxl_model import load_model
     from ..sdxl.trainer import SDXLTrainer
     from ..training.distributed import current_world
