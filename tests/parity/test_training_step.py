@@ -8,6 +8,7 @@ import copy
 import math
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +320,7 @@ class Reference:
             weight.sub_(rate * (first / (1 - 0.9**step)) / corrected)
 
 
+@cache
 def reference_tokenizer():
     """transformers' CLIPTokenizer from vocabulary files that are rebuilt here from the merges."""
     import json

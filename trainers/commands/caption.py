@@ -8,6 +8,7 @@ from ..captions.captioning import CaptionerConfig
 from ..captions.florence2.folder import ModelFolder
 from ..config import add_flags, build_config
 from ..dataset.dataset import DatasetConfig, scan_folder
+from ..files.cache_folder import default_cache_folder
 
 if TYPE_CHECKING:
     from ..dataset.dataset import Dataset
@@ -60,7 +61,6 @@ def caption(
     # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
-    from ..files.tensor_cache import default_cache_folder
     from ..training.console_host import ConsoleHost
     from ..training.device import chosen_device
 

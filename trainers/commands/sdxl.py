@@ -11,6 +11,7 @@ from ..config import add_flags, build_config, field_names, from_mapping, own_set
 from ..dataset.buckets import BucketConfig, write_prepared_folder
 from ..dataset.caption_variants import CaptionConfig
 from ..dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from ..files.cache_folder import default_cache_folder
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings, plan_training
 from ..training.run_folder import RunFolder
@@ -97,7 +98,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # them.
     import torch
 
-    from ..files.tensor_cache import TensorCache, default_cache_folder
+    from ..files.tensor_cache import TensorCache
     from ..sdxl.family import SDXLFamily
     from ..sdxl.model.sdxl_model import load_model
     from ..training.console_host import ConsoleHost
