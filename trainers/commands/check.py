@@ -15,7 +15,8 @@ from ..sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_fli
 from ..sdxl.check.report import FlightReport
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
-from .sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
+from .sdxl import CONFIGS
+from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
 
 SUMMARY = "check pictures, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
