@@ -456,7 +456,8 @@ def _cost(
     # diffusers takes seconds to import: not before it is needed
     from ...captions.clip_tokenizer import token_ids
     from ..model.standard_unet import standard_unet
-    from .memory import FLOAT32, OPTIMIZER_BYTES, estimate_memory
+    from .activations import FLOAT32
+    from .memory import OPTIMIZER_BYTES, estimate_memory
 
     schedule = plan_schedule(plan, config)
     largest_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
