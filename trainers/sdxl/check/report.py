@@ -1,47 +1,19 @@
-"""What the flight check found: findings with a level, every picture's crop, and the cost; as text
-and as JSON.
+"""What the flight check found: findings with a level, every image's crop, and the cost; as text and
+as JSON.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from ...dataset.buckets import Crop, Size
 from ...dataset.dataset import TrainingImage, counted
-from ...dataset.image_folder import Finding
-from .cost import DiskUse, Schedule
-from .earlier_runs import EarlierRun
-
-Level = Literal["note", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("note", "warning", "error")
-MAX_SHOWN = 8  # pictures under one finding
-GIGABYTE = 2**30
-
-
-@dataclass(frozen=True)
-class CheckFinding:
-    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with
-    their own reasons.
-    """
-
-    level: Level
-    kind: str
-    message: str
-    pictures: list[Finding] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        return [f"  {self.message}", *(f"    {line}" for line in self.picture_lines(MAX_SHOWN))]
-
-    def picture_lines(self, max_shown: int) -> list[str]:
-        """A line for each picture that has a reason of its own; names alone stand side by side."""
-        shown, num_hidden = self.pictures[:max_shown], len(self.pictures) - max_shown
-        more = [f"and {num_hidden} more"] if num_hidden > 0 else []
-        if all(picture.reason for picture in shown):
-            return [*(f"{picture.name}: {picture.reason}" for picture in shown), *more]
-        return [" ".join([", ".join(picture.name for picture in shown), *more])]
+from .check_finding import LEVELS, CheckFinding, Level
+from .cost import Cost
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -63,24 +35,6 @@ class PictureUse:
         return max(
             resized / original for resized, original in zip(self.crop.resized_hw, self.crop.original_hw, strict=True)
         )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """None: not known, because there is nothing to train."""
-
-    schedule: Schedule | None = None
-    memory_text: str = ""
-    memory_bytes: int | None = None
-    disk: DiskUse | None = None
-    earlier_run: EarlierRun | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        """For the steps alone, without loading and caching."""
-        if self.earlier_run is None or self.schedule is None:
-            return None
-        return self.schedule.total_steps * self.earlier_run.seconds_per_step
 
 
 @dataclass(frozen=True)
@@ -262,6 +216,9 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
 def _seen(schedule: Schedule) -> str:
     low, high = schedule.times_seen_range
     return f"about {high:.0f} times" if round(low) == round(high) else f"{low:.0f} to {high:.0f} times"
+
+
+GIGABYTE = 2**30
 
 
 def size_text(num_bytes: float) -> str:
