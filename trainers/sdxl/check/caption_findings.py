@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from ...dataset.buckets import CropPlan
 from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
-from ...dataset.dataset import Dataset, TrainingImage, counted, with_trigger_word
+from ...dataset.dataset import Dataset, TrainingImage, with_trigger_word
 from ...dataset.image_folder import Finding
+from ...wording import pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding
 
@@ -43,7 +44,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
         yield CheckFinding(
             "warning",
             "overlong_caption",
-            f"{counted(len(overlong), 'caption')} of more than {limit} tokens. {advice}",
+            f"{pluralize(len(overlong), 'caption')} of more than {limit} tokens. {advice}",
             overlong,
         )
     long = [
@@ -53,7 +54,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
     ]
     if long:
         message = (
-            f"{counted(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks of "
+            f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks of "
             "which the first counts most"
         )
         yield CheckFinding("note", "long_caption", message, long)
@@ -79,7 +80,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
         yield CheckFinding(
             "warning",
             "trigger_word_alone",
-            f"{counted(len(alone), 'caption')} of the trigger word alone: {meaning}",
+            f"{pluralize(len(alone), 'caption')} of the trigger word alone: {meaning}",
             alone,
         )
     without = [
@@ -91,6 +92,6 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
         yield CheckFinding(
             "warning",
             "trigger_word_missing",
-            f"{counted(len(without), 'caption')} without the trigger word. Add it",
+            f"{pluralize(len(without), 'caption')} without the trigger word. Add it",
             without,
         )

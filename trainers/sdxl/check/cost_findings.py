@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...dataset.dataset import TrainingImage, counted
+from ...dataset.dataset import TrainingImage
+from ...wording import pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding
 from .cost import Cost, Surroundings
@@ -24,7 +25,7 @@ def judge_schedule(
         yield CheckFinding(
             "warning",
             "few_pictures",
-            f"{counted(len(images), 'picture')} only, learned by heart rather than understood. 10 to 200 are usual",
+            f"{pluralize(len(images), 'picture')} only, learned by heart rather than understood. 10 to 200 are usual",
         )
     low, high = schedule.times_seen_range
     if low < 1:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...dataset.buckets import BucketConfig, CropPlan, Size, shown_size
-from ...dataset.dataset import Dataset, TrainingImage, counted
+from ...dataset.dataset import Dataset, TrainingImage
 from ...dataset.image_files import OTHER_PICTURE_EXTENSIONS
 from ...dataset.image_folder import Finding
 from ...dataset.near_duplicates import near_duplicates
+from ...wording import pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import PictureUse
@@ -25,15 +26,15 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
         yield CheckFinding(
             "error",
             "unusable",
-            f"{counted(len(unusable), 'picture')} cannot be used. Repair or replace what is damaged, or remove it",
+            f"{pluralize(len(unusable), 'picture')} cannot be used. Repair or replace what is damaged, or remove it",
             unusable,
         )
     if passed_over:
-        yield CheckFinding("warning", "left_out", f"{counted(len(passed_over), 'picture')} left out", passed_over)
+        yield CheckFinding("warning", "left_out", f"{pluralize(len(passed_over), 'picture')} left out", passed_over)
     captionless = {image.name for image in dataset.images if not image.caption}
     if captionless:
         message = (
-            f"{counted(len(captionless), 'picture')} without a caption, and so left out. Write captions, "
+            f"{pluralize(len(captionless), 'picture')} without a caption, and so left out. Write captions, "
             "connect Florence2Caption, or set trigger_word"
         )
         yield CheckFinding("error", "no_caption", message, [Finding(name, "") for name in sorted(captionless)])
@@ -41,7 +42,7 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
     too_small = [finding for finding in plan.report.left_out if finding.name not in known]
     if too_small:
         yield CheckFinding(
-            "warning", "too_small", f"{counted(len(too_small), 'picture')} left out as too small", too_small
+            "warning", "too_small", f"{pluralize(len(too_small), 'picture')} left out as too small", too_small
         )
 
 
@@ -61,7 +62,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
             if buckets.resize_mode == "bucket"
             else "Set resize_mode to bucket, or cut them yourself"
         )
-        message = f"{counted(len(cut), 'picture')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
+        message = f"{pluralize(len(cut), 'picture')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
         yield CheckFinding("warning", "heavy_crop", message, [Finding(use.image.name, _crop_text(use)) for use in cut])
     enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
     if enlarged:
@@ -70,7 +71,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
             for use in enlarged
         ]
         message = (
-            f"{counted(len(enlarged), 'picture')} enlarged, which teaches blur. Use larger pictures, or turn "
+            f"{pluralize(len(enlarged), 'picture')} enlarged, which teaches blur. Use larger pictures, or turn "
             "bucket_no_upscale on"
         )
         yield CheckFinding("warning", "enlarged", message, reasons)
@@ -84,7 +85,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
         yield CheckFinding(
             "note",
             "small",
-            f"{counted(len(small), 'picture')} trained far below resolution {min(buckets.resolutions)}, being no "
+            f"{pluralize(len(small), 'picture')} trained far below resolution {min(buckets.resolutions)}, being no "
             "larger",
             reasons,
         )
@@ -113,7 +114,7 @@ def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
     if groups:
         reasons = [Finding(first, f"looks like {', '.join(others)}") for first, *others in groups]
         message = (
-            f"{counted(len(groups), 'group')} of near-duplicates, each learned as if it were one picture with "
+            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one picture with "
             "repeats. Keep the best of each"
         )
         yield CheckFinding("warning", "near_duplicates", message, reasons)
@@ -123,7 +124,7 @@ def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) ->
     empty = [Finding(image.name, "") for image in images if looks[image.name].mask_share == 0]
     if empty:
         message = (
-            f"the masks of {counted(len(empty), 'picture')} are all black: there is nothing to learn in them. "
+            f"the masks of {pluralize(len(empty), 'picture')} are all black: there is nothing to learn in them. "
             "White is learned: are they inverted?"
         )
         yield CheckFinding("error", "empty_mask", message, empty)

@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from ...dataset.buckets import Crop, Size
-from ...dataset.dataset import TrainingImage, counted
+from ...dataset.dataset import TrainingImage
+from ...wording import pluralize
 from .check_finding import LEVELS, CheckFinding, Level
 from .cost import Cost
 from .schedule import Schedule
@@ -78,7 +79,7 @@ class FlightReport:
     @property
     def verdict(self) -> str:
         """Such as "refused: 1 error, 2 warnings", or "ready: no findings"."""
-        counts = [counted(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
+        counts = [pluralize(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
         return f"{'refused' if self.is_refused else 'ready'}: {', '.join(counts) or 'no findings'}"
 
     def text(self) -> str:
@@ -95,7 +96,7 @@ class FlightReport:
         for (height, width), uses in self.buckets.items():
             samples = sum(use.num_samples for use in uses)
             yield (
-                f"  {width:>5} x {height:<5} {counted(len(uses), 'picture'):>12}, {counted(samples, 'sample')} "
+                f"  {width:>5} x {height:<5} {pluralize(len(uses), 'picture'):>12}, {pluralize(samples, 'sample')} "
                 "per epoch"
             )
 
@@ -111,7 +112,7 @@ class FlightReport:
         yield from _cost_lines(self.cost)
 
     def _pictures_text(self) -> str:
-        parts = [counted(self.num_pictures, "picture")]
+        parts = [pluralize(self.num_pictures, "picture")]
         parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
         parts += [f"{self.num_masks} with masks"] if self.num_masks else []
         parts += [f"{self.num_left_out} left out"] if self.num_left_out else []
@@ -196,7 +197,7 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     if cost.schedule is None or cost.disk is None:
         return
     schedule, disk = cost.schedule, cost.disk
-    epochs = f"{schedule.num_epochs:.1f} epochs of {counted(schedule.num_samples, 'sample')}"
+    epochs = f"{schedule.num_epochs:.1f} epochs of {pluralize(schedule.num_samples, 'sample')}"
     yield f"Steps: {schedule.total_steps}, {epochs}; each picture is seen {_seen(schedule)}"
     yield f"Pixels: {schedule.pixels_per_step / 1e6:.2g} million per step on average"
     yield f"Memory: {cost.memory_text}"
@@ -205,7 +206,7 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     else:
         yield f"Time: about {duration_text(cost.seconds)} for the steps ({cost.earlier_run.text()})"
     checkpoints = (
-        f" and as much for each of {counted(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
+        f" and as much for each of {pluralize(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
     )
     yield (
         f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from ....dataset.buckets import Size, shown_size
-from ....dataset.dataset import counted
+from ....wording import pluralize
 from ..report import FlightReport, PictureUse
 from .card import BAR, CARD, FAINT, INK, INNER_WIDTH, PADDING, TRACK, draw_card, draw_title, load_font
 from .trained_box import find_trained_box
@@ -23,7 +23,9 @@ def draw_buckets(report: FlightReport) -> Image.Image:
     num_rows = -(-len(shown) // per_row)
     hidden = len(buckets) - len(shown)
     card, pen = draw_card(INNER_WIDTH, 56 + num_rows * (_CELL_HEIGHT + 10) + (34 if hidden else 4))
-    draw_title(pen, "Buckets", f"{counted(len(buckets), 'size')} at which the pictures are trained, in true proportion")
+    draw_title(
+        pen, "Buckets", f"{pluralize(len(buckets), 'size')} at which the pictures are trained, in true proportion"
+    )
     longest = max(max(size) for size in shown)
     most = max(map(_num_samples, buckets.values()))
     for index, size in enumerate(shown):
@@ -33,7 +35,7 @@ def draw_buckets(report: FlightReport) -> Image.Image:
     if hidden:
         pen.text(
             (PADDING, card.height - 32),
-            f"and {counted(hidden, 'more bucket')} with fewer pictures",
+            f"and {pluralize(hidden, 'more bucket')} with fewer pictures",
             fill=FAINT,
             font=load_font(15),
         )
@@ -62,7 +64,7 @@ def _draw_bucket(
     pen.rounded_rectangle(
         (0, _RECTANGLE + 38, max(7, (_CELL_WIDTH - 16) * samples / most), _RECTANGLE + 45), radius=3, fill=BAR
     )
-    text = counted(len(uses), "picture") + (f", {samples} samples" if samples != len(uses) else "")
+    text = pluralize(len(uses), "picture") + (f", {samples} samples" if samples != len(uses) else "")
     pen.text((middle, _RECTANGLE + 62), text, fill=FAINT, font=load_font(14), anchor="mm")
     return cell
 

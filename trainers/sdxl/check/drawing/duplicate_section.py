@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ....dataset.dataset import counted
+from ....wording import pluralize
 from ..report import FlightReport
 from .card import CARD, FAINT, INNER_WIDTH, PADDING, draw_card, draw_outline, draw_title, fit, load_font
 
@@ -25,7 +25,7 @@ def draw_duplicates(report: FlightReport) -> Image.Image:
     draw_title(
         pen,
         "Near-duplicates",
-        counted(len(report.duplicate_groups), "group") + (f", the first {len(groups)} shown" if hidden else ""),
+        pluralize(len(report.duplicate_groups), "group") + (f", the first {len(groups)} shown" if hidden else ""),
     )
     for index, row in enumerate(rows):
         left = PADDING
