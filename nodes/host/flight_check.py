@@ -14,9 +14,10 @@ from PIL import Image
 
 from ...trainers.config import own_settings
 from ...trainers.dataset.dataset import Dataset
-from ...trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
+from ...trainers.sdxl.check.cost import Surroundings
+from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
+from ...trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
 from ...trainers.sdxl.check.report import FlightReport
-from ...trainers.sdxl.check.report_image import draw_flight_check
 from . import folders
 from .progress import ComfyHost, cancellable
 from .settings import resolve_settings

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.sdxl.check.memory import (
-    CUDA_CONTEXT_BYTES,
-    MemoryEstimate,
-    Size,
-    estimate_memory,
-    smaller_settings,
-    text_encoder_shapes,
-)
+from ...trainers.dataset.buckets import Size
+from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
+from ...trainers.sdxl.check.smaller_settings import smaller_settings
+from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from ...trainers.training.plan import TrainingPlan

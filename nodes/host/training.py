@@ -134,7 +134,9 @@ def _train(
 
 @dataclass
 class _BudgetedLoader:
-    """Borrows the graph's weights when the training asks for them, and works out the memory budget."""
+    """Borrows the graph's weights when the training asks for them, and works out the memory
+    budget.
+    """
 
     base: GraphModel
     plan: TrainingPlan[SDXLConfig]

@@ -9,12 +9,14 @@ from typing import Any
 
 from ..config import build_config
 from ..files.atomic_write import atomic_write
-from ..sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
+from ..sdxl.check.cost import Surroundings
+from ..sdxl.check.flight_check import FlightCheckConfig, check_flight
 from ..sdxl.check.report import FlightReport
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings
 from ..training.run_folder import RunFolder
-from .sdxl import CONFIGS, add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
+from .sdxl import CONFIGS
+from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
 
 SUMMARY = "check pictures, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     report = check(read_settings(options, configs=CHECK_CONFIGS, required=REQUIRED))
     print(json.dumps(report.to_dict(), indent=2) + "\n" if options.json else report.text(), end="")
     if options.picture:
-        from ..sdxl.check.report_image import draw_flight_check
+        from ..sdxl.check.drawing.report_image import draw_flight_check
 
         with atomic_write(options.picture) as temporary:
             draw_flight_check(report).save(temporary, format="PNG")

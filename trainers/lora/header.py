@@ -40,8 +40,8 @@ class TrainingRecord:
     started_at: float  # seconds since 1970
     finished_at: float
 
-    # What the family is called: by kohya, in ModelSpec, and the reference implementation whose layer
-    # names the file uses.
+    # What the family is called: by kohya, in ModelSpec, and the reference implementation whose
+    # layer names the file uses.
     base_model_version: str
     architecture: str
     implementation: str

@@ -1,4 +1,6 @@
-"""Files that are no plain LoRA for this base model: what they are, by the names of their tensors."""
+"""Files that are no plain LoRA for this base model: what they are, by the names of their
+tensors.
+"""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,6 @@
-"""The names of SDXL's modules in a LoRA file: kohya's in LDM form, and every spelling that is read."""
+"""The names of SDXL's modules in a LoRA file: kohya's in LDM form, and every spelling that is
+read.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -38,8 +38,8 @@ PIXELS_PER_LATENT = 8
 def prepare_sdxl(
     plan: TrainingPlan[SDXLConfig], model: SDXLModel, host: Host, *, cache: TensorCache, world: World
 ) -> PreparedSDXL:
-    """Cache latents, masks and embeddings, give back the models that are not needed any more, attach
-    adapters.
+    """Cache latents, masks and embeddings, give back the models that are not needed any more,
+    attach adapters.
     """
     config = plan.settings.training
     precision = resolve_precision(config.mixed_precision, host.device)
@@ -163,7 +163,9 @@ def _attach_adapters(
 def _text_encoder_parts(
     config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, nn.Module, list[str], float]]:
-    """Component, module, targets and learning rate of both text encoders, which go to the device."""
+    """Component, module, targets and learning rate of both text encoders, which go to the
+    device.
+    """
     _, encoder, encoder_2 = _adaptable_parts(model)
     for used in (encoder, encoder_2):
         move_module(used, device, dtype).requires_grad_(False)
@@ -176,7 +178,8 @@ def _text_encoder_parts(
 
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
-    # diffusers and transformers checkpoint only in training mode; none of these models has dropout of its own
+    # diffusers and transformers checkpoint only in training mode; none of these models has dropout
+    # of its own
     module.train()
     if isinstance(module, UNet2DConditionModel):
         module.enable_gradient_checkpointing()

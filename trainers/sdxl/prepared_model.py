@@ -50,7 +50,9 @@ class PreparedSDXL:
         return self.plan.settings.training
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
-        """The diffusion loss, and with prior_loss_weight how far the LoRA moves the class prompts."""
+        """The diffusion loss, and with prior_loss_weight how far the LoRA moves the class
+        prompts.
+        """
         with self.autocast():
             batch = self.make_batch(items, step)
             losses = weighted_losses(self.model.unet, batch, self.objective)

@@ -81,8 +81,8 @@ def choose_memory_preset(device_bytes: int) -> str:
 
 
 def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int) -> RunSettings[SDXLConfig]:
-    """All settings, from those that were given (names of SDXLConfig, BucketConfig and CaptionConfig)
-    and the two presets.
+    """All settings, from those that were given (names of SDXLConfig, BucketConfig and
+    CaptionConfig) and the two presets.
 
     `num_pictures` counts repeats: how many samples an epoch has.
 

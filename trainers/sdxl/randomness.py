@@ -15,8 +15,8 @@ from ..training.seeds import happens
 
 @dataclass(frozen=True)
 class ItemDraw:
-    """The draws of one item in one step. Each comes from its own stream: switching one option leaves
-    the others as they were.
+    """The draws of one item in one step. Each comes from its own stream: switching one option
+    leaves the others as they were.
     """
 
     timestep: int

@@ -1,4 +1,6 @@
-"""LoRA adapters on frozen modules: attaching them with PEFT, reading them out, switching them off."""
+"""LoRA adapters on frozen modules: attaching them with PEFT, reading them out, switching them
+off.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,5 @@
-"""The settings that every model family has: the LoRA, the optimizer, steps, batches, files, samples.
+"""The settings that every model family has: the LoRA, the optimizer, steps, batches, files,
+samples.
 
 A family adds its own in a subclass. What the images are and how they are cropped: DatasetConfig and
 BucketConfig.

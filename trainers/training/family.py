@@ -25,7 +25,9 @@ class Progress:
 
 
 class PreparedModel(Protocol):
-    """A frozen base model with adapters, and everything that was computed once, as the loop uses it."""
+    """A frozen base model with adapters, and everything that was computed once, as the loop uses
+    it.
+    """
 
     @property
     def adapted(self) -> AdaptedModel:
@@ -40,8 +42,8 @@ class PreparedModel(Protocol):
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
         """Losses [B] of a micro-batch, to be added up.
 
-        The loop runs the backward pass of each before it asks for the next, so that only one has its
-        activations in memory.
+        The loop runs the backward pass of each before it asks for the next, so that only one has
+        its activations in memory.
         """
         ...
 

@@ -89,8 +89,8 @@ class TrainingLoop:
             self._writer.draw_due_samples(step.number)
 
     def _train_step(self, step: Step) -> float:
-        """One optimizer step. The loss is the mean over all samples of the step, whatever micro-batch
-        or process they are in.
+        """One optimizer step. The loss is the mean over all samples of the step, whatever
+        micro-batch or process they are in.
         """
         loss = torch.zeros((), device=self._host.device)
         with self._seeded_dropout(step.number):
@@ -104,7 +104,9 @@ class TrainingLoop:
         return self._optimizer_step.update(step.number, summed_loss)
 
     def _seeded_dropout(self, step: int) -> AbstractContextManager[None]:
-        """LoRA dropout draws from the global generators: they are seeded for this step, and restored."""
+        """LoRA dropout draws from the global generators: they are seeded for this step, and
+        restored.
+        """
         if not self._config.lora_dropout:
             return nullcontext()
         return seeded_globals(self._host.device, self._config.seed, "lora_dropout", step, self._world.rank)

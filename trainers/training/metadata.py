@@ -16,7 +16,9 @@ from .plan import TrainingPlan
 
 
 def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
-    """kohya's ss_* and modelspec.* keys as of progress.step; a family adds TrainingRecord's fields."""
+    """kohya's ss_* and modelspec.* keys as of progress.step; a family adds TrainingRecord's
+    fields.
+    """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
     items = plan.crops.items

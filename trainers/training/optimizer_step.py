@@ -1,5 +1,5 @@
-"""From gradients to changed weights: loss scaling, clipping, the check for bad numbers, optimizer and
-schedule.
+"""From gradients to changed weights: loss scaling, clipping, the check for bad numbers, optimizer
+and schedule.
 """
 
 import math

@@ -69,7 +69,8 @@ def find_optimizer(name: str) -> OptimizerRow:
 
 
 def require_listed_optimizer(name: str) -> None:
-    """An import path would run whatever code it names: in a workflow or prompt only the table counts.
+    """An import path would run whatever code it names: in a workflow or prompt only the table
+    counts.
 
     Raises:
         ValueError: it is not in the table.

@@ -26,8 +26,8 @@ class ParameterGroup:
 def make_optimizer(
     name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
 ) -> Optimizer:
-    """Build the optimizer called `name`, of the table or by its import path; extra_args overrides its
-    own arguments, as in "betas=(0.9,0.99) d_coef=2".
+    """Build the optimizer called `name`, of the table or by its import path; extra_args overrides
+    its own arguments, as in "betas=(0.9,0.99) d_coef=2".
 
     Raises:
         ValueError: extra_args cannot be read, the optimizer does not take one of them, it cannot

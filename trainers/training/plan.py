@@ -47,7 +47,8 @@ class TrainingPlan(Generic[ConfigT]):
 
 
 def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_processes: int = 1) -> TrainingPlan[ConfigT]:
-    """Plan the training. Command line, flight check, memory estimate and trainer read the same plan.
+    """Plan the training. Command line, flight check, memory estimate and trainer read the same
+    plan.
 
     Raises:
         ValueError: there is no image to train on, the dataset is strict and one had to be left out,

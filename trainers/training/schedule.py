@@ -69,7 +69,9 @@ class Step:
 
 
 def steps_of(items: list[TrainingItem], config: TrainingConfig, schedule: Schedule) -> Iterator[Step]:
-    """All steps of a run. Accumulation does not cross epochs: the last step of one may be smaller."""
+    """All steps of a run. Accumulation does not cross epochs: the last step of one may be
+    smaller.
+    """
     group_size, batch_size = config.gradient_accumulation_steps, config.train_batch_size * schedule.num_processes
     number = epoch = 0
     while True:

@@ -1,4 +1,6 @@
-"""Random decisions that depend only on the run's seed and on what they are for. Imports no torch."""
+"""Random decisions that depend only on the run's seed and on what they are for. Imports no
+torch.
+"""
 
 import hashlib
 
@@ -10,5 +12,7 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def happens(probability: float, *parts: int | str) -> bool:
-    """Whether something of this probability happens for these parts, such as (seed, "flip", 3, 7)."""
+    """Whether something of this probability happens for these parts, such as (seed, "flip", 3,
+    7).
+    """
     return derived_seed(*parts) / 2**63 < probability

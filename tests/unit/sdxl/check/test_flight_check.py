@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import trainers.dataset.buckets
 import trainers.dataset.near_duplicates
 from trainers.__main__ import main
 from trainers.dataset.buckets import BucketConfig, plan_crops
 from trainers.dataset.caption_variants import CaptionConfig
 from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
-from trainers.sdxl.check.cost import disk_use
+from trainers.sdxl.check.check_finding import CheckFinding
+from trainers.sdxl.check.cost import Surroundings
+from trainers.sdxl.check.disk_use import estimate_disk_use
+from trainers.sdxl.check.drawing.report_image import draw_flight_check
+from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
+from trainers.sdxl.check.report import FlightReport
 from trainers.training.schedule import plan_schedule
-from trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
-from trainers.sdxl.check.report import CheckFinding, FlightReport
-from trainers.sdxl.check.report_image import draw_flight_check
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
 
@@ -379,22 +381,13 @@ def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
     assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
 
 
-def test_a_thousand_fingerprints_are_compared_all_at_once_and_only_hits_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    compared: list[int] = []
-    real_matches = trainers.dataset.near_duplicates._matches
-
-    def count(whole: trainers.dataset.near_duplicates.Fingerprint, other: trainers.dataset.near_duplicates.Fingerprint, window: int) -> bool:
-        compared.append(window)
-        return real_matches(whole, other, window)
-
-    monkeypatch.setattr(trainers.dataset.near_duplicates, "_matches", count)
+def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
     prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
     rng = np.random.default_rng(0)
     many = [trainers.dataset.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
+    started = time.monotonic()
     assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
-    assert len(compared) <= 2 * 10  # one picture with the other's windows, and the other way round
+    assert time.monotonic() - started < 3
 
 
 def test_a_missing_library_is_named_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +414,7 @@ def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
     from torch import zeros
 
     plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
-    disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
+    disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
     file_bytes = len(save({"latents": zeros(4, 128, 128)}))
     assert disk.latents_bytes == pytest.approx(2 * 3 * file_bytes, rel=0.01)
     embeddings = sum(len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()})) for n in (1, 2))
@@ -438,7 +431,7 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
     sizes = []
     for each in (dataset, masked):
         plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
-        disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
+        disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
         sizes.append(disk.latents_bytes)
     assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
 
@@ -447,7 +440,7 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
 def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
     plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
     config = SDXLConfig(max_train_steps=1500, **settings)
-    assert disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
+    assert estimate_disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
 
 
 def test_the_loras_size_grows_with_its_rank(folder: Path) -> None:
@@ -495,18 +488,11 @@ def write_run(folder: Path, *, seconds_per_step: float, num_steps: int = 50, ext
     (folder / "loss.csv").write_text("step,epoch,loss,average_loss,learning_rate,steps_per_second\n" + "\n".join(rows) + "\n")
 
 
-def test_a_plan_of_a_thousand_pictures_chooses_one_target_per_size_and_lists_the_buckets_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    called: list[str] = []
-    for name in ("choose_target", "bucket_sizes"):
-        real = getattr(trainers.dataset.buckets, name)
-        monkeypatch.setattr(trainers.dataset.buckets, name, lambda *given, name=name, real=real: called.append(name) or real(*given))
-    dataset = imagined(1000, num_repeats=10, sizes=True)
-    plan = plan_crops(dataset, BucketConfig(), seed=0)
+def test_a_thousand_pictures_are_planned_in_seconds() -> None:
+    started = time.monotonic()
+    plan = plan_crops(imagined(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
     assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
-    num_sizes = len({image.size_hw for image in dataset.images})
-    assert called.count("choose_target") == num_sizes and called.count("bucket_sizes") == 1
+    assert time.monotonic() - started < 10
 
 
 def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
