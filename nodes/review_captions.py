@@ -6,7 +6,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainers.captions.edits import EditedCaptions, apply_edits, inspect_caption, parse_edits
-from ..trainers.dataset.dataset import Dataset, counted
+from ..trainers.dataset.dataset import Dataset
+from ..trainers.wording import pluralize
 from .host.caption_review import keep_review
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -115,7 +116,7 @@ class ReviewCaptions(io.ComfyNode):
 
 def _request_for_review(num_captions: int, key: str) -> str:
     return (
-        f"{counted(num_captions, 'caption')} wait for your review. Press Use these captions and run on Review "
+        f"{pluralize(num_captions, 'caption')} wait for your review. Press Use these captions and run on Review "
         "Captions, "
         f"or turn wait_for_review off. A program gives reviewed = {key}"
     )
@@ -129,7 +130,9 @@ def _report_lines(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
         (sum(not caption for caption in captions), "empty"),
         (num_long, "longer than 75 tokens"),
     ]
-    lines = [", ".join([counted(len(captions), "caption"), *(f"{number} {what}" for number, what in counts if number)])]
+    lines = [
+        ", ".join([pluralize(len(captions), "caption"), *(f"{number} {what}" for number, what in counts if number)])
+    ]
     if edited.outdated:
         lines.append(
             f"Edited, and the caption that came in has changed since; the edit is used: {', '.join(edited.outdated)}"

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.buckets import CropPlan
-from ...trainers.sdxl.check.memory import (
-    CUDA_CONTEXT_BYTES,
-    MemoryEstimate,
-    Size,
-    estimate_memory,
-    smaller_settings,
-    text_encoder_shapes,
-)
+from ...trainers.dataset.buckets import Size
+from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
+from ...trainers.sdxl.check.smaller_settings import smaller_settings
+from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
+from ...trainers.training.plan import TrainingPlan
 from .settings import compute_precision
 
 
@@ -36,8 +32,9 @@ class MemoryBudget:
     smaller: list[tuple[str, MemoryEstimate]]
 
     @classmethod
-    def of(cls, base: SDXLModel, config: SDXLConfig, plan: CropPlan) -> "MemoryBudget":
-        size_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
+    def of(cls, base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> "MemoryBudget":
+        config = plan.settings.training
+        size_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
 
         def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
             precision = (

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from ..config import check_ranges, param
-from ..dataset.dataset import Dataset, TrainingImage, counted, with_trigger_word
+from ..dataset.dataset import Dataset, TrainingImage, with_trigger_word
 from ..files.atomic_write import atomic_write
 from ..training.events import Notice, PictureCaptioned, StageProgress, StageStarted
+from ..wording import pluralize
 from .florence2.cleaning import clean_caption
 from .florence2.tasks import TASKS, prompt_sentence
 
@@ -297,8 +298,8 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _summary(num_captioned: int, num_images: int, *, is_written: bool) -> str:
-    kept = f", {counted(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
+    kept = f", {pluralize(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
     return (
-        f"{counted(num_captioned, 'picture')} "
+        f"{pluralize(num_captioned, 'picture')} "
         f"captioned{kept}{', files written' if is_written and num_captioned else ''}"
     )

@@ -36,6 +36,11 @@ def token_ids(captions: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in _clip_tokenizer().encode_batch(captions, add_special_tokens=False)]
 
 
+def count_chunks(num_tokens: int) -> int:
+    """Chunks of a caption of so many tokens; an empty one has one too."""
+    return max(1, -(-num_tokens // TOKENS_PER_CHUNK))
+
+
 def vocabulary() -> dict[str, int]:
     """All 49408 tokens with their ids."""
     return _clip_tokenizer().get_vocab()

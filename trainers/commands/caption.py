@@ -8,6 +8,7 @@ from ..captions.captioning import CaptionerConfig
 from ..captions.florence2.folder import ModelFolder
 from ..config import add_flags, build_config
 from ..dataset.dataset import DatasetConfig, scan_folder
+from ..files.cache_folder import default_cache_folder
 
 if TYPE_CHECKING:
     from ..dataset.dataset import Dataset
@@ -60,8 +61,8 @@ def caption(
     # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
-    from ..files.tensor_cache import default_cache_folder
-    from ..training.host import ConsoleHost, chosen_device
+    from ..training.console_host import ConsoleHost
+    from ..training.device import chosen_device
 
     torch_device = chosen_device(device)
     captioner = Florence2Captioner(
@@ -75,6 +76,6 @@ def _usual_dtype(device: Any) -> Any:
     """Half precision on CUDA only: on Apple's devices Florence-2 gives empty captions in fp16."""
     import torch
 
-    from ..training.host import usual_precision
+    from ..training.device import usual_precision
 
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[usual_precision(device)]

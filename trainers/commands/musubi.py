@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import add_flags, field_names, from_mapping
 from ..dataset.dataset import Dataset, DatasetConfig, scan_folder
+from ..files.cache_folder import default_cache_folder
 from ..musubi.architectures import ARCHITECTURES, Architecture, find_architecture
 from ..musubi.config import MusubiConfig
 
@@ -195,12 +196,15 @@ def _train(
     control: Dataset | None,
     dataset_toml: str,
 ) -> None:
-    # torch takes a second to import: a wrong setting must not wait for it
-    from ..musubi.trainer import MusubiTrainer
-    from ..training.host import ConsoleHost
     from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
+    _planned(options, job, installation, dataset, control, dataset_toml)
+    # torch takes a second to import: what settings, folders and headers of files show must not
+    # wait for it
+    from ..musubi.trainer import MusubiTrainer
+    from ..training.console_host import ConsoleHost
+
     trainer = MusubiTrainer(job, installation, run_folder=folder, cache_root=_cache_root(options))
     with ConsoleHost() as host:
         result: Any = trainer.train(dataset, host, control=control, dataset_toml=dataset_toml)
@@ -208,6 +212,4 @@ def _train(
 
 
 def _cache_root(options: argparse.Namespace) -> Path:
-    from ..files.tensor_cache import default_cache_folder
-
     return options.cache_dir or default_cache_folder()

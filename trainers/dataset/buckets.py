@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..config import check_ranges, param
 from ..files.atomic_write import atomic_write
-from .dataset import NO_CAPTION, Dataset, DatasetReport, TrainingImage, counted, require_usable
+from ..wording import pluralize
+from .dataset import NO_CAPTION, Dataset, DatasetReport, TrainingImage, require_usable
 from .image_folder import Finding
 
 Size = tuple[int, int]
@@ -243,7 +244,7 @@ def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_r
     num_samples = sum(item.image.is_regularization for item in items)
     num_used = len({item.image.name for item in items if item.image.is_regularization})
     text = (
-        f"{counted(num_used, 'picture')} make {counted(num_samples, 'sample')} per epoch, as many as the "
+        f"{pluralize(num_used, 'picture')} make {pluralize(num_samples, 'sample')} per epoch, as many as the "
         "training pictures"
     )
     if num_used < len(regularization):

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageColor
 
 from ..config import check_ranges, param
+from ..wording import pluralize
 from .caption_files import read_caption_file, read_metadata
 from .caption_variants import caption_lines
 from .image_files import (
@@ -191,7 +192,7 @@ class DatasetReport:
     summary: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        lines = [f"{counted(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
+        lines = [f"{pluralize(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
         lines += [f"  {line}" for line in self.summary]
         lines += [
             f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
@@ -245,7 +246,8 @@ class Dataset:
         """
         if len(captions) != len(self.images):
             raise ValueError(
-                f"{self.folder_name}: {counted(len(self.images), 'picture')}, but {counted(len(captions), 'caption')}. "
+                f"{self.folder_name}: {pluralize(len(self.images), 'picture')}, but "
+                f"{pluralize(len(captions), 'caption')}. "
                 "Give one caption per picture, in the same order; pictures that the report leaves out have none"
             )
         images = [
@@ -348,13 +350,9 @@ def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, stric
     more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
     if num_kept:
         raise ValueError(
-            f"{folder}: strict is on and {counted(len(left_out), 'picture')} cannot be used: {shown}{more}"
+            f"{folder}: strict is on and {pluralize(len(left_out), 'picture')} cannot be used: {shown}{more}"
         )
     raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}{more}")
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def with_trigger_word(caption: str, trigger_word: str) -> str:
@@ -474,7 +472,7 @@ def _without(named: list[Any], findings: list[Finding]) -> list[Any]:
 def _summary(folder_name: str, images: list[TrainingImage], num_repeats: int) -> list[str]:
     """Nothing where every picture is used once, whole, and counts as much as the others."""
     line = _described(folder_name, images, num_repeats)
-    return [] if line == f"{folder_name}: {counted(len(images), 'picture')}" else [line]
+    return [] if line == f"{folder_name}: {pluralize(len(images), 'picture')}" else [line]
 
 
 def _described(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
@@ -483,7 +481,7 @@ def _described(folder_name: str, images: list[TrainingImage], num_repeats: int) 
     repeats = _range(image.num_repeats * num_repeats for image in images)
     weights = _range(image.loss_weight for image in images)
     noun = "regularization picture" if any(image.is_regularization for image in images) else "picture"
-    parts = [counted(len(images), noun)]
+    parts = [pluralize(len(images), noun)]
     parts += [f"{repeats} repeats each"] if repeats != "1" else []
     parts += [f"loss weight {weights}"] if weights != "1" else []
     parts += [f"{num_masks} with a mask"] if num_masks else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .dataset import counted
+from ..wording import pluralize
 from .image_folder import MASK_SUFFIX
 
 
@@ -68,7 +68,7 @@ def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
         return [captions[0]] * num_pictures
     if len(captions) != num_pictures:
         raise ValueError(
-            f"{counted(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, "
+            f"{pluralize(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, "
             "in the same order, or one for all"
         )
     return list(captions)
@@ -77,7 +77,7 @@ def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
 def _mask_for_each(masks: Sequence[Image.Image | None], num_pictures: int) -> list[Image.Image | None]:
     if masks and len(masks) != num_pictures:
         raise ValueError(
-            f"{counted(num_pictures, 'picture')} came, but {counted(len(masks), 'mask')}. Connect one mask per "
+            f"{pluralize(num_pictures, 'picture')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
             "picture, in the same order"
         )
     return list(masks) or [None] * num_pictures

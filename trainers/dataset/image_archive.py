@@ -21,8 +21,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from ..files.hashes import file_sha256
 from ..training.run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
+from ..wording import pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
-from .dataset import counted
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
 from .image_folder import repeats_and_name
 
@@ -233,7 +233,7 @@ def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_total_bytes:
         raise _Refused(
-            f"its {counted(len(entries), 'file')} have {_megabytes(total)} unpacked; at most "
+            f"its {pluralize(len(entries), 'file')} have {_megabytes(total)} unpacked; at most "
             f"{_megabytes(limits.max_total_bytes)}. Make a smaller archive"
         )
 

@@ -17,10 +17,11 @@ from typing import Any
 from PIL import Image
 
 from ..dataset.caption_variants import flat_caption
-from ..dataset.dataset import NO_CAPTION, Dataset, TrainingImage, counted, require_usable
+from ..dataset.dataset import NO_CAPTION, Dataset, TrainingImage, require_usable
 from ..dataset.image_files import MAX_PIXELS, UnusablePicture, picture_sha256
 from ..dataset.image_folder import Finding
 from ..files.atomic_write import atomic_write
+from ..wording import pluralize
 from .config import MusubiConfig, Recipe
 from .dataset_toml import Table, path_text, write_toml
 
@@ -141,7 +142,7 @@ class StagedDataset:
             if cache.num_pictures and (latents, texts) != (cache.num_pictures, cache.num_pictures):
                 raise RuntimeError(
                     f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of "
-                    f"{counted(cache.num_pictures, 'picture')}. "
+                    f"{pluralize(cache.num_pictures, 'picture')}. "
                     "Its log says which are missing; delete this folder and start again"
                 )
         if all(cache.num_pictures for cache in self.caches):
@@ -284,7 +285,7 @@ def _ignored(images: Sequence[TrainingImage]) -> list[str]:
         "is_regularization": "they are learned like the others, each with its own repeats",
     }
     return [
-        f"Musubi Tuner knows no {name} ({counted(number, 'picture')}): {remarks[name]}"
+        f"Musubi Tuner knows no {name} ({pluralize(number, 'picture')}): {remarks[name]}"
         for name, number in features.items()
         if number
     ]
@@ -381,7 +382,7 @@ def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, rec
     if without:
         shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         raise ValueError(
-            f"{control.folder_name}: no control image for {counted(len(without), 'picture')}: {shown}. A control "
+            f"{control.folder_name}: no control image for {pluralize(len(without), 'picture')}: {shown}. A control "
             "image has the name of its picture. "
             "Of control images that are the same file only one is kept, unless keep_duplicates is on"
         )

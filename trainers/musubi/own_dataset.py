@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dataset.dataset import counted
+from ..wording import pluralize
 from .config import Recipe
 from .dataset_folder import CacheFolder, StagedDataset, fingerprint_of
 from .dataset_toml import Table, is_video, path_text, read_toml, write_toml
@@ -149,7 +149,7 @@ def _read_directory(table: Table, where: str) -> _Content:
     if without and not table.get("multiple_target"):
         shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         notices.append(
-            f"{where}: {counted(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}"
+            f"{where}: {pluralize(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}"
         )
     return _Content(items, problems, notices)
 

@@ -1,102 +1,20 @@
-"""The settings of an SDXL LoRA training. What the pictures are and how they are cropped stands in
-DatasetConfig and BucketConfig.
-"""
+"""The settings of an SDXL LoRA training beyond those that every family has."""
 
 from dataclasses import dataclass
 
-from ..config import check_ranges, param
+from ..config import param
+from ..training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class SDXLConfig:
-    """Every field is a command-line flag and a node input; the defaults train a usable LoRA from 10
-    to 200 pictures.
-    """
-
-    rank: int = param(16, "Rank of the LoRA matrices (kohya: network_dim). Usually 8 to 32.", min=1, max=1024)
-    alpha: float = param(
-        16.0,
-        "The LoRA acts with strength alpha / rank (kohya: network_alpha). Usually rank or half of it.",
-        min=1e-3,
-        max=4096,
-    )
-    learning_rate: float = param(
-        1e-4,
-        "Peak learning rate of the UNet's LoRA. Usually 1e-4 for AdamW, AdamW8bit and Adafactor, 1e-5 "
-        "to 3e-5 for Lion, 1 for Prodigy.",
-        min=0.0,
-        max=10.0,
-    )
-    max_train_steps: int = param(
-        1500,
-        "Optimizer steps. Usually 1000 to 4000 at one sample per step. Ignored if num_train_epochs is set.",
-        min=1,
-        max=1_000_000,
-    )
-    train_batch_size: int = param(1, "Images per forward pass and GPU. Usually 1 to 4.", min=1, max=256)
-    seed: int = param(
-        0,
-        "Seed of every random draw. The same seed, settings, images and machine give the same LoRA.",
-        min=0,
-        max=2**63 - 1,
-    )
-    optimizer: str = param(
-        "AdamW",
-        "Optimizer. AdamW8bit is AdamW with its states in 8 bits; Lion needs the package "
-        "lion-pytorch, Prodigy prodigyopt.",
-        choices=("AdamW", "AdamW8bit", "Lion", "Adafactor", "Prodigy"),
-    )
-    mixed_precision: str = param(
-        "auto",
-        "Data type of the computation. auto: bf16 if the GPU has it, else fp16; no (float32) on a CPU.",
-        choices=("auto", "bf16", "fp16", "no"),
-    )
+class SDXLConfig(TrainingConfig):
+    """What an SDXL model can be told in addition to TrainingConfig."""
 
     target_modules: str = param(
         "attention_mlp",
         "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in "
         "sd-scripts), or a regular expression that matches whole module names of diffusers' UNet.",
     )
-    lora_dropout: float = param(
-        0.0, "Probability of dropping an input of the LoRA during training. Usually 0 to 0.1.", min=0.0, max=0.95
-    )
-    network_weights: str = param(
-        "",
-        "LoRA file to start from (kohya, PEFT, diffusers or ComfyUI names), with the same rank and "
-        "layers. Empty: start from zero.",
-    )
-    num_train_epochs: int = param(
-        0,
-        "Passes over the dataset, repeats included. Usually 10 to 100. 0: max_train_steps decides.",
-        min=0,
-        max=100_000,
-    )
-    gradient_accumulation_steps: int = param(
-        1, "Forward passes per optimizer step: a larger batch without more memory.", min=1, max=1024
-    )
-    gradient_checkpointing: bool = param(
-        True, "Recompute activations in the backward pass: far less memory, about 25 % slower."
-    )
-    max_grad_norm: float = param(
-        1.0, "Gradients are clipped to this norm. Usually 1; 0: no clipping.", min=0.0, max=1000.0
-    )
-    lr_scheduler: str = param(
-        "cosine",
-        "Learning-rate schedule after the warm-up, by diffusers' names.",
-        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-    )
-    lr_warmup_steps: float = param(
-        0.05,
-        "Warm-up in optimizer steps, or as a share of all steps if below 1. Usually 0 to 0.1.",
-        min=0.0,
-        max=100_000.0,
-    )
-    lr_num_cycles: int = param(1, "Number of cycles of cosine_with_restarts.", min=1, max=100)
-    weight_decay: float = param(0.01, "Weight decay of the optimizer. Usually 0.01.", min=0.0, max=1.0)
-    optimizer_args: str = param(
-        "", 'More arguments of the optimizer, in the form of sd-scripts: "betas=(0.9,0.99) d_coef=2".'
-    )
-
     train_text_encoders: bool = param(
         False,
         "Also train a LoRA on both text encoders (CLIP-L and CLIP-G). Slower and more memory, because "
@@ -116,7 +34,6 @@ class SDXLConfig:
         min=0.0,
         max=10.0,
     )
-
     min_snr_gamma: float = param(
         5.0, "Min-SNR weighting of the loss (Hang et al. 2023). Usually 5; 0: off.", min=0.0, max=100.0
     )
@@ -125,9 +42,6 @@ class SDXLConfig:
         "Random brightness added to the noise. 0.03 to 0.1 helps very dark or bright styles; 0: off.",
         min=0.0,
         max=1.0,
-    )
-    caption_dropout: float = param(
-        0.05, "Share of samples that are trained with an empty caption. Usually 0 to 0.1.", min=0.0, max=1.0
     )
     prediction_type: str = param(
         "auto",
@@ -140,51 +54,8 @@ class SDXLConfig:
         choices=("auto", "on", "off"),
     )
 
-    save_every_n_steps: int = param(
-        0, "Save a checkpoint every n optimizer steps. Usually 250 to 500; 0: none.", min=0, max=1_000_000
-    )
-    save_every_n_epochs: int = param(0, "Save a checkpoint every n epochs. 0: none.", min=0, max=100_000)
-    save_dtype: str = param(
-        "bf16", "Number format of the saved LoRA. Training itself is in float32.", choices=("fp32", "fp16", "bf16")
-    )
-    sample_every_n_steps: int = param(
-        0,
-        "Draw two sample images before the first step and every n optimizer steps. Usually 250; 0: none.",
-        min=0,
-        max=1_000_000,
-    )
-    sample_prompt: str = param("", "Prompt of the sample images. Empty: the first image's caption.")
-
-    # 0.1, as OneTrainer: with 0 nothing at all holds the LoRA where masks are black, and its
-    # pictures fall apart there.
-    unmasked_weight: float = param(
-        0.1,
-        "For images with a mask: loss weight where the mask is black. Usually 0.1; 0: nothing is learned there.",
-        min=0.0,
-        max=1.0,
-    )
-    normalize_masked_loss: bool = param(
-        False,
-        "For images with a mask: divide the loss by the mask's mean, so that a small subject counts "
-        "as much as a whole image.",
-    )
-    prior_loss_weight: float = param(
-        0.0,
-        "Prior preservation without extra images: keeps the LoRA close to what the base model "
-        "predicts for class_prompt. Usually 0.5 to 1. A step takes 2.3 times as long (two more "
-        "forward passes and one more backward pass), but no more memory. 0: off.",
-        min=0.0,
-        max=100.0,
-    )
-    class_prompt: str = param(
-        "",
-        "What prior_loss_weight preserves, such as: a photo of a dog. Put vertical bars between "
-        "several prompts; each sample draws one. Empty: each image's own caption without the trigger "
-        "word.",
-    )
-
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(
                 "train_text_encoders is on, but both text encoder learning rates are 0. Set "

@@ -1,119 +1,76 @@
-"""What an SDXL training will cost, from its plan alone: steps, how often a picture is seen, bytes
-on the disk. Memory stands in memory.py.
+"""What an SDXL training will cost: steps, memory, disk space and, from an earlier run, time."""
 
-How long a step takes only an earlier run can tell; how that changes with prior preservation stands
-here.
-"""
-
-import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ...dataset.buckets import CropPlan, epoch_batches
+from ...training.plan import TrainingPlan
+from ...training.schedule import Schedule
 from ..config import SDXLConfig
+from .disk_use import DiskUse, estimate_disk_use
+from .earlier_runs import EarlierRun, latest_run_like
 
-# With prior_loss_weight a step has two forward passes and one backward pass more. Measured on a
-# CPU: 2.2 times the time of a step without, with and without gradient checkpointing; 2.4 times with
-# the encoding of the captions and all else.
-PRIOR_STEP_TIME = 2.3
-LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
-MASK_BYTES_PER_PIXEL = 4 / 64  # as large, one channel
-CAPTION_CHUNK_BYTES = 77 * 2048 * 2  # hidden states of both text encoders in fp16
-POOLED_BYTES = 1280 * 2
-FILE_BYTES = 1024  # what a cache file needs beside its tensors
-SAVED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the samples (uses of pictures) become optimizer steps."""
-
-    num_samples: int  # per epoch
-    num_batches: int  # per epoch
-    steps_per_epoch: int
-    total_steps: int
-    samples_by_picture: dict[str, int]  # per epoch, by the picture's name
-    regularization: frozenset[str]  # names of the pictures that only hold the model back
-    num_partial_batches: int  # per epoch
-    pixels_per_step: float
-
-    @property
-    def num_epochs(self) -> float:
-        return self.total_steps / self.steps_per_epoch
-
-    def times_seen(self, name: str) -> float:
-        return self.samples_by_picture[name] * self.num_epochs
-
-    @property
-    def times_seen_range(self) -> tuple[float, float]:
-        """Of the picture to learn that is seen least, and of the one that is seen most."""
-        counts = [count for name, count in self.samples_by_picture.items() if name not in self.regularization]
-        return min(counts) * self.num_epochs, max(counts) * self.num_epochs
-
-
-def plan_schedule(plan: CropPlan, config: SDXLConfig) -> Schedule:
-    """As the trainer counts, for one process. The plan has at least one item."""
-    batches = epoch_batches(plan.items, batch_size=config.train_batch_size, seed=config.seed, epoch=1)
-    steps_per_epoch = math.ceil(len(batches) / config.gradient_accumulation_steps)
-    return Schedule(
-        num_samples=len(plan.items),
-        num_batches=len(batches),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=config.num_train_epochs * steps_per_epoch or config.max_train_steps,
-        samples_by_picture=dict(Counter(item.image.name for item in plan.items)),
-        regularization=frozenset(item.image.name for item in plan.items if item.image.is_regularization),
-        num_partial_batches=sum(len(batch) < config.train_batch_size for batch in batches),
-        pixels_per_step=sum(math.prod(item.crop.target_hw) for item in plan.items) / steps_per_epoch,
-    )
+# What decides the speed of a step, beside the images' sizes.
+SPEED_SETTINGS = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "optimizer",
+    "train_text_encoders",
+    "target_modules",
+    "rank",
+    "prior_loss_weight",
+)
 
 
 @dataclass(frozen=True)
-class DiskUse:
-    """Bytes that a run writes. What the cache has from earlier runs is not written again."""
+class Cost:
+    """None: not known, because there is nothing to train."""
 
-    latents_bytes: int  # with their masks
-    captions_bytes: int
-    lora_bytes: int  # one file
-    num_checkpoints: int  # besides the finished LoRA
+    schedule: Schedule | None = None
+    memory_text: str = ""
+    memory_bytes: int | None = None
+    disk: DiskUse | None = None
+    earlier_run: EarlierRun | None = None
 
     @property
-    def total_bytes(self) -> int:
-        return self.latents_bytes + self.captions_bytes + self.lora_bytes * (1 + self.num_checkpoints)
+    def seconds(self) -> float | None:
+        """For the steps alone, without loading and caching."""
+        if self.earlier_run is None or self.schedule is None:
+            return None
+        return self.schedule.total_steps * self.earlier_run.seconds_per_step
 
 
-def disk_use(
-    plan: CropPlan,
-    config: SDXLConfig,
-    schedule: Schedule,
-    *,
-    chunks_by_text: Sequence[int],
-    random_flip: bool,
-    num_parameters: int,
-) -> DiskUse:
-    """`chunks_by_text`: the number of 75-token chunks of every text that is cached."""
-    crops = {(item.image.sha256, item.crop) for item in plan.items}
-    masks = {(item.image.mask_sha256, item.crop) for item in plan.items if item.image.mask_sha256}
-    latents_bytes = sum(LATENT_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops) * (
-        2 if random_flip else 1
+@dataclass(frozen=True)
+class Surroundings:
+    """The machine: the precision that it computes in, its GPU's memory where that is known, and
+    where the run will write.
+    """
+
+    precision: str = "bf16"
+    device_bytes: int | None = None
+    output_folder: Path = Path("output")
+
+
+def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) -> Cost:
+    # diffusers takes seconds to import: not before it is needed
+    from ...captions.clip_tokenizer import count_chunks, token_ids
+    from ..model.standard_unet import standard_unet
+    from .memory import bytes_per_parameter, estimate_memory
+
+    config, buckets = plan.settings.training, plan.settings.buckets
+    largest_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
+    memory = estimate_memory(standard_unet(), config, size_hw=largest_hw, precision=surroundings.precision)
+    num_parameters = round(memory.adapters_bytes / bytes_per_parameter(config.optimizer))
+    num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.all())]
+    disk = estimate_disk_use(
+        plan.crops,
+        config,
+        plan.schedule,
+        chunks_by_text=num_chunks,
+        random_flip=buckets.random_flip,
+        num_parameters=num_parameters,
     )
-    latents_bytes += sum(MASK_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in masks)
-    captions_bytes = sum(num_chunks * CAPTION_CHUNK_BYTES + POOLED_BYTES + FILE_BYTES for num_chunks in chunks_by_text)
-    return DiskUse(
-        latents_bytes=round(latents_bytes),
-        captions_bytes=0 if config.train_text_encoders else captions_bytes,
-        lora_bytes=num_parameters * SAVED_BYTES[config.save_dtype],
-        num_checkpoints=len(_checkpoint_names(config, schedule)),
-    )
-
-
-def _checkpoint_names(config: SDXLConfig, schedule: Schedule) -> set[tuple[str, int]]:
-    """By step and by epoch, as they are named; the last step is the finished LoRA."""
-    last = schedule.total_steps - 1
-    by_step = range(1, last // config.save_every_n_steps + 1) if config.save_every_n_steps else ()
-    by_epoch = (
-        range(1, last // (config.save_every_n_epochs * schedule.steps_per_epoch) + 1)
-        if config.save_every_n_epochs
-        else ()
-    )
-    return {("step", number) for number in by_step} | {("epoch", number) for number in by_epoch}
+    resolutions = {"resolution": buckets.resolution, "extra_resolutions": buckets.extra_resolutions}
+    settings = {"training": {name: getattr(config, name) for name in SPEED_SETTINGS}, "buckets": resolutions}
+    earlier_run = latest_run_like(surroundings.output_folder / "runs", settings, precision=surroundings.precision)
+    return Cost(plan.schedule, memory.text(), memory.total_bytes, disk, earlier_run)

@@ -1,47 +1,20 @@
-"""What the flight check found: findings with a level, every picture's crop, and the cost; as text
-and as JSON.
+"""What the flight check found: findings with a level, every image's crop, and the cost; as text and
+as JSON.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from ...dataset.buckets import Crop, Size
-from ...dataset.dataset import TrainingImage, counted
-from ...dataset.image_folder import Finding
-from .cost import DiskUse, Schedule
-from .earlier_runs import EarlierRun
-
-Level = Literal["note", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("note", "warning", "error")
-MAX_SHOWN = 8  # pictures under one finding
-GIGABYTE = 2**30
-
-
-@dataclass(frozen=True)
-class CheckFinding:
-    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with
-    their own reasons.
-    """
-
-    level: Level
-    kind: str
-    message: str
-    pictures: list[Finding] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        return [f"  {self.message}", *(f"    {line}" for line in self.picture_lines(MAX_SHOWN))]
-
-    def picture_lines(self, max_shown: int) -> list[str]:
-        """A line for each picture that has a reason of its own; names alone stand side by side."""
-        shown, num_hidden = self.pictures[:max_shown], len(self.pictures) - max_shown
-        more = [f"and {num_hidden} more"] if num_hidden > 0 else []
-        if all(picture.reason for picture in shown):
-            return [*(f"{picture.name}: {picture.reason}" for picture in shown), *more]
-        return [" ".join([", ".join(picture.name for picture in shown), *more])]
+from ...dataset.dataset import TrainingImage
+from ...training.schedule import Schedule
+from ...wording import pluralize
+from .check_finding import LEVELS, CheckFinding, Level
+from .cost import Cost
 
 
 @dataclass(frozen=True)
@@ -63,24 +36,6 @@ class PictureUse:
         return max(
             resized / original for resized, original in zip(self.crop.resized_hw, self.crop.original_hw, strict=True)
         )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """None: not known, because there is nothing to train."""
-
-    schedule: Schedule | None = None
-    memory_text: str = ""
-    memory_bytes: int | None = None
-    disk: DiskUse | None = None
-    earlier_run: EarlierRun | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        """For the steps alone, without loading and caching."""
-        if self.earlier_run is None or self.schedule is None:
-            return None
-        return self.schedule.total_steps * self.earlier_run.seconds_per_step
 
 
 @dataclass(frozen=True)
@@ -124,7 +79,7 @@ class FlightReport:
     @property
     def verdict(self) -> str:
         """Such as "refused: 1 error, 2 warnings", or "ready: no findings"."""
-        counts = [counted(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
+        counts = [pluralize(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
         return f"{'refused' if self.is_refused else 'ready'}: {', '.join(counts) or 'no findings'}"
 
     def text(self) -> str:
@@ -141,7 +96,7 @@ class FlightReport:
         for (height, width), uses in self.buckets.items():
             samples = sum(use.num_samples for use in uses)
             yield (
-                f"  {width:>5} x {height:<5} {counted(len(uses), 'picture'):>12}, {counted(samples, 'sample')} "
+                f"  {width:>5} x {height:<5} {pluralize(len(uses), 'picture'):>12}, {pluralize(samples, 'sample')} "
                 "per epoch"
             )
 
@@ -157,7 +112,7 @@ class FlightReport:
         yield from _cost_lines(self.cost)
 
     def _pictures_text(self) -> str:
-        parts = [counted(self.num_pictures, "picture")]
+        parts = [pluralize(self.num_pictures, "picture")]
         parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
         parts += [f"{self.num_masks} with masks"] if self.num_masks else []
         parts += [f"{self.num_left_out} left out"] if self.num_left_out else []
@@ -233,7 +188,7 @@ def _cost_as_dict(cost: Cost) -> dict[str, Any]:
         values["schedule"] = {
             name: value
             for name, value in values["schedule"].items()
-            if name not in ("samples_by_picture", "regularization")
+            if name not in ("samples_by_image", "regularization")
         }
     return values
 
@@ -242,7 +197,7 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     if cost.schedule is None or cost.disk is None:
         return
     schedule, disk = cost.schedule, cost.disk
-    epochs = f"{schedule.num_epochs:.1f} epochs of {counted(schedule.num_samples, 'sample')}"
+    epochs = f"{schedule.num_epochs:.1f} epochs of {pluralize(schedule.num_samples, 'sample')}"
     yield f"Steps: {schedule.total_steps}, {epochs}; each picture is seen {_seen(schedule)}"
     yield f"Pixels: {schedule.pixels_per_step / 1e6:.2g} million per step on average"
     yield f"Memory: {cost.memory_text}"
@@ -251,7 +206,7 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     else:
         yield f"Time: about {duration_text(cost.seconds)} for the steps ({cost.earlier_run.text()})"
     checkpoints = (
-        f" and as much for each of {counted(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
+        f" and as much for each of {pluralize(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
     )
     yield (
         f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "
@@ -262,6 +217,9 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
 def _seen(schedule: Schedule) -> str:
     low, high = schedule.times_seen_range
     return f"about {high:.0f} times" if round(low) == round(high) else f"{low:.0f} to {high:.0f} times"
+
+
+GIGABYTE = 2**30
 
 
 def size_text(num_bytes: float) -> str:

@@ -19,10 +19,13 @@ from trainers.dataset.buckets import BucketConfig, plan_crops
 from trainers.dataset.caption_variants import CaptionConfig
 from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
-from trainers.sdxl.check.cost import disk_use, plan_schedule
-from trainers.sdxl.check.flight_check import FlightCheckConfig, Surroundings, check_flight
-from trainers.sdxl.check.report import CheckFinding, FlightReport
-from trainers.sdxl.check.report_image import draw_flight_check
+from trainers.sdxl.check.check_finding import CheckFinding
+from trainers.sdxl.check.cost import Surroundings
+from trainers.sdxl.check.disk_use import estimate_disk_use
+from trainers.sdxl.check.drawing.report_image import draw_flight_check
+from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
+from trainers.sdxl.check.report import FlightReport
+from trainers.training.schedule import plan_schedule
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
 
@@ -411,7 +414,7 @@ def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
     from torch import zeros
 
     plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
-    disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
+    disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
     file_bytes = len(save({"latents": zeros(4, 128, 128)}))
     assert disk.latents_bytes == pytest.approx(2 * 3 * file_bytes, rel=0.01)
     embeddings = sum(len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()})) for n in (1, 2))
@@ -428,7 +431,7 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
     sizes = []
     for each in (dataset, masked):
         plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
-        disk = disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
+        disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
         sizes.append(disk.latents_bytes)
     assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
 
@@ -437,7 +440,7 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
 def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
     plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
     config = SDXLConfig(max_train_steps=1500, **settings)
-    assert disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
+    assert estimate_disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
 
 
 def test_the_loras_size_grows_with_its_rank(folder: Path) -> None:

@@ -10,7 +10,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
 from trainers.embedded_base.architecture import UNET
 from trainers.sdxl.adapters import AdaptedModel
-from trainers.sdxl.check.memory import GIB, SDXL_TEXT_ENCODERS, MemoryEstimate, estimate_memory, smaller_settings, text_encoder_shapes
+from trainers.sdxl.check.memory import GIB, MemoryEstimate, estimate_memory
+from trainers.sdxl.check.smaller_settings import smaller_settings
+from trainers.sdxl.check.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.sdxl_model import SDXLModel
 from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainers.commands.sdxl import add_arguments, dataset_configs, read_settings, scan_datasets
+from trainers.commands.sdxl import CONFIGS, REQUIRED, add_arguments
+from trainers.commands.settings import dataset_configs, read_settings, scan_datasets
 
 BASE = 'base = "x"\noutput = "y"\n'
 
@@ -16,7 +17,7 @@ def settings(tmp_path: Path, text: str, *flags: str) -> dict:
     (tmp_path / "run.toml").write_text(BASE + text, encoding="utf-8")
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return read_settings(parser.parse_args(["--config", str(tmp_path / "run.toml"), *flags]))
+    return read_settings(parser.parse_args(["--config", str(tmp_path / "run.toml"), *flags]), configs=CONFIGS, required=REQUIRED)
 
 
 def folder(path: Path, colour: tuple[int, int, int]) -> Path:

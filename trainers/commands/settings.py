@@ -1,0 +1,103 @@
+"""The settings of a command that trains or checks: from its flags, and from a TOML file with
+[[datasets]] tables.
+"""
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import add_flags, build_config, field_names, from_mapping, own_settings
+from ..dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
+# Settings of the command itself: where the model is and where files go.
+OWN_SETTINGS = {
+    "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
+    "output": "name of the LoRA file",
+    "output_dir": "folder for the LoRA and its run folder (default: 'output')",
+    "cache_dir": "folder for latents and text embeddings, shared by all runs (default: the user's cache folder)",
+    "prepared_dir": "also write the cropped pictures with their captions to this new folder",
+    "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
+}
+
+
+def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], *, required: Collection[str]) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags come first",
+    )
+    for name, help_text in OWN_SETTINGS.items():
+        mark = " (required)" if name in required else ""
+        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text + mark)
+    for config_class in configs:
+        add_flags(parser, config_class)
+
+
+def read_settings(options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str]) -> dict[str, Any]:
+    """Settings from the TOML file, overridden by the flags that were given."""
+    known = {*OWN_SETTINGS, *(name for config_class in configs for name in field_names(config_class))}
+    settings = _read_toml(options.config, known) if options.config else {}
+    settings.update({name: value for name, value in vars(options).items() if name in known})
+    missing = [name for name in required if not (settings.get(name) or (name == "images" and DATASETS in settings))]
+    if missing:
+        raise ValueError("missing " + ", ".join("--" + name for name in missing))
+    return settings
+
+
+def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    unknown = sorted(set(settings) - known - {DATASETS})
+    if unknown:
+        raise ValueError(f"{path}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(known))}")
+    return settings
+
+
+def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
+    """One for each [[datasets]] table, to which the settings outside of the tables are defaults;
+    without tables these alone.
+
+    A trigger word from outside is not for regularization pictures.
+    """
+    tables = settings.get(DATASETS)
+    if tables is None:
+        return [build_config(DatasetConfig, settings)]
+    if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
+        raise ValueError(
+            f"datasets must be tables under [[datasets]], each with images and what else differs; got {tables!r}"
+        )
+    if settings.get("images"):
+        raise ValueError(
+            f"images ({settings['images']}) and [[datasets]] are both given. Give that folder a [[datasets]] table "
+            "too, or leave out one of them"
+        )
+    defaults = own_settings(DatasetConfig, settings)
+    return [_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
+
+
+def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int) -> DatasetConfig:
+    if not table.get("images"):
+        raise ValueError(f"[[datasets]] table {number} has no images. Give the folder that holds the pictures")
+    if table.get("is_regularization"):
+        defaults = {name: value for name, value in defaults.items() if name != "trigger_word"}
+    return from_mapping(DatasetConfig, {**defaults, **table}, source=f"[[datasets]] table {number}")
+
+
+def scan_datasets(configs: list[DatasetConfig]) -> Dataset:
+    """All folders as one dataset."""
+    return join_datasets([scan_folder(config) for config in configs])
+
+
+def require_base_model(base: str) -> None:
+    if not Path(base).exists():
+        raise FileNotFoundError(f"{base}: there is no such base model")

@@ -1,0 +1,204 @@
+"""What the backward pass of a training needs, in bytes: the tensors that PyTorch keeps for it.
+
+The counts are read off the classes of diffusers 0.42, transformers 5 and PEFT. A number has 4 bytes
+in float32, and 2 in bf16 and fp16, where autocast still normalizes in float32. A position is a
+pixel of a level's feature map.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, dropwhile, zip_longest
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from ...dataset.buckets import Size
+from ...training.adapters import adapter_layers
+from ..config import SDXLConfig
+from ..targets import unet_targets
+from .text_encoder_shapes import TextEncoderShape
+
+FLOAT32 = 4
+NUM_TEXT_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class GradientRules:
+    """What decides whether a layer's tensors are kept."""
+
+    targets: frozenset[nn.Module]
+    number_bytes: int
+    rank: int
+    dropout: bool
+    checkpointing: bool
+    text_encoders_trained: bool
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "GradientRules":
+        names = list(adapter_layers(unet)) or (
+            unet_targets(unet, config.target_modules) if config.learning_rate else []
+        )
+        return cls(
+            targets=frozenset(map(unet.get_submodule, names)),
+            number_bytes=number_bytes,
+            rank=config.rank,
+            dropout=config.lora_dropout > 0,
+            checkpointing=config.gradient_checkpointing,
+            text_encoders_trained=config.train_text_encoders,
+        )
+
+    @property
+    def uses_autocast(self) -> bool:
+        return self.number_bytes < FLOAT32
+
+    def trains(self, module: nn.Module) -> bool:
+        """Whether a gradient begins here: at an adapter, or at attention to trained text."""
+        return not self.targets.isdisjoint(module.modules()) or (
+            self.text_encoders_trained and isinstance(module, Transformer2DModel)
+        )
+
+    def layer(self, *, input_bytes: float, saved_bytes: float, working_bytes: float) -> "_Layer":
+        """A layer that gradient checkpointing runs again in the backward pass, from its input
+        alone.
+        """
+        if self.checkpointing:
+            return _Layer(input_bytes, saved_bytes + working_bytes)
+        return _Layer(saved_bytes, working_bytes)
+
+
+def unet_peak(unet: UNet2DConditionModel, rules: GradientRules, size_hw: Size) -> int:
+    """Of one picture. The backward pass frees from the last layer to the first, so a layer's finds
+    all before it still there.
+    """
+    needing_gradients = dropwhile(lambda layer: not rules.trains(layer[0]), _layers(unet, size_hw))
+    costs = [cost for module, num_positions in needing_gradients for cost in _costs(module, num_positions, rules)]
+    kept = accumulate(cost.kept_bytes for cost in costs)
+    return round(
+        max((kept_bytes + cost.backward_bytes for kept_bytes, cost in zip(kept, costs, strict=True)), default=0)
+    )
+
+
+def text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
+    """Of one caption: per layer two norms, query, key, value, output, two inputs of 4 x width, and
+    the casts of the adapters' inputs.
+    """
+    number = rules.number_bytes
+    num_casts = 4 if rules.uses_autocast else 2
+    layer_bytes = NUM_TEXT_TOKENS * shape.width * (2 * FLOAT32 + (4 + num_casts + 3 * 4) * number)
+    if not rules.checkpointing:
+        return shape.num_layers * layer_bytes
+    return shape.num_layers * NUM_TEXT_TOKENS * shape.width * FLOAT32 + layer_bytes
+
+
+@dataclass(frozen=True)
+class _Layer:
+    kept_bytes: float  # from its forward to its backward pass
+    backward_bytes: float = 0  # besides, while its backward pass runs
+
+
+def _layers(unet: Any, size_hw: Size) -> Iterator[tuple[nn.Module, int]]:
+    """The layers in the order in which they run, each with its number of positions."""
+    height, width = size_hw[0] // 8, size_hw[1] // 8
+    num_positions = []
+    for block in unet.down_blocks:
+        num_positions.append(height * width)
+        yield from _block_layers(block, height * width)
+        for sampler in block.downsamplers or ():
+            yield sampler, height * width
+            height, width = -(-height // 2), -(-width // 2)
+    if unet.mid_block is not None:
+        yield from _block_layers(unet.mid_block, height * width)
+    for block in unet.up_blocks:
+        yield from _block_layers(block, num_positions.pop())
+        for sampler in block.upsamplers or ():
+            yield sampler, num_positions[-1]
+    yield unet.conv_norm_out, size_hw[0] * size_hw[1] // 64
+
+
+def _block_layers(block: Any, num_positions: int) -> Iterator[tuple[nn.Module, int]]:
+    for pair in zip_longest(block.resnets, getattr(block, "attentions", ())):
+        yield from ((layer, num_positions) for layer in pair if layer is not None)
+
+
+def _costs(module: Any, num_positions: int, rules: GradientRules) -> Iterator[_Layer]:
+    number = rules.number_bytes
+    match module:
+        case ResnetBlock2D():
+            yield _resnet_cost(module, num_positions, rules)
+        case Transformer2DModel():
+            num_values = num_positions * module.inner_dim
+            yield _Layer(num_values * (FLOAT32 + number))  # input of the norm, input of proj_in
+            for block in module.transformer_blocks:
+                yield _transformer_cost(block, num_positions, module.inner_dim, rules)
+            yield _Layer(num_values * number)  # input of proj_out
+        case Downsample2D() | Upsample2D():
+            yield _Layer(num_positions * module.channels * number)  # the convolution's input
+        case nn.GroupNorm():
+            yield _Layer(num_positions * module.num_channels * (2 * FLOAT32 + number))
+
+
+def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
+    """Two times: input of the norm, its output for SiLU, input of the convolution, which autograd
+    keeps for frozen weights too.
+    """
+    saved = (resnet.in_channels + resnet.out_channels) * (2 * FLOAT32 + rules.number_bytes)
+    if resnet.conv_shortcut is not None and rules.uses_autocast:
+        saved += resnet.in_channels * rules.number_bytes  # in float32 it is what the norm keeps
+    return rules.layer(
+        input_bytes=num_positions * resnet.in_channels * rules.number_bytes,
+        saved_bytes=num_positions * saved,
+        working_bytes=num_positions * max(resnet.in_channels, resnet.out_channels) * FLOAT32,  # a gradient in float32
+    )
+
+
+def _transformer_cost(block: Any, num_positions: int, width: int, rules: GradientRules) -> _Layer:
+    number = rules.number_bytes
+    norms = 3 * FLOAT32
+    # query, key, value, output; query, output; two logsumexp
+    attention = 6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
+    feed_forward = 12 * number  # projection of 8 x width, GELU of 4 x width
+    saved = width * (norms + attention + feed_forward) + _adapters_saved(block, width, rules)
+    text_keys_and_values = 2 * width * NUM_TEXT_TOKENS * number
+    return rules.layer(
+        input_bytes=num_positions * width * number,
+        saved_bytes=num_positions * saved + text_keys_and_values,
+        working_bytes=num_positions * width * 9 * number,  # gradients inside the feed-forward
+    )
+
+
+# What an adapted layer multiplies, and how wide it is. Attention's output is kept by attention
+# itself, so it costs nothing more.
+_ADAPTER_INPUTS = {
+    "attn1.to_q": ("norm1", 1),
+    "attn1.to_k": ("norm1", 1),
+    "attn1.to_v": ("norm1", 1),
+    "attn1.to_out.0": ("attn1", 0),
+    "attn2.to_q": ("norm2", 1),
+    "attn2.to_out.0": ("attn2", 0),
+    "ff.net.0.proj": ("norm3", 1),
+    "ff.net.2": ("gelu", 4),
+}
+
+
+def _adapters_saved(block: nn.Module, width: int, rules: GradientRules) -> int:
+    """Bytes per position that the adapters keep: the inputs and outputs of their `down`
+    products.
+    """
+    inputs = [
+        _ADAPTER_INPUTS[name]
+        for name, layer in block.named_modules()
+        if layer in rules.targets and name in _ADAPTER_INPUTS
+    ]
+    num_values = rules.rank * len(inputs)
+    if rules.dropout:  # each its own, and a mask of one byte
+        return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
+            rules.number_bytes + 1
+        )
+    if not rules.uses_autocast:  # which casts a norm's output anew for each
+        inputs = set(inputs)
+    return (num_values + sum(factor for _, factor in inputs) * width) * rules.number_bytes

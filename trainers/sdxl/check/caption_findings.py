@@ -1,0 +1,81 @@
+"""Findings on captions: their length, their trigger word, and whether they differ."""
+
+from collections.abc import Iterator, Sequence
+
+from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
+from ...dataset.dataset import TrainingImage, with_trigger_word
+from ...dataset.image_folder import Finding
+from ...wording import pluralize
+from .check_finding import CheckFinding
+
+MAX_CHUNKS = 3
+
+
+def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int) -> Iterator[CheckFinding]:
+    """By the longest variant of each caption."""
+    from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, count_chunks, token_ids
+
+    variants = {image.name: caption_variants(image.caption, captions, seed=seed, key=image.sha256) for image in images}
+    num_tokens = {name: max(map(len, token_ids(list(texts)))) for name, texts in variants.items()}
+    limit = MAX_CHUNKS * TOKENS_PER_CHUNK
+    overlong = [
+        Finding(name, f"{count} tokens, {count_chunks(count)} chunks")
+        for name, count in num_tokens.items()
+        if count > limit
+    ]
+    if overlong:
+        advice = "Other programs cut such prompts off, and what is said last has little effect. Shorten them"
+        yield CheckFinding(
+            "warning",
+            "overlong_caption",
+            f"{pluralize(len(overlong), 'caption')} of more than {limit} tokens. {advice}",
+            overlong,
+        )
+    long = [
+        Finding(name, f"{count} tokens, {count_chunks(count)} chunks")
+        for name, count in num_tokens.items()
+        if TOKENS_PER_CHUNK < count <= limit
+    ]
+    if long:
+        message = (
+            f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks of "
+            "which the first counts most"
+        )
+        yield CheckFinding("note", "long_caption", message, long)
+
+
+def judge_sameness(images: Sequence[TrainingImage]) -> Iterator[CheckFinding]:
+    captions = {image.caption for image in images if image.caption}
+    if len(images) > 1 and len(captions) == 1:
+        yield CheckFinding("note", "same_caption", f"all captions are the same: {flat_caption(captions.pop())}")
+
+
+def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[CheckFinding]:
+    """Of captioned pictures, each with its trigger word."""
+    if pairs and not any(trigger_word for _, trigger_word in pairs):
+        yield CheckFinding(
+            "note",
+            "no_trigger_word",
+            "no trigger_word is set: right for a style, but a person or an object needs a word that calls it",
+        )
+    alone = [Finding(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
+    if alone:
+        meaning = "it will come to mean all that these pictures show. Write captions, or connect Florence2Caption"
+        yield CheckFinding(
+            "warning",
+            "trigger_word_alone",
+            f"{pluralize(len(alone), 'caption')} of the trigger word alone: {meaning}",
+            alone,
+        )
+    without = [
+        Finding(image.name, f"no {word} in: {image.caption}")
+        for image, word in pairs
+        if with_trigger_word(image.caption, word) != image.caption
+    ]
+    if without:
+        yield CheckFinding(
+            "warning",
+            "trigger_word_missing",
+            f"{pluralize(len(without), 'caption')} without the trigger word. Add it",
+            without,
+        )

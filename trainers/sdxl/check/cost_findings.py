@@ -1,0 +1,81 @@
+"""Findings on what a training will cost: too few or too many steps, too little memory or disk."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...dataset.dataset import TrainingImage
+from ...training.schedule import Schedule
+from ...wording import pluralize
+from ..config import SDXLConfig
+from .check_finding import CheckFinding
+from .cost import Cost, Surroundings
+from .report import size_text
+
+FEW_PICTURES = 5
+SELDOM, OFTEN = 20, 400  # times seen; presets.py aims at 60 to 100
+
+
+def judge_schedule(
+    images: Sequence[TrainingImage], schedule: Schedule | None, config: SDXLConfig
+) -> Iterator[CheckFinding]:
+    if schedule is None:
+        return
+    if len(images) < FEW_PICTURES:
+        yield CheckFinding(
+            "warning",
+            "few_pictures",
+            f"{pluralize(len(images), 'picture')} only, learned by heart rather than understood. 10 to 200 are usual",
+        )
+    low, high = schedule.times_seen_range
+    if low < 1:
+        needed = schedule.steps_per_epoch
+        yield CheckFinding(
+            "warning",
+            "not_all_seen",
+            f"{schedule.total_steps} steps do not reach every picture: an epoch has {needed}. Set max_train_steps "
+            "higher",
+        )
+    elif low < SELDOM:
+        message = (
+            f"a picture is seen only {low:.0f} times, where 60 to 100 are usual. Raise max_train_steps, "
+            "unless the pictures are alike"
+        )
+        yield CheckFinding("warning", "seldom_seen", message)
+    if high > OFTEN:
+        message = (
+            f"a picture is seen {high:.0f} times, where 60 to 100 are usual: it may be learned by heart. "
+            "Lower max_train_steps or num_repeats"
+        )
+        yield CheckFinding("warning", "often_seen", message)
+    if schedule.num_partial_batches:
+        message = (
+            f"{schedule.num_partial_batches} of {schedule.num_batches} batches per epoch have fewer than "
+            f"{config.train_batch_size} pictures"
+        )
+        yield CheckFinding("note", "partial_batches", f"{message}, since a batch has one size")
+
+
+def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFinding]:
+    if cost.memory_bytes is None or cost.disk is None:
+        return
+    if surroundings.device_bytes is not None and cost.memory_bytes > surroundings.device_bytes:
+        has, needs = size_text(surroundings.device_bytes), size_text(cost.memory_bytes)
+        message = (
+            f"the training needs about {needs} of memory, and the GPU has {has}. Lower train_batch_size or "
+            "resolution, or turn gradient_checkpointing on"
+        )
+        yield CheckFinding("error", "memory", message)
+    free_bytes = shutil.disk_usage(_existing(surroundings.output_folder)).free
+    if cost.disk.total_bytes > free_bytes:
+        message = (
+            f"the run writes {size_text(cost.disk.total_bytes)}, and {surroundings.output_folder} has "
+            f"{size_text(free_bytes)} free."
+        )
+        message += " Make room, or keep fewer checkpoints"
+        yield CheckFinding("error", "disk", message)
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())

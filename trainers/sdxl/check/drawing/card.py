@@ -1,0 +1,66 @@
+"""What all sections share: sizes, colours, cards and text that fits."""
+
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, MARGIN, GAP, PADDING = 1280, 28, 20, 22
+INNER_WIDTH = WIDTH - 2 * MARGIN
+PAPER = "#f2f4f7"
+CARD = "#ffffff"
+EDGE = "#e4e7ec"
+INK = "#101828"
+FAINT = "#667085"
+BAR = "#2563eb"
+TRACK = "#e4e7ec"
+GOOD, FAIR, BAD = "#17b26a", "#f79009", "#d92d20"
+
+
+def draw_card(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    card = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(card)
+    pen.rounded_rectangle((0, 0, width - 1, height - 1), radius=12, fill=CARD, outline=EDGE)
+    return card, pen
+
+
+def draw_outline(picture: Image.Image) -> None:
+    """A white one would melt into the card."""
+    ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=EDGE)
+
+
+def draw_title(pen: ImageDraw.ImageDraw, title: str, explanation: str) -> None:
+    pen.text((PADDING, 32), title, fill=INK, font=load_font(21), anchor="ls")
+    pen.text(
+        (PADDING + pen.textlength(title, load_font(21)) + 14, 32),
+        explanation,
+        fill=FAINT,
+        font=load_font(15),
+        anchor="ls",
+    )
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fit(line, font, width) for line in lines]
+
+
+def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Cut off with "...", where it is too long."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+@cache
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font

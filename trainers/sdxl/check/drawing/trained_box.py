@@ -1,0 +1,13 @@
+"""Which part of a thumbnail is trained."""
+
+from PIL import Image
+
+from ..report import PictureUse
+
+
+def find_trained_box(use: PictureUse, thumbnail: Image.Image) -> tuple[float, float, float, float]:
+    """What of the thumbnail is trained: left, top, right, bottom."""
+    crop = use.crop
+    x_scale, y_scale = thumbnail.width / crop.resized_hw[1], thumbnail.height / crop.resized_hw[0]
+    top, left = crop.top_left_yx
+    return left * x_scale, top * y_scale, (left + crop.target_hw[1]) * x_scale, (top + crop.target_hw[0]) * y_scale

@@ -1,0 +1,139 @@
+"""Findings on images: left out, cut, enlarged, small, alike, or under a mask that is all black."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...dataset.buckets import BucketConfig, CropPlan, Size, shown_size
+from ...dataset.dataset import Dataset, TrainingImage
+from ...dataset.image_files import OTHER_PICTURE_EXTENSIONS
+from ...dataset.image_folder import Finding
+from ...dataset.near_duplicates import near_duplicates
+from ...wording import pluralize
+from .check_finding import CheckFinding
+from .image_looks import ImageLook
+from .report import PictureUse
+
+LARGE_LOSS = 0.25  # share of the area that is cut away
+VISIBLE_ENLARGEMENT = 1.05
+SMALL_SHARE = 0.6  # of the area that the resolution asks for
+
+
+def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
+    """Those that the scan could not use, those without a caption, and those that are too small."""
+    passed_over = [finding for finding in dataset.report.left_out if _is_harmless(finding)]
+    unusable = [finding for finding in dataset.report.left_out if not _is_harmless(finding)]
+    if unusable:
+        yield CheckFinding(
+            "error",
+            "unusable",
+            f"{pluralize(len(unusable), 'picture')} cannot be used. Repair or replace what is damaged, or remove it",
+            unusable,
+        )
+    if passed_over:
+        yield CheckFinding("warning", "left_out", f"{pluralize(len(passed_over), 'picture')} left out", passed_over)
+    captionless = {image.name for image in dataset.images if not image.caption}
+    if captionless:
+        message = (
+            f"{pluralize(len(captionless), 'picture')} without a caption, and so left out. Write captions, "
+            "connect Florence2Caption, or set trigger_word"
+        )
+        yield CheckFinding("error", "no_caption", message, [Finding(name, "") for name in sorted(captionless)])
+    known = {finding.name for finding in dataset.report.left_out} | captionless
+    too_small = [finding for finding in plan.report.left_out if finding.name not in known]
+    if too_small:
+        yield CheckFinding(
+            "warning", "too_small", f"{pluralize(len(too_small), 'picture')} left out as too small", too_small
+        )
+
+
+def _is_harmless(finding: Finding) -> bool:
+    """Another picture stands for it, or it is of a format that was never meant for training."""
+    return (
+        finding.reason.startswith("it is the same file as")
+        or Path(finding.name).suffix.lower() in OTHER_PICTURE_EXTENSIONS
+    )
+
+
+def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[CheckFinding]:
+    cut = sorted((use for use in uses if use.lost_share >= LARGE_LOSS), key=lambda use: -use.lost_share)
+    if cut:
+        remedy = (
+            "Cut them yourself, where it matters least"
+            if buckets.resize_mode == "bucket"
+            else "Set resize_mode to bucket, or cut them yourself"
+        )
+        message = f"{pluralize(len(cut), 'picture')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
+        yield CheckFinding("warning", "heavy_crop", message, [Finding(use.image.name, _crop_text(use)) for use in cut])
+    enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
+    if enlarged:
+        reasons = [
+            Finding(use.image.name, f"{shown_size(use.crop.original_hw)} is enlarged {use.enlargement:.1f} times")
+            for use in enlarged
+        ]
+        message = (
+            f"{pluralize(len(enlarged), 'picture')} enlarged, which teaches blur. Use larger pictures, or turn "
+            "bucket_no_upscale on"
+        )
+        yield CheckFinding("warning", "enlarged", message, reasons)
+    asked_area = SMALL_SHARE * min(buckets.resolutions) ** 2
+    small = [use for use in uses if _area(use.crop.original_hw) < asked_area and use not in enlarged]
+    if small:
+        reasons = [
+            Finding(use.image.name, f"at {shown_size(use.crop.target_hw)}, from {shown_size(use.crop.original_hw)}")
+            for use in small
+        ]
+        yield CheckFinding(
+            "note",
+            "small",
+            f"{pluralize(len(small), 'picture')} trained far below resolution {min(buckets.resolutions)}, being no "
+            "larger",
+            reasons,
+        )
+
+
+def _crop_text(use: PictureUse) -> str:
+    return (
+        f"{use.lost_share:.0%} of {shown_size(use.crop.original_hw)} is cut away for {shown_size(use.crop.target_hw)}"
+    )
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> list[list[str]]:
+    """Not among regularization pictures: they may look alike."""
+    fingerprints = {
+        image.name: look.fingerprint for image in images if (look := looks[image.name]).fingerprint is not None
+    }
+    names = list(fingerprints)
+    return [[names[position] for position in group] for group in near_duplicates(list(fingerprints.values()))]
+
+
+def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
+    if groups:
+        reasons = [Finding(first, f"looks like {', '.join(others)}") for first, *others in groups]
+        message = (
+            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one picture with "
+            "repeats. Keep the best of each"
+        )
+        yield CheckFinding("warning", "near_duplicates", message, reasons)
+
+
+def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> Iterator[CheckFinding]:
+    empty = [Finding(image.name, "") for image in images if looks[image.name].mask_share == 0]
+    if empty:
+        message = (
+            f"the masks of {pluralize(len(empty), 'picture')} are all black: there is nothing to learn in them. "
+            "White is learned: are they inverted?"
+        )
+        yield CheckFinding("error", "empty_mask", message, empty)
+
+
+def gather_remarks(plan: CropPlan, findings: Sequence[CheckFinding]) -> Iterator[CheckFinding]:
+    """What the scan and the plan remarked, but for pictures of which it was said already."""
+    said = ("no_caption", "trigger_word_alone", "heavy_crop")
+    known = {picture.name for finding in findings if finding.kind in said for picture in finding.pictures}
+    notes = [note for note in plan.report.notes if note.name not in known]
+    if notes:
+        yield CheckFinding("note", "remarks", "remarks on single pictures and folders", notes)

@@ -1,0 +1,54 @@
+"""Settings that need less memory than those that were asked for, the least harmful first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...dataset.buckets import Size
+from ..config import SDXLConfig
+from .memory import MemoryEstimate
+
+
+def smaller_settings(
+    config: SDXLConfig, size_hw: Size, estimate: Callable[[SDXLConfig, Size], MemoryEstimate]
+) -> list[tuple[str, MemoryEstimate]]:
+    """Settings that need less memory, the least harmful first, each with what it leads to on top of
+    all before it.
+
+    `estimate` is asked for a configuration and the size of its largest bucket; it resolves the
+    configuration's mixed_precision.
+    """
+    steps = []
+    for description, changes, resolution in _changes(config):
+        if resolution and size_hw[0] * size_hw[1] <= resolution**2:
+            continue
+        config, size_hw = replace(config, **changes), _scaled(size_hw, resolution) if resolution else size_hw
+        steps.append((description, estimate(config, size_hw)))
+    return steps
+
+
+def _changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """What to say, the fields to change, and the resolution or 0."""
+    if config.mixed_precision == "no":
+        yield "mixed_precision auto", {"mixed_precision": "auto"}, 0
+    if not config.gradient_checkpointing:
+        yield "gradient_checkpointing on", {"gradient_checkpointing": True}, 0
+    if config.train_batch_size > 1:
+        num_passes = min(config.gradient_accumulation_steps * config.train_batch_size, 1024)
+        changes = {"train_batch_size": 1, "gradient_accumulation_steps": num_passes}
+        yield f"train_batch_size 1 with gradient_accumulation_steps {num_passes}", changes, 0
+    if config.optimizer == "AdamW":
+        yield "optimizer AdamW8bit", {"optimizer": "AdamW8bit"}, 0
+    if config.optimizer == "Prodigy":
+        yield "optimizer AdamW8bit with learning_rate 1e-4", {"optimizer": "AdamW8bit", "learning_rate": 1e-4}, 0
+    if config.train_text_encoders:
+        yield "train_text_encoders off", {"train_text_encoders": False}, 0
+    yield "resolution 768", {}, 768
+    yield "resolution 512", {}, 512
+    if config.rank > 8:
+        yield "rank 8", {"rank": 8}, 0
+
+
+def _scaled(size_hw: Size, resolution: int) -> Size:
+    scale = resolution / (size_hw[0] * size_hw[1]) ** 0.5
+    return round(size_hw[0] * scale / 8) * 8, round(size_hw[1] * scale / 8) * 8

@@ -1,0 +1,43 @@
+"""The sizes of text encoders, as far as the memory estimate needs them."""
+
+from dataclasses import dataclass
+
+from ..model.sdxl_model import SDXLModel
+
+
+@dataclass(frozen=True)
+class TextEncoderShape:
+    width: int
+    num_layers: int
+    num_parameters: int
+    num_trained_layers: int
+
+    @property
+    def fans(self) -> int:
+        """Parameters of rank 1 adapters: per layer four linear layers of width to width, and two
+        between width and 4 x width.
+        """
+        return self.num_trained_layers * (4 * 2 + 2 * 5) * self.width
+
+
+SDXL_TEXT_ENCODERS = (TextEncoderShape(768, 12, 123_060_480, 11), TextEncoderShape(1280, 32, 694_659_840, 32))
+
+
+def text_encoder_shapes(model: SDXLModel) -> tuple[TextEncoderShape, ...]:
+    """Those of a model whose text encoders are there; the first one's last layer is never
+    trained.
+    """
+    encoders = [
+        (encoder, not_trained)
+        for encoder, not_trained in ((model.text_encoder, 1), (model.text_encoder_2, 0))
+        if encoder is not None
+    ]
+    return tuple(
+        TextEncoderShape(
+            encoder.config.hidden_size,
+            encoder.config.num_hidden_layers,
+            encoder.num_parameters(),
+            encoder.config.num_hidden_layers - not_trained,
+        )
+        for encoder, not_trained in encoders
+    )
