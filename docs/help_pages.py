@@ -25,6 +25,7 @@ _CODE = re.compile(
     r"|[\w./-]*\w_\w[\w./-]*\w|\b\w+/[\w/]+\b|(?<!\w)\.[a-z]{3,}\b)"
 )
 _NO_CHOICE = "[None]"  # a list that begins with it goes on with files of the user's machine
+_FEW = 3
 _TYPES = {"STRING": "text", "INT": "number", "FLOAT": "number"}
 _BOOLEAN = "BOOLEAN"
 # What the tables of architectures say besides names and numbers.
@@ -148,37 +149,34 @@ def _lines_of_choices(options: Sequence[Any]) -> list[str]:
     for option in options:
         for entry in option.inputs:
             by_name.setdefault(entry.id, []).append((option.key, entry))
-    lines = []
-    for name, entries in by_name.items():
-        texts = {as_markdown(entry.tooltip): None for _, entry in entries}
-        choices = {_choices_of(entry): None for _, entry in entries}
-        if len(texts) == len(choices) == 1:
-            lines.append(f"  - `{name}`{_limits_of_all(entries)}: {next(iter(texts))}")
-            continue
-        lines.append(f"  - `{name}`:")
-        lines += [f"    - {', '.join(keys)}{choice}: {text}" for (text, choice), keys in _grouped(entries).items()]
-    return lines
+    return [line for name, entries in by_name.items() for line in _lines_of_choice(name, entries)]
 
 
-def _grouped(entries: Sequence[tuple[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    groups: dict[tuple[str, str], list[str]] = {}
+def _lines_of_choice(name: str, entries: Sequence[tuple[str, Any]]) -> list[str]:
+    texts = {as_markdown(entry.tooltip) for _, entry in entries}
+    if len(texts) == 1:
+        return [f"  - `{name}`{_facts_of_all(entries)}: {texts.pop()}"]
+    groups: dict[str, list[str]] = {}
     for key, entry in entries:
-        groups.setdefault((as_markdown(entry.tooltip), _choices_of(entry)), []).append(key)
-    return groups
+        choices = "" if _is_of_files(entry) else f" ({_facts(entry)})"
+        groups.setdefault(f"{choices}: {as_markdown(entry.tooltip)}", []).append(key)
+    return [f"  - `{name}`:", *(f"    - {', '.join(keys)}{text}" for text, keys in groups.items())]
 
 
-def _choices_of(entry: Any) -> str:
-    """The choices of an input; none for files, which are the user's."""
-    is_of_files = entry.io_type == "COMBO" and (not entry.options or entry.options[0] == _NO_CHOICE)
-    return f" ({_facts(entry)})" if entry.io_type == "COMBO" and not is_of_files and len(entry.options) < 12 else ""
+def _facts_of_all(entries: Sequence[tuple[str, Any]]) -> str:
+    """What is the same for every choice, and the choices if they are few; what differs is in the
+    table of architectures.
+    """
+    limits = {_limits(entry) for _, entry in entries if not _is_of_files(entry)}
+    facts = [", ".join(key for key, _ in entries)] if len(entries) <= _FEW else []
+    facts += limits if len(limits) == 1 else []
+    facts += ["advanced"] if entries[0][1].advanced else []
+    return f" ({'; '.join(facts)})" if facts else ""
 
 
-def _limits_of_all(entries: Sequence[tuple[str, Any]]) -> str:
-    """What is the same for every choice; what differs is in the table of architectures."""
-    limits = {_limits(entry) for _, entry in entries}
-    facts = [*(limits if len(limits) == 1 else ()), *(["advanced"] if entries[0][1].advanced else [])]
-    shown = "; ".join(fact for fact in facts if fact)
-    return f" ({shown})" if shown else ""
+def _is_of_files(entry: Any) -> bool:
+    """Its choices are files of the user's machine."""
+    return entry.io_type == "COMBO" and entry.options[:1] in ([], [_NO_CHOICE])
 
 
 def _facts(entry: Any) -> str:
