@@ -17,21 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainers.dataset.buckets import BucketConfig, plan_crops
-from trainers.dataset.caption_variants import CaptionConfig
+from trainers.dataset.buckets import BucketConfig
 from trainers.dataset.dataset import DatasetConfig, join_datasets, scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
-from trainers.sdxl import trainer as trainer_module
+from trainers.sdxl import prepared_model
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.objective import alphas_cumprod
-from trainers.sdxl.prepare import prepare_run
+from trainers.sdxl.prepare import prepare_sdxl
 from trainers.sdxl.step import Batch
-from trainers.training.texts import TrainingTexts
-from trainers.training.loop import TrainingLoop
 from trainers.training.console_host import ConsoleHost
 from trainers.training.distributed import World
+from trainers.training.loop import TrainingLoop
+from trainers.training.plan import RunSettings, plan_training
 from trainers.training.run_folder import RunFolder
 
 COMMON = {
@@ -151,17 +150,15 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
     if regularization_pictures:
         held = DatasetConfig(images=str(regularization_pictures), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT)
         dataset = join_datasets([dataset, scan_folder(held)])
-    buckets = BucketConfig(resolution=64)
-    plan = plan_crops(dataset, buckets, seed=0)
+    plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64)))
     steps: list[RecordedStep] = []
     with ConsoleHost(torch.device("cpu"), quiet=True) as host:
-        texts = TrainingTexts(dataset, plan.items, config, CaptionConfig())
-        run = prepare_run(config, plan, texts, model, host, cache=TensorCache(None), random_flip=False, world=World())
-        loop = TrainingLoop(config, buckets, dataset, run, host, RunFolder(tmp_path, "parity"), World())
+        run = prepare_sdxl(plan, model, host, cache=TensorCache(None), world=World())
+        loop = TrainingLoop(run, plan, host, RunFolder(tmp_path, "parity"), World())
         reference.adopt(run.adapted)
         batches: list[Batch] = []
         captions: list[list[str]] = []
-        real_losses, real_embed = trainer_module.weighted_losses, run.embed
+        real_losses, real_embed = prepared_model.weighted_losses, run.embed
 
         def listen_to_losses(unet, batch, objective):
             batches.append(batch)
@@ -171,7 +168,7 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
             captions.append(texts)
             return real_embed(texts)
 
-        monkeypatch.setattr(trainer_module, "weighted_losses", listen_to_losses)
+        monkeypatch.setattr(prepared_model, "weighted_losses", listen_to_losses)
         run.embed = listen_to_embed
 
         def before_step(optimizer, *_):
@@ -183,9 +180,9 @@ def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: 
         def after_step(optimizer, *_):
             steps[-1].weights = [parameter.detach().clone() for parameter in run.adapted.parameters]
 
-        run.optimizer.register_step_pre_hook(before_step)
-        run.optimizer.register_step_post_hook(after_step)
-        result = loop.train()
+        loop._optimizer_step._optimizer.register_step_pre_hook(before_step)
+        loop._optimizer_step._optimizer.register_step_post_hook(after_step)
+        result = loop.run()
     for step, loss in zip(steps, result.losses, strict=True):
         step.loss = loss
     return steps

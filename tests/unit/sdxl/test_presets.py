@@ -1,7 +1,7 @@
 """The presets' rules: what is left open is decided by goal, memory and the number of pictures; what was given stays. Not their numbers."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +15,8 @@ def samples(config) -> int:
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_every_pair_of_presets_resolves_to_what_their_texts_say(goal, memory):
-    config, buckets = resolve({}, goal=goal, memory=memory, num_pictures=20)
+    settings = resolve({}, goal=goal, memory=memory, num_pictures=20)
+    config, buckets = settings.training, settings.buckets
     assert GOALS[goal].text().startswith(f"rank {config.rank}, learning rate {config.learning_rate:g}, ")
     assert MEMORY_PRESETS[memory].text().startswith(f"resolution {buckets.resolution}, batch size {config.train_batch_size}")
     assert config.optimizer in MEMORY_PRESETS[memory].text()
@@ -28,14 +29,14 @@ def test_the_number_of_samples_grows_with_the_pictures_between_its_bounds(goal):
     per_picture = GOALS[goal].samples_per_picture
     between = (low // per_picture + high // per_picture) // 2
     for num_pictures, expected in ((1, low), (between, between * per_picture), (100_000, high)):
-        config, _ = resolve({"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_pictures=num_pictures)
+        config = resolve({"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_pictures=num_pictures).training
         assert samples(config) == config.max_train_steps == expected
 
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 @pytest.mark.parametrize("given", [{}, {"train_batch_size": 3}, {"gradient_accumulation_steps": 7}])
 def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
-    config, _ = resolve(given, goal="object", memory=memory, num_pictures=20)
+    config = resolve(given, goal="object", memory=memory, num_pictures=20).training
     per_step = config.train_batch_size * config.gradient_accumulation_steps
     low, high = GOALS["object"].num_samples
     assert config.max_train_steps == math.ceil(min(max(20 * GOALS["object"].samples_per_picture, low), high) / per_step)
@@ -50,18 +51,18 @@ def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
     ],
 )
 def test_what_was_given_stays(given):
-    config, _ = resolve(given, goal="style", memory="8 GB", num_pictures=20)
+    config = resolve(given, goal="style", memory="8 GB", num_pictures=20).training
     assert {name: getattr(config, name) for name in given} == given
 
 
 def test_bucket_settings_reach_the_buckets():
-    _, buckets = resolve({"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_pictures=20)
+    buckets = resolve({"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_pictures=20).buckets
     assert buckets.resolution == 640 and buckets.random_flip
 
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_alpha_follows_a_given_rank(goal):
-    config, _ = resolve({"rank": 100}, goal=goal, memory="8 GB", num_pictures=20)
+    config = resolve({"rank": 100}, goal=goal, memory="8 GB", num_pictures=20).training
     assert config.alpha == 100 * GOALS[goal].alpha_per_rank
 
 
@@ -82,14 +83,14 @@ def test_the_memory_preset_is_the_largest_that_fits():
 
 def test_the_description_names_the_numbers_that_it_came_to():
     given = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True, "optimizer": "Lion", "seed": 5}
-    config, buckets = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_pictures=20)
-    first, second = describe(config, buckets).splitlines()
-    assert first == f"70 steps, rank 12, alpha 6, learning rate {config.learning_rate:g}, Lion."
+    settings = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_pictures=20)
+    first, second = describe(settings).splitlines()
+    assert first == f"70 steps, rank 12, alpha 6, learning rate {settings.training.learning_rate:g}, Lion."
     assert second == "Resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5."
-    assert describe(dataclasses.replace(config, num_train_epochs=3), buckets).startswith("3 epochs, ")
+    assert describe(replace(settings, training=replace(settings.training, num_train_epochs=3))).startswith("3 epochs, ")
 
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_a_given_batch_size_is_the_whole_batch(memory):
-    config, _ = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_pictures=20)
+    config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_pictures=20).training
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)

@@ -1,8 +1,7 @@
-"""Draws are pure functions of seed, step and item."""
+"""Draws depend on seed, step and item only."""
 
 import torch
 
-from trainers.training.seeds import derived_seed
 from trainers.sdxl.randomness import draw_item
 
 ITEM = {"seed": 1, "step": 2, "item": 3, "latent_shape": (4, 8, 8), "num_timesteps": 1000}
@@ -22,7 +21,7 @@ def test_another_seed_step_or_item_gives_other_noise():
 
 
 def test_options_do_not_shift_the_noise_or_the_timestep():
-    plain, optioned = draw_item(**ITEM), draw_item(**ITEM, caption_dropout=0.5, random_flip=True, num_caption_variants=8)
+    plain, optioned = draw_item(**ITEM), draw_item(**ITEM, random_flip=True)
     assert torch.equal(plain.noise, optioned.noise)
     assert plain.timestep == optioned.timestep
 
@@ -35,29 +34,14 @@ def test_noise_offset_moves_each_channel_as_a_whole():
 
 def test_drawing_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    draw_item(**ITEM, noise_offset=0.1, caption_dropout=0.5, random_flip=True)
+    draw_item(**ITEM, noise_offset=0.1, random_flip=True)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_draws_have_the_right_distribution():
-    draws = [draw_item(**{**ITEM, "step": step}, caption_dropout=0.25, random_flip=True) for step in range(2000)]
+    draws = [draw_item(**{**ITEM, "step": step}, random_flip=True) for step in range(2000)]
     timesteps = torch.tensor([draw.timestep for draw in draws]).float()
     assert (timesteps.min() < 10) and (timesteps.max() > 989) and abs(timesteps.mean() - 499.5) < 20
-    assert abs(sum(draw.drop_caption for draw in draws) / 2000 - 0.25) < 0.03
     assert abs(sum(draw.flip for draw in draws) / 2000 - 0.5) < 0.04
     noise = torch.stack([draw.noise for draw in draws])
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-
-
-def test_every_caption_variant_is_drawn_about_equally_often_and_shifts_no_other_draw():
-    options = {"caption_dropout": 0.25, "random_flip": True}
-    plain = [draw_item(**{**ITEM, "step": step}, **options) for step in range(800)]
-    varied = [draw_item(**{**ITEM, "step": step}, **options, num_caption_variants=8) for step in range(800)]
-    assert [(draw.flip, draw.drop_caption, draw.timestep) for draw in plain] == [(draw.flip, draw.drop_caption, draw.timestep) for draw in varied]
-    counts = [sum(draw.caption_variant == variant for draw in varied) for variant in range(8)]
-    assert sum(counts) == 800 and min(counts) > 60
-    assert {draw.caption_variant for draw in plain} == {0}
-
-
-def test_derived_seeds_never_change_between_versions():
-    assert derived_seed(0, "noise", 1, 2) == 4294442165427462769

@@ -22,20 +22,22 @@ from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import verify_lora
 from trainers.lora.modules import weighted_modules
 from trainers.lora.read import read_lora
-from trainers.sdxl import trainer as trainer_module
-from trainers.training.adapters import AdaptedModel, adapter_layers
+from trainers.sdxl import prepared_model
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
-from trainers.sdxl.prepare import Run
+from trainers.sdxl.prepared_model import PreparedSDXL
 from trainers.sdxl.step import Batch
-from trainers.training.optimizer_step import NonFiniteLoss
-from trainers.sdxl.trainer import SDXLTrainer
-from trainers.training.loop import TrainingLoop
+from trainers.training.adapters import AdaptedModel, adapter_layers
 from trainers.training.device import DeviceMemory
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
+from trainers.training.loop import TrainingLoop, train_lora
+from trainers.training.optimizer_step import NonFiniteLoss
+from trainers.training.plan import RunSettings, plan_training
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_writer import RunWriter
 
 FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}
 
@@ -96,15 +98,14 @@ def train(
     **settings,
 ):
     config = SDXLConfig(**{**FAST, **settings})
-    trainer = SDXLTrainer(
-        config,
-        buckets or BucketConfig(resolution=64, random_flip=flip),
-        lambda: copy_model(weights),
+    run_settings = RunSettings(config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig())
+    return train_lora(
+        SDXLFamily(lambda: copy_model(weights)),
+        plan_training(dataset, run_settings),
+        host or RecordingHost(),
         run_folder=RunFolder(folder, name),
         cache=cache or TensorCache(None),
-        captions=captions,
     )
-    return trainer.train(dataset, host or RecordingHost())
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,8 @@ def test_dropout_flip_and_noise_offset_each_change_the_losses(weights, dataset, 
 
 def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
     model = copy_model(weights)
-    trainer = SDXLTrainer(SDXLConfig(**FAST), BucketConfig(resolution=64), lambda: model, run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None))
-    trainer.train(dataset, RecordingHost())
+    plan = plan_training(dataset, RunSettings(SDXLConfig(**FAST), BucketConfig(resolution=64)))
+    train_lora(SDXLFamily(lambda: model), plan, RecordingHost(), run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None))
     trained = {name.replace(".base_layer", ""): tensor for name, tensor in model.unet.state_dict().items() if "lora_" not in name}
     assert all(torch.equal(trained[name], tensor) for name, tensor in weights["unet"].items())
 
@@ -339,7 +340,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint_and_no_half_file(wei
             raise OSError(errno.ENOSPC, f"{path}: the disk is full")
         real(path, *rest)
 
-    monkeypatch.setattr("trainers.sdxl.trainer.save_lora", full)
+    monkeypatch.setattr("trainers.training.run_writer.save_lora", full)
     with pytest.raises(OSError, match="the disk is full"):
         train(weights, dataset, tmp_path, save_every_n_steps=2)
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]
@@ -381,10 +382,10 @@ def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_p
 def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_path, monkeypatch):
     steps = TrainingLoop._train_step
 
-    def out_of_memory_at_three(self, step, micro_batches):
-        if step == 3:
+    def out_of_memory_at_three(self, step):
+        if step.number == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return steps(self, step, micro_batches)
+        return steps(self, step)
 
     monkeypatch.setattr(TrainingLoop, "_train_step", out_of_memory_at_three)
     with pytest.raises(torch.OutOfMemoryError):
@@ -415,13 +416,13 @@ def scan(folder: Path) -> Dataset:
 
 def recorded_batches(monkeypatch) -> list[Batch]:
     batches: list[Batch] = []
-    real = trainer_module.weighted_losses
+    real = prepared_model.weighted_losses
 
     def listen(unet, batch, objective):
         batches.append(batch)
         return real(unet, batch, objective)
 
-    monkeypatch.setattr(trainer_module, "weighted_losses", listen)
+    monkeypatch.setattr(prepared_model, "weighted_losses", listen)
     return batches
 
 
@@ -436,7 +437,7 @@ def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_pla
         prediction = unet(noisy, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]
         return (prediction - batch.noise).square().mean(dim=(1, 2, 3)) * min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon")
 
-    monkeypatch.setattr(trainer_module, "weighted_losses", plain_losses)
+    monkeypatch.setattr(prepared_model, "weighted_losses", plain_losses)
     plain = train(weights, dataset, tmp_path, name="plain")
     assert plain.losses == ours.losses
     assert all(torch.equal(plain.state_dict[name], tensor) for name, tensor in ours.state_dict.items())
@@ -549,14 +550,14 @@ def prior_of_four(weights, dataset, tmp_path_factory):
 def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
     """It moves away from the base model's several times less far than where the prior counts for nothing."""
     moved: list[float] = []
-    real = trainer_module.prior_losses
+    real = prepared_model.prior_losses
 
     def listen(unet, batch, base_pred, objective):
         losses = real(unet, batch, base_pred, objective)
         moved.append(float(losses.mean().detach()))
         return losses
 
-    monkeypatch.setattr(trainer_module, "prior_losses", listen)
+    monkeypatch.setattr(prepared_model, "prior_losses", listen)
     for weight in (1e-9, 10.0):
         train(weights, dataset, tmp_path, name=f"prior{weight}", **{**PRIOR, "prior_loss_weight": weight, "max_train_steps": 12, "class_prompt": "a thing"})
     free, held = moved[:12], moved[12:]
@@ -583,15 +584,15 @@ def test_prior_preservation_is_the_same_however_it_is_batched_and_recomputed(wei
 def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, dataset, tmp_path, monkeypatch):
     """Text encoders included: their adapters would move the class prompt's embedding."""
     predictions: list[tuple[bool, bool]] = []
-    real = trainer_module.predict
+    real = prepared_model.predict
 
     def listen(unet, batch, alphas):
         predictions.append((torch.is_grad_enabled(), batch.prompt_embeds.requires_grad))
         return real(unet, batch, alphas)
 
-    monkeypatch.setattr(trainer_module, "predict", listen)
+    monkeypatch.setattr(prepared_model, "predict", listen)
     adapted: list[AdaptedModel] = []
-    monkeypatch.setattr(TrainingLoop, "_save_final", lambda loop: adapted.append(loop._run.adapted))
+    monkeypatch.setattr(RunWriter, "save_final", lambda writer: adapted.append(writer._model.adapted))
     train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, max_train_steps=2, class_prompt="a thing")
     assert set(predictions) == {(False, False)}
     (model,) = adapted
@@ -602,32 +603,32 @@ def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, 
 def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tmp_path, monkeypatch, error):
     """The model may be the host's, and the checkpoint is written after the error."""
     loops: list[TrainingLoop] = []
-    real = trainer_module.predict
+    real = prepared_model.predict
 
     def fail_in_the_third_step(unet, batch, alphas):
-        if len(loops[0]._losses) == 2:
+        if len(loops[0]._writer._losses) == 2:
             raise error
         return real(unet, batch, alphas)
 
-    monkeypatch.setattr(trainer_module, "predict", fail_in_the_third_step)
-    monkeypatch.setattr(TrainingLoop, "train", lambda loop, train=TrainingLoop.train: (loops.append(loop), train(loop))[1])
+    monkeypatch.setattr(prepared_model, "predict", fail_in_the_third_step)
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop, run=TrainingLoop.run: (loops.append(loop), run(loop))[1])
     with pytest.raises(type(error)):
         train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, class_prompt="a thing")
-    model = loops[0]._run.model
+    model = loops[0]._model.model
     layers = [layer for part in (model.unet, model.text_encoder, model.text_encoder_2) for layer in adapter_layers(part).values()]
     assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
-    assert all(parameter.requires_grad for parameter in loops[0]._run.adapted.parameters) and torch.is_grad_enabled()
+    assert all(parameter.requires_grad for parameter in loops[0]._model.adapted.parameters) and torch.is_grad_enabled()
 
 
 def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, dataset, tmp_path, monkeypatch):
     asked: list[str] = []
-    real = Run.embed
+    real = PreparedSDXL.embed
 
     def listen(run, captions):
         asked.extend(captions)
         return real(run, captions)
 
-    monkeypatch.setattr(Run, "embed", listen)
+    monkeypatch.setattr(PreparedSDXL, "embed", listen)
     host = RecordingHost()
     train(weights, dataset, tmp_path, host=host, prior_loss_weight=1.0, caption_dropout=0.0)
     message = "prior_loss_weight keeps what the base model draws for 'thing 0' and 3 more. Set class_prompt if that does not name what is to stay"
@@ -637,13 +638,13 @@ def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, datase
 
 def test_of_several_class_prompts_each_sample_draws_one(weights, dataset, tmp_path, monkeypatch):
     asked: list[str] = []
-    real = Run.embed
+    real = PreparedSDXL.embed
 
     def listen(run, captions):
         asked.extend(captions)
         return real(run, captions)
 
-    monkeypatch.setattr(Run, "embed", listen)
+    monkeypatch.setattr(PreparedSDXL, "embed", listen)
     train(weights, dataset, tmp_path, prior_loss_weight=1.0, class_prompt="a red thing | a blue thing|")
     assert {"a red thing", "a blue thing"} <= set(asked) <= {"a red thing", "a blue thing", "", *(f"zwx, thing {i}" for i in range(4))}
 
@@ -653,15 +654,8 @@ def test_a_prior_without_anything_to_keep_is_an_error_before_the_model_is_loaded
         (replace(dataset, trigger_word=""), "the dataset has no trigger word"),
         (replace(dataset, trigger_word="qqq"), "0.png's caption does not have the trigger word 'qqq'"),
     ):
-        trainer = SDXLTrainer(
-            SDXLConfig(**FAST, prior_loss_weight=1.0),
-            BucketConfig(resolution=64),
-            lambda: pytest.fail("the model was loaded"),
-            run_folder=RunFolder(tmp_path, "x"),
-            cache=TensorCache(None),
-        )
         with pytest.raises(ValueError, match=re.escape(message) + ".*Set class_prompt"):
-            trainer.train(broken, RecordingHost())
+            plan_training(broken, RunSettings(SDXLConfig(**FAST, prior_loss_weight=1.0), BucketConfig(resolution=64)))
     assert not list(tmp_path.rglob("*"))
 
 
@@ -687,13 +681,13 @@ def tagged(tmp_path_factory) -> Dataset:
 @pytest.mark.parametrize("train_text_encoders", [False, True])
 def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_next_run(weights, tagged, tmp_path, monkeypatch, train_text_encoders):
     asked: list[list[str]] = []
-    real = Run.embed
+    real = PreparedSDXL.embed
 
     def listen(run, captions):
         asked.append(captions)
         return real(run, captions)
 
-    monkeypatch.setattr(Run, "embed", listen)
+    monkeypatch.setattr(PreparedSDXL, "embed", listen)
     settings = {"caption_dropout": 0.0, "max_train_steps": 12, "train_batch_size": 1, "train_text_encoders": train_text_encoders}
     first = train(weights, tagged, tmp_path, name="first", captions=SHUFFLED, **settings)
     seen, asked[:] = [caption for (caption,) in asked], []

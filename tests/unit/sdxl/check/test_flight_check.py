@@ -25,9 +25,10 @@ from trainers.sdxl.check.disk_use import estimate_disk_use
 from trainers.sdxl.check.drawing.report_image import draw_flight_check
 from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
 from trainers.sdxl.check.report import FlightReport
-from trainers.training.schedule import plan_schedule
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
+from trainers.training.plan import RunSettings
+from trainers.training.schedule import plan_schedule
 
 GIB = 2**30
 
@@ -69,7 +70,8 @@ def check(dataset: Dataset, *, captions: CaptionConfig | None = None, surroundin
     for name, value in {"resolution": 128, "max_train_steps": 400, **settings}.items():
         next(given for kind, given in configs.items() if name in kind.__dataclass_fields__)[name] = value
     config, buckets, flight_check = (kind(**given) for kind, given in configs.items())
-    return check_flight(dataset, config, buckets, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output")), captions=captions)
+    run_settings = RunSettings(config, buckets, captions or CaptionConfig())
+    return check_flight(dataset, run_settings, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output")))
 
 
 def found(report: FlightReport, kind: str) -> CheckFinding:

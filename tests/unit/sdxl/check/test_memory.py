@@ -9,13 +9,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
 from trainers.embedded_base.architecture import UNET
-from trainers.sdxl.adapters import AdaptedModel
 from trainers.sdxl.check.memory import GIB, MemoryEstimate, estimate_memory
 from trainers.sdxl.check.smaller_settings import smaller_settings
 from trainers.sdxl.check.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.sdxl_model import SDXLModel
+from trainers.sdxl.names import kohya_names
 from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
+from trainers.training.adapters import AdaptedComponent, AdaptedModel
 from trainers.training.optimizers import ParameterGroup
 
 SIZE = (512, 384)
@@ -60,9 +61,9 @@ def test_the_estimate_is_within_a_twentieth_for_full_size_sdxl() -> None:
 
 @pytest.mark.parametrize("gradient_checkpointing", [True, False])
 def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes_second(gradient_checkpointing: bool) -> None:
-    """The steps of TrainingLoop._loss_terms on the meta device; 2 % for the batch, the base's prediction and the second embedding."""
+    """The steps of PreparedSDXL.loss_terms on the meta device; 2 % for the batch, the base's prediction and the second embedding."""
     unet = meta_unet(UNET, SDXLConfig(gradient_checkpointing=gradient_checkpointing), precision="bf16")
-    adapted = AdaptedModel({"unet": (unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4))}, {})
+    adapted = AdaptedModel({"unet": AdaptedComponent(unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4))}, kohya_names([], [], []))
     plain, prior = (_step_peak(unet, adapted, prior=prior) for prior in (False, True))
     assert plain <= prior < 1.02 * plain
 

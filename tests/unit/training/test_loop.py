@@ -1,0 +1,112 @@
+"""The loop with a family that is not SDXL: what it does, it does for every family."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from tests.unit.training.toy_family import ToyFamily
+from trainers.dataset.buckets import BucketConfig
+from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.files.tensor_cache import TensorCache
+from trainers.training.config import TrainingConfig
+from trainers.training.device import DeviceMemory
+from trainers.training.events import CheckpointSaved, Event, Interrupted, SamplesDrawn, StepDone
+from trainers.training.loop import train_lora
+from trainers.training.optimizer_step import NonFiniteLoss
+from trainers.training.plan import RunSettings, plan_training
+from trainers.training.run_folder import RunFolder
+from trainers.training.trained_lora import TrainedLora
+
+ROOT = Path(__file__).parents[3]
+
+
+class ListeningHost(DeviceMemory):
+    def __init__(self, *, cancel_after: int | None = None) -> None:
+        super().__init__(torch.device("cpu"))
+        self.events: list[Event] = []
+        self._cancel_after = cancel_after
+
+    def report(self, event: Event) -> None:
+        self.events.append(event)
+
+    def check_interrupted(self) -> None:
+        if len(self.of(StepDone)) == self._cancel_after:
+            raise Interrupted
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("images")
+    for number, (size, colour) in enumerate([((64, 64), "red"), ((64, 64), "blue"), ((64, 96), "green")]):
+        Image.new("RGB", size, colour).save(folder / f"{number}.png")
+    return scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
+
+
+def train(dataset: Dataset, folder: Path, host: ListeningHost | None = None, **settings: object) -> TrainedLora:
+    usual = {"rank": 2, "max_train_steps": 6, "learning_rate": 1e-2, "save_dtype": "fp32", "lr_warmup_steps": 0.0}
+    run_settings = RunSettings(TrainingConfig(**{**usual, **settings}), BucketConfig(resolution=64, bucket_reso_steps=32))
+    plan = plan_training(dataset, run_settings)
+    run_folder, cache = RunFolder(folder, "toy"), TensorCache(None)
+    return train_lora(ToyFamily(), plan, host or ListeningHost(), run_folder=run_folder, cache=cache)
+
+
+def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(dataset, tmp_path):
+    host = ListeningHost()
+    trained = train(dataset, tmp_path, host, save_every_n_steps=2, sample_every_n_steps=3, max_train_steps=200)
+    assert sum(trained.losses[-20:]) < 0.8 * sum(trained.losses[:20])
+    assert len(trained.checkpoints) == len(host.of(CheckpointSaved)) == 99
+    assert [event.step for event in host.of(SamplesDrawn)] == list(range(0, 201, 3))
+    with safe_open(trained.path, "pt") as file:
+        assert set(file.keys()) == {f"diffusion_model_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+        header = file.metadata()
+    assert header["ss_base_model_version"] == "toy" and header["modelspec.architecture"] == "toy/lora"
+    assert "modelspec.prediction_type" not in header and "ss_zero_terminal_snr" not in header
+    (manifest,) = tmp_path.glob("runs/*/manifest.json")
+    assert json.loads(manifest.read_text())["modules"] == {"transformer": 1}
+
+
+@pytest.mark.parametrize("batching", [{"train_batch_size": 3}, {"gradient_accumulation_steps": 2}])
+def test_the_loss_is_the_mean_over_the_steps_samples_however_they_are_batched(dataset, tmp_path, batching):
+    """Two buckets: with batch size 3 a step has two samples or one, and so it has with two micro-batches of one."""
+    trained = train(dataset, tmp_path, **batching, max_train_steps=1, learning_rate=1e-9)
+    assert trained.losses[0] > 0 and trained.steps == 1
+
+
+def test_a_cancelled_run_keeps_its_last_step(dataset, tmp_path):
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path, ListeningHost(cancel_after=3))
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["toy-step00000003.safetensors"]
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_step(dataset, tmp_path, monkeypatch):
+    real = ToyFamily.prepare
+
+    def prepare(family, plan, host, **rest):
+        prepared = real(family, plan, host, **rest)
+        terms = prepared.loss_terms
+        prepared.loss_terms = lambda items, step: (losses * (float("nan") if step == 3 else 1.0) for losses in terms(items, step))
+        return prepared
+
+    monkeypatch.setattr(ToyFamily, "prepare", prepare)
+    with pytest.raises(NonFiniteLoss, match=r"step 3: loss nan.*in float32\. Lower the learning rate"):
+        train(dataset, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["toy-step00000002.safetensors"]
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "torch.optim.RAdam"])
+def test_every_family_has_every_optimizer(dataset, tmp_path, optimizer):
+    assert train(dataset, tmp_path, optimizer=optimizer).steps == 6
+
+
+def test_the_loop_and_its_settings_load_no_family():
+    code = "import sys, trainers.training.loop; print([name for name in sys.modules if name.startswith(('trainers.sdxl', 'trainers.musubi'))])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
