@@ -217,7 +217,7 @@ def _names_without_caption(dataset: Dataset) -> set[str]:
     """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
     is none; the report names such pictures.
     """
-    noted = {note.name for note in dataset.report.notes if "no caption" in note.reason}
+    noted = {note.name for note in dataset.report.notes if note.kind.is_about_missing_caption}
     return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
 
 

@@ -14,7 +14,7 @@ from ..config import check_ranges, param
 from ..files.atomic_write import atomic_write
 from ..wording import pluralize
 from .dataset import NO_CAPTION, Dataset, DatasetReport, TrainingImage, require_usable
-from .image_folder import Finding
+from .image_folder import Remark, RemarkKind
 
 Size = tuple[int, int]
 
@@ -160,10 +160,10 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
         ValueError: no picture has a caption and is large enough, or one is not and the dataset is
             strict, or there is nothing but regularization pictures.
     """
-    left_out = [Finding(image.name, NO_CAPTION) for image in dataset.images if not image.caption]
+    left_out = [Remark(image.name, NO_CAPTION, RemarkKind.NO_CAPTION) for image in dataset.images if not image.caption]
     captioned = [image for image in dataset.images if image.caption]
     items: list[TrainingItem] = []
-    notes: list[Finding] = []
+    notes: list[Remark] = []
     targets: dict[int, dict[Size, Size | None]] = {}
     for resolution in config.resolutions:
         at_resolution = config.at(resolution)
@@ -216,17 +216,18 @@ def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple
 
 def _size_findings(
     images: list[TrainingImage], targets: dict[int, dict[Size, Size | None]], config: BucketConfig
-) -> tuple[list[Finding], list[Finding]]:
+) -> tuple[list[Remark], list[Remark]]:
     """Pictures that are too small for every resolution, and those that are for some."""
     left_out, notes = [], []
     for image in images:
         too_large = [resolution for resolution in config.resolutions if targets[resolution][image.size_hw] is None]
         if len(too_large) == len(config.resolutions):
-            left_out.append(Finding(image.name, _why_too_small(image.size_hw, config.at(min(config.resolutions)))))
+            reason = _why_too_small(image.size_hw, config.at(min(config.resolutions)))
+            left_out.append(Remark(image.name, reason, RemarkKind.TOO_SMALL))
         elif too_large:
             shown = ", ".join(map(str, too_large))
             notes.append(
-                Finding(
+                Remark(
                     image.name,
                     f"{shown_size(image.size_hw)} pixels are too small for resolution {shown}; it is trained at the "
                     "others only",
@@ -235,7 +236,7 @@ def _size_findings(
     return left_out, notes
 
 
-def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Finding]:
+def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Remark]:
     """How regularization pictures came to be as many as the others."""
     regularization = [image for image in images if image.is_regularization]
     if not regularization:
@@ -251,14 +252,14 @@ def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_r
             f"; the other {len(regularization) - num_used} are not needed. More repeats of the training "
             "pictures would use them"
         )
-    return [Finding("regularization", text)]
+    return [Remark("regularization", text)]
 
 
 def _plan_report(
-    dataset: Dataset, items: list[TrainingItem], num_kept: int, left_out: list[Finding], notes: list[Finding]
+    dataset: Dataset, items: list[TrainingItem], num_kept: int, left_out: list[Remark], notes: list[Remark]
 ) -> DatasetReport:
     scan = dataset.report
-    scan_notes = [note for note in scan.notes if note.reason != NO_CAPTION]
+    scan_notes = [note for note in scan.notes if note.kind is not RemarkKind.NO_CAPTION]
     num_pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
     return DatasetReport(num_kept, scan.left_out + left_out, scan_notes + notes, dict(num_pictures), scan.summary)
 
@@ -405,13 +406,13 @@ def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
     )
 
 
-def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Finding]:
+def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Remark]:
     """A square crop was asked for; that a bucket cuts off much is a surprise."""
     lost = _lost_share(image.size_hw, target_hw)
     if config.resize_mode != "bucket" or lost < LARGE_LOSS:
         return []
     return [
-        Finding(
+        Remark(
             image.name,
             f"{lost:.0%} of it is cut off: no bucket is near the shape of {shown_size(image.size_hw)}, "
             f"{shown_size(target_hw)} is nearest",

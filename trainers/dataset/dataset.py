@@ -17,6 +17,7 @@ from .caption_variants import caption_lines
 from .image_files import (
     EXTENSIONS,
     MAX_PIXELS,
+    UnreadFormat,
     UnusablePicture,
     inspect_picture,
     picture_sha256,
@@ -24,14 +25,13 @@ from .image_files import (
     read_grey,
     read_rgb,
 )
-from .image_folder import Finding, FolderContent, FoundPicture, list_pictures
+from .image_folder import FolderContent, FoundPicture, Remark, RemarkKind, list_pictures
 
 SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
 NO_CAPTION = (
     "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
     "Florence2Caption"
 )
-_FALLBACK_NOTE = "no caption file, or an empty one; {} is used"
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class DatasetReport:
     """
 
     num_kept: int
-    left_out: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
+    left_out: list[Remark] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
     # repeats, weights, masks, regularization: a line for each folder that has any
     summary: list[str] = field(default_factory=list)
@@ -201,8 +201,8 @@ class DatasetReport:
         }
 
 
-def _section(title: str, findings: list[Finding]) -> list[str]:
-    return [f"{title}:", *(f"  {finding.name}: {finding.reason}" for finding in findings)] if findings else []
+def _section(title: str, remarks: list[Remark]) -> list[str]:
+    return [f"{title}:", *(f"  {remark.name}: {remark.reason}" for remark in remarks)] if remarks else []
 
 
 @dataclass(frozen=True)
@@ -240,15 +240,18 @@ class Dataset:
         """
         if len(captions) != len(self.images):
             raise ValueError(
-                f"{self.folder_name}: {pluralize(len(self.images), 'picture')}, but {pluralize(len(captions), 'caption')}. "
-                "Give one caption per picture, in the same order; pictures that the report leaves out have none"
+                f"{self.folder_name}: {pluralize(len(self.images), 'picture')}, but "
+                f"{pluralize(len(captions), 'caption')}. Give one caption per picture, in "
+                "the same order; pictures that the report leaves out have none"
             )
         images = [
             replace(image, caption=_finished(text, self.trigger_word_of(image)))
             for image, text in zip(self.images, captions, strict=True)
         ]
         changed = {new.name for old, new in zip(self.images, images, strict=True) if old.caption != new.caption}
-        notes = [note for note in self.report.notes if not (note.name in changed and _is_about_caption(note))]
+        notes = [
+            note for note in self.report.notes if not (note.name in changed and note.kind.is_about_missing_caption)
+        ]
         return replace(self, images=images, report=replace(self.report, notes=notes))
 
 
@@ -266,12 +269,10 @@ def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
     named = list(zip(_distinct_names([dataset.folder_name for dataset in datasets]), datasets, strict=True))
     images = [_joined_image(image, name, dataset) for name, dataset in named for image in dataset.images]
     left_out = [
-        Finding(f"{name}/{finding.name}", finding.reason)
-        for name, dataset in named
-        for finding in dataset.report.left_out
+        replace(remark, name=f"{name}/{remark.name}") for name, dataset in named for remark in dataset.report.left_out
     ]
     notes = [
-        Finding(f"{name}/{finding.name}", finding.reason) for name, dataset in named for finding in dataset.report.notes
+        replace(remark, name=f"{name}/{remark.name}") for name, dataset in named for remark in dataset.report.notes
     ]
     summary = [
         line
@@ -313,17 +314,18 @@ def scan_folder(
     content = list_pictures(folder, recursive=config.recursive)
     captions, notes = _metadata_captions(folder, content)
     images: list[TrainingImage] = []
-    left_out: list[Finding] = []
+    left_out: list[Remark] = []
     for count, found in enumerate(content.pictures, start=1):
         check_interrupted()
         on_progress(count, len(content.pictures), found.name)
         try:
             image, own_notes = _look_at(found, config, captions.get(found.path, ""))
         except UnusablePicture as error:
-            left_out.append(Finding(found.name, str(error)))
+            kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
+            left_out.append(Remark(found.name, str(error), kind))
             continue
         images.append(image)
-        notes += [Finding(found.name, note) for note in own_notes]
+        notes += own_notes
     copies = [] if config.keep_duplicates else _copies(images)
     images, left_out = _without(images, copies), left_out + copies
     notes = content.notes + _without(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
@@ -333,13 +335,13 @@ def scan_folder(
     return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
-def require_usable(num_kept: int, left_out: list[Finding], *, folder: str, strict: bool) -> None:
+def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict: bool) -> None:
     """Raise ValueError when nothing is left to train on, or when `strict` and something was left
     out.
     """
     if num_kept and not (strict and left_out):
         return
-    shown = "; ".join(f"{finding.name}: {finding.reason}" for finding in left_out[:10])
+    shown = "; ".join(f"{remark.name}: {remark.reason}" for remark in left_out[:10])
     more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
     if num_kept:
         raise ValueError(
@@ -357,11 +359,11 @@ def with_trigger_word(caption: str, trigger_word: str) -> str:
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
 
-def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[str]]:
+def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
     """The picture and what is to be noted about it. Raises UnusablePicture."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
-        raise UnusablePicture(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+        raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
     sha256 = picture_sha256(path)
     facts = inspect_picture(path)
     caption, notes = _caption_of(found, config, metadata_caption)
@@ -385,7 +387,7 @@ def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) 
     return image, notes
 
 
-def _with_mask_file(image: TrainingImage, mask: Path, notes: list[str]) -> tuple[TrainingImage, list[str]]:
+def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
     """A picture whose mask cannot be read is not used: without it, all of the picture would be
     learned.
     """
@@ -402,22 +404,23 @@ def _with_mask_file(image: TrainingImage, mask: Path, notes: list[str]) -> tuple
         abs(mask_width * height - mask_height * width)
         > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
     ):
-        notes = [
-            *notes,
+        reason = (
             f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and "
-            "is stretched to it",
-        ]
+            "is stretched to it"
+        )
+        notes = [*notes, Remark(image.name, reason)]
     if is_black:
-        notes = [*notes, f"its mask {place} is black all over: nothing of the picture is learned"]
+        notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the picture is learned")]
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[str]]:
+def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
     """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
     kohya's folder, else the trigger word alone; and notes.
     """
     trigger_word = " ".join(config.trigger_word.split())
-    caption, notes = read_caption_file(found.path)
+    caption, reasons = read_caption_file(found.path)
+    notes = [Remark(found.name, reason) for reason in reasons]
     caption = caption or metadata_caption
     if not caption:
         fallback = " ".join(config.fallback_caption.split())
@@ -425,7 +428,7 @@ def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: st
         origin = (
             "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
         )
-        notes = [_FALLBACK_NOTE.format(origin) if caption or trigger_word else NO_CAPTION]
+        notes = [_note_of_missing_caption(found.name, origin if caption or trigger_word else "")]
     return _finished(caption, trigger_word) or trigger_word, notes
 
 
@@ -434,51 +437,56 @@ def _finished(caption: str, trigger_word: str) -> str:
     return "\n".join(with_trigger_word(line, trigger_word) for line in caption_lines(caption))
 
 
-def _is_about_caption(note: Finding) -> bool:
-    start, end = _FALLBACK_NOTE.split("{}")
-    return note.reason == NO_CAPTION or (note.reason.startswith(start) and note.reason.endswith(end))
+def _note_of_missing_caption(name: str, stand_in: str) -> Remark:
+    if not stand_in:
+        return Remark(name, NO_CAPTION, RemarkKind.NO_CAPTION)
+    return Remark(name, f"no caption file, or an empty one; {stand_in} is used", RemarkKind.STAND_IN_CAPTION)
 
 
-def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Finding]]:
+def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
     nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
     captions, problems = read_metadata(nearest_first)
-    return captions, [Finding(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
+    return captions, [Remark(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
 
 
-def _copies(images: list[TrainingImage]) -> list[Finding]:
+def _copies(images: list[TrainingImage]) -> list[Remark]:
     """All pictures of the same bytes but one: the first that has a caption."""
     first: dict[str, TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
         first.setdefault(image.sha256, image)
     return [
-        Finding(image.name, f"it is the same file as {first[image.sha256].name}")
+        Remark(image.name, f"it is the same file as {first[image.sha256].name}", RemarkKind.SAME_FILE)
         for image in images
         if first[image.sha256] is not image
     ]
 
 
-def _without(named: list[Any], findings: list[Finding]) -> list[Any]:
-    names = {finding.name for finding in findings}
+def _without(named: list[Any], remarks: list[Remark]) -> list[Any]:
+    names = {remark.name for remark in remarks}
     return [each for each in named if each.name not in names]
 
 
 def _summary(folder_name: str, images: list[TrainingImage], num_repeats: int) -> list[str]:
-    """Nothing where every picture is used once, whole, and counts as much as the others."""
-    line = _described(folder_name, images, num_repeats)
-    return [] if line == f"{folder_name}: {pluralize(len(images), 'picture')}" else [line]
+    """Nothing where every image is used once, whole, and counts as much as the others."""
+    is_special = any(image.is_regularization for image in images) or _list_special_features(images, num_repeats)
+    return [_described(folder_name, images, num_repeats)] if is_special else []
 
 
 def _described(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
-    """One line: number, repeats, weight, masks of these pictures."""
+    """One line: number, repeats, weight, masks of these images."""
+    noun = "regularization picture" if any(image.is_regularization for image in images) else "picture"
+    parts = [pluralize(len(images), noun), *_list_special_features(images, num_repeats)]
+    return f"{folder_name}: {', '.join(parts)}"
+
+
+def _list_special_features(images: list[TrainingImage], num_repeats: int) -> list[str]:
     num_masks = sum(bool(image.mask_sha256) for image in images)
     repeats = _range(image.num_repeats * num_repeats for image in images)
     weights = _range(image.loss_weight for image in images)
-    noun = "regularization picture" if any(image.is_regularization for image in images) else "picture"
-    parts = [pluralize(len(images), noun)]
-    parts += [f"{repeats} repeats each"] if repeats != "1" else []
+    parts = [f"{repeats} repeats each"] if repeats != "1" else []
     parts += [f"loss weight {weights}"] if weights != "1" else []
     parts += [f"{num_masks} with a mask"] if num_masks else []
-    return f"{folder_name}: {', '.join(parts)}"
+    return parts
 
 
 def _range(values: Iterable[float]) -> str:
@@ -508,8 +516,8 @@ def _joined_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> T
     )
 
 
-def _found_again(images: list[TrainingImage]) -> list[Finding]:
+def _found_again(images: list[TrainingImage]) -> list[Remark]:
     """The same picture in two datasets may be meant, and is used in both."""
     first: dict[str, TrainingImage] = {}
     again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
-    return [Finding(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]
+    return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

@@ -5,6 +5,7 @@ subfolders. No file is opened.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
@@ -17,12 +18,29 @@ MAX_REPEATS = 10_000
 _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
 
 
+class RemarkKind(str, Enum):
+    """What a remark is about. Decide by this, never by the words of its reason."""
+
+    OTHER = "other"
+    UNUSABLE = "unusable"
+    OTHER_FORMAT = "other_format"  # an image, but of a format that is not read
+    SAME_FILE = "same_file"  # another image of the same bytes is used
+    TOO_SMALL = "too_small"
+    NO_CAPTION = "no_caption"
+    STAND_IN_CAPTION = "stand_in_caption"  # such as the trigger word alone
+
+    @property
+    def is_about_missing_caption(self) -> bool:
+        return self in (RemarkKind.NO_CAPTION, RemarkKind.STAND_IN_CAPTION)
+
+
 @dataclass(frozen=True)
-class Finding:
-    """Something about one picture, or one file or folder beside it, that the user should know."""
+class Remark:
+    """Something about one image, or one file or folder beside it, that the user should know."""
 
     name: str
     reason: str
+    kind: RemarkKind = RemarkKind.OTHER
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,8 @@ class FolderContent:
     """The pictures in the order of their names."""
 
     pictures: list[FoundPicture]
-    notes: list[Finding] = field(default_factory=list)
-    mask_notes: list[Finding] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
+    mask_notes: list[Remark] = field(default_factory=list)
 
     @property
     def folders(self) -> list[Path]:
@@ -91,11 +109,11 @@ def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
 def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
     paths = _picture_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
     repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
-    notes: list[Finding] = []
+    notes: list[Remark] = []
     if repeat_folders and recursive:
         shown = next(iter(repeat_folders)).name
         notes.append(
-            Finding(
+            Remark(
                 shown,
                 "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive "
                 "off for kohya's folders",
@@ -179,7 +197,7 @@ def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2].strip()) if match else None
 
 
-def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Finding]:
+def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
         num_pictures = sum(path.parent == place for path in paths)
@@ -187,7 +205,7 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
             f", {class_tokens!r} where there is no caption" if class_tokens else ""
         )
         notes.append(
-            Finding(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
+            Remark(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
         )
     others = [
         place
@@ -196,8 +214,7 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
     ]
     unread = sorted(place.name for place in others if _picture_paths(folder, place.iterdir()))
     return notes + [
-        Finding(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)")
-        for name in unread
+        Remark(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread
     ]
 
 
@@ -229,10 +246,10 @@ def _sorted_files(place: Path) -> list[Path]:
     )
 
 
-def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Finding]:
+def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
     pictures = {(path.parent, path.stem) for path in paths}
     orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in pictures)
-    return [Finding(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
+    return [Remark(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
 
 
 def _nothing_found(folder: Path, *, recursive: bool) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from ..dataset.caption_variants import flat_caption
 from ..dataset.dataset import NO_CAPTION, Dataset, TrainingImage, require_usable
 from ..dataset.image_files import MAX_PIXELS, UnusablePicture, picture_sha256
-from ..dataset.image_folder import Finding
+from ..dataset.image_folder import Remark
 from ..files.atomic_write import atomic_write
 from ..wording import pluralize
 from .config import MusubiConfig, Recipe
@@ -235,10 +235,10 @@ def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict
     """
     captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
     reasons = {image.name: _why_unusable(image, captions[image.name], recipe) for image in dataset.images}
-    left_out = [Finding(name, reason) for name, reason in reasons.items() if reason]
+    left_out = [Remark(name, reason) for name, reason in reasons.items() if reason]
     images = [image for image in dataset.images if not reasons[image.name]]
     require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
-    return images, captions, [f"{finding.name} is left out: {finding.reason}" for finding in left_out]
+    return images, captions, [f"{remark.name} is left out: {remark.reason}" for remark in left_out]
 
 
 def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
