@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from benchmarks.thin_model import write_model, write_pictures, write_tokenizers
 from trainers.captions.clip_tokenizer import tokenize
-from trainers.dataset.buckets import BucketConfig, TrainingItem, plan_crops
-from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import TrainingItem, plan_crops
+from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import Component, kohya_names, module_key, weighted_modules
 from trainers.sdxl.adapters import (

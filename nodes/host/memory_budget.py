@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.buckets import CropPlan, Size
+from ...trainers.dataset.bucket_sizes import Size
+from ...trainers.dataset.crop_plan import CropPlan
 from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
 from ...trainers.sdxl.check.smaller_settings import smaller_settings
 from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes

@@ -8,7 +8,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.buckets import BucketConfig
+from ...trainers.dataset.bucket_config import BucketConfig
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve

@@ -10,8 +10,9 @@ from typing import Any
 import comfy.model_management
 
 from ...trainers.config import own_settings
-from ...trainers.dataset.buckets import BucketConfig, plan_crops
+from ...trainers.dataset.bucket_config import BucketConfig
 from ...trainers.dataset.caption_variants import CaptionConfig
+from ...trainers.dataset.crop_plan import plan_crops
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from ..config import check_ranges, param
-from ..dataset.dataset import Dataset, TrainingImage, with_trigger_word
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.trigger_word import with_trigger_word
 from ..files.atomic_write import atomic_write
 from ..training.events import Notice, PictureCaptioned, StageProgress, StageStarted
 from ..wording import pluralize

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import build_config
-from ..dataset.buckets import BucketConfig
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.caption_variants import CaptionConfig
 from ..files.atomic_write import atomic_write
 from ..sdxl.check.cost import Surroundings

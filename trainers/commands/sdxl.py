@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import build_config
-from ..dataset.buckets import BucketConfig, plan_crops, write_prepared_folder
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.caption_variants import CaptionConfig
-from ..dataset.dataset import DatasetConfig
+from ..dataset.config import DatasetConfig
+from ..dataset.crop_plan import plan_crops
+from ..dataset.prepared_folder import write_prepared_folder
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
 from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets

@@ -1,46 +1,20 @@
-"""What lies in a folder of pictures, by name alone: pictures, their masks, kohya's N_name
-subfolders. No file is opened.
+"""What is in a folder of images, by name alone: images, their masks, kohya's N_name subfolders. No
+file is opened.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .report import Remark
 
 MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
 MASK_FOLDERS = ("mask", "masks")
 MAX_REPEATS = 10_000
-
 _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
-
-
-class RemarkKind(str, Enum):
-    """What a remark is about. Decide by this, never by the words of its reason."""
-
-    OTHER = "other"
-    UNUSABLE = "unusable"
-    OTHER_FORMAT = "other_format"  # an image, but of a format that is not read
-    SAME_FILE = "same_file"  # another image of the same bytes is used
-    TOO_SMALL = "too_small"
-    NO_CAPTION = "no_caption"
-    STAND_IN_CAPTION = "stand_in_caption"  # such as the trigger word alone
-
-    @property
-    def is_about_missing_caption(self) -> bool:
-        return self in (RemarkKind.NO_CAPTION, RemarkKind.STAND_IN_CAPTION)
-
-
-@dataclass(frozen=True)
-class Remark:
-    """Something about one image, or one file or folder beside it, that the user should know."""
-
-    name: str
-    reason: str
-    kind: RemarkKind = RemarkKind.OTHER
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dataset.buckets import TrainingItem, read_crop, read_mask_crop
+from ..dataset.crop_pixels import read_crop, read_mask_crop
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import Notice, StageProgress
 from ..training.host import Host

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 
 from ..config import as_dict
-from ..dataset.buckets import BucketConfig, TrainingItem
+from ..dataset.bucket_config import BucketConfig
+from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import PictureFolder, TrainingRecord, build_metadata
 from .config import SDXLConfig

@@ -13,7 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..dataset.buckets import CropPlan, TrainingItem, epoch_batches
+from ..dataset.crop_plan import CropPlan, TrainingItem
+from ..dataset.epochs import epoch_batches
 from ..files.tensor_cache import TensorCache
 from ..lora.file import Component, kohya_names, read_lora, weighted_modules
 from ..training.distributed import World

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..config import own_settings
-from ..dataset.buckets import BucketConfig
+from ..dataset.bucket_config import BucketConfig
 from .config import SDXLConfig
 
 GIGABYTE = 2**30

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import as_dict
-from ..dataset.buckets import BucketConfig, TrainingItem, epoch_batches, plan_crops
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.caption_variants import CaptionConfig
+from ..dataset.crop_plan import TrainingItem, plan_crops
 from ..dataset.dataset import Dataset
+from ..dataset.epochs import epoch_batches
 from ..files.tensor_cache import TensorCache
 from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from ..training.distributed import World

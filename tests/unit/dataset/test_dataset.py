@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from trainers.dataset.buckets import BucketConfig, plan_crops
-from trainers.dataset.dataset import NO_CAPTION, DatasetConfig, Remark, RemarkKind, join_datasets, scan_folder, with_trigger_word
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.join import join_datasets
+from trainers.dataset.report import NO_CAPTION, Remark, RemarkKind
+from trainers.dataset.scan import scan_folder
+from trainers.dataset.trigger_word import with_trigger_word
 
 
 def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, Remark, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
 from trainers.dataset.given_images import store_pictures
 from trainers.dataset.image_folder import files_of_dataset
+from trainers.dataset.report import Remark
+from trainers.dataset.scan import scan_folder
 
 
 def picture(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...dataset.buckets import CropPlan
 from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
-from ...dataset.dataset import Dataset, TrainingImage, with_trigger_word
-from ...dataset.image_folder import Remark
+from ...dataset.crop_plan import CropPlan
+from ...dataset.dataset import Dataset
+from ...dataset.image import TrainingImage
+from ...dataset.report import Remark
+from ...dataset.trigger_word import with_trigger_word
 from ...wording import pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding

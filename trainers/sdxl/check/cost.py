@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dataset.buckets import BucketConfig, CropPlan
+from ...dataset.bucket_config import BucketConfig
+from ...dataset.crop_plan import CropPlan
 from ..config import SDXLConfig
 from .disk_use import DiskUse, estimate_disk_use
 from .earlier_runs import EarlierRun, latest_run_like

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...dataset.dataset import TrainingImage
+from ...dataset.image import TrainingImage
 from ...wording import pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...dataset.buckets import CropPlan
+from ...dataset.crop_plan import CropPlan
 from ..config import SDXLConfig
 from .schedule import Schedule
 

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...config import check_ranges, param
-from ...dataset.buckets import BucketConfig, CropPlan, Size, plan_crops
+from ...dataset.bucket_config import BucketConfig
+from ...dataset.bucket_sizes import Size
 from ...dataset.caption_variants import CaptionConfig
-from ...dataset.dataset import Dataset, DatasetReport
+from ...dataset.crop_plan import CropPlan, plan_crops
+from ...dataset.dataset import Dataset
+from ...dataset.report import DatasetReport
 from ..config import SDXLConfig
 from .caption_findings import gather_texts, judge_lengths, judge_sameness, judge_trigger_words
 from .check_finding import LEVELS, CheckFinding

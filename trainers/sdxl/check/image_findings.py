@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...dataset.buckets import BucketConfig, CropPlan, Size, shown_size
-from ...dataset.dataset import Dataset, TrainingImage
-from ...dataset.image_folder import Remark, RemarkKind
+from ...dataset.bucket_config import BucketConfig
+from ...dataset.bucket_sizes import Size, shown_size
+from ...dataset.crop_plan import CropPlan
+from ...dataset.dataset import Dataset
+from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import near_duplicates
+from ...dataset.report import Remark, RemarkKind
 from ...wording import pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ...dataset.buckets import Size
+from ...dataset.bucket_sizes import Size
 from ..config import SDXLConfig
 from ..prepare import COMPUTE_DTYPES
 from .activations import FLOAT32, GradientRules, text_peak, unet_peak

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...dataset.buckets import Crop, Size
-from ...dataset.dataset import TrainingImage
+from ...dataset.bucket_sizes import Size
+from ...dataset.crop import Crop
+from ...dataset.image import TrainingImage
 from ...wording import pluralize
 from .check_finding import LEVELS, CheckFinding, Level
 from .cost import Cost

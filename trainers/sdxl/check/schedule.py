@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from ...dataset.buckets import CropPlan, epoch_batches
+from ...dataset.crop_plan import CropPlan
+from ...dataset.epochs import epoch_batches
 from ..config import SDXLConfig
 
 

@@ -15,10 +15,16 @@ from PIL import Image, ImageDraw
 
 import trainers.dataset.near_duplicates
 from trainers.__main__ import main
-from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.join import join_datasets
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+from trainers.dataset.report import DatasetReport
+from trainers.dataset.scan import scan_folder
 from trainers.sdxl.check.check_finding import CheckFinding
 from trainers.sdxl.check.cost import Surroundings
 from trainers.sdxl.check.disk_use import estimate_disk_use

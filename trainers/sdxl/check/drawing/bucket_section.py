@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ....dataset.buckets import Size, shown_size
+from ....dataset.bucket_sizes import Size, shown_size
 from ....wording import pluralize
 from ..report import FlightReport, PictureUse
 from .card import BAR, CARD, FAINT, INK, INNER_WIDTH, PADDING, TRACK, draw_card, draw_title, load_font
