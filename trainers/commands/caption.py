@@ -61,7 +61,7 @@ def caption(
     # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
-    from ..files.tensor_cache import default_cache_folder
+    from ..files.cache_folder import default_cache_folder
     from ..training.host import ConsoleHost, chosen_device
 
     torch_device = chosen_device(device)

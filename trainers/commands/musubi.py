@@ -210,6 +210,6 @@ def _train(
 
 
 def _cache_root(options: argparse.Namespace) -> Path:
-    from ..files.tensor_cache import default_cache_folder
+    from ..files.cache_folder import default_cache_folder
 
     return options.cache_dir or default_cache_folder()

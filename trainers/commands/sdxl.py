@@ -43,7 +43,8 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # them.
     import torch
 
-    from ..files.tensor_cache import TensorCache, default_cache_folder
+    from ..files.cache_folder import default_cache_folder
+    from ..files.tensor_cache import TensorCache
     from ..sdxl.model.sdxl_model import load_model
     from ..sdxl.trainer import SDXLTrainer
     from ..training.distributed import current_world

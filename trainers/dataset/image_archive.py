@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from ..files.hashes import file_sha256
-from ..training.run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
+from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS

@@ -5,7 +5,6 @@ named by what they were computed from.
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,18 +16,12 @@ from .atomic_write import atomic_write
 # several thousand pictures at 1024 pixels with their captions; what is more is read from the disk
 # each time
 MAX_BYTES_IN_MEMORY = 4 * 2**30
-
 logger = logging.getLogger(__name__)
 
 
 def content_key(**parts: object) -> str:
     """A file name from everything that determines the tensors: JSON values under their names."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
-
-
-def default_cache_folder() -> Path:
-    """$XDG_CACHE_HOME/lora-trainer, or ~/.cache/lora-trainer."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-trainer"
 
 
 class TensorCache:

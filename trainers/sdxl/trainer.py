@@ -18,12 +18,13 @@ from ..dataset.caption_variants import CaptionConfig
 from ..dataset.crop_plan import TrainingItem, plan_crops
 from ..dataset.dataset import Dataset
 from ..dataset.epochs import epoch_batches
+from ..files.names import free_path
 from ..files.tensor_cache import TensorCache
 from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from ..training.distributed import World
 from ..training.events import CheckpointSaved, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone, TrainedLora
 from ..training.host import Host
-from ..training.run_folder import LossLog, RunFolder, free_path
+from ..training.run_folder import LossLog, RunFolder
 from .config import SDXLConfig
 from .metadata import training_metadata
 from .model.sdxl_model import SDXLModel
