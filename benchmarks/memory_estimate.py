@@ -24,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainers.sdxl.adapters import AdapterSettings, attach_adapters, unet_targets
-from trainers.sdxl.check.memory import GIB, estimate_memory
+from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.prepare import COMPUTE_DTYPES
 from trainers.sdxl.step import Batch, Objective, weighted_losses
+from trainers.wording import GIBIBYTE
 
 
 class PeakMemory(TorchDispatchMode):
@@ -165,8 +166,8 @@ def main() -> None:
                 "on" if checkpointing else "off",
                 resolution,
                 batch_size,
-                f"{measured / GIB:.2f}",
-                f"{estimate / GIB:.2f}",
+                f"{measured / GIBIBYTE:.2f}",
+                f"{estimate / GIBIBYTE:.2f}",
             )
             print("| " + " | ".join(map(str, row)) + f" | {estimate / measured:.3f} |", flush=True)
 

@@ -10,9 +10,7 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def name_first(
-    entries: Iterable[str], max_named: int, *, separator: str = ", ", before_rest: str = " "
-) -> str:
+def name_first(entries: Iterable[str], max_named: int, *, separator: str = ", ", before_rest: str = " ") -> str:
     """The first entries and how many are left, such as "a.png, b.png and 3 more"."""
     named = list(entries)
     num_left = len(named) - max_named

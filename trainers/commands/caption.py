@@ -9,6 +9,7 @@ from ..captions.florence2.folder import ModelFolder
 from ..config import add_flags, build_config
 from ..dataset.config import DatasetConfig
 from ..dataset.scan import scan_folder
+from ..files.cache_folder import default_cache_folder
 
 if TYPE_CHECKING:
     from ..dataset.dataset import Dataset
@@ -61,7 +62,6 @@ def caption(
     # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
-    from ..files.cache_folder import default_cache_folder
     from ..training.host import ConsoleHost, chosen_device
 
     torch_device = chosen_device(device)

@@ -10,6 +10,7 @@ from ..config import add_flags, field_names, from_mapping
 from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.scan import scan_folder
+from ..files.cache_folder import default_cache_folder
 from ..musubi.architectures import ARCHITECTURES, Architecture, find_architecture
 from ..musubi.config import MusubiConfig
 
@@ -210,6 +211,5 @@ def _train(
 
 
 def _cache_root(options: argparse.Namespace) -> Path:
-    from ..files.cache_folder import default_cache_folder
 
     return options.cache_dir or default_cache_folder()

@@ -10,6 +10,7 @@ from ..dataset.caption_variants import CaptionConfig
 from ..dataset.config import DatasetConfig
 from ..dataset.crop_plan import plan_crops
 from ..dataset.prepared_folder import write_prepared_folder
+from ..files.cache_folder import default_cache_folder
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
 from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
@@ -43,7 +44,6 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # them.
     import torch
 
-    from ..files.cache_folder import default_cache_folder
     from ..files.tensor_cache import TensorCache
     from ..sdxl.model.sdxl_model import load_model
     from ..sdxl.trainer import SDXLTrainer

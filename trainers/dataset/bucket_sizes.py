@@ -63,7 +63,3 @@ def measure_lost_share(size: Size, target: Size) -> float:
     """Share of the picture's area that is cut away when it is scaled to just cover the target."""
     ratio = (size[1] * target[0]) / (size[0] * target[1])
     return 1 - min(ratio, 1 / ratio)
-
-
-def shown_size(size: Size) -> str:
-    return f"{size[1]} x {size[0]}"

@@ -5,9 +5,9 @@ as others.
 from collections import Counter
 from dataclasses import dataclass
 
-from ..wording import pluralize
+from ..wording import format_size, pluralize
 from .bucket_config import BucketConfig
-from .bucket_sizes import Size, bucket_sizes, choose_target, measure_lost_share, shown_size
+from .bucket_sizes import Size, bucket_sizes, choose_target, measure_lost_share
 from .crop import Crop, choose_offset, make_crop
 from .dataset import Dataset
 from .image import TrainingImage
@@ -118,7 +118,7 @@ def _remarks_on_sizes(
             notes.append(
                 Remark(
                     image.name,
-                    f"{shown_size(image.size_hw)} pixels are too small for resolution {shown}; it is trained at the "
+                    f"{format_size(image.size_hw)} pixels are too small for resolution {shown}; it is trained at the "
                     "others only",
                 )
             )
@@ -128,7 +128,7 @@ def _remarks_on_sizes(
 def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
     required = config.shortest_side if config.resize_mode == "bucket" else config.resolution
     return (
-        f"{shown_size(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger "
+        f"{format_size(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger "
         "picture, or turn off bucket_no_upscale"
     )
 
@@ -141,8 +141,8 @@ def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig)
     return [
         Remark(
             image.name,
-            f"{lost:.0%} of it is cut off: no bucket is near the shape of {shown_size(image.size_hw)}, "
-            f"{shown_size(target_hw)} is nearest",
+            f"{lost:.0%} of it is cut off: no bucket is near the shape of {format_size(image.size_hw)}, "
+            f"{format_size(target_hw)} is nearest",
         )
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..wording import pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
 from .report import Remark
@@ -232,7 +233,7 @@ def _nothing_found(folder: Path, *, recursive: bool) -> str:
         for path in (folder.rglob("*") if recursive else folder.iterdir())
         if _is_visible_file(path.relative_to(folder), folder)
     ]
-    content = f"and none in its {len(files)} file{'' if len(files) == 1 else 's'}" if files else "it is empty"
+    content = f"and none in its {pluralize(len(files), 'file')}" if files else "it is empty"
     has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
     hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
     return f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}"

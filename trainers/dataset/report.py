@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..wording import pluralize
+from ..wording import name_first, pluralize
 
 NO_CAPTION = (
     "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
@@ -76,10 +76,8 @@ def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict
     """
     if num_kept and not (strict and left_out):
         return
-    shown = "; ".join(f"{remark.name}: {remark.reason}" for remark in left_out[:10])
-    more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+    reasons = (f"{remark.name}: {remark.reason}" for remark in left_out)
+    shown = name_first(reasons, 10, separator="; ", before_rest="; ")
     if num_kept:
-        raise ValueError(
-            f"{folder}: strict is on and {pluralize(len(left_out), 'picture')} cannot be used: {shown}{more}"
-        )
-    raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}{more}")
+        raise ValueError(f"{folder}: strict is on and {pluralize(len(left_out), 'picture')} cannot be used: {shown}")
+    raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}")

@@ -22,7 +22,7 @@ from ..dataset.image import TrainingImage, require_unchanged
 from ..dataset.image_files import MAX_PIXELS
 from ..dataset.report import NO_CAPTION, Remark, require_usable
 from ..files.atomic_write import atomic_write
-from ..wording import pluralize
+from ..wording import name_examples, pluralize
 from .config import MusubiConfig, Recipe
 from .dataset_toml import Table, path_text, write_toml
 
@@ -369,7 +369,7 @@ def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, rec
     limit = recipe.architecture.control_limit(recipe.options)
     without = [name for name, pictures in found.items() if not pictures]
     if without:
-        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        shown = name_examples(without, 5)
         raise ValueError(
             f"{control.folder_name}: no control image for {pluralize(len(without), 'picture')}: {shown}. A control "
             "image has the name of its picture. "

@@ -10,9 +10,8 @@ from typing import Any
 
 from ..config import own_settings
 from ..dataset.bucket_config import BucketConfig
+from ..wording import GIBIBYTE
 from .config import SDXLConfig
-
-GIGABYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def choose_memory_preset(device_bytes: int) -> str:
     """The largest preset for a device of that many bytes; a card sold as 12 GB reports a little
     less.
     """
-    fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIGABYTE <= device_bytes * 1.05]
+    fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIBIBYTE <= device_bytes * 1.05]
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 

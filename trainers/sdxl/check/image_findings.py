@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from ...dataset.bucket_config import BucketConfig
-from ...dataset.bucket_sizes import Size, shown_size
+from ...dataset.bucket_sizes import Size
 from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import near_duplicates
 from ...dataset.report import Remark, RemarkKind
-from ...wording import pluralize
+from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import PictureUse
@@ -61,7 +61,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
     enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
     if enlarged:
         reasons = [
-            Remark(use.image.name, f"{shown_size(use.crop.original_hw)} is enlarged {use.enlargement:.1f} times")
+            Remark(use.image.name, f"{format_size(use.crop.original_hw)} is enlarged {use.enlargement:.1f} times")
             for use in enlarged
         ]
         message = (
@@ -73,7 +73,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
     small = [use for use in uses if _area(use.crop.original_hw) < asked_area and use not in enlarged]
     if small:
         reasons = [
-            Remark(use.image.name, f"at {shown_size(use.crop.target_hw)}, from {shown_size(use.crop.original_hw)}")
+            Remark(use.image.name, f"at {format_size(use.crop.target_hw)}, from {format_size(use.crop.original_hw)}")
             for use in small
         ]
         yield CheckFinding(
@@ -87,7 +87,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
 
 def _crop_text(use: PictureUse) -> str:
     return (
-        f"{use.lost_share:.0%} of {shown_size(use.crop.original_hw)} is cut away for {shown_size(use.crop.target_hw)}"
+        f"{use.lost_share:.0%} of {format_size(use.crop.original_hw)} is cut away for {format_size(use.crop.target_hw)}"
     )
 
 

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ...dataset.bucket_sizes import Size
+from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
 from ..prepare import COMPUTE_DTYPES
 from .activations import FLOAT32, GradientRules, text_peak, unet_peak
@@ -30,7 +31,6 @@ OPTIMIZER_BYTES = {
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class MemoryEstimate:
         if self.caching_bytes > self.training_bytes:
             parts = {"caching latents and captions": self.caching_bytes}
         parts["CUDA"] = self.overhead_bytes
-        return f"about {self.total_bytes / GIB:.1f} GB: " + ", ".join(
-            f"{name} {num_bytes / GIB:.1f}" for name, num_bytes in parts.items()
+        return f"about {format_gigabytes(self.total_bytes)}: " + ", ".join(
+            f"{name} {num_bytes / GIBIBYTE:.1f}" for name, num_bytes in parts.items()
         )
 
 
