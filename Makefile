@@ -6,6 +6,8 @@ else
 BIN := .venv/bin
 endif
 INSTALLED := .venv/.installed
+# One process per core; a file's tests stay together, and files start in the order that tests/conftest.py gives.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test check clean
 
@@ -22,13 +24,13 @@ demo: $(INSTALLED)
 	$(BIN)/python -m trainers demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/pytest
+	$(PYTEST)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.sdxl.adapters import AdapterSettings, attach_adapters, unet_targets
 from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import SDXL_UNET
-from trainers.sdxl.prepare import COMPUTE_DTYPES
 from trainers.sdxl.step import Batch, Objective, weighted_losses
+from trainers.sdxl.targets import unet_targets
+from trainers.training.adapters import AdapterSettings, attach_adapters
+from trainers.training.device import COMPUTE_DTYPES
 from trainers.wording import GIBIBYTE
 
 

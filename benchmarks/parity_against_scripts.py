@@ -29,21 +29,16 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.crop_plan import TrainingItem, plan_crops
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
-from trainers.lora.file import Component, kohya_names, module_key, weighted_modules
-from trainers.sdxl.adapters import (
-    ADAPTER_NAME,
-    AdapterSettings,
-    adapter_layers,
-    attach_adapters,
-    text_encoder_targets,
-    unet_targets,
-)
+from trainers.lora.modules import weighted_modules
 from trainers.sdxl.encode import LatentStore
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
+from trainers.sdxl.names import kohya_names, module_key
 from trainers.sdxl.objective import add_noise, alphas_cumprod, size_ids
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
-from trainers.training.host import ConsoleHost
+from trainers.sdxl.targets import text_encoder_targets, unet_targets
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+from trainers.training.console_host import ConsoleHost
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
 RECORD_STEP = Path(__file__).resolve().parent / "record_step.py"
@@ -360,7 +355,7 @@ def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str
     names = kohya_names(
         *(weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
     )
-    parts: list[tuple[Component, nn.Module, list[str]]] = [
+    parts: list[tuple[str, nn.Module, list[str]]] = [
         ("unet", model.unet, unet_targets(model.unet, case.target_modules))
     ]
     if case.train_text_encoders:

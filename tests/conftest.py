@@ -1,16 +1,53 @@
-"""What every test runs under: one thread, no network for models; and the versions that a report needs."""
+"""What every test runs under: one thread, no network for models; and the versions that a report needs.
+
+With pytest-xdist (`make test`) every worker has its own temporary folder, cache folder and range of ports.
+"""
 
 import os
+import socket
+from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import count
+from random import randrange
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import pytest
 import torch
+
+import trainers.comfyui.server
 
 torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Instead of the user's, also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_ports() -> Iterator[None]:
+    """A server binds its port seconds after it was chosen: no other worker, and no client, may get it meanwhile."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = count(20_000 + 3_000 * (worker % 4) + randrange(2_000))  # below those that the system gives to clients
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers.comfyui.server, "_free_port", lambda: next(filter(_is_free, ports)))
+        yield
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

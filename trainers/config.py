@@ -7,6 +7,7 @@ fields. Nothing here imports torch or diffusers, so reading a configuration take
 import argparse
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
@@ -20,14 +21,19 @@ def param(
     min: float | None = None,
     max: float | None = None,
     choices: Sequence[str] | None = None,
+    pattern: tuple[str, str] | None = None,
     advanced: bool = False,
 ) -> Any:
-    """A dataclass field that knows its range and its help; without a default it must be given."""
+    """A dataclass field that knows its range and its help; without a default it must be given.
+
+    `pattern` allows more values than `choices`: a regular expression, and in words what it matches.
+    """
     metadata = {
         "help": help,
         "min": min,
         "max": max,
         "choices": None if choices is None else tuple(choices),
+        "pattern": pattern,
         "advanced": advanced,
     }
     return field(default=default, metadata=metadata, kw_only=True)
@@ -49,8 +55,9 @@ def _problem(spec: Field, value: Any) -> str | None:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value}"
-    if limits.get("choices") and value not in limits["choices"]:
-        return f"must be one of {', '.join(limits['choices'])}; got {value!r}"
+    if limits.get("choices") and not _is_choice(value, limits["choices"], limits.get("pattern")):
+        others = f", or {limits['pattern'][1]}" if limits.get("pattern") else ""
+        return f"must be one of {', '.join(limits['choices'])}{others}; got {value!r}"
     low, high = limits.get("min"), limits.get("max")
     too_low, too_high = low is not None and value < low, high is not None and value > high
     if not (too_low or too_high):
@@ -60,6 +67,10 @@ def _problem(spec: Field, value: Any) -> str | None:
     if low is None:
         return f"must be {high} or less, got {value}"
     return f"must be between {low} and {high}, got {value}"
+
+
+def _is_choice(value: Any, choices: Sequence[str], pattern: tuple[str, str] | None) -> bool:
+    return value in choices or bool(pattern and re.fullmatch(pattern[0], str(value)))
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:

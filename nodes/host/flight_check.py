@@ -13,7 +13,6 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ...trainers.config import own_settings
-from ...trainers.dataset.caption_variants import CaptionConfig
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.check.cost import Surroundings
 from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
@@ -37,8 +36,11 @@ class CheckedInGraph:
 
 
 def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[str, Any]) -> CheckedInGraph:
-    """Raises: ValueError: the check refuses; the message is its report, and the picture is shown
-    on the node. InterruptProcessingException: the user cancelled.
+    """Check the dataset and show the report on the node.
+
+    Raises:
+        ValueError: the check refuses; the message is its report.
+        InterruptProcessingException: the user cancelled.
     """
     host = ComfyHost()
     with cancellable():
@@ -53,15 +55,13 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
 
 def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
     check = FlightCheckConfig(**own_settings(FlightCheckConfig, settings))
-    config, buckets = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
-    surroundings = Surroundings(config.mixed_precision, _device_bytes(), folders.work_folder())
+    run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
+    surroundings = Surroundings(run_settings.training.mixed_precision, _device_bytes(), folders.work_folder())
     return check_flight(
         dataset,
-        config,
-        buckets,
+        run_settings,
         check,
         surroundings,
-        captions=CaptionConfig(**own_settings(CaptionConfig, settings)),
         check_interrupted=host.check_interrupted,
         on_progress=host.counter("looking at pictures"),
     )

@@ -8,12 +8,12 @@ import comfy.model_management
 import torch
 
 from ...trainers.dataset.bucket_sizes import Size
-from ...trainers.dataset.crop_plan import CropPlan
 from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
 from ...trainers.sdxl.check.smaller_settings import smaller_settings
 from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
+from ...trainers.training.plan import TrainingPlan
 from ...trainers.wording import format_gigabytes
 from .settings import compute_precision
 
@@ -33,8 +33,9 @@ class MemoryBudget:
     smaller: list[tuple[str, MemoryEstimate]]
 
     @classmethod
-    def of(cls, base: SDXLModel, config: SDXLConfig, plan: CropPlan) -> "MemoryBudget":
-        size_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
+    def of(cls, base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> "MemoryBudget":
+        config = plan.settings.training
+        size_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
 
         def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
             precision = (

@@ -19,8 +19,8 @@ from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
 from ...trainers.musubi.plan import MusubiJob
 from ...trainers.musubi.trainer import MusubiTrainer
-from ...trainers.training.events import TrainedLora
 from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.trained_lora import TrainedLora
 from . import folders, musubi_files
 from .lora import GraphLora, apply_lora
 from .musubi_settings import musubi_settings, settings_count

@@ -14,6 +14,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
+from ...trainers.training.device import DeviceMemory
 from ...trainers.training.events import (
     CheckpointSaved,
     Event,
@@ -25,7 +26,6 @@ from ...trainers.training.events import (
     StageStarted,
     StepDone,
 )
-from ...trainers.training.host import DeviceMemory
 from ...trainers.training.loss_plot import draw_loss_plot
 from ...trainers.wording import format_gigabytes
 

@@ -8,17 +8,18 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.bucket_config import BucketConfig
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
+from ...trainers.training.optimizer_table import require_listed_optimizer
+from ...trainers.training.plan import RunSettings
 from ..config_inputs import AUTO, chosen_settings
 from ..train_sdxl import OPEN_SETTINGS
 
 
 def resolve_settings(
     settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, weight_dtype: torch.dtype = torch.float16
-) -> tuple[SDXLConfig, BucketConfig]:
+) -> RunSettings[SDXLConfig]:
     """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most
     checkpoints have.
 
@@ -30,6 +31,7 @@ def resolve_settings(
         given["mixed_precision"] = compute_precision(weight_dtype)
     if find_spec("bitsandbytes") is None:  # there is none for macOS
         given.setdefault("optimizer", "AdamW")
+    require_listed_optimizer(given.get("optimizer", "AdamW"))
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
     return resolve(given, goal=goal, memory=memory, num_pictures=dataset.num_training_samples)

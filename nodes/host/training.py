@@ -9,18 +9,17 @@ from typing import Any
 
 import comfy.model_management
 
-from ...trainers.config import own_settings
-from ...trainers.dataset.bucket_config import BucketConfig
-from ...trainers.dataset.caption_variants import CaptionConfig
-from ...trainers.dataset.crop_plan import plan_crops
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from ...trainers.sdxl.presets import describe
-from ...trainers.sdxl.trainer import SDXLTrainer
-from ...trainers.training.events import Notice, TrainedLora
+from ...trainers.training.events import Notice
+from ...trainers.training.loop import train_lora
+from ...trainers.training.plan import RunSettings, TrainingPlan, plan_training
 from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.trained_lora import TrainedLora
 from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
@@ -75,16 +74,15 @@ def train_sdxl(
         RuntimeError: memory ran out (the message names the next setting to try), or the training
             went wrong.
     """
-    captions = CaptionConfig(**own_settings(CaptionConfig, settings))
     settings = {**settings, **_start_from(settings.get("network_weights", folders.NONE))}
-    config, buckets = resolve_settings(
+    run_settings = resolve_settings(
         settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=unet_dtype(base.model)
     )
-    text, host = _describe(config, buckets, base.model), ComfyHost()
+    text, host = _describe(run_settings, base.model), ComfyHost()
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
     try:
         with cancellable(), training_mode():
-            result = _train(base, dataset, config, buckets, captions, run_folder, host, text)
+            result = _train(base, plan_training(dataset, run_settings), run_folder, host, text)
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()
@@ -106,46 +104,48 @@ def _start_from(file_name: str) -> dict[str, str]:
     return {"network_weights": "" if file_name == folders.NONE else str(folders.lora_file(file_name))}
 
 
-def _describe(config: SDXLConfig, buckets: BucketConfig, model: Any) -> str:
+def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:
     ignored = ignored_patches(model)
     warning = (
         f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them."
         if ignored
         else ""
     )
-    return describe(config, buckets) + warning
+    return describe(settings) + warning
 
 
 def _train(
-    base: GraphModel,
-    dataset: Dataset,
-    config: SDXLConfig,
-    buckets: BucketConfig,
-    captions: CaptionConfig,
-    run_folder: RunFolder,
-    host: ComfyHost,
-    settings_text: str,
+    base: GraphModel, plan: TrainingPlan[SDXLConfig], run_folder: RunFolder, host: ComfyHost, settings_text: str
 ) -> TrainedLora:
     """Borrow the weights, say what will be needed, and train; an error for want of memory names
     what needs less.
     """
-    budget: MemoryBudget | None = None
-
-    def load_model() -> SDXLModel:
-        nonlocal budget
-        weights = borrow_model(base)
-        budget = MemoryBudget.of(weights, config, plan_crops(dataset, buckets, seed=config.seed))
-        host.report(Notice(f"{settings_text}\n{budget.text()}"))
-        return weights
-
-    trainer = SDXLTrainer(
-        config, buckets, load_model, run_folder=run_folder, cache=TensorCache(folders.cache_folder()), captions=captions
-    )
+    loader = _BudgetedLoader(base, plan, host, settings_text)
     try:
-        return trainer.train(dataset, host)
+        cache = TensorCache(folders.cache_folder())
+        return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if budget is None or not comfy.model_management.is_oom(error):
+        if loader.budget is None or not comfy.model_management.is_oom(error):
             raise
     # Outside of the except block: the first error's traceback would keep the training's tensors
     # alive.
-    raise RuntimeError(budget.remedy())
+    raise RuntimeError(loader.budget.remedy())
+
+
+@dataclass
+class _BudgetedLoader:
+    """Borrows the graph's weights when the training asks for them, and works out the memory
+    budget.
+    """
+
+    base: GraphModel
+    plan: TrainingPlan[SDXLConfig]
+    host: ComfyHost
+    settings_text: str
+    budget: MemoryBudget | None = None
+
+    def load(self) -> SDXLModel:
+        weights = borrow_model(self.base)
+        self.budget = MemoryBudget.of(weights, self.plan)
+        self.host.report(Notice(f"{self.settings_text}\n{self.budget.text()}"))
+        return weights

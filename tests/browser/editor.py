@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.limits import TIME_LIMIT
 from trainers.comfyui.client import Prompt
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-TIMEOUT = 120_000  # milliseconds
+TIMEOUT = 1000 * TIME_LIMIT  # milliseconds
 READY = "() => window.app?.extensionManager && window.app.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
 RECORD_EVENTS = """() => {
     window.recorded = [];

@@ -3,6 +3,7 @@
 import json
 
 from tests.browser.editor import Editor
+from tests.limits import wait_until
 from trainers.comfyui.server import ComfyServer
 
 TRAINER = "LoRATrainer_MusubiTrain"
@@ -66,8 +67,7 @@ def test_a_folder_written_into_the_settings_panel_reaches_the_server(server: Com
     field.press("Tab")
     editor.screenshot("musubi_settings")
     editor.page.keyboard.press("Escape")
-    for _ in range(50):
-        if server.client.get("/settings").get("LoRATrainer.Musubi.Folder") == f"/somewhere/{renderer}":
-            return
-        editor.page.wait_for_timeout(100)
-    raise AssertionError(server.client.get("/settings"))
+    wait_until(
+        lambda: server.client.get("/settings").get("LoRATrainer.Musubi.Folder") == f"/somewhere/{renderer}",
+        what="the setting on the server",
+    )

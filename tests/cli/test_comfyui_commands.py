@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.limits import TIME_LIMIT, wait_until
 from trainers.__main__ import main
 from trainers.comfyui.find import PACK
 from trainers.commands import demo as command_demo
@@ -86,11 +86,10 @@ def test_a_command_that_is_ended_takes_its_server_with_it(number, status, tmp_pa
     environment = {**os.environ, "PYTHONPATH": str(PACK), "COMFYUI_DIR": str(comfyui(tmp_path / "ComfyUI")), "COMFYUI_PYTHON": sys.executable}
     process = subprocess.Popen([sys.executable, "-m", "trainers", "comfyui", "prompt.json"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     running = tmp_path / "ComfyUI" / "pid"
-    while not (running.is_file() and running.read_text()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or (running.is_file() and running.read_text()), what="the server")
+    assert process.poll() is None
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == status and "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(running.read_text()), 0)
@@ -100,5 +99,5 @@ def comfyui(folder: Path) -> Path:
     """A checkout whose server starts and never answers."""
     (folder / "custom_nodes").mkdir(parents=True)
     (folder / "comfyui_version.py").write_text('__version__ = "0.33.0"')
-    (folder / "main.py").write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)")
+    (folder / "main.py").write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(9000)")
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import TIME_LIMIT
 from trainers.comfyui.find import Installation, NoComfyUI, find_comfyui
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory
@@ -39,8 +40,16 @@ def run_in_comfyui(installation: Installation) -> Callable[..., str]:
 
     def run(script: str, *arguments: object) -> str:
         command = [str(installation.python), "-c", PREAMBLE + script, *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(installation.folder), "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, check=False, cwd=installation.folder, env=environment, capture_output=True, text=True, timeout=300)
+        environment = {**os.environ, "PYTHONPATH": str(installation.folder)}
+        result = subprocess.run(
+            command,
+            check=False,
+            cwd=installation.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+        )
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.lora.file import LoraModule, kohya_names, save_lora, to_kohya, weighted_modules
-from trainers.sdxl.adapters import unet_targets
+from trainers.lora.file import save_lora, to_kohya
+from trainers.lora.modules import LoraModule, weighted_modules
 from trainers.sdxl.model.sdxl_model import load_model
+from trainers.sdxl.names import kohya_names
+from trainers.sdxl.targets import unet_targets
 
 PACK = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"

@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.lora.file import LoraModule, kohya_names, save_lora, to_kohya, weighted_modules
-from trainers.sdxl.adapters import merge_lora, unet_targets
+from trainers.lora.file import save_lora, to_kohya
+from trainers.lora.modules import LoraModule, weighted_modules
+from trainers.sdxl.model.merge import merge_lora
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
+from trainers.sdxl.names import kohya_names
+from trainers.sdxl.targets import unet_targets
 
 PROMPT = "a small red circle on the left on a white background"
 

@@ -9,7 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainers.lora.file import kohya_names, weighted_modules
+from trainers.lora.modules import weighted_modules
+from trainers.sdxl.names import kohya_names
 
 SDXL_UNET: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280),

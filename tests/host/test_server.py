@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.limits import TIME_LIMIT
 from trainers.__main__ import main
 from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected
 from trainers.comfyui.find import PACK
@@ -53,6 +54,11 @@ def test_every_pack_is_imported(comfyui_server: ComfyServer):
     log = comfyui_server.log_text()
     assert "IMPORT FAILED" not in log
     assert "custom_nodes/ComfyUI-LoRA-Trainer" in log and "custom_nodes/embedded_base_pack" in log
+
+
+def test_the_server_computes_in_one_thread(comfyui_server: ComfyServer):
+    """Several of them must not slow each other down. fault_pack writes it into the log."""
+    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.log_text()
 
 
 def test_the_embedded_base_draws_what_the_prompt_says(comfyui_server: ComfyServer):
@@ -101,16 +107,16 @@ def test_the_error_of_a_node_is_raised_and_the_next_prompt_runs(comfyui_server: 
 
 
 def test_an_interrupt_stops_the_prompt_and_the_next_one_runs(comfyui_server: ComfyServer):
-    client, stopped_at = comfyui_server.client, []
+    client, interrupted = comfyui_server.client, []
 
     def interrupt(message: Message) -> None:
-        if message.kind == "progress" and not stopped_at:
-            stopped_at.append(message.seconds)
+        if message.kind == "progress" and not interrupted:
+            interrupted.append(message)
             client.interrupt()
 
     with pytest.raises(PromptInterrupted):
         client.run(draw("x", seed=5, steps=10_000), on_message=interrupt)
-    assert stopped_at
+    assert interrupted
     assert client.run(draw("a red ring", seed=6, steps=1)).files("save")
 
 
@@ -133,7 +139,7 @@ def test_a_prompt_that_waits_in_the_queue_can_be_taken_out(comfyui_server: Comfy
 def run_in_thread(function: Callable[[], object]) -> None:
     """In this one, an event loop runs already."""
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(function).result(timeout=60)
+        threads.submit(function).result(timeout=TIME_LIMIT)
 
 
 def test_the_command_runs_a_prompt_file_on_a_server(comfyui_server: ComfyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -158,6 +164,6 @@ def test_ctrl_c_interrupts_the_prompt_on_the_server_and_ends_the_command(comfyui
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 130 and "Cancelled" in errors and "Traceback" not in errors
     assert comfyui_server.client.get("/queue")["queue_running"] == []

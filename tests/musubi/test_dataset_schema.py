@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.limits import TIME_LIMIT
 from trainers.musubi.dataset_toml import GENERAL_KEYS, IMAGE_KEYS, KINDS, VIDEO_KEYS, write_toml
 from trainers.musubi.installation import NoMusubi, find_installation
 from trainers.musubi.process import environment_for
@@ -68,7 +69,7 @@ def answer(cases) -> dict:
         text=True,
         encoding="utf-8",
         env=environment_for(INSTALLATION),
-        timeout=300,
+        timeout=TIME_LIMIT,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.split("@@")[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import TIME_LIMIT
 from trainers.musubi.installation import Installation, NoMusubi, find_installation
 
 SHIM = Path(__file__).with_name("shim")
@@ -35,7 +36,7 @@ def make_tiny_musubi(folder: Path) -> TinyMusubi:
         [installation.python, Path(__file__).with_name("make_weights.py"), folder],
         env={**os.environ, **environment, "PYTHONPATH": search_path},
         check=True,
-        timeout=300,
+        timeout=TIME_LIMIT,
     )
     models = {"dit": folder / "z_image_tiny_bf16.safetensors", "vae": folder / "ae.safetensors", "text_encoder": folder / "qwen_3_4b.safetensors"}
     return TinyMusubi(installation, models, environment)

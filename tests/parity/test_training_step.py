@@ -8,6 +8,7 @@ import copy
 import math
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,11 @@ from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_run
 from trainers.sdxl.step import Batch
-from trainers.sdxl.texts import TrainingTexts
-from trainers.sdxl.trainer import TrainingLoop
+from trainers.training.console_host import ConsoleHost
 from trainers.training.distributed import World
-from trainers.training.host import ConsoleHost
+from trainers.training.loop import TrainingLoop
 from trainers.training.run_folder import RunFolder
+from trainers.training.texts import TrainingTexts
 
 COMMON = {
     "rank": 4,
@@ -322,6 +323,7 @@ class Reference:
             weight.sub_(rate * (first / (1 - 0.9**step)) / corrected)
 
 
+@cache
 def reference_tokenizer():
     """transformers' CLIPTokenizer from vocabulary files that are rebuilt here from the merges."""
     import json

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.limits import TIME_LIMIT
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -103,4 +105,4 @@ def _would_install(python: Path, requirements: Path) -> set[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)

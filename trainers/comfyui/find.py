@@ -13,6 +13,7 @@ PACK = Path(__file__).parents[2]
 MINIMUM_VERSION = (0, 33)
 HOST_PACKAGES = ("torch", "aiohttp", "transformers")
 OUR_PACKAGES = ("diffusers", "peft")
+PROBE_SECONDS = 300  # ends an interpreter that hangs; a slow disk or a busy machine takes its time
 INTERPRETERS = (
     "venv/bin/python",
     ".venv/bin/python",
@@ -117,7 +118,7 @@ def _check_packages(folder: Path, python: Path) -> None:
             env=environment_without_ours(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PROBE_SECONDS,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -14,8 +14,9 @@ from typing import IO
 from .client import ComfyClient
 from .find import Installation, environment_without_ours
 
-START_TIMEOUT = 180.0
-STOP_TIMEOUT = 20.0
+# Seconds. Both end what hangs, and must not end a start or a stop on a slow disk or a busy machine.
+START_TIMEOUT = 900.0
+STOP_TIMEOUT = 60.0
 FOLDERS = ("custom_nodes", "models/checkpoints", "models/loras", "input", "output", "temp", "user")
 HAS_ACCELERATOR = "import torch; raise SystemExit(0 if getattr(torch, 'accelerator', torch.cuda).is_available() else 3)"
 

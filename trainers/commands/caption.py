@@ -62,7 +62,8 @@ def caption(
     # for them
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
-    from ..training.host import ConsoleHost, chosen_device
+    from ..training.console_host import ConsoleHost
+    from ..training.device import chosen_device
 
     torch_device = chosen_device(device)
     captioner = Florence2Captioner(
@@ -76,6 +77,6 @@ def _usual_dtype(device: Any) -> Any:
     """Half precision on CUDA only: on Apple's devices Florence-2 gives empty captions in fp16."""
     import torch
 
-    from ..training.host import usual_precision
+    from ..training.device import usual_precision
 
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[usual_precision(device)]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import build_config
-from ..dataset.bucket_config import BucketConfig
-from ..dataset.caption_variants import CaptionConfig
 from ..files.atomic_write import atomic_write
 from ..sdxl.check.cost import Surroundings
 from ..sdxl.check.flight_check import FlightCheckConfig, check_flight
 from ..sdxl.check.report import FlightReport
 from ..sdxl.config import SDXLConfig
+from ..training.plan import RunSettings
 from ..training.run_folder import RunFolder
 from .sdxl import CONFIGS
 from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
@@ -48,9 +47,8 @@ def check(settings: dict[str, Any]) -> FlightReport:
     output that exists.
     """
     dataset_settings = dataset_configs(settings)
-    config, buckets, captions, flight_check = (
-        build_config(kind, settings) for kind in (SDXLConfig, BucketConfig, CaptionConfig, FlightCheckConfig)
-    )
+    run_settings = RunSettings.read(SDXLConfig, settings)
+    flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
         RunFolder(output_folder, settings["output"])
@@ -58,26 +56,17 @@ def check(settings: dict[str, Any]) -> FlightReport:
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
     # torch takes a second to import: what settings and folder show must not wait for it.
-    from ..training.host import ConsoleHost
+    from ..training.console_host import ConsoleHost
 
     with ConsoleHost() as host:
-        surroundings = _surroundings(config, settings.get("device"), output_folder)
-        return check_flight(
-            dataset,
-            config,
-            buckets,
-            flight_check,
-            surroundings,
-            captions=captions,
-            check_interrupted=host.check_interrupted,
-        )
+        surroundings = _surroundings(run_settings.training, settings.get("device"), output_folder)
+        return check_flight(dataset, run_settings, flight_check, surroundings, check_interrupted=host.check_interrupted)
 
 
 def _surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
     import torch
 
-    from ..sdxl.prepare import resolve_precision
-    from ..training.host import chosen_device
+    from ..training.device import chosen_device, resolve_precision
 
     device = chosen_device(device_name)
     device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

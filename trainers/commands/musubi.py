@@ -198,12 +198,15 @@ def _train(
     control: Dataset | None,
     dataset_toml: str,
 ) -> None:
-    # torch takes a second to import: a wrong setting must not wait for it
-    from ..musubi.trainer import MusubiTrainer
-    from ..training.host import ConsoleHost
     from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
+    _planned(options, job, installation, dataset, control, dataset_toml)
+    # torch takes a second to import: what settings, folders and headers of files show must not
+    # wait for it
+    from ..musubi.trainer import MusubiTrainer
+    from ..training.console_host import ConsoleHost
+
     trainer = MusubiTrainer(job, installation, run_folder=folder, cache_root=_cache_root(options))
     with ConsoleHost() as host:
         result: Any = trainer.train(dataset, host, control=control, dataset_toml=dataset_toml)
@@ -211,5 +214,4 @@ def _train(
 
 
 def _cache_root(options: argparse.Namespace) -> Path:
-
     return options.cache_dir or default_cache_folder()

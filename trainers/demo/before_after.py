@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..embedded_base.scenes import fits
-from ..lora.file import kohya_names, read_lora, weighted_modules
-from ..sdxl.adapters import merge_lora
+from ..lora.modules import weighted_modules
+from ..lora.read import read_lora
+from ..sdxl.model.merge import merge_lora
 from ..sdxl.model.sampling import sample_pictures
 from ..sdxl.model.sdxl_model import SDXLModel
+from ..sdxl.names import kohya_names
 from .concept import TRIGGER_WORD, fidelity
 
 NEW_PROMPTS = tuple(

@@ -1,4 +1,4 @@
-"""The folder of everything that is computed once for all runs. Imports no torch."""
+"""Where the caches of all runs are when no folder is given; others decide what is in them."""
 
 import os
 from pathlib import Path

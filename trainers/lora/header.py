@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import PurePath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -37,10 +37,16 @@ class TrainingRecord:
     rank: int
     alpha: float
     resolution: int  # pixels of the square whose area the buckets keep
-    prediction_type: Literal["epsilon", "v_prediction"]
-    zero_terminal_snr: bool
     started_at: float  # seconds since 1970
     finished_at: float
+
+    # What the family is called: by kohya, in ModelSpec, and the reference implementation whose
+    # layer names the file uses.
+    base_model_version: str
+    architecture: str
+    implementation: str
+    prediction_type: str | None = None  # "epsilon" or "v" (ModelSpec's words)
+    zero_terminal_snr: bool | None = None
 
     base_model_name: str | None = None
     base_model_legacy_hash: str | None = None  # legacy_file_hash of the base model
@@ -108,7 +114,7 @@ def build_metadata(record: TrainingRecord) -> dict[str, str]:
 def _network_keys(record: TrainingRecord) -> dict[str, Any]:
     return {
         "ss_v2": False,
-        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_base_model_version": record.base_model_version,
         "ss_network_module": "networks.lora",
         "ss_network_dim": record.rank,
         "ss_network_alpha": record.alpha,
@@ -216,17 +222,15 @@ def _training_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
-    """ModelSpec 1.0.1. `implementation` names the reference implementation whose layer names the
-    file uses, as sd-scripts has it.
-    """
+    """ModelSpec 1.0.1, as sd-scripts writes it."""
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.architecture": record.architecture,
+        "modelspec.implementation": record.implementation,
         "modelspec.title": record.output_name,
         "modelspec.date": datetime.fromtimestamp(int(record.finished_at), tz=timezone.utc).isoformat(),
         "modelspec.resolution": f"{record.resolution}x{record.resolution}",
-        "modelspec.prediction_type": "v" if record.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": record.prediction_type,
         "modelspec.trigger_phrase": record.trigger_word or None,
         "modelspec.tags": ", ".join(record.tags) or None,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from .installation import Installation, NoMusubi, find_folder, find_python, read_version
 from .process import environment_for
 
-PROBE_SECONDS = 120  # a first import of torch from a slow disk
+PROBE_SECONDS = 600  # a first import of torch from a slow disk, on a busy machine
 TESTED_VERSION = "0.3.4"
 # What training with pictures imports, as it is called in Python and by pip.
 PACKAGES = {
@@ -89,7 +89,7 @@ class Diagnosis:
 
 def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
     """Look for the folder, then its Python, then in it. Takes as long as an import of torch, at
-    most two minutes.
+    most ten minutes.
     """
     found: list[str] = []
     try:

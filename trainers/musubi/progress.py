@@ -295,9 +295,17 @@ class _SamplePictures:
         for path in sorted(self._folder.glob("*.png")):
             match = _SAMPLE_FILE.fullmatch(path.name)
             if match and path.name not in self._known:
-                self._known.add(path.name)
                 by_step.setdefault(int(match["step"].removeprefix("e")), []).append(path)
-        return [(step, _side_by_side(paths)) for step, paths in sorted(by_step.items())]
+        return [(step, row) for step, paths in sorted(by_step.items()) if (row := self._whole_row(paths))]
+
+    def _whole_row(self, paths: list[Path]) -> Image.Image | None:
+        """None while Musubi is still writing one of the files: they are asked for again."""
+        try:
+            row = _side_by_side(paths)
+        except OSError:
+            return None
+        self._known.update(path.name for path in paths)
+        return row
 
 
 def _side_by_side(paths: list[Path]) -> Image.Image:

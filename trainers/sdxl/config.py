@@ -1,34 +1,14 @@
-"""The settings of an SDXL LoRA training. What the pictures are and how they are cropped stands in
-DatasetConfig and BucketConfig.
-"""
+"""The settings of an SDXL LoRA training beyond those that every family has."""
 
 from dataclasses import dataclass
 
-from ..config import check_ranges, param
+from ..config import param
+from ..training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class SDXLConfig:
-    """Every field is a command-line flag and a node input; the defaults train a usable LoRA from 10
-    to 200 pictures.
-    """
-
-    rank: int = param(16, "Rank of the LoRA matrices (kohya: network_dim). 8 to 32 for most subjects.", min=1, max=1024)
-    alpha: float = param(
-        16.0, "LoRA alpha; the LoRA acts with strength alpha / rank. Usually rank or half of it.", min=1e-3, max=4096
-    )
-    learning_rate: float = param(
-        1e-4, "Peak learning rate of the UNet's LoRA. 1e-4 for AdamW, 1 for Prodigy.", min=0.0, max=10.0
-    )
-    max_train_steps: int = param(1500, "Optimizer steps. Ignored when num_train_epochs is set.", min=1, max=1_000_000)
-    train_batch_size: int = param(1, "Pictures per forward pass (per GPU).", min=1, max=256)
-    seed: int = param(0, "Seed of everything random in the run.", min=0, max=2**63 - 1)
-    optimizer: str = param("AdamW", "Optimizer.", choices=("AdamW", "AdamW8bit", "Lion", "Adafactor", "Prodigy"))
-    mixed_precision: str = param(
-        "auto",
-        "Computation dtype; auto: bf16 where the GPU has it, else fp16; no (float32) on a CPU.",
-        choices=("auto", "bf16", "fp16", "no"),
-    )
+class SDXLConfig(TrainingConfig):
+    """What an SDXL model can be told in addition to TrainingConfig."""
 
     target_modules: str = param(
         "attention_mlp",
@@ -36,37 +16,6 @@ class SDXLConfig:
         "regular expression for whole module names.",
         advanced=True,
     )
-    lora_dropout: float = param(
-        0.0, "Probability of dropping an input of the LoRA while training.", min=0.0, max=0.95, advanced=True
-    )
-    network_weights: str = param(
-        "", "LoRA file to start from (kohya, PEFT or diffusers names). Empty: start from zero.", advanced=True
-    )
-    num_train_epochs: int = param(
-        0, "Passes over the dataset, repeats included. 0: use max_train_steps.", min=0, max=100_000, advanced=True
-    )
-    gradient_accumulation_steps: int = param(1, "Forward passes per optimizer step.", min=1, max=1024, advanced=True)
-    gradient_checkpointing: bool = param(
-        True, "Recompute activations in the backward pass: far less memory, about 25 % slower.", advanced=True
-    )
-    max_grad_norm: float = param(
-        1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0, advanced=True
-    )
-    lr_scheduler: str = param(
-        "cosine",
-        "Learning-rate schedule after the warm-up (diffusers' names).",
-        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-        advanced=True,
-    )
-    lr_warmup_steps: float = param(
-        0.05, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0, advanced=True
-    )
-    lr_num_cycles: int = param(1, "Cycles of cosine_with_restarts.", min=1, max=100, advanced=True)
-    weight_decay: float = param(0.01, "Weight decay of the optimizer.", min=0.0, max=1.0, advanced=True)
-    optimizer_args: str = param(
-        "", 'More arguments of the optimizer, as sd-scripts takes them: "betas=(0.9,0.99) d_coef=2".', advanced=True
-    )
-
     train_text_encoders: bool = param(
         False, "Also train a LoRA on the text encoders. Their outputs can then not be cached.", advanced=True
     )
@@ -76,7 +25,6 @@ class SDXLConfig:
     text_encoder_2_learning_rate: float = param(
         5e-5, "Peak learning rate of text encoder 2 (CLIP-G). 0: not trained.", min=0.0, max=10.0, advanced=True
     )
-
     min_snr_gamma: float = param(
         5.0, "Min-SNR weighting of the loss (Hang et al. 2023); 5 is usual. 0: off.", min=0.0, max=100.0, advanced=True
     )
@@ -86,9 +34,6 @@ class SDXLConfig:
         min=0.0,
         max=1.0,
         advanced=True,
-    )
-    caption_dropout: float = param(
-        0.05, "Share of training samples whose caption is replaced by an empty one.", min=0.0, max=1.0, advanced=True
     )
     prediction_type: str = param(
         "auto",
@@ -103,56 +48,8 @@ class SDXLConfig:
         advanced=True,
     )
 
-    save_every_n_steps: int = param(
-        0, "Save a checkpoint every so many optimizer steps. 0: none.", min=0, max=1_000_000, advanced=True
-    )
-    save_every_n_epochs: int = param(
-        0, "Save a checkpoint every so many epochs. 0: none.", min=0, max=100_000, advanced=True
-    )
-    save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"), advanced=True)
-    sample_every_n_steps: int = param(
-        0,
-        "Draw two pictures with the LoRA before the first step and every so many optimizer steps. 0: none.",
-        min=0,
-        max=1_000_000,
-        advanced=True,
-    )
-    sample_prompt: str = param("", "Prompt of these pictures. Empty: the first picture's caption.", advanced=True)
-
-    # 0.1, as OneTrainer: with 0 nothing at all holds the LoRA where masks are black, and its
-    # pictures fall apart there.
-    unmasked_weight: float = param(
-        0.1,
-        "Pictures with a mask: loss weight of what the mask leaves out. 0.1 is usual, 0: it is not learned at all.",
-        min=0.0,
-        max=1.0,
-        advanced=True,
-    )
-    normalize_masked_loss: bool = param(
-        False,
-        "Pictures with a mask: divide the loss by the mask's mean, so that a small thing counts as much as a whole "
-        "picture.",
-        advanced=True,
-    )
-    prior_loss_weight: float = param(
-        0.0,
-        "Prior preservation without extra pictures: holds the LoRA to what the base model itself predicts for "
-        "class_prompt. 0.5 to 1 is usual; "
-        "a step takes 2.3 times as long (two forward passes and a backward pass more), and no more memory. 0: off.",
-        min=0.0,
-        max=100.0,
-        advanced=True,
-    )
-    class_prompt: str = param(
-        "",
-        "What prior_loss_weight keeps as it is, such as: a photo of a dog. Several with | between, of which each "
-        "sample draws one. "
-        "Empty: each picture's own caption without the trigger word.",
-        advanced=True,
-    )
-
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(
                 "train_text_encoders is on, but both text encoder learning rates are 0. Set "

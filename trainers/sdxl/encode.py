@@ -1,5 +1,4 @@
-"""Pictures to latents, masks to their size, and captions to embeddings, once each, before the
-training starts.
+"""Images to latents and captions to embeddings, once each, before the training starts.
 
 Letters: B pictures, C channels, H W latent height and width, S tokens, E embedding width, P pooled
 width.
@@ -11,12 +10,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..dataset.crop_pixels import read_crop, read_mask_crop
+from ..dataset.crop_pixels import read_crop
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
-from ..training.events import Notice, StageProgress
+from ..training.events import StageProgress
 from ..training.host import Host
 from .model.sdxl_model import SDXLModel
 from .model.text import TextEmbeddings, encode_captions
@@ -66,61 +64,6 @@ class LatentStore:
             flip=flip,
             vae=self._vae_hash,
         )
-
-
-class MaskStore:
-    """Masks of cropped pictures in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
-    1 where is learned.
-    """
-
-    def __init__(self, cache: TensorCache) -> None:
-        self._cache = cache
-
-    def get(self, item: TrainingItem, *, flip: bool) -> Tensor | None:
-        """None: the picture has no mask."""
-        if not item.image.mask_sha256:
-            return None
-        tensors = self._cache.get(self._key(item))
-        assert tensors is not None, f"the mask of {item.image.name} was not read"
-        return tensors["mask"].flip(-1) if flip else tensors["mask"]
-
-    def encode(self, items: Iterable[TrainingItem], host: Host) -> None:
-        """Read what the cache does not have yet; name the pictures of which nothing would be
-        learned.
-        """
-        for item in items:
-            if not item.image.mask_sha256:
-                continue
-            host.check_interrupted()
-            if self._cache.get(self._key(item)) is None:
-                self._cache.put(self._key(item), {"mask": _mask(item)})
-            mask = self.get(item, flip=False)
-            if mask is not None and not mask.any():
-                host.report(
-                    Notice(
-                        f"{item.image.name}: its mask is black all over, so all of it counts with unmasked_weight only"
-                    )
-                )
-
-    def _key(self, item: TrainingItem) -> str:
-        crop, image = item.crop, item.image
-        return content_key(
-            kind="mask",
-            mask=image.mask_sha256,
-            is_alpha=image.mask_path is None,
-            resized_hw=crop.resized_hw,
-            top_left_yx=crop.top_left_yx,
-            target_hw=crop.target_hw,
-        )
-
-
-def _mask(item: TrainingItem) -> Tensor:
-    """[1, H, W]: the share of each position's 8 x 8 pixels that the mask takes."""
-    mask = read_mask_crop(item)
-    assert mask is not None, f"{item.image.name} has no mask"
-    height, width = item.crop.target_hw
-    pixels = torch.from_numpy(np.array(mask))[None, None].float() / 255
-    return F.interpolate(pixels, size=(height // 8, width // 8), mode="area")[0]
 
 
 def _pixel_values(item: TrainingItem) -> Tensor:

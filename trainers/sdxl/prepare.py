@@ -1,163 +1,84 @@
-"""From a base model and a crop plan to everything the loop needs: cached latents and embeddings,
-adapters, optimizer, schedule.
+"""From an SDXL model and a plan to a model that can be trained: cached latents and embeddings,
+adapters attached.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..dataset.crop_plan import CropPlan, TrainingItem
-from ..dataset.epochs import epoch_batches
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.file import Component, kohya_names, read_lora, weighted_modules
+from ..lora.modules import LoraModule, ModuleKey, weighted_modules
+from ..lora.read import read_lora
+from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
+from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
 from ..training.distributed import World
 from ..training.events import StageStarted
-from ..training.host import Host, usual_precision
-from ..training.optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
-from .adapters import AdaptedModel, AdapterSettings, attach_adapters, text_encoder_targets, unet_targets
+from ..training.host import Host
+from ..training.masks import MaskStore
+from ..training.optimizers import ParameterGroup
+from ..training.plan import TrainingPlan
 from .config import SDXLConfig
-from .encode import EmbeddingStore, LatentStore, MaskStore
+from .encode import EmbeddingStore, LatentStore
 from .model.float32_compute import float32_compute
 from .model.sdxl_model import SDXLModel
-from .model.text import TextEmbeddings, encode_captions, stack_embeddings
+from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
 from .objective import alphas_cumprod
+from .prepared_model import PreparedSDXL
 from .step import Objective
-from .texts import TrainingTexts
+from .targets import text_encoder_targets, unet_targets
 
-COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Run:
-    """Everything that a run trains with."""
-
-    plan: CropPlan
-    texts: TrainingTexts
-    model: SDXLModel
-    adapted: AdaptedModel
-    latents: LatentStore
-    masks: MaskStore
-    embeddings: EmbeddingStore | None  # None: the text encoders are trained and run in every step
-    objective: Objective
-    zero_terminal_snr: bool
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-    precision: str
-    num_warmup_steps: int
-    num_batches_per_epoch: int
-    steps_per_epoch: int
-    total_steps: int
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.lr_scheduler.get_last_lr()[0])
-
-    def embed(self, captions: list[str]) -> TextEmbeddings:
-        """From the cache, or with gradients from the text encoders when they are trained."""
-        if self.embeddings is not None:
-            return stack_embeddings([self.embeddings.get(caption) for caption in captions])
-        assert self.model.text_encoder is not None and self.model.text_encoder_2 is not None
-        return encode_captions(self.model.text_encoder, self.model.text_encoder_2, captions)
+PIXELS_PER_LATENT = 8
 
 
-def prepare_run(
-    config: SDXLConfig,
-    plan: CropPlan,
-    texts: TrainingTexts,
-    model: SDXLModel,
-    host: Host,
-    *,
-    cache: TensorCache,
-    random_flip: bool,
-    world: World,
-) -> Run:
+def prepare_sdxl(
+    plan: TrainingPlan[SDXLConfig], model: SDXLModel, host: Host, *, cache: TensorCache, world: World
+) -> PreparedSDXL:
     """Cache latents, masks and embeddings, give back the models that are not needed any more,
-    attach adapters, build the optimizer.
+    attach adapters.
     """
+    config = plan.settings.training
     precision = resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
-    masks = MaskStore(cache)
-    latents = _cache_latents(
-        plan.items,
-        masks,
-        model,
-        host,
-        cache,
-        random_flip=random_flip,
-        world=world,
-        keep_vae=bool(config.sample_every_n_steps),
-    )
-    embeddings = None if config.train_text_encoders else _cache_embeddings(texts.all(), model, host, cache)
-    adapted = AdaptedModel(_attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision]), names)
+    masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
+    latents = _cache_latents(plan, masks, model, host, cache, world)
+    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.all(), model, host, cache)
+    components = _attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision])
+    adapted = AdaptedModel(components, names, module_key)
     if config.network_weights:
-        adapted.load(read_lora(Path(config.network_weights), names), alpha=config.alpha)
-    num_batches = len(
-        epoch_batches(plan.items, batch_size=config.train_batch_size * world.size, seed=config.seed, epoch=1)
-    )
-    steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
-    total_steps = config.num_train_epochs * steps_per_epoch or config.max_train_steps
-    num_warmup_steps = warmup_steps(config.lr_warmup_steps, total_steps)
-    optimizer = make_optimizer(
-        config.optimizer, adapted.groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args
-    )
-    zero_terminal_snr = (
-        model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
-    )
-    prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
-    return Run(
+        weights = read_lora(Path(config.network_weights), names)
+        adapted.load(_without_unused_layer(weights, adapted, config), alpha=config.alpha)
+    zero_terminal_snr = _zero_terminal_snr(config, model)
+    return PreparedSDXL(
         plan=plan,
-        texts=texts,
+        host=host,
         model=model,
         adapted=adapted,
         latents=latents,
         masks=masks,
         embeddings=embeddings,
-        objective=Objective(
-            alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(host.device),
-            prediction_type,
-            config.min_snr_gamma,
-            config.unmasked_weight,
-            config.normalize_masked_loss,
-        ),
+        objective=_objective(config, model, zero_terminal_snr=zero_terminal_snr, device=host.device),
         zero_terminal_snr=zero_terminal_snr,
-        optimizer=optimizer,
-        lr_scheduler=make_lr_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            warmup_steps=num_warmup_steps,
-            total_steps=total_steps,
-            num_cycles=config.lr_num_cycles,
-        ),
-        scaler=torch.amp.GradScaler(host.device.type, enabled=precision == "fp16"),
         precision=precision,
-        num_warmup_steps=num_warmup_steps,
-        num_batches_per_epoch=num_batches,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
     )
 
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+def _zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
+    return model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
 
 
-def moved(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
-    """torch's own `to`: diffusers 0.42 wraps it in a warning about modules that must stay float32,
-    of which SDXL has none.
-    """
-    nn.Module.to(module, device, dtype)
-    return module
-
-
-def resolve_precision(setting: str, device: torch.device) -> str:
-    return usual_precision(device) if setting == "auto" else setting
+def _objective(config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool, device: torch.device) -> Objective:
+    return Objective(
+        alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(device),
+        model.prediction_type if config.prediction_type == "auto" else config.prediction_type,
+        config.min_snr_gamma,
+        config.unmasked_weight,
+        config.normalize_masked_loss,
+    )
 
 
 def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -166,28 +87,27 @@ def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]
 
 
 def _cache_latents(
-    items: list[TrainingItem],
+    plan: TrainingPlan[SDXLConfig],
     masks: MaskStore,
     model: SDXLModel,
     host: Host,
     cache: TensorCache,
-    *,
-    random_flip: bool,
     world: World,
-    keep_vae: bool,
 ) -> LatentStore:
-    """Encode all pictures with their masks; afterwards the model has no VAE any more, or has it in
-    main memory. In float32: SDXL's VAE overflows in fp16.
+    """Encode all images with their masks, in float32: SDXL's VAE overflows in fp16. Afterwards the
+    model has no VAE any more, or, for samples, has it in main memory.
     """
     assert model.vae is not None
+    items, keep_vae = plan.crops.items, bool(plan.settings.training.sample_every_n_steps)
+    flips = (False, True) if plan.settings.buckets.random_flip else (False,)
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))
-    vae = moved(model.vae, host.device, torch.float32 if keep_vae else None)
+    vae = move_module(model.vae, host.device, torch.float32 if keep_vae else None)
     with float32_compute(vae):
         for own_items in _own_share_first(items, world):
-            store.encode(own_items, vae, host, flips=(False, True) if random_flip else (False,), total=len(own_items))
+            store.encode(own_items, vae, host, flips=flips, total=len(own_items))
             masks.encode(own_items, host)
-    model.vae = moved(vae, torch.device("cpu")) if keep_vae else None
+    model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
     del vae
     host.release_memory()
     return store
@@ -208,7 +128,7 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
     host.report(StageStarted("caching", len(captions)))
     _, encoder, encoder_2 = _adaptable_parts(model)
-    with float32_compute(moved(encoder, host.device)), float32_compute(moved(encoder_2, host.device)):
+    with float32_compute(move_module(encoder, host.device)), float32_compute(move_module(encoder_2, host.device)):
         store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
     del encoder, encoder_2
@@ -218,37 +138,43 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
 
 def _attach_adapters(
     config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
-) -> dict[Component, tuple[nn.Module, ParameterGroup]]:
+) -> dict[str, AdaptedComponent]:
     """Move what is used in every step to the device, freeze it, and attach adapters to what is
     trained.
     """
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parts: list[tuple[Component, nn.Module, list[str], float]] = [
-        ("unet", model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)
-    ]
+    parts = [(UNET, model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
     if config.train_text_encoders:
-        _, encoder, encoder_2 = _adaptable_parts(model)
-        for used in (encoder, encoder_2):
-            moved(used, device, dtype).requires_grad_(False)
-        targets, targets_2 = (
-            text_encoder_targets(encoder, uses_last_layer=False),
-            text_encoder_targets(encoder_2, uses_last_layer=True),
-        )
-        parts.append(("text_encoder", encoder, targets, config.text_encoder_learning_rate))
-        parts.append(("text_encoder_2", encoder_2, targets_2, config.text_encoder_2_learning_rate))
-    moved(model.unet, device, dtype)
-    attached: dict[Component, tuple[nn.Module, ParameterGroup]] = {}
+        parts += _text_encoder_parts(config, model, device, dtype)
+    move_module(model.unet, device, dtype)
+    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    components: dict[str, AdaptedComponent] = {}
     for name, module, targets, learning_rate in parts:
         if learning_rate:
             parameters = attach_adapters(module, targets, settings, component=name)
-            attached[name] = module, ParameterGroup(name, parameters, learning_rate)
-        if config.gradient_checkpointing and (
-            learning_rate or module is model.unet
-        ):  # gradients pass through the UNet in any case
+            components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, learning_rate))
+        # gradients pass through the UNet in any case
+        if config.gradient_checkpointing and (learning_rate or module is model.unet):
             _enable_gradient_checkpointing(module)
-    if not attached:
+    if not components:
         raise ValueError("learning_rate is 0 and the text encoders are not trained: there is nothing to train")
-    return attached
+    return components
+
+
+def _text_encoder_parts(
+    config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
+) -> list[tuple[str, nn.Module, list[str], float]]:
+    """Component, module, targets and learning rate of both text encoders, which go to the
+    device.
+    """
+    _, encoder, encoder_2 = _adaptable_parts(model)
+    for used in (encoder, encoder_2):
+        move_module(used, device, dtype).requires_grad_(False)
+    targets = text_encoder_targets(encoder, uses_last_layer=False)
+    targets_2 = text_encoder_targets(encoder_2, uses_last_layer=True)
+    return [
+        (TEXT_ENCODER, encoder, targets, config.text_encoder_learning_rate),
+        (TEXT_ENCODER_2, encoder_2, targets_2, config.text_encoder_2_learning_rate),
+    ]
 
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
@@ -260,3 +186,13 @@ def _enable_gradient_checkpointing(module: nn.Module) -> None:
     else:
         assert isinstance(module, PreTrainedModel)
         module.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _without_unused_layer(
+    weights: dict[ModuleKey, LoraModule], adapted: AdaptedModel, config: SDXLConfig
+) -> dict[ModuleKey, LoraModule]:
+    """sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses."""
+    is_trained = config.train_text_encoders and config.text_encoder_learning_rate
+    return {
+        key: module for key, module in weights.items() if key in adapted or not (is_trained and key[0] == TEXT_ENCODER)
+    }

@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..config import own_settings
-from ..dataset.bucket_config import BucketConfig
+from ..training.plan import RunSettings
 from ..wording import GIBIBYTE
 from .config import SDXLConfig
 
@@ -80,9 +79,9 @@ def choose_memory_preset(device_bytes: int) -> str:
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 
-def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int) -> tuple[SDXLConfig, BucketConfig]:
-    """All settings, from those that were given (names of SDXLConfig and BucketConfig) and the two
-    presets.
+def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int) -> RunSettings[SDXLConfig]:
+    """All settings, from those that were given (names of SDXLConfig, BucketConfig and
+    CaptionConfig) and the two presets.
 
     `num_pictures` counts repeats: how many samples an epoch has.
 
@@ -93,7 +92,7 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
     if "max_train_steps" not in given:
         samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
         settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_pictures) / samples_per_step)
-    return SDXLConfig(**own_settings(SDXLConfig, settings)), BucketConfig(**own_settings(BucketConfig, settings))
+    return RunSettings.read(SDXLConfig, settings)
 
 
 def _from_memory(preset: MemoryPreset, given: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +111,9 @@ def _num_samples(goal: Goal, num_pictures: int) -> int:
     return min(max(goal.samples_per_picture * num_pictures, low), high)
 
 
-def describe(config: SDXLConfig, buckets: BucketConfig) -> str:
+def describe(settings: RunSettings[SDXLConfig]) -> str:
     """The numbers that the presets and the user's settings came to, on two lines."""
+    config = settings.training
     duration = f"{config.num_train_epochs} epochs" if config.num_train_epochs else f"{config.max_train_steps} steps"
     batch = f"batch size {config.train_batch_size}"
     if config.gradient_accumulation_steps > 1:
@@ -122,5 +122,5 @@ def describe(config: SDXLConfig, buckets: BucketConfig) -> str:
     return (
         f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, "
         f"{config.optimizer}.\n"
-        f"Resolution {buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
+        f"Resolution {settings.buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
     )

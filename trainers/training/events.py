@@ -1,19 +1,13 @@
-"""What every trainer shares: the events it reports and the result it hands over. Imports no torch
-at run time.
-"""
+"""What a trainer reports while it runs. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
-
-    from ..dataset.dataset import Dataset
-    from .host import Host
 
 
 @dataclass(frozen=True)
@@ -93,21 +87,3 @@ class Interrupted(BaseException):
     """The user cancelled. A BaseException, as the host's own: an `except Exception` must not
     swallow it.
     """
-
-
-@dataclass(frozen=True)
-class TrainedLora:
-    """A finished LoRA: contiguous CPU tensors under kohya names, its metadata, and how it came
-    about.
-    """
-
-    state_dict: dict[str, Tensor]
-    metadata: dict[str, str]
-    losses: list[float]
-    steps: int
-    path: Path | None = None
-    checkpoints: list[Path] = field(default_factory=list)
-
-
-class LoraTrainer(Protocol):
-    def train(self, dataset: Dataset, host: Host) -> TrainedLora: ...

@@ -1,34 +1,14 @@
 """What a trainer needs from the program around it: a device, memory, a way to be cancelled, and
 somewhere to report.
 
-ComfyUI is one host (nodes/comfy_host.py), a console another (ConsoleHost). A trainer knows only the
-protocol.
+ComfyUI is one host (nodes/host/progress.py), a console another (console_host.py).
 """
 
-import logging
-import math
-import signal
-import sys
-import threading
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
-from .events import (
-    CheckpointSaved,
-    Event,
-    Interrupted,
-    Notice,
-    PictureCaptioned,
-    SamplesDrawn,
-    StageProgress,
-    StageStarted,
-    StepDone,
-)
-
-logger = logging.getLogger(__name__)
+from .events import Event
 
 
 class Host(Protocol):
@@ -52,138 +32,3 @@ class Host(Protocol):
     def release_memory(self) -> None:
         """Give memory that was freed back to the device, for example after a model was dropped."""
         ...
-
-
-class DeviceMemory:
-    """Peak memory and its release for one torch device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def reset_peak_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak_memory_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if self.device.type == "mps":
-            return torch.mps.driver_allocated_memory()
-        return _process_peak_bytes()
-
-    def release_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
-
-
-def _process_peak_bytes() -> int:
-    if sys.platform == "win32":
-        return 0  # no peak without a further package; the report then leaves memory out
-    import resource  # does not exist on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def chosen_device(name: str | None) -> torch.device:
-    """As torch names it; without a name, the best there is."""
-    return torch.device(name) if name else default_device()
-
-
-def usual_precision(device: torch.device) -> str:
-    """Half precision on CUDA only, in the kind that the device computes in by itself."""
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-class ConsoleHost(DeviceMemory):
-    """Reports with tqdm and logging. Ctrl-C asks the trainer to stop at its next step; a second
-    Ctrl-C stops at once.
-
-    Use it as a context manager: it owns the interrupt signal and the bar only inside the block.
-    """
-
-    def __init__(self, device: torch.device | None = None, *, quiet: bool = False) -> None:
-        super().__init__(device or default_device())
-        self._quiet = quiet
-        self._bar: tqdm | None = None
-        self._interrupted = False
-        self._previous_handler: Any = None
-
-    def __enter__(self) -> "ConsoleHost":
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._close_bar()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        logger.warning("Stopping at the next step; press Ctrl-C again to stop at once.")
-
-    def check_interrupted(self) -> None:
-        if self._interrupted:
-            raise Interrupted("cancelled by Ctrl-C")
-
-    def report(self, event: Event) -> None:
-        match event:
-            case StageStarted(stage, total):
-                self._start_bar(stage, total)
-            case StageProgress(step=step, detail=detail):
-                self._move_bar(step, detail)
-            case StepDone():
-                self._move_bar(event.step, describe_step(event))
-            case CheckpointSaved(path, step):
-                self._say(f"step {step}: saved {path}")
-            case SamplesDrawn(path=path, step=step):
-                self._say(f"step {step}: drew {path}")
-            case PictureCaptioned(name=name, caption=caption, step=step):
-                self._say(f"{name}: {caption}")
-                self._move_bar(step, name)
-            case Notice(message):
-                self._say(message)
-
-    def _start_bar(self, stage: str, total: int) -> None:
-        self._close_bar()
-        if total and not self._quiet:
-            self._bar = tqdm(total=total, desc=stage, dynamic_ncols=True, leave=stage == "training")
-
-    def _move_bar(self, step: int, postfix: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(postfix, refresh=False)
-            self._bar.update(step - self._bar.n)
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _say(self, message: str) -> None:
-        logger.info(message)
-        if not self._quiet:
-            tqdm.write(message, file=sys.stderr)
-
-
-def describe_step(event: StepDone) -> str:
-    """One line: loss, and learning rate and memory where they are known. Speed and remaining time
-    stand in the bar itself.
-    """
-    learning_rate = "" if math.isnan(event.learning_rate) else f", lr {event.learning_rate:.1e}"
-    memory = f", {event.memory_bytes / 2**30:.1f} GB" if event.memory_bytes else ""
-    return f"loss {event.average_loss:.4f}{learning_rate}{memory}"

@@ -1,17 +1,17 @@
-"""Optimizers and learning-rate schedules, each from its own package."""
+"""Builds optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
 
 import ast
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from .optimizer_table import OptimizerRow, find_optimizer
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,24 @@ class ParameterGroup:
 def make_optimizer(
     name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
 ) -> Optimizer:
-    """Build the optimizer called `name`; extra_args overrides its own arguments, as in
-    "betas=(0.9,0.99) d_coef=2".
+    """Build the optimizer called `name`, of the table or by its import path; extra_args overrides
+    its own arguments, as in "betas=(0.9,0.99) d_coef=2".
 
     Raises:
-        ValueError: extra_args cannot be read, the optimizer does not take one of them, or it cannot
-            train these groups.
+        ValueError: extra_args cannot be read, the optimizer does not take one of them, it cannot
+            train these groups, or the import path names no optimizer.
         ModuleNotFoundError: its package is missing; the message says how to install it.
     """
-    settings: dict[str, Any] = {"weight_decay": weight_decay, **parse_optimizer_args(extra_args)}
+    row = find_optimizer(name)
+    settings = {**row.arguments, "weight_decay": weight_decay, **parse_optimizer_args(extra_args)}
+    if row.can_be_fused:
+        settings.setdefault("fused", _can_fuse(groups))
+    if row.finds_learning_rate:
+        settings["lr"] = _common_rate(row, groups)
     param_groups = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups]
+    optimizer_class = _import_class(row)
     try:
-        return _BUILDERS[name](param_groups, settings)
+        return optimizer_class(param_groups, **settings)
     except TypeError as error:
         raise ValueError(f"optimizer_args {extra_args!r}: {name} does not take them ({error})") from error
 
@@ -61,57 +67,40 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
     return settings
 
 
-def _adamw(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    # fused: one kernel for all of the adapters' many small matrices.
-    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, **{"fused": fused, **settings})
+def _can_fuse(groups: Sequence[ParameterGroup]) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    return _package("bitsandbytes", "AdamW8bit").optim.AdamW8bit(groups, **settings)
-
-
-def _lion(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    return _package("lion_pytorch", "Lion", "lion-pytorch").Lion(groups, **settings)
-
-
-def _adafactor(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    # The learning rate is ours: its own relative steps would ignore learning_rate and lr_scheduler.
-    fixed_rate = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    return _package("transformers.optimization", "Adafactor", "transformers").Adafactor(
-        groups, **{**fixed_rate, **settings}
-    )
-
-
-def _prodigy(groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    rates = {group["lr"] for group in groups}
+def _common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> float:
+    rates = {group.learning_rate for group in groups}
     if len(rates) > 1:
         raise ValueError(
-            f"Prodigy finds one learning rate for everything, but {sorted(rates)} were given. "
-            "Set text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate (usually 1)"
+            f"{row.name} finds one learning rate for everything, but {sorted(rates)} were given. Set "
+            "text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate "
+            f"(usually {row.usual_learning_rate})"
         )
-    usual = {"use_bias_correction": True, "safeguard_warmup": True}
-    return _package("prodigyopt", "Prodigy").Prodigy(groups, lr=rates.pop(), **{**usual, **settings})
+    return rates.pop()
 
 
-_BUILDERS = {"AdamW": _adamw, "AdamW8bit": _adamw_8bit, "Lion": _lion, "Adafactor": _adafactor, "Prodigy": _prodigy}
-
-
-def _package(module: str, optimizer: str, distribution: str | None = None) -> ModuleType:
+def _import_class(row: OptimizerRow) -> type[Optimizer]:
     try:
-        return importlib.import_module(module)
+        importlib.import_module(row.module.partition(".")[0])
+        module = importlib.import_module(row.module)
     except ModuleNotFoundError as error:
-        name = distribution or module
         raise ModuleNotFoundError(
-            f"optimizer {optimizer} needs the package {name}, which is not installed: pip install {name}, or choose "
-            "AdamW"
+            f"optimizer {row.name} needs the package {row.package}, which is not installed: pip install "
+            f"{row.package}, or choose AdamW"
         ) from error
+    found = getattr(module, row.class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ValueError(f"optimizer {row.name}: {row.module} has no optimizer class {row.class_name}")
+    return found
 
 
 def make_lr_scheduler(
     name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1
 ) -> LRScheduler:
-    """diffusers' schedule of that name, to be stepped once per optimizer step. "constant" keeps its
+    """diffusers' schedule of that name, stepped once per optimizer step. "constant" keeps its
     warm-up, too.
     """
     if name == "constant" and warmup_steps:

@@ -1,4 +1,5 @@
-"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what it names ("oom" or "error")."""
+"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what it names
+("oom" or "error"). It also writes the number of torch's threads into the log."""
 
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 NODE_CLASS_MAPPINGS = {}
 FAULTS = {"oom": torch.OutOfMemoryError("CUDA out of memory (injected)"), "error": RuntimeError("injected")}
 FAULT_FILE = Path(folder_paths.base_path) / "fault.txt"
+print(f"fault_pack: torch computes in {torch.get_num_threads()} thread(s)")
 plain_step = torch.optim.AdamW.step
 
 

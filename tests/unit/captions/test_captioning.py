@@ -13,13 +13,20 @@ from PIL import Image
 
 from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
 from trainers.__main__ import main
-from trainers.captions.captioning import THUMBNAIL_SIZE, CaptionCache, CaptionerConfig, caption_dataset, compose_caption, set_captions
+from trainers.captions.captioning import (
+    THUMBNAIL_SIZE,
+    CaptionCache,
+    CaptionerConfig,
+    caption_dataset,
+    compose_caption,
+    set_captions,
+)
 from trainers.captions.florence2.captioner import Florence2Captioner
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
+from trainers.training.console_host import ConsoleHost
 from trainers.training.events import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
-from trainers.training.host import ConsoleHost
 
 
 class RecordingHost(ConsoleHost):

@@ -1,7 +1,7 @@
 """Downloading a Florence-2: only safetensors and plain files, into OWNER/NAME, with progress; every way to fail is explained. No network here."""
 
 import shutil
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from tests.data.make_tiny_florence2 import FOLDER
+from tests.limits import TIME_LIMIT
 from trainers.captions.florence2 import download as download_module
 from trainers.captions.florence2.download import check_model_id, download_model, downloaded_model
 from trainers.training.events import Interrupted
@@ -46,26 +47,38 @@ def test_model_is_fetched_into_owner_and_name_and_found_again(hub, tmp_path):
 
 
 def test_progress_tells_the_bytes_that_are_there(hub, tmp_path):
+    is_seen = threading.Event()
+
     def fetch(folder: Path) -> None:
         (folder / "part").write_bytes(bytes(1000))
-        time.sleep(0.2)
+        assert is_seen.wait(TIME_LIMIT)
         (folder / "part").unlink()
 
-    hub.fetch, seen = fetch, []
-    download_model(MODEL_ID, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
-    assert (1000, sum(hub.files.values())) in seen
+    def look(done: int, total: int) -> None:
+        if (done, total) == (1000, sum(hub.files.values())):
+            is_seen.set()
+
+    hub.fetch = fetch
+    download_model(MODEL_ID, tmp_path, on_progress=look)
+    assert is_seen.is_set()
 
 
-def test_interrupt_is_answered_at_once(hub, tmp_path):
-    hub.fetch = lambda folder: time.sleep(0.5)
+def test_an_interrupt_is_answered_before_the_download_has_ended(hub, tmp_path):
+    may_end, has_ended = threading.Event(), threading.Event()
+
+    def fetch(folder: Path) -> None:
+        may_end.wait(TIME_LIMIT)
+        has_ended.set()
 
     def check_interrupted() -> None:
         raise Interrupted("cancelled")
 
-    started = time.monotonic()
+    hub.fetch = fetch
     with pytest.raises(Interrupted):
         download_model(MODEL_ID, tmp_path, check_interrupted=check_interrupted)
-    assert time.monotonic() - started < 0.4
+    assert not has_ended.is_set()
+    may_end.set()
+    assert has_ended.wait(TIME_LIMIT)
 
 
 def test_model_without_safetensors_is_refused_before_anything_is_fetched(hub, tmp_path):

@@ -21,26 +21,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainers.embedded_base.architecture import build_unet
-from trainers.lora.file import (
-    Component,
-    LoraModule,
-    ModuleKey,
-    kohya_names,
-    module_key,
-    read_lora,
-    save_lora,
-    to_kohya,
-    verify_lora,
-    weighted_modules,
-)
+from trainers.lora.file import save_lora, to_kohya, verify_lora
+from trainers.lora.modules import LoraModule, ModuleKey, weighted_modules
+from trainers.lora.read import read_lora
 from trainers.sdxl.model.layout import unet_to_ldm
+from trainers.sdxl.names import kohya_names, module_key
 
 TEXT_ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 ATTENTION_MLP = r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
 UNET_LAYERS = rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv|(time|add)_embedding\.linear_[12]"
-TARGETS: dict[Component, str] = {"unet": UNET_LAYERS, "text_encoder": TEXT_ENCODER_LAYERS, "text_encoder_2": TEXT_ENCODER_LAYERS}
+TARGETS: dict[str, str] = {"unet": UNET_LAYERS, "text_encoder": TEXT_ENCODER_LAYERS, "text_encoder_2": TEXT_ENCODER_LAYERS}
 
-Models = dict[Component, Any]  # diffusers gives its models' config no types
+Models = dict[str, Any]  # diffusers gives its models' config no types
 Modules = dict[ModuleKey, LoraModule]
 Names = dict[ModuleKey, str]
 
@@ -259,12 +251,12 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
 # Reading. Each writer makes a file of the trained modules in its own way.
 
 
-def _peft_tensors(adapted: Models) -> dict[Component, dict[str, Tensor]]:
+def _peft_tensors(adapted: Models) -> dict[str, dict[str, Tensor]]:
     return {component: get_peft_model_state_dict(model) for component, model in adapted.items()}
 
 
-def _peft_settings(adapted: Models) -> dict[Component, dict[str, Any]]:
-    settings: dict[Component, dict[str, Any]] = {component: model.peft_config["default"].to_dict() for component, model in adapted.items()}
+def _peft_settings(adapted: Models) -> dict[str, dict[str, Any]]:
+    settings: dict[str, dict[str, Any]] = {component: model.peft_config["default"].to_dict() for component, model in adapted.items()}
     return {component: {name: list(value) if isinstance(value, set) else value for name, value in part.items()} for component, part in settings.items()}
 
 
@@ -537,7 +529,7 @@ def test_verification_fails_on_a_file_that_cannot_be_read(tmp_path, names):
 # The real loader
 
 
-def _predictions(models: Models) -> dict[Component, Tensor]:
+def _predictions(models: Models) -> dict[str, Tensor]:
     """Fixed inputs through the UNet and both text encoders."""
     config = models["unet"].config
     pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

@@ -18,6 +18,9 @@ RECORD = TrainingRecord(
     rank=8,
     alpha=4.0,
     resolution=1024,
+    base_model_version="sdxl_base_v1-0",
+    architecture="stable-diffusion-xl-v1-base/lora",
+    implementation="https://github.com/Stability-AI/generative-models",
     prediction_type="epsilon",
     zero_terminal_snr=False,
     started_at=1_700_000_000.25,
@@ -96,7 +99,7 @@ def test_text_encoder_learning_rates_stand_for_both_encoders():
 
 
 def test_modelspec_names_architecture_prediction_and_trigger():
-    metadata = build_metadata(replace(RECORD, prediction_type="v_prediction", tags=["cat", "photo"]))
+    metadata = build_metadata(replace(RECORD, prediction_type="v", tags=["cat", "photo"]))
     assert {name: value for name, value in metadata.items() if name.startswith("modelspec.")} == {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from trainers.musubi.output import MAX_LINES_KEPT, Bar, Counted, Epoch, Fact, Found, Merging, OutputReader, Saving, WeightsLoaded
+from trainers.musubi.output import (
+    MAX_LINES_KEPT,
+    Bar,
+    Counted,
+    Epoch,
+    Fact,
+    Found,
+    Merging,
+    OutputReader,
+    Saving,
+    WeightsLoaded,
+)
 
 # Captured from v0.3.4: prints on stdout, logging and tqdm on stderr, in one stream.
 TRAINING = (

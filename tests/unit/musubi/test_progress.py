@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.optim import SGD
 from transformers import get_scheduler
 
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.installation import Installation
 from trainers.musubi.output import Counted, Found
-from trainers.musubi.progress import PictureCounter, learning_rate_at, step_of
+from trainers.musubi.progress import PictureCounter, _SamplePictures, learning_rate_at, step_of
 from trainers.musubi.tokenizers import missing_tokenizers, require_fetchable
 
 
@@ -80,3 +81,18 @@ def test_tokenizers_are_looked_for_where_hugging_face_puts_them(tmp_path: Path, 
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     require_fetchable(["e/f"], installation)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 40, -1])
+def test_a_sample_that_is_being_written_is_taken_when_it_is_whole(tmp_path: Path, num_bytes: int):
+    first, second = (tmp_path / f"x_000004_0{number}_20260101000000_0_000.png" for number in range(2))
+    for path in (first, second):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    whole = second.read_bytes()
+    second.write_bytes(whole[: len(whole) // 2] if num_bytes == -1 else whole[:num_bytes])
+    samples = _SamplePictures(tmp_path)
+    assert samples.new() == []
+    second.write_bytes(whole)
+    ((step, row),) = samples.new()
+    assert step == 4 and row.size == (128, 64)
+    assert samples.new() == []

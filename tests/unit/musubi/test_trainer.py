@@ -20,8 +20,8 @@ from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob
 from trainers.musubi.trainer import MusubiTrainer
+from trainers.training.console_host import ConsoleHost
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
-from trainers.training.host import ConsoleHost
 from trainers.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the programs that play Musubi's part are written for POSIX")

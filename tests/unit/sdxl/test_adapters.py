@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from trainers.sdxl.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
 
 
 def _model(dtype: torch.dtype) -> nn.Sequential:

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from trainers.sdxl.objective import add_noise, alphas_cumprod, mask_weights, min_snr_weights, per_sample_loss, size_ids, training_target
+from trainers.sdxl.objective import (
+    add_noise,
+    alphas_cumprod,
+    mask_weights,
+    min_snr_weights,
+    per_sample_loss,
+    size_ids,
+    training_target,
+)
 
 
 def test_the_schedule_has_sdxls_noise_levels():

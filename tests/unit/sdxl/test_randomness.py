@@ -2,7 +2,8 @@
 
 import torch
 
-from trainers.sdxl.randomness import derived_seed, draw_item
+from trainers.sdxl.randomness import draw_item
+from trainers.training.seeds import derived_seed
 
 ITEM = {"seed": 1, "step": 2, "item": 3, "latent_shape": (4, 8, 8), "num_timesteps": 1000}
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.training.optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, parse_optimizer_args, warmup_steps
+from trainers.training.optimizers import (
+    ParameterGroup,
+    make_lr_scheduler,
+    make_optimizer,
+    parse_optimizer_args,
+    warmup_steps,
+)
 
 
 def groups(*rates: float) -> list[ParameterGroup]:

@@ -18,8 +18,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from ...dataset.bucket_sizes import Size
-from ..adapters import adapter_layers, unet_targets
+from ...training.adapters import adapter_layers
 from ..config import SDXLConfig
+from ..targets import unet_targets
 from .text_encoder_shapes import TextEncoderShape
 
 FLOAT32 = 4

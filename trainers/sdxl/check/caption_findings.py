@@ -3,30 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
-from ...dataset.crop_plan import CropPlan
-from ...dataset.dataset import Dataset
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
 from ...dataset.trigger_word import with_trigger_word
 from ...wording import pluralize
-from ..config import SDXLConfig
 from .check_finding import CheckFinding
 
 MAX_CHUNKS = 3
-
-
-def gather_texts(
-    dataset: Dataset, plan: CropPlan, config: SDXLConfig, captions: CaptionConfig
-) -> tuple[list[str], list[CheckFinding]]:
-    """All texts that the trainer will encode; or its complaint about them."""
-    from ..texts import TrainingTexts  # imports torch
-
-    if not plan.items:
-        return [], []
-    try:
-        return TrainingTexts(dataset, plan.items, config, captions).all(), []
-    except ValueError as error:
-        return [], [CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")]
 
 
 def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int) -> Iterator[CheckFinding]:

@@ -1,15 +1,13 @@
 """What an SDXL training will cost: steps, memory, disk space and, from an earlier run, time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dataset.bucket_config import BucketConfig
-from ...dataset.crop_plan import CropPlan
+from ...training.plan import TrainingPlan
+from ...training.schedule import Schedule
 from ..config import SDXLConfig
 from .disk_use import DiskUse, estimate_disk_use
 from .earlier_runs import EarlierRun, latest_run_like
-from .schedule import Schedule, plan_schedule
 
 # What decides the speed of a step, beside the images' sizes.
 SPEED_SETTINGS = (
@@ -53,24 +51,21 @@ class Surroundings:
     output_folder: Path = Path("output")
 
 
-def estimate_cost(
-    plan: CropPlan, config: SDXLConfig, buckets: BucketConfig, surroundings: Surroundings, texts: Sequence[str]
-) -> Cost:
+def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) -> Cost:
     # diffusers takes seconds to import: not before it is needed
     from ...captions.clip_tokenizer import count_chunks, token_ids
     from ..model.standard_unet import standard_unet
-    from .activations import FLOAT32
-    from .memory import OPTIMIZER_BYTES, estimate_memory
+    from .memory import bytes_per_parameter, estimate_memory
 
-    schedule = plan_schedule(plan, config)
-    largest_hw = max(plan.bucket_counts, key=lambda size: size[0] * size[1])
+    config, buckets = plan.settings.training, plan.settings.buckets
+    largest_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
     memory = estimate_memory(standard_unet(), config, size_hw=largest_hw, precision=surroundings.precision)
-    num_parameters = round(memory.adapters_bytes / (2 * FLOAT32 + OPTIMIZER_BYTES[config.optimizer]))
-    num_chunks = [count_chunks(len(ids)) for ids in token_ids(list(texts))]
+    num_parameters = round(memory.adapters_bytes / bytes_per_parameter(config.optimizer))
+    num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.all())]
     disk = estimate_disk_use(
-        plan,
+        plan.crops,
         config,
-        schedule,
+        plan.schedule,
         chunks_by_text=num_chunks,
         random_flip=buckets.random_flip,
         num_parameters=num_parameters,
@@ -78,4 +73,4 @@ def estimate_cost(
     resolutions = {"resolution": buckets.resolution, "extra_resolutions": buckets.extra_resolutions}
     settings = {"training": {name: getattr(config, name) for name in SPEED_SETTINGS}, "buckets": resolutions}
     earlier_run = latest_run_like(surroundings.output_folder / "runs", settings, precision=surroundings.precision)
-    return Cost(schedule, memory.text(), memory.total_bytes, disk, earlier_run)
+    return Cost(plan.schedule, memory.text(), memory.total_bytes, disk, earlier_run)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...dataset.image import TrainingImage
+from ...training.schedule import Schedule
 from ...wording import format_bytes, pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding
 from .cost import Cost, Surroundings
-from .schedule import Schedule
 
 FEW_PICTURES = 5
 SELDOM, OFTEN = 20, 400  # times seen; presets.py aims at 60 to 100

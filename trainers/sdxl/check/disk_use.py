@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...dataset.crop_plan import CropPlan
+from ...training.schedule import Schedule
 from ..config import SDXLConfig
-from .schedule import Schedule
 
 LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
 MASK_BYTES_PER_PIXEL = 4 / 64  # as large, one channel

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...config import check_ranges, param
-from ...dataset.bucket_config import BucketConfig
 from ...dataset.bucket_sizes import Size
-from ...dataset.caption_variants import CaptionConfig
-from ...dataset.crop_plan import CropPlan, plan_crops
+from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.report import DatasetReport
+from ...training.plan import RunSettings, TrainingPlan, plan_training
 from ..config import SDXLConfig
-from .caption_findings import gather_texts, judge_lengths, judge_sameness, judge_trigger_words
+from .caption_findings import judge_lengths, judge_sameness, judge_trigger_words
 from .check_finding import LEVELS, CheckFinding
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
@@ -44,12 +43,10 @@ class FlightCheckConfig:
 
 def check_flight(
     dataset: Dataset,
-    config: SDXLConfig,
-    buckets: BucketConfig,
+    settings: RunSettings[SDXLConfig],
     check: FlightCheckConfig,
     surroundings: Surroundings,
     *,
-    captions: CaptionConfig | None = None,
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> FlightReport:
@@ -60,34 +57,33 @@ def check_flight(
         RuntimeError: a picture's file has changed since the folder was scanned.
         ModuleNotFoundError: near-duplicates are looked for, and ImageHash is not installed.
     """
-    plan, failure = _plan(dataset, buckets, seed=config.seed)
-    uses = _uses(plan)
+    plan, refusals = _plan(dataset, settings)
+    crops = plan.crops if plan else _no_crops(dataset)
+    uses = _uses(crops)
     looks = look_at_images(
         dataset.images,
         take_fingerprints=check.find_near_duplicates,
         check_interrupted=check_interrupted,
         on_progress=on_progress,
     )
-    captions = captions or CaptionConfig()
-    texts, no_texts = gather_texts(dataset, plan, config, captions)
-    cost = estimate_cost(plan, config, buckets, surroundings, texts) if uses else Cost()
+    config = settings.training
+    cost = estimate_cost(plan, surroundings) if plan else Cost()
     learned = [image for image in dataset.images if not image.is_regularization]
     duplicate_groups = group_duplicates(learned, looks)
     findings = [
-        *failure,
-        *no_texts,
-        *judge_left_out(dataset, plan),
-        *judge_crops(uses, buckets),
+        *refusals,
+        *judge_left_out(dataset, crops),
+        *judge_crops(uses, settings.buckets),
         *judge_duplicates(duplicate_groups),
         *judge_masks(dataset.images, looks),
-        *judge_lengths(dataset.images, captions, seed=config.seed),
+        *judge_lengths(dataset.images, settings.captions, seed=config.seed),
         *judge_trigger_words([(image, dataset.trigger_word_of(image)) for image in learned if image.caption]),
         *judge_sameness(learned),
         *judge_schedule(learned, cost.schedule, config),
         *judge_machine(cost, surroundings),
     ]
-    findings += gather_remarks(plan, findings)
-    left_out = {finding.name for finding in plan.report.left_out}
+    findings += gather_remarks(crops, findings)
+    left_out = {finding.name for finding in crops.report.left_out}
     return FlightReport(
         name=dataset.folder_name,
         stop_at=check.stop_at,
@@ -104,24 +100,34 @@ def check_flight(
     )
 
 
-def _plan(dataset: Dataset, buckets: BucketConfig, *, seed: int) -> tuple[CropPlan, list[CheckFinding]]:
-    """The trainer's plan; where it would raise, what it would say as a finding, and as far as
-    possible the plan without `strict`.
+def _plan(
+    dataset: Dataset, settings: RunSettings[SDXLConfig]
+) -> tuple[TrainingPlan[SDXLConfig] | None, list[CheckFinding]]:
+    """The trainer's plan. Where it would refuse, its words as findings, and if possible the plan of
+    a training that is less strict or keeps no prompt.
     """
     try:
-        return plan_crops(dataset, buckets, seed=seed), []
+        return plan_training(dataset, settings), []
     except ValueError as error:
-        failure = [CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")]
+        refusal = CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")
     if dataset.strict:
-        plan, _ = _plan(replace(dataset, strict=False), buckets, seed=seed)
-        return plan, failure
-    return CropPlan([], DatasetReport(0, dataset.report.left_out, dataset.report.notes), {}), failure
+        plan, further = _plan(replace(dataset, strict=False), settings)
+    elif settings.training.prior_loss_weight:
+        without_prior = replace(settings.training, prior_loss_weight=0.0)
+        plan, further = _plan(dataset, replace(settings, training=without_prior))
+    else:
+        return None, [refusal]
+    return (replace(plan, settings=settings), [refusal, *further]) if plan else (None, [refusal])
 
 
-def _uses(plan: CropPlan) -> list[PictureUse]:
+def _no_crops(dataset: Dataset) -> CropPlan:
+    return CropPlan([], DatasetReport(0, dataset.report.left_out, dataset.report.notes), {})
+
+
+def _uses(crops: CropPlan) -> list[PictureUse]:
     """A random crop differs in every repeat: the first stands for all."""
     uses: dict[tuple[str, Size], PictureUse] = {}
-    for item in plan.items:
+    for item in crops.items:
         key = item.image.name, item.crop.target_hw
         known = uses.get(key)
         uses[key] = replace(known, num_samples=known.num_samples + 1) if known else PictureUse(item.image, item.crop, 1)

@@ -12,22 +12,15 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ...dataset.bucket_sizes import Size
+from ...training.device import COMPUTE_DTYPES
+from ...training.optimizer_table import find_optimizer
 from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
-from ..prepare import COMPUTE_DTYPES
 from .activations import FLOAT32, GradientRules, text_peak, unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
 CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
 FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds beside the tensors, and what kernels allocate inside
-# states of one parameter
-OPTIMIZER_BYTES = {
-    "AdamW": 8.0,
-    "AdamW8bit": 2.0,
-    "Lion": 4.0,
-    "Adafactor": 0.3,
-    "Prodigy": 16.0,
-}
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
@@ -66,6 +59,11 @@ class MemoryEstimate:
         )
 
 
+def bytes_per_parameter(optimizer: str) -> float:
+    """Of an adapter: the weight, its gradient, and the optimizer's states."""
+    return 2 * FLOAT32 + find_optimizer(optimizer).state_bytes
+
+
 def estimate_memory(
     unet: UNet2DConditionModel,
     config: SDXLConfig,
@@ -89,7 +87,7 @@ def estimate_memory(
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
-    adapters_bytes = round(num_adapter_parameters * (2 * FLOAT32 + OPTIMIZER_BYTES[config.optimizer]))
+    adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer))
     activations_bytes = config.train_batch_size * (
         unet_peak(unet, rules, size_hw) + sum(text_peak(shape, rules) for shape in trained_encoders)
     )

@@ -12,10 +12,10 @@ from PIL import Image
 from ...dataset.bucket_sizes import Size
 from ...dataset.crop import Crop
 from ...dataset.image import TrainingImage
+from ...training.schedule import Schedule
 from ...wording import format_bytes, format_duration, pluralize
 from .check_finding import LEVELS, CheckFinding, Level
 from .cost import Cost
-from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _cost_as_dict(cost: Cost) -> dict[str, Any]:
         values["schedule"] = {
             name: value
             for name, value in values["schedule"].items()
-            if name not in ("samples_by_picture", "regularization")
+            if name not in ("samples_by_image", "regularization")
         }
     return values
 

@@ -31,9 +31,9 @@ from trainers.sdxl.check.disk_use import estimate_disk_use
 from trainers.sdxl.check.drawing.report_image import draw_flight_check
 from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
 from trainers.sdxl.check.report import FlightReport
-from trainers.sdxl.check.schedule import plan_schedule
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
+from trainers.training.schedule import plan_schedule
 
 GIB = 2**30
 

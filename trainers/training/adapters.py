@@ -1,10 +1,9 @@
-"""LoRA adapters on the UNet and the text encoders: which modules get one, attaching them with PEFT,
-reading them out.
+"""LoRA adapters on frozen modules: attaching them with PEFT, reading them out, switching them
+off.
 """
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,18 +13,11 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..lora.file import Component, LoraModule, ModuleKey, module_key
-from ..training.optimizers import ParameterGroup
-from .randomness import generator_for
+from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from .generators import generator_for
+from .optimizers import ParameterGroup
 
 ADAPTER_NAME = "default"
-_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-UNET_PRESETS = {
-    "attention": rf".*\.transformer_blocks\.\d+\.{_ATTENTION}",
-    "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
-    rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
-}
-_TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
 
 @dataclass(frozen=True)
@@ -36,73 +28,79 @@ class AdapterSettings:
     seed: int
 
 
+@dataclass(frozen=True)
+class AdaptedComponent:
+    """A part of the base model that has adapters, and their parameters."""
+
+    module: nn.Module
+    group: ParameterGroup
+
+
 class AdaptedModel:
-    """The modules that have adapters, by component, their parameters, and every module's name in a
-    LoRA file.
+    """Everything that is trained: the adapters of all components, and their names in a LoRA file.
+
+    `module_key` gives the key of a module from its component and its path there.
     """
 
     def __init__(
-        self, attached: dict[Component, tuple[nn.Module, ParameterGroup]], names: dict[ModuleKey, str]
+        self,
+        components: Mapping[str, AdaptedComponent],
+        names: ModuleNames,
+        module_key: Callable[[str, str], ModuleKey] = lambda component, path: (component, path),
     ) -> None:
-        self._modules: dict[Component, nn.Module] = {component: module for component, (module, _) in attached.items()}
-        self._layers = [layer for module in self._modules.values() for layer in adapter_layers(module).values()]
-        self.groups = [group for _, group in attached.values()]
+        self._layers = {
+            module_key(name, path): layer
+            for name, component in components.items()
+            for path, layer in adapter_layers(component.module).items()
+        }
+        self.groups = [component.group for component in components.values()]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.names = names
 
+    def __contains__(self, key: ModuleKey) -> bool:
+        return key in self._layers
+
     def read(self, *, alpha: float) -> dict[ModuleKey, LoraModule]:
         """The trained weights, as views on the live parameters."""
         return {
-            module_key(component, name): LoraModule(_weight(layer.lora_A), _weight(layer.lora_B), alpha)
-            for component, module in self._modules.items()
-            for name, layer in adapter_layers(module).items()
+            key: LoraModule(_weight(layer.lora_A), _weight(layer.lora_B), alpha) for key, layer in self._layers.items()
         }
 
-    def load(self, weights: dict[ModuleKey, LoraModule], *, alpha: float) -> None:
+    def load(self, weights: Mapping[ModuleKey, LoraModule], *, alpha: float) -> None:
         """Start from existing weights; `up` is rescaled so that alpha / rank of the file and of
-        this run give the same picture.
-
-        sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses: it is
-        passed over.
+        this run give the same image.
 
         Raises:
             ValueError: a module has another rank than this run, or is not trained in it.
         """
-        layers = {
-            module_key(component, name): layer
-            for component, module in self._modules.items()
-            for name, layer in adapter_layers(module).items()
-        }
-        weights = {
-            key: module
-            for key, module in weights.items()
-            if not (key[0] == "text_encoder" and key[0] in self._modules and key not in layers)
-        }
-        surplus = sorted(self.names[key] for key in set(weights) - set(layers))
+        surplus = sorted(self.names[key] for key in weights if key not in self._layers)
         if surplus:
             raise ValueError(
                 f"network_weights: {len(surplus)} modules of the file are not trained in this run, such as "
-                f"{surplus[0]}. "
-                "Choose target_modules and train_text_encoders so that they are"
+                f"{surplus[0]}. Choose target_modules and train_text_encoders so that they are"
             )
         for key, module in weights.items():
-            _load_layer(layers[key], module, self.names[key], alpha)
+            _load_layer(self._layers[key], module, self.names[key], alpha)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """The frozen base model's own predictions, without gradients."""
         try:
-            for layer in self._layers:
+            for layer in self._layers.values():
                 layer.enable_adapters(False)
             with torch.no_grad():
                 yield
         finally:
-            for layer in self._layers:
+            for layer in self._layers.values():
                 layer.enable_adapters(True)
 
     def count_modules(self) -> dict[str, int]:
-        return {component: len(adapter_layers(module)) for component, module in self._modules.items()}
+        """By component."""
+        counts: dict[str, int] = {}
+        for component, _ in self._layers:
+            counts[component] = counts.get(component, 0) + 1
+        return counts
 
 
 @torch.no_grad()
@@ -127,52 +125,8 @@ def _weight(adapters: nn.ModuleDict) -> Tensor:
     return matrix.weight.detach()
 
 
-def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
-    """Full names of the UNet's layers that a preset or a regular expression chooses.
-
-    Raises:
-        ValueError: the expression cannot be read, or it matches no linear or convolution layer.
-    """
-    pattern = UNET_PRESETS.get(target_modules, target_modules)
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression "
-            f"({error})"
-        ) from error
-    chosen = [
-        name
-        for name, module in unet.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and expression.fullmatch(name)
-    ]
-    if not chosen:
-        raise ValueError(
-            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, "
-            "attention_mlp, "
-            r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
-        )
-    return chosen
-
-
-def text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:
-    """Attention and MLP layers of a CLIP text encoder.
-
-    SDXL takes the penultimate hidden states, so the first encoder's last layer never gets a
-    gradient (uses_last_layer=False); the second one's does, through the pooled embedding.
-    """
-    found = [
-        (name, re.fullmatch(_TEXT_ENCODER_MODULES, name))
-        for name, module in text_encoder.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    matches = [(name, int(match.group(2))) for name, match in found if match]
-    last = max(layer for _, layer in matches)
-    return [name for name, layer in matches if uses_last_layer or layer < last]
-
-
 def attach_adapters(
-    model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: Component
+    model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str
 ) -> list[nn.Parameter]:
     """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters, the
     only trainable ones.
@@ -231,20 +185,3 @@ class InPlaceLoraLinear(PeftLinear):
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The model's LoRA layers by the name that the layer had before."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-
-
-@torch.no_grad()
-def merge_lora(modules: dict[ModuleKey, LoraModule], parts: dict[str, nn.Module], *, strength: float = 1.0) -> None:
-    """Add a LoRA to the weights themselves: W + strength * alpha / rank * up @ down. For sampling;
-    not to be trained on.
-    """
-    layers = {
-        (component, name.removeprefix("text_model.")): layer
-        for component, part in parts.items()
-        for name, layer in part.named_modules()
-    }
-    for key, module in modules.items():
-        layer = layers[key]
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        delta = module.up.float().flatten(1) @ module.down.float().flatten(1)
-        layer.weight += (strength * module.alpha / module.rank * delta).reshape(layer.weight.shape).to(layer.weight)

@@ -8,20 +8,22 @@ from collections.abc import Sequence
 from ..dataset.caption_variants import CaptionConfig, caption_variants
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
-from .config import SDXLConfig
-from .randomness import ItemDraw
+from .config import TrainingConfig
+from .seeds import derived_seed, happens
 
 
 class TrainingTexts:
     """All texts are known before the first step, so that the text encoders can leave."""
 
     def __init__(
-        self, dataset: Dataset, items: Sequence[TrainingItem], config: SDXLConfig, captions: CaptionConfig
+        self, dataset: Dataset, items: Sequence[TrainingItem], config: TrainingConfig, captions: CaptionConfig
     ) -> None:
-        """Raises: ValueError: prior preservation has no class prompt, and for want of a trigger
-        word none can be made of the captions.
+        """Decide every variant of every text.
+
+        Raises:
+            ValueError: prior preservation has no class prompt, and for want of a trigger word none
+                can be made of the captions.
         """
-        self.captions = captions
         self._config = config
         images = list(dict.fromkeys(item.image for item in items))
         self._variants = {
@@ -52,28 +54,40 @@ class TrainingTexts:
             texts.add(self.sample_prompt)
         return sorted(texts)
 
-    def kept(self) -> list[str]:
-        """The class prompts that come from captions: what prior preservation keeps, for want of a
-        setting that says it.
-        """
+    def notices(self) -> list[str]:
+        """What the user should know about the class prompts."""
+        if self._config.class_prompt and not self._config.prior_loss_weight:
+            return ["class_prompt is not used: prior_loss_weight is 0"]
+        prompts = self._prompts_from_captions()
+        if not prompts:
+            return []
+        # A caption may say nothing of the class once its trigger word is gone: then nothing is
+        # kept, and only its owner can see that.
+        more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
+        return [
+            f"prior_loss_weight keeps what the base model draws for {prompts[0]!r}{more}. Set class_prompt if that "
+            "does not name what is to stay"
+        ]
+
+    def _prompts_from_captions(self) -> list[str]:
+        """What prior preservation keeps where no class_prompt is set."""
         if not self._config.prior_loss_weight or self._config.class_prompt.strip(" |"):
             return []
         return list(
             dict.fromkeys(prompts[0] for image, prompts in self._class_prompts.items() if not image.is_regularization)
         )
 
-    def num_variants(self, item: TrainingItem) -> int:
-        return len(self._variants[item.image])
+    def caption(self, item: TrainingItem, step: int) -> str:
+        """The variant that `item` gets in `step`; "" where caption dropout takes it away."""
+        seed, variants = self._config.seed, self._variants[item.image]
+        if happens(self._config.caption_dropout, seed, "caption_dropout", step, item.index):
+            return ""
+        return variants[derived_seed(seed, "caption_variant", step, item.index) % len(variants)]
 
-    def num_class_prompts(self, item: TrainingItem) -> int:
-        return len(self._class_prompts[item.image])
-
-    def caption(self, item: TrainingItem, draw: ItemDraw) -> str:
-        return "" if draw.drop_caption else self._variants[item.image][draw.caption_variant]
-
-    def class_prompt(self, item: TrainingItem, draw: ItemDraw) -> str:
+    def class_prompt(self, item: TrainingItem, step: int) -> str:
         """What prior preservation keeps as it is; caption dropout has no say in it."""
-        return self._class_prompts[item.image][draw.class_prompt]
+        prompts = self._class_prompts[item.image]
+        return prompts[derived_seed(self._config.seed, "class_prompt", step, item.index) % len(prompts)]
 
 
 def without_trigger_word(caption: str, trigger_word: str) -> str:

@@ -1,0 +1,134 @@
+"""What settings and folders show is said before the large libraries are imported: a typing error must not cost their seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.data.make_tiny_florence2 import FOLDER as CAPTIONER
+from tests.limits import TIME_LIMIT
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("dit", "vae", "text_encoder")
+FILES = [argument for name in MODELS for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
+MUSUBI = ["--architecture", "z-image", *FILES, "--musubi-dir", "musubi", "--musubi-python", sys.executable]
+GOOD = {
+    "sdxl": ["sdxl", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
+    "check": ["check", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
+    "caption": ["caption", "--images", "pictures", "--model", str(CAPTIONER)],
+    "plan": ["musubi", "plan", "--images", "pictures", "--output", "x", *MUSUBI],
+    "train": ["musubi", "train", "--images", "pictures", "--output", "x", *MUSUBI],
+}
+# What comes after the good arguments, and what is said of it.
+EVERYWHERE = [
+    (["--images", "nowhere"], "nowhere: there is no such folder"),
+    (["--images", "empty"], "empty: no pictures, it is empty"),
+    (["--num-repeats", "0"], "num_repeats must be between 1 and"),
+]
+OUTPUT = [
+    (["--output", "../x"], "output name '../x' has '/' in it"),
+    (["--max-train-steps", "0"], "max_train_steps must be between 1 and 1000000, got 0"),
+]
+SDXL = [
+    (["--rank", "0"], "rank must be between 1 and 1024, got 0"),
+    (["--learning-rate", "-1"], "learning_rate must be between 0.0 and 10.0, got -1.0"),
+    (["--optimizer", "Muon"], "optimizer must be one of AdamW,"),
+    (["--resolution", "1000"], "resolution must be a multiple of 64, got 1000"),
+    (["--output", "nul"], "is reserved on Windows"),
+]
+BASE = [(["--base", "nowhere.safetensors"], "nowhere.safetensors: there is no such base model")]
+TOML = [
+    (["--config", "broken.toml"], "broken.toml: not valid TOML"),
+    (["--config", "unknown.toml"], "unknown.toml: unknown setting network_dim"),
+]
+OF_CHECK = [
+    (["--stop-at", "notes"], "stop_at must be one of error, warning, never; got 'notes'"),
+    (["--picture", "pictures/0.png"], "exists already. Give a new name for the picture"),
+]
+OF_MUSUBI = [
+    (["--dit", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
+    (["--musubi-dir", "nowhere"], "nowhere"),
+    (["--task", "x"], "z-image has no --task"),
+]
+BAD = {
+    "sdxl": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL],
+    "check": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL, *OF_CHECK],
+    "caption": [*EVERYWHERE, (["--model", "nowhere"], "nowhere"), (["--task", "sing"], "task must be one of")],
+    "plan": [*EVERYWHERE, *OUTPUT, *OF_MUSUBI],
+    "train": [*EVERYWHERE, *OUTPUT, *OF_MUSUBI],
+}
+INCOMPLETE = [
+    (["sdxl", "--images", "x"], "missing --base, --output"),
+    (["check"], "missing --images"),
+    (["caption", "--model", "x"], "missing --images"),
+    (["musubi", "plan", "--output", "x", *MUSUBI], "missing --images, or --dataset-toml"),
+]
+CASES = [*INCOMPLETE, *(([*GOOD[name], *more], message) for name, cases in BAD.items() for more, message in cases)]
+PROGRAM = """
+import contextlib, io, json, sys
+from trainers.__main__ import main
+
+for arguments in json.load(sys.stdin):
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        status = main(arguments)
+    heavy = sorted({"torch", "diffusers", "transformers", "peft"} & sys.modules.keys())
+    print(json.dumps([status, said.getvalue(), errors.getvalue(), heavy]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has what the good arguments name."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("pictures", "empty", "base", "musubi/src/musubi_tuner"):
+        (place / name).mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (1024, 1024), (0, 0, 90 * number)).save(place / "pictures" / f"{number}.png")
+        (place / "pictures" / f"{number}.txt").write_text("a square")
+    (place / "broken.toml").write_text("rank = = 3")
+    (place / "unknown.toml").write_text("network_dim = 3")
+    for name in MODELS:
+        weights = {"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}
+        save_file(weights, place / f"{name}.safetensors")
+    (place / "musubi/src/musubi_tuner/zimage_train_network.py").touch()
+    (place / "musubi/pyproject.toml").write_text('[project]\nversion = "0.3.4"\n')
+    return place
+
+
+@pytest.fixture(scope="module")
+def said(place: Path) -> list[tuple[int, str, str, list[str]]]:
+    """Exit status, stdout, stderr and the large modules that were there, of every case, all in one process."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps([arguments for arguments, _ in CASES]),
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=TIME_LIMIT,
+    )
+    assert result.returncode == 0, result.stderr
+    return [tuple(json.loads(line)) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join([*arguments[:2], *arguments[-2:]]) for arguments, _ in CASES])
+def test_a_mistake_is_one_line_and_nothing_large_has_been_imported(number: int, said: list[tuple[int, str, str, list[str]]]):
+    _, message = CASES[number]
+    status, output, errors, heavy = said[number]
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 1 and message in line and not output
+    assert heavy == []
+
+
+def test_nothing_was_written(place: Path, said: list[tuple[int, str, str, list[str]]]):
+    assert len(said) == len(CASES)
+    given = {"base", "broken.toml", "empty", "musubi", "pictures", "unknown.toml"}
+    assert {path.name for path in place.iterdir()} == given | {f"{name}.safetensors" for name in MODELS}
+    assert len(list((place / "pictures").iterdir())) == 4

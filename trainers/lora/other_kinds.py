@@ -1,0 +1,55 @@
+"""Files that are no plain LoRA for this base model: what they are, by the names of their
+tensors.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_OTHER_KINDS = (
+    (r"\.(dora_scale|lora_magnitude_vector)(\.|$)", "a DoRA"),
+    (r"\.hada_", "a LoHa"),
+    (r"\.lokr_", "a LoKr"),
+    (r"\.lora_mid\.", "a LoCon with Tucker decomposition (lora_mid)"),
+    (r"\.b?oft_", "an OFT"),
+    (r"\.[ab][12]\.weight$", "a GLoRA"),
+    (r"\.on_input$", "an IA3"),
+    (r"\.lora_[AB](\.\w+)?\.bias$", "a LoRA with biases"),
+    (r"\.(diff|diff_b|set_weight|w_norm|b_norm|reshape_weight)$", "a LoRA mixed with whole weight differences (.diff)"),
+    (r"^(string_to_param|emb_params|clip_[lg]$)", "a textual inversion embedding"),
+)
+
+
+def refuse_other_kinds(tensors: Mapping[str, Tensor], label: str) -> None:
+    for pattern, kind in _OTHER_KINDS:
+        found = next((name for name in tensors if re.search(pattern, name)), None)
+        if found:
+            raise ValueError(f"{label}: this file is {kind} ({found}); only plain LoRA can be continued")
+
+
+_ARCHITECTURES = (
+    (r"(lora_prior_unet|prior_te)", "Stable Cascade"),
+    (r"(double_blocks|single_blocks|single_transformer_blocks)", "Flux or HunyuanVideo"),
+    (r"(joint_blocks|context_block|transformer_blocks.*add_[qkv]_proj)", "SD 3 or Qwen-Image"),
+    (r"(img_mod|txt_mod|img_mlp)", "Qwen-Image"),
+    (r"(adaLN_modulation|adaln_modulation|feed_forward)", "Lumina or Z-Image"),
+    (r"blocks[._]\d+[._](self_attn|cross_attn|ffn)", "Wan"),
+)
+_CROSS_ATTENTION_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL of another layout"}
+
+
+def guess_base_model(tensors: Mapping[str, Tensor]) -> str:
+    """A sentence for an error: which base model a LoRA seems to be for."""
+    for pattern, architecture in _ARCHITECTURES:
+        if any(re.search(pattern, name) for name in tensors):
+            return f"It looks like a LoRA for {architecture}"
+    width = next(
+        (
+            tensor.shape[-1]
+            for name, tensor in tensors.items()
+            if re.search(r"attn2.*to[._]k.*(down|lora_A)", name) and tensor.ndim == 2
+        ),
+        0,
+    )
+    return f"It looks like a LoRA for {_CROSS_ATTENTION_WIDTHS.get(width, 'another model')}"

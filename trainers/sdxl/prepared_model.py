@@ -1,0 +1,177 @@
+"""An SDXL model with adapters, as the training loop uses it: batches, losses, samples, metadata.
+
+Letters: B batch, H W latent height and width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..dataset.crop_plan import TrainingItem
+from ..training.adapters import AdaptedModel
+from ..training.device import COMPUTE_DTYPES
+from ..training.family import Progress
+from ..training.host import Host
+from ..training.masks import MaskStore
+from ..training.metadata import lora_metadata
+from ..training.plan import TrainingPlan
+from .config import SDXLConfig
+from .encode import EmbeddingStore, LatentStore
+from .model.sdxl_model import SDXLModel
+from .model.text import TextEmbeddings, encode_captions, stack_embeddings
+from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from .objective import NUM_TIMESTEPS, size_ids
+from .randomness import ItemDraw, draw_item
+from .samples import draw_samples
+from .step import Batch, Objective, predict, prior_losses, weighted_losses
+
+
+@dataclass
+class PreparedSDXL:
+    """A PreparedModel: everything was encoded once, and what is not needed any more has left."""
+
+    plan: TrainingPlan[SDXLConfig]
+    host: Host
+    model: SDXLModel
+    adapted: AdaptedModel
+    latents: LatentStore
+    masks: MaskStore
+    embeddings: EmbeddingStore | None  # None: the text encoders are trained and run in every step
+    objective: Objective
+    zero_terminal_snr: bool
+    precision: str
+
+    @property
+    def config(self) -> SDXLConfig:
+        return self.plan.settings.training
+
+    def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
+        """The diffusion loss, and with prior_loss_weight how far the LoRA moves the class
+        prompts.
+        """
+        with self.autocast():
+            batch = self.make_batch(items, step)
+            losses = weighted_losses(self.model.unet, batch, self.objective)
+        yield losses
+        if self.config.prior_loss_weight:
+            class_prompts = [self.plan.texts.class_prompt(item, step) for item in items]
+            with self.autocast():
+                losses = self._prior_losses(batch, class_prompts)
+            yield self.config.prior_loss_weight * losses
+
+    def _prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
+        """With the class prompts in place of the captions: what the model predicts against what it
+        predicts without its adapters.
+        """
+        unet, objective = self.model.unet, self.objective
+        with self.adapted.switched_off():
+            alphas = objective.alphas_cumprod[batch.timesteps]
+            base_pred = predict(unet, self._with_texts(batch, class_prompts), alphas)
+        return prior_losses(unet, self._with_texts(batch, class_prompts), base_pred, objective)
+
+    def autocast(self) -> torch.autocast:
+        enabled = self.precision != "no"
+        return torch.autocast(self.host.device.type, COMPUTE_DTYPES[self.precision], enabled=enabled)
+
+    def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
+        device = self.host.device
+        draws = [self._draw(item, step) for item in items]
+        pairs = list(zip(items, draws, strict=True))
+        loss_weights = [item.image.loss_weight for item in items]
+        prompt_embeds, pooled_prompt_embeds = self._embed([self.plan.texts.caption(item, step) for item in items])
+        loss_mask = self.masks.batch(items, [draw.flip for draw in draws])
+        return Batch(
+            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
+            noise=torch.stack([draw.noise for draw in draws]).to(device),
+            timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            add_time_ids=torch.tensor([_size_ids(*pair) for pair in pairs], dtype=torch.float32, device=device),
+            loss_mask=None if loss_mask is None else loss_mask.to(device),
+            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, device=device),
+        )
+
+    def _with_texts(self, batch: Batch, texts: list[str]) -> Batch:
+        prompt_embeds, pooled_prompt_embeds = self._embed(texts)
+        return replace(batch, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds)
+
+    def _embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        embeddings, device, dtype = self.embed(texts), self.host.device, COMPUTE_DTYPES[self.precision]
+        return embeddings.prompt_embeds.to(device, dtype), embeddings.pooled_prompt_embeds.to(device, dtype)
+
+    def embed(self, captions: list[str]) -> TextEmbeddings:
+        """From the cache, or with gradients from the text encoders when they are trained."""
+        if self.embeddings is not None:
+            return stack_embeddings([self.embeddings.get(caption) for caption in captions])
+        encoder, encoder_2 = self.model.text_encoder, self.model.text_encoder_2
+        assert encoder is not None and encoder_2 is not None
+        return encode_captions(encoder, encoder_2, captions)
+
+    def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
+        height, width = item.crop.target_hw
+        return draw_item(
+            seed=self.config.seed,
+            step=step,
+            item=item.index,
+            latent_shape=(4, height // 8, width // 8),
+            num_timesteps=NUM_TIMESTEPS,
+            noise_offset=self.config.noise_offset,
+            random_flip=self.plan.settings.buckets.random_flip,
+        )
+
+    def draw_samples(self) -> Image.Image:
+        """The same prompt and noise every time, in the size that most images are trained at."""
+        bucket_counts = self.plan.crops.bucket_counts
+        return draw_samples(
+            self.model,
+            self.embed,
+            prompt=self.plan.texts.sample_prompt,
+            size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
+            prediction_type=self.objective.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+            autocast=self.autocast(),
+            host=self.host,
+        )
+
+    def metadata(self, progress: Progress) -> dict[str, str]:
+        config, model = self.config, self.model
+        trained = {group.name: group.learning_rate for group in self.adapted.groups}
+        return lora_metadata(
+            self.plan,
+            progress,
+            base_model_version="sdxl_base_v1-0",
+            architecture="stable-diffusion-xl-v1-base/lora",
+            implementation="https://github.com/Stability-AI/generative-models",
+            base_model_name=model.name,
+            base_model_legacy_hash=model.legacy_hash,
+            base_model_sha256=model.sha256,
+            prediction_type="v" if self.objective.prediction_type == "v_prediction" else "epsilon",
+            zero_terminal_snr=self.zero_terminal_snr,
+            unet_learning_rate=trained.get(UNET),
+            text_encoder_learning_rates=(trained.get(TEXT_ENCODER), trained.get(TEXT_ENCODER_2)),
+            mixed_precision=self.precision,
+            network_args={"target_modules": config.target_modules},
+            noise_offset=config.noise_offset or None,
+            min_snr_gamma=config.min_snr_gamma or None,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        model = self.model
+        return {
+            "base_model": {"name": model.name, "path": str(model.path or ""), "sha256": model.sha256},
+            "prediction_type": self.objective.prediction_type,
+            "zero_terminal_snr": self.zero_terminal_snr,
+        }
+
+
+def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
+    """add_time_ids of one item; a mirrored image was cropped on the other side."""
+    crop = item.crop
+    top, left = crop.top_left_yx
+    if draw.flip:
+        left = crop.resized_hw[1] - crop.target_hw[1] - left
+    return size_ids(crop.original_hw, (top, left), crop.target_hw)

@@ -1,0 +1,57 @@
+"""Which layers of SDXL get a LoRA."""
+
+import re
+
+from torch import nn
+
+_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+UNET_PRESETS = {
+    "attention": rf".*\.transformer_blocks\.\d+\.{_ATTENTION}",
+    "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
+    rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
+}
+_TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+
+
+def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
+    """Full names of the UNet's layers that a preset or a regular expression chooses.
+
+    Raises:
+        ValueError: the expression cannot be read, or it matches no linear or convolution layer.
+    """
+    pattern = UNET_PRESETS.get(target_modules, target_modules)
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression "
+            f"({error})"
+        ) from error
+    chosen = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and expression.fullmatch(name)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, "
+            "attention_mlp, "
+            r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
+        )
+    return chosen
+
+
+def text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:
+    """Attention and MLP layers of a CLIP text encoder.
+
+    SDXL takes the penultimate hidden states, so the first encoder's last layer never gets a
+    gradient (uses_last_layer=False); the second one's does, through the pooled embedding.
+    """
+    found = [
+        (name, re.fullmatch(_TEXT_ENCODER_MODULES, name))
+        for name, module in text_encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    matches = [(name, int(match.group(2))) for name, match in found if match]
+    last = max(layer for _, layer in matches)
+    return [name for name, layer in matches if uses_last_layer or layer < last]

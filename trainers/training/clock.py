@@ -1,0 +1,32 @@
+"""Speed, remaining time and the average loss of a running training."""
+
+import time
+from collections import deque
+
+from .events import StepDone
+
+NUM_AVERAGED = 100
+
+
+class StepClock:
+    """Makes each step's event. Starts when it is made."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._started_at = time.monotonic()
+        self._recent: deque[float] = deque(maxlen=NUM_AVERAGED)
+
+    def step_done(self, step: int, epoch: int, loss: float, learning_rate: float, memory_bytes: int) -> StepDone:
+        self._recent.append(loss)
+        speed = step / max(time.monotonic() - self._started_at, 1e-9)
+        return StepDone(
+            step=step,
+            total=self._total_steps,
+            epoch=epoch,
+            loss=loss,
+            average_loss=sum(self._recent) / len(self._recent),
+            learning_rate=learning_rate,
+            steps_per_second=speed,
+            eta_seconds=(self._total_steps - step) / speed,
+            memory_bytes=memory_bytes,
+        )

@@ -1,0 +1,84 @@
+"""Masks in the size of the latents, read once and cached.
+
+Letters: B images, H W latent height and width.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dataset.crop_pixels import read_mask_crop
+from ..dataset.crop_plan import TrainingItem
+from ..files.tensor_cache import TensorCache, content_key
+from .events import Notice
+from .host import Host
+
+
+class MaskStore:
+    """Masks of cropped pictures in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
+    1 where is learned.
+    """
+
+    def __init__(self, cache: TensorCache, *, pixels_per_latent: int) -> None:
+        self._cache = cache
+        self._pixels_per_latent = pixels_per_latent
+
+    def get(self, item: TrainingItem, *, flip: bool) -> Tensor | None:
+        """None: the picture has no mask."""
+        if not item.image.mask_sha256:
+            return None
+        tensors = self._cache.get(self._key(item))
+        assert tensors is not None, f"the mask of {item.image.name} was not read"
+        return tensors["mask"].flip(-1) if flip else tensors["mask"]
+
+    def batch(self, items: Sequence[TrainingItem], flips: Sequence[bool]) -> Tensor | None:
+        """[B, 1, H, W]; ones for an image without a mask among others that have one; None where no
+        image has one.
+        """
+        masks = [self.get(item, flip=flip) for item, flip in zip(items, flips, strict=True)]
+        shape = next((mask.shape for mask in masks if mask is not None), None)
+        if shape is None:
+            return None
+        return torch.stack([torch.ones(shape) if mask is None else mask for mask in masks])
+
+    def encode(self, items: Iterable[TrainingItem], host: Host) -> None:
+        """Read what the cache does not have yet; name the pictures of which nothing would be
+        learned.
+        """
+        for item in items:
+            if not item.image.mask_sha256:
+                continue
+            host.check_interrupted()
+            if self._cache.get(self._key(item)) is None:
+                self._cache.put(self._key(item), {"mask": _shrunk_mask(item, self._pixels_per_latent)})
+            mask = self.get(item, flip=False)
+            if mask is not None and not mask.any():
+                host.report(
+                    Notice(
+                        f"{item.image.name}: its mask is black all over, so all of it counts with unmasked_weight only"
+                    )
+                )
+
+    def _key(self, item: TrainingItem) -> str:
+        crop, image = item.crop, item.image
+        return content_key(
+            kind="mask",
+            pixels_per_latent=self._pixels_per_latent,
+            mask=image.mask_sha256,
+            is_alpha=image.mask_path is None,
+            resized_hw=crop.resized_hw,
+            top_left_yx=crop.top_left_yx,
+            target_hw=crop.target_hw,
+        )
+
+
+def _shrunk_mask(item: TrainingItem, pixels_per_latent: int) -> Tensor:
+    """[1, H, W]: the share of each latent position's pixels that the mask takes."""
+    mask = read_mask_crop(item)
+    assert mask is not None, f"{item.image.name} has no mask"
+    height, width = (side // pixels_per_latent for side in item.crop.target_hw)
+    pixels = torch.from_numpy(np.array(mask))[None, None].float() / 255
+    return F.interpolate(pixels, size=(height, width), mode="area")[0]

@@ -1,0 +1,85 @@
+"""What a run writes into its LoRA's header, whatever the family: the plan, the settings, how far it
+is.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..dataset.crop_plan import TrainingItem
+from ..dataset.dataset import Dataset
+from ..lora.header import PictureFolder, TrainingRecord, build_metadata
+from .config import TrainingConfig
+from .family import Progress
+from .optimizers import warmup_steps
+from .plan import TrainingPlan
+
+
+def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
+    """kohya's ss_* and modelspec.* keys as of progress.step; a family adds TrainingRecord's
+    fields.
+    """
+    settings, schedule = plan.settings, plan.schedule
+    config, buckets, captions = settings.training, settings.buckets, settings.captions
+    items = plan.crops.items
+    record = TrainingRecord(
+        output_name=progress.title,
+        rank=config.rank,
+        alpha=config.alpha,
+        resolution=buckets.resolution,
+        started_at=progress.started_at,
+        finished_at=time.time(),
+        folders=_folders(plan.dataset, items),
+        num_regularization_samples=sum(item.image.is_regularization for item in items),
+        bucket_counts=plan.crops.bucket_counts,
+        bucket_no_upscale=buckets.bucket_no_upscale,
+        min_bucket_reso=buckets.min_bucket_reso,
+        max_bucket_reso=buckets.max_bucket_reso,
+        random_crop=buckets.resize_mode == "random_crop",
+        random_flip=buckets.random_flip,
+        trigger_word=plan.dataset.trigger_word or None,
+        steps=progress.step,
+        max_train_steps=schedule.total_steps,
+        epoch=-(-progress.step // schedule.steps_per_epoch),
+        num_epochs=-(-schedule.total_steps // schedule.steps_per_epoch),
+        num_batches_per_epoch=schedule.num_batches,
+        batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_processes=schedule.num_processes,
+        optimizer=config.optimizer,
+        lr_scheduler=config.lr_scheduler,
+        lr_warmup_steps=warmup_steps(config.lr_warmup_steps, schedule.total_steps),
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        cache_latents=True,
+        network_dropout=config.lora_dropout or None,
+        caption_dropout_rate=config.caption_dropout,
+        caption_tag_dropout_rate=captions.tag_dropout,
+        shuffle_caption=captions.shuffle_captions,
+        keep_tokens=captions.keep_tokens,
+        masked_loss=any(item.image.mask_sha256 for item in items) or None,
+        prior_loss_weight=_prior_loss_weight(config, plan.dataset),
+        seed=config.seed,
+        settings={name: value for section in settings.to_dict().values() for name, value in section.items()},
+        **of_the_family,
+    )
+    return build_metadata(record)
+
+
+def _folders(dataset: Dataset, items: Sequence[TrainingItem]) -> list[PictureFolder]:
+    """Images that are trained on, by the folder that they came with and its repeats."""
+    folders: dict[tuple[str, int, bool], PictureFolder] = {}
+    for image in dict.fromkeys(item.image for item in items):
+        num_repeats = image.num_repeats * dataset.num_repeats
+        name = image.subset.rpartition("/")[2] or dataset.folder_name
+        folder = PictureFolder(name, [], num_repeats, image.is_regularization)
+        folders.setdefault((image.subset, num_repeats, image.is_regularization), folder).captions.append(image.caption)
+    return list(folders.values())
+
+
+def _prior_loss_weight(config: TrainingConfig, dataset: Dataset) -> float | None:
+    """kohya's word for the weight of regularization images; without any, that of our prior
+    preservation, which does their work.
+    """
+    weights = [image.loss_weight for image in dataset.images if image.is_regularization]
+    return weights[0] if weights else config.prior_loss_weight or None

@@ -1,0 +1,90 @@
+"""From gradients to changed weights: loss scaling, clipping, the check for bad numbers, optimizer
+and schedule.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainingConfig
+from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+class OptimizerStep:
+    """Owns the optimizer, its schedule and, for fp16, the loss scale."""
+
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        config: TrainingConfig,
+        *,
+        total_steps: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
+        self._max_norm = config.max_grad_norm or math.inf
+        self._precision = precision
+        self._optimizer = make_optimizer(
+            config.optimizer, groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args
+        )
+        self._lr_scheduler = make_lr_scheduler(
+            config.lr_scheduler,
+            self._optimizer,
+            warmup_steps=warmup_steps(config.lr_warmup_steps, total_steps),
+            total_steps=total_steps,
+            num_cycles=config.lr_num_cycles,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first group, for the next update."""
+        return float(self._lr_scheduler.get_last_lr()[0])
+
+    def backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def update(self, step: int, loss: Tensor) -> float:
+        """Unscale, clip, stop if not finite, and step optimizer and schedule; returns the loss.
+
+        Raises:
+            NonFiniteLoss: before any weight is changed.
+        """
+        self._scaler.unscale_(self._optimizer)
+        gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        # the step's one synchronisation with the device
+        loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()
+        scale = self._scaler.get_scale()
+        _require_finite(step, loss_value, norm_value, precision=self._precision, scale=scale)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._scaler.get_scale() >= scale:  # an fp16 overflow skips the optimizer, and so the schedule too
+            self._lr_scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss_value
+
+
+def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:
+    """Stop before the optimizer would spread NaN into every weight. An fp16 gradient may overflow:
+    the scaler skips that step.
+    """
+    overflow_is_normal = precision == "fp16" and scale > 1
+    if math.isfinite(loss) and (math.isfinite(gradient_norm) or overflow_is_normal):
+        return
+    remedy = {
+        "fp16": "Use mixed_precision bf16 or no: fp16 overflows on some base models",
+        "bf16": "Lower the learning rate, or use mixed_precision no to find the cause",
+        "no": "Lower the learning rate, and check the base model",
+    }[precision]
+    dtype = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
+    raise NonFiniteLoss(
+        f"step {step}: loss {loss}, gradient norm {gradient_norm} in {dtype}. {remedy}. The weights of the last good "
+        "step are kept as a checkpoint"
+    )

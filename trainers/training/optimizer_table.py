@@ -1,0 +1,82 @@
+"""The optimizers that users can choose, one row each. Imports no torch.
+
+A new row is all that a new optimizer takes: choices, messages, memory estimate and documentation
+follow from the table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMPORT_PATH = (r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", "an import path such as torch.optim.RAdam")
+UNKNOWN_STATE_BYTES = 8.0  # two float32 states, as AdamW: for an optimizer that is not in the table
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """`arguments` are passed where the user gives none of that name; `state_bytes` are the
+    optimizer's own, per trained parameter.
+    """
+
+    name: str
+    module: str
+    class_name: str
+    package: str  # what to pip install
+    state_bytes: float
+    usual_learning_rate: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    can_be_fused: bool = False  # one kernel for all of the adapters' many small matrices
+    finds_learning_rate: bool = False  # one rate for everything: all groups must have the same
+
+
+OPTIMIZERS = {
+    row.name: row
+    for row in (
+        OptimizerRow("AdamW", "torch.optim", "AdamW", "torch", 8.0, "1e-4", can_be_fused=True),
+        OptimizerRow("AdamW8bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", 2.0, "1e-4"),
+        OptimizerRow("Lion", "lion_pytorch", "Lion", "lion-pytorch", 4.0, "1e-5 to 3e-5"),
+        OptimizerRow(
+            "Adafactor",
+            "transformers.optimization",
+            "Adafactor",
+            "transformers",
+            0.3,
+            "1e-4",
+            # Its own relative steps would ignore learning_rate and lr_scheduler.
+            arguments={"scale_parameter": False, "relative_step": False, "warmup_init": False},
+        ),
+        OptimizerRow(
+            "Prodigy",
+            "prodigyopt",
+            "Prodigy",
+            "prodigyopt",
+            16.0,
+            "1",
+            arguments={"use_bias_correction": True, "safeguard_warmup": True},
+            finds_learning_rate=True,
+        ),
+    )
+}
+
+
+def find_optimizer(name: str) -> OptimizerRow:
+    """The row of that name, or one for a class by its import path, such as torch.optim.RAdam."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    module, _, class_name = name.rpartition(".")
+    package = module.partition(".")[0]
+    return OptimizerRow(name, module, class_name, package, UNKNOWN_STATE_BYTES, "its own")
+
+
+def require_listed_optimizer(name: str) -> None:
+    """An import path would run whatever code it names: in a workflow or prompt only the table
+    counts.
+
+    Raises:
+        ValueError: it is not in the table.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}. "
+            "An import path works on the command line only"
+        )

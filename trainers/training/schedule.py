@@ -1,0 +1,85 @@
+"""How the uses of images become optimizer steps: counts, and the order of a run's steps."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..dataset.crop_plan import CropPlan, TrainingItem
+from ..dataset.epochs import epoch_batches
+from .config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many samples (uses of images), batches and optimizer steps there are."""
+
+    num_samples: int  # per epoch
+    num_batches: int  # per epoch, of all processes together
+    steps_per_epoch: int
+    total_steps: int
+    samples_by_image: dict[str, int]  # per epoch, by the image's name
+    regularization: frozenset[str]  # names of the images that only hold the model back
+    num_partial_batches: int  # per epoch
+    pixels_per_step: float
+    num_processes: int = 1
+
+    @property
+    def num_epochs(self) -> float:
+        return self.total_steps / self.steps_per_epoch
+
+    def times_seen(self, name: str) -> float:
+        return self.samples_by_image[name] * self.num_epochs
+
+    @property
+    def times_seen_range(self) -> tuple[float, float]:
+        """Of the image to learn that is seen least, and of the one that is seen most."""
+        counts = [count for name, count in self.samples_by_image.items() if name not in self.regularization]
+        return min(counts) * self.num_epochs, max(counts) * self.num_epochs
+
+
+def plan_schedule(crops: CropPlan, config: TrainingConfig, *, num_processes: int = 1) -> Schedule:
+    """Count what the loop will do. The plan has at least one item."""
+    batch_size = config.train_batch_size * num_processes
+    batches = epoch_batches(crops.items, batch_size=batch_size, seed=config.seed, epoch=1)
+    steps_per_epoch = math.ceil(len(batches) / config.gradient_accumulation_steps)
+    return Schedule(
+        num_samples=len(crops.items),
+        num_batches=len(batches),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.num_train_epochs * steps_per_epoch or config.max_train_steps,
+        samples_by_image=dict(Counter(item.image.name for item in crops.items)),
+        regularization=frozenset(item.image.name for item in crops.items if item.image.is_regularization),
+        num_partial_batches=sum(len(batch) < batch_size for batch in batches),
+        pixels_per_step=sum(math.prod(item.crop.target_hw) for item in crops.items) / steps_per_epoch,
+        num_processes=num_processes,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its number and epoch, from 1, and its micro-batches."""
+
+    number: int
+    epoch: int
+    micro_batches: list[list[TrainingItem]]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.micro_batches))
+
+
+def steps_of(items: list[TrainingItem], config: TrainingConfig, schedule: Schedule) -> Iterator[Step]:
+    """All steps of a run. Accumulation does not cross epochs: the last step of one may be
+    smaller.
+    """
+    group_size, batch_size = config.gradient_accumulation_steps, config.train_batch_size * schedule.num_processes
+    number = epoch = 0
+    while True:
+        epoch += 1
+        batches = epoch_batches(items, batch_size=batch_size, seed=config.seed, epoch=epoch)
+        for start in range(0, len(batches), group_size):
+            if number == schedule.total_steps:
+                return
+            number += 1
+            yield Step(number, epoch, batches[start : start + group_size])
