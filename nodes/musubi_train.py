@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..trainers.config import field_names
+from ..trainers.files.names import check_output_name
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
-from ..trainers.training.run_folder import check_output_name
 from .config_inputs import config_inputs
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainers.dataset.buckets import BucketConfig
-from trainers.dataset.dataset import DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import prepared_model

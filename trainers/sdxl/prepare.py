@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import LoraModule, ModuleKey, weighted_modules
 from ..lora.read import read_lora

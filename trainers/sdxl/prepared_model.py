@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.device import COMPUTE_DTYPES
 from ..training.family import Progress

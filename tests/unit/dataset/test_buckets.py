@@ -14,19 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainers.dataset.buckets import (
-    BucketConfig,
-    TrainingItem,
-    bucket_sizes,
-    choose_target,
-    epoch_batches,
-    make_crop,
-    plan_crops,
-    read_crop,
-    read_mask_crop,
-    write_prepared_folder,
-)
-from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.bucket_sizes import bucket_sizes, choose_target
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop import make_crop
+from trainers.dataset.crop_pixels import read_crop, read_mask_crop
+from trainers.dataset.crop_plan import TrainingItem, plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.prepared_folder import write_prepared_folder
+from trainers.dataset.report import DatasetReport
+from trainers.dataset.scan import scan_folder
 
 ROOT = Path(__file__).parents[3]
 SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1536)]
@@ -214,8 +213,12 @@ def test_epochs_and_seeds_have_different_orders():
 def test_the_order_and_the_crops_do_not_depend_on_the_process():
     code = """
 from pathlib import Path
-from trainers.dataset.buckets import BucketConfig, epoch_batches, plan_crops
-from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.report import DatasetReport
 images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "a toy", False) for i in range(6)]
 items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "pictures"), BucketConfig(resize_mode="random_crop"), seed=3).items
 print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])

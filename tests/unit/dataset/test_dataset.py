@@ -1,14 +1,20 @@
 """A folder of pictures and captions: what is taken, how it is read, and what a caption becomes. What is wrong with files: test_bad_pictures.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from trainers.dataset.buckets import BucketConfig, plan_crops
-from trainers.dataset.dataset import NO_CAPTION, DatasetConfig, Finding, join_datasets, scan_folder, with_trigger_word
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.join import join_datasets
+from trainers.dataset.report import NO_CAPTION, Remark, RemarkKind
+from trainers.dataset.scan import scan_folder
+from trainers.dataset.trigger_word import with_trigger_word
 
 
 def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
@@ -146,7 +152,7 @@ def test_a_picture_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_pa
     picture(tmp_path / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
     assert [image.caption for image in dataset.images] == ["", "a caption"] and reasons(dataset) == {}
-    assert dataset.report.notes == [Finding("a.png", NO_CAPTION)]
+    assert dataset.report.notes == [Remark("a.png", NO_CAPTION, RemarkKind.NO_CAPTION)]
 
 
 def test_a_picture_without_any_caption_is_left_out_of_the_training(tmp_path):
@@ -155,7 +161,7 @@ def test_a_picture_without_any_caption_is_left_out_of_the_training(tmp_path):
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
     why = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
-    assert plan.report.left_out == [Finding("a.png", why)] and plan.report.notes == []
+    assert plan.report.left_out == [Remark("a.png", why, RemarkKind.NO_CAPTION)] and plan.report.notes == []
     with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: a\.png: it has no caption"):
         plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
 
@@ -214,8 +220,8 @@ def test_the_report_reads_and_serialises(tmp_path):
     assert report.text() == f"1 picture kept, 1 left out\nLeft out:\n  b.png: it is the same file as a.png\nNotes:\n  a.png: {note}\n"
     assert json.loads(json.dumps(report.to_dict())) == {
         "num_kept": 1,
-        "left_out": [{"name": "b.png", "reason": "it is the same file as a.png"}],
-        "notes": [{"name": "a.png", "reason": note}],
+        "left_out": [{"name": "b.png", "reason": "it is the same file as a.png", "kind": "same_file"}],
+        "notes": [{"name": "a.png", "reason": note, "kind": "stand_in_caption"}],
         "buckets": {},
         "summary": [],
     }
@@ -266,7 +272,7 @@ def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     dataset = scan(tmp_path)
     assert dataset.images[0].caption == "a toy"
-    assert dataset.report.notes == [Finding("metadata.jsonl", "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over")]
+    assert dataset.report.notes == [Remark("metadata.jsonl", "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over")]
 
 
 def kohya_folder(root: Path) -> Path:
@@ -338,7 +344,19 @@ def test_a_note_about_a_caption_goes_when_there_is_one_and_others_stay(tmp_path)
     assert [note.name for note in dataset.with_captions(["a toy", ""]).report.notes] == ["b.png"]
     picture(tmp_path / "c.png", colour=(2, 0, 0)).with_suffix(".txt").write_bytes("café".encode("cp1252"))
     notes = scan(tmp_path).with_captions(["x", "y", "z"]).report.notes
-    assert notes == [Finding("c.png", "c.txt is not UTF-8; it was read as Windows-1252")]
+    assert notes == [Remark("c.png", "c.txt is not UTF-8; it was read as Windows-1252")]
+
+
+def test_rewording_a_note_does_not_change_whether_it_stays(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    picture(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
+    dataset = scan(tmp_path)
+    notes = [replace(note, reason="other words") for note in dataset.report.notes]
+    reworded = replace(dataset, report=replace(dataset.report, notes=notes))
+    before, after = (each.with_captions(["a toy", ""]) for each in (dataset, reworded))
+    assert [note.name for note in after.report.notes] == ["b.png"]
+    plans = [plan_crops(each, BucketConfig(resolution=64), seed=0) for each in (before, after)]
+    assert plans[0].report == plans[1].report
 
 
 def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
@@ -365,7 +383,7 @@ def test_joined_datasets_of_one_name_and_of_one_picture_are_told_apart(tmp_path)
     joined = join_datasets([one, two])
     assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
     assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == ["zwx", "qvy"]
-    assert joined.report.notes == [Finding("toys (2)/a.png", "it is the same file as toys/a.png; both are used")]
+    assert joined.report.notes == [Remark("toys (2)/a.png", "it is the same file as toys/a.png; both are used")]
 
 
 def test_joining_one_dataset_changes_nothing_and_none_is_an_error(tmp_path):

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from trainers.files.atomic_write import atomic_write
+from trainers.files.names import check_output_name
 from trainers.files.tensor_cache import TensorCache, content_key
 from trainers.training.events import Interrupted, StepDone
 from trainers.training.loss_plot import draw_loss_plot, running_average
-from trainers.training.run_folder import RunFolder, check_output_name
+from trainers.training.run_folder import RunFolder
 
 
 def test_a_file_gets_its_name_only_when_it_is_whole(tmp_path):

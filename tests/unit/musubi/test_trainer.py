@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation

@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainers.dataset.buckets import BucketConfig
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import verify_lora

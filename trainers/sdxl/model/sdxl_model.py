@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
+from ...wording import name_examples
 from ..objective import NOISE_SCHEDULE
 from .inspect_weights import (
     PART_NAMES,
@@ -198,7 +199,7 @@ def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
 
 
 def _first(names: list[str]) -> str:
-    return f"{len(names)} weights ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "nothing"
+    return f"{len(names)} weights ({name_examples(names, 3)})" if names else "nothing"
 
 
 def _load_checkpoint(path: Path) -> SDXLModel:

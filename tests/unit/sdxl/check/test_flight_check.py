@@ -15,10 +15,16 @@ from PIL import Image, ImageDraw
 
 import trainers.dataset.near_duplicates
 from trainers.__main__ import main
-from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.join import join_datasets
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+from trainers.dataset.report import DatasetReport
+from trainers.dataset.scan import scan_folder
 from trainers.sdxl.check.check_finding import CheckFinding
 from trainers.sdxl.check.cost import Surroundings
 from trainers.sdxl.check.disk_use import estimate_disk_use
@@ -117,6 +123,23 @@ def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> Non
         "    film.gif: .gif files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
     ]
     assert report.verdict == "refused: 1 error, 1 warning" and report.num_left_out == 4
+
+
+def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:900])
+    (folder / "film.gif").write_bytes(b"GIF89a")
+    (folder / "again.png").write_bytes((folder / "2.png").read_bytes())
+    add(folder, "tiny.png", Image.new("RGB", (9, 9)))
+    add(folder, "bare.png", painting(7), caption="")
+    dataset = scan(folder, trigger_word="")
+    left_out = [replace(remark, reason="other words") for remark in dataset.report.left_out]
+    notes = [replace(note, reason="other words") for note in dataset.report.notes]
+    reworded = replace(dataset, report=replace(dataset.report, left_out=left_out, notes=notes))
+    before, after = (
+        [(finding.level, finding.kind, finding.message, [remark.name for remark in finding.pictures]) for finding in check(each).findings]
+        for each in (dataset, reworded)
+    )
+    assert {kind for _, kind, _, _ in before} >= {"unusable", "left_out", "too_small", "no_caption"} and after == before
 
 
 def test_pictures_without_any_caption_are_an_error(folder: Path) -> None:
