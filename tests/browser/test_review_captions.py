@@ -265,7 +265,8 @@ def test_edits_that_cannot_be_read_are_kept_until_the_user_discards_them(editor:
     assert editor.widgets(REVIEW)["edits"] == text
     review.root.get_by_role("button", name="Discard the edits").click()
     review.caption(0).fill("mine")
-    assert list(review.edits().values())[0]["caption"] == "mine" and not review.root.get_by_text("cannot be read").count()
+    (edit,) = review.edits().values()
+    assert edit["caption"] == "mine" and not review.root.get_by_text("cannot be read").count()
 
 
 def test_the_widget_speaks_the_language_of_the_settings(editor: Editor, review: Review):

@@ -10,7 +10,7 @@
 /** @typedef {(Edit | undefined)[]} EditsOfKeys */
 /** @typedef {{ keys: string[], before: EditsOfKeys, after: EditsOfKeys }[]} UndoStep */
 
-/** The edits are not what this version reads. `entry` names the one that is at fault, if any. */
+/** The text is not what this version reads. `entry` is the part at fault; without it, no JSON. */
 export class UnreadableEdits extends Error {
   /**
    * @param {string} message
@@ -31,7 +31,7 @@ export function parseEdits(text) {
   if (!text.trim()) return new Map();
   const entries = parseJson(text);
   if (typeof entries !== "object" || entries === null || Array.isArray(entries)) {
-    throw new UnreadableEdits(`expected an object, got ${text.trim().slice(0, 40)}`);
+    throw new UnreadableEdits("not a JSON object", text.trim().slice(0, 40));
   }
   return new Map(Object.entries(entries).map(([key, entry]) => [key, parseEdit(key, entry)]));
 }

@@ -159,7 +159,9 @@ export class CaptionReview {
     const { translate } = this;
     const { problem } = this.edits;
     if (problem) {
-      const heading = translate("unreadable", { reason: problem.message });
+      const heading = problem.entry
+        ? translate("unreadableEntry", { entry: problem.entry })
+        : translate("unreadable", { reason: problem.message });
       const text = translate("unreadableAdvice");
       return this.message.draw({ heading, text, isError: true, hasUnreadableEdits: true });
     }
