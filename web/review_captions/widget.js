@@ -3,7 +3,7 @@
 
 import { BulkChangeBar } from "./bulk_change.js";
 import { CaptionFacts } from "./caption_facts.js";
-import { createElement, focusAndShow } from "./dom.js";
+import { createElement } from "./dom.js";
 import { Edits } from "./edits.js";
 import { Foot } from "./foot.js";
 import * as host from "./host.js";
@@ -11,6 +11,7 @@ import { Message } from "./message.js";
 import { Preview } from "./preview.js";
 import { Row } from "./row.js";
 import { SearchBar } from "./search_bar.js";
+import { addShortcuts } from "./shortcuts.js";
 
 /** @typedef {import("./edits.js").UndoStep} UndoStep */
 /** @typedef {import("./preview.js").Change} Change */
@@ -32,8 +33,6 @@ export class CaptionReview {
   #unknown = [];
   /** @type {{ name: string, step: UndoStep }[]} */
   #undoSteps = [];
-  /** @type {Row | undefined} the one to go back to from the search */
-  #lastRow;
   #numRequests = 0;
   #rememberTimer = 0;
 
@@ -46,7 +45,7 @@ export class CaptionReview {
     this.translate = translate;
     this.edits = new Edits(host.findWidget(node, "edits"));
     this.facts = new CaptionFacts((subjects) => this.#inspect(subjects));
-    this.search = new SearchBar(translate, () => this.#applyFilter());
+    this.search = new SearchBar(translate, () => this.applyFilter());
     this.message = new Message(
       translate,
       () => String(this.edits.widget.value),
@@ -55,7 +54,7 @@ export class CaptionReview {
     this.bulk = new BulkChangeBar(
       translate,
       () => this.#previewChange(),
-      () => this.#undo(),
+      () => this.undo(),
     );
     this.preview = new Preview(translate);
     this.foot = new Foot(
@@ -98,6 +97,10 @@ export class CaptionReview {
     if (result.waits) this.#askForReview();
   }
 
+  get canUndo() {
+    return this.#undoSteps.length > 0;
+  }
+
   drawReview() {
     const waits = host.findWidget(this.node, "wait_for_review").value === true;
     const hasRows = this.rows.length > 0;
@@ -117,7 +120,7 @@ export class CaptionReview {
       this.foot.element,
     );
     root.dataset.captureWheel = "true";
-    root.addEventListener("keydown", (event) => this.#onKey(event));
+    addShortcuts(root, this);
     root.addEventListener("wheel", host.shareWheel, { passive: false });
     root.addEventListener("pointerdown", host.shareMiddleButton);
     return root;
@@ -180,7 +183,7 @@ export class CaptionReview {
     return { heading: translate("noImagesYet"), text: translate("connectAndRun") + kept };
   }
 
-  #applyFilter() {
+  applyFilter() {
     for (const row of this.rows) row.card.hidden = !this.search.matches(row);
     this.#drawSummary();
   }
@@ -207,7 +210,7 @@ export class CaptionReview {
   #take(key, images) {
     if (key && key === this.key) return this.#draw();
     this.key = key;
-    this.#closePreview();
+    this.closePreview();
     markCopies(images);
     const actions = {
       edit: this.#edit.bind(this),
@@ -218,7 +221,7 @@ export class CaptionReview {
     this.rows = images.map((image) => new Row(image, actions, this.translate));
     this.list.replaceChildren(...this.rows.map((row) => row.card));
     this.#draw();
-    this.#applyFilter();
+    this.applyFilter();
   }
 
   /** @param {[caption: string, triggerWord: string][]} subjects */
@@ -334,12 +337,12 @@ export class CaptionReview {
    */
   #openPreview(title, changes, numShown) {
     const onApply = () => this.#applyChanges(title, changes);
-    const onCancel = () => this.#closePreview();
+    const onCancel = () => this.closePreview();
     this.preview.open({ title, changes, numShown, onApply, onCancel });
     this.#setBehindPreview(true);
   }
 
-  #closePreview() {
+  closePreview() {
     this.#setBehindPreview(false);
     this.preview.close();
   }
@@ -360,13 +363,14 @@ export class CaptionReview {
       changes.map(({ row, after }) => ({ image: row.image, caption: after })),
     );
     this.#undoSteps.push({ name, step });
-    this.#closePreview();
+    this.closePreview();
     this.#draw();
     this.#remember();
     this.bulk.text.focus();
   }
 
-  #undo() {
+  /** Takes back the last change of many captions, if there was one. */
+  undo() {
     const last = this.#undoSteps.pop();
     if (!last) return;
     this.edits.undo(last.step);
@@ -383,78 +387,6 @@ export class CaptionReview {
   #rememberSoon() {
     clearTimeout(this.#rememberTimer);
     this.#rememberTimer = setTimeout(() => this.#remember(), REMEMBER_DELAY);
-  }
-
-  // ---- keys ----
-
-  /**
-   * A key that means something here goes no further: ComfyUI has shortcuts too, such as Ctrl+Enter
-   * for Run. From the open preview none does, because Delete would remove the node.
-   * @param {KeyboardEvent} event
-   */
-  #onKey(event) {
-    if (event.isComposing) return;
-    const isOurs = this.#handleKey(event);
-    if (isOurs) event.preventDefault();
-    if (isOurs || this.preview.isOpen) event.stopPropagation();
-  }
-
-  /**
-   * @param {KeyboardEvent} event
-   * @returns {boolean} whether the key means something here
-   */
-  #handleKey({ key, ctrlKey, metaKey, target }) {
-    const isControl = ctrlKey || metaKey;
-    if (this.preview.isOpen) return this.#handleKeyInPreview(key, isControl);
-    if (isControl && key === "f") return this.#focusSearch();
-    if (isControl && key === "Enter") return this.#focusNext(target);
-    if (isControl && key === "z") return this.#undoByKey(/** @type {Element} */ (target));
-    return key === "Escape" && target === this.search.text && this.#leaveSearch();
-  }
-
-  /**
-   * @param {string} key
-   * @param {boolean} isControl
-   */
-  #handleKeyInPreview(key, isControl) {
-    if (key === "Escape") this.#closePreview();
-    return key === "Escape" || (isControl && ["f", "Enter", "z"].includes(key));
-  }
-
-  #focusSearch() {
-    this.#lastRow = this.rows.find((row) => row.text === document.activeElement) ?? this.#lastRow;
-    this.search.text.focus();
-    this.search.text.select();
-    return true;
-  }
-
-  /**
-   * To the next caption; from the search to the first one.
-   * @param {EventTarget | null} target
-   */
-  #focusNext(target) {
-    const shown = this.rows.filter((row) => row.isShown);
-    const index = shown.findIndex((row) => row.card.contains(/** @type {Node} */ (target)));
-    focusAndShow(shown[index + 1]?.text);
-    return true;
-  }
-
-  /**
-   * In a text, the browser's undo is meant.
-   * @param {Element} target
-   */
-  #undoByKey(target) {
-    if (["TEXTAREA", "INPUT"].includes(target.tagName) || !this.#undoSteps.length) return false;
-    this.#undo();
-    return true;
-  }
-
-  #leaveSearch() {
-    this.search.text.value = "";
-    this.#applyFilter();
-    const row = this.#lastRow?.card.isConnected ? this.#lastRow : this.rows[0];
-    focusAndShow(row?.text);
-    return true;
   }
 }
 
