@@ -43,4 +43,5 @@ def test_every_script_is_type_checked_and_keeps_to_one_style(script: Path):
 def test_only_extensions_and_the_seam_import_the_host():
     """ComfyUI imports every script, and the pure ones also run in Node."""
     importing = [script for script in SCRIPTS if "/scripts/" in script.read_text(encoding="utf-8")]
-    assert {script.relative_to(ROOT / "web").as_posix() for script in importing} == {"advanced_inputs.js", "musubi_settings.js", "review_captions.js", "review_captions/host.js"}
+    names = {script.relative_to(ROOT / "web").as_posix() for script in importing}
+    assert names == {"advanced_inputs.js", "musubi_settings.js", "review_captions.js", "review_captions/host.js"}

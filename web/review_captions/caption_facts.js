@@ -12,7 +12,7 @@ const DELAY = 250; // milliseconds
 export class CaptionFacts {
   /** @type {Map<string, Facts>} */
   #known = new Map();
-  /** @type {Map<string, Subject>} */
+  /** @type {Map<string, Subject[]>} all that have the same caption */
   #wanted = new Map();
   #timer = 0;
 
@@ -51,19 +51,23 @@ export class CaptionFacts {
    * @param {Subject} subject
    */
   #want(key, subject) {
-    this.#wanted.set(key, subject);
+    const subjects = this.#wanted.get(key) ?? [];
+    subjects.push(subject);
+    this.#wanted.set(key, subjects);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ask(), DELAY);
   }
 
-  /** Of captions that were typed over in the meantime nobody needs to know. */
+  /** Nobody needs to know of captions that were typed over in the meantime. */
   #ask() {
-    const wanted = [...this.#wanted].filter(
-      ([key, { caption, image }]) => key === keyOf(caption, image.trigger_word),
-    );
+    /** @type {[caption: string, triggerWord: string][]} */
+    const pairs = [];
+    for (const [key, subjects] of this.#wanted) {
+      const subject = subjects.find((one) => keyOf(one.caption, one.image.trigger_word) === key);
+      if (subject) pairs.push([subject.caption, subject.image.trigger_word]);
+    }
     this.#wanted.clear();
-    if (wanted.length)
-      this.inspect(wanted.map(([, { caption, image }]) => [caption, image.trigger_word]));
+    if (pairs.length) this.inspect(pairs);
   }
 }
 

@@ -14,7 +14,8 @@ export const ENGLISH = {
   serverFailed: "ComfyUI did not answer as expected: {reason}",
 
   unreadable: "This workflow’s edited captions cannot be read: {reason}",
-  unreadableEntry: "This workflow’s edited captions cannot be read: “{entry}” is not one",
+  unreadableEntry:
+    "This workflow’s edited captions cannot be read: “{entry}” is not an edited caption",
   unreadableAdvice:
     "A newer version of ComfyUI-LoRA-Trainer may have written them. They stay as they are " +
     "until you discard them; copy them first if you need them.",
