@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * Edited captions as the node's `edits` widget, and so the workflow, keeps them.
- * trainers/caption_edits.py reads the same JSON and decides which captions count.
+ * trainers/captions/edits.py reads the same JSON and decides which captions count.
  */
 
 /** @typedef {{ name: string, sha256: string, caption: string, isCopy: boolean }} EditableImage */
