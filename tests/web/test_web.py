@@ -1,4 +1,4 @@
-"""The web modules that need no browser, tested by Node's own runner; and the form that all scripts share."""
+"""Node tests of the web modules that need no browser, and the style that all scripts share."""
 
 import re
 import shutil
