@@ -1,5 +1,5 @@
 // @ts-check
-/** The bar that changes all shown captions at once. trainers/captions/edits.py does the changing. */
+/** The bar that changes all shown captions at once. trainers/captions/edits.py changes them. */
 
 import { createButton, createElement, createToggle, getPressed } from "./dom.js";
 
