@@ -1,4 +1,4 @@
-"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the pictures
+"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the images
 before, `comfyui` runs a prompt in one; and `demo`.
 """
 

@@ -7,6 +7,7 @@ import pytest
 from docs.generate import outdated_files
 from docs.help_pages import PAGES, as_markdown
 from docs.schemas import ROOT
+from trainers.captions.florence2.tasks import TASKS
 
 TABLES = {"LoRATrainer_LoRATrainSDXL": ["goals", "memory"], "LoRATrainer_MusubiTrain": ["architectures"]}
 
@@ -25,6 +26,13 @@ def test_a_help_page_has_its_generated_parts(path):
     expected = [*TABLES.get(node_id, []), *(["inputs"] if has_inputs else [])]
     assert re.findall(r"<!-- make docs: (\w+) -->", text) == expected
     assert text.count("<!-- end -->") == len(expected)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES.rglob("*.md") if "Florence2Caption" in str(page)])
+def test_a_help_page_explains_every_caption_task(page):
+    explanation = re.sub("<!-- make docs.*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    missing = [task for task in TASKS if f"`{task}`" not in explanation]
+    assert not missing, f"{page.relative_to(ROOT)} does not explain {', '.join(missing)}"
 
 
 @pytest.mark.parametrize(

@@ -87,16 +87,6 @@ def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str)
             assert texts_of_input["tooltip"].startswith(id + separator)
 
 
-def test_every_node_has_a_help_page_in_every_language() -> None:
-    docs = ROOT / "web" / "docs"
-    expected = {
-        docs / path
-        for node in translation("fr")
-        for path in (f"{node}.md", *(f"{node}/{language}.md" for language in LANGUAGES))
-    }
-    assert set(PAGES) == expected
-
-
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, Any]:
     return {schema.node_id: schema for schema in read_schemas()}
@@ -113,13 +103,16 @@ def translated_inputs(schema: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_language_has_every_input_and_no_other(schemas: dict[str, Any], language: str) -> None:
+def test_a_language_has_every_input_and_output_and_no_other(schemas: dict[str, Any], language: str) -> None:
     translated = translation(language)
-    problems = []
-    for node_id, schema in schemas.items():
-        here, there = list(translated_inputs(schema)), list(translated[node_id]["inputs"])
+    problems = [f"{node_id} lacks everything" for node_id in schemas if node_id not in translated]
+    for node_id, texts_of_node in translated.items():
+        schema = schemas[node_id]
+        here, there = list(translated_inputs(schema)), list(texts_of_node["inputs"])
         problems += [f"{node_id} lacks {name}" for name in here if name not in there]
         problems += [f"{node_id} has {name}, which the node has not" for name in there if name not in here]
+        if list(texts_of_node["outputs"]) != [str(index) for index in range(len(schema.outputs))]:
+            problems.append(f"{node_id} must have its {len(schema.outputs)} outputs")
     assert not problems, f"locales/{language}/nodeDefs.json: {'; '.join(problems)}"
 
 
@@ -129,3 +122,10 @@ def test_the_front_end_reads_no_english_text_as_a_pattern(schemas: dict[str, Any
             assert entry.tooltip and not re.search(r"[{}@|]", entry.tooltip), (
                 f"{schema.node_id} {entry.id}: {entry.tooltip!r}"
             )
+
+
+def test_every_node_has_a_help_page_in_every_language(schemas: dict[str, Any]) -> None:
+    docs = ROOT / "web" / "docs"
+    expected = {docs / f"{node}.md" for node in schemas}
+    expected |= {docs / node / f"{language}.md" for node in schemas for language in LANGUAGES}
+    assert set(PAGES) == expected

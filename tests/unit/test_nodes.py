@@ -43,6 +43,17 @@ def test_a_node_may_take_a_setting_elsewhere_some_of_a_config_and_inputs_of_its_
     assert settings_order(["second", "own"], some_of=(Config,), also={"own"}) == ("second", "own")
 
 
+def test_every_node_class_is_registered():
+    declared = {
+        name
+        for path in (ROOT / "nodes").glob("*.py")
+        for name in re.findall(r"^class (\w+)\(io\.ComfyNode\)", path.read_text(), re.M)
+    }
+    with stand_in_host() as pack:
+        registered = {node.__name__ for node in importlib.import_module(f"{pack}.nodes.extension").NODES}
+    assert registered == declared, "every node must be in NODES of nodes/extension.py, at its end"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "nodes" / "host").glob("*.py")), ids=lambda path: path.name)
 def test_the_host_layer_imports_no_node(path):
     imports = [

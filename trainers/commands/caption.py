@@ -1,4 +1,4 @@
-"""Caption a folder of pictures with Florence-2."""
+"""Caption a folder of images with Florence-2."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..files.cache_folder import default_cache_folder
 if TYPE_CHECKING:
     from ..dataset.dataset import Dataset
 
-SUMMARY = "caption a folder of pictures with Florence-2"
+SUMMARY = "caption a folder of images with Florence-2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir",
         type=Path,
-        help="folder that keeps captions, so that a second run costs nothing (default: the user's cache folder)",
+        help="folder that keeps captions, so that a second run reuses them (default: the user's cache folder)",
     )
     add_flags(parser, DatasetConfig)
     add_flags(parser, CaptionerConfig)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints every picture's name and caption, a tab between them; what happens meanwhile goes to
+    """Prints every image's name and caption, a tab between them; what happens meanwhile goes to
     stderr.
     """
     given = vars(options)

@@ -1,5 +1,5 @@
 """Check a dataset and its settings before training: what will be used, what it will cost, what to
-mend. No model is loaded. Exits with 1 when refused.
+fix. No model is loaded. Exits with 1 if it refuses.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from ..training.run_folder import RunFolder
 from .sdxl import CONFIGS
 from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
 
-SUMMARY = "check pictures, captions and settings before training"
+SUMMARY = "check images, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
 REQUIRED = ("images",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--picture", type=Path, help="also draw the report into this new PNG file")
+    parser.add_argument("--picture", type=Path, help="also draw the report as an image into this new PNG file")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_setting_flags(parser, CHECK_CONFIGS, required=REQUIRED)
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(settings: dict[str, Any]) -> FlightReport:
-    """Raises what the training would raise for a wrong setting, a folder without pictures, or an
+    """Raises what the training would raise for a wrong setting, a folder without images, or an
     output that exists.
     """
     dataset_settings = dataset_configs(settings)

@@ -1,4 +1,4 @@
-"""Run a prompt in API format on a ComfyUI: one that runs already, or one that is found and started
+"""Run a prompt in API format on a ComfyUI: one that is running, or one that is found and started
 for it, without a window.
 """
 
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..comfyui.client import ComfyClient, Prompt, Result
 
-SUMMARY = "run an API-format prompt on a ComfyUI, started without a window if need be"
+SUMMARY = "run an API-format prompt on a running ComfyUI, or on one that is started for it"
 OUR_NODES = "LoRATrainer_"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "prompt", type=Path, metavar="PROMPT.json", help="what ComfyUI writes with Workflow > Export (API)"
+        "prompt", type=Path, metavar="PROMPT.json", help="the file that ComfyUI writes with Workflow > Export (API)"
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="another value for an input, JSON or text; NODE is an id or a class; may be repeated",
+        help="new value for an input, JSON or text; NODE is an id or a class; may be repeated",
     )
     parser.add_argument(
         "--server",
         metavar="URL",
-        help="a ComfyUI that runs, such as http://127.0.0.1:8188 (default: start the one that is found)",
+        help="a running ComfyUI, such as http://127.0.0.1:8188 (default: start the one that is found)",
     )
     parser.add_argument(
         "--output-dir",
         type=Path,
         default=Path("output"),
-        help="where a folder for the pictures is made (default: output)",
+        help="folder in which a new one for the images is made (default: output)",
     )
 
 

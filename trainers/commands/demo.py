@@ -1,4 +1,4 @@
-"""Train a LoRA from a folder of twelve pictures on the embedded base model, and show what it
+"""Train a LoRA from a folder of twelve images on the embedded base model, and show what it
 learned. No GPU, no download.
 
 Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("demo_output"),
         help="folder for everything the demo writes (default: demo_output)",
     )
-    parser.add_argument("--core", action="store_true", help="by the training core alone, also where a ComfyUI is found")
+    parser.add_argument("--core", action="store_true", help="use the training core alone, even if a ComfyUI is found")
     parser.add_argument(
         "--steps", type=int, default=SETTINGS["max_train_steps"], help="optimizer steps (default: %(default)s)"
     )

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     doctor = commands.add_parser(
         "doctor",
-        help="say what is found of Musubi Tuner and what is missing",
-        description="Say what is found, and what to do.",
+        help="say where Musubi Tuner is and what is missing",
+        description="Say where Musubi Tuner is, what is missing and what to do.",
     )
     for command in (train, plan):
         _add_job_arguments(command)
@@ -64,12 +64,12 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for latents and text encoder outputs, shared by all runs (default: the user's cache folder)",
     )
     parser.add_argument(
-        "--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner's own"
+        "--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner"
     )
     parser.add_argument(
-        "--control-images", help="folder of control images, for editing models: files of the same names as the pictures"
+        "--control-images", help="folder of control images, for editing models: files with the same names as the images"
     )
-    files = parser.add_argument_group("model files", "which of them an architecture needs, plan says")
+    files = parser.add_argument_group("model files", "plan says which of them an architecture needs")
     for name, help_text in _flags_of_rows("models").items():
         files.add_argument(
             "--" + name.replace("_", "-"), dest=f"model_{name}", type=Path, metavar="FILE", help=help_text

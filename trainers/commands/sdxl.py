@@ -1,4 +1,4 @@
-"""Train a LoRA for SDXL from a folder of pictures and a base model."""
+"""Train a LoRA for SDXL from a folder of images and a base model."""
 
 import argparse
 import os

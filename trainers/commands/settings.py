@@ -24,9 +24,9 @@ DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
 OWN_SETTINGS = {
     "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
     "output": "name of the LoRA file",
-    "output_dir": "folder for the LoRA and its run folder (default: 'output')",
+    "output_dir": "folder for the LoRA and its run folder (default: output)",
     "cache_dir": "folder for latents and text embeddings, shared by all runs (default: the user's cache folder)",
-    "prepared_dir": "also write the cropped pictures with their captions to this new folder",
+    "prepared_dir": "also write the cropped images with their captions into this new folder",
     "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
 }
 
@@ -35,7 +35,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], 
     parser.add_argument(
         "--config",
         type=Path,
-        help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags come first",
+        help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags win",
     )
     for name, help_text in OWN_SETTINGS.items():
         mark = " (required)" if name in required else ""
@@ -70,7 +70,7 @@ def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
     """One for each [[datasets]] table, to which the settings outside of the tables are defaults;
     without tables these alone.
 
-    A trigger word from outside is not for regularization pictures.
+    A trigger word from outside is not for regularization images.
     """
     tables = settings.get(DATASETS)
     if tables is None:
