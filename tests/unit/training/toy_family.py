@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from trainers.dataset.crop_pixels import read_crop
 
+from trainers.dataset.crop_pixels import read_crop
 from trainers.dataset.crop_plan import TrainingItem
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import ModuleNames
