@@ -9,12 +9,13 @@ INSTALLED := .venv/.installed
 # One process per core; tests/distribution.py says which tests go together.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs clean
 
 help:
 	@echo "make demo    train a LoRA on the embedded base model; pictures before and after"
 	@echo "make test    run the tests"
 	@echo "make check   what a change must pass: ruff, basedpyright and the tests"
+	@echo "make docs    write the generated parts of the help pages, and docs/reference.md"
 	@echo "make clean   remove .venv and the tools' caches"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from (3.10 or newer; now: $(PYTHON))."
@@ -31,6 +32,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(PYTEST)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -31,10 +31,12 @@ from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import weighted_modules
 from trainers.sdxl.encode import LatentStore
+from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
+from trainers.sdxl.model.size_ids import size_ids
 from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.names import kohya_names, module_key
-from trainers.sdxl.objective import add_noise, alphas_cumprod, size_ids
+from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
 from trainers.sdxl.targets import text_encoder_targets, unet_targets
 from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters

@@ -20,29 +20,33 @@ class ApplyLoRA(io.ComfyNode):
             "use ComfyUI's Load LoRA.",
             search_aliases=["ApplyLoRA", "load lora model", "lora strength"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to change. It must be of the kind that the LoRA was trained on."
+                io.Model.Input("model", tooltip="The model to change: the same kind as the LoRA was trained on."),
+                io.LoraModel.Input(
+                    "lora",
+                    tooltip="From Train LoRA, or from any node that outputs LORA_MODEL, with any names that ComfyUI's "
+                    "LoRA loaders read.",
                 ),
-                io.LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives LORA_MODEL."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoders to change. Without it, the LoRA's part for them is not used.",
+                    tooltip="The text encoders to change. Without them, the LoRA's part for them is not used.",
                 ),
                 io.Float.Input(
                     "strength_model",
-                    tooltip="Strength in the UNet: 1 as trained, 0 none; usually 0.5 to 1.2. Negative inverts.",
+                    tooltip="Strength in the UNet. 1: as trained; 0: none; usually 0.5 to 1.2. Negative values invert "
+                    "it.",
                     **_STRENGTH,
                 ),
                 io.Float.Input(
                     "strength_clip",
-                    tooltip="Strength in the text encoders: 1 as trained, 0 none; usually 0.5 to 1.2.",
+                    tooltip="Strength in the text encoders. 1: as trained; 0: none; usually 0.5 to 1.2. Without "
+                    "effect if they were not trained.",
                     **_STRENGTH,
                 ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the LoRA."),
-                io.Clip.Output("clip", tooltip="The text encoders with the LoRA, or nothing when none came in."),
+                io.Clip.Output("clip", tooltip="The text encoders with the LoRA; empty if none came in."),
             ],
         )
 

@@ -6,20 +6,22 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import field_names
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import AUTO, config_inputs
+from .config_inputs import settings_inputs, settings_order
+from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
-from .train_sdxl import OPEN_SETTINGS
 
-_VISIBLE = {"max_train_steps", "rank", "resolution", "train_batch_size"}
-# What decides the steps, the memory, the time, the disk or the texts.
-_TRAINING_SETTINGS = {
-    *(
+_VISIBLE = {"stop_at", "max_train_steps", "rank", "resolution", "train_batch_size"}
+# Append only. Of SDXLConfig it has the settings that decide the steps, the memory, the time, the
+# disk or the texts.
+SETTINGS_ORDER = settings_order(
+    (
+        "stop_at",
+        "find_near_duplicates",
         "rank",
         "max_train_steps",
         "train_batch_size",
@@ -28,8 +30,6 @@ _TRAINING_SETTINGS = {
         "target_modules",
         "num_train_epochs",
         "gradient_accumulation_steps",
-    ),
-    *(
         "gradient_checkpointing",
         "train_text_encoders",
         "save_every_n_steps",
@@ -37,8 +37,26 @@ _TRAINING_SETTINGS = {
         "save_dtype",
         "prior_loss_weight",
         "class_prompt",
+        "resolution",
+        "resize_mode",
+        "random_flip",
+        "bucket_no_upscale",
+        "bucket_reso_steps",
+        "min_bucket_reso",
+        "max_bucket_reso",
+        "extra_resolutions",
+        "shuffle_captions",
+        "keep_tokens",
+        "caption_separator",
+        "tag_dropout",
+        "num_caption_variants",
+        "use_wildcards",
     ),
-}
+    FlightCheckConfig,
+    BucketConfig,
+    CaptionConfig,
+    some_of=(SDXLConfig,),
+)
 
 
 class FlightCheck(io.ComfyNode):
@@ -48,10 +66,9 @@ class FlightCheck(io.ComfyNode):
             node_id=ID_PREFIX + "FlightCheck",
             display_name="Flight Check (LoRA Trainer)",
             category=CATEGORY,
-            description="Checks pictures, captions and settings before the training, without loading a model: "
-            "buckets, cropping, near-duplicates, "
-            "captions, steps, memory, time and disk. Put it between Load Images and Train LoRA, with the same "
-            "settings: it stops the run at errors.",
+            description="Checks images, captions and settings before training, without loading a model: buckets, "
+            "cropping, near-duplicates, captions, steps, memory, time and disk. Put it between Load "
+            "Images and Train LoRA, with the same settings: it stops the run at errors.",
             search_aliases=[
                 "FlightCheck",
                 "check dataset",
@@ -64,7 +81,7 @@ class FlightCheck(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 TrainingDataset.Input(
-                    "dataset", tooltip="What Train LoRA is to get: usually 10 to 200 pictures with captions."
+                    "dataset", tooltip="The dataset for Train LoRA: usually 10 to 200 images with captions."
                 ),
                 io.Combo.Input(
                     "goal",
@@ -78,23 +95,23 @@ class FlightCheck(io.ComfyNode):
                     options=[AUTO, *MEMORY_PRESETS],
                     default=AUTO,
                     optional=True,
-                    tooltip="As in Train LoRA: decides the settings that are left open. auto: the memory that the "
-                    "GPU has.",
+                    tooltip="As in Train LoRA: decides the settings that are left at 0 or auto. auto: the memory of "
+                    "this GPU.",
                 ),
-                *config_inputs(FlightCheckConfig, auto={}, visible={"stop_at"}),
-                *config_inputs(
+                *settings_inputs(
+                    SETTINGS_ORDER,
+                    FlightCheckConfig,
                     SDXLConfig,
-                    auto=OPEN_SETTINGS,
-                    leave_out=set(field_names(SDXLConfig)) - _TRAINING_SETTINGS,
+                    BucketConfig,
+                    CaptionConfig,
                     visible=_VISIBLE,
+                    open_settings=OPEN_SETTINGS,
                 ),
-                *config_inputs(BucketConfig, auto=OPEN_SETTINGS, visible=_VISIBLE),
-                *config_inputs(CaptionConfig, auto={}),
             ],
             outputs=[
-                TrainingDataset.Output("dataset", tooltip="The dataset that came in: for Train LoRA."),
+                TrainingDataset.Output("dataset", tooltip="The same dataset, for Train LoRA."),
                 io.String.Output("report", tooltip="Numbers and findings as text."),
-                io.Image.Output("picture", tooltip="The report as a picture, 1280 pixels wide."),
+                io.Image.Output("picture", tooltip="The report as an image, 1280 pixels wide."),
             ],
         )
 

@@ -1,5 +1,5 @@
 """Florence-2 Caption and Set Captions: a dataset with captions from a model that looks at its
-pictures, or from any other node.
+images, or from any other node.
 """
 
 from dataclasses import replace
@@ -9,21 +9,35 @@ from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
 from ..trainers.dataset.dataset import Dataset
-from .config_inputs import config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.captioner import caption_in_graph, is_in_cache, model_folder, model_names
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
+SETTINGS_ORDER = settings_order(  # append only
+    (
+        "task",
+        "prompt",
+        "existing_captions",
+        "trigger_template",
+        "clean_captions",
+        "write_files",
+        "num_beams",
+        "max_new_tokens",
+        "batch_size",
+    ),
+    CaptionerConfig,
+)
 
 
 def _outputs() -> list[io.Output]:
     return [
-        TrainingDataset.Output("dataset", tooltip="The same pictures, with the new captions: for Train LoRA."),
+        TrainingDataset.Output("dataset", tooltip="The same images with the new captions, for Train LoRA."),
         io.String.Output(
-            "captions", is_output_list=True, tooltip="One caption per picture, in their order, as a list."
+            "captions", is_output_list=True, tooltip="One caption per image, in the order of the dataset, as a list."
         ),
-        io.String.Output("report", tooltip="Every picture with its caption, as text."),
+        io.String.Output("report", tooltip="Every image with its caption, as text."),
     ]
 
 
@@ -35,9 +49,8 @@ class Florence2Caption(io.ComfyNode):
             node_id=ID_PREFIX + "Florence2Caption",
             display_name="Florence-2 Caption (LoRA Trainer)",
             category=CATEGORY,
-            description="Writes a caption for every picture of a dataset with a Florence-2 model. What was "
-            "captioned before costs nothing, "
-            "and the model leaves the GPU before training.",
+            description="Writes a caption for every image of a dataset with a Florence-2 model. A caption that was "
+            "written before is reused, and the model leaves the GPU before training.",
             search_aliases=["Florence2Caption", "caption", "auto caption", "florence", "tagger", "PromptGen"],
             inputs=[
                 TrainingDataset.Input("dataset", tooltip="From Load Images or Join Datasets."),
@@ -46,27 +59,25 @@ class Florence2Caption(io.ComfyNode):
                     options=[folders.NONE, *models],
                     default=models[0] if models else folders.NONE,
                     optional=True,
-                    tooltip="A Florence-2 model in models/LLM or models/florence2: microsoft's, "
-                    "florence-community's, PromptGen, CogFlorence and others. "
-                    "Nothing of it is run but its weights.",
+                    tooltip="A Florence-2 model in models/LLM or models/florence2: microsoft's, florence-community's, "
+                    "PromptGen, CogFlorence and others. Only its weights are used; none of its code runs.",
                 ),
                 io.String.Input(
                     "model_id",
                     default="",
                     optional=True,
-                    tooltip="Instead of model: a model on huggingface.co, such as "
-                    "florence-community/Florence-2-base (0.5 GB), "
-                    "florence-community/Florence-2-large (1.6 GB) or MiaoshouAI/Florence-2-base-PromptGen-v2.0 (0.5 "
-                    "to 1 GB).",
+                    tooltip="Instead of model: a model on huggingface.co, such as florence-community/Florence-2-base "
+                    "(0.5 GB), florence-community/Florence-2-large (1.6 GB) or "
+                    "MiaoshouAI/Florence-2-base-PromptGen-v2.0 (0.5 to 1 GB). Set model to [None].",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
                     optional=True,
-                    tooltip="Fetch model_id from huggingface.co into models/florence2 when it is not there. Only "
-                    "safetensors; an interrupted download goes on.",
+                    tooltip="Download model_id from huggingface.co into models/florence2 if it is not there yet. Only "
+                    "safetensors; an interrupted download continues.",
                 ),
-                *config_inputs(CaptionerConfig, auto={}, visible=_VISIBLE),
+                *settings_inputs(SETTINGS_ORDER, CaptionerConfig, visible=_VISIBLE),
             ],
             outputs=_outputs(),
         )
@@ -104,7 +115,7 @@ class Florence2Caption(io.ComfyNode):
         note = ""
         if config.write_files and is_in_cache(dataset):
             note = (
-                "No files were written: the pictures come from a zip, an address or other nodes. The captions "
+                "No files were written: the images come from a zip, an address or other nodes. The captions "
                 "are in the dataset.\n"
             )
             config = replace(config, write_files=False)
@@ -119,18 +130,18 @@ class SetCaptions(io.ComfyNode):
             display_name="Set Captions (LoRA Trainer)",
             category=CATEGORY,
             description="Gives a dataset the captions of another node (WD14 Tagger, JoyCaption, QwenVL and others): "
-            "one per picture, in the same order.",
+            "one per image, in the same order.",
             search_aliases=["SetCaptions", "captions from list", "tags to dataset", "WD14", "JoyCaption"],
             is_input_list=True,
             inputs=[
                 TrainingDataset.Input(
-                    "dataset", tooltip="From Load Images, whose output images is what the other node has to caption."
+                    "dataset", tooltip="From Load Images, whose output images goes to the other node."
                 ),
                 io.String.Input(
                     "captions",
                     force_input=True,
-                    tooltip="A list of texts, one per picture, in the order of Load Images. The dataset's trigger "
-                    "word is put in front.",
+                    tooltip="A list of texts, one per image, in the order of Load Images. The dataset's trigger word "
+                    "is put in front of those that lack it.",
                 ),
             ],
             outputs=_outputs(),

@@ -1,5 +1,5 @@
 """Join Datasets: several folders in one training, each with its own repeats, weight and trigger
-word; regularization pictures among them.
+word; regularization images among them.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ class JoinDatasets(io.ComfyNode):
             node_id=ID_PREFIX + "JoinDatasets",
             display_name="Join Datasets (LoRA Trainer)",
             category=CATEGORY,
-            description="Trains on several datasets at once. Repeats, loss weight, trigger word and whether the "
-            "pictures are for regularization are "
-            "set in each Load Images; the report says what became of them.",
+            description="Trains on several datasets at once. Set the repeats, the loss weight, the trigger word and "
+            "whether the images are for regularization in each Load Images; the report says what became "
+            "of them.",
             search_aliases=[
                 "JoinDatasets",
                 "merge datasets",
@@ -34,11 +34,11 @@ class JoinDatasets(io.ComfyNode):
             ],
             inputs=[_input(number) for number in range(1, MAX_DATASETS + 1)],
             outputs=[
-                TrainingDataset.Output("dataset", tooltip="All pictures, in the order of the inputs: for Train LoRA."),
+                TrainingDataset.Output("dataset", tooltip="All images, in the order of the inputs, for Train LoRA."),
                 io.String.Output(
                     "report",
-                    tooltip="Every dataset with its number of pictures, repeats, weight and masks, and what was "
-                    "left out, as text.",
+                    tooltip="Every dataset with its number of images, repeats, weight and masks, and what was left "
+                    "out, as text.",
                 ),
             ],
         )
@@ -54,7 +54,7 @@ class JoinDatasets(io.ComfyNode):
 
 def _input(number: int) -> io.Input:
     tooltip = (
-        "From Load Images: usually what is to be learned."
+        "From Load Images: usually your subject. At least one of the eight inputs must be connected."
         if number == 1
         else "Another dataset, such as one with is_regularization on. Usually 1 to 3 in all."
     )

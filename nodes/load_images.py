@@ -1,4 +1,4 @@
-"""Load Images: pictures and captions from a folder, a zip or other nodes, checked one by one, as
+"""Load Images: images and captions from a folder, a zip or other nodes, checked one by one, as
 the dataset of a training.
 """
 
@@ -8,11 +8,29 @@ from comfy_api.latest import io
 
 from ..trainers.dataset.config import DatasetConfig
 from ..trainers.dataset.scan import scan_folder
-from .config_inputs import config_inputs
+from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.progress import ComfyHost, cancellable
 from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+
+_VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
+SETTINGS_ORDER = settings_order(  # append only
+    (
+        "trigger_word",
+        "fallback_caption",
+        "num_repeats",
+        "recursive",
+        "alpha_background",
+        "keep_duplicates",
+        "strict",
+        "mask_source",
+        "loss_weight",
+        "is_regularization",
+    ),
+    DatasetConfig,
+    elsewhere={"images"},  # folder, path or images
+)
 
 
 class LoadImages(io.ComfyNode):
@@ -22,8 +40,8 @@ class LoadImages(io.ComfyNode):
             node_id=ID_PREFIX + "LoadImages",
             display_name="Load Images (LoRA Trainer)",
             category=CATEGORY,
-            description="Pictures with their captions, from a folder, a zip or other nodes, for training a LoRA. "
-            "Every picture is checked; the report names what is left out.",
+            description="Loads images with their captions from a folder, a zip or other nodes, as a dataset to train "
+            "a LoRA on. Every image is checked; the report names those that are left out, and why.",
             search_aliases=["LoadImages", "dataset", "load folder", "training images", "kohya dataset", "zip"],
             is_input_list=True,
             inputs=[
@@ -32,9 +50,8 @@ class LoadImages(io.ComfyNode):
                     options=[folders.NONE, *folders.input_folders()],
                     default=folders.NONE,
                     optional=True,
-                    tooltip="A folder inside ComfyUI's input folder, with 10 to 200 pictures (png, jpg, jpeg, webp, "
-                    "bmp, avif), "
-                    "each with its caption in a .txt or .caption file of the same name.",
+                    tooltip="Folder inside ComfyUI's input folder with 10 to 200 images (png, jpg, jpeg, webp, bmp, "
+                    "avif), each with its caption in a .txt or .caption file of the same name.",
                 ),
                 io.String.Input(
                     "path",
@@ -46,42 +63,36 @@ class LoadImages(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Instead of folder or path: pictures from other nodes, as a batch or a list, of any "
-                    "sizes. At least 1.",
+                    tooltip="Instead of folder or path: images from other nodes, as a batch or a list, of any sizes. "
+                    "At least 1, usually 10 to 200.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="With images: one mask per picture, white where it is to be learned; the rest counts as "
-                    "much as unmasked_weight in Train LoRA "
-                    "says. Load Image gives the inverse: put Invert Mask between.",
+                    tooltip="With images: one mask per image. White is learned; black counts only as much as "
+                    "unmasked_weight in Train LoRA says. Load Image outputs the inverse: put Invert Mask between. "
+                    "mask_source must be files.",
                 ),
                 io.String.Input(
                     "captions",
                     optional=True,
                     force_input=True,
-                    tooltip="With images: one caption per picture, in the same order, or one for all. From a "
-                    "captioning node, for example.",
+                    tooltip="With images: one caption per image, in the same order, or one for all. From a captioning "
+                    "node, for example.",
                 ),
-                *config_inputs(
-                    DatasetConfig,
-                    auto={},
-                    leave_out={"images"},
-                    visible={"trigger_word", "fallback_caption", "num_repeats"},
-                ),
+                *settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
             ],
             outputs=[
                 TrainingDataset.Output(
-                    "dataset", tooltip="The pictures that can be used, with captions: for Train LoRA."
+                    "dataset", tooltip="The images that can be used, with their captions: for Train LoRA."
                 ),
                 io.Image.Output(
                     "images",
                     is_output_list=True,
-                    tooltip="The pictures as a list, at most 768 pixels wide or high: for looking at and for "
-                    "captioning.",
+                    tooltip="The images as a list, at most 768 pixels wide or high: to look at and to caption.",
                 ),
                 io.String.Output(
-                    "report", tooltip="How many pictures were kept, and which were left out and why, as text."
+                    "report", tooltip="How many images were kept, and which were left out and why, as text."
                 ),
             ],
         )
@@ -94,7 +105,7 @@ class LoadImages(io.ComfyNode):
         recursive: list[bool] | None = None,
         **_: Any,
     ) -> str:
-        """Another value when a picture, mask or caption file is added, removed or edited."""
+        """Another value when an image, mask or caption file is added, removed or edited."""
         return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
 
     @classmethod
@@ -125,13 +136,13 @@ class LoadImages(io.ComfyNode):
         with cancellable():
             source = find_source(_first(folder, folders.NONE), _first(path, ""))
             require_used_masks(masks, _first(settings.get("mask_source"), "files"))
-            pictures = open_source(source, images=images, masks=masks, captions=captions, host=host)
+            source_images = open_source(source, images=images, masks=masks, captions=captions, host=host)
             config = DatasetConfig(
-                images=str(pictures.folder), **{name: values[0] for name, values in settings.items()}
+                images=str(source_images.folder), **{name: values[0] for name, values in settings.items()}
             )
             dataset = scan_folder(
                 config,
-                name=pictures.name,
+                name=source_images.name,
                 check_interrupted=host.check_interrupted,
                 on_progress=host.counter("checking"),
             )

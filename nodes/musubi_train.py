@@ -5,22 +5,20 @@ What depends on the architecture comes with the choice of it: its model files, i
 settings with what it recommends.
 """
 
-from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from ..trainers.config import field_names
 from ..trainers.files.names import check_output_name
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
-from .config_inputs import config_inputs
+from .config_inputs import file_input, settings_inputs, settings_order
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-# In the order of the node. fp8 and blocks_to_swap only where the architecture has them.
-_BY_ARCHITECTURE = (
+# What comes with the choice of an architecture; fp8 and blocks_to_swap only where it has them.
+ARCHITECTURE_ORDER = (
     "rank",
     "learning_rate",
     "resolution",
@@ -29,8 +27,50 @@ _BY_ARCHITECTURE = (
     "discrete_flow_shift",
     "blocks_to_swap",
 )
-_VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps"}
-_OWN = {"seed", "network_weights", "base_weights", "resume"}
+# Append only.
+SETTINGS_ORDER = settings_order(
+    (
+        "max_train_steps",
+        "seed",
+        "output_name",
+        "alpha",
+        "train_batch_size",
+        "caption_source",
+        "optimizer",
+        "optimizer_args",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "max_grad_norm",
+        "network_dropout",
+        "loraplus_lr_ratio",
+        "exclude_patterns",
+        "include_patterns",
+        "mixed_precision",
+        "fp8_text_encoder",
+        "attention",
+        "weighting_scheme",
+        "extra_resolutions",
+        "bucket_no_upscale",
+        "max_data_loader_n_workers",
+        "save_every_n_steps",
+        "keep_last_n_checkpoints",
+        "save_state",
+        "save_dtype",
+        "sample_every_n_steps",
+        "sample_prompts",
+        "base_weights_multiplier",
+        "network_weights",
+        "base_weights",
+        "resume",
+        "dataset_toml",
+    ),
+    MusubiConfig,
+    also=("output_name", "dataset_toml"),
+    elsewhere=ARCHITECTURE_ORDER,
+)
+_VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps", "seed"}
 
 
 def _choice(architecture: Architecture) -> io.DynamicCombo.Option:
@@ -68,10 +108,7 @@ def _option_input(option: Option) -> io.Input:
 
 def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
     entries: dict[str, Any] = {
-        entry.id: entry
-        for entry in config_inputs(
-            MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - set(_BY_ARCHITECTURE), visible=_VISIBLE
-        )
+        entry.id: entry for entry in settings_inputs(ARCHITECTURE_ORDER, MusubiConfig, visible=_VISIBLE)
     }
     for name, value in architecture.defaults.items():
         if name in entries:
@@ -83,31 +120,43 @@ def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
         for name, has in (("fp8", architecture.fp8_arguments), ("blocks_to_swap", architecture.max_blocks_to_swap))
         if not has
     }
-    return [entries[name] for name in _BY_ARCHITECTURE if name not in without]
+    return [entry for name, entry in entries.items() if name not in without]
 
 
-def _run_inputs() -> list[io.Input]:
-    seed: Any = config_inputs(
-        MusubiConfig, auto={}, leave_out=set(field_names(MusubiConfig)) - {"seed"}, visible={"seed"}
-    )[0]
-    # the front end's own default would train anew with every Run
-    seed.control_after_generate = io.ControlAfterGenerate.fixed
-    output_name = io.String.Input(
+def _settings_inputs() -> list[io.Input]:
+    entries = settings_inputs(
+        SETTINGS_ORDER,
+        MusubiConfig,
+        visible=_VISIBLE,
+        own=[_output_name(), *_file_inputs(), _dataset_toml()],
+    )
+    by_name: dict[str, Any] = {entry.id: entry for entry in entries}
+    # The front end's own default would train again with every Run.
+    by_name["seed"].control_after_generate = io.ControlAfterGenerate.fixed
+    by_name["sample_prompts"].multiline = True  # one per line
+    return entries
+
+
+def _output_name() -> io.Input:
+    return io.String.Input(
         "output_name",
         default="lora",
         optional=True,
-        tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names the "
-        "file that loaders list.",
+        tooltip="Name of the run's folder in output/lora_trainer/runs and of the LoRA in it. The file that "
+        "loaders list is named in Save LoRA.",
     )
-    return [seed, output_name]
 
 
-def _advanced_inputs() -> list[io.Input]:
-    entries: list[Any] = config_inputs(MusubiConfig, auto={}, leave_out={"max_train_steps", *_BY_ARCHITECTURE, *_OWN})
-    for entry in entries:
-        if entry.id == "sample_prompts":
-            entry.multiline = True  # one per line
-    return entries
+def _dataset_toml() -> io.Input:
+    return io.String.Input(
+        "dataset_toml",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip="Instead of dataset: a complete dataset configuration of Musubi Tuner, for several folders or "
+        "for videos. It is checked before anything starts.",
+    )
 
 
 def _file_inputs() -> list[io.Input]:
@@ -119,18 +168,7 @@ def _file_inputs() -> list[io.Input]:
         "base_weights": folders.lora_files(),
         "resume": musubi_files.states(),
     }
-    help_texts = {spec.name: spec.metadata["help"].replace("Empty", folders.NONE) for spec in fields(MusubiConfig)}
-    return [
-        io.Combo.Input(
-            name,
-            options=[folders.NONE, *files],
-            default=folders.NONE,
-            optional=True,
-            advanced=True,
-            tooltip=help_texts[name],
-        )
-        for name, files in lists.items()
-    ]
+    return [file_input(MusubiConfig, name, files) for name, files in lists.items()]
 
 
 class MusubiTrain(io.ComfyNode):
@@ -141,8 +179,8 @@ class MusubiTrain(io.ComfyNode):
             display_name="Train LoRA (Musubi Tuner)",
             category=CATEGORY,
             description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, "
-            "which has to be installed beside "
-            "ComfyUI: the node Musubi Doctor says whether it is found. Everything is kept in output/lora_trainer/runs.",
+            "which must be installed next to ComfyUI: the node Musubi Doctor says whether it is found. "
+            "Everything is kept in output/lora_trainer/runs.",
             search_aliases=[
                 "MusubiTrain",
                 "musubi",
@@ -158,26 +196,25 @@ class MusubiTrain(io.ComfyNode):
                 "ideogram",
             ],
             has_intermediate_output=True,
-            # so that inputs of another architecture are refused, where ComfyUI would leave them out
-            # in silence
+            # So that we refuse inputs of another architecture; ComfyUI would drop them silently.
             accept_all_inputs=True,
             inputs=[
                 TrainingDataset.Input(
                     "dataset",
                     optional=True,
-                    tooltip="From Load Images: usually 10 to 200 pictures with captions. Or give dataset_toml.",
+                    tooltip="From Load Images or a node after it: usually 10 to 200 images, each with a caption. Or "
+                    "give dataset_toml.",
                 ),
                 TrainingDataset.Input(
                     "control",
                     optional=True,
-                    tooltip="From Load Images: the picture that each picture of the dataset is made from, in a file "
-                    "of the same name. For editing models only.",
+                    tooltip="For editing models only, from a second Load Images: the source image of each image in the "
+                    "dataset, in a file of the same name.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Model of the same architecture that the LoRA is put on when it is done. It is not "
-                    "trained on.",
+                    tooltip="Model of the same architecture, which gets the finished LoRA. It is not trained on.",
                 ),
                 io.DynamicCombo.Input(
                     "architecture",
@@ -185,31 +222,14 @@ class MusubiTrain(io.ComfyNode):
                     tooltip="Kind of model to train for. Its model files and the settings that it recommends appear "
                     "below.",
                 ),
-                *config_inputs(
-                    MusubiConfig,
-                    auto={},
-                    leave_out=set(field_names(MusubiConfig)) - {"max_train_steps"},
-                    visible=_VISIBLE,
-                ),
-                *_run_inputs(),
-                *_advanced_inputs(),
-                *_file_inputs(),
-                io.String.Input(
-                    "dataset_toml",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Instead of dataset: a whole dataset configuration of Musubi Tuner, for several folders "
-                    "or for videos.",
-                ),
+                *_settings_inputs(),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),
+                io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
                 io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
                 io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
                 io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
-                io.Int.Output("steps", tooltip="Optimizer steps that were trained."),
+                io.Int.Output("steps", tooltip="Number of optimizer steps trained."),
             ],
         )
 

@@ -22,10 +22,9 @@ class ReviewCaptions(io.ComfyNode):
             node_id=ID_PREFIX + "ReviewCaptions",
             display_name="Review Captions",
             category=CATEGORY,
-            description="Shows every picture with its caption, to be searched and edited one by one or all at once, "
-            "between captioning and training. "
-            "Run once to see the captions; the edits are kept in the workflow, and the pictures' caption files stay "
-            "as they are.",
+            description="Shows every image with its caption, to search and edit one by one or all at once, between "
+            "captioning and training. Run once to see the captions; the edits are kept in the workflow, "
+            "and the caption files stay as they are.",
             search_aliases=["ReviewCaptions", "edit captions", "caption editor", "tag editor", "dataset tags"],
             has_intermediate_output=True,
             hidden=[io.Hidden.extra_pnginfo],
@@ -37,15 +36,15 @@ class ReviewCaptions(io.ComfyNode):
                     optional=True,
                     socketless=True,
                     extra_dict=_WRITTEN_BY_WIDGET,
-                    tooltip='The edited captions as JSON: {"PICTURE": "caption"}, where PICTURE is the sha256 of '
-                    "the file or its name in the dataset.",
+                    tooltip="The edited captions as a JSON object: each image's caption under the sha256 of its file "
+                    "or its name in the dataset.",
                 ),
                 io.Boolean.Input(
                     "wait_for_review",
                     default=False,
                     optional=True,
-                    tooltip="Nothing behind this node runs until you have pressed Use these captions and run. New "
-                    "captions or pictures need it again.",
+                    tooltip="Stop everything after this node until you press Use these captions and run. New captions "
+                    "or images need another review.",
                 ),
                 io.String.Input(
                     "reviewed",
@@ -53,21 +52,21 @@ class ReviewCaptions(io.ComfyNode):
                     optional=True,
                     socketless=True,
                     extra_dict=_WRITTEN_BY_WIDGET,
-                    tooltip="The key of the captions that were reviewed: 64 hexadecimal digits, shown in the "
-                    "message that asks for the review.",
+                    tooltip="Key of the reviewed captions: 64 hexadecimal digits. The message that asks for the review "
+                    "shows it.",
                 ),
             ],
             outputs=[
-                TrainingDataset.Output("dataset", tooltip="The dataset with the edited captions: for Train LoRA."),
+                TrainingDataset.Output("dataset", tooltip="The dataset with the edited captions, for Train LoRA."),
                 io.String.Output(
                     "captions",
                     is_output_list=True,
-                    tooltip="The captions, one per picture, in the order of the dataset.",
+                    tooltip="The captions, one per image, in the order of the dataset.",
                 ),
                 io.String.Output(
                     "report",
-                    tooltip="How many captions were edited, are empty or are too long for one chunk of 75 tokens, "
-                    "as text.",
+                    tooltip="How many captions were edited, are empty or are too long for one chunk of 75 tokens, as "
+                    "text.",
                 ),
             ],
         )
@@ -108,9 +107,9 @@ class ReviewCaptions(io.ComfyNode):
     @classmethod
     def _is_run_in_editor(cls) -> bool:
         """There the widget asks for the review: a blocker's message would be shown as the failure
-        of whatever stands behind.
+        of whatever comes after it.
 
-        The editor sends the workflow along; programs do not, and are to get the error.
+        The editor sends the workflow along; programs do not, and get the error.
         """
         return "workflow" in (cls.hidden.extra_pnginfo or {})
 
@@ -139,5 +138,5 @@ def _report_lines(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
             f"Edited, and the caption that came in has changed since; the edit is used: {', '.join(edited.outdated)}"
         )
     if edited.unknown:
-        lines.append(f"Edits for pictures that are not in this dataset, not used: {', '.join(edited.unknown)}")
+        lines.append(f"Edits for images that are not in this dataset, not used: {', '.join(edited.unknown)}")
     return lines

@@ -16,25 +16,24 @@ class SaveLoRA(io.ComfyNode):
             display_name="Save LoRA (LoRA Trainer)",
             category=CATEGORY,
             description="Saves a LoRA into ComfyUI's loras folder, where every LoRA loader lists it after a refresh "
-            "(R). "
-            "Nothing is overwritten, and the file is read back and checked.",
+            "(R). It never overwrites a file, and it reads the file back to verify it.",
             search_aliases=["SaveLoRA", "export lora", "save lora weights", "lora file"],
             is_output_node=True,
             inputs=[
-                io.LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives LORA_MODEL."),
+                io.LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that outputs LORA_MODEL."),
                 io.String.Input(
                     "filename",
                     default="my_lora_%date:yyyy-MM-dd%",
                     optional=True,
-                    tooltip="Name below the loras folder, without .safetensors; subfolders with /. "
-                    "%date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, "
-                    "%minute% and %second% are replaced. When the name is taken, -2, -3 and so on is added.",
+                    tooltip="Name inside the loras folder, without .safetensors; subfolders with /. "
+                    "%date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, %minute% and %second% are "
+                    "replaced. If the name is taken, -2, -3 and so on is added.",
                 ),
                 io.Image.Input(
                     "preview",
                     optional=True,
-                    tooltip="A picture to be saved beside the file under the same name, as model browsers show it. "
-                    "The first of a batch.",
+                    tooltip="Image to save next to the file under the same name, as model browsers show it. The first "
+                    "of a batch.",
                 ),
             ],
             outputs=[

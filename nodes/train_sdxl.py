@@ -4,31 +4,78 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import field_names
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import AUTO, config_inputs
+from .config_inputs import file_input, help_text, settings_inputs, settings_order
 from .host import folders
+from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-FROM_GOAL, FROM_MEMORY = "from goal", "from memory"
-# What a preset decides while its widget is left open.
-OPEN_SETTINGS = {
-    "max_train_steps": f"{FROM_GOAL}, by the number of pictures",
-    **dict.fromkeys(("rank", "alpha", "learning_rate"), FROM_GOAL),
-    **dict.fromkeys(
-        ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
-        FROM_MEMORY,
-    ),
-}
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
-_OWN = {"seed", "network_weights"}
-# Parameters that came after the first release: saved graphs store widget values by position, so
-# their inputs stand at the very end.
-_ADDED_LATER = {"unmasked_weight", "normalize_masked_loss", "prior_loss_weight", "class_prompt", "extra_resolutions"}
+# Append only. Flight Check has an order too.
+SETTINGS_ORDER = settings_order(
+    (
+        "rank",
+        "learning_rate",
+        "max_train_steps",
+        "resolution",
+        "seed",
+        "output_name",
+        "alpha",
+        "train_batch_size",
+        "optimizer",
+        "mixed_precision",
+        "target_modules",
+        "lora_dropout",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "max_grad_norm",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "lr_num_cycles",
+        "weight_decay",
+        "optimizer_args",
+        "train_text_encoders",
+        "text_encoder_learning_rate",
+        "text_encoder_2_learning_rate",
+        "min_snr_gamma",
+        "noise_offset",
+        "caption_dropout",
+        "prediction_type",
+        "zero_terminal_snr",
+        "save_every_n_steps",
+        "save_every_n_epochs",
+        "save_dtype",
+        "sample_every_n_steps",
+        "sample_prompt",
+        "resize_mode",
+        "random_flip",
+        "bucket_no_upscale",
+        "bucket_reso_steps",
+        "min_bucket_reso",
+        "max_bucket_reso",
+        "network_weights",
+        "unmasked_weight",
+        "normalize_masked_loss",
+        "prior_loss_weight",
+        "class_prompt",
+        "extra_resolutions",
+        "shuffle_captions",
+        "keep_tokens",
+        "caption_separator",
+        "tag_dropout",
+        "num_caption_variants",
+        "use_wildcards",
+    ),
+    SDXLConfig,
+    BucketConfig,
+    CaptionConfig,
+    also=("output_name",),
+)
 
 
 def _preset_lines(presets: dict[str, Any]) -> str:
@@ -36,37 +83,15 @@ def _preset_lines(presets: dict[str, Any]) -> str:
 
 
 def _settings_inputs() -> list[io.Input]:
-    """The visible ones first, then what is advanced, in the order of the configs; new ones go to
-    the end.
-    """
-    leave_out = _OWN | _VISIBLE | _ADDED_LATER
-    own = [
-        *config_inputs(
-            SDXLConfig,
-            auto=OPEN_SETTINGS,
-            leave_out={spec for spec in SDXLConfig.__dataclass_fields__ if spec not in _VISIBLE},
-            visible=_VISIBLE,
-        ),
-        *config_inputs(
-            BucketConfig,
-            auto=OPEN_SETTINGS,
-            leave_out={spec for spec in BucketConfig.__dataclass_fields__ if spec not in _VISIBLE},
-            visible=_VISIBLE,
-        ),
-    ]
-    advanced = [
-        *config_inputs(SDXLConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
-        *config_inputs(BucketConfig, auto=OPEN_SETTINGS, leave_out=leave_out),
-    ]
-    return [*own, *_run_inputs(), *advanced, _network_weights(), *_added_later()]
-
-
-def _added_later() -> list[io.Input]:
-    return [
-        *config_inputs(SDXLConfig, auto={}, leave_out=set(field_names(SDXLConfig)) - _ADDED_LATER),
-        *config_inputs(BucketConfig, auto={}, leave_out=set(field_names(BucketConfig)) - _ADDED_LATER),
-        *config_inputs(CaptionConfig, auto={}),
-    ]
+    return settings_inputs(
+        SETTINGS_ORDER,
+        SDXLConfig,
+        BucketConfig,
+        CaptionConfig,
+        visible=_VISIBLE,
+        open_settings=OPEN_SETTINGS,
+        own=[*_run_inputs(), _network_weights()],
+    )
 
 
 def _run_inputs() -> list[io.Input]:
@@ -76,31 +101,23 @@ def _run_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=2**53 - 1,  # what a browser counts exactly
-            # the front end's own default would train anew with every Run
+            # The front end's own default would train again with every Run.
             control_after_generate=io.ControlAfterGenerate.fixed,
             optional=True,
-            tooltip="Seed of everything random in the run. The same seed, settings, pictures and machine give the "
-            "same LoRA.",
+            tooltip=help_text(SDXLConfig, "seed"),
         ),
         io.String.Input(
             "output_name",
             default="lora",
             optional=True,
-            tooltip="Name of the run's folder in output/lora_trainer/runs, and of the LoRA in it. Save LoRA names "
-            "the file that loaders list.",
+            tooltip="Name of the run's folder in output/lora_trainer/runs and of the LoRA in it. The file that "
+            "loaders list is named in Save LoRA.",
         ),
     ]
 
 
 def _network_weights() -> io.Input:
-    return io.Combo.Input(
-        "network_weights",
-        options=[folders.NONE, *folders.lora_files()],
-        default=folders.NONE,
-        optional=True,
-        advanced=True,
-        tooltip="LoRA file to start from, of the same rank and layers.",
-    )
+    return file_input(SDXLConfig, "network_weights", folders.lora_files())
 
 
 class LoRATrainSDXL(io.ComfyNode):
@@ -110,9 +127,9 @@ class LoRATrainSDXL(io.ComfyNode):
             node_id=ID_PREFIX + "LoRATrainSDXL",
             display_name="Train LoRA (SDXL)",
             category=CATEGORY,
-            description="Trains a LoRA on the SDXL model that is loaded in the graph. The result can be used by the "
-            "next node at once; "
-            "everything is also kept in output/lora_trainer/runs.",
+            description="Trains a LoRA on the SDXL model that is loaded in the graph, without a second copy of it. "
+            "The next node can use the result at once; everything is also kept in "
+            "output/lora_trainer/runs.",
             search_aliases=[
                 "LoRATrainSDXL",
                 "train lora",
@@ -126,20 +143,20 @@ class LoRATrainSDXL(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="SDXL base model, from any loader, merged or with LoRAs on it: they are part of the "
-                    "frozen base.",
+                    tooltip="SDXL base model from any loader. Merges and LoRAs on it are part of the frozen base. fp8 "
+                    "and ComfyUI's own quantized weights are converted for the run; GGUF and others are refused.",
                 ),
                 io.Clip.Input("clip", tooltip="Its two text encoders (CLIP-L and CLIP-G)."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 TrainingDataset.Input(
-                    "dataset", tooltip="From Load Images or a node after it: usually 10 to 200 pictures with captions."
+                    "dataset", tooltip="From Load Images or a node after it: usually 10 to 200 images with captions."
                 ),
                 io.Combo.Input(
                     "goal",
                     options=list(GOALS),
                     default="object",
                     optional=True,
-                    tooltip="What is to be learned; decides the settings that are left open (0). "
+                    tooltip="What the LoRA should learn. Decides the settings that are left at 0. "
                     f"{_preset_lines(GOALS)}.",
                 ),
                 io.Combo.Input(
@@ -147,18 +164,19 @@ class LoRATrainSDXL(io.ComfyNode):
                     options=[AUTO, *MEMORY_PRESETS],
                     default=AUTO,
                     optional=True,
-                    tooltip="Memory of the GPU; decides the settings that are left open. auto: what it has. "
+                    tooltip="Memory of the GPU. Decides the settings that are left at 0 or auto. auto: the memory of "
+                    "this GPU. "
                     f"{_preset_lines(MEMORY_PRESETS)}.",
                 ),
                 *_settings_inputs(),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The model that came in, with the LoRA at strength 1."),
-                io.Clip.Output("clip", tooltip="The text encoders that came in, with the LoRA at strength 1."),
+                io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
+                io.Clip.Output("clip", tooltip="The input text encoders with the LoRA at strength 1."),
                 io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
                 io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
                 io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
-                io.Int.Output("steps", tooltip="Optimizer steps that were trained."),
+                io.Int.Output("steps", tooltip="Number of optimizer steps trained."),
             ],
         )
 

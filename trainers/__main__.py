@@ -24,13 +24,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it."
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, command in COMMANDS.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
@@ -46,6 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt):
         print("Cancelled. Files that were saved before are complete.", file=sys.stderr)
         return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
+    return parser
 
 
 def _end(number: int, frame: FrameType | None) -> None:

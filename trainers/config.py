@@ -22,7 +22,6 @@ def param(
     max: float | None = None,
     choices: Sequence[str] | None = None,
     pattern: tuple[str, str] | None = None,
-    advanced: bool = False,
 ) -> Any:
     """A dataclass field that knows its range and its help; without a default it must be given.
 
@@ -34,7 +33,6 @@ def param(
         "max": max,
         "choices": None if choices is None else tuple(choices),
         "pattern": pattern,
-        "advanced": advanced,
     }
     return field(default=default, metadata=metadata, kw_only=True)
 
@@ -77,7 +75,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """One flag per field, `--max-train-steps` for `max_train_steps`; a flag that is not given
     leaves no value behind.
     """
-    group = parser.add_argument_group(config_class.__name__)
+    group = parser.add_argument_group(f"{config_class.__name__.removesuffix('Config')} settings")
     hints = get_type_hints(config_class)
     for spec in fields(config_class):
         group.add_argument(
@@ -90,8 +88,18 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
 
 
 def _help_text(spec: Field) -> str:
-    default = "required" if spec.default is MISSING else f"default: {spec.default!r}"
-    return f"{spec.metadata['help']} ({default})".replace("%", "%%")
+    limits = spec.metadata
+    facts = [] if limits["max"] is None else [f"{limits['min']:.16g} to {limits['max']:.16g}"]
+    if limits["pattern"]:
+        facts.append(f"or {limits['pattern'][1]}")
+    facts.append("required" if spec.default is MISSING else f"default: {_shown_default(spec.default)}")
+    return f"{limits['help']} ({'; '.join(facts)})".replace("%", "%%")
+
+
+def _shown_default(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default) or "empty"
 
 
 def _flag_type(hint: Any, spec: Field) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.plan import RunSettings
-from ..config_inputs import AUTO, chosen_settings
-from ..train_sdxl import OPEN_SETTINGS
+from ..open_settings import AUTO, chosen_settings
 
 
 def resolve_settings(
@@ -26,7 +25,7 @@ def resolve_settings(
     Raises:
         ValueError: a setting is out of its range.
     """
-    given = chosen_settings(settings, auto=OPEN_SETTINGS)
+    given = chosen_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = compute_precision(weight_dtype)
     if find_spec("bitsandbytes") is None:  # there is none for macOS

@@ -56,7 +56,10 @@ def test_no_schema_has_changed(schemas):
     if os.environ.get(UPDATE):
         SNAPSHOT.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     expected = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
-    assert found == expected, f"If saved workflows still open with their values, write {SNAPSHOT.name} anew: {UPDATE}=1 pytest {Path(__file__).name}"
+    assert found == expected, (
+        "A new input must be appended to the end of its node's SETTINGS_ORDER: saved workflows store widget values by "
+        f"position. If nothing was inserted, moved or renamed, update {SNAPSHOT.name}: {UPDATE}=1 pytest {Path(__file__).name}"
+    )
 
 
 def describe(schema: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from trainers.embedded_base.architecture import build_text_encoders, build_unet,
 from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import prepared_model
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
-from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_sdxl
 from trainers.sdxl.step import Batch
 from trainers.training.console_host import ConsoleHost

@@ -1,4 +1,7 @@
-"""Translations and help pages among themselves; tests/host/test_locales.py compares them with the nodes."""
+"""Translations and help pages against each other and against the nodes' schemas.
+
+tests/host/test_locales.py compares them with what a server says.
+"""
 
 import json
 import re
@@ -8,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, Goal, MemoryPreset
+from docs.schemas import DYNAMIC_COMBO, read_schemas
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("fr", "ja", "zh")
 SCRIPTS = {"fr": "[a-zàâçéèêëîïôûœ]", "ja": "[\u3040-\u30ff\u4e00-\u9fff]", "zh": "[\u4e00-\u9fff]"}
 PAGES = sorted((ROOT / "web" / "docs").rglob("*.md"))
-TRAINER_PAGES = [page for page in PAGES if "LoRATrainSDXL" in str(page)]
 
 
 def translation(language: str) -> dict[str, Any]:
@@ -27,7 +29,11 @@ def test_the_settings_panel_is_translated_whole() -> None:
     for language in LANGUAGES:
         translated = json.loads((ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
         assert settings == set(translated)
-        assert all(re.search(SCRIPTS[language], text) for text_of_setting in translated.values() for text in text_of_setting.values())
+        assert all(
+            re.search(SCRIPTS[language], text)
+            for text_of_setting in translated.values()
+            for text in text_of_setting.values()
+        )
 
 
 def texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -50,7 +56,9 @@ def test_all_languages_translate_the_same_texts() -> None:
 
 
 def test_no_text_is_the_same_in_two_languages_but_names_of_the_field() -> None:
-    sentences = [{text for path, text in texts(translation(language)) if not path.endswith("/name")} for language in LANGUAGES]
+    sentences = [
+        {text for path, text in texts(translation(language)) if not path.endswith("/name")} for language in LANGUAGES
+    ]
     assert len(set().union(*sentences)) == sum(map(len, sentences))
 
 
@@ -73,30 +81,51 @@ def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str)
     separator = " : " if language == "fr" else "："
     for node in translation(language).values():
         for name, texts_of_input in node["inputs"].items():
-            id = re.sub("^architecture_", "architecture.", name)  # the front end looks its translation up without the dot
+            id = re.sub(
+                "^architecture_", "architecture.", name
+            )  # the front end looks its translation up without the dot
             assert texts_of_input["tooltip"].startswith(id + separator)
 
 
 def test_every_node_has_a_help_page_in_every_language() -> None:
     docs = ROOT / "web" / "docs"
-    expected = {docs / path for node in translation("fr") for path in (f"{node}.md", *(f"{node}/{language}.md" for language in LANGUAGES))}
+    expected = {
+        docs / path
+        for node in translation("fr")
+        for path in (f"{node}.md", *(f"{node}/{language}.md" for language in LANGUAGES))
+    }
     assert set(PAGES) == expected
 
 
-@pytest.mark.parametrize("page", TRAINER_PAGES, ids=lambda page: page.name)
-def test_help_pages_of_the_trainer_have_the_presets_numbers(page: Path) -> None:
-    lines = page.read_text(encoding="utf-8").splitlines()
-    rows = [*(_goal_row(name, goal) for name, goal in GOALS.items()), *(_memory_row(name, preset) for name, preset in MEMORY_PRESETS.items())]
-    missing = "\n".join(row for row in rows if row not in lines)
-    assert not missing, f"the page lacks or has outdated rows of trainers/sdxl/presets.py:\n{missing}"
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Any]:
+    return {schema.node_id: schema for schema in read_schemas()}
 
 
-def _goal_row(name: str, goal: Goal) -> str:
-    low, high = goal.num_samples
-    return f"| {name} | {goal.rank} | {goal.rank * goal.alpha_per_rank:g} | {goal.learning_rate:g} | {goal.samples_per_picture} | {low}–{high} |"
+def translated_inputs(schema: Any) -> dict[str, Any]:
+    """By the name of its translation: architecture_rank for the input rank that a choice brings."""
+    found = {}
+    for entry in schema.inputs:
+        found[entry.id] = entry
+        for option in entry.options if entry.io_type == DYNAMIC_COMBO else []:
+            found |= {f"{entry.id}_{inner.id}": inner for inner in option.inputs}
+    return found
 
 
-def _memory_row(name: str, preset: MemoryPreset) -> str:
-    checkpointing = "on" if preset.gradient_checkpointing else "off"
-    batch = f"{preset.train_batch_size} | {preset.gradient_accumulation_steps}"
-    return f"| {name} | {preset.resolution} | {batch} | {checkpointing} | {preset.optimizer} |"
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_language_has_every_input_and_no_other(schemas: dict[str, Any], language: str) -> None:
+    translated = translation(language)
+    problems = []
+    for node_id, schema in schemas.items():
+        here, there = list(translated_inputs(schema)), list(translated[node_id]["inputs"])
+        problems += [f"{node_id} lacks {name}" for name in here if name not in there]
+        problems += [f"{node_id} has {name}, which the node has not" for name in there if name not in here]
+    assert not problems, f"locales/{language}/nodeDefs.json: {'; '.join(problems)}"
+
+
+def test_the_front_end_reads_no_english_text_as_a_pattern(schemas: dict[str, Any]) -> None:
+    for schema in schemas.values():
+        for entry in [*translated_inputs(schema).values(), *schema.outputs]:
+            assert entry.tooltip and not re.search(r"[{}@|]", entry.tooltip), (
+                f"{schema.node_id} {entry.id}: {entry.tooltip!r}"
+            )

@@ -41,46 +41,41 @@ class CaptionerConfig:
     )
     prompt: str = param(
         "",
-        "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model as it is. Empty: task "
-        "decides.",
+        "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model unchanged. "
+        "Empty: task decides.",
     )
     existing_captions: str = param(
         "keep",
-        "What becomes of captions that are there: keep them (only pictures without one are captioned), overwrite "
-        "them, or append to them.",
+        "What to do where there is a caption already. keep: caption only images without one; "
+        "overwrite: replace it; append: add the new text to it, once.",
         choices=("keep", "overwrite", "append"),
     )
     trigger_template: str = param(
         "{trigger}, {caption}",
-        "How the dataset's trigger word and a caption are put together. {caption} must be in it.",
+        "How the dataset's trigger word and a caption are combined. Must contain the word caption in braces.",
     )
     clean_captions: bool = param(
-        True, 'Take out openings that say nothing about the picture, such as "The image shows".'
+        True, 'Remove openings such as "The image shows". The medium stays: "a photo of", "a drawing of".'
     )
     write_files: bool = param(
         False,
-        "Also write every new caption to a .txt file beside its picture (UTF-8), in place of the one that is there.",
+        "Also write every new caption to a .txt file next to its image (UTF-8). An existing file is replaced.",
     )
     num_beams: int = param(
         3,
-        "Beams of the search: 1 is fastest, 3 usual; more costs memory and rarely gives better captions.",
+        "Beams of the search. 1 is fastest, 3 usual; more costs memory and rarely gives better captions.",
         min=1,
         max=16,
-        advanced=True,
     )
     max_new_tokens: int = param(
-        512,
-        "Longest caption in tokens, about 0.75 words each; usual captions end at 20 to 150.",
-        min=1,
-        max=1023,
-        advanced=True,
+        512, "Longest caption in tokens of about 0.75 words. Captions usually end at 20 to 150.", min=1, max=1023
     )
     batch_size: int = param(
         4,
-        "Pictures captioned at once: 1 to 16. More is faster on a GPU and needs more memory.",
+        "Images captioned at once. Usually 1 to 16; more is faster on a GPU and needs more memory. "
+        "Captions stay the same.",
         min=1,
         max=256,
-        advanced=True,
     )
 
     def __post_init__(self) -> None:

@@ -11,33 +11,34 @@ class BucketConfig:
 
     resolution: int = param(
         1024,
-        "Pictures are trained at about resolution x resolution pixels; 1024 for SDXL. A multiple of 64.",
+        "Images are trained at an area of about resolution x resolution pixels. Usually 1024 for "
+        "SDXL; a multiple of 64.",
         min=64,
         max=4096,
     )
     resize_mode: str = param(
         "bucket",
-        "bucket keeps each picture's shape as well as possible; center_crop and random_crop cut squares, "
-        "random_crop elsewhere in every repeat.",
+        "bucket keeps the shape of each image as far as possible; center_crop and random_crop cut "
+        "squares, random_crop at another place in every repeat.",
         choices=("bucket", "center_crop", "random_crop"),
     )
     random_flip: bool = param(
-        False, "Mirror pictures at random, left and right. Not for faces, text or anything with sides."
+        False, "Mirror images left to right at random. Not for faces, text or anything that looks different mirrored."
     )
     bucket_no_upscale: bool = param(
-        True, "Never enlarge a picture: small ones get smaller sizes, and too small ones are left out.", advanced=True
+        True, "Never enlarge an image: small ones get smaller buckets, and those that are too small are left out."
     )
     bucket_reso_steps: int = param(
-        64, "Bucket sides are multiples of this. A multiple of 8.", min=8, max=256, advanced=True
+        64, "Bucket sides are multiples of this many pixels. Usually 64 or 32; a multiple of 8.", min=8, max=256
     )
     min_bucket_reso: int = param(
-        256, "Shortest bucket side, or half of resolution where that is less.", min=8, max=4096, advanced=True
+        256, "Shortest bucket side in pixels, or half of resolution if that is less.", min=8, max=4096
     )
-    max_bucket_reso: int = param(2048, "Longest bucket side.", min=64, max=8192, advanced=True)
+    max_bucket_reso: int = param(2048, "Longest bucket side in pixels.", min=64, max=8192)
     extra_resolutions: str = param(
         "",
-        "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.",
-        advanced=True,
+        "More resolutions in pixels that every image is trained at, such as: 768, 512. Multiples of "
+        "64; each adds as many samples to an epoch. Empty: none.",
     )
 
     def __post_init__(self) -> None:

@@ -15,28 +15,26 @@ _WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 class CaptionConfig:
     """How captions are varied from sample to sample."""
 
-    shuffle_captions: bool = param(
-        False, "Put the parts of a caption (its tags) in another order. For captions of tags, not of sentences."
-    )
+    shuffle_captions: bool = param(False, "Shuffle the tags of each caption. For tags, not for sentences.")
     keep_tokens: int = param(
         0,
-        "So many first parts of a caption stay in front and are never dropped. 1 for a trigger word; usually 0 to 3.",
+        "Number of leading tags that keep their place and are never dropped. Usually 0 to 3; 1 keeps "
+        "a trigger word in front.",
         min=0,
         max=100,
     )
-    caption_separator: str = param(",", "What separates the parts of a caption.", advanced=True)
-    tag_dropout: float = param(
-        0.0, "Chance of each part of a caption to be left out, 0 to 1. Usually 0, or 0.1.", min=0.0, max=1.0
-    )
+    caption_separator: str = param(",", "Text that separates the tags of a caption.")
+    tag_dropout: float = param(0.0, "Probability of dropping each tag. Usually 0 or 0.1.", min=0.0, max=1.0)
     num_caption_variants: int = param(
         8,
-        "So many variants of each caption are encoded before the training; one is drawn per sample. Usually 4 to 32.",
+        "Number of variants of each caption that are encoded before training; each sample draws one. Usually 4 to 32.",
         min=1,
         max=1000,
-        advanced=True,
     )
     use_wildcards: bool = param(
-        False, "Choose one of {a|b} at random, and one line of a caption of several lines. {{ and }} are braces."
+        False,
+        "Choose at random between alternatives in braces, separated by vertical bars, and between the "
+        "lines of a caption. A doubled brace is a plain one.",
     )
 
     def __post_init__(self) -> None:

@@ -12,40 +12,46 @@ class DatasetConfig:
     """Where the pictures are and what their captions become."""
 
     images: str = param(
-        help="Folder of pictures (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or .caption "
-        "file of the same name."
+        help="Folder of images (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or "
+        ".caption file of the same name."
     )
     trigger_word: str = param(
-        "", "Word that will call what is learned; put before every caption that does not have it yet."
+        "",
+        "Word that calls what the LoRA learns: usually one rare word, such as zwx. Put in front of "
+        "every caption that does not have it as a whole word.",
     )
-    fallback_caption: str = param("", "Caption of pictures that have no caption file.")
-    num_repeats: int = param(1, "How often each picture is used per epoch.", min=1, max=10_000)
-    recursive: bool = param(False, "Also take pictures from subfolders.", advanced=True)
+    fallback_caption: str = param(
+        "", "Caption of images without a caption file (or with an empty one) and without a line in metadata.jsonl."
+    )
+    num_repeats: int = param(
+        1,
+        "Uses of each image per epoch. Usually 1; more makes epochs longer and adds to the goal's "
+        "number of samples. With random_crop, every repeat is cropped elsewhere.",
+        min=1,
+        max=10_000,
+    )
+    recursive: bool = param(False, "Also use the images in subfolders.")
     alpha_background: str = param(
-        "#ffffff", "Colour behind transparent parts of a picture: a name or #rrggbb.", advanced=True
+        "#ffffff", "Colour behind the transparent parts of an image: a name such as white, or #rrggbb."
     )
-    keep_duplicates: bool = param(False, "Keep pictures whose files are the same, byte for byte.", advanced=True)
-    strict: bool = param(False, "Stop when any picture has to be left out.", advanced=True)
+    keep_duplicates: bool = param(False, "Keep images whose files are identical, byte for byte.")
+    strict: bool = param(False, "Stop with an error instead of leaving images out.")
     mask_source: str = param(
         "files",
-        "Where masks come from, white where it is to be learned. files: NAME-masklabel.png beside the picture, or "
-        "NAME in a folder mask; "
-        "alpha: the picture's transparency; off: no masks.",
+        "Where masks come from; white is learned. files: NAME-masklabel.png next to the image, or "
+        "NAME in a folder mask or masks; alpha: the image's transparency; off: no masks.",
         choices=("files", "alpha", "off"),
-        advanced=True,
     )
     loss_weight: float = param(
         1.0,
-        "What these pictures count in the loss, 0 to 10. Usually 1; 0.5 to 1 for regularization.",
+        "Weight of these images in the loss. Usually 1; 0.5 to 1 for regularization images.",
         min=0.0,
         max=10.0,
-        advanced=True,
     )
     is_regularization: bool = param(
         False,
-        "These pictures show what is not to change: the class, such as dogs, without what is learned. As many of "
-        "them are used as of the others.",
-        advanced=True,
+        "Regularization images: the class without your subject, such as other dogs. An epoch uses as "
+        "many of them as of all other images.",
     )
 
     def __post_init__(self) -> None:

@@ -206,7 +206,7 @@ _KREA_2 = Architecture(
     cache_text="krea2_cache_text_encoder_outputs.py",
     train="krea2_train_network.py",
     models=(
-        _dit("Krea 2 RAW in bf16. The LoRA works with Turbo, but trains on RAW."),
+        _dit("Krea 2 RAW in bf16. Train on RAW; the LoRA works with Turbo too."),
         _vae("VAE of Qwen-Image (qwen_image_vae.safetensors)."),
         _text_encoder("Qwen3-VL 4B (qwen3vl_4b_bf16.safetensors)."),
     ),
@@ -250,14 +250,14 @@ _QWEN_IMAGE_EDIT = Architecture(
     cache_latents="qwen_image_cache_latents.py",
     cache_text="qwen_image_cache_text_encoder_outputs.py",
     train="qwen_image_train_network.py",
-    models=(_dit("Qwen-Image-Edit in bf16, of the version that model_version says."), *_QWEN_MODELS),
+    models=(_dit("Qwen-Image-Edit in bf16, the version chosen in model_version."), *_QWEN_MODELS),
     options=(
         Option(
             "model_version",
             "--model_version",
             (Variant("edit", max_control_images=1), Variant("edit-2509"), Variant("edit-2511")),
             "edit-2511",
-            "Version of Qwen-Image-Edit. edit takes one control image, the others several.",
+            "Version of Qwen-Image-Edit. edit takes one control image, the others take several.",
         ),
     ),
     network_module="networks.lora_qwen_image",
@@ -277,7 +277,7 @@ _FLUX_2 = Architecture(
     cache_text="flux_2_cache_text_encoder_outputs.py",
     train="flux_2_train_network.py",
     models=(
-        _dit("FLUX.2 in bf16, of the version that model_version says."),
+        _dit("FLUX.2 in bf16, the version chosen in model_version."),
         _vae(
             "VAE of FLUX.2 from Black Forest Labs: not FLUX.1's, which has the same name. Repackaged files may lack "
             "layers."
@@ -343,7 +343,7 @@ _HIDREAM_O1 = Architecture(
     cache_latents="hidream_o1_cache_pixel.py",
     cache_text="hidream_o1_cache_text_encoder_outputs.py",
     train="hidream_o1_train_network.py",
-    models=(_dit("HiDream-O1 in bf16, one file. It needs neither VAE nor text encoder."),),
+    models=(_dit("HiDream-O1 in bf16, one file. It needs no VAE and no text encoder."),),
     options=(
         Option(
             "model_type",
@@ -445,7 +445,7 @@ _WAN = Architecture(
             ),
             "t2v-14B",
             "The model: Wan 2.1 14B or 1.3B, or Wan 2.2 (A14B), which has one model for low and one for high noise: "
-            "train one, or one LoRA on both.",
+            "train on one of them, or one LoRA on both.",
             ("train",),
         ),
     ),
@@ -465,8 +465,8 @@ _HUNYUAN_VIDEO = Architecture(
     cache_text="cache_text_encoder_outputs.py",
     train="hv_train_network.py",
     models=(
-        _dit("HunyuanVideo text-to-video model in bf16, with Tencent's own layer names.", may_be_pickled=True),
-        _vae("VAE of HunyuanVideo with Tencent's own layer names.", may_be_pickled=True),
+        _dit("HunyuanVideo text-to-video model in bf16, with Tencent's layer names.", may_be_pickled=True),
+        _vae("VAE of HunyuanVideo with Tencent's layer names.", may_be_pickled=True),
         _text_encoder("LLaVA-Llama3 in fp16 (llava_llama3_fp16.safetensors).", name="text_encoder1"),
         _text_encoder("CLIP-L (clip_l.safetensors).", name="text_encoder2"),
     ),
@@ -519,10 +519,10 @@ _KANDINSKY_5 = Architecture(
     train="kandinsky5_train_network.py",
     models=(
         _dit(
-            "Kandinsky 5 text-to-video model in bf16, of the size that task says. Its text encoders are downloaded "
+            "Kandinsky 5 text-to-video model in bf16, of the size chosen in task. Its text encoders are downloaded "
             "from Hugging Face."
         ),
-        _vae("VAE of HunyuanVideo with Tencent's own layer names.", may_be_pickled=True),
+        _vae("VAE of HunyuanVideo with Tencent's layer names.", may_be_pickled=True),
     ),
     options=(
         # Not k5-lite-t2i-hd: that model has FLUX's VAE, but Musubi caches every Kandinsky's latents

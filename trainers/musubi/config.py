@@ -43,39 +43,45 @@ class MusubiConfig:
         max=1024,
     )
     alpha: float = param(
-        0.0, "LoRA alpha; the LoRA acts with strength alpha / rank. 0: the same as rank.", min=0.0, max=4096
+        0.0, "The LoRA acts with strength alpha / rank (Musubi: network_alpha). 0: the same as rank.", min=0.0, max=4096
     )
     learning_rate: float = param(
         0.0,
-        "Peak learning rate. Usually 5e-5 to 2e-4 for AdamW, 1 for Prodigy. 0: what the architecture recommends.",
+        "Peak learning rate. Usually 5e-5 to 2e-4 for AdamW and AdamW8bit, 1 for Prodigy. 0: what the "
+        "architecture recommends.",
         min=0.0,
         max=10.0,
     )
-    max_train_steps: int = param(1500, "Optimizer steps. Usually 1000 to 3000.", min=1, max=1_000_000)
-    train_batch_size: int = param(1, "Pictures per forward pass.", min=1, max=256)
+    max_train_steps: int = param(
+        1500,
+        "Optimizer steps. Usually 1000 to 3000; the checkpoints of save_every_n_steps show when it is enough.",
+        min=1,
+        max=1_000_000,
+    )
+    train_batch_size: int = param(1, "Images per forward pass. Usually 1 or 2.", min=1, max=256)
     resolution: int = param(
         0,
-        "Pictures are trained at about resolution x resolution pixels, each in its own shape. 0: what the "
-        "architecture recommends.",
+        "Images are trained at an area of about resolution x resolution pixels, each in its own "
+        "shape. A multiple of 16, for HiDream-O1 of 32. 0: what the architecture recommends.",
         min=0,
         max=4096,
     )
     # NumPy, which Musubi seeds with it, takes no more
-    seed: int = param(0, "Seed of everything random in the run.", min=0, max=2**32 - 1)
+    seed: int = param(0, "Seed of every random draw in the run.", min=0, max=2**32 - 1)
     caption_source: str = param(
         "captions",
-        "What the pictures' captions are: each its own, or the trigger word alone for all.",
+        "captions: train each image on its own caption; trigger_word: train all images on the trigger word alone.",
         choices=("captions", "trigger_word"),
     )
     fp8: bool = param(
         False,
-        "Keep the model's weights in 8 bits while training: about half the memory, slightly less exact. Give the "
-        "file in bf16 or fp16 all the same.",
+        "Keep the model's weights in 8 bits during training: about half the memory, slightly less "
+        "exact. The file itself must still be bf16 or fp16.",
     )
     blocks_to_swap: int = param(
         0,
-        "So many of the model's blocks wait in the computer's memory: less GPU memory, slower. 0: none; the most "
-        "differs by architecture.",
+        "Number of the model's blocks that wait in main memory: less GPU memory, slower. 0: none; the "
+        "maximum depends on the architecture.",
         min=0,
         max=100,
     )
@@ -84,151 +90,119 @@ class MusubiConfig:
         "AdamW8bit",
         "Optimizer. AdamW8bit needs the package bitsandbytes in Musubi's Python, Prodigy prodigyopt.",
         choices=("AdamW8bit", "AdamW", "Adafactor", "Prodigy"),
-        advanced=True,
     )
-    optimizer_args: str = param(
-        "", 'More arguments of the optimizer: "weight_decay=0.01 betas=(0.9,0.99)".', advanced=True
-    )
+    optimizer_args: str = param("", 'More arguments of the optimizer: "weight_decay=0.01 betas=(0.9,0.99)".')
     lr_scheduler: str = param(
         "constant",
         "Learning-rate schedule after the warm-up. Only constant can be resumed.",
         choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-        advanced=True,
     )
     lr_warmup_steps: float = param(
-        0.0, "Warm-up: optimizer steps, or the share of all steps when below 1.", min=0.0, max=100_000.0, advanced=True
+        0.0, "Warm-up in optimizer steps, or as a share of all steps if below 1.", min=0.0, max=100_000.0
     )
-    gradient_accumulation_steps: int = param(1, "Forward passes per optimizer step.", min=1, max=1024, advanced=True)
+    gradient_accumulation_steps: int = param(
+        1, "Forward passes per optimizer step: a larger batch without more memory.", min=1, max=1024
+    )
     gradient_checkpointing: bool = param(
-        True, "Recompute activations in the backward pass: far less memory, somewhat slower.", advanced=True
+        True, "Recompute activations in the backward pass: far less memory, somewhat slower."
     )
     max_grad_norm: float = param(
-        1.0, "Gradients are clipped to this norm. 0: no clipping.", min=0.0, max=1000.0, advanced=True
+        1.0, "Gradients are clipped to this norm. Usually 1; 0: no clipping.", min=0.0, max=1000.0
     )
     network_dropout: float = param(
-        0.0,
-        "Probability of dropping an output of the LoRA's first half while training.",
-        min=0.0,
-        max=0.95,
-        advanced=True,
+        0.0, "Probability of dropping an output of the LoRA's first matrix during training.", min=0.0, max=0.95
     )
     loraplus_lr_ratio: float = param(
-        0.0,
-        "LoRA+: the second matrix learns so many times faster; 4 is usual. 0: off.",
-        min=0.0,
-        max=64.0,
-        advanced=True,
+        0.0, "LoRA+: how many times faster the second matrix learns. Usually 4; 0: off.", min=0.0, max=64.0
     )
     exclude_patterns: str = param(
-        "", "Regular expressions, with spaces between, for whole names of layers that get no LoRA.", advanced=True
+        "", "Regular expressions, separated by spaces. Layers whose whole name matches one get no LoRA."
     )
     include_patterns: str = param(
         "",
-        "Regular expressions, with spaces between, for whole names of layers that get one all the same.",
-        advanced=True,
+        "Regular expressions, separated by spaces. Layers whose whole name matches one get a LoRA "
+        "even if exclude_patterns matches.",
     )
 
     mixed_precision: str = param(
         OPEN,
-        "Computation dtype. auto: bf16, or fp16 where the model file asks for it.",
+        "Data type of the computation. auto: bf16, or fp16 where the model file is fp16 and must be trained so.",
         choices=(OPEN, "bf16", "fp16", "no"),
-        advanced=True,
     )
     fp8_text_encoder: bool = param(
-        False, "Run the text encoder in 8 bits while captions are encoded. For GPUs below about 16 GB.", advanced=True
+        False, "Run the text encoder in 8 bits while captions are encoded. For GPUs below about 16 GB."
     )
     attention: str = param(
         "sdpa",
         "Attention kernel. sdpa needs nothing; the others need a package in Musubi's Python.",
         choices=("sdpa", "flash_attn", "xformers"),
-        advanced=True,
     )
     timestep_sampling: str = param(
-        OPEN,
-        "How the noise levels are drawn. auto: what the architecture recommends.",
-        choices=TIMESTEP_SAMPLINGS,
-        advanced=True,
+        OPEN, "How the noise levels are drawn. auto: what the architecture recommends.", choices=TIMESTEP_SAMPLINGS
     )
     discrete_flow_shift: float = param(
         0.0,
-        "With timestep_sampling shift: above 1 draws more high noise levels. 0: what the architecture recommends.",
+        "Shift of the noise levels, if timestep_sampling is shift: above 1 draws more high ones. 0: "
+        "what the architecture recommends.",
         min=0.0,
         max=100.0,
-        advanced=True,
     )
     weighting_scheme: str = param(
         "none",
-        "Weight of the loss by noise level. none is usual.",
+        "Loss weight by noise level. Usually none.",
         choices=("none", "logit_normal", "mode", "cosmap", "sigma_sqrt"),
-        advanced=True,
     )
 
     extra_resolutions: str = param(
         "",
-        "Every picture is trained at these resolutions too, such as: 768, 512. Each adds as many samples.",
-        advanced=True,
+        "More resolutions in pixels that every image is trained at, such as: 768, 512. Each adds as "
+        "many samples to an epoch. Empty: none.",
     )
-    bucket_no_upscale: bool = param(
-        True, "Never enlarge a picture: small ones are trained at smaller sizes.", advanced=True
-    )
+    bucket_no_upscale: bool = param(True, "Never enlarge an image: small ones are trained at smaller sizes.")
     max_data_loader_n_workers: int = param(
-        2,
-        "Processes that read the caches while training. 0: the training process itself.",
-        min=0,
-        max=32,
-        advanced=True,
+        2, "Processes that read the caches during training. 0: the training process itself.", min=0, max=32
     )
 
     save_every_n_steps: int = param(
         250,
-        "Save a checkpoint every so many optimizer steps. A cancelled run leaves the last one.",
+        "Save a checkpoint every n optimizer steps. A cancelled run keeps the last one.",
         min=1,
         max=1_000_000,
-        advanced=True,
     )
-    keep_last_n_checkpoints: int = param(
-        0, "Keep only so many of the newest checkpoints. 0: all.", min=0, max=1000, advanced=True
-    )
+    keep_last_n_checkpoints: int = param(0, "Number of newest checkpoints to keep. 0: all.", min=0, max=1000)
     save_state: bool = param(
-        True,
-        "Beside the checkpoints save what resume needs (optimizer, random numbers). The newest two are kept.",
-        advanced=True,
+        True, "With each checkpoint, also save what resume needs (optimizer, random numbers). The newest two are kept."
     )
-    save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"), advanced=True)
+    save_dtype: str = param("bf16", "Number format of the saved LoRA.", choices=("fp32", "fp16", "bf16"))
     sample_every_n_steps: int = param(
         0,
-        "Draw pictures with the LoRA before the first step and every so many optimizer steps. 0: none.",
+        "Draw sample images before the first step and every n optimizer steps. 0: none.",
         min=0,
         max=1_000_000,
-        advanced=True,
     )
     sample_prompts: str = param(
         "",
-        "Their prompts, one per line, with Musubi's options (--w 1024 --h 1024 --s 20 --l 4). Empty: the first "
-        "picture's caption.",
-        advanced=True,
+        "Prompts of the sample images, one per line, with Musubi's options: --w 1024 --h 1024 --s 20 "
+        "--l 4 (width, height, steps, CFG). Empty: the first image's caption.",
     )
 
     network_weights: str = param(
         "",
-        "LoRA file to start from, as Musubi writes it (not one that was converted for ComfyUI), of the same rank. "
-        "Empty: start from zero.",
-        advanced=True,
+        "LoRA to start from, as Musubi writes it (not converted for ComfyUI), with the same rank. "
+        "Weights only: steps count from 0. Empty: start from zero.",
     )
     base_weights: str = param(
         "",
-        "LoRA file to merge into the model before training, such as a training adapter for a distilled model. Not "
-        "with fp8. Empty: none.",
-        advanced=True,
+        "LoRA to merge into the model before training, such as the training adapter of a distilled "
+        "model (Turbo). Converted if Musubi would ignore it as it is. Not with fp8. Empty: none.",
     )
     base_weights_multiplier: float = param(
-        1.0, "Strength with which base_weights is merged. Usually 1.", min=-10.0, max=10.0, advanced=True
+        1.0, "Strength at which base_weights is merged. Usually 1.", min=-10.0, max=10.0
     )
     resume: str = param(
         "",
-        "Folder NAME-step00000250-state of an earlier run to go on from, with all settings as they were. Empty: "
-        "start anew.",
-        advanced=True,
+        "State of an earlier run (NAME-step00000250-state) to continue with its optimizer and random "
+        "numbers, up to max_train_steps. All settings must be as they were. Empty: start a new run.",
     )
 
     def __post_init__(self) -> None:

@@ -12,40 +12,46 @@ class SDXLConfig(TrainingConfig):
 
     target_modules: str = param(
         "attention_mlp",
-        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, what sd-scripts trains), or a "
-        "regular expression for whole module names.",
-        advanced=True,
+        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in "
+        "sd-scripts), or a regular expression that matches whole module names of diffusers' UNet.",
     )
     train_text_encoders: bool = param(
-        False, "Also train a LoRA on the text encoders. Their outputs can then not be cached.", advanced=True
+        False,
+        "Also train a LoRA on both text encoders (CLIP-L and CLIP-G). Slower and more memory, because "
+        "their outputs cannot be cached.",
     )
     text_encoder_learning_rate: float = param(
-        5e-5, "Peak learning rate of text encoder 1 (CLIP-L). 0: not trained.", min=0.0, max=10.0, advanced=True
+        5e-5,
+        "Peak learning rate of text encoder 1 (CLIP-L). Usually half of learning_rate; with Prodigy "
+        "the same. 0: not trained.",
+        min=0.0,
+        max=10.0,
     )
     text_encoder_2_learning_rate: float = param(
-        5e-5, "Peak learning rate of text encoder 2 (CLIP-G). 0: not trained.", min=0.0, max=10.0, advanced=True
+        5e-5,
+        "Peak learning rate of text encoder 2 (CLIP-G). Usually half of learning_rate; with Prodigy "
+        "the same. 0: not trained.",
+        min=0.0,
+        max=10.0,
     )
     min_snr_gamma: float = param(
-        5.0, "Min-SNR weighting of the loss (Hang et al. 2023); 5 is usual. 0: off.", min=0.0, max=100.0, advanced=True
+        5.0, "Min-SNR weighting of the loss (Hang et al. 2023). Usually 5; 0: off.", min=0.0, max=100.0
     )
     noise_offset: float = param(
         0.0,
-        "Adds a random brightness to the noise; 0.03 to 0.1 helps very dark or bright styles.",
+        "Random brightness added to the noise. 0.03 to 0.1 helps very dark or bright styles; 0: off.",
         min=0.0,
         max=1.0,
-        advanced=True,
     )
     prediction_type: str = param(
         "auto",
-        "What the base model predicts; auto reads it from the model.",
+        "What the base model predicts. auto: read it from the model.",
         choices=("auto", "epsilon", "v_prediction"),
-        advanced=True,
     )
     zero_terminal_snr: str = param(
         "auto",
-        "Noise schedule rescaled to zero terminal SNR; auto reads it from the model.",
+        "Rescale the noise schedule to zero terminal SNR. auto: read it from the model.",
         choices=("auto", "on", "off"),
-        advanced=True,
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
-"""Settings that follow from what is to be learned and how much memory there is. Pure tables and
-arithmetic: no torch, no device.
+"""Settings that follow from what the LoRA should learn and how much memory there is. Pure tables
+and arithmetic: no torch, no device.
 
 A preset decides only what the user left open; whatever was given stays as given.
 """
@@ -15,8 +15,8 @@ from .config import SDXLConfig
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be learned. `samples_per_picture` counts how often the training sees a picture,
-    within `num_samples` in all.
+    """What the LoRA should learn. `samples_per_picture` is how often the training sees an image;
+    `num_samples` are the limits for all images together.
     """
 
     rank: int
@@ -29,7 +29,7 @@ class Goal:
         low, high = self.num_samples
         return (
             f"rank {self.rank}, learning rate {self.learning_rate:g}, {self.samples_per_picture} samples per "
-            f"picture ({low} to {high} in all)"
+            f"image ({low} to {high} in total)"
         )
 
 
@@ -96,7 +96,7 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
 
 
 def _from_memory(preset: MemoryPreset, given: dict[str, Any]) -> dict[str, Any]:
-    """Whoever gives a batch size means it: the preset's accumulation goes with the preset's own."""
+    """The preset's accumulation belongs to its own batch size, and is dropped with it."""
     accumulation = {"gradient_accumulation_steps": 1} if "train_batch_size" in given else {}
     return {**{spec.name: getattr(preset, spec.name) for spec in fields(preset)}, **accumulation}
 

@@ -68,6 +68,14 @@ def find_optimizer(name: str) -> OptimizerRow:
     return OptimizerRow(name, module, class_name, package, UNKNOWN_STATE_BYTES, "its own")
 
 
+def usual_learning_rates() -> str:
+    """For help texts: "1e-4 for AdamW, Adafactor; 1 for Prodigy"."""
+    names: dict[str, list[str]] = {}
+    for row in OPTIMIZERS.values():
+        names.setdefault(row.usual_learning_rate, []).append(row.name)
+    return "; ".join(f"{rate} for {', '.join(rows)}" for rate, rows in names.items())
+
+
 def require_listed_optimizer(name: str) -> None:
     """An import path would run whatever code it names: in a workflow or prompt only the table
     counts.

@@ -30,11 +30,13 @@ class FlightCheckConfig:
 
     stop_at: str = param(
         "error",
-        "Refuse to go on at findings of this level: error, warning (and errors), or never.",
+        "Stop the run at findings of this level: error, warning (and errors), or never.",
         choices=("error", "warning", "never"),
     )
     find_near_duplicates: bool = param(
-        True, "Look for pictures that are resized, recompressed or slightly cropped copies of others.", advanced=True
+        True,
+        "Look for images that are resized, recompressed or slightly cropped copies of others. Needs "
+        "the package ImageHash.",
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ...files.hashes import file_sha256, legacy_file_hash
 from ...wording import name_examples
-from ..objective import NOISE_SCHEDULE
 from .inspect_weights import (
     PART_NAMES,
     check_config,
@@ -50,6 +49,7 @@ from .layout import (
     ldm_to_vae,
     modern_vae_names,
 )
+from .noise_schedule import NOISE_SCHEDULE
 
 logger = logging.getLogger(__name__)
 

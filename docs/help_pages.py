@@ -1,0 +1,217 @@
+"""The generated parts of the help pages in web/docs: the inputs of every node, the presets' numbers
+and what each Musubi architecture recommends.
+
+A part is between `<!-- make docs: NAME -->` and `<!-- end -->`. Everything else on a page, the
+heading lines of its tables included, is written by hand.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from trainers.musubi.architectures import ARCHITECTURES, Architecture
+from trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+
+from .schemas import DYNAMIC_COMBO, ROOT
+
+PAGES = ROOT / "web" / "docs"
+END = "<!-- end -->"
+_PART = re.compile(r"(<!-- make docs: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# %date%, betas=(0.9,0.99), --w 1024, max_train_steps, models/vae, .txt
+_CODE = re.compile(
+    r"(%[\w:-]+%|\b\w+=[\w.(),]*[\w)]|(?<!\w)--\w[\w-]*(?: \d+)?"
+    r"|[\w./-]*\w_\w[\w./-]*\w|\b\w+/[\w/]+\b|(?<!\w)\.[a-z]{3,}\b)"
+)
+_NO_CHOICE = "[None]"  # a list that begins with it goes on with files of the user's machine
+_FEW = 3
+_TYPES = {"STRING": "text", "INT": "number", "FLOAT": "number"}
+_BOOLEAN = "BOOLEAN"
+# What the tables of architectures say besides names and numbers.
+_WORDS = {
+    "en": ("optional", "at most", {"none": "none", "optional": "optional", "required": "required"}),
+    "fr": ("facultatif", "au plus", {"none": "aucune", "optional": "possible", "required": "obligatoire"}),
+    "ja": ("任意", "最大", {"none": "なし", "optional": "任意", "required": "必須"}),
+    "zh": ("可选", "最多", {"none": "无", "optional": "可选", "required": "必需"}),
+}
+
+
+def help_pages(schemas: Sequence[SimpleNamespace]) -> dict[Path, str]:
+    """Every page with its generated parts as they should be."""
+    by_node = {schema.node_id: schema for schema in schemas}
+    pages = {}
+    for path in sorted(PAGES.rglob("*.md")):
+        is_english = path.parent == PAGES
+        schema = by_node[path.stem if is_english else path.parent.name]
+        pages[path] = _with_parts(path, schema, language="en" if is_english else path.stem)
+    return pages
+
+
+def _with_parts(path: Path, schema: SimpleNamespace, *, language: str) -> str:
+    writers: dict[str, Callable[[str], str]] = {
+        "inputs": lambda old: "\n" + "\n".join(input_lines(schema.inputs)) + "\n\n",
+        "goals": lambda old: _with_rows(old, goal_rows()),
+        "memory": lambda old: _with_rows(old, memory_rows()),
+        "architectures": lambda old: _with_rows(old, architecture_rows(language)),
+    }
+    text = path.read_text(encoding="utf-8")
+    return _PART.sub(lambda part: part[1] + writers[part[2]](part[3]) + part[4], text)
+
+
+def _with_rows(old: str, rows: list[str]) -> str:
+    """A table with other rows under its first two lines."""
+    heading = [line for line in old.splitlines() if line.startswith("|")][:2]
+    return "\n" + "\n".join([*heading, *rows]) + "\n\n"
+
+
+# ---- tables ----
+
+
+def goal_rows() -> list[str]:
+    return [
+        _row(
+            name,
+            goal.rank,
+            f"{goal.rank * goal.alpha_per_rank:g}",
+            f"{goal.learning_rate:g}",
+            goal.samples_per_picture,
+            "–".join(map(str, goal.num_samples)),
+        )
+        for name, goal in GOALS.items()
+    ]
+
+
+def memory_rows() -> list[str]:
+    return [
+        _row(
+            name,
+            preset.resolution,
+            preset.train_batch_size,
+            preset.gradient_accumulation_steps,
+            "on" if preset.gradient_checkpointing else "off",
+            preset.optimizer,
+        )
+        for name, preset in MEMORY_PRESETS.items()
+    ]
+
+
+def architecture_rows(language: str) -> list[str]:
+    optional, at_most, control = _WORDS[language]
+    return [
+        _row(
+            row.name,
+            ", ".join(f"`{file.name}`" + ("" if file.required else f" ({optional})") for file in row.models),
+            ", ".join(f"`{option.name}`" for option in row.options) or "–",
+            *_recommended(row),
+            f"{at_most} {row.max_blocks_to_swap}",
+            control[row.control_images],
+        )
+        for row in ARCHITECTURES.values()
+    ]
+
+
+def _recommended(row: Architecture) -> list[str]:
+    names = ("rank", "learning_rate", "resolution", "timestep_sampling", "discrete_flow_shift")
+    values = [row.defaults[name] for name in names]
+    return [value if isinstance(value, str) else f"{value:g}" if value else "–" for value in values]
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+# ---- inputs ----
+
+
+def input_lines(inputs: Sequence[Any]) -> list[str]:
+    """One list of what is visible on the node, one of what is advanced, one of what only programs
+    give.
+    """
+    hidden = [entry for entry in inputs if getattr(entry, "extra_dict", {}).get("hidden")]
+    advanced = [entry for entry in inputs if entry.advanced and entry not in hidden]
+    visible = [entry for entry in inputs if entry not in advanced and entry not in hidden]
+    lines = [line for entry in visible for line in _lines(entry)]
+    for heading, entries in (("Advanced:", advanced), ("For programs:", hidden)):
+        if entries:
+            lines += ["", heading, "", *(line for entry in entries for line in _lines(entry))]
+    return lines
+
+
+def _lines(entry: Any) -> list[str]:
+    line = f"- `{entry.id}` ({_facts(entry)}): {as_markdown(entry.tooltip)}"
+    return [line, *_lines_of_choices(entry.options)] if entry.io_type == DYNAMIC_COMBO else [line]
+
+
+def _lines_of_choices(options: Sequence[Any]) -> list[str]:
+    """The inputs that a choice brings: one line for each, with the choices that differ below it."""
+    by_name: dict[str, list[tuple[str, Any]]] = {}
+    for option in options:
+        for entry in option.inputs:
+            by_name.setdefault(entry.id, []).append((option.key, entry))
+    return [line for name, entries in by_name.items() for line in _lines_of_choice(name, entries)]
+
+
+def _lines_of_choice(name: str, entries: Sequence[tuple[str, Any]]) -> list[str]:
+    texts = {as_markdown(entry.tooltip) for _, entry in entries}
+    if len(texts) == 1:
+        return [f"  - `{name}`{_facts_of_all(entries)}: {texts.pop()}"]
+    groups: dict[str, list[str]] = {}
+    for key, entry in entries:
+        choices = "" if _is_of_files(entry) else f" ({_facts(entry)})"
+        groups.setdefault(f"{choices}: {as_markdown(entry.tooltip)}", []).append(key)
+    return [f"  - `{name}`:", *(f"    - {', '.join(keys)}{text}" for text, keys in groups.items())]
+
+
+def _facts_of_all(entries: Sequence[tuple[str, Any]]) -> str:
+    """What is the same for every choice, and the choices if they are few; what differs is in the
+    table of architectures.
+    """
+    limits = {_limits(entry) for _, entry in entries if not _is_of_files(entry)}
+    facts = [", ".join(key for key, _ in entries)] if len(entries) <= _FEW else []
+    facts += limits if len(limits) == 1 else []
+    facts += ["advanced"] if entries[0][1].advanced else []
+    return f" ({'; '.join(facts)})" if facts else ""
+
+
+def _is_of_files(entry: Any) -> bool:
+    """Its choices are files of the user's machine."""
+    return entry.io_type == "COMBO" and entry.options[:1] in ([], [_NO_CHOICE])
+
+
+def _facts(entry: Any) -> str:
+    """A socket's type, or a widget's choices or range, and its default."""
+    if entry.io_type == DYNAMIC_COMBO:
+        names = [f"`{option.key}`" for option in entry.options]
+        return f"{', '.join(names)}; default {names[0]}"
+    if not hasattr(entry, "default"):
+        return entry.io_type + ("; optional" if entry.optional else "")
+    return f"{_limits(entry)}; default {_shown(entry.default)}"
+
+
+def _limits(entry: Any) -> str:
+    if entry.io_type == "COMBO":
+        if entry.options[:1] == [_NO_CHOICE]:
+            return f"`{_NO_CHOICE}` or one of the list"
+        return ", ".join(f"`{option}`" for option in entry.options)
+    if entry.io_type == _BOOLEAN:
+        return "on or off"
+    if getattr(entry, "max", None) is not None:
+        return f"{entry.min:.16g} to {entry.max:.16g}"
+    return _TYPES[entry.io_type]
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, str):
+        return f"`{default}`" if default else "empty"
+    return f"{default:g}"
+
+
+def as_markdown(text: str) -> str:
+    """Plain text as Markdown: names, files and flags as code, nothing read as a tag or a mark."""
+    parts = _CODE.split(text)
+    parts[::2] = [re.sub(r"[<*]", r"\\\g<0>", part) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)

@@ -1,0 +1,25 @@
+"""The settings of Train LoRA (SDXL) and Flight Check that a user may leave open (0, or "auto"), and
+what then decides them.
+"""
+
+from typing import Any
+
+AUTO = "auto"
+_FROM_GOAL, _FROM_MEMORY = "from goal", "from memory"
+OPEN_SETTINGS = {
+    "max_train_steps": f"{_FROM_GOAL} and the number of images",
+    **dict.fromkeys(("rank", "alpha", "learning_rate"), _FROM_GOAL),
+    **dict.fromkeys(
+        ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
+        _FROM_MEMORY,
+    ),
+}
+
+
+def chosen_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that were left open; on and off as booleans."""
+    chosen = {name: value for name, value in settings.items() if not (name in OPEN_SETTINGS and value in (0, AUTO))}
+    return {
+        name: value == "on" if name in OPEN_SETTINGS and value in ("on", "off") else value
+        for name, value in chosen.items()
+    }

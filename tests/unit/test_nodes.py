@@ -1,0 +1,52 @@
+"""The nodes on a stand-in for ComfyUI: the order of their settings, and what nodes/host imports."""
+
+import ast
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from docs.schemas import ROOT, stand_in_host
+from trainers.config import param
+
+
+@dataclass(frozen=True)
+class Config:
+    first: int = param(1, "First.")
+    second: int = param(2, "Second.")
+
+
+@pytest.fixture(scope="module")
+def settings_order() -> Iterator[Callable[..., tuple[str, ...]]]:
+    with stand_in_host() as pack:
+        yield importlib.import_module(f"{pack}.nodes.config_inputs").settings_order
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (["first"], "append second to SETTINGS_ORDER, at its very end"),
+        (["first", "second", "third"], "SETTINGS_ORDER has third, which no config of the node has"),
+        (["first", "second", "first"], "SETTINGS_ORDER has first twice"),
+    ],
+)
+def test_a_setting_has_exactly_one_place_on_a_node(settings_order, order, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings_order(order, Config)
+
+
+def test_a_node_may_take_a_setting_elsewhere_some_of_a_config_and_inputs_of_its_own(settings_order):
+    assert settings_order(["second"], Config, elsewhere={"first"}) == ("second",)
+    assert settings_order(["own"], some_of=(Config,), also={"own"}) == ("own",)
+    assert settings_order(["second", "own"], some_of=(Config,), also={"own"}) == ("second", "own")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nodes" / "host").glob("*.py")), ids=lambda path: path.name)
+def test_the_host_layer_imports_no_node(path):
+    imports = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+    ]
+    above = {node.module for node in imports if node.level == 2}
+    assert above <= {"open_settings"}
