@@ -6,8 +6,8 @@ else
 BIN := .venv/bin
 endif
 INSTALLED := .venv/.installed
-# One process per core; a file's tests stay together, and files start in the order that tests/conftest.py gives.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process per core; tests/distribution.py says which tests go together.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test check docs clean
 

@@ -23,13 +23,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.training.adapters import AdapterSettings, attach_adapters
-from trainers.sdxl.targets import unet_targets
-from trainers.sdxl.check.memory import GIB, estimate_memory
+from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
+from trainers.sdxl.targets import unet_targets
+from trainers.training.adapters import AdapterSettings, attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
+from trainers.wording import GIBIBYTE
 
 
 class PeakMemory(TorchDispatchMode):
@@ -166,8 +167,8 @@ def main() -> None:
                 "on" if checkpointing else "off",
                 resolution,
                 batch_size,
-                f"{measured / GIB:.2f}",
-                f"{estimate / GIB:.2f}",
+                f"{measured / GIBIBYTE:.2f}",
+                f"{estimate / GIBIBYTE:.2f}",
             )
             print("| " + " | ".join(map(str, row)) + f" | {estimate / measured:.3f} |", flush=True)
 

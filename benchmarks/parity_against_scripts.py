@@ -24,18 +24,22 @@ from torch import Tensor, nn
 
 from benchmarks.thin_model import write_model, write_pictures, write_tokenizers
 from trainers.captions.clip_tokenizer import tokenize
-from trainers.dataset.buckets import BucketConfig, TrainingItem, plan_crops
-from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import TrainingItem, plan_crops
+from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import weighted_modules
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
-from trainers.sdxl.targets import text_encoder_targets, unet_targets
 from trainers.sdxl.encode import LatentStore
+from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
+from trainers.sdxl.model.size_ids import size_ids
 from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.names import kohya_names, module_key
-from trainers.sdxl.objective import add_noise, alphas_cumprod, size_ids
+from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
+from trainers.sdxl.targets import text_encoder_targets, unet_targets
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
 from trainers.training.console_host import ConsoleHost
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.dataset.dataset import join_datasets
+from ..trainers.dataset.join import join_datasets
 from .host.progress import ComfyHost
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.dataset.dataset import DatasetConfig, scan_folder
+from ..trainers.dataset.config import DatasetConfig
+from ..trainers.dataset.scan import scan_folder
 from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.progress import ComfyHost, cancellable

@@ -10,9 +10,9 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
+from ..trainers.files.names import check_output_name
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
-from ..trainers.training.run_folder import check_output_name
 from .config_inputs import file_input, settings_inputs, settings_order
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset

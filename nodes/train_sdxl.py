@@ -4,11 +4,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.dataset.buckets import BucketConfig
+from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
+from ..trainers.files.names import check_output_name
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from ..trainers.training.run_folder import check_output_name
 from .config_inputs import file_input, help_text, settings_inputs, settings_order
 from .host import folders
 from .open_settings import AUTO, OPEN_SETTINGS

@@ -1,6 +1,5 @@
-"""What every test runs under: one thread, no network for models; and the versions that a report needs.
-
-With pytest-xdist (`make test`) every worker has its own temporary folder, cache folder and range of ports.
+"""What every test runs under: one thread, no network for models; and the versions that a report
+needs. With pytest-xdist (`make test`) every worker has its own cache folder and range of ports.
 """
 
 import os
@@ -22,6 +21,20 @@ import trainers.comfyui.server
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.distribution import Distribution
+
+    return Distribution(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.distribution import rank
+
+        items.sort(key=rank)
+
+
 def pytest_report_header() -> str:
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
 
@@ -36,7 +49,9 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_ports() -> Iterator[None]:
-    """A server binds its port seconds after it was chosen: no other worker, and no client, may get it meanwhile."""
+    """A server binds its port seconds after it was chosen. Nobody else may get it meanwhile: no
+    other worker, and no client.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports = count(20_000 + 3_000 * (worker % 4) + randrange(2_000))  # below those that the system gives to clients
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,6 @@
-"""The one time limit of all tests. It ends what hangs; no machine is so busy that anything else reaches it."""
+"""The one time limit of all tests. It ends what hangs, and nothing else is so slow that it gets
+there, however busy the machine is.
+"""
 
 import time
 from collections.abc import Callable

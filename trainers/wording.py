@@ -1,6 +1,48 @@
-"""How messages name numbers of things."""
+"""How messages write numbers, sizes, times and long lists."""
+
+from collections.abc import Iterable
+
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
 
 
 def pluralize(number: int, noun: str) -> str:
     """The number with its noun, such as "1 image" and "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def name_first(entries: Iterable[str], max_named: int, *, separator: str = ", ", before_rest: str = " ") -> str:
+    """The first entries and how many are left, such as "a.png, b.png and 3 more"."""
+    named = list(entries)
+    num_left = len(named) - max_named
+    rest = f"{before_rest}and {num_left} more" if num_left > 0 else ""
+    return separator.join(named[:max_named]) + rest
+
+
+def name_examples(entries: Iterable[str], max_named: int) -> str:
+    """The first entries, with dots where there are more, such as "a.png, b.png, ..."."""
+    named = list(entries)
+    return ", ".join(named[:max_named]) + (", ..." if len(named) > max_named else "")
+
+
+def format_size(size_hw: tuple[int, int]) -> str:
+    """Width x height, as users write it."""
+    return f"{size_hw[1]} x {size_hw[0]}"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """In GB from one GB on, else in MB."""
+    return format_gigabytes(num_bytes) if num_bytes >= GIBIBYTE else f"{num_bytes / MEBIBYTE:.1f} MB"
+
+
+def format_megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / MEBIBYTE:,.1f} MB"
+
+
+def format_gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / GIBIBYTE:.1f} GB"
+
+
+def format_duration(seconds: float) -> str:
+    """In hours and minutes, one minute at least."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,5 +1,9 @@
-// Collapses the advanced inputs of our nodes in the canvas renderer, as ComfyUI's front end does in its other renderer only (1.49).
-// To be removed when a fresh node is small in both without it.
+// @ts-check
+/**
+ * Collapses the advanced inputs of our nodes in the canvas renderer. The front end (1.49) does so
+ * in its other renderer only. Remove it when a fresh node is small in both without it.
+ */
+
 import { app } from "../../scripts/app.js";
 
 app.registerExtension({
@@ -8,7 +12,7 @@ app.registerExtension({
     if (!node.comfyClass?.startsWith("LoRATrainer_")) return;
     for (const widget of node.widgets ?? []) collapse(node, widget);
     const addCustomWidget = node.addCustomWidget;
-    // Choosing an architecture brings new widgets; whether they are advanced is written into their options afterwards.
+    // An architecture brings new widgets, whose options say only afterwards that they are advanced.
     node.addCustomWidget = function (widget) {
       const added = addCustomWidget.call(this, widget);
       collapse(this, added);
@@ -18,6 +22,10 @@ app.registerExtension({
   },
 });
 
+/**
+ * @param {ComfyNode} node
+ * @param {ComfyWidget} widget
+ */
 function collapse(node, widget) {
   let hidden = widget.hidden;
   // `advanced` gives the node its menu entry "Show Advanced".

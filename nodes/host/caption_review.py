@@ -16,7 +16,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ...trainers.captions.edits import change_captions, inspect_caption, review_key
-from ...trainers.dataset.dataset import Dataset, TrainingImage
+from ...trainers.dataset.dataset import Dataset
+from ...trainers.dataset.image import TrainingImage
 from ...trainers.files.atomic_write import atomic_write
 from . import folders
 

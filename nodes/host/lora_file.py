@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.files.atomic_write import atomic_write
+from ...trainers.files.names import free_path
 from ...trainers.lora.file import require_same_tensors, save_lora
 from ...trainers.lora.file_name import check_lora_file_name
-from ...trainers.training.run_folder import free_path
 from .lora import GraphLora
 
 # One tensor of each module, whatever its kind: LoRA, LoHa, LoKr, OFT, and differences of norms and

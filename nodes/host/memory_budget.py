@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from ...trainers.dataset.buckets import Size
+from ...trainers.dataset.bucket_sizes import Size
 from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
 from ...trainers.sdxl.check.smaller_settings import smaller_settings
 from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from ...trainers.training.plan import TrainingPlan
+from ...trainers.wording import format_gigabytes
 from .settings import compute_precision
 
 
@@ -59,13 +60,13 @@ class MemoryBudget:
     def text(self) -> str:
         """The estimate, and when it is more than is free, what to change."""
         warning = f". It may not be enough. {self._next()}" if self.missing_bytes > 0 else ""
-        return f"Memory: {self.estimate.text()}; {_gigabytes(self.free_bytes)} free{warning}."
+        return f"Memory: {self.estimate.text()}; {format_gigabytes(self.free_bytes)} free{warning}."
 
     def remedy(self) -> str:
         """For the error when memory has run out."""
         return (
             f"The GPU ran out of memory, which was given back. The run needs {self.estimate.text()}; "
-            f"{_gigabytes(self.free_bytes)} were free. {self._next()}"
+            f"{format_gigabytes(self.free_bytes)} were free. {self._next()}"
         )
 
     def _next(self) -> str:
@@ -74,9 +75,5 @@ class MemoryBudget:
                 "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
             )
         return "Next, try " + ", then ".join(
-            f"{setting} (about {_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3]
+            f"{setting} (about {format_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3]
         )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GB"

@@ -27,6 +27,7 @@ from ...trainers.training.events import (
     StepDone,
 )
 from ...trainers.training.loss_plot import draw_loss_plot
+from ...trainers.wording import format_gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _step_text(event: StepDone) -> str:
         f"ETA {_duration(event.eta_seconds)}",
     ]
     if event.memory_bytes:
-        parts.append(f"{event.memory_bytes / 2**30:.1f} GB")
+        parts.append(format_gigabytes(event.memory_bytes))
     return " · ".join(parts)
 
 

@@ -1,4 +1,6 @@
-"""What settings and folders show is said before the large libraries are imported: a typing error must not cost their seconds."""
+"""What settings and folders show is said before the large libraries are imported: a typing error
+must not cost their seconds.
+"""
 
 import json
 import os
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from tests.data.make_tiny_florence2 import FOLDER as CAPTIONER
 from tests.limits import TIME_LIMIT
 
+Said = tuple[int, str, str, list[str]]  # exit status, stdout, stderr, the large modules that are there
 ROOT = Path(__file__).parents[2]
 MODELS = ("dit", "vae", "text_encoder")
 FILES = [argument for name in MODELS for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
@@ -103,8 +106,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(place: Path) -> list[tuple[int, str, str, list[str]]]:
-    """Exit status, stdout, stderr and the large modules that were there, of every case, all in one process."""
+def said(place: Path) -> list[Said]:
+    """Of every case, all in one process."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps([arguments for arguments, _ in CASES]),
@@ -118,8 +121,11 @@ def said(place: Path) -> list[tuple[int, str, str, list[str]]]:
     return [tuple(json.loads(line)) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join([*arguments[:2], *arguments[-2:]]) for arguments, _ in CASES])
-def test_a_mistake_is_one_line_and_nothing_large_has_been_imported(number: int, said: list[tuple[int, str, str, list[str]]]):
+NAMES = [" ".join([*arguments[:2], *arguments[-2:]]) for arguments, _ in CASES]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
+def test_a_mistake_is_one_line_and_nothing_large_has_been_imported(number: int, said: list[Said]):
     _, message = CASES[number]
     status, output, errors, heavy = said[number]
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -127,7 +133,7 @@ def test_a_mistake_is_one_line_and_nothing_large_has_been_imported(number: int, 
     assert heavy == []
 
 
-def test_nothing_was_written(place: Path, said: list[tuple[int, str, str, list[str]]]):
+def test_nothing_was_written(place: Path, said: list[Said]):
     assert len(said) == len(CASES)
     given = {"base", "broken.toml", "empty", "musubi", "pictures", "unknown.toml"}
     assert {path.name for path in place.iterdir()} == given | {f"{name}.safetensors" for name in MODELS}

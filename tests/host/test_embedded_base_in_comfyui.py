@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.lora.file import save_lora, to_kohya
 from trainers.lora.modules import LoraModule, weighted_modules
-from trainers.sdxl.model.merge import merge_lora
+from trainers.sdxl.merge import merge_lora
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
 from trainers.sdxl.names import kohya_names

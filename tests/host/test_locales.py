@@ -55,6 +55,8 @@ def test_every_input_and_output_has_a_tooltip(nodes: dict[str, dict[str, Any]]) 
 def test_the_server_hands_out_our_translation(served: dict[str, Any], language: str) -> None:
     ours = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert {node_id: served[language]["nodeDefs"].get(node_id) for node_id in ours} == ours
+    words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    assert served[language]["LoRATrainer"] == words["LoRATrainer"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

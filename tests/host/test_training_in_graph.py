@@ -26,9 +26,9 @@ from trainers.comfyui.client import (
 from trainers.comfyui.server import ComfyServer
 from trainers.commands.demo import SETTINGS
 from trainers.demo.concept import TRIGGER_WORD, fidelity
+from trainers.sdxl.model.noise_schedule import NOISE_SCHEDULE
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
-from trainers.sdxl.objective import NOISE_SCHEDULE
 
 ENDLESS = 100_000  # optimizer steps, more than end within the tests' time limit
 # 28 steps: 999 / 27 is whole, so that ComfyUI's and diffusers' noise levels are those of the same whole timesteps.

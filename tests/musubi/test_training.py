@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.musubi.tiny import NUM_MODULES, TinyMusubi, make_tiny_musubi
 from trainers.__main__ import main
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation

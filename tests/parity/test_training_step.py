@@ -17,14 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainers.dataset.buckets import BucketConfig
-from trainers.dataset.dataset import DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import prepared_model
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
-from trainers.sdxl.objective import alphas_cumprod
 from trainers.sdxl.prepare import prepare_sdxl
 from trainers.sdxl.step import Batch
 from trainers.training.console_host import ConsoleHost

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.import_graph import circles, import_graph, reachable, wings
+
 ROOT = Path(__file__).parents[2]
 HOST_MODULES = {"comfy", "comfy_api", "folder_paths", "nodes", "server"}
 SOURCES = sorted((ROOT / "trainers").rglob("*.py"))
@@ -21,12 +23,40 @@ def test_training_core_imports_nothing_of_the_host(path: Path) -> None:
     assert not HOST_MODULES & set(_imported_packages(path))
 
 
-@pytest.mark.parametrize("package", ["sdxl", "musubi"])
-def test_trainers_do_not_import_each_other(package: str) -> None:
-    others = {"sdxl", "musubi"} - {package}
-    for path in (ROOT / "trainers" / package).rglob("*.py"):
-        relative = {node.module for node in _imports(path) if isinstance(node, ast.ImportFrom) and node.level and node.module}
-        assert not others & {module.split(".")[0] for module in relative}, path
+FAMILIES = ("trainers.sdxl", "trainers.musubi")
+# What puts families to use: the command line, the demo and the base model of the tests.
+PROGRAMS = ("trainers.__main__", "trainers.commands", "trainers.demo", "trainers.embedded_base")
+
+
+def is_inside(module: str, packages: str | tuple[str, ...]) -> bool:
+    packages = (packages,) if isinstance(packages, str) else packages
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = import_graph("trainers", "nodes")
+    assert len(graph) > 150
+    assert circles(graph) == set()
+    assert circles(wings(graph)) == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_programs_and_nodes_reach_a_model_family(family: str) -> None:
+    """Shared rooms know no family, and no family knows another: neither directly nor through others."""
+    graph = import_graph("trainers")
+    strangers = [module for module in graph if not is_inside(module, (family, *PROGRAMS))]
+    assert len(strangers) > 80
+    reaching = {module: [each for each in reachable(graph, module) if is_inside(each, family)] for module in strangers}
+    assert {module: reached for module, reached in reaching.items() if reached} == {}
+
+
+def test_what_nodes_share_with_the_host_imports_no_node() -> None:
+    graph = import_graph("nodes")
+    schemas = {f"nodes.{path.stem}" for path in (ROOT / "nodes").glob("*.py") if "io.ComfyNode" in path.read_text(encoding="utf-8")}
+    assert len(schemas) == 11
+    for module in graph:
+        if is_inside(module, "nodes.host"):
+            assert not reachable(graph, module) & schemas, module
 
 
 @pytest.mark.parametrize("module", ["trainers.config", "trainers.training.events", "trainers.sdxl.config"])

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from ..config import check_ranges, param
-from ..dataset.dataset import Dataset, TrainingImage, with_trigger_word
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.trigger_word import with_trigger_word
 from ..files.atomic_write import atomic_write
 from ..training.events import Notice, PictureCaptioned, StageProgress, StageStarted
-from ..wording import pluralize
+from ..wording import name_first, pluralize
 from .florence2.cleaning import clean_caption
 from .florence2.tasks import TASKS, prompt_sentence
 
@@ -179,7 +181,8 @@ def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
     empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
     if empty:
         raise ValueError(
-            f"{_shown(empty)}: the caption that came is empty. Does the captioning node give a text for every picture?"
+            f"{name_first(empty, 10)}: the caption that came is empty. Does the captioning node give a text for every "
+            "picture?"
         )
     return captioned
 
@@ -212,7 +215,7 @@ def _names_without_caption(dataset: Dataset) -> set[str]:
     """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
     is none; the report names such pictures.
     """
-    noted = {note.name for note in dataset.report.notes if "no caption" in note.reason}
+    noted = {note.name for note in dataset.report.notes if note.kind.is_about_missing_caption}
     return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
 
 
@@ -267,13 +270,9 @@ def _require_texts(images: list[TrainingImage], texts: list[str], config: Captio
     empty = [image.name for image, text in zip(images, texts, strict=True) if not text]
     if empty:
         raise ValueError(
-            f"{_shown(empty)}: the model gave an empty caption for {config.request}. Nothing was written. "
+            f"{name_first(empty, 10)}: the model gave an empty caption for {config.request}. Nothing was written. "
             "Choose another task (prompt_gen tasks need a PromptGen model), or leave these pictures out"
         )
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _caption_file(image: TrainingImage) -> Path:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..dataset.caption_variants import caption_lines, flat_caption
-from ..dataset.dataset import Dataset, TrainingImage, with_trigger_word
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.trigger_word import with_trigger_word
 from .clip_tokenizer import TOKENS_PER_CHUNK, token_ids
 
 Operation = Literal["add in front", "add at the end", "remove", "replace"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ..captions.captioning import CaptionerConfig
 from ..captions.florence2.folder import ModelFolder
 from ..config import add_flags, build_config
-from ..dataset.dataset import DatasetConfig, scan_folder
+from ..dataset.config import DatasetConfig
+from ..dataset.scan import scan_folder
 from ..files.cache_folder import default_cache_folder
 
 if TYPE_CHECKING:

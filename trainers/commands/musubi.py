@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import add_flags, field_names, from_mapping
-from ..dataset.dataset import Dataset, DatasetConfig, scan_folder
+from ..dataset.config import DatasetConfig
+from ..dataset.dataset import Dataset
+from ..dataset.scan import scan_folder
 from ..files.cache_folder import default_cache_folder
 from ..musubi.architectures import ARCHITECTURES, Architecture, find_architecture
 from ..musubi.config import MusubiConfig

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.buckets import BucketConfig, write_prepared_folder
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.caption_variants import CaptionConfig
-from ..dataset.dataset import DatasetConfig
+from ..dataset.config import DatasetConfig
+from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings, plan_training

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import add_flags, build_config, field_names, from_mapping, own_settings
-from ..dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from ..dataset.config import DatasetConfig
+from ..dataset.dataset import Dataset
+from ..dataset.join import join_datasets
+from ..dataset.scan import scan_folder
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..wording import name_examples
 from .caption_variants import caption_lines
 
 CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
@@ -54,7 +55,7 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
             elif line.strip():
                 useless_lines.append(str(number))
         if useless_lines:
-            shown = ", ".join(useless_lines[:5]) + (", ..." if len(useless_lines) > 5 else "")
+            shown = name_examples(useless_lines, 5)
             problems.append(
                 (
                     path,

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from ..files.hashes import file_sha256
-from ..training.run_folder import FORBIDDEN_CHARACTERS, RESERVED_NAMES
-from ..wording import pluralize
+from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
+from ..wording import format_megabytes, pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
 from .image_folder import repeats_and_name
@@ -227,14 +227,14 @@ def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     largest = max(entries, key=lambda entry: entry.file_size)
     if largest.file_size > limits.max_file_bytes:
         raise _Refused(
-            f"{largest.filename!r} has {_megabytes(largest.file_size)}; at most "
-            f"{_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down"
+            f"{largest.filename!r} has {format_megabytes(largest.file_size)}; at most "
+            f"{format_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down"
         )
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_total_bytes:
         raise _Refused(
-            f"its {pluralize(len(entries), 'file')} have {_megabytes(total)} unpacked; at most "
-            f"{_megabytes(limits.max_total_bytes)}. Make a smaller archive"
+            f"its {pluralize(len(entries), 'file')} have {format_megabytes(total)} unpacked; at most "
+            f"{format_megabytes(limits.max_total_bytes)}. Make a smaller archive"
         )
 
 
@@ -310,8 +310,8 @@ def _require_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"{folder.parent}: {_megabytes(num_bytes)} are to be unpacked and {_megabytes(free)} are free. Free "
-            "some space",
+            f"{folder.parent}: {format_megabytes(num_bytes)} are to be unpacked and {format_megabytes(free)} are free. "
+            "Free some space",
         )
 
 
@@ -327,7 +327,3 @@ def _unpack_entry(zip_file: ZipFile, entry: ZipInfo, path: Path, *, check_interr
         raise BadZipFile(
             f"{entry.filename!r} has {num_bytes:,} bytes or more, not the {entry.file_size:,} that its header says"
         )
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MB"

@@ -52,6 +52,10 @@ class UnusablePicture(ValueError):
     """The file cannot be trained on; the message says why, without the file's name."""
 
 
+class UnreadFormat(UnusablePicture):
+    """It is an image, but of a format that is not read."""
+
+
 @dataclass(frozen=True)
 class PictureFacts:
     """What a look at the whole file tells: (height, width) as displayed, and whether it can be

@@ -1,5 +1,5 @@
-"""What lies in a folder of pictures, by name alone: pictures, their masks, kohya's N_name
-subfolders. No file is opened.
+"""What is in a folder of images, by name alone: images, their masks, kohya's N_name subfolders. No
+file is opened.
 """
 
 import re
@@ -7,22 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..wording import pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .report import Remark
 
 MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
 MASK_FOLDERS = ("mask", "masks")
 MAX_REPEATS = 10_000
-
 _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about one picture, or one file or folder beside it, that the user should know."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,8 @@ class FolderContent:
     """The pictures in the order of their names."""
 
     pictures: list[FoundPicture]
-    notes: list[Finding] = field(default_factory=list)
-    mask_notes: list[Finding] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
+    mask_notes: list[Remark] = field(default_factory=list)
 
     @property
     def folders(self) -> list[Path]:
@@ -91,11 +84,11 @@ def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
 def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
     paths = _picture_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
     repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
-    notes: list[Finding] = []
+    notes: list[Remark] = []
     if repeat_folders and recursive:
         shown = next(iter(repeat_folders)).name
         notes.append(
-            Finding(
+            Remark(
                 shown,
                 "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive "
                 "off for kohya's folders",
@@ -179,7 +172,7 @@ def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2].strip()) if match else None
 
 
-def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Finding]:
+def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
         num_pictures = sum(path.parent == place for path in paths)
@@ -187,7 +180,7 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
             f", {class_tokens!r} where there is no caption" if class_tokens else ""
         )
         notes.append(
-            Finding(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
+            Remark(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
         )
     others = [
         place
@@ -196,8 +189,7 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
     ]
     unread = sorted(place.name for place in others if _picture_paths(folder, place.iterdir()))
     return notes + [
-        Finding(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)")
-        for name in unread
+        Remark(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread
     ]
 
 
@@ -229,10 +221,10 @@ def _sorted_files(place: Path) -> list[Path]:
     )
 
 
-def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Finding]:
+def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
     pictures = {(path.parent, path.stem) for path in paths}
     orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in pictures)
-    return [Finding(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
+    return [Remark(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
 
 
 def _nothing_found(folder: Path, *, recursive: bool) -> str:
@@ -241,7 +233,7 @@ def _nothing_found(folder: Path, *, recursive: bool) -> str:
         for path in (folder.rglob("*") if recursive else folder.iterdir())
         if _is_visible_file(path.relative_to(folder), folder)
     ]
-    content = f"and none in its {len(files)} file{'' if len(files) == 1 else 's'}" if files else "it is empty"
+    content = f"and none in its {pluralize(len(files), 'file')}" if files else "it is empty"
     has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
     hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
     return f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..embedded_base.scenes import fits
 from ..lora.modules import weighted_modules
 from ..lora.read import read_lora
-from ..sdxl.model.merge import merge_lora
+from ..sdxl.merge import merge_lora
 from ..sdxl.model.sampling import sample_pictures
 from ..sdxl.model.sdxl_model import SDXLModel
 from ..sdxl.names import kohya_names

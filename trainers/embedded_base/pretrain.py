@@ -30,9 +30,9 @@ from ..captions.clip_tokenizer import END_TOKEN, tokenize
 from ..sdxl.encode import encode_means
 from ..sdxl.model.export import write_checkpoint
 from ..sdxl.model.layout import Part
+from ..sdxl.model.noise_schedule import alphas_cumprod
 from ..sdxl.model.sampling import decode_means, sample_pictures
 from ..sdxl.model.sdxl_model import SDXLModel, build_model
-from ..sdxl.objective import alphas_cumprod
 from ..sdxl.step import Batch, Objective, weighted_losses
 from . import SHIPPED_WEIGHTS, TOKEN_TABLES, scenes
 from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build_unet, build_vae

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from ..wording import format_megabytes
 from .atomic_write import atomic_write
 
 TIMEOUT_SECONDS = 20  # to connect, and between two pieces
@@ -203,8 +204,8 @@ def _total_bytes(response: http.client.HTTPResponse) -> int:
 def _require_size(num_bytes: int, max_bytes: int, url: str) -> None:
     if num_bytes > max_bytes:
         raise ValueError(
-            f"{_shown(url)}: the file has {_megabytes(num_bytes)} or more; at most {_megabytes(max_bytes)} are "
-            "allowed. Give a smaller one"
+            f"{_shown(url)}: the file has {format_megabytes(num_bytes)} or more; at most "
+            f"{format_megabytes(max_bytes)} are allowed. Give a smaller one"
         )
 
 
@@ -213,7 +214,8 @@ def _require_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"{folder}: {_megabytes(num_bytes)} are to be downloaded and {_megabytes(free)} are free. Free some space",
+            f"{folder}: {format_megabytes(num_bytes)} are to be downloaded and {format_megabytes(free)} are free. "
+            "Free some space",
         )
 
 
@@ -379,7 +381,3 @@ def _shown(url: str) -> str:
 
 def _reason(error: Exception) -> str:
     return "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MB"

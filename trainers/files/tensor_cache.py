@@ -16,7 +16,6 @@ from .atomic_write import atomic_write
 # several thousand pictures at 1024 pixels with their captions; what is more is read from the disk
 # each time
 MAX_BYTES_IN_MEMORY = 4 * 2**30
-
 logger = logging.getLogger(__name__)
 
 

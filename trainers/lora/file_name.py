@@ -4,7 +4,7 @@ import re
 import time
 from pathlib import PurePosixPath
 
-from ..training.run_folder import check_output_name
+from ..files.names import check_output_name
 
 _FIELDS = {"y": "tm_year", "M": "tm_mon", "d": "tm_mday", "h": "tm_hour", "m": "tm_min", "s": "tm_sec"}
 _TOKENS = {

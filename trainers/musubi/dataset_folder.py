@@ -17,11 +17,12 @@ from typing import Any
 from PIL import Image
 
 from ..dataset.caption_variants import flat_caption
-from ..dataset.dataset import NO_CAPTION, Dataset, TrainingImage, require_usable
-from ..dataset.image_files import MAX_PIXELS, UnusablePicture, picture_sha256
-from ..dataset.image_folder import Finding
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage, require_unchanged
+from ..dataset.image_files import MAX_PIXELS
+from ..dataset.report import NO_CAPTION, Remark, require_usable
 from ..files.atomic_write import atomic_write
-from ..wording import pluralize
+from ..wording import name_examples, pluralize
 from .config import MusubiConfig, Recipe
 from .dataset_toml import Table, path_text, write_toml
 
@@ -166,23 +167,11 @@ def _put(file: StagedFile, folder: Path) -> None:
     if not file.is_link:
         file.image.read().save(target, format="PNG", compress_level=1)
         return
-    _require_unchanged(file.image)
+    require_unchanged(file.image.path, file.image.sha256)
     try:
         os.link(file.image.path, target)
     except OSError:  # another drive, or a file system without hard links
         shutil.copyfile(file.image.path, target)
-
-
-def _require_unchanged(image: TrainingImage) -> None:
-    try:
-        unchanged = picture_sha256(image.path) == image.sha256
-    except UnusablePicture as error:
-        raise RuntimeError(
-            f"{image.path}: {error}; when the folder was scanned it could be read. Put it back, or start again "
-            "without it"
-        ) from error
-    if not unchanged:
-        raise RuntimeError(f"{image.path}: the file has changed since the folder was scanned. Start again")
 
 
 def stage(
@@ -235,10 +224,10 @@ def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict
     """
     captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
     reasons = {image.name: _why_unusable(image, captions[image.name], recipe) for image in dataset.images}
-    left_out = [Finding(name, reason) for name, reason in reasons.items() if reason]
+    left_out = [Remark(name, reason) for name, reason in reasons.items() if reason]
     images = [image for image in dataset.images if not reasons[image.name]]
     require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
-    return images, captions, [f"{finding.name} is left out: {finding.reason}" for finding in left_out]
+    return images, captions, [f"{remark.name} is left out: {remark.reason}" for remark in left_out]
 
 
 def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
@@ -305,7 +294,7 @@ def _link_suffix(image: TrainingImage) -> str:
     """The suffix that says what the file is, whatever its own says; "": it must be written anew."""
     if image.has_alpha or image.size_hw[0] * image.size_hw[1] > MAX_PIXELS:
         return ""
-    _require_unchanged(image)
+    require_unchanged(image.path, image.sha256)
     with Image.open(image.path) as picture:
         is_plain = picture.mode in ("RGB", "L") and picture.getexif().get(_ORIENTATION_TAG, 1) == 1
         return _LINKABLE_FORMATS.get(picture.format or "", "") if is_plain else ""
@@ -380,7 +369,7 @@ def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, rec
     limit = recipe.architecture.control_limit(recipe.options)
     without = [name for name, pictures in found.items() if not pictures]
     if without:
-        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        shown = name_examples(without, 5)
         raise ValueError(
             f"{control.folder_name}: no control image for {pluralize(len(without), 'picture')}: {shown}. A control "
             "image has the name of its picture. "

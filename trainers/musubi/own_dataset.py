@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..wording import pluralize
+from ..wording import name_examples, pluralize
 from .config import Recipe
 from .dataset_folder import CacheFolder, StagedDataset, fingerprint_of
 from .dataset_toml import Table, is_video, path_text, read_toml, write_toml
@@ -147,7 +147,7 @@ def _read_directory(table: Table, where: str) -> _Content:
         problems += [f"{where}: {problem}"] if problem else []
         items.append(_Item(path, caption, tuple(controls.get(path, ()))))
     if without and not table.get("multiple_target"):
-        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        shown = name_examples(without, 5)
         notices.append(
             f"{where}: {pluralize(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}"
         )

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..config import as_dict
 from ..dataset.dataset import Dataset
+from ..files.names import free_path
 from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
-from ..training.run_folder import LossLog, RunFolder, free_path
+from ..training.run_folder import LossLog, RunFolder
 from ..training.trained_lora import TrainedLora
 from .commands import Command, convert_command
 from .conversion import is_whole_file, module_names, read_converted, require_num_modules

@@ -11,7 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..dataset.buckets import TrainingItem, read_crop
+from ..dataset.crop_pixels import read_crop
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import StageProgress
 from ..training.host import Host

@@ -1,33 +1,10 @@
-"""The training objective of SDXL as pure functions: noise schedule, noisy latents, targets, loss
-weights, size ids.
+"""The training objective of SDXL as pure functions: noisy latents, targets, loss weights.
 
-Letters: B batch, C channels, H W latent height and width, T timesteps of the schedule (1000).
+Letters: B batch, C channels, H W latent height and width.
 """
 
-from typing import Any
-
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
-
-NUM_TIMESTEPS = 1000
-# diffusers' settings of the schedule that all SDXL models share.
-NOISE_SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": NUM_TIMESTEPS,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-}
-
-
-def alphas_cumprod(*, zero_terminal_snr: bool) -> Tensor:
-    """Cumulative alphas of SDXL's schedule, float32 [T]: scaled-linear betas from 0.00085 to 0.012.
-
-    With zero_terminal_snr the betas are rescaled so that the last step is pure noise (Lin et al.
-    2023, algorithm 1).
-    """
-    schedule = DDPMScheduler(**NOISE_SCHEDULE, rescale_betas_zero_snr=zero_terminal_snr)
-    return schedule.alphas_cumprod
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
@@ -91,8 +68,3 @@ def per_sample_loss(model_pred: Tensor, target: Tensor, weights: Tensor | None =
     if weights is not None:
         errors = errors * weights
     return errors.mean(dim=(1, 2, 3))
-
-
-def size_ids(original_hw: tuple[int, int], crop_top_left_yx: tuple[int, int], target_hw: tuple[int, int]) -> list[int]:
-    """SDXL's six size conditions in pixels, in the order of add_time_ids [B, 6]."""
-    return [*original_hw, *crop_top_left_yx, *target_hw]

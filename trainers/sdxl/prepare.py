@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import LoraModule, ModuleKey, weighted_modules
 from ..lora.read import read_lora
@@ -25,9 +25,9 @@ from ..training.plan import TrainingPlan
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
 from .model.float32_compute import float32_compute
+from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
-from .objective import alphas_cumprod
 from .prepared_model import PreparedSDXL
 from .step import Objective
 from .targets import text_encoder_targets, unet_targets

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.device import COMPUTE_DTYPES
 from ..training.family import Progress
@@ -21,10 +21,11 @@ from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
+from .model.noise_schedule import NUM_TIMESTEPS
 from .model.sdxl_model import SDXLModel
+from .model.size_ids import size_ids
 from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
-from .objective import NUM_TIMESTEPS, size_ids
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
 from .step import Batch, Objective, predict, prior_losses, weighted_losses

@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..training.plan import RunSettings
+from ..wording import GIBIBYTE
 from .config import SDXLConfig
-
-GIGABYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def choose_memory_preset(device_bytes: int) -> str:
     """The largest preset for a device of that many bytes; a card sold as 12 GB reports a little
     less.
     """
-    fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIGABYTE <= device_bytes * 1.05]
+    fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIBIBYTE <= device_bytes * 1.05]
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
 from .adapters import AdaptedModel
 from .distributed import World

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dataset.buckets import TrainingItem, read_mask_crop
+from ..dataset.crop_pixels import read_mask_crop
+from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from .events import Notice
 from .host import Host

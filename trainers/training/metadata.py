@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..dataset.buckets import TrainingItem
+from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import PictureFolder, TrainingRecord, build_metadata
 from .config import TrainingConfig

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..config import as_dict, build_config
-from ..dataset.buckets import BucketConfig, CropPlan, plan_crops
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.caption_variants import CaptionConfig
+from ..dataset.crop_plan import CropPlan, plan_crops
 from ..dataset.dataset import Dataset
 from .config import TrainingConfig
 from .schedule import Schedule, plan_schedule

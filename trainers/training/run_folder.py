@@ -16,37 +16,9 @@ from typing import Any, TextIO
 from PIL import Image
 
 from ..files.atomic_write import atomic_write
+from ..files.names import check_output_name, free_path
 from .events import StepDone
 from .loss_plot import draw_loss_plot
-
-RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
-FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
-
-
-def check_output_name(name: str) -> str:
-    """The name, if it can be a file's on every system.
-
-    Raises:
-        ValueError: it is empty, has a folder in it, or has characters or a name that some system
-            reserves.
-    """
-    stem = name.removesuffix(".safetensors")
-    bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
-    if bad:
-        raise ValueError(
-            f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, "
-            "such as my_lora"
-        )
-    if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):
-        raise ValueError(
-            f"output name {name!r} is empty or begins or ends with a space or dot. Give a plain file name, such as "
-            "my_lora"
-        )
-    if stem.split(".")[0].lower() in RESERVED_NAMES:
-        raise ValueError(f"output name {name!r} is reserved on Windows. Give another name, such as my_{stem}")
-    if len(stem.encode()) > 200:
-        raise ValueError(f"output name of {len(stem.encode())} bytes is too long; at most 200")
-    return stem
 
 
 class RunFolder:
@@ -134,19 +106,6 @@ class LossLog:
         if time.monotonic() - self._flushed_at > 1:
             self._stream.flush()
             self._flushed_at = time.monotonic()
-
-
-def free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
-    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
-    with one of the companions' suffixes.
-    """
-    stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
-    candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
-    return next(
-        candidate
-        for candidate in candidates
-        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions)))
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.names import free_path
 from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from .distributed import World
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
 from .family import PreparedModel, Progress
 from .host import Host
 from .plan import TrainingPlan
-from .run_folder import RunFolder, free_path
+from .run_folder import RunFolder
 from .trained_lora import TrainedLora
 
 SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

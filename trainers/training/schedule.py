@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..dataset.buckets import CropPlan, TrainingItem, epoch_batches
+from ..dataset.crop_plan import CropPlan, TrainingItem
+from ..dataset.epochs import epoch_batches
 from .config import TrainingConfig
 
 

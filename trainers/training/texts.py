@@ -5,8 +5,8 @@ one an item gets in a step.
 import re
 from collections.abc import Sequence
 
-from ..dataset.buckets import TrainingItem
 from ..dataset.caption_variants import CaptionConfig, caption_variants
+from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from .config import TrainingConfig
 from .seeds import derived_seed, happens

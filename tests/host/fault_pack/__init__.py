@@ -1,5 +1,6 @@
-"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what it names
-("oom" or "error"). It also writes the number of torch's threads into the log."""
+"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what it
+names ("oom" or "error"). It also writes the number of torch's threads into the log.
+"""
 
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 NODE_CLASS_MAPPINGS = {}
 FAULTS = {"oom": torch.OutOfMemoryError("CUDA out of memory (injected)"), "error": RuntimeError("injected")}
 FAULT_FILE = Path(folder_paths.base_path) / "fault.txt"
-print(f"fault_pack: torch computes in {torch.get_num_threads()} thread(s)")
+print(f"fault_pack: torch computes in {torch.get_num_threads()} thread(s)", flush=True)
 plain_step = torch.optim.AdamW.step
 
 

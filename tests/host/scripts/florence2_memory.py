@@ -27,7 +27,8 @@ spec.loader.exec_module(module)
 import comfy.model_management
 from lora_trainer.nodes.host import captioner as graph_captioner
 from lora_trainer.trainers.captions.captioning import CaptionerConfig
-from lora_trainer.trainers.dataset.dataset import DatasetConfig, scan_folder
+from lora_trainer.trainers.dataset.config import DatasetConfig
+from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.captions.florence2.captioner import Florence2Captioner
 
 seen = {"loaded": [], "names": graph_captioner.model_names()}

@@ -31,7 +31,8 @@ from diffusers import UNet2DConditionModel
 from lora_trainer.nodes.host.lora import load_lora
 from lora_trainer.nodes.host.training import train_sdxl
 from lora_trainer.nodes.host.weights import GraphModel
-from lora_trainer.trainers.dataset.dataset import DatasetConfig, scan_folder
+from lora_trainer.trainers.dataset.config import DatasetConfig
+from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.sdxl.model.export import write_checkpoint
 from lora_trainer.trainers.sdxl.model.sdxl_model import load_model
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from trainers.captions.captioning import (
     set_captions,
 )
 from trainers.captions.florence2.captioner import Florence2Captioner
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
 from trainers.training.console_host import ConsoleHost
 from trainers.training.events import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
 
@@ -103,6 +106,13 @@ def test_what_stands_in_for_a_missing_caption_is_not_kept(tmp_path, stand_in):
     captions = run(scan(make_folder(tmp_path / "pictures", [None, "a cat"]), **stand_in))
     trigger = "sks, " if "trigger_word" in stand_in else ""
     assert captions == [f"{trigger}#010000", f"{trigger}a cat"]
+
+
+def test_rewording_the_reports_notes_does_not_change_which_images_get_a_caption(tmp_path):
+    dataset = scan(make_folder(tmp_path / "images", [None, "a cat"]), fallback_caption="a thing")
+    notes = [replace(note, reason="other words") for note in dataset.report.notes]
+    reworded = replace(dataset, report=replace(dataset.report, notes=notes))
+    assert notes and run(reworded) == run(dataset) == ["#010000", "a cat"]
 
 
 def test_overwrite_and_append(tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from trainers.captions.edits import CaptionEdit, apply_edits, change_captions, inspect_caption, parse_edits, review_key
-from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.report import DatasetReport
 
 
 def image(name: str, caption: str) -> TrainingImage:

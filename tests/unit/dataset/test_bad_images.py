@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
 from trainers.dataset.image_files import UnusablePicture, inspect_picture, read_alpha, read_rgb
+from trainers.dataset.scan import scan_folder
 
 ROOT = Path(__file__).parents[3]
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")

@@ -8,8 +8,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainers.dataset.buckets import BucketConfig, CropPlan, TrainingItem, epoch_batches, plan_crops
-from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage, join_datasets
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.crop_plan import CropPlan, TrainingItem, plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.join import join_datasets
+from trainers.dataset.report import DatasetReport
 
 # Four properties of 2,500 datasets each.
 fuzz = settings(max_examples=2500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

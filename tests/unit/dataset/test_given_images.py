@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
 from trainers.dataset.given_images import store_pictures
+from trainers.dataset.scan import scan_folder
 from trainers.training.events import Interrupted
 
 

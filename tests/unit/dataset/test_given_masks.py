@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, Finding, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
 from trainers.dataset.given_images import store_pictures
 from trainers.dataset.image_folder import files_of_dataset
+from trainers.dataset.report import Remark
+from trainers.dataset.scan import scan_folder
 
 
 def picture(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:
@@ -116,7 +119,7 @@ def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
     for image in dataset.images:
         given = image.read_mask()
         assert given is not None and given.size == (96, 64) and given.getpixel((10, 5)) == 255 and given.getpixel((60, 5)) == 0
-    assert dataset.report.notes[-1] == Finding(
+    assert dataset.report.notes[-1] == Remark(
         "square.png", "its mask square-masklabel.png has another shape (64 x 64, the picture 96 x 64) and is stretched to it"
     )
     assert not any("shape" in note.reason for note in dataset.report.notes if note.name == "half.png")
@@ -147,8 +150,8 @@ def test_a_black_mask_and_one_without_a_picture_are_noted(tmp_path):
     picture(tmp_path / "a-masklabel.png", colour="black")
     mask(tmp_path / "b-masklabel.png")
     notes = scan(tmp_path).report.notes
-    assert Finding("a.png", "its mask a-masklabel.png is black all over: nothing of the picture is learned") in notes
-    assert Finding("b-masklabel.png", "its name makes it a mask, but there is no picture that it belongs to") in notes
+    assert Remark("a.png", "its mask a-masklabel.png is black all over: nothing of the picture is learned") in notes
+    assert Remark("b-masklabel.png", "its name makes it a mask, but there is no picture that it belongs to") in notes
 
 
 def test_a_mask_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):

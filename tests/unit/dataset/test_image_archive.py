@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainers.dataset import image_archive as module
-from trainers.dataset.dataset import DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
 from trainers.dataset.image_archive import ArchiveLimits, unpack_pictures
+from trainers.dataset.scan import scan_folder
 from trainers.training.events import Interrupted
 
 

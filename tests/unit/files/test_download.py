@@ -344,7 +344,7 @@ def _say(server: socket.socket, text: bytes, ended: threading.Event) -> None:
         connection.sendall(text)
         if text.endswith(b"cut"):
             return
-        ended.wait(5)
+        ended.wait()
 
 
 def test_what_does_not_speak_http_is_named(tmp_path):

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.musubi.architectures import ARCHITECTURES
 from trainers.musubi.config import MusubiConfig, Recipe, resolve
 from trainers.musubi.dataset_folder import StagedDataset, stage

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
@@ -82,7 +84,8 @@ for step in range(1, wrong.get("steps", steps) + 1):
         if "half" in wrong and step == 8:
             path.write_bytes(path.read_bytes()[:-9])
     say(f"\\rsteps:  1%|#  | {step}/{steps} [00:01<00:01,  4.00it/s, avr_loss={loss}]", end="")
-    time.sleep(wrong.get("sleep", 0))
+    if step == wrong.get("hangs_at"):
+        time.sleep(9000)
 if "file" not in wrong:
     save_file(lora(wrong.get("value", 1.0), wrong.get("written", 2)), folder / f"{name}.safetensors")
 """
@@ -268,7 +271,7 @@ def test_after_a_cancel_only_whole_checkpoints_are_left_and_the_last_is_named(ma
     def cancel(event: Event) -> None:
         host.is_cancelled |= isinstance(event, StepDone) and event.step == 8
 
-    does_wrong(half=True, sleep=0.05)
+    does_wrong(half=True, hangs_at=8)
     host = Recorder(cancel)
     with pytest.raises(Interrupted):
         make_trainer(replace(CONFIG, max_train_steps=100)).train(dataset, host)

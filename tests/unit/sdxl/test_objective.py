@@ -3,15 +3,9 @@
 import pytest
 import torch
 
-from trainers.sdxl.objective import (
-    add_noise,
-    alphas_cumprod,
-    mask_weights,
-    min_snr_weights,
-    per_sample_loss,
-    size_ids,
-    training_target,
-)
+from trainers.sdxl.model.noise_schedule import alphas_cumprod
+from trainers.sdxl.model.size_ids import size_ids
+from trainers.sdxl.objective import add_noise, mask_weights, min_snr_weights, per_sample_loss, training_target
 
 
 def test_the_schedule_has_sdxls_noise_levels():

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from trainers.sdxl.presets import GIGABYTE, GOALS, MEMORY_PRESETS, choose_memory_preset, describe, resolve
+from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, describe, resolve
+from trainers.wording import GIBIBYTE
 
 
 def samples(config) -> int:
@@ -75,10 +76,10 @@ def test_a_setting_out_of_its_range_is_an_error(given):
 def test_the_memory_preset_is_the_largest_that_fits():
     assert list(MEMORY_PRESETS) == sorted(MEMORY_PRESETS, key=lambda name: int(name.split()[0]))
     for name in MEMORY_PRESETS:
-        size = int(name.split()[0]) * GIGABYTE
+        size = int(name.split()[0]) * GIBIBYTE
         assert choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name  # what a card of that size reports
-    assert choose_memory_preset(2 * GIGABYTE) == next(iter(MEMORY_PRESETS))
-    assert choose_memory_preset(140 * GIGABYTE) == list(MEMORY_PRESETS)[-1]
+    assert choose_memory_preset(2 * GIBIBYTE) == next(iter(MEMORY_PRESETS))
+    assert choose_memory_preset(140 * GIBIBYTE) == list(MEMORY_PRESETS)[-1]
 
 
 def test_the_description_names_the_numbers_that_it_came_to():

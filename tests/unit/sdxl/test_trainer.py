@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainers.dataset.buckets import BucketConfig
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, join_datasets, scan_folder
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import verify_lora
@@ -492,11 +495,12 @@ def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flippe
 
 def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_masked_folder, tmp_path, monkeypatch):
     from trainers.sdxl import encode
+    from trainers.training import masks
 
     settings = {"buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True), "train_batch_size": 1}
     first = train(weights, scan(self_masked_folder), tmp_path, name="first", cache=TensorCache(tmp_path / "cache"), **settings)
-    for name in ("read_crop", "read_mask_crop", "encode_captions"):
-        monkeypatch.setattr(encode, name, lambda *_: pytest.fail("something was read or encoded again"))
+    for module, name in ((encode, "read_crop"), (masks, "read_mask_crop"), (encode, "encode_captions")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("something was read or encoded again"))
     assert train(weights, scan(self_masked_folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache"), **settings).losses == first.losses
 
 
@@ -515,12 +519,12 @@ def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, d
 
 
 def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, tmp_path, monkeypatch):
-    from trainers.sdxl import encode
+    from trainers.training import masks
 
     folder, cache = shutil.copytree(masked_folder, tmp_path / "pictures"), TensorCache(tmp_path / "cache")
     first = train(weights, scan(folder), tmp_path, name="first", cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "read_mask_crop", lambda item: pytest.fail("a mask was read again"))
+        patch.setattr(masks, "read_mask_crop", lambda item: pytest.fail("a mask was read again"))
         assert train(weights, scan(folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
     write_mask(folder, "0", slice(40, 64))
     assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses

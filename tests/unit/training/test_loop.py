@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.unit.training.toy_family import ToyFamily
-from trainers.dataset.buckets import BucketConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, scan_folder
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.training.config import TrainingConfig
 from trainers.training.device import DeviceMemory

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetReport, TrainingImage
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.image import TrainingImage
+from trainers.dataset.report import DatasetReport
 from trainers.training.config import TrainingConfig
 from trainers.training.texts import TrainingTexts
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainers.dataset.buckets import TrainingItem, read_crop
+from trainers.dataset.crop_pixels import read_crop
+from trainers.dataset.crop_plan import TrainingItem
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import ModuleNames
 from trainers.training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Florence2Config, Florence2ForConditionalGeneration, GenerationConfig
 
+from ...wording import name_first
 from .folder import ModelFolder, read_json
 from .legacy import native_vision_settings, native_weights
 
@@ -178,7 +179,7 @@ def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], fold
 
 
 def _first(names: list[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0] if names else "nothing"
+    return name_first(names, 1) or "nothing"
 
 
 def _share_embeddings(model: Florence2ForConditionalGeneration) -> None:

@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ...dataset.buckets import Size
+from ...dataset.bucket_sizes import Size
 from ...training.adapters import adapter_layers
 from ..config import SDXLConfig
 from ..targets import unet_targets

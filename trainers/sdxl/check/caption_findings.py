@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
-from ...dataset.dataset import TrainingImage, with_trigger_word
-from ...dataset.image_folder import Finding
+from ...dataset.image import TrainingImage
+from ...dataset.report import Remark
+from ...dataset.trigger_word import with_trigger_word
 from ...wording import pluralize
 from .check_finding import CheckFinding
 
@@ -19,7 +20,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
     num_tokens = {name: max(map(len, token_ids(list(texts)))) for name, texts in variants.items()}
     limit = MAX_CHUNKS * TOKENS_PER_CHUNK
     overlong = [
-        Finding(name, f"{count} tokens, {count_chunks(count)} chunks")
+        Remark(name, f"{count} tokens, {count_chunks(count)} chunks")
         for name, count in num_tokens.items()
         if count > limit
     ]
@@ -32,7 +33,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
             overlong,
         )
     long = [
-        Finding(name, f"{count} tokens, {count_chunks(count)} chunks")
+        Remark(name, f"{count} tokens, {count_chunks(count)} chunks")
         for name, count in num_tokens.items()
         if TOKENS_PER_CHUNK < count <= limit
     ]
@@ -58,7 +59,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
             "no_trigger_word",
             "no trigger_word is set: right for a style, but a person or an object needs a word that calls it",
         )
-    alone = [Finding(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
+    alone = [Remark(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
     if alone:
         meaning = "it will come to mean all that these pictures show. Write captions, or connect Florence2Caption"
         yield CheckFinding(
@@ -68,7 +69,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
             alone,
         )
     without = [
-        Finding(image.name, f"no {word} in: {image.caption}")
+        Remark(image.name, f"no {word} in: {image.caption}")
         for image, word in pairs
         if with_trigger_word(image.caption, word) != image.caption
     ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...dataset.image_folder import Finding
+from ...dataset.report import Remark
 
 Level = Literal["note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
@@ -19,7 +19,7 @@ class CheckFinding:
     level: Level
     kind: str
     message: str
-    pictures: list[Finding] = field(default_factory=list)
+    pictures: list[Remark] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         return [f"  {self.message}", *(f"    {line}" for line in self.picture_lines(MAX_SHOWN))]

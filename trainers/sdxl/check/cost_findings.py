@@ -4,13 +4,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...dataset.dataset import TrainingImage
+from ...dataset.image import TrainingImage
 from ...training.schedule import Schedule
-from ...wording import pluralize
+from ...wording import format_bytes, pluralize
 from ..config import SDXLConfig
 from .check_finding import CheckFinding
 from .cost import Cost, Surroundings
-from .report import size_text
 
 FEW_PICTURES = 5
 SELDOM, OFTEN = 20, 400  # times seen; presets.py aims at 60 to 100
@@ -60,7 +59,7 @@ def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFindi
     if cost.memory_bytes is None or cost.disk is None:
         return
     if surroundings.device_bytes is not None and cost.memory_bytes > surroundings.device_bytes:
-        has, needs = size_text(surroundings.device_bytes), size_text(cost.memory_bytes)
+        has, needs = format_bytes(surroundings.device_bytes), format_bytes(cost.memory_bytes)
         message = (
             f"the training needs about {needs} of memory, and the GPU has {has}. Lower train_batch_size or "
             "resolution, or turn gradient_checkpointing on"
@@ -69,8 +68,8 @@ def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFindi
     free_bytes = shutil.disk_usage(_existing(surroundings.output_folder)).free
     if cost.disk.total_bytes > free_bytes:
         message = (
-            f"the run writes {size_text(cost.disk.total_bytes)}, and {surroundings.output_folder} has "
-            f"{size_text(free_bytes)} free."
+            f"the run writes {format_bytes(cost.disk.total_bytes)}, and {surroundings.output_folder} has "
+            f"{format_bytes(free_bytes)} free."
         )
         message += " Make room, or keep fewer checkpoints"
         yield CheckFinding("error", "disk", message)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...dataset.buckets import CropPlan
+from ...dataset.crop_plan import CropPlan
 from ...training.schedule import Schedule
 from ..config import SDXLConfig
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...config import check_ranges, param
-from ...dataset.buckets import CropPlan, Size
-from ...dataset.dataset import Dataset, DatasetReport
+from ...dataset.bucket_sizes import Size
+from ...dataset.crop_plan import CropPlan
+from ...dataset.dataset import Dataset
+from ...dataset.report import DatasetReport
 from ...training.plan import RunSettings, TrainingPlan, plan_training
 from ..config import SDXLConfig
 from .caption_findings import judge_lengths, judge_sameness, judge_trigger_words

@@ -1,18 +1,21 @@
 """Findings on images: left out, cut, enlarged, small, alike, or under a mask that is all black."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from ...dataset.buckets import BucketConfig, CropPlan, Size, shown_size
-from ...dataset.dataset import Dataset, TrainingImage
-from ...dataset.image_files import OTHER_PICTURE_EXTENSIONS
-from ...dataset.image_folder import Finding
+from ...dataset.bucket_config import BucketConfig
+from ...dataset.bucket_sizes import Size
+from ...dataset.crop_plan import CropPlan
+from ...dataset.dataset import Dataset
+from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import near_duplicates
-from ...wording import pluralize
+from ...dataset.report import Remark, RemarkKind
+from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import PictureUse
 
+# Another image stands for it, or it is of a format that was never meant for training.
+HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT)
 LARGE_LOSS = 0.25  # share of the area that is cut away
 VISIBLE_ENLARGEMENT = 1.05
 SMALL_SHARE = 0.6  # of the area that the resolution asks for
@@ -20,8 +23,8 @@ SMALL_SHARE = 0.6  # of the area that the resolution asks for
 
 def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
     """Those that the scan could not use, those without a caption, and those that are too small."""
-    passed_over = [finding for finding in dataset.report.left_out if _is_harmless(finding)]
-    unusable = [finding for finding in dataset.report.left_out if not _is_harmless(finding)]
+    passed_over = [remark for remark in dataset.report.left_out if remark.kind in HARMLESS]
+    unusable = [remark for remark in dataset.report.left_out if remark.kind not in HARMLESS]
     if unusable:
         yield CheckFinding(
             "error",
@@ -37,21 +40,12 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
             f"{pluralize(len(captionless), 'picture')} without a caption, and so left out. Write captions, "
             "connect Florence2Caption, or set trigger_word"
         )
-        yield CheckFinding("error", "no_caption", message, [Finding(name, "") for name in sorted(captionless)])
-    known = {finding.name for finding in dataset.report.left_out} | captionless
-    too_small = [finding for finding in plan.report.left_out if finding.name not in known]
+        yield CheckFinding("error", "no_caption", message, [Remark(name, "") for name in sorted(captionless)])
+    too_small = [remark for remark in plan.report.left_out if remark.kind is RemarkKind.TOO_SMALL]
     if too_small:
         yield CheckFinding(
             "warning", "too_small", f"{pluralize(len(too_small), 'picture')} left out as too small", too_small
         )
-
-
-def _is_harmless(finding: Finding) -> bool:
-    """Another picture stands for it, or it is of a format that was never meant for training."""
-    return (
-        finding.reason.startswith("it is the same file as")
-        or Path(finding.name).suffix.lower() in OTHER_PICTURE_EXTENSIONS
-    )
 
 
 def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[CheckFinding]:
@@ -63,11 +57,11 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
             else "Set resize_mode to bucket, or cut them yourself"
         )
         message = f"{pluralize(len(cut), 'picture')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
-        yield CheckFinding("warning", "heavy_crop", message, [Finding(use.image.name, _crop_text(use)) for use in cut])
+        yield CheckFinding("warning", "heavy_crop", message, [Remark(use.image.name, _crop_text(use)) for use in cut])
     enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
     if enlarged:
         reasons = [
-            Finding(use.image.name, f"{shown_size(use.crop.original_hw)} is enlarged {use.enlargement:.1f} times")
+            Remark(use.image.name, f"{format_size(use.crop.original_hw)} is enlarged {use.enlargement:.1f} times")
             for use in enlarged
         ]
         message = (
@@ -79,7 +73,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
     small = [use for use in uses if _area(use.crop.original_hw) < asked_area and use not in enlarged]
     if small:
         reasons = [
-            Finding(use.image.name, f"at {shown_size(use.crop.target_hw)}, from {shown_size(use.crop.original_hw)}")
+            Remark(use.image.name, f"at {format_size(use.crop.target_hw)}, from {format_size(use.crop.original_hw)}")
             for use in small
         ]
         yield CheckFinding(
@@ -93,7 +87,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
 
 def _crop_text(use: PictureUse) -> str:
     return (
-        f"{use.lost_share:.0%} of {shown_size(use.crop.original_hw)} is cut away for {shown_size(use.crop.target_hw)}"
+        f"{use.lost_share:.0%} of {format_size(use.crop.original_hw)} is cut away for {format_size(use.crop.target_hw)}"
     )
 
 
@@ -112,7 +106,7 @@ def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook
 
 def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
     if groups:
-        reasons = [Finding(first, f"looks like {', '.join(others)}") for first, *others in groups]
+        reasons = [Remark(first, f"looks like {', '.join(others)}") for first, *others in groups]
         message = (
             f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one picture with "
             "repeats. Keep the best of each"
@@ -121,7 +115,7 @@ def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
 
 
 def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> Iterator[CheckFinding]:
-    empty = [Finding(image.name, "") for image in images if looks[image.name].mask_share == 0]
+    empty = [Remark(image.name, "") for image in images if looks[image.name].mask_share == 0]
     if empty:
         message = (
             f"the masks of {pluralize(len(empty), 'picture')} are all black: there is nothing to learn in them. "

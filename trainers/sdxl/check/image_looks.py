@@ -9,7 +9,7 @@ from functools import partial
 
 from PIL import Image
 
-from ...dataset.dataset import TrainingImage
+from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import Fingerprint, fingerprint
 
 THUMBNAIL_SIZE = 256

@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ...dataset.buckets import Size
+from ...dataset.bucket_sizes import Size
 from ...training.device import COMPUTE_DTYPES
 from ...training.optimizer_table import find_optimizer
+from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
 from .activations import FLOAT32, GradientRules, text_peak, unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
@@ -23,7 +24,6 @@ FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds beside the ten
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class MemoryEstimate:
         if self.caching_bytes > self.training_bytes:
             parts = {"caching latents and captions": self.caching_bytes}
         parts["CUDA"] = self.overhead_bytes
-        return f"about {self.total_bytes / GIB:.1f} GB: " + ", ".join(
-            f"{name} {num_bytes / GIB:.1f}" for name, num_bytes in parts.items()
+        return f"about {format_gigabytes(self.total_bytes)}: " + ", ".join(
+            f"{name} {num_bytes / GIBIBYTE:.1f}" for name, num_bytes in parts.items()
         )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from ...dataset.buckets import Crop, Size
-from ...dataset.dataset import TrainingImage
+from ...dataset.bucket_sizes import Size
+from ...dataset.crop import Crop
+from ...dataset.image import TrainingImage
 from ...training.schedule import Schedule
-from ...wording import pluralize
+from ...wording import format_bytes, format_duration, pluralize
 from .check_finding import LEVELS, CheckFinding, Level
 from .cost import Cost
 
@@ -135,13 +136,13 @@ class FlightReport:
             *tiles,
             ("Steps", f"{schedule.total_steps:,}", f"{schedule.num_epochs:.1f} epochs of {schedule.num_samples}"),
             ("Each is seen", _seen(schedule).removeprefix("about "), "60 to 100 are usual"),
-            ("GPU memory, about", size_text(cost.memory_bytes), f"{schedule.pixels_per_step / 1e6:.2g} MP per step"),
+            ("GPU memory, about", format_bytes(cost.memory_bytes), f"{schedule.pixels_per_step / 1e6:.2g} MP per step"),
             (
                 "Time for the steps",
-                duration_text(cost.seconds),
+                "unknown" if cost.seconds is None else format_duration(cost.seconds),
                 "no run like it yet" if cost.seconds is None else "as an earlier run",
             ),
-            ("Disk", size_text(cost.disk.total_bytes), f"LoRA {size_text(cost.disk.lora_bytes)}"),
+            ("Disk", format_bytes(cost.disk.total_bytes), f"LoRA {format_bytes(cost.disk.lora_bytes)}"),
         ]
 
     def require_clear(self) -> None:
@@ -204,30 +205,16 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     if cost.earlier_run is None or cost.seconds is None:
         yield "Time: unknown, for no earlier run in the output folder has these settings"
     else:
-        yield f"Time: about {duration_text(cost.seconds)} for the steps ({cost.earlier_run.text()})"
+        yield f"Time: about {format_duration(cost.seconds)} for the steps ({cost.earlier_run.text()})"
     checkpoints = (
         f" and as much for each of {pluralize(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
     )
     yield (
-        f"Disk: {size_text(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "
-        f"{size_text(disk.lora_bytes)} for the LoRA{checkpoints}"
+        f"Disk: {format_bytes(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "
+        f"{format_bytes(disk.lora_bytes)} for the LoRA{checkpoints}"
     )
 
 
 def _seen(schedule: Schedule) -> str:
     low, high = schedule.times_seen_range
     return f"about {high:.0f} times" if round(low) == round(high) else f"{low:.0f} to {high:.0f} times"
-
-
-GIGABYTE = 2**30
-
-
-def size_text(num_bytes: float) -> str:
-    return f"{num_bytes / GIGABYTE:.1f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 2**20:.1f} MB"
-
-
-def duration_text(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...dataset.buckets import Size
+from ...dataset.bucket_sizes import Size
 from ..config import SDXLConfig
 from .memory import MemoryEstimate
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ...captions.clip_tokenizer import CHUNK_LENGTH, MERGES_FILE, vocabulary
 from ...files.atomic_write import atomic_write
-from ..objective import NOISE_SCHEDULE
 from .inspect_weights import PART_NAMES
 from .layout import (
     LDM_PREFIX,
@@ -36,6 +35,7 @@ from .layout import (
     unet_to_ldm,
     vae_to_ldm,
 )
+from .noise_schedule import NOISE_SCHEDULE
 from .sdxl_model import SDXLModel
 
 _COMPONENTS = {

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
+from ...wording import name_first
+
 Part = Literal["unet", "text_encoder", "text_encoder_2", "vae"]
 PARTS: tuple[Part, ...] = ("unet", "text_encoder", "text_encoder_2", "vae")
 
@@ -252,8 +254,7 @@ def _renamed(key: str, prefixes: dict[str, str]) -> str | None:
 
 def _refuse_unknown(keys: list[str]) -> None:
     if keys:
-        shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        raise ValueError(f"not an SDXL model: SDXL has no place for {shown}")
+        raise ValueError(f"not an SDXL model: SDXL has no place for {name_first(keys, 3)}")
 
 
 def _numbers(keys: Iterable[str], pattern: str) -> set[tuple[int, int]]:

@@ -11,8 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..objective import NOISE_SCHEDULE, size_ids
+from .noise_schedule import NOISE_SCHEDULE
 from .sdxl_model import SDXLModel
+from .size_ids import size_ids
 from .text import TextEmbeddings, encode_captions
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
-from ..objective import NOISE_SCHEDULE
+from ...wording import name_examples
 from .inspect_weights import (
     PART_NAMES,
     check_config,
@@ -49,6 +49,7 @@ from .layout import (
     ldm_to_vae,
     modern_vae_names,
 )
+from .noise_schedule import NOISE_SCHEDULE
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
 
 
 def _first(names: list[str]) -> str:
-    return f"{len(names)} weights ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "nothing"
+    return f"{len(names)} weights ({name_examples(names, 3)})" if names else "nothing"
 
 
 def _load_checkpoint(path: Path) -> SDXLModel:

@@ -1,6 +1,5 @@
-"""The flight check on real small folders: every kind of finding with its message, near-duplicates, the cost, the picture."""
+"""The flight check on real small folders: every kind of finding with its message, the cost, the image and the command."""
 
-import io
 import json
 import math
 import subprocess
@@ -9,19 +8,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
-import trainers.dataset.near_duplicates
+from tests.unit.dataset.imagined import imagined
+from tests.unit.dataset.paintings import painting
 from trainers.__main__ import main
-from trainers.dataset.buckets import BucketConfig, plan_crops
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
-from trainers.dataset.dataset import Dataset, DatasetConfig, DatasetReport, TrainingImage, join_datasets, scan_folder
-from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.sdxl.check.check_finding import CheckFinding
 from trainers.sdxl.check.cost import Surroundings
-from trainers.sdxl.check.disk_use import estimate_disk_use
 from trainers.sdxl.check.drawing.report_image import draw_flight_check
 from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
 from trainers.sdxl.check.report import FlightReport
@@ -31,17 +32,6 @@ from trainers.training.plan import RunSettings
 from trainers.training.schedule import plan_schedule
 
 GIB = 2**30
-
-
-def painting(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
-    """Soft colours with discs on them: another seed looks quite different."""
-    rng = np.random.default_rng(seed)
-    picture = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
-    for x, y, radius, *colour in zip(*(rng.uniform(0, 1, 9) for _ in range(2)), rng.uniform(0.05, 0.25, 9), *rng.integers(0, 256, (3, 9)), strict=True):
-        box = [(centre + sign * radius) * side for sign in (-1, 1) for centre, side in ((x, size[0]), (y, size[1]))]
-        pen.ellipse(box, fill=tuple(map(int, colour)))
-    return picture
 
 
 @pytest.fixture
@@ -88,9 +78,6 @@ def lines(report: FlightReport, kind: str) -> list[str]:
     return [finding.level, *finding.lines()]
 
 
-# ---- findings ----
-
-
 def test_a_good_folder_has_no_findings(folder: Path) -> None:
     report = check(scan(folder))
     assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
@@ -117,6 +104,23 @@ def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> Non
         "    film.gif: .gif files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
     ]
     assert report.verdict == "refused: 1 error, 1 warning" and report.num_left_out == 4
+
+
+def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:900])
+    (folder / "film.gif").write_bytes(b"GIF89a")
+    (folder / "again.png").write_bytes((folder / "2.png").read_bytes())
+    add(folder, "tiny.png", Image.new("RGB", (9, 9)))
+    add(folder, "bare.png", painting(7), caption="")
+    dataset = scan(folder, trigger_word="")
+    left_out = [replace(remark, reason="other words") for remark in dataset.report.left_out]
+    notes = [replace(note, reason="other words") for note in dataset.report.notes]
+    reworded = replace(dataset, report=replace(dataset.report, left_out=left_out, notes=notes))
+    before, after = (
+        [(finding.level, finding.kind, finding.message, [remark.name for remark in finding.pictures]) for finding in check(each).findings]
+        for each in (dataset, reworded)
+    )
+    assert {kind for _, kind, _, _ in before} >= {"unusable", "left_out", "too_small", "no_caption"} and after == before
 
 
 def test_pictures_without_any_caption_are_an_error(folder: Path) -> None:
@@ -308,9 +312,6 @@ def test_too_little_memory_and_disk_are_errors(folder: Path, monkeypatch: pytest
     assert found(check(scan(folder)), "disk").message.endswith("output has 1.0 MB free. Make room, or keep fewer checkpoints")
 
 
-# ---- levels ----
-
-
 @pytest.mark.parametrize(("stop_at", "is_refused"), [("error", False), ("warning", True), ("never", False)])
 def test_the_level_decides_what_is_refused(folder: Path, stop_at: str, is_refused: bool) -> None:
     report = check(scan(folder), stop_at=stop_at, max_train_steps=60)
@@ -331,118 +332,11 @@ def test_findings_come_by_level_and_long_lists_are_cut(folder: Path) -> None:
     assert len(shown) == 1 + 8 + 1 and shown[-1] == "    and 4 more"
 
 
-# ---- near-duplicates ----
-
-
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=quality)
-    return Image.open(stream).convert("RGB")
-
-
-COPIES = {
-    "resized": lambda picture: picture.resize((96, 64)),
-    "enlarged": lambda picture: picture.resize((600, 400)),
-    "recompressed": lambda picture: jpeg(picture, 25),
-    "cut at the left and top": lambda picture: picture.crop((18, 12, 300, 200)),
-    "cut at the right": lambda picture: picture.crop((0, 0, 279, 200)),
-    "cut all around": lambda picture: picture.crop((9, 6, 291, 194)),
-    "brighter": lambda picture: picture.point(lambda value: min(255, round(value * 1.1))),
-}
-
-
-@pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_is_found(copy: str) -> None:
-    for seed in range(10):
-        picture = painting(seed, (300, 200))
-        assert near_duplicates([fingerprint(picture), fingerprint(COPIES[copy](picture))]) == [[0, 1]], seed
-
-
-def test_different_pictures_are_not_near_duplicates() -> None:
-    assert near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
-
-
-def test_the_same_shapes_in_other_colours_are_another_picture() -> None:
-    red, blue = (Image.new("RGB", (100, 100), "white") for _ in range(2))
-    for picture, colour in ((red, "#ff0000"), (blue, "#0000ff")):
-        ImageDraw.Draw(picture).ellipse((10, 10, 90, 90), fill=colour)
-    assert near_duplicates([fingerprint(red), fingerprint(blue)]) == []
-    assert near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
-
-
-def test_the_same_thing_on_a_wider_canvas_is_another_picture() -> None:
-    wide, square = Image.new("RGB", (400, 200), "white"), Image.new("RGB", (200, 200), "white")
-    ImageDraw.Draw(wide).ellipse((20, 10, 380, 190), fill="#ff0000")
-    ImageDraw.Draw(square).ellipse((10, 10, 190, 190), fill="#ff0000")
-    assert near_duplicates([fingerprint(wide), fingerprint(square)]) == []
-
-
-def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
-    first, other = painting(1, (300, 200)), painting(2)
-    prints = [fingerprint(picture) for picture in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
-    assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
-
-
-def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
-    prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
-    rng = np.random.default_rng(0)
-    many = [trainers.dataset.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
-    started = time.monotonic()
-    assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
-    assert time.monotonic() - started < 3
-
-
 def test_a_missing_library_is_named_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagehash", None)
     with pytest.raises(ModuleNotFoundError, match="needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off"):
         check(scan(folder))
     assert check(scan(folder), find_near_duplicates=False).findings == []
-
-
-# ---- cost ----
-
-
-def test_the_schedule_is_the_trainers() -> None:
-    config = SDXLConfig(train_batch_size=2, gradient_accumulation_steps=3, num_train_epochs=5)
-    plan = plan_crops(imagined(7, num_repeats=3), BucketConfig(resolution=128), seed=0)
-    schedule = plan_schedule(plan, config)
-    assert (schedule.num_samples, schedule.num_batches, schedule.steps_per_epoch, schedule.total_steps) == (21, 11, 4, 20)
-    assert schedule.num_epochs == 5 and schedule.times_seen("0.png") == 15 and schedule.num_partial_batches == 1
-    assert schedule.pixels_per_step == 21 * 128 * 128 / 4
-
-
-def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
-    from safetensors.torch import save
-    from torch import zeros
-
-    plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
-    disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
-    file_bytes = len(save({"latents": zeros(4, 128, 128)}))
-    assert disk.latents_bytes == pytest.approx(2 * 3 * file_bytes, rel=0.01)
-    embeddings = sum(len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()})) for n in (1, 2))
-    assert disk.captions_bytes == pytest.approx(embeddings, rel=0.01)
-    assert disk.lora_bytes == 2000
-
-
-def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
-    from safetensors.torch import save
-    from torch import zeros
-
-    dataset = imagined(3)
-    masked = replace(dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images[:2]] + dataset.images[2:])
-    sizes = []
-    for each in (dataset, masked):
-        plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
-        disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
-        sizes.append(disk.latents_bytes)
-    assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
-
-
-@pytest.mark.parametrize(("settings", "number"), [({}, 0), ({"save_every_n_steps": 500}, 2), ({"save_every_n_epochs": 100}, 4)])
-def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
-    plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
-    config = SDXLConfig(max_train_steps=1500, **settings)
-    assert estimate_disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
 
 
 def test_the_loras_size_grows_with_its_rank(folder: Path) -> None:
@@ -495,18 +389,6 @@ def test_a_thousand_pictures_are_planned_in_seconds() -> None:
     plan = plan_crops(imagined(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
     assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
     assert time.monotonic() - started < 10
-
-
-def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
-    """Pictures that only a plan looks at, so that no file is needed."""
-    images = [
-        TrainingImage(f"{i}.png", Path("x"), f"{i:064}", (1024 + 7 * i % 900, 1024 + 13 * i % 700) if sizes else (1024, 1024), "a", False)
-        for i in range(num_images)
-    ]
-    return Dataset(images, num_repeats, "", DatasetReport(num_images), "imagined")
-
-
-# ---- the picture and the command ----
 
 
 def test_the_picture_shows_every_section(folder: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
 from trainers.embedded_base.architecture import UNET
-from trainers.sdxl.check.memory import GIB, MemoryEstimate, estimate_memory
+from trainers.sdxl.check.memory import MemoryEstimate, estimate_memory
 from trainers.sdxl.check.smaller_settings import smaller_settings
 from trainers.sdxl.check.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
 from trainers.sdxl.config import SDXLConfig
@@ -18,6 +18,7 @@ from trainers.sdxl.names import kohya_names
 from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
 from trainers.training.adapters import AdaptedComponent, AdaptedModel
 from trainers.training.optimizers import ParameterGroup
+from trainers.wording import GIBIBYTE
 
 SIZE = (512, 384)
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
@@ -114,8 +115,8 @@ def test_more_of_anything_needs_more(sdxl: UNet2DConditionModel) -> None:
 
 
 def test_caching_counts_where_it_needs_more_than_training() -> None:
-    estimate = MemoryEstimate(1 * GIB, GIB // 2, GIB // 4, caching_bytes=3 * GIB, overhead_bytes=GIB)
-    assert estimate.total_bytes == 4 * GIB
+    estimate = MemoryEstimate(1 * GIBIBYTE, GIBIBYTE // 2, GIBIBYTE // 4, caching_bytes=3 * GIBIBYTE, overhead_bytes=GIBIBYTE)
+    assert estimate.total_bytes == 4 * GIBIBYTE
     assert estimate.text() == "about 4.0 GB: caching latents and captions 3.0, CUDA 1.0"
 
 

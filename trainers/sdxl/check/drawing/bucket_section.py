@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ....dataset.buckets import Size, shown_size
-from ....wording import pluralize
+from ....dataset.bucket_sizes import Size
+from ....wording import format_size, pluralize
 from ..report import FlightReport, PictureUse
 from .card import BAR, CARD, FAINT, INK, INNER_WIDTH, PADDING, TRACK, draw_card, draw_title, load_font
 from .trained_box import find_trained_box
@@ -59,7 +59,7 @@ def _draw_bucket(
     cell.paste(_draw_mosaic(report, uses, width, height), (left, top))
     pen.rectangle((left, top, left + width - 1, top + height - 1), outline=INK)
     middle, samples = (_CELL_WIDTH - 16) / 2, _num_samples(uses)
-    pen.text((middle, _RECTANGLE + 22), shown_size(size), fill=INK, font=load_font(17), anchor="mm")
+    pen.text((middle, _RECTANGLE + 22), format_size(size), fill=INK, font=load_font(17), anchor="mm")
     pen.rounded_rectangle((0, _RECTANGLE + 38, _CELL_WIDTH - 16, _RECTANGLE + 45), radius=3, fill=TRACK)
     pen.rounded_rectangle(
         (0, _RECTANGLE + 38, max(7, (_CELL_WIDTH - 16) * samples / most), _RECTANGLE + 45), radius=3, fill=BAR

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ...lora.modules import LoraModule, ModuleKey
-from ..names import module_key
+from ..lora.modules import LoraModule, ModuleKey
+from .names import module_key
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+"""Which tests go to one worker together, and which begin first, when pytest-xdist runs them."""
+
+import re
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+RENDERER = re.compile(r"[\[-](canvas|vue)[\]-]")
+# What takes longest on two cores. A worker that begins it last would keep all the others waiting.
+LONGEST_FIRST = (
+    "tests/browser/",
+    "tests/quality/",
+    "tests/host/test_training_in_graph.py",
+    "tests/unit/sdxl/test_trainer.py",
+    "tests/host/",
+    "tests/musubi/",
+    "tests/cli/test_command_line.py",
+    "tests/unit/dataset/test_dataset_fuzz.py",
+    "tests/parity/",
+    "tests/unit/sdxl/check/",
+    "tests/unit/sdxl/model/",
+    "tests/unit/embedded_base/",
+    "tests/unit/test_packaging.py",
+)
+
+
+class Distribution(LoadScopeScheduling):
+    """A file's tests share its fixtures, and those of a renderer share a server and a browser."""
+
+    def __init__(self, config: pytest.Config, log: object = None) -> None:
+        config.option.loadscopereorder = False  # by the number of tests, which says nothing of their time
+        super().__init__(config, log)
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        renderer = RENDERER.search(test) if file.startswith("tests/browser/") else None
+        return f"tests/browser in {renderer[1]}" if renderer else file
+
+
+def rank(item: pytest.Item) -> int:
+    """Lower ones begin first."""
+    found = (rank for rank, prefix in enumerate(LONGEST_FIRST) if item.nodeid.startswith(prefix))
+    return next(found, len(LONGEST_FIRST))

@@ -1,0 +1,29 @@
+"""Small folders of images for the tests of a scan."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.scan import scan_folder
+
+
+def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size_wh, colour).save(path, **settings)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def scan(folder: Path, **settings):
+    return scan_folder(DatasetConfig(images=str(folder), **settings))
+
+
+def reasons(dataset) -> dict[str, str]:
+    return {finding.name: finding.reason for finding in dataset.report.left_out}
+
+
+def scan_with_trigger_word(folder: Path, **settings):
+    """So that images without a caption have one."""
+    return scan(folder, trigger_word="zwx", **settings)

@@ -1,0 +1,61 @@
+"""kohya's N_name folders."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.dataset.folders import picture, scan
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.crop_plan import plan_crops
+
+
+def kohya_folder(root: Path) -> Path:
+    picture(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    picture(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
+    picture(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
+    return root
+
+
+def test_kohyas_folders_are_one_dataset_with_repeats_and_names_as_captions(tmp_path):
+    dataset = scan(kohya_folder(tmp_path), num_repeats=3)
+    assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [
+        ("2_big_cat/a.png", 2, "big_cat"),
+        ("10_zwx dog/a.png", 10, "zwx dog"),
+        ("10_zwx dog/b.png", 10, "a dog on grass"),
+    ]
+    assert dataset.num_training_samples == 3 * 22
+    notes = {note.name: note.reason for note in dataset.report.notes}
+    assert notes["10_zwx dog"] == "kohya's folder: 2 x 10 repeats, 'zwx dog' where there is no caption"
+    assert notes["2_big_cat/a.png"] == "no caption file, or an empty one; the folder's 'big_cat' is used"
+    assert dataset.report.summary == [f"{tmp_path.name}: 3 pictures, 6 to 30 repeats each"]
+    items = plan_crops(dataset, BucketConfig(resolution=64), seed=0).items
+    assert len(items) == 66 and sum(item.image.name == "10_zwx dog/b.png" for item in items) == 30
+
+
+def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_path):
+    captions = [image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images]
+    assert captions == ["zwx, a pet", "zwx, a pet", "zwx, a dog on grass"]
+
+
+def test_beside_kohyas_folders_others_are_passed_over_by_name(tmp_path):
+    picture(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
+    picture(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
+    dataset = scan(tmp_path)
+    assert len(dataset.images) == 3
+    notes = {note.name: note.reason for note in dataset.report.notes}
+    assert notes["others"] == "passed over: its name is not N_name, as its neighbours' are (kohya's folders)"
+    assert notes["0_old"] == "kohya's folder of 0 repeats: its pictures are passed over"
+
+
+def test_kohyas_names_mean_nothing_beside_pictures_or_with_recursive(tmp_path):
+    picture(kohya_folder(tmp_path / "with") / "own.png")
+    assert [image.name for image in scan(tmp_path / "with").images] == ["own.png"]
+    dataset = scan(kohya_folder(tmp_path / "without"), recursive=True, trigger_word="zwx")
+    assert {image.num_repeats for image in dataset.images} == {1}
+    assert "recursive is on: the number in the names of such folders is not taken for repeats" in dataset.report.text()
+
+
+def test_more_repeats_than_anybody_means_are_an_error(tmp_path):
+    picture(tmp_path / "20240101_trip" / "a.png")
+    with pytest.raises(ValueError, match=r"20240101_trip: kohya's folder names start with the repeats of their pictures, at most 10,000. Rename it"):
+        scan(tmp_path)

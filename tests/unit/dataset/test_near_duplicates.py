@@ -1,0 +1,70 @@
+"""Images that look the same, and those that do not."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import trainers.dataset.near_duplicates
+from tests.unit.dataset.paintings import painting
+from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+COPIES = {
+    "resized": lambda picture: picture.resize((96, 64)),
+    "enlarged": lambda picture: picture.resize((600, 400)),
+    "recompressed": lambda picture: jpeg(picture, 25),
+    "cut at the left and top": lambda picture: picture.crop((18, 12, 300, 200)),
+    "cut at the right": lambda picture: picture.crop((0, 0, 279, 200)),
+    "cut all around": lambda picture: picture.crop((9, 6, 291, 194)),
+    "brighter": lambda picture: picture.point(lambda value: min(255, round(value * 1.1))),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_is_found(copy: str) -> None:
+    for seed in range(10):
+        picture = painting(seed, (300, 200))
+        assert near_duplicates([fingerprint(picture), fingerprint(COPIES[copy](picture))]) == [[0, 1]], seed
+
+
+def test_different_pictures_are_not_near_duplicates() -> None:
+    assert near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
+
+
+def test_the_same_shapes_in_other_colours_are_another_picture() -> None:
+    red, blue = (Image.new("RGB", (100, 100), "white") for _ in range(2))
+    for picture, colour in ((red, "#ff0000"), (blue, "#0000ff")):
+        ImageDraw.Draw(picture).ellipse((10, 10, 90, 90), fill=colour)
+    assert near_duplicates([fingerprint(red), fingerprint(blue)]) == []
+    assert near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
+
+
+def test_the_same_thing_on_a_wider_canvas_is_another_picture() -> None:
+    wide, square = Image.new("RGB", (400, 200), "white"), Image.new("RGB", (200, 200), "white")
+    ImageDraw.Draw(wide).ellipse((20, 10, 380, 190), fill="#ff0000")
+    ImageDraw.Draw(square).ellipse((10, 10, 190, 190), fill="#ff0000")
+    assert near_duplicates([fingerprint(wide), fingerprint(square)]) == []
+
+
+def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
+    first, other = painting(1, (300, 200)), painting(2)
+    prints = [fingerprint(picture) for picture in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
+    assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
+
+
+def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
+    prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
+    rng = np.random.default_rng(0)
+    many = [trainers.dataset.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
+    started = time.monotonic()
+    assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
+    assert time.monotonic() - started < 3

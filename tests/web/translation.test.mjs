@@ -1,0 +1,104 @@
+/** The words of the widget: each has its translation, with the same placeholders and the plurals of its language. */
+
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import test from "node:test";
+
+import { createTranslate } from "../../web/review_captions/translation.js";
+import { ENGLISH } from "../../web/review_captions/words.js";
+
+const ROOT = new URL("../../", import.meta.url);
+const SCRIPTS = { fr: /[a-zà-ÿœ]/i, ja: /[\u3040-\u30ff\u4e00-\u9fff]/, zh: /[\u4e00-\u9fff]/ };
+const LANGUAGES = readdirSync(new URL("locales/", ROOT), { withFileTypes: true })
+  .filter((entry) => entry.isDirectory())
+  .map(({ name }) => name);
+
+function readPhrases(language) {
+  const text = readFileSync(new URL(`locales/${language}/main.json`, ROOT), "utf8");
+  return JSON.parse(text).LoRATrainer.ReviewCaptions;
+}
+
+function formsOf(phrase) {
+  return typeof phrase === "string" ? [phrase] : Object.values(phrase);
+}
+
+function placeholdersOf(phrase) {
+  return [...new Set(formsOf(phrase).flatMap((form) => form.match(/\{\w+\}/g) ?? []))].sort();
+}
+
+test("there are translations", () => assert.deepEqual(LANGUAGES, ["fr", "ja", "zh"]));
+
+for (const language of LANGUAGES) {
+  const phrases = readPhrases(language);
+
+  test(`${language} translates every word and no other`, () => {
+    assert.deepEqual(Object.keys(phrases), Object.keys(ENGLISH));
+  });
+
+  test(`${language} is in its own script, and not English`, () => {
+    for (const [key, phrase] of Object.entries(phrases)) {
+      for (const form of formsOf(phrase)) {
+        const words = form.replace(/\{\w+\}/g, "");
+        assert.equal(form.trim(), form, key);
+        if (/\p{L}/u.test(words)) assert.match(words, SCRIPTS[language], key);
+        assert.doesNotMatch(form, /[|@]/, `${key}: the front end reads it as a pattern`);
+      }
+    }
+  });
+
+  test(`${language} has the placeholders of the English text`, () => {
+    for (const [key, phrase] of Object.entries(phrases))
+      assert.deepEqual(placeholdersOf(phrase), placeholdersOf(ENGLISH[key]), key);
+  });
+
+  test(`${language} has a form for every number`, () => {
+    const translate = createTranslate(language, phrases);
+    for (const [key, phrase] of Object.entries(phrases)) {
+      assert.equal(typeof phrase, typeof ENGLISH[key], key);
+      for (const count of [0, 1, 2, 5, 11, 21, 1_000_000])
+        assert.doesNotMatch(translate(key, { count }), /undefined|\{count\}/);
+    }
+  });
+}
+
+test("the modules use every word", () => {
+  const folder = new URL("web/review_captions/", ROOT);
+  const scripts = readdirSync(folder).filter((name) => name.endsWith(".js") && name !== "words.js");
+  const code = scripts.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
+  assert.deepEqual(
+    Object.keys(ENGLISH).filter((key) => !code.includes(`"${key}"`)),
+    [],
+  );
+});
+
+test("numbers choose the plural and are written as the language writes them", () => {
+  const english = createTranslate("en");
+  assert.deepEqual(
+    [0, 1, 2].map((count) => english("numImages", { count })),
+    ["0 images", "1 image", "2 images"],
+  );
+  assert.equal(english("numImages", { count: 1200 }), "1,200 images");
+  const french = createTranslate("fr", readPhrases("fr"));
+  assert.deepEqual(
+    [0, 1, 2].map((count) => french("numImages", { count })),
+    ["0 image", "1 image", "2 images"],
+  );
+  assert.equal(createTranslate("ja", readPhrases("ja"))("numImages", { count: 1 }), "画像 1 枚");
+});
+
+test("a language without our words is English, plurals too", () => {
+  const korean = createTranslate("ko");
+  assert.deepEqual(
+    [1, 2].map((count) => korean("numImages", { count })),
+    ["1 image", "2 images"],
+  );
+});
+
+test("names are filled in as they are, whatever is in them", () => {
+  const translate = createTranslate("en");
+  assert.equal(
+    translate("captionOf", { name: "$& {count} $1.png" }),
+    "Caption of $& {count} $1.png",
+  );
+  assert.equal(translate("namedReplace", { text: "a", replacement: "" }), "Replace “a” with “”");
+});

@@ -1,0 +1,101 @@
+"""The settings that decide at what sizes images are trained."""
+
+from dataclasses import dataclass, replace
+
+from ..config import check_ranges, param
+
+
+@dataclass(frozen=True)
+class BucketConfig:
+    """What sizes the pictures are trained at."""
+
+    resolution: int = param(
+        1024,
+        "Images are trained at an area of about resolution x resolution pixels. Usually 1024 for "
+        "SDXL; a multiple of 64.",
+        min=64,
+        max=4096,
+    )
+    resize_mode: str = param(
+        "bucket",
+        "bucket keeps the shape of each image as far as possible; center_crop and random_crop cut "
+        "squares, random_crop at another place in every repeat.",
+        choices=("bucket", "center_crop", "random_crop"),
+    )
+    random_flip: bool = param(
+        False, "Mirror images left to right at random. Not for faces, text or anything that looks different mirrored."
+    )
+    bucket_no_upscale: bool = param(
+        True, "Never enlarge an image: small ones get smaller buckets, and those that are too small are left out."
+    )
+    bucket_reso_steps: int = param(
+        64, "Bucket sides are multiples of this many pixels. Usually 64 or 32; a multiple of 8.", min=8, max=256
+    )
+    min_bucket_reso: int = param(
+        256, "Shortest bucket side in pixels, or half of resolution if that is less.", min=8, max=4096
+    )
+    max_bucket_reso: int = param(2048, "Longest bucket side in pixels.", min=64, max=8192)
+    extra_resolutions: str = param(
+        "",
+        "More resolutions in pixels that every image is trained at, such as: 768, 512. Multiples of "
+        "64; each adds as many samples to an epoch. Empty: none.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for name, step in (("resolution", 64), ("bucket_reso_steps", 8)):
+            value = getattr(self, name)
+            if value % step:
+                raise ValueError(
+                    f"{name} must be a multiple of {step}, got {value}. The nearest are {value - value % step} and "
+                    f"{value - value % step + step}"
+                )
+        if self.bucket_reso_steps > self.resolution:
+            raise ValueError(
+                f"bucket_reso_steps must not be above resolution {self.resolution}, got {self.bucket_reso_steps}"
+            )
+        if self.max_bucket_reso < self.resolution:
+            raise ValueError(
+                f"max_bucket_reso must not be below resolution {self.resolution}, got {self.max_bucket_reso}"
+            )
+        self._require_extra_resolutions()
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The resolution and the extra ones."""
+        return (self.resolution, *(int(part) for part in self.extra_resolutions.split(",") if part.strip()))
+
+    def at(self, resolution: int) -> "BucketConfig":
+        """The same with one resolution only."""
+        return replace(self, resolution=resolution, extra_resolutions="")
+
+    def _require_extra_resolutions(self) -> None:
+        try:
+            resolutions = self.resolutions
+        except ValueError:
+            raise ValueError(
+                "extra_resolutions must be numbers with commas between, such as 768, 512; got "
+                f"{self.extra_resolutions!r}"
+            ) from None
+        for extra in resolutions[1:]:
+            if resolutions.count(extra) > 1:
+                raise ValueError(
+                    f"extra_resolutions must differ from one another and from resolution {self.resolution}, got "
+                    f"{self.extra_resolutions!r}"
+                )
+            try:
+                self.at(extra)
+            except ValueError as error:
+                raise ValueError(f"extra_resolutions has {extra}: {error}") from None
+
+    @property
+    def shortest_side(self) -> int:
+        """The shortest bucket side in force, a multiple of bucket_reso_steps."""
+        step = self.bucket_reso_steps
+        return max(step, -(-min(self.min_bucket_reso, self.resolution // 2) // step) * step)
+
+    @property
+    def longest_side(self) -> int:
+        """The longest bucket side in force, a multiple of bucket_reso_steps."""
+        longest = min(self.max_bucket_reso, self.resolution**2 // self.shortest_side)
+        return longest - longest % self.bucket_reso_steps

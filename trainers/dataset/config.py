@@ -1,0 +1,72 @@
+"""The settings of a dataset: where its images are, and what their captions and masks become."""
+
+from dataclasses import dataclass
+
+from PIL import ImageColor
+
+from ..config import check_ranges, param
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where the pictures are and what their captions become."""
+
+    images: str = param(
+        help="Folder of images (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or "
+        ".caption file of the same name."
+    )
+    trigger_word: str = param(
+        "",
+        "Word that calls what the LoRA learns: usually one rare word, such as zwx. Put in front of "
+        "every caption that does not have it as a whole word.",
+    )
+    fallback_caption: str = param(
+        "", "Caption of images without a caption file (or with an empty one) and without a line in metadata.jsonl."
+    )
+    num_repeats: int = param(
+        1,
+        "Uses of each image per epoch. Usually 1; more makes epochs longer and adds to the goal's "
+        "number of samples. With random_crop, every repeat is cropped elsewhere.",
+        min=1,
+        max=10_000,
+    )
+    recursive: bool = param(False, "Also use the images in subfolders.")
+    alpha_background: str = param(
+        "#ffffff", "Colour behind the transparent parts of an image: a name such as white, or #rrggbb."
+    )
+    keep_duplicates: bool = param(False, "Keep images whose files are identical, byte for byte.")
+    strict: bool = param(False, "Stop with an error instead of leaving images out.")
+    mask_source: str = param(
+        "files",
+        "Where masks come from; white is learned. files: NAME-masklabel.png next to the image, or "
+        "NAME in a folder mask or masks; alpha: the image's transparency; off: no masks.",
+        choices=("files", "alpha", "off"),
+    )
+    loss_weight: float = param(
+        1.0,
+        "Weight of these images in the loss. Usually 1; 0.5 to 1 for regularization images.",
+        min=0.0,
+        max=10.0,
+    )
+    is_regularization: bool = param(
+        False,
+        "Regularization images: the class without your subject, such as other dogs. An epoch uses as "
+        "many of them as of all other images.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.images.strip():  # Path("") is the current folder
+            raise ValueError("images is empty. Give the folder that holds the pictures")
+        try:
+            ImageColor.getrgb(self.alpha_background)
+        except ValueError:
+            raise ValueError(
+                f"alpha_background must be a colour such as white or #ffffff, got {self.alpha_background!r}"
+            ) from None
+        if self.is_regularization and self.trigger_word.strip():
+            raise ValueError(
+                f"regularization pictures must not have a trigger word, got {self.trigger_word!r}: they show the "
+                "class without what is learned. "
+                "Empty trigger_word; fallback_caption may name the class, such as: a dog"
+            )

@@ -1,0 +1,36 @@
+"""One crop: how an image is scaled and cut. Sizes are (height, width) in pixels."""
+
+import random
+from dataclasses import dataclass
+
+from .bucket_sizes import Size
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Scale the original to `resized_hw`, then cut `target_hw` at `top_left_yx`."""
+
+    original_hw: Size
+    resized_hw: Size
+    top_left_yx: tuple[int, int]
+    target_hw: Size
+
+
+def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float] = (0.5, 0.5)) -> Crop:
+    """Scale, keeping the shape, until the target is just covered; cut at `offset`, a share of the
+    surplus (0.5: the centre).
+    """
+    scale = max(target / original for target, original in zip(target_hw, original_hw, strict=True))
+    resized = tuple(
+        max(target, round(original * scale)) for target, original in zip(target_hw, original_hw, strict=True)
+    )
+    top, left = (int((size - target) * share) for size, target, share in zip(resized, target_hw, offset, strict=True))
+    return Crop(original_hw, (resized[0], resized[1]), (top, left), target_hw)
+
+
+def choose_offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[float, float]:
+    """Where a crop is cut, as make_crop takes it: in the centre, or elsewhere in every repeat."""
+    if resize_mode != "random_crop":
+        return 0.5, 0.5
+    rng = random.Random(f"{seed}/crop/{sha256}/{repeat}")
+    return rng.random(), rng.random()

@@ -1,0 +1,23 @@
+"""The order of an epoch: batches of one size each."""
+
+import random
+from collections import defaultdict
+
+from .bucket_sizes import Size
+from .crop_plan import TrainingItem
+
+
+def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
+    """Every item once, in an order of this seed and epoch; a batch has one size, and the last batch
+    of a size may be smaller.
+    """
+    by_size: dict[Size, list[TrainingItem]] = defaultdict(list)
+    for item in items:
+        by_size[item.crop.target_hw].append(item)
+    rng = random.Random(f"{seed}/epoch/{epoch}")
+    batches = []
+    for size in sorted(by_size):
+        shuffled = rng.sample(by_size[size], len(by_size[size]))
+        batches += [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+    rng.shuffle(batches)
+    return batches

@@ -1,0 +1,74 @@
+"""Several datasets as one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .dataset import Dataset
+from .image import TrainingImage
+from .report import DatasetReport, Remark
+from .summary import describe_images
+
+
+def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
+    """One dataset of several, each picture with its own repeats, weight and trigger word; its name
+    gets the folder's name in front.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not datasets:
+        raise ValueError("no dataset to join. Connect at least one")
+    if len(datasets) == 1:
+        return datasets[0]
+    named = list(zip(_distinct_names([dataset.folder_name for dataset in datasets]), datasets, strict=True))
+    images = [_joined_image(image, name, dataset) for name, dataset in named for image in dataset.images]
+    left_out = [
+        replace(remark, name=f"{name}/{remark.name}") for name, dataset in named for remark in dataset.report.left_out
+    ]
+    notes = [
+        replace(remark, name=f"{name}/{remark.name}") for name, dataset in named for remark in dataset.report.notes
+    ]
+    summary = [
+        line
+        for name, dataset in named
+        for line in dataset.report.summary or [describe_images(name, dataset.images, dataset.num_repeats)]
+    ]
+    report = DatasetReport(len(images), left_out, notes + _found_again(images), summary=summary)
+    trigger_words = dict.fromkeys(word for image in images if (word := image.trigger_word))
+    return Dataset(
+        images,
+        1,
+        ", ".join(trigger_words),
+        report,
+        " + ".join(name for name, _ in named),
+        any(dataset.strict for dataset in datasets),
+    )
+
+
+def _joined_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> TrainingImage:
+    return replace(
+        image,
+        name=f"{folder_name}/{image.name}",
+        num_repeats=image.num_repeats * dataset.num_repeats,
+        trigger_word=dataset.trigger_word_of(image),
+        subset=f"{folder_name}/{image.subset}" if image.subset else folder_name,
+    )
+
+
+def _distinct_names(names: list[str]) -> list[str]:
+    """The second "toys" is "toys (2)"."""
+    distinct: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in distinct:
+            number += 1
+            candidate = f"{name} ({number})"
+        distinct.append(candidate)
+    return distinct
+
+
+def _found_again(images: list[TrainingImage]) -> list[Remark]:
+    """The same picture in two datasets may be meant, and is used in both."""
+    first: dict[str, TrainingImage] = {}
+    again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
+    return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

@@ -1,0 +1,83 @@
+"""What became of every image of a dataset: used, left out, or remarked on."""
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..wording import name_first, pluralize
+
+NO_CAPTION = (
+    "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
+    "Florence2Caption"
+)
+
+
+class RemarkKind(str, Enum):
+    """What a remark is about. Decide by this, never by the words of its reason."""
+
+    OTHER = "other"
+    UNUSABLE = "unusable"
+    OTHER_FORMAT = "other_format"  # an image, but of a format that is not read
+    SAME_FILE = "same_file"  # another image of the same bytes is used
+    TOO_SMALL = "too_small"
+    NO_CAPTION = "no_caption"
+    STAND_IN_CAPTION = "stand_in_caption"  # such as the trigger word alone
+
+    @property
+    def is_about_missing_caption(self) -> bool:
+        return self in (RemarkKind.NO_CAPTION, RemarkKind.STAND_IN_CAPTION)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something about one image, or one file or folder beside it, that the user should know."""
+
+    name: str
+    reason: str
+    kind: RemarkKind = RemarkKind.OTHER
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What became of every picture of the folder; buckets are (height, width) with their number of
+    pictures.
+    """
+
+    num_kept: int
+    left_out: list[Remark] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
+    buckets: dict[tuple[int, int], int] = field(default_factory=dict)
+    # repeats, weights, masks, regularization: a line for each folder that has any
+    summary: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        lines = [f"{pluralize(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
+        lines += [f"  {line}" for line in self.summary]
+        lines += [
+            f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
+        ]
+        lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "buckets": {f"{height}x{width}": count for (height, width), count in self.buckets.items()},
+        }
+
+
+def _section(title: str, remarks: list[Remark]) -> list[str]:
+    return [f"{title}:", *(f"  {remark.name}: {remark.reason}" for remark in remarks)] if remarks else []
+
+
+def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict: bool) -> None:
+    """Raise ValueError when nothing is left to train on, or when `strict` and something was left
+    out.
+    """
+    if num_kept and not (strict and left_out):
+        return
+    reasons = (f"{remark.name}: {remark.reason}" for remark in left_out)
+    shown = name_first(reasons, 10, separator="; ", before_rest="; ")
+    if num_kept:
+        raise ValueError(f"{folder}: strict is on and {pluralize(len(left_out), 'picture')} cannot be used: {shown}")
+    raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}")

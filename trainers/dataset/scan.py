@@ -1,0 +1,164 @@
+"""A folder of images and captions, checked file by file. image_folder.py finds the files."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .caption_files import read_caption_file, read_metadata
+from .config import DatasetConfig
+from .dataset import Dataset
+from .image import TrainingImage
+from .image_files import EXTENSIONS, UnreadFormat, UnusablePicture, inspect_picture, picture_sha256, read_grey
+from .image_folder import FolderContent, FoundPicture, list_pictures
+from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usable
+from .summary import summarize_special
+from .trigger_word import with_trigger_word_in_each_line
+
+SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
+
+
+def scan_folder(
+    config: DatasetConfig,
+    *,
+    name: str = "",
+    check_interrupted: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Dataset:
+    """Look at every picture of the folder, in the order of their names; nothing is written.
+
+    Left out and named in the report, never replaced by another: empty, damaged, animated or huge
+    files, pictures with such a mask, files of other picture formats, and copies of another picture.
+    With `strict` that is an error. Pictures without any caption stay, for a captioner to come;
+    plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user
+    calls the folder, where that is not its own name.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in
+            it that can be used.
+    """
+    folder = Path(config.images).expanduser()
+    content = list_pictures(folder, recursive=config.recursive)
+    captions, notes = _metadata_captions(folder, content)
+    images: list[TrainingImage] = []
+    left_out: list[Remark] = []
+    for count, found in enumerate(content.pictures, start=1):
+        check_interrupted()
+        on_progress(count, len(content.pictures), found.name)
+        try:
+            image, own_notes = _look_at(found, config, captions.get(found.path, ""))
+        except UnusablePicture as error:
+            kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
+            left_out.append(Remark(found.name, str(error), kind))
+            continue
+        images.append(image)
+        notes += own_notes
+    copies = [] if config.keep_duplicates else _copies(images)
+    images, left_out = _without(images, copies), left_out + copies
+    notes = content.notes + _without(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
+    require_usable(len(images), left_out, folder=str(folder), strict=config.strict)
+    name = name or folder.resolve().name
+    report = DatasetReport(len(images), left_out, notes, summary=summarize_special(name, images, config.num_repeats))
+    return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
+
+
+def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
+    """The picture and what is to be noted about it. Raises UnusablePicture."""
+    path = found.path
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+    sha256 = picture_sha256(path)
+    facts = inspect_picture(path)
+    caption, notes = _caption_of(found, config, metadata_caption)
+    image = TrainingImage(
+        found.name,
+        path,
+        sha256,
+        facts.size_hw,
+        caption,
+        facts.has_alpha,
+        config.alpha_background,
+        num_repeats=found.num_repeats,
+        loss_weight=config.loss_weight,
+        is_regularization=config.is_regularization,
+        subset=found.repeat_folder,
+    )
+    if config.mask_source == "files" and found.mask is not None:
+        return _with_mask_file(image, found.mask, notes)
+    if config.mask_source == "alpha" and facts.has_alpha:
+        return replace(image, mask_sha256=sha256), notes
+    return image, notes
+
+
+def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
+    """A picture whose mask cannot be read is not used: without it, all of the picture would be
+    learned.
+    """
+    place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
+    try:
+        if mask.suffix.lower() not in EXTENSIONS:
+            raise UnusablePicture(f"{mask.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+        sha256 = picture_sha256(mask)
+        (height, width), (mask_height, mask_width) = image.size_hw, inspect_picture(mask).size_hw
+        is_black = not read_grey(mask).getbbox()
+    except UnusablePicture as error:
+        raise UnusablePicture(f"its mask {place} cannot be used: {error}") from error
+    if (
+        abs(mask_width * height - mask_height * width)
+        > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
+    ):
+        reason = (
+            f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and "
+            "is stretched to it"
+        )
+        notes = [*notes, Remark(image.name, reason)]
+    if is_black:
+        notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the picture is learned")]
+    return replace(image, mask_path=mask, mask_sha256=sha256), notes
+
+
+def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
+    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
+    kohya's folder, else the trigger word alone; and notes.
+    """
+    trigger_word = " ".join(config.trigger_word.split())
+    caption, reasons = read_caption_file(found.path)
+    notes = [Remark(found.name, reason) for reason in reasons]
+    caption = caption or metadata_caption
+    if not caption:
+        fallback = " ".join(config.fallback_caption.split())
+        caption = fallback or found.class_tokens
+        origin = (
+            "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
+        )
+        notes = [_note_of_missing_caption(found.name, origin if caption or trigger_word else "")]
+    return with_trigger_word_in_each_line(caption, trigger_word) or trigger_word, notes
+
+
+def _note_of_missing_caption(name: str, stand_in: str) -> Remark:
+    if not stand_in:
+        return Remark(name, NO_CAPTION, RemarkKind.NO_CAPTION)
+    return Remark(name, f"no caption file, or an empty one; {stand_in} is used", RemarkKind.STAND_IN_CAPTION)
+
+
+def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
+    nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
+    captions, problems = read_metadata(nearest_first)
+    return captions, [Remark(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
+
+
+def _copies(images: list[TrainingImage]) -> list[Remark]:
+    """All pictures of the same bytes but one: the first that has a caption."""
+    first: dict[str, TrainingImage] = {}
+    for image in sorted(images, key=lambda image: not image.caption):
+        first.setdefault(image.sha256, image)
+    return [
+        Remark(image.name, f"it is the same file as {first[image.sha256].name}", RemarkKind.SAME_FILE)
+        for image in images
+        if first[image.sha256] is not image
+    ]
+
+
+def _without(named: list[Any], remarks: list[Remark]) -> list[Any]:
+    names = {remark.name for remark in remarks}
+    return [each for each in named if each.name not in names]

@@ -1,0 +1,45 @@
+"""Names for files that this pack writes: whether one is allowed, and which one is free."""
+
+from pathlib import Path
+
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
+
+
+def check_output_name(name: str) -> str:
+    """The name, if it can be a file's on every system.
+
+    Raises:
+        ValueError: it is empty, has a folder in it, or has characters or a name that some system
+            reserves.
+    """
+    stem = name.removesuffix(".safetensors")
+    bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
+    if bad:
+        raise ValueError(
+            f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, "
+            "such as my_lora"
+        )
+    if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):
+        raise ValueError(
+            f"output name {name!r} is empty or begins or ends with a space or dot. Give a plain file name, such as "
+            "my_lora"
+        )
+    if stem.split(".")[0].lower() in RESERVED_NAMES:
+        raise ValueError(f"output name {name!r} is reserved on Windows. Give another name, such as my_{stem}")
+    if len(stem.encode()) > 200:
+        raise ValueError(f"output name of {len(stem.encode())} bytes is too long; at most 200")
+    return stem
+
+
+def free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
+    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
+    with one of the companions' suffixes.
+    """
+    stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
+    candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
+    return next(
+        candidate
+        for candidate in candidates
+        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions)))
+    )

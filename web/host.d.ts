@@ -1,0 +1,79 @@
+// What these scripts use of ComfyUI's front end, for `// @ts-check`. The browser never loads it.
+
+interface ComfyWidget {
+  name: string;
+  value: unknown;
+  hidden?: boolean;
+  advanced?: boolean;
+  serialize?: boolean;
+  options?: { advanced?: boolean };
+  callback?: (...values: unknown[]) => unknown;
+  onRemove?: () => void;
+}
+
+interface ComfyNode {
+  comfyClass?: string;
+  title: string;
+  size: [number, number];
+  properties: Record<string, unknown>;
+  showAdvanced?: boolean;
+  widgets?: ComfyWidget[];
+  addCustomWidget(widget: ComfyWidget): ComfyWidget;
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
+  computeSize(): [number, number];
+  setSize(size: [number, number]): void;
+  onConfigure?: (...values: unknown[]) => void;
+  onExecuted?: (output: any) => void;
+}
+
+interface ComfySetting {
+  id: string;
+  name: string;
+  category: string[];
+  type: string;
+  defaultValue: string;
+  tooltip: string;
+}
+
+interface ComfyExtension {
+  name: string;
+  settings?: ComfySetting[];
+  nodeCreated?(node: ComfyNode): void;
+}
+
+interface ComfyToast {
+  severity: "info" | "warn" | "error";
+  summary: string;
+  detail: string;
+  life: number;
+}
+
+interface ComfyChangeTracker {
+  captureCanvasState?(): void;
+  checkState?(): void;
+}
+
+declare module "*/scripts/app.js" {
+  export const app: {
+    registerExtension(extension: ComfyExtension): void;
+    queuePrompt(number: number): Promise<boolean>;
+    canvas: {
+      processMouseDown(event: PointerEvent): void;
+      processMouseWheel(event: WheelEvent): void;
+    };
+    graph?: { setDirtyCanvas(foreground: boolean): void };
+    extensionManager: {
+      setting: { get(id: string): unknown };
+      toast: { add(message: ComfyToast): void };
+      workflow?: { activeWorkflow?: { changeTracker?: ComfyChangeTracker } };
+    };
+  };
+}
+
+declare module "*/scripts/api.js" {
+  export const api: {
+    apiURL(route: string): string;
+    fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    getCustomNodesI18n(): Promise<Record<string, any>>;
+  };
+}
