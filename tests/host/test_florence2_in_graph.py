@@ -138,9 +138,8 @@ def test_captions_are_reviewed_checked_and_trained_on_after_the_model_has_gone(
     assert all(record["florence2_bytes"] > 300_000 and record["loaded_models"] == 1 for record in records[:2])
     assert [(record["florence2_bytes"], record["loaded_models"]) for record in records[2:]] == [(0, 0)] * 2
 
-    again = client.run(
-        reviewed_nodes({"0.png": "sks, another"}, batch_size=2)
-    )  # another setting runs the node again, not the model
+    # another setting runs the node again, not the model
+    again = client.run(reviewed_nodes({"0.png": "sks, another"}, batch_size=2))
     assert "captioner" in again.executed_nodes()
     assert manifest_captions(again) == ["sks, another", *CAPTIONS[1:]]
     assert [record["event"] for record in memory()] == ["step", "step"]
@@ -247,9 +246,10 @@ def test_nothing_of_the_captioner_is_left_in_memory(run_in_comfyui: Callable[...
         == seen["captions without the model"]
         == [f"a photo of a {colour} square" for colour in COLOURS]
     )
+    # in both batches, under ComfyUI's management; not in the second run
     assert seen["loaded"] == [
         [1, True],
         [1, True],
-    ]  # in both batches, under ComfyUI's management; not in the second run
+    ]
     assert "empty caption" in seen["error"]
     assert (seen["alive"], seen["modules"], seen["left"]) == (0, 0, 0)

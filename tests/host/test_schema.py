@@ -30,9 +30,8 @@ NODES = (
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
 NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
-MODEL_FILES = {
-    file.name for architecture in ARCHITECTURES.values() for file in architecture.models
-}  # lists of this machine too
+# lists of this machine too
+MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 

@@ -208,9 +208,8 @@ def test_a_resumed_run_trains_the_steps_that_are_left_on_the_caches_of_the_first
     assert "zimage_cache_latents" not in log and "--max_train_steps 4" in log
     before, after = load_file(first.checkpoints[0]), resumed.state_dict
     distance = max(float((after[name] - before[name]).abs().max()) for name in before)
-    assert (
-        0 < distance < 5 * CONFIG.learning_rate
-    )  # four steps of Adam from where it went on; from the start it would be many times as far
+    # four steps of Adam from where it went on; from the start it would be many times as far
+    assert 0 < distance < 5 * CONFIG.learning_rate
 
 
 def test_base_weights_in_another_form_are_converted_and_merged_whole(

@@ -162,9 +162,8 @@ def test_the_first_steps_equal_an_independent_implementation(
         assert ours.loss == pytest.approx(loss, rel=1e-6)
         theirs, mine = flat(gradients), flat(ours.gradients)
         assert cosine(mine, theirs) > 1 - 1e-9
-        rounding = (
-            1e-4 if config.prior_loss_weight else 1e-5
-        )  # of the largest; the prior is the difference of nearly equal predictions
+        # of the largest; the prior is the difference of nearly equal predictions
+        rounding = 1e-4 if config.prior_loss_weight else 1e-5
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=rounding * float(theirs.abs().max()))
         reference.adamw_step(gradients, step)
         # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ:
@@ -210,9 +209,8 @@ def train_and_record(
 
         def before_step(optimizer, *_):
             gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
-            steps.append(
-                RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, [])
-            )  # without class prompts
+            # without class prompts
+            steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))
             batches.clear()
             captions.clear()
 

@@ -152,12 +152,13 @@ def uses(dataset: Dataset) -> list[int]:
 def test_regularization_images_are_used_as_often_as_the_others_together():
     assert uses(with_regularization(2, 2, num_repeats=5)) == [5, 5, 5, 5]
     assert uses(with_regularization(2, 3, num_repeats=5)) == [5, 5, 3, 3, 4]
+    # the ratio of their repeats stays
     assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [
         4,
         4,
         6,
         2,
-    ]  # the ratio of their repeats stays
+    ]
 
 
 def test_of_too_many_regularization_images_some_are_taken_evenly_and_the_report_says_so():

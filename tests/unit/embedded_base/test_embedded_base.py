@@ -67,9 +67,8 @@ def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
         sample_images(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2)
         for model in (single, folder)
     ]
-    assert (
-        np.abs(images[0].astype(int) - images[1]).max() <= 1
-    )  # the same weights; where they lie in memory decides the kernel's last bit
+    # the same weights; where they lie in memory decides the kernel's last bit
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
 def to_float(model):

@@ -85,9 +85,8 @@ def test_the_memory_preset_is_the_largest_that_fits():
     assert list(MEMORY_PRESETS) == sorted(MEMORY_PRESETS, key=lambda name: int(name.split()[0]))
     for name in MEMORY_PRESETS:
         size = int(name.split()[0]) * GIBIBYTE
-        assert (
-            choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name
-        )  # what a card of that size reports
+        # what a card of that size reports
+        assert choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name
     assert choose_memory_preset(2 * GIBIBYTE) == next(iter(MEMORY_PRESETS))
     assert choose_memory_preset(140 * GIBIBYTE) == list(MEMORY_PRESETS)[-1]
 

@@ -265,9 +265,8 @@ def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_pa
     )
     prefixes = {key.split("_")[1] for key in result.state_dict}
     assert prefixes == {"unet", "te1"}
-    assert not any(
-        "layers_2_" in key for key in result.state_dict if key.startswith("lora_te1_")
-    )  # its last layer never gets a gradient
+    # its last layer never gets a gradient
+    assert not any("layers_2_" in key for key in result.state_dict if key.startswith("lora_te1_"))
     both = train(weights, dataset, tmp_path, name="both", train_text_encoders=True)
     assert sum(key.endswith(".alpha") and key.startswith("lora_te2_") for key in both.state_dict) == 18
     moved = {key: tensor.abs().sum() for key, tensor in both.state_dict.items() if key.endswith("lora_up.weight")}
@@ -620,9 +619,8 @@ def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flippe
     sizes, are_flipped = set(), set()
     for batch in batches:
         assert batch.loss_mask is not None
-        torch.testing.assert_close(
-            batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255
-        )  # LANCZOS against BILINEAR
+        # LANCZOS against BILINEAR
+        torch.testing.assert_close(batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255)
         sizes.add(tuple(batch.latents.shape[2:]))
         are_flipped |= {bool(mask[0, 0, 0] > mask[0, 0, -1]) for mask in batch.loss_mask}
     assert len(sizes) == 2 and are_flipped == {False, True}

@@ -256,9 +256,8 @@ def test_text_encoder_2_in_the_checkpoint_computes_what_open_clip_computes(small
     assert small.text_encoder_2 is not None
     output = small.text_encoder_2(token_ids)
     torch.testing.assert_close(output.last_hidden_state, normed, rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        output.text_embeds, normed[:, 0] @ weights["text_projection"], rtol=0, atol=1e-5
-    )  # no END token: the first
+    # no END token: the first
+    torch.testing.assert_close(output.text_embeds, normed[:, 0] @ weights["text_projection"], rtol=0, atol=1e-5)
 
 
 def test_ldm_attention_weights_of_the_vae_are_convolutions(checkpoint: Path) -> None:
