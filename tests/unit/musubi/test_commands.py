@@ -1,8 +1,8 @@
 """The command lines for Musubi Tuner: what its own parsers (recorded from v0.3.4) accept, and a
 golden file of all of them.
 
-To write the golden file anew: `LORA_TRAINER_UPDATE_GOLDEN=1 pytest
-tests/unit/test_musubi_commands.py`, then read its difference.
+To update the golden file: `LORA_TRAINER_UPDATE_GOLDEN=1 pytest tests/unit/musubi/test_commands.py`,
+then read its difference.
 """
 
 import argparse
