@@ -1,12 +1,12 @@
 """What a training forgets, and what keeps it: the demo's run on the embedded base with prior
-preservation, regularization pictures, and neither.
+preservation, regularization images, and neither.
 
     python -m benchmarks.forgetting FOLDER    # about 4 minutes for each row on one core
 
-A row is one training: how well the new thing is drawn, how many pictures of old prompts show its
+A row is one training: how well the new thing is drawn, how many images of old prompts show its
 stem's cyan, which none of them asks for, how many are still right, and how far their pixels moved.
 The class prompts are not among the prompts that are judged. FOLDER gets each row's LoRA and its
-pictures before and after.
+images before and after.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from PIL import Image
 from trainers.commands.demo import SETTINGS
 from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
-from trainers.demo.concept import PICTURES, STEM, TRIGGER_WORD
+from trainers.demo.concept import IMAGES, STEM, TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.embedded_base.scenes import draw_scene
 from trainers.sdxl.model.sdxl_model import load_model
 
-NUM_PICTURES = 24  # of regularization
+NUM_IMAGES = 24  # of regularization
 CLASS_PROMPTS = (
     "a green circle on a black background",
     "a yellow square on a white background",
@@ -41,7 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "prior 1, own captions": {"prior_loss_weight": 1.0},
     "prior 0.5, class prompts": {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)},
     "prior 1, class prompts": {"prior_loss_weight": 1.0, "class_prompt": "|".join(CLASS_PROMPTS)},
-    "regularization pictures": {"regularization_weight": 1.0},
+    "regularization images": {"regularization_weight": 1.0},
 }
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"])
-    parser.add_argument("--num-seeds", type=int, default=8, help="pictures per prompt (default: %(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=8, help="images per prompt (default: %(default)s)")
     options = parser.parse_args()
     base = options.folder / "base.safetensors"
     write_embedded_checkpoint(base)
@@ -76,9 +76,9 @@ def main() -> None:
 def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
     """The LoRA of one row."""
     changes = dict(ROWS[name])
-    datasets: list[dict[str, Any]] = [{"images": str(PICTURES), "trigger_word": TRIGGER_WORD}]
+    datasets: list[dict[str, Any]] = [{"images": str(IMAGES), "trigger_word": TRIGGER_WORD}]
     if loss_weight := changes.pop("regularization_weight", None):
-        folder = _write_old_pictures(options.folder / "regularization")
+        folder = _write_old_images(options.folder / "regularization")
         datasets.append({"images": str(folder), "is_regularization": True, "loss_weight": loss_weight})
     files = {
         "base": str(base),
@@ -101,11 +101,11 @@ def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
     return lora.path
 
 
-def _write_old_pictures(folder: Path) -> Path:
+def _write_old_images(folder: Path) -> Path:
     """Of what the base model knows, as it was pretrained."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         drawing = draw_scene((128, 128), rng)
         Image.fromarray(drawing.pixels).save(folder / f"{number:02}.png")
         (folder / f"{number:02}.txt").write_text(drawing.caption + "\n", encoding="utf-8")
@@ -116,18 +116,17 @@ def _judged(comparison: Comparison, num_seeds: int) -> str:
     """The cells of a row, each without the LoRA and with it."""
     new = f"{comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f}"
     cyan = " -> ".join(
-        f"{_share_cyan(pictures[len(NEW_PROMPTS) * num_seeds :]):.0%}"
-        for pictures in (comparison.before, comparison.after)
+        f"{_share_cyan(images[len(NEW_PROMPTS) * num_seeds :]):.0%}" for images in (comparison.before, comparison.after)
     )
     right = f"{comparison.old_right_before:.0%} -> {comparison.old_right_after:.0%}"
     return f"{new} | {cyan} | {right} | {comparison.drift:.1f}"
 
 
-def _share_cyan(pictures: np.ndarray) -> float:
-    """Of pictures [N, height, width, 3] with a visible patch of it, half a percent of their
+def _share_cyan(images: np.ndarray) -> float:
+    """Of images [N, height, width, 3] with a visible patch of it, half a percent of their
     pixels.
     """
-    is_cyan = np.linalg.norm(pictures.astype(float) - STEM, axis=-1) < 75
+    is_cyan = np.linalg.norm(images.astype(float) - STEM, axis=-1) < 75
     return float((is_cyan.mean(axis=(1, 2)) > 0.005).mean())
 
 

@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--steps", type=int, default=SETTINGS["max_train_steps"])
-    parser.add_argument("--num-seeds", type=int, default=8, help="pictures per prompt (default: %(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=8, help="images per prompt (default: %(default)s)")
     options = parser.parse_args()
-    base, pictures = options.folder / "base.safetensors", _write_pictures(options.folder / "toadstools")
+    base, images = options.folder / "base.safetensors", _write_images(options.folder / "toadstools")
     write_embedded_checkpoint(base)
     print(
         "| trained with | new concept | pulled to the trained background | drift of old prompts |\n|---|---|---|---|",
@@ -48,7 +48,7 @@ def main() -> None:
     )
     for name in options.rows:
         files = {
-            "images": str(pictures),
+            "images": str(images),
             "base": str(base),
             "output": name,
             "output_dir": str(options.folder),
@@ -70,18 +70,18 @@ def main() -> None:
         print(f"| {name} | {_judged(comparison, options.num_seeds)} |", flush=True)
 
 
-def _write_pictures(folder: Path) -> Path:
+def _write_images(folder: Path) -> Path:
     """The demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool, as
     people paint them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (height, width), _, share, (y, x) in LAYOUTS:
         place = {"cap_width": share * min(height, width), "centre_yx": (y * height, x * width)}
-        picture = draw_toadstool((height, width), BACKGROUND, **place)
-        distance = np.abs(np.asarray(picture).astype(int) - BACKGROUND).max(axis=-1)
+        image = draw_toadstool((height, width), BACKGROUND, **place)
+        distance = np.abs(np.asarray(image).astype(int) - BACKGROUND).max(axis=-1)
         mask = Image.fromarray(np.where(distance > 20, 255, 0).astype(np.uint8)).filter(ImageFilter.MaxFilter(9))
         stem = Path(name).stem
-        picture.save(folder / f"{stem}.png")
+        image.save(folder / f"{stem}.png")
         mask.save(folder / f"{stem}-masklabel.png")
         (folder / f"{stem}.txt").write_text(f"a {TRIGGER_WORD}\n", encoding="utf-8")
     return folder
@@ -90,13 +90,13 @@ def _write_pictures(folder: Path) -> Path:
 def _judged(comparison: Comparison, num_seeds: int) -> str:
     """The cells of a row; the pull without the LoRA and with it."""
     pulls = []
-    for pictures in (comparison.before, comparison.after):
-        of_prompts = zip(NEW_PROMPTS, np.split(pictures[: len(NEW_PROMPTS) * num_seeds], len(NEW_PROMPTS)), strict=True)
-        pulls.append(np.mean([_pull(picture, prompt) for prompt, own in of_prompts for picture in own]))
+    for images in (comparison.before, comparison.after):
+        of_prompts = zip(NEW_PROMPTS, np.split(images[: len(NEW_PROMPTS) * num_seeds], len(NEW_PROMPTS)), strict=True)
+        pulls.append(np.mean([_pull(image, prompt) for prompt, own in of_prompts for image in own]))
     return f"{comparison.fidelity_after:.2f} | {pulls[0]:.0%} -> {pulls[1]:.0%} | {comparison.drift:.1f}"
 
 
-def _pull(picture: np.ndarray, prompt: str) -> float:
+def _pull(image: np.ndarray, prompt: str) -> float:
     """Where the background [height, width, 3] lies between the colour that the prompt names and
     BACKGROUND.
     """
@@ -105,7 +105,7 @@ def _pull(picture: np.ndarray, prompt: str) -> float:
     )
     seen = np.median(
         np.concatenate(
-            [picture[:FRAME].reshape(-1, 3), picture[:, :FRAME].reshape(-1, 3), picture[:, -FRAME:].reshape(-1, 3)]
+            [image[:FRAME].reshape(-1, 3), image[:, :FRAME].reshape(-1, 3), image[:, -FRAME:].reshape(-1, 3)]
         ),
         axis=0,
     )

@@ -113,11 +113,11 @@ def prepare(folder: Path) -> None:
     if not checkpoint.exists():
         prepare_base_directory(folder, {"ComfyUI-LoRA-Trainer": PACK})
         write_random_sdxl(checkpoint)
-    pictures = folder / "input" / "things"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = folder / "input" / "things"
+    images.mkdir(parents=True, exist_ok=True)
     for number, colour in enumerate(("#c03030", "#3060c0")):
-        Image.new("RGB", (256, 256), colour).save(pictures / f"{number}.png")
-        (pictures / f"{number}.txt").write_text("thing")
+        Image.new("RGB", (256, 256), colour).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text("thing")
 
 
 def measure(folder: Path, prompt: dict[str, Any], name: str, flags: list[str]) -> tuple[int, int, float]:

@@ -1,7 +1,7 @@
 """Our training step beside the recorded steps of the unmodified sd-scripts and diffusers scripts,
 number by number.
 
-Each script trains three steps on the thin model and is recorded (record_step.py). The same pictures
+Each script trains three steps on the thin model and is recorded (record_step.py). The same images
 and captions then go through our own dataset, encoders and tokenizer, and the recorded latents,
 noise, timesteps and first LoRA weights through our own loss, clipping and AdamW. Printed is a table
 of differences.
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.thin_model import write_model, write_pictures, write_tokenizers
+from benchmarks.thin_model import write_images, write_model, write_tokenizers
 from trainers.captions.clip_tokenizer import tokenize
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
@@ -46,7 +46,7 @@ from trainers.training.optimizers import ParameterGroup, make_optimizer
 RECORD_STEP = Path(__file__).resolve().parent / "record_step.py"
 NUM_STEPS = 3
 BATCH_SIZE = 2
-PICTURE_HW = (256, 320)
+IMAGE_HW = (256, 320)
 LEARNING_RATE = 1e-4
 VAE_SCALE = 0.13025
 Recording = dict[str, Tensor]
@@ -76,7 +76,7 @@ def main() -> None:
         work = Path(name)
         write_model(work / "model", seed=0)
         write_tokenizers(work)
-        write_pictures(work / "pictures" / "1_toy", size_hw=PICTURE_HW)
+        write_images(work / "pictures" / "1_toy", size_hw=IMAGE_HW)
         columns = {}
         for index, (python, case) in enumerate(cases(options, work)):
             recording = record(case, python, work / f"{index}.safetensors")
@@ -239,7 +239,7 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
     """Replay the recorded steps with our code."""
     differences = Differences()
     model = load_model(work / "model")
-    pictures = OurPictures(case, model, work)
+    images = OurImages(case, model, work)
     adapters, optimizer = attach(case, model, recording)
     objective = Objective(
         alphas_cumprod(zero_terminal_snr=case.zero_terminal_snr), case.prediction_type, case.min_snr_gamma
@@ -248,7 +248,7 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
         recorded = {
             name.removeprefix(f"{step}/"): tensor for name, tensor in recording.items() if name.startswith(f"{step}/")
         }
-        batch = our_batch(pictures, model, recorded, differences)
+        batch = our_batch(images, model, recorded, differences)
         alphas = objective.alphas_cumprod[batch.timesteps]
         differences.compare("noisy latents", add_noise(batch.latents, batch.noise, alphas), recorded["noisy_latents"])
         model_pred = predict(model.unet, batch, alphas)
@@ -278,8 +278,8 @@ def check_gradients_cover(ours: Mapping[str, Tensor], recorded: Recording) -> No
     )
 
 
-class OurPictures:
-    """The pictures as our dataset, buckets and VAE cache see them, found by the token ids of their
+class OurImages:
+    """The images as our dataset, buckets and VAE cache see them, found by the token ids of their
     captions.
     """
 
@@ -306,15 +306,15 @@ def token_ids(caption: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(first.tolist()), tuple(second.tolist())
 
 
-def our_batch(pictures: OurPictures, model: SDXLModel, recorded: Recording, differences: Differences) -> Batch:
-    """What our code makes of the same pictures and captions, compared with what the script fed its
+def our_batch(images: OurImages, model: SDXLModel, recorded: Recording, differences: Differences) -> Batch:
+    """What our code makes of the same images and captions, compared with what the script fed its
     UNet.
     """
-    items = pictures.find(recorded["input_ids_1"])
+    items = images.find(recorded["input_ids_1"])
     captions = [item.image.caption for item in items]
     our_ids = torch.tensor([token_ids(caption) for caption in captions])  # [B, 2, 77]
     differences.compare("token ids", our_ids, torch.stack([recorded["input_ids_1"], recorded["input_ids_2"]], dim=1))
-    differences.compare("latents (mean)", pictures.latents(items), recorded["latents_mean"] * VAE_SCALE)
+    differences.compare("latents (mean)", images.latents(items), recorded["latents_mean"] * VAE_SCALE)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
     add_time_ids = torch.tensor(

@@ -1,5 +1,5 @@
 """A full-size SDXL checkpoint of random numbers, for measurements that need the size and not the
-pictures: 6.9 GB in bf16, a minute, 14 GB of memory.
+images: 6.9 GB in bf16, a minute, 14 GB of memory.
 """
 
 from pathlib import Path

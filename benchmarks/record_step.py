@@ -5,7 +5,7 @@ It must run under the script's own interpreter. Library functions that the scrip
 schedule, UNet, backward, optimizer) are wrapped to copy their arguments; the script itself is not
 touched. Only the first call of each in a step is kept.
 
-Letters: B batch, H W picture height and width.
+Letters: B batch, H W image height and width.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A thin SDXL with random weights and a few pictures: what every contender of the benchmarks trains
+"""A thin SDXL with random weights and a few images: what every contender of the benchmarks trains
 on.
 
 Depth, layout and conditioning are SDXL's own (1, 2 and 10 transformer blocks, 2048-wide text
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     write_model(options.folder / "model", seed=options.seed)
     write_tokenizers(options.folder)
-    write_pictures(options.folder / "pictures" / "1_toy", size_hw=(options.resolution, options.resolution))
+    write_images(options.folder / "pictures" / "1_toy", size_hw=(options.resolution, options.resolution))
 
 
 def write_model(folder: Path, *, seed: int) -> None:
@@ -188,12 +188,12 @@ def byte_symbols() -> list[str]:
     return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
 
 
-def write_pictures(folder: Path, *, size_hw: tuple[int, int], num_pictures: int = 8) -> None:
-    """Pictures with captions, for all three dataset readers: .txt files and a metadata.jsonl."""
+def write_images(folder: Path, *, size_hw: tuple[int, int], num_images: int = 8) -> None:
+    """Images with captions, for all three dataset readers: .txt files and a metadata.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     colours = ("red", "green", "blue", "orange", "purple", "brown", "teal", "black")
     rows = []
-    for index in range(num_pictures):
+    for index in range(num_images):
         colour = colours[index % len(colours)]
         name, caption = f"{index:02}.png", f"a {colour} disc number {index}"
         _draw(colour, index=index, size_hw=size_hw).save(folder / name)
@@ -204,10 +204,10 @@ def write_pictures(folder: Path, *, size_hw: tuple[int, int], num_pictures: int 
 
 def _draw(colour: str, *, index: int, size_hw: tuple[int, int]) -> Image.Image:
     height, width = size_hw
-    picture = Image.linear_gradient("L").resize((width, height)).rotate(45 * index).convert("RGB")
+    image = Image.linear_gradient("L").resize((width, height)).rotate(45 * index).convert("RGB")
     left, top = width // 8 + 4 * index, height // 4
-    ImageDraw.Draw(picture).ellipse((left, top, left + width // 2, top + height // 2), fill=colour)
-    return picture
+    ImageDraw.Draw(image).ellipse((left, top, left + width // 2, top + height // 2), fill=colour)
+    return image
 
 
 def _write_json(path: Path, content: dict) -> None:

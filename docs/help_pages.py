@@ -75,7 +75,7 @@ def goal_rows() -> list[str]:
             goal.rank,
             f"{goal.rank * goal.alpha_per_rank:g}",
             f"{goal.learning_rate:g}",
-            goal.samples_per_picture,
+            goal.samples_per_image,
             "–".join(map(str, goal.num_samples)),
         )
         for name, goal in GOALS.items()

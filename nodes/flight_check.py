@@ -124,6 +124,6 @@ class FlightCheck(io.ComfyNode):
         return io.NodeOutput(
             dataset,
             checked.text,
-            checked.picture,
+            checked.image,
             ui={**checked.preview(cls), "text": [checked.text], "lora_trainer": [checked.facts]},
         )

@@ -28,7 +28,7 @@ _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
 def keep_review(dataset: Dataset) -> str:
-    """Keep the pictures' thumbnails and captions for the widget, and give the key that it finds
+    """Keep the images' thumbnails and captions for the widget, and give the key that it finds
     them by, also after a restart.
     """
     key = review_key(dataset)
@@ -39,14 +39,14 @@ def keep_review(dataset: Dataset) -> str:
         progress.update_absolute(number)
     review = {
         "key": key,
-        "pictures": [_picture_entry(image, dataset.trigger_word_of(image)) for image in dataset.images],
+        "pictures": [_image_entry(image, dataset.trigger_word_of(image)) for image in dataset.images],
     }
     with atomic_write(_review_file(key), overwrite=True) as temporary:
         temporary.write_text(json.dumps(review), encoding="utf-8")
     return key
 
 
-def _picture_entry(image: TrainingImage, trigger_word: str) -> dict[str, Any]:
+def _image_entry(image: TrainingImage, trigger_word: str) -> dict[str, Any]:
     height, width = image.size_hw
     entry = {"sha256": image.sha256, "name": image.name, "caption": image.caption, "trigger_word": trigger_word}
     return {**entry, "width": width, "height": height, "thumbnail": _thumbnail_id(image)}

@@ -22,7 +22,7 @@ from .progress import ComfyHost, cancellable
 
 # Where other packs keep Florence-2, and where ours are downloaded to.
 _FOLDER_NAMES = ("LLM", "florence2")
-# Of the vision tower and the beams, per picture of a batch.
+# Of the vision tower and the beams, per image of a batch.
 _WORKING_BYTES = 500 * 2**20
 
 
@@ -63,7 +63,7 @@ def caption_in_graph(
     from memory afterwards.
 
     Raises:
-        ValueError, RuntimeError: the model cannot be had or run, or a picture got an empty caption;
+        ValueError, RuntimeError: the model cannot be had or run, or an image got an empty caption;
             the message says which.
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
@@ -84,7 +84,7 @@ def caption_in_graph(
 
 
 def is_in_cache(dataset: Dataset) -> bool:
-    """Whether the pictures lie in our own cache, where they came from a zip or from other nodes."""
+    """Whether the images lie in our own cache, where they came from a zip or from other nodes."""
     root = folders.work_folder().resolve()
     return any(image.path.resolve().is_relative_to(root) for image in dataset.images)
 

@@ -1,5 +1,5 @@
 """The flight check in the graph: settings as Train LoRA resolves them, the GPU that is there, the
-picture on the node.
+image on the node.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from .settings import resolve_settings
 
 @dataclass(frozen=True)
 class CheckedInGraph:
-    """What the node hands over. picture: IMAGE [1, height, width, 3] in 0..1."""
+    """What the node hands over. image: IMAGE [1, height, width, 3] in 0..1."""
 
     text: str
-    picture: torch.Tensor
+    image: torch.Tensor
     facts: dict[str, Any]
 
     def preview(self, node: type[io.ComfyNode]) -> dict[str, Any]:
-        return {"images": ui.PreviewImage(self.picture, cls=node).as_dict()["images"]}
+        return {"images": ui.PreviewImage(self.image, cls=node).as_dict()["images"]}
 
 
 def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[str, Any]) -> CheckedInGraph:
@@ -45,12 +45,12 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
     host = ComfyHost()
     with cancellable():
         report = _check(dataset, host, goal=goal, memory=memory, settings=settings)
-    picture = draw_flight_check(report)
+    image = draw_flight_check(report)
     if report.is_refused:
-        _show(picture)
+        _show(image)
     host.send_text(report.text())
     report.require_clear()
-    return CheckedInGraph(report.text(), torch.from_numpy(np.array(picture)).float().div(255)[None], report.to_dict())
+    return CheckedInGraph(report.text(), torch.from_numpy(np.array(image)).float().div(255)[None], report.to_dict())
 
 
 def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
@@ -63,7 +63,7 @@ def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, setting
         check,
         surroundings,
         check_interrupted=host.check_interrupted,
-        on_progress=host.counter("looking at pictures"),
+        on_progress=host.counter("looking at images"),
     )
 
 
@@ -72,6 +72,6 @@ def _device_bytes() -> int | None:
     return None if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_total_memory(device)
 
 
-def _show(picture: Image.Image) -> None:
-    """As a preview at once: an error of the node would leave its picture out."""
-    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("PNG", picture, picture.width))
+def _show(image: Image.Image) -> None:
+    """As a preview at once: an error of the node would leave its image out."""
+    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("PNG", image, image.width))

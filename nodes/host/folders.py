@@ -8,7 +8,7 @@ NONE = "[None]"
 
 
 def work_folder() -> Path:
-    """Runs, caches and unpacked pictures, all below ComfyUI's output folder."""
+    """Runs, caches and unpacked images, all below ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory()) / "lora_trainer"
 
 

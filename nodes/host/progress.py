@@ -18,9 +18,9 @@ from ...trainers.training.device import DeviceMemory
 from ...trainers.training.events import (
     CheckpointSaved,
     Event,
+    ImageCaptioned,
     Interrupted,
     Notice,
-    PictureCaptioned,
     SamplesDrawn,
     StageProgress,
     StageStarted,
@@ -58,7 +58,7 @@ class ComfyHost(DeviceMemory):
         self._state = _State()
         self._losses: list[float] = []
         self._samples: Image.Image | None = None
-        self._picture: Image.Image | None = None
+        self._image: Image.Image | None = None
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
@@ -89,10 +89,10 @@ class ComfyHost(DeviceMemory):
                 self._losses.append(event.loss)
                 self._state = _State(event.step, event.total, _step_text(event))
             case SamplesDrawn():
-                self._samples = event.picture
+                self._samples = event.image
                 self._previewed_at = float("-inf")
-            case PictureCaptioned():
-                self._picture = event.picture
+            case ImageCaptioned():
+                self._image = event.image
                 self._state = _State(
                     event.step, event.total, f"captioning {event.step}/{event.total}: {event.name}\n{event.caption}"
                 )
@@ -133,9 +133,9 @@ class ComfyHost(DeviceMemory):
         show_text(text)
 
     def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:
-        if self._picture is not None:
-            picture, self._picture = self._picture, None
-            return ("PNG", picture, PREVIEW_SIZE)
+        if self._image is not None:
+            image, self._image = self._image, None
+            return ("PNG", image, PREVIEW_SIZE)
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now

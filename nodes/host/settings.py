@@ -33,7 +33,7 @@ def resolve_settings(
     require_listed_optimizer(given.get("optimizer", "AdamW"))
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
-    return resolve(given, goal=goal, memory=memory, num_pictures=dataset.num_training_samples)
+    return resolve(given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
 
 
 def compute_precision(weight_dtype: torch.dtype) -> str:

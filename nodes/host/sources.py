@@ -1,4 +1,4 @@
-"""Where the pictures of Load Images come from: a folder, a zip, the address of one, or other
+"""Where the images of Load Images come from: a folder, a zip, the address of one, or other
 nodes.
 """
 
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from ...trainers.dataset.dataset import Dataset
-from ...trainers.dataset.given_images import store_pictures
-from ...trainers.dataset.image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from ...trainers.dataset.given_images import store_images
+from ...trainers.dataset.image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from ...trainers.dataset.image_folder import files_of_dataset
 from ...trainers.files.hashes import file_sha256
 from . import folders
@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """A folder to scan. `name` is what the user calls it, where the folder's own name says
     nothing.
     """
@@ -71,15 +71,15 @@ def find_source(folder: str, path: str) -> Source:
 def _folder_source(folder: Path) -> Source:
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: there is no such folder or .zip file. Give the folder that holds the pictures"
+            f"{folder}: there is no such folder or .zip file. Give the folder that holds the images"
         )
-    if not any(_is_ours(path.name, EXTENSIONS + OTHER_PICTURE_EXTENSIONS) for path in folder.rglob("*")):
-        raise ValueError(f"{folder}: no pictures in it. Pictures are {', '.join(EXTENSIONS)}")
+    if not any(_is_ours(path.name, EXTENSIONS + OTHER_IMAGE_EXTENSIONS) for path in folder.rglob("*")):
+        raise ValueError(f"{folder}: no images in it. Images are {', '.join(EXTENSIONS)}")
     return Source("folder", str(folder))
 
 
 def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
-    """A hash of the names and bytes of all pictures, masks and captions. Touching a file without
+    """A hash of the names and bytes of all images, masks and captions. Touching a file without
     changing it changes nothing.
     """
     source = find_source(folder, path)
@@ -111,11 +111,11 @@ def _hash_of_version(path: str, _size: int, _modified_ns: int) -> str:
 
 def open_source(
     source: Source, *, images: list[Any] | None, masks: list[Any] | None, captions: list[str] | None, host: ComfyHost
-) -> Pictures:
-    """Bring the pictures into a folder on this machine, if they are not in one.
+) -> Images:
+    """Bring the images into a folder on this machine, if they are not in one.
 
     Raises:
-        ValueError: no source or more than one, or pictures, masks and captions that do not belong
+        ValueError: no source or more than one, or images, masks and captions that do not belong
             together.
         OSError: an address cannot be fetched; the next run goes on where this one stopped.
     """
@@ -126,16 +126,16 @@ def open_source(
     if images:
         return _store(images, masks, captions, host)
     if source.kind == "folder":
-        return Pictures(Path(source.location))
+        return Images(Path(source.location))
     return _unpack(source, host)
 
 
 def require_one_source(source: Source, *, connected: list[str]) -> None:
-    """Raises ValueError unless pictures come either from what the widgets name or from the sockets,
+    """Raises ValueError unless images come either from what the widgets name or from the sockets,
     of which those `connected` bring something.
     """
     if source.kind == "sockets" and "images" not in connected:
-        raise ValueError("no pictures: choose a folder, write a path or an address, or connect images")
+        raise ValueError("no images: choose a folder, write a path or an address, or connect images")
     if source.kind != "sockets" and connected:
         raise ValueError(
             f"{' and '.join(connected)} are connected, and {source.location} is chosen too. Use one source: "
@@ -149,8 +149,8 @@ def require_used_masks(masks: list[Any] | None, mask_source: str) -> None:
         raise ValueError(f"masks are connected, and mask_source is {mask_source}. Set it to files, or disconnect masks")
 
 
-def _unpack(source: Source, host: ComfyHost) -> Pictures:
-    from ...trainers.dataset.image_archive import unpack_pictures
+def _unpack(source: Source, host: ComfyHost) -> Images:
+    from ...trainers.dataset.image_archive import unpack_images
     from ...trainers.files.download import download
 
     archive = Path(source.location)
@@ -163,44 +163,44 @@ def _unpack(source: Source, host: ComfyHost) -> Pictures:
             check_interrupted=host.check_interrupted,
             on_progress=host.byte_counter("downloading"),
         )
-    folder = unpack_pictures(
+    folder = unpack_images(
         archive,
         folders.cache_folder() / "archives",
         check_interrupted=host.check_interrupted,
         on_progress=host.counter("unpacking"),
     )
-    return Pictures(folder, name=Path(source.location.split("?")[0]).stem)
+    return Images(folder, name=Path(source.location.split("?")[0]).stem)
 
 
-def _store(images: list[Any], masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Pictures:
-    pictures = _pictures_of(images)
-    folder = store_pictures(
-        pictures,
+def _store(images: list[Any], masks: list[Any] | None, captions: list[str] | None, host: ComfyHost) -> Images:
+    pil_images = _images_of(images)
+    folder = store_images(
+        pil_images,
         captions or [],
         folders.cache_folder() / "pictures",
-        masks=_masks_for(pictures, masks) if masks else (),
+        masks=_masks_for(pil_images, masks) if masks else (),
         check_interrupted=host.check_interrupted,
     )
-    return Pictures(folder, name="pictures")
+    return Images(folder, name="pictures")
 
 
-def _pictures_of(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
+def _images_of(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
     """From IMAGE tensors [B, height, width, 3 or 4] in 0..1."""
-    return [Image.fromarray(_eight_bits(picture)) for batch in batches for picture in batch]
+    return [Image.fromarray(_eight_bits(image)) for batch in batches for image in batch]
 
 
-def _masks_for(pictures: Sequence[Image.Image], batches: Iterable[torch.Tensor]) -> list[Image.Image]:
+def _masks_for(images: Sequence[Image.Image], batches: Iterable[torch.Tensor]) -> list[Image.Image]:
     """From MASK tensors [B, height, width] or [height, width] in 0..1, as large as their
-    pictures.
+    images.
     """
     masks = [_eight_bits(mask) for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
     empty = [str(number) for number, mask in enumerate(masks, start=1) if not mask.any()]
     if empty:
         raise ValueError(
-            f"the mask of picture {', '.join(empty)} is all black, so nothing of it would be learned. White is "
+            f"the mask of image {', '.join(empty)} is all black, so nothing of it would be learned. White is "
             "learned: is Invert Mask missing?"
         )
-    sizes = [picture.size for picture in pictures[: len(masks)]] + [None] * (len(masks) - len(pictures))
+    sizes = [image.size for image in images[: len(masks)]] + [None] * (len(masks) - len(images))
     return [Image.fromarray(mask).resize(size or mask.shape[::-1]) for mask, size in zip(masks, sizes, strict=True)]
 
 
@@ -215,7 +215,7 @@ def image_list(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:
     tensors = []
     for image in dataset.images:
         host.check_interrupted()
-        picture = image.read()
-        picture.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
-        tensors.append(torch.from_numpy(np.array(picture)).float().div(255)[None])
+        pixels = image.read()
+        pixels.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+        tensors.append(torch.from_numpy(np.array(pixels)).float().div(255)[None])
     return tensors

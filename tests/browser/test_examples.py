@@ -12,7 +12,7 @@ from trainers.comfyui.server import ComfyServer
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
 NAMES = sorted(path.stem for path in (EXAMPLES / "api").glob("*.json"))
-LOADER, PICTURES, TRAINER, LATENT = 1, 2, 3, 6  # the same numbers in every example
+LOADER, IMAGES, TRAINER, LATENT = 1, 2, 3, 6  # the same numbers in every example
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SMALL_RUN = {
     "memory": "8 GB",
@@ -103,7 +103,7 @@ def test_the_run_button_trains(editor: Editor, renderer: str, name: str):
     editor.wait_until("(id) => app.graph.getNodeById(id).has_errors", LOADER)  # the example's checkpoint is not there
     seed = 10 * NAMES.index(name) + len(renderer)  # one for each run: what has been trained is in ComfyUI's cache
     editor.set_widgets(LOADER, ckpt_name="embedded_base.safetensors")
-    editor.set_widgets(PICTURES, folder="toadstools")
+    editor.set_widgets(IMAGES, folder="toadstools")
     editor.set_widgets(TRAINER, **SMALL_RUN, seed=seed)
     if name == "train_apply_sample":
         editor.set_widgets(LATENT, width=128, height=128)

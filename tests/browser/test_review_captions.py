@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.editor import READY, RECORD_EVENTS, Editor
-from tests.data.make_tiny_florence2 import COLOURS, plain_picture
+from tests.data.make_tiny_florence2 import COLOURS, plain_image
 from trainers.comfyui.client import Prompt
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.concept import TRIGGER_WORD
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
 FIT_VIEW = "() => { app.graph.arrange(); app.extensionManager.command.execute('Comfy.Canvas.FitView') }"
-PICTURES, REVIEW, BASE, TRAINER, SINK = 1, 2, 3, 4, 5
-NUM_PICTURES = 12
+IMAGES, REVIEW, BASE, TRAINER, SINK = 1, 2, 3, 4, 5
+NUM_IMAGES = 12
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "caption_and_train.json"
 EXAMPLE_TRAINER, EXAMPLE_CAPTIONER, EXAMPLE_REVIEW, EXAMPLE_CHECK = 3, 5, 6, 7
 SMALL_RUN = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "alpha": 2.0, "train_batch_size": 2, "max_train_steps": 2}
@@ -31,8 +31,8 @@ def review_prompt(folder: str = "toadstools", **settings: Any) -> Prompt:
     """Every widget is given: where a prompt leaves one out, the front end takes the value that the node of that number had before."""
     settings = {"edits": "", "wait_for_review": False, "reviewed": "", **settings}
     return {
-        f"{PICTURES}": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
-        f"{REVIEW}": {"class_type": "LoRATrainer_ReviewCaptions", "inputs": {"dataset": [f"{PICTURES}", 0], **settings}},
+        f"{IMAGES}": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
+        f"{REVIEW}": {"class_type": "LoRATrainer_ReviewCaptions", "inputs": {"dataset": [f"{IMAGES}", 0], **settings}},
         f"{SINK}": {"class_type": "PreviewAny", "inputs": {"source": [f"{REVIEW}", 1]}},
     }
 
@@ -123,10 +123,10 @@ def test_what_was_edited_survives_a_refresh_and_is_what_the_training_sees(server
     name = f"reviewed-{renderer}"
     open_and_run(review, review_prompt())
     before = review.captions()
-    assert len(before) == NUM_PICTURES
+    assert len(before) == NUM_IMAGES
     review.caption(0).fill("a hat, not a mushroom")
     review.change("replace", "background", "wall")
-    assert review.root.locator(".ltr-change").count() == NUM_PICTURES - 1
+    assert review.root.locator(".ltr-change").count() == NUM_IMAGES - 1
     editor.screenshot("review_preview")
     assert len(review.edits()) == 1  # nothing has changed yet
     review.apply()
@@ -134,7 +134,7 @@ def test_what_was_edited_survives_a_refresh_and_is_what_the_training_sees(server
     assert review.captions() == after
 
     review.refresh_page()
-    assert review.captions() == after and len(review.edits()) == NUM_PICTURES
+    assert review.captions() == after and len(review.edits()) == NUM_IMAGES
     editor.screenshot("review_refreshed")
 
     edits = editor.widgets(REVIEW)["edits"]
@@ -150,7 +150,7 @@ def test_a_change_of_many_captions_is_undone_at_once(editor: Editor, review: Rev
     open_and_run(review, review_prompt())
     before = review.captions()
     review.search.fill("black")
-    assert 0 < review.cards.count() < NUM_PICTURES
+    assert 0 < review.cards.count() < NUM_IMAGES
     review.change("add at the end", "night")
     review.apply()
     assert all(caption.endswith(", night") for caption in review.captions())
@@ -195,9 +195,9 @@ def test_the_keyboard_is_enough(editor: Editor, review: Review):
     assert ["x" in review.captions()[1][-1], "y" in review.captions()[2], "z" in review.captions()[0]] == [True, True, True]
     keyboard.press("Control+f")
     keyboard.type("black")
-    assert 0 < review.cards.count() < NUM_PICTURES
+    assert 0 < review.cards.count() < NUM_IMAGES
     keyboard.press("Escape")
-    assert review.cards.count() == NUM_PICTURES
+    assert review.cards.count() == NUM_IMAGES
     assert review.caption(0).evaluate("(text) => text === document.activeElement")
     assert editor.evaluate("() => window.recorded.length") == 0, "Ctrl+Enter has queued the prompt"
 
@@ -376,11 +376,11 @@ def test_captions_of_a_model_are_edited_and_trained_on_in_the_example(server: Co
 def write_colours(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for number, colour in enumerate(COLOURS):
-        plain_picture(colour, seed=700 + number, size_hw=(96, 96)).save(folder / f"{number}.png")
+        plain_image(colour, seed=700 + number, size_hw=(96, 96)).save(folder / f"{number}.png")
 
 
 def test_two_hundred_images_keep_the_node_its_size(server: ComfyServer, editor: Editor, review: Review):
-    write_many_pictures(server.base_directory / "input" / "many", 200)
+    write_many_images(server.base_directory / "input" / "many", 200)
     open_and_run(review, review_prompt("many"))
     assert review.cards.count() == 200
     assert editor.height(REVIEW) < 900
@@ -407,7 +407,7 @@ COUNT_WORK = """([field, text]) => {
 
 
 def test_a_key_redraws_one_row_at_most_and_parses_nothing(server: ComfyServer, editor: Editor, review: Review):
-    write_many_pictures(server.base_directory / "input" / "many", 200)
+    write_many_images(server.base_directory / "input" / "many", 200)
     open_and_run(review, review_prompt("many"))
     review.change("add at the end", "night")
     review.apply()
@@ -418,11 +418,11 @@ def test_a_key_redraws_one_row_at_most_and_parses_nothing(server: ComfyServer, e
     assert "typed" in [edit["caption"] for edit in review.edits().values()]
 
 
-def write_many_pictures(folder: Path, count: int) -> None:
+def write_many_images(folder: Path, count: int) -> None:
     if folder.is_dir():
         return
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
         Image.fromarray(random.integers(0, 255, (8, 12, 3), dtype=np.uint8)).resize((96, 64)).save(folder / f"{number:03}.png")
-        (folder / f"{number:03}.txt").write_text(f"{TRIGGER_WORD}, picture {number}")
+        (folder / f"{number:03}.txt").write_text(f"{TRIGGER_WORD}, image {number}")

@@ -1,4 +1,4 @@
-"""`python -m trainers check` in a process of its own: exit status, nothing written but the picture."""
+"""`python -m trainers check` in a process of its own: exit status, nothing written but the image."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ CHECK = ["check", "--resolution", "64", "--trigger-word", "zwx"]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -32,12 +32,12 @@ def check(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=TIME_LIMIT)
 
 
-def test_a_refusal_exits_with_1_and_writes_the_picture_all_the_same(pictures, tmp_path, monkeypatch, capsys):
+def test_a_refusal_exits_with_1_and_writes_the_image_all_the_same(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([*CHECK, "--images", str(pictures), "--max-train-steps", "300"]) == 0
-    assert capsys.readouterr().out.startswith("Flight check of pictures: ready: no findings")
-    (pictures / "broken.png").write_bytes(b"no picture")
-    bad = check(tmp_path, "--images", pictures, "--max-train-steps", 300, "--picture", "check.png")
-    assert bad.returncode == 1 and "broken.png: it is not a picture that can be read here" in bad.stdout and "Traceback" not in bad.stderr
+    assert main([*CHECK, "--images", str(images), "--max-train-steps", "300"]) == 0
+    assert capsys.readouterr().out.startswith("Flight check of images: ready: no findings")
+    (images / "broken.png").write_bytes(b"no image")
+    bad = check(tmp_path, "--images", images, "--max-train-steps", 300, "--picture", "check.png")
+    assert bad.returncode == 1 and "broken.png: it is not an image that can be read here" in bad.stdout and "Traceback" not in bad.stderr
     assert Image.open(tmp_path / "check.png").width == 1280
     assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "pictures"]

@@ -37,7 +37,7 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(4):
@@ -54,8 +54,8 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
     return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=variables, timeout=TIME_LIMIT)
 
 
-def sdxl(base: object, pictures: object, *more: object, output: str = "x") -> list[str]:
-    return command("sdxl", "--images", pictures, "--base", base, "--trigger-word", "zwx", "--output", output, *FAST, *more)
+def sdxl(base: object, images: object, *more: object, output: str = "x") -> list[str]:
+    return command("sdxl", "--images", images, "--base", base, "--trigger-word", "zwx", "--output", output, *FAST, *more)
 
 
 @pytest.fixture
@@ -66,12 +66,12 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[
     return lambda arguments: main(arguments[3:])
 
 
-def test_one_command_trains_and_a_config_file_does_the_same(base, pictures, tmp_path, run_here):
-    first = run(sdxl(base, pictures), tmp_path)
+def test_one_command_trains_and_a_config_file_does_the_same(base, images, tmp_path, run_here):
+    first = run(sdxl(base, images), tmp_path)
     assert first.returncode == 0, first.stderr
     assert "output/x.safetensors: 192/192 modules load" in first.stderr and "training: 100%" in first.stderr
     (tmp_path / "run.toml").write_text(
-        f'images = "{pictures}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'
+        f'images = "{images}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'
         'gradient_checkpointing = false\nmax_train_steps = 3\nsave_dtype = "fp32"\ndevice = "cpu"\nprepared_dir = "prepared"\n'
     )
     assert run_here(command("sdxl", "--config", "run.toml", "--rank", "2")) == 0
@@ -80,10 +80,10 @@ def test_one_command_trains_and_a_config_file_does_the_same(base, pictures, tmp_
     assert len(list((tmp_path / "prepared").glob("*.png"))) == 4
 
 
-def test_a_config_file_trains_on_several_datasets_with_masks_and_caption_variants(base, pictures, tmp_path, run_here):
-    shutil.copytree(pictures, tmp_path / "toys")
+def test_a_config_file_trains_on_several_datasets_with_masks_and_caption_variants(base, images, tmp_path, run_here):
+    shutil.copytree(images, tmp_path / "toys")
     Image.new("L", (64, 64), 255).save(tmp_path / "toys" / "0-masklabel.png")
-    shutil.copytree(pictures, tmp_path / "class")
+    shutil.copytree(images, tmp_path / "class")
     (tmp_path / "run.toml").write_text(
         f'base = "{base}"\noutput = "x"\nresolution = 64\nrank = 2\nmax_train_steps = 3\ndevice = "cpu"\nshuffle_captions = true\n'
         f'[[datasets]]\nimages = "{tmp_path / "toys"}"\ntrigger_word = "zwx"\nnum_repeats = 2\n'
@@ -91,12 +91,12 @@ def test_a_config_file_trains_on_several_datasets_with_masks_and_caption_variant
     )
     assert run_here(command("sdxl", "--config", "run.toml")) == 0
     (report,) = [path.read_text() for path in tmp_path.rglob("dataset.txt")]
-    assert "toys: 4 pictures, 2 repeats each, 1 with a mask" in report and "class: 4 regularization pictures, loss weight 0.5\n" in report
-    assert "regularization: 4 pictures make 8 samples per epoch, as many as the training pictures" in report
+    assert "toys: 4 images, 2 repeats each, 1 with a mask" in report and "class: 4 regularization images, loss weight 0.5\n" in report
+    assert "regularization: 4 images make 8 samples per epoch, as many as the training images" in report
 
 
-def test_bad_input_ends_with_status_1_and_one_line_on_stderr(base, pictures, tmp_path):
-    result = run(sdxl(base, pictures, "--rank", "0"), tmp_path)
+def test_bad_input_ends_with_status_1_and_one_line_on_stderr(base, images, tmp_path):
+    result = run(sdxl(base, images, "--rank", "0"), tmp_path)
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == "error: rank must be between 1 and 1024, got 0\n"
     assert list(tmp_path.iterdir()) == []
@@ -116,8 +116,8 @@ def interrupt_when(condition: Callable[[], object], process: subprocess.Popen) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
-def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, pictures, tmp_path):
-    process = start(sdxl(base, pictures, "--max-train-steps", "100000"), tmp_path)
+def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, images, tmp_path):
+    process = start(sdxl(base, images, "--max-train-steps", "100000"), tmp_path)
     errors = interrupt_when(lambda: any(len(path.read_text().splitlines()) > 3 for path in tmp_path.rglob("loss.csv")), process)
     assert process.returncode == 130 and "Cancelled" in errors and "Traceback" not in errors
     (checkpoint,) = (tmp_path / "output").rglob("*.safetensors")
@@ -128,8 +128,8 @@ def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, pictures, tmp
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
 @pytest.mark.parametrize("moment", ["after a second", "once something is in the cache"])
-def test_ctrl_c_at_any_moment_leaves_no_half_file(moment, base, pictures, tmp_path):
-    process = start(sdxl(base, pictures, "--max-train-steps", "100000"), tmp_path)
+def test_ctrl_c_at_any_moment_leaves_no_half_file(moment, base, images, tmp_path):
+    process = start(sdxl(base, images, "--max-train-steps", "100000"), tmp_path)
     if moment == "after a second":
         time.sleep(1)
         interrupt_when(lambda: True, process)
@@ -141,14 +141,14 @@ def test_ctrl_c_at_any_moment_leaves_no_half_file(moment, base, pictures, tmp_pa
         load_file(path)
 
 
-def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, pictures, tmp_path, run_here):
+def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, images, tmp_path, run_here):
     # A large epsilon keeps Adam linear in the gradient; otherwise rounding flips the sign of updates whose gradient is nearly zero.
     smooth = ["--optimizer-args", "eps=1e-3", "--learning-rate", "1e-2"]
-    assert run_here(sdxl(base, pictures, "--train-batch-size", "2", *smooth, output="one")) == 0
+    assert run_here(sdxl(base, images, "--train-batch-size", "2", *smooth, output="one")) == 0
     # Without a GPU, `accelerate launch --cpu` starts one process only (it leaves several to mpirun): --multi_gpu starts torchrun's agent.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = [part for part in sdxl(base, pictures, "--train-batch-size", "1", *smooth, output="two")[1:] if part not in ("--device", "cpu")]
+    arguments = [part for part in sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:] if part not in ("--device", "cpu")]
     two = run([*launch, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
     assert two.returncode == 0, two.stderr
     weights = {name: load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("one", "two")}

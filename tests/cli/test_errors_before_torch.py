@@ -31,7 +31,7 @@ GOOD = {
 # What comes after the good arguments, and what is said of it.
 EVERYWHERE = [
     (["--images", "nowhere"], "nowhere: there is no such folder"),
-    (["--images", "empty"], "empty: no pictures, it is empty"),
+    (["--images", "empty"], "empty: no images, it is empty"),
     (["--num-repeats", "0"], "num_repeats must be between 1 and"),
 ]
 OUTPUT = [
@@ -52,7 +52,7 @@ TOML = [
 ]
 OF_CHECK = [
     (["--stop-at", "notes"], "stop_at must be one of error, warning, never; got 'notes'"),
-    (["--picture", "pictures/0.png"], "exists already. Give a new name for the picture"),
+    (["--picture", "pictures/0.png"], "exists already. Give a new name for the image"),
 ]
 OF_MUSUBI = [
     (["--dit", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),

@@ -34,14 +34,14 @@ def musubi(folder: Path, *arguments: object, **environment: str) -> subprocess.C
 
 
 def plan_arguments(folder: Path) -> list[object]:
-    pictures = folder / "été [1]"
-    pictures.mkdir()
-    Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
-    (pictures / "a.txt").write_text("a disc")
+    images = folder / "été [1]"
+    images.mkdir()
+    Image.new("RGB", (64, 64), "red").save(images / "a.png")
+    (images / "a.txt").write_text("a disc")
     for name in ("dit", "vae", "text_encoder"):
         save_file({"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}, folder / f"{name}.safetensors")
     files = [argument for name in ("dit", "vae", "text_encoder") for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
-    return ["plan", "--architecture", "z-image", "--output", "disc", "--images", pictures, *files, "--resolution", 64, "--musubi-python", sys.executable]
+    return ["plan", "--architecture", "z-image", "--output", "disc", "--images", images, *files, "--resolution", 64, "--musubi-python", sys.executable]
 
 
 def test_without_musubi_the_doctor_says_how_to_get_it(
@@ -78,5 +78,5 @@ def test_everything_that_is_wrong_is_said_at_once_and_in_words(
     broken = said_of("--text-encoder", "gone.safetensors")
     assert "vae.safetensors: there is no such file" in broken and "gone.safetensors: there is no" in broken
     assert "z-image has no --task. It has --dit, --text-encoder, --vae" in said_of("--task", "t2v-14B")
-    assert "--dataset-toml stands for all pictures: leave out --images" in said_of("--dataset-toml", "x.toml")
+    assert "--dataset-toml stands for all images: leave out --images" in said_of("--dataset-toml", "x.toml")
     assert "there is no such folder" in said_of("--musubi-dir", tmp_path / "gone")

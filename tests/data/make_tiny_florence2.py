@@ -1,4 +1,4 @@
-"""Makes tests/data/tiny_florence2: Florence-2 at toy size, taught what to say of pictures of one colour. `python tests/data/make_tiny_florence2.py`.
+"""Makes tests/data/tiny_florence2: Florence-2 at toy size, taught what to say of images of one colour. `python tests/data/make_tiny_florence2.py`.
 
 The real architecture and class, random at first, over-fitted on LESSONS in some minutes on one core; files as in the published folders,
 written with the oldest tokenizers that is supported, for newer ones read what older ones wrote.
@@ -29,7 +29,7 @@ MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 REGION_MARKS = ["<od>", "</od>", "<loc_0>", "<loc_1>", "<and>"]
 
 
-def plain_picture(colour: str, seed: int = 0, size_hw: tuple[int, int] = (48, 80)) -> Image.Image:
+def plain_image(colour: str, seed: int = 0, size_hw: tuple[int, int] = (48, 80)) -> Image.Image:
     """One colour with a little noise."""
     noise = np.random.default_rng(seed).integers(-20, 20, (*size_hw, 3))
     return Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8))
@@ -84,13 +84,13 @@ def make_model(tokenizer: Tokenizer) -> Florence2ForConditionalGeneration:
     return model.eval()  # no dropout
 
 
-def pixel_values(pictures: list[Image.Image]) -> torch.Tensor:
-    pixels = np.stack([np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for picture in pictures]) / 255
+def pixel_values(images: list[Image.Image]) -> torch.Tensor:
+    pixels = np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images]) / 255
     return torch.from_numpy((pixels - MEAN) / STD).permute(0, 3, 1, 2).float()
 
 
 def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> float:
-    """One prompt per batch, as it is used: no padding beside the pictures' places. Returns the last loss."""
+    """One prompt per batch, as it is used: no padding beside the images' places. Returns the last loss."""
     places = [tokenizer.token_to_id("<image>")] * ((SIZE // 32) ** 2 + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS, pct_start=0.1)
@@ -98,14 +98,14 @@ def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> flo
     for step in range(NUM_STEPS):
         losses = []
         for number, (prompt, answer) in enumerate(LESSONS.items()):
-            pictures = [plain_picture(colour, seed=1000 * step + 10 * number + index) for index, colour in enumerate(COLOURS)]
-            inputs = torch.tensor([[*places, 0, *tokenizer.encode(prompt, add_special_tokens=False).ids, 2]] * len(pictures))
+            images = [plain_image(colour, seed=1000 * step + 10 * number + index) for index, colour in enumerate(COLOURS)]
+            inputs = torch.tensor([[*places, 0, *tokenizer.encode(prompt, add_special_tokens=False).ids, 2]] * len(images))
             answers = [[0, *tokenizer.encode(answer.format(colour=colour), add_special_tokens=False).ids, 2] for colour in COLOURS]
             length = max(map(len, answers))
             labels = torch.tensor([ids + [1] * (length - len(ids)) for ids in answers])
             decoder_inputs = torch.cat([torch.full((len(labels), 1), 2), labels[:, :-1]], dim=1)
             logits = model(
-                input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=pixel_values(pictures), decoder_input_ids=decoder_inputs
+                input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=pixel_values(images), decoder_input_ids=decoder_inputs
             ).logits
             losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=1))
         loss = torch.stack(losses).mean()

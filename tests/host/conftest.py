@@ -58,7 +58,7 @@ def run_in_comfyui(installation: Installation) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and the demo's pictures in input/toadstools."""
+    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and the demo's images in input/toadstools."""
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)
     for pack in ("fault_pack", "caption_pack"):

@@ -13,7 +13,7 @@ from trainers.comfyui.server import ComfyServer
 
 @pytest.fixture
 def folders(comfyui_server: ComfyServer, tmp_path: Path) -> Path:
-    """toys: two pictures, one with a mask; kohya: one subfolder of three repeats."""
+    """toys: two images, one with a mask; kohya: one subfolder of three repeats."""
     for name, colour in (("toys/a.png", "red"), ("toys/b.png", "blue"), ("kohya/3_dog/a.png", "green")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), colour).save(tmp_path / name)
@@ -42,15 +42,15 @@ def test_joined_datasets_are_described(comfyui_server: ComfyServer, folders: Pat
     result = comfyui_server.client.run(joined(folders))
     (text,) = result.outputs["report"]["text"]
     assert text.splitlines()[:3] == [
-        "3 pictures kept, 0 left out",
-        "  toys: 2 pictures, 5 repeats each, 1 with a mask",
-        "  kohya: 1 regularization picture, 3 repeats each, loss weight 0.5",
+        "3 images kept, 0 left out",
+        "  toys: 2 images, 5 repeats each, 1 with a mask",
+        "  kohya: 1 regularization image, 3 repeats each, loss weight 0.5",
     ]
     assert "kohya/3_dog: kohya's folder: 1 x 3 repeats, 'dog' where there is no caption" in text
 
 
-def test_a_trigger_word_for_regularization_pictures_is_refused(comfyui_server: ComfyServer, folders: Path) -> None:
-    with pytest.raises((PromptFailed, PromptRejected), match="regularization pictures must not have a trigger word"):
+def test_a_trigger_word_for_regularization_images_is_refused(comfyui_server: ComfyServer, folders: Path) -> None:
+    with pytest.raises((PromptFailed, PromptRejected), match="regularization images must not have a trigger word"):
         comfyui_server.client.run(joined(folders, trigger_word="zwx"))
 
 
@@ -80,4 +80,4 @@ def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: Comfy
             comfyui_server.client.run(prompt)
         return
     (text,) = comfyui_server.client.run(prompt).outputs["report"]["text"]
-    assert text.splitlines()[:2] == ["1 picture kept, 0 left out", "  pictures: 1 picture, 1 with a mask"]
+    assert text.splitlines()[:2] == ["1 image kept, 0 left out", "  images: 1 image, 1 with a mask"]

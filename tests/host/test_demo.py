@@ -16,8 +16,8 @@ def test_the_demo_runs_the_shipped_prompt_and_brings_its_files(installation: Ins
     demo = run_demo(installation, Path("demo"), settings={**SETTINGS, "max_train_steps": 3}, num_seeds=2)
     assert sum(name.endswith(".alpha") for name in load_file(demo.lora)) == 192
     assert len((demo.run_folder / "loss.csv").read_text().splitlines()) == 1 + 3
-    picture = np.asarray(Image.open(demo.before_after))
-    assert picture.shape == (2 * 128, 2 * 128 + 16, 3)
+    image = np.asarray(Image.open(demo.before_after))
+    assert image.shape == (2 * 128, 2 * 128 + 16, 3)
     assert 0 <= demo.fidelity_before < 0.1 and 0 <= demo.fidelity_after <= 1
     for name in ("loss.png", "dataset.txt", "manifest.json"):
         assert (demo.run_folder / name).is_file(), name

@@ -36,8 +36,8 @@ with torch.inference_mode():
     patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(lora), 1.0, 0.0)
     key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     weight = patched.patch_weight_to_device(key, return_weight=True)
-    picture = vae.decode(torch.zeros(1, 4, 16, 16))
-    save_file({{"embeddings": embeddings.clone(), "pooled": pooled.clone(), "weight": weight.clone(), "picture": picture.contiguous()}}, output)
+    image = vae.decode(torch.zeros(1, 4, 16, 16))
+    save_file({{"embeddings": embeddings.clone(), "pooled": pooled.clone(), "weight": weight.clone(), "image": image.contiguous()}}, output)
 print("RESULT" + json.dumps({{"patches": len(patched.patches)}}))
 """
 

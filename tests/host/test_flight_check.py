@@ -1,4 +1,4 @@
-"""The Flight Check node on a real server: report and picture, the dataset passed on to the trainer, and a refusal that shows why."""
+"""The Flight Check node on a real server: report and image, the dataset passed on to the trainer, and a refusal that shows why."""
 
 import io
 from typing import Any
@@ -33,22 +33,22 @@ def test_the_node_reports_draws_and_passes_the_dataset_on(comfyui_server: ComfyS
     facts = result.outputs["check"]["lora_trainer"][0]
     assert text.startswith("Flight check of toadstools: ready: ") and "Steps: 3, " in text
     assert facts["num_pictures"] == 12 and facts["cost"]["schedule"]["total_steps"] == 3 and not facts["refused"]
-    on_node, saved = picture_of(result, "check", comfyui_server), picture_of(result, "show", comfyui_server)
+    on_node, saved = image_of(result, "check", comfyui_server), image_of(result, "show", comfyui_server)
     assert on_node.shape[1] == 1280 and np.abs(on_node.astype(int) - saved).max() <= 1
     assert result.outputs["train"]["lora_trainer"][0]["steps"] == 3
 
 
-def picture_of(result: Result, node: str, server: ComfyServer) -> np.ndarray:
+def image_of(result: Result, node: str, server: ComfyServer) -> np.ndarray:
     (file,) = result.files(node)
     return np.asarray(Image.open(io.BytesIO(server.client.fetch(file))).convert("RGB"))
 
 
-def test_a_refusal_names_what_to_mend_and_shows_the_picture(comfyui_server: ComfyServer):
+def test_a_refusal_names_what_to_mend_and_shows_the_image(comfyui_server: ComfyServer):
     previews = []
     with pytest.raises(PromptFailed, match="Flight check of toadstools: refused") as failure:
         comfyui_server.client.run(prompt(stop_at="warning"), on_message=lambda message: previews.append(message) if message.kind == "preview" else None)
     message = str(failure.value)
-    assert "3 steps do not reach every picture" in message and "set stop_at to error or never to go on in spite of it" in message
+    assert "3 steps do not reach every image" in message and "set stop_at to error or never to go on in spite of it" in message
     assert Image.open(io.BytesIO(previews[-1].data["image"])).width > 500
 
 

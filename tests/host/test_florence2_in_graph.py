@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
+from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_image
 from trainers.comfyui.client import ComfyClient, Prompt, PromptFailed, PromptRejected, Result
 from trainers.comfyui.server import ComfyServer
 
@@ -21,10 +21,10 @@ TINY = {
 }
 
 
-def write_pictures(folder: Path) -> Path:
+def write_images(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for number, colour in enumerate(COLOURS):
-        plain_picture(colour, seed=700 + number, size_hw=(96, 96)).save(folder / f"{number}.png")
+        plain_image(colour, seed=700 + number, size_hw=(96, 96)).save(folder / f"{number}.png")
     return folder
 
 
@@ -32,7 +32,7 @@ def write_pictures(folder: Path) -> Path:
 def server(comfyui_server: ComfyServer) -> Iterator[ComfyServer]:
     folder = comfyui_server.base_directory / "models" / MODEL
     shutil.copytree(FOLDER, folder)
-    write_pictures(comfyui_server.base_directory / "input" / "colours")
+    write_images(comfyui_server.base_directory / "input" / "colours")
     yield comfyui_server
     shutil.rmtree(folder)  # the first model that is there is the node's default
 
@@ -143,13 +143,13 @@ def test_plain_id_is_served(client: ComfyClient):
     assert client.run(prompt).outputs["captions"]["text"] == CAPTIONS
 
 
-def test_files_are_written_beside_pictures_of_a_folder(client: ComfyClient, server: ComfyServer):
-    folder = write_pictures(server.base_directory / "input" / "with files")
+def test_files_are_written_beside_images_of_a_folder(client: ComfyClient, server: ComfyServer):
+    folder = write_images(server.base_directory / "input" / "with files")
     client.run(caption_nodes("with files", write_files=True))
     assert [(folder / f"{number}.txt").read_text() for number in range(4)] == [caption + "\n" for caption in CAPTIONS]
 
 
-def test_pictures_of_other_nodes_get_no_files_and_the_report_says_so(client: ComfyClient, server: ComfyServer):
+def test_images_of_other_nodes_get_no_files_and_the_report_says_so(client: ComfyClient, server: ComfyServer):
     prompt = caption_nodes(write_files=True)
     prompt["picture"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0xDC1E1E}}
     prompt["pictures"]["inputs"] = {"images": ["picture", 0], "trigger_word": "sks"}
@@ -175,7 +175,7 @@ def test_wrong_number_of_captions_is_explained(client: ComfyClient):
     prompt["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "one for all"}}
     prompt["set"] = {"class_type": "LoRATrainer_SetCaptions", "inputs": {"dataset": ["pictures", 0], "captions": ["text", 0]}}
     prompt["sink"] = {"class_type": "PreviewAny", "inputs": {"source": ["set", 2]}}
-    with pytest.raises(PromptFailed, match="4 pictures, but 1 caption"):
+    with pytest.raises(PromptFailed, match="4 images, but 1 caption"):
         client.run(prompt)
 
 
@@ -187,7 +187,7 @@ def test_wrong_number_of_captions_is_explained(client: ComfyClient):
         ({"model": "[None]", "model_id": "florence-community/Florence-2-base", "download": False}, "Turn on download"),
         ({"model": "[None]", "model_id": "Florence-2-base"}, "model_id must be OWNER/NAME"),
         ({"model_id": "florence-community/Florence-2-base"}, "are both set"),
-        ({"prompt": "<OD>"}, "gives regions of the picture"),
+        ({"prompt": "<OD>"}, "gives regions of the image"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(client: ComfyClient, settings: dict[str, Any], message: str):
@@ -203,7 +203,7 @@ def test_models_are_listed(client: ComfyClient):
 def test_nothing_of_the_captioner_is_left_in_memory(run_in_comfyui: Callable[..., str], tmp_path: Path):
     shutil.copytree(FOLDER, tmp_path / "models" / "florence2" / "owner" / "tiny")
     script = (Path(__file__).with_name("scripts") / "florence2_memory.py").read_text()
-    output = run_in_comfyui(script, PACK, FOLDER, write_pictures(tmp_path / "pictures"), tmp_path)
+    output = run_in_comfyui(script, PACK, FOLDER, write_images(tmp_path / "pictures"), tmp_path)
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
     seen = json.loads(line.removeprefix("RESULT"))
     assert seen["names"] == ["florence2/owner/tiny"]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from trainers.demo.concept import PICTURES
+from trainers.demo.concept import IMAGES
 from trainers.embedded_base import write_embedded_checkpoint
 
 PACK = Path(__file__).parents[2]
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("scripts") / "full_depth.py"
 
 def test_a_full_depth_model_loads_722_of_722(run_in_comfyui: Callable[..., str], tmp_path: Path):
     write_embedded_checkpoint(tmp_path / "base.safetensors")
-    output = run_in_comfyui(SCRIPT.read_text(), PACK, tmp_path / "base.safetensors", PICTURES, tmp_path)
+    output = run_in_comfyui(SCRIPT.read_text(), PACK, tmp_path / "base.safetensors", IMAGES, tmp_path)
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
     results = json.loads(line.removeprefix("RESULT"))
     assert results["unet"] == 722

@@ -1,4 +1,4 @@
-"""Load Images on a real server: every source of pictures, what is refused and where, and what counts as a change."""
+"""Load Images on a real server: every source of images, what is refused and where, and what counts as a change."""
 
 import io
 import json
@@ -46,11 +46,11 @@ def input_folder(comfyui_server: ComfyServer) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def colors_folder(input_folder: Path) -> Path:
-    """input/colors: three pictures of one colour each, of different sizes, with captions."""
-    return write_pictures(input_folder / "colors", captions=["something red", "something green", "something blue"])
+    """input/colors: three images of one colour each, of different sizes, with captions."""
+    return write_images(input_folder / "colors", captions=["something red", "something green", "something blue"])
 
 
-def write_pictures(folder: Path, *, captions: list[str]) -> Path:
+def write_images(folder: Path, *, captions: list[str]) -> Path:
     folder.mkdir()
     for number, (size, color, caption) in enumerate(zip(SIZES, COLORS, captions, strict=True), start=1):
         Image.new("RGB", size, color).save(folder / f"{number}.png")
@@ -74,7 +74,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def captions_of(result: Result) -> list[str]:
-    (text,) = result.outputs["dataset"]["text"]  # one dataset, not one for each picture
+    (text,) = result.outputs["dataset"]["text"]  # one dataset, not one for each image
     return re.findall(r"caption='([^']*)'", text)
 
 
@@ -83,7 +83,7 @@ def report_of(result: Result) -> str:
     return text
 
 
-def pictures_of(client: ComfyClient, result: Result) -> list[np.ndarray]:
+def images_of(client: ComfyClient, result: Result) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) for file in result.files("images")]
 
 
@@ -102,9 +102,9 @@ def test_a_folder_is_chosen_from_the_list_or_typed(client: ComfyClient, colors_f
     chosen = {"folder": "colors"} if by == "folder" else {"path": f' "{colors_folder}" ', "folder": "[None]"}
     result = client.run(load(**chosen))
     assert captions_of(result) == ["something red", "something green", "something blue"]
-    assert report_of(result) == "3 pictures kept, 0 left out\n"
-    assert [picture.shape[1::-1] for picture in pictures_of(client, result)] == list(SIZES)
-    assert [tuple(picture[0, 0]) for picture in pictures_of(client, result)] == list(COLORS)
+    assert report_of(result) == "3 images kept, 0 left out\n"
+    assert [image.shape[1::-1] for image in images_of(client, result)] == list(SIZES)
+    assert [tuple(image[0, 0]) for image in images_of(client, result)] == list(COLORS)
 
 
 def test_the_list_has_the_folders_below_the_input_folder(client: ComfyClient, input_folder: Path):
@@ -114,7 +114,7 @@ def test_the_list_has_the_folders_below_the_input_folder(client: ComfyClient, in
 
 
 def test_the_settings_reach_the_dataset(client: ComfyClient, input_folder: Path):
-    write_pictures(input_folder / "settings", captions=["a cat", "", ""])
+    write_images(input_folder / "settings", captions=["a cat", "", ""])
     nested = input_folder / "settings" / "more"
     nested.mkdir()
     Image.new("RGB", (32, 32), "white").save(nested / "4.png")
@@ -123,12 +123,12 @@ def test_the_settings_reach_the_dataset(client: ComfyClient, input_folder: Path)
     assert captions_of(result) == ["zwx, a cat", *["zwx, a thing"] * 4] and "num_repeats=3" in result.outputs["dataset"]["text"][0]
     result = client.run(load(folder="settings", trigger_word="zwx", recursive=True))
     assert captions_of(result) == ["zwx, a cat", "zwx", "zwx", "zwx"] and "more/5.png: it is the same file as more/4.png" in report_of(result)
-    assert "strict is on and 1 picture cannot be used: more/5.png" in failure_of(
+    assert "strict is on and 1 image cannot be used: more/5.png" in failure_of(
         client, load(folder="settings", trigger_word="zwx", recursive=True, strict=True)
     )
 
 
-def test_pictures_deep_below_the_folder_need_recursive(client: ComfyClient, input_folder: Path):
+def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_folder: Path):
     folder = input_folder / "deep" / "a" / "b"
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(folder / "1.png")
@@ -141,8 +141,8 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
     folder.mkdir()
     for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
-    pictures = pictures_of(client, client.run(load(folder="large", trigger_word="x")))
-    assert [(picture.shape[1], picture.shape[0], picture[0, 0, 0]) for picture in pictures] == [(700, 768, 1), (768, 384, 2), (250, 768, 10)]
+    images = images_of(client, client.run(load(folder="large", trigger_word="x")))
+    assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [(700, 768, 1), (768, 384, 2), (250, 768, 10)]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
         ({"path": "/no/such/pictures.zip"}, "/no/such/pictures.zip: there is no such folder or .zip file"),
         ({"folder": "gone"}, "gone: there is no such folder"),
         ({"folder": "../output"}, "../output is not below ComfyUI's input folder"),
-        ({"folder": "empty"}, "empty: no pictures in it. Pictures are .png, "),
+        ({"folder": "empty"}, "empty: no images in it. Images are .png, "),
         ({"folder": "toadstools", "num_repeats": 0}, "Value 0 smaller than min of 1"),
     ],
 )
@@ -165,8 +165,8 @@ def test_what_cannot_be_loaded_is_refused_before_anything_runs(client: ComfyClie
     assert set(refusal.value.node_errors) == {"load"} and message in str(refusal.value)
 
 
-def test_without_pictures_the_node_says_where_they_may_come_from(client: ComfyClient):
-    with pytest.raises(PromptRejected, match="no pictures: choose a folder, write a path or an address, or connect images") as refusal:
+def test_without_images_the_node_says_where_they_may_come_from(client: ComfyClient):
+    with pytest.raises(PromptRejected, match="no images: choose a folder, write a path or an address, or connect images") as refusal:
         client.run(load(trigger_word="zwx", folder="[None]"))
     assert set(refusal.value.node_errors) == {"load"}
 
@@ -177,17 +177,17 @@ def test_a_value_that_comes_on_a_link_is_checked_when_it_is_there(client: ComfyC
     prompt["text"]["inputs"]["value"] = "/no/such/place"
     assert failure_of(client, prompt).startswith("/no/such/place: there is no such folder")
     prompt["text"]["inputs"]["value"] = ""
-    assert failure_of(client, prompt).startswith("no pictures: choose a folder")
+    assert failure_of(client, prompt).startswith("no images: choose a folder")
 
 
-# ---- pictures from other nodes ----
+# ---- images from other nodes ----
 
 
 def test_lists_of_images_and_texts_from_core_become_one_dataset(client: ComfyClient):
     result = client.run(load({"core": node("LoadImageTextDataSetFromFolder", folder="colors")}, images=["core", 0], captions=["core", 1]))
-    found = dict(zip(captions_of(result), (tuple(picture[0, 0]) for picture in pictures_of(client, result)), strict=True))
+    found = dict(zip(captions_of(result), (tuple(image[0, 0]) for image in images_of(client, result)), strict=True))
     assert found == {"something red": RED, "something green": GREEN, "something blue": BLUE}
-    assert {picture.shape[1::-1] for picture in pictures_of(client, result)} == set(SIZES)
+    assert {image.shape[1::-1] for image in images_of(client, result)} == set(SIZES)
 
 
 def test_a_batch_and_one_caption_for_all(client: ComfyClient):
@@ -196,13 +196,13 @@ def test_a_batch_and_one_caption_for_all(client: ComfyClient):
     batch["batch"] = node("ImageBatch", image1=["red", 0], image2=["green", 0])
     result = client.run(load(batch, images=["batch", 0], captions="a plain colour", trigger_word="zwx"))
     assert captions_of(result) == ["zwx, a plain colour"] * 2
-    assert [tuple(picture[0, 0]) for picture in pictures_of(client, result)] == [RED, GREEN]
+    assert [tuple(image[0, 0]) for image in images_of(client, result)] == [RED, GREEN]
 
 
 def test_captions_that_do_not_match_and_a_second_source_are_errors(client: ComfyClient):
     nodes = {"core": node("LoadImageTextDataSetFromFolder", folder="colors"), "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0)}
     message = failure_of(client, load(nodes, images=["one", 0], captions=["core", 1]))
-    assert message == "2 pictures came, but 3 captions. Give one caption per picture, in the same order, or one for all"
+    assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
     with pytest.raises(PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source") as refusal:
         client.run(load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
     assert set(refusal.value.node_errors) == {"load"}
@@ -216,7 +216,7 @@ def test_a_colour_that_is_none_is_an_error(client: ComfyClient):
 
 @pytest.fixture(scope="module")
 def mask_nodes(input_folder: Path) -> Prompt:
-    """A red picture of 64 x 64, and the nodes "left" (its left half is white) and "black", masks of half that size."""
+    """A red image of 64 x 64, and the nodes "left" (its left half is white) and "black", masks of half that size."""
     left = Image.new("RGB", (32, 32))
     left.paste((255, 255, 255), (0, 0, 16, 32))
     left.save(input_folder / "left.png")
@@ -227,10 +227,10 @@ def mask_nodes(input_folder: Path) -> Prompt:
     }
 
 
-def test_a_mask_leaves_the_picture_whole_and_is_stored_beside_it(client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt):
+def test_a_mask_leaves_the_image_whole_and_is_stored_beside_it(client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt):
     result = client.run(load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00"))
-    (picture,) = pictures_of(client, result)
-    assert (picture == RED).all()
+    (image,) = images_of(client, result)
+    assert (image == RED).all()
     files = (comfyui_server.base_directory / "output/lora_trainer/cache/pictures").rglob("*-masklabel.png")
     mask = np.asarray(Image.open(max(files, key=lambda file: file.stat().st_mtime_ns)))
     assert mask.shape == (64, 64) and (mask[:, :30] == 255).all() and (mask[:, 34:] == 0).all()
@@ -238,10 +238,10 @@ def test_a_mask_leaves_the_picture_whole_and_is_stored_beside_it(client: ComfyCl
 
 def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, mask_nodes: Prompt):
     message = failure_of(client, load(mask_nodes, images=["red", 0], masks=["black", 0], captions="x"))
-    assert message.startswith("the mask of picture 1 is all black") and "Invert Mask" in message
+    assert message.startswith("the mask of image 1 is all black") and "Invert Mask" in message
     pair = node("ImageBatch", image1=["red", 0], image2=["red", 0])
     message = failure_of(client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x"))
-    assert message == "2 pictures came, but 1 mask. Connect one mask per picture, in the same order"
+    assert message == "2 images came, but 1 mask. Connect one mask per image, in the same order"
 
 
 # ---- archives ----
@@ -302,8 +302,8 @@ from lora_trainer.nodes.host.progress import ComfyHost
 from lora_trainer.nodes.host.sources import find_source, open_source
 
 folder_paths.set_output_directory(sys.argv[3])
-pictures = open_source(find_source("[None]", sys.argv[2]), images=None, masks=None, captions=None, host=ComfyHost())
-print("RESULT" + json.dumps([pictures.name, sorted(path.name for path in pictures.folder.iterdir())]))
+images = open_source(find_source("[None]", sys.argv[2]), images=None, masks=None, captions=None, host=ComfyHost())
+print("RESULT" + json.dumps([images.name, sorted(path.name for path in images.folder.iterdir())]))
 """
 
 
@@ -317,14 +317,14 @@ def test_the_servers_owner_can_allow_it(run_in_comfyui: Callable[..., str], addr
 # ---- what counts as a change ----
 
 
-def test_only_another_picture_or_caption_runs_it_again(client: ComfyClient, input_folder: Path):
-    folder = write_pictures(input_folder / "edited_colors", captions=["one", "two", "three"])
+def test_only_another_image_or_caption_runs_it_again(client: ComfyClient, input_folder: Path):
+    folder = write_images(input_folder / "edited_colors", captions=["one", "two", "three"])
     prompt = load(folder="edited_colors")
     assert client.run(prompt).executed_nodes() and client.run(prompt).executed_nodes() == []
 
     for file in folder.iterdir():
         os.utime(file, (time.time() + 10, time.time() + 10))
-    (folder / "notes.md").write_text("neither a picture nor a caption")
+    (folder / "notes.md").write_text("neither an image nor a caption")
     assert client.run(prompt).executed_nodes() == []
 
     (folder / "1.txt").write_text("uno")
@@ -333,7 +333,7 @@ def test_only_another_picture_or_caption_runs_it_again(client: ComfyClient, inpu
     (folder / "4.txt").write_text("four")
     assert captions_of(client.run(prompt)) == ["uno", "two", "three", "four"]
     Image.new("RGB", SIZES[0], BLUE).save(folder / "1.png")
-    assert tuple(pictures_of(client, client.run(prompt))[0][0, 0]) == BLUE
+    assert tuple(images_of(client, client.run(prompt))[0][0, 0]) == BLUE
     (folder / "2.png").unlink()
     assert captions_of(client.run(prompt)) == ["uno", "three", "four"]
     assert client.run(prompt).executed_nodes() == []

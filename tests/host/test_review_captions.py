@@ -70,7 +70,7 @@ def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_re
     result = client.run(training_prompt(edits=json.dumps(edits)))
     manifest = json.loads((Path(result.outputs["trainer"]["lora_trainer"][0]["path"]).parent / "manifest.json").read_text())
     captions = {name: image["caption"] for name, image in manifest["dataset"]["images"].items()}
-    assert [captions[picture["name"]] for picture in (first, second, third)] == [
+    assert [captions[photo["name"]] for photo in (first, second, third)] == [
         f"{TRIGGER_WORD}, by hash",
         f"{TRIGGER_WORD}, by name",
         f"{TRIGGER_WORD}, mine",
@@ -102,8 +102,8 @@ def test_nothing_behind_it_runs_until_the_captions_are_reviewed(client: ComfyCli
 
 def test_the_widget_gets_captions_and_thumbnails(client: ComfyClient, review: dict[str, Any]):
     result = client.run(review_prompt())
-    assert [picture["caption"] for picture in review["pictures"]] == captions_of(result)
-    assert {picture["trigger_word"] for picture in review["pictures"]} == {TRIGGER_WORD}
+    assert [image["caption"] for image in review["pictures"]] == captions_of(result)
+    assert {image["trigger_word"] for image in review["pictures"]} == {TRIGGER_WORD}
     thumbnail = Image.open(io.BytesIO(client._request(f"/lora_trainer/thumbnails/{review['pictures'][0]['thumbnail']}")))
     assert thumbnail.format == "JPEG" and max(thumbnail.size) <= 320
 

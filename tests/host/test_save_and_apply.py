@@ -1,4 +1,4 @@
-"""Save LoRA and Apply LoRA on a real server: what the socket and the file do to pictures, core's own nodes on our LoRA, ours on core's."""
+"""Save LoRA and Apply LoRA on a real server: what the socket and the file do to images, core's own nodes on our LoRA, ours on core's."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def our_lora() -> Prompt:
 
 
 def drawing(name: str, model: list[Any], clip: list[Any]) -> Prompt:
-    """A picture that the node `name` shows."""
+    """An image that the node `name` shows."""
     sampler = {"seed": 1, "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     return {
         f"{name} positive": node("CLIPTextEncode", clip=clip, text="a zwx on a white background"),
@@ -54,7 +54,7 @@ def drawing(name: str, model: list[Any], clip: list[Any]) -> Prompt:
     }
 
 
-def picture_of(client: ComfyClient, result: Result, name: str) -> np.ndarray:
+def image_of(client: ComfyClient, result: Result, name: str) -> np.ndarray:
     (file,) = result.files(name)
     return np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB"))
 
@@ -145,11 +145,11 @@ def test_a_taken_name_gets_a_number_and_nothing_is_overwritten(loras: Path, clie
     assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, f"{first.stem}.png", f"{first.stem}-2.safetensors"])
 
 
-def test_a_preview_is_never_written_over_another_picture(client: ComfyClient, loras: Path, saved: Result):
-    (loras / "taken.png").write_bytes(b"a picture of somebody's")
+def test_a_preview_is_never_written_over_another_image(client: ComfyClient, loras: Path, saved: Result):
+    (loras / "taken.png").write_bytes(b"an image of somebody's")
     red = node("EmptyImage", width=8, height=8, batch_size=1, color=0xFF0000)
     client.run({**our_lora(), "red": red, "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="taken", preview=["red", 0])})
-    assert (loras / "taken.png").read_bytes() == b"a picture of somebody's"
+    assert (loras / "taken.png").read_bytes() == b"an image of somebody's"
     assert sorted(path.name for path in loras.glob("taken*")) == ["taken-2.png", "taken-2.safetensors", "taken.png"]
 
 
@@ -179,22 +179,22 @@ def test_the_file_draws_what_the_socket_draws(client: ComfyClient, saved: Result
     by_core = node("LoraLoader", model=["base", 0], clip=["base", 1], lora_name="by_core_00001_.safetensors", **STRENGTHS)
     drawings = {**drawing("file", ["loader", 0], ["loader", 1]), **drawing("core's file", ["by core", 0], ["by core", 1])}
     result = client.run({**BASE, "loader": loader, "by core": by_core, **drawings})
-    expected = picture_of(client, saved, "with lora")
-    assert np.array_equal(picture_of(client, result, "file"), expected) and np.array_equal(picture_of(client, result, "core's file"), expected)
+    expected = image_of(client, saved, "with lora")
+    assert np.array_equal(image_of(client, result, "file"), expected) and np.array_equal(image_of(client, result, "core's file"), expected)
 
 
 def test_apply_lora_reaches_unet_and_text_encoders_each_at_its_strength(client: ComfyClient, saved: Result):
-    pictures = {name: picture_of(client, saved, name) for name in ("plain", "with lora", "with clip", "with model")}
+    images = {name: image_of(client, saved, name) for name in ("plain", "with lora", "with clip", "with model")}
     for one, other in (("plain", "with model"), ("plain", "with clip"), ("with model", "with lora"), ("with clip", "with lora")):
-        assert not np.array_equal(pictures[one], pictures[other]), (one, other)
+        assert not np.array_equal(images[one], images[other]), (one, other)
 
 
 def test_on_the_model_alone_it_is_what_cores_node_does(client: ComfyClient, saved: Result):
-    assert np.array_equal(picture_of(client, saved, "with model"), picture_of(client, saved, "with core"))
+    assert np.array_equal(image_of(client, saved, "with model"), image_of(client, saved, "with core"))
 
 
 def test_strength_zero_is_the_base_model(client: ComfyClient, saved: Result):
-    assert np.array_equal(picture_of(client, saved, "with nothing"), picture_of(client, saved, "plain"))
+    assert np.array_equal(image_of(client, saved, "with nothing"), image_of(client, saved, "plain"))
 
 
 def test_core_plots_the_loss(saved: Result):
@@ -226,8 +226,8 @@ def test_a_lora_of_cores_trainer_is_applied_and_saved(client: ComfyClient, loras
 
     loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name="from_core.safetensors", strength_model=1.0)
     from_file = client.run({**BASE, "loader": loader, **drawing("file", ["loader", 0], ["base", 1]), **drawing("plain", ["base", 0], ["base", 1])})
-    assert np.array_equal(picture_of(client, from_file, "file"), picture_of(client, result, "socket"))
-    assert not np.array_equal(picture_of(client, from_file, "file"), picture_of(client, from_file, "plain"))
+    assert np.array_equal(image_of(client, from_file, "file"), image_of(client, result, "socket"))
+    assert not np.array_equal(image_of(client, from_file, "file"), image_of(client, from_file, "plain"))
 
 
 # ---- what is no LoRA for this model ----

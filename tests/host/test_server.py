@@ -24,7 +24,7 @@ from trainers.embedded_base.scenes import fits
 
 
 def draw(prompt: str, *, seed: int, steps: int = 20) -> Prompt:
-    """One picture of the embedded base model, by ComfyUI's own nodes."""
+    """One image of the embedded base model, by ComfyUI's own nodes."""
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["base", 1], "text": prompt}},

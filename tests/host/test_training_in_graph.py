@@ -51,7 +51,7 @@ def trainer(**settings: Any) -> dict[str, Any]:
 
 
 def sampler_nodes(model: list[Any], clip: list[Any], *, name: str, seeds: int = 4, latent_node: str = "EmptyLatentImage") -> Prompt:
-    """Pictures of POSITIVE from `model`, saved by the node `name`."""
+    """Images of POSITIVE from `model`, saved by the node `name`."""
     nodes: Prompt = {
         f"{name} positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": POSITIVE}},
         f"{name} negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
@@ -77,7 +77,7 @@ def sampler_nodes(model: list[Any], clip: list[Any], *, name: str, seeds: int = 
     return nodes
 
 
-def pictures_of(client: ComfyClient, result: Result, node: str) -> list[np.ndarray]:
+def images_of(client: ComfyClient, result: Result, node: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) for file in result.files(node)]
 
 
@@ -104,7 +104,7 @@ def client(comfyui_server: ComfyServer) -> ComfyClient:
 
 @pytest.fixture(scope="module")
 def trained(client: ComfyClient) -> Result:
-    """One prompt: pictures without the LoRA, training, pictures with it, and the file."""
+    """One prompt: images without the LoRA, training, images with it, and the file."""
     settings = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in SETTINGS.items()}
     settings |= {"rank": 16, "alpha": 16.0, "seed": 0}
     return client.run(
@@ -118,9 +118,9 @@ def trained(client: ComfyClient) -> Result:
     )
 
 
-def test_the_picture_with_the_lora_shows_the_new_concept(client: ComfyClient, trained: Result):
-    assert np.mean([fidelity(picture) for picture in pictures_of(client, trained, "before")]) < 0.1
-    assert np.mean([fidelity(picture) for picture in pictures_of(client, trained, "after")]) > 0.5
+def test_the_image_with_the_lora_shows_the_new_concept(client: ComfyClient, trained: Result):
+    assert np.mean([fidelity(image) for image in images_of(client, trained, "before")]) < 0.1
+    assert np.mean([fidelity(image) for image in images_of(client, trained, "after")]) > 0.5
 
 
 def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(comfyui_server: ComfyServer, client: ComfyClient, trained: Result):
@@ -144,7 +144,7 @@ def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(comfyui_serve
         guidance_scale=CFG,
         output_type="np",
     ).images
-    ours = np.stack(pictures_of(client, trained, "after")).astype(float)
+    ours = np.stack(images_of(client, trained, "after")).astype(float)
     assert np.abs(drawn * 255 - ours).mean() < 2.0
 
 
@@ -152,18 +152,18 @@ def test_the_file_in_the_next_prompt_gives_the_same_pixels_as_the_socket(client:
     loader = {"class_type": "LoraLoader", "inputs": {"lora_name": "toadstool.safetensors", "strength_model": 1.0, "strength_clip": 1.0}}
     loader["inputs"] |= {"model": ["base", 0], "clip": ["base", 1]}
     prompt = {"base": base_nodes()["base"], "lora": loader, **sampler_nodes(["lora", 0], ["lora", 1], name="from file")}
-    from_file = pictures_of(client, client.run(prompt), "from file")
-    assert np.array_equal(from_file, pictures_of(client, trained, "after"))
+    from_file = images_of(client, client.run(prompt), "from file")
+    assert np.array_equal(from_file, images_of(client, trained, "after"))
 
 
 def test_training_leaves_the_graphs_model_bit_for_bit_as_it_was(client: ComfyClient, trained: Result):
     prompt = {**base_nodes(), **sampler_nodes(["base", 0], ["base", 1], name="again")}
-    # The same latents by another way, so that the pictures are drawn anew instead of coming from the cache.
+    # The same latents by another way, so that the images are drawn anew instead of coming from the cache.
     prompt["copy"] = {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["again latent", 0], "amount": 1}}
     prompt["again sampler"]["inputs"]["latent_image"] = ["copy", 0]
     again = client.run(prompt)
     assert "again sampler" in again.executed_nodes()
-    assert np.array_equal(pictures_of(client, again, "again"), pictures_of(client, trained, "before"))
+    assert np.array_equal(images_of(client, again, "again"), images_of(client, trained, "before"))
 
 
 def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Result):
@@ -219,11 +219,11 @@ def test_the_same_seed_gives_the_same_bytes(client: ComfyClient):
     assert not all(torch.equal(one[name], three[name]) for name in one)
 
 
-def test_another_caption_picture_or_base_model_trains_again(comfyui_server: ComfyServer, client: ComfyClient):
+def test_another_caption_image_or_base_model_trains_again(comfyui_server: ComfyServer, client: ComfyClient):
     root = comfyui_server.base_directory
     folder = root / "input" / "edited"
     shutil.copytree(root / "input" / "toadstools", folder)
-    pictures = sorted(path for path in folder.iterdir() if path.suffix == ".png")
+    images = sorted(path for path in folder.iterdir() if path.suffix == ".png")
     prompt = tiny_prompt(seed=13)
     prompt["pictures"]["inputs"]["folder"] = "edited"
 
@@ -231,9 +231,9 @@ def test_another_caption_picture_or_base_model_trains_again(comfyui_server: Comf
         return "trainer" in client.run(prompt).executed_nodes()
 
     assert trains() and not trains()
-    pictures[0].with_suffix(".txt").write_text("another caption")
+    images[0].with_suffix(".txt").write_text("another caption")
     assert trains() and not trains()
-    ImageOps.invert(Image.open(pictures[0]).convert("RGB")).save(pictures[0])
+    ImageOps.invert(Image.open(images[0]).convert("RGB")).save(images[0])
     assert trains() and not trains()
     tensors = load_file(root / "models/checkpoints/embedded_base.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, root / "models/checkpoints/other_base.safetensors")
@@ -318,12 +318,12 @@ def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 2048, "min_bucket_reso": 1024}, "no usable picture"),
+        ({"resolution": 2048, "min_bucket_reso": 1024}, "no usable image"),
         ({"target_modules": "nothing"}, "target_modules: 'nothing' matches no linear or convolution layer"),
         ({"optimizer_args": "beta"}, "optimizer_args: cannot read 'beta'"),
     ],
 )
-def test_settings_that_fit_no_picture_or_model_are_errors_that_say_what_to_do(client: ComfyClient, settings: dict[str, Any], message: str):
+def test_settings_that_fit_no_image_or_model_are_errors_that_say_what_to_do(client: ComfyClient, settings: dict[str, Any], message: str):
     with pytest.raises(PromptFailed) as failure:
         client.run(tiny_prompt(seed=24, **settings))
     assert failure.value.error["node_id"] == "trainer" and message in failure.value.error["exception_message"]
@@ -348,4 +348,4 @@ def test_text_encoders_are_trained_and_applied_to_the_clip(client: ComfyClient):
     prompt |= {**sampler_nodes(["base", 0], ["base", 1], name="plain", seeds=1), **sampler_nodes(["base", 0], ["trainer", 1], name="clip", seeds=1)}
     result = client.run(prompt)
     assert facts_of(result)["modules"] > 192
-    assert not np.array_equal(pictures_of(client, result, "plain"), pictures_of(client, result, "clip"))
+    assert not np.array_equal(images_of(client, result, "plain"), images_of(client, result, "clip"))

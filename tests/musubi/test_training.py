@@ -1,4 +1,4 @@
-"""The real scripts of Musubi Tuner on tiny weights: from pictures to a LoRA for ComfyUI, and what happens when that is stopped in the middle."""
+"""The real scripts of Musubi Tuner on tiny weights: from images to a LoRA for ComfyUI, and what happens when that is stopped in the middle."""
 
 import csv
 import json
@@ -158,7 +158,7 @@ def test_every_step_checkpoint_and_sample_is_reported(trained: tuple[TrainedLora
     assert [path.name for path in result.checkpoints] == ["disc-step00000004.safetensors"]
     samples = [event for event in host.events if isinstance(event, SamplesDrawn)]
     assert [event.step for event in samples] == [0, 4, 8]
-    assert all(event.path.is_file() and event.picture.size == (128, 64) for event in samples)  # two prompts, side by side
+    assert all(event.path.is_file() and event.image.size == (128, 64) for event in samples)  # two prompts, side by side
 
 
 def test_the_run_folder_tells_what_was_done(trained: tuple[TrainedLora, Recorder]):

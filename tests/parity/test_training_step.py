@@ -62,7 +62,7 @@ CASES = {
     "prior preservation": {"prior_loss_weight": 0.7, "learning_rate": 3e-3},
     "prior preservation of a class prompt, v-prediction, both text encoders": {
         "prior_loss_weight": 1.5,
-        "class_prompt": "a picture of a thing",
+        "class_prompt": "an image of a thing",
         "prediction_type": "v_prediction",
         "train_text_encoders": True,
         "gradient_checkpointing": True,
@@ -81,7 +81,7 @@ class RecordedStep:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     generator = torch.Generator().manual_seed(0)
     for i, (height, width) in enumerate([(64, 64), (80, 64), (64, 70)]):
@@ -92,9 +92,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def masked_pictures(pictures, tmp_path_factory):
+def masked_images(images, tmp_path_factory):
     """The first has a mask of hard edges, the second a soft one, the third none."""
-    folder = shutil.copytree(pictures, tmp_path_factory.mktemp("masked") / "pictures")
+    folder = shutil.copytree(images, tmp_path_factory.mktemp("masked") / "pictures")
     masks = torch.zeros(64, 64, dtype=torch.uint8), torch.arange(80 * 64).reshape(80, 64).remainder(256).to(torch.uint8)
     masks[0][13:50, 5:33] = 255
     for i, mask in enumerate(masks):
@@ -106,7 +106,7 @@ REGULARIZATION_WEIGHT = 0.4
 
 
 @pytest.fixture(scope="module")
-def regularization_pictures(tmp_path_factory):
+def regularization_images(tmp_path_factory):
     """Two, for three samples per epoch."""
     folder = tmp_path_factory.mktemp("regularization")
     for i in range(2):
@@ -124,12 +124,12 @@ def tiny_model() -> SDXLModel:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_first_steps_equal_an_independent_implementation(case, pictures, masked_pictures, regularization_pictures, tmp_path, monkeypatch):
+def test_the_first_steps_equal_an_independent_implementation(case, images, masked_images, regularization_images, tmp_path, monkeypatch):
     config = SDXLConfig(**{**COMMON, **CASES[case]})
     model = tiny_model()
-    folder = masked_pictures if "masks" in case else pictures
+    folder = masked_images if "masks" in case else images
     reference = Reference(copy.deepcopy(model), config, folder)
-    regularization = regularization_pictures if case == "regularization" else None
+    regularization = regularization_images if case == "regularization" else None
     recorded = train_and_record(config, model, folder, tmp_path, monkeypatch, reference, regularization)
     for step, ours in enumerate(recorded, start=1):
         loss, gradients = reference.gradients(ours)
@@ -146,11 +146,11 @@ def test_the_first_steps_equal_an_independent_implementation(case, pictures, mas
         torch.testing.assert_close(update.norm(), expected.norm(), rtol=1e-4, atol=0)
 
 
-def train_and_record(config, model, pictures, tmp_path, monkeypatch, reference: "Reference", regularization_pictures: Path | None = None) -> list[RecordedStep]:
+def train_and_record(config, model, images, tmp_path, monkeypatch, reference: "Reference", regularization_images: Path | None = None) -> list[RecordedStep]:
     """Run the real loop, and listen: the batches that go in, the gradients before and the weights after the optimizer."""
-    dataset = scan_folder(DatasetConfig(images=str(pictures), trigger_word="zwx"))
-    if regularization_pictures:
-        held = DatasetConfig(images=str(regularization_pictures), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT)
+    dataset = scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
+    if regularization_images:
+        held = DatasetConfig(images=str(regularization_images), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT)
         dataset = join_datasets([dataset, scan_folder(held)])
     plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64)))
     steps: list[RecordedStep] = []
@@ -261,7 +261,7 @@ class Reference:
         return losses * torch.tensor([REGULARIZATION_WEIGHT if caption.startswith("old") else 1.0 for caption in captions])
 
     def _mask_weights(self, captions: list[str]) -> Tensor:
-        """Block by block, of the mask file's middle: it is cropped as the picture is."""
+        """Block by block, of the mask file's middle: it is cropped as the image is."""
         weights = torch.ones(len(captions), 1, 8, 8)
         for row, caption in enumerate(captions):
             path = self.folder / f"{caption[11:12]}-masklabel.png"
@@ -286,7 +286,7 @@ class Reference:
         return ((predictions[1] - predictions[0].detach()) ** 2).mean(dim=(1, 2, 3))
 
     def _whole_caption(self, row: int, batch: Batch) -> str:
-        """Of a sample whose caption was dropped: the pictures differ in their original sizes."""
+        """Of a sample whose caption was dropped: the images differ in their original sizes."""
         size = tuple(batch.add_time_ids[row, :2].int().tolist())
         return (self.folder / f"{[(64, 64), (80, 64), (64, 70)].index(size)}.txt").read_text()
 
@@ -344,20 +344,20 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(nn.functional.cosine_similarity(a, b, dim=0).detach())
 
 
-def test_latents_and_size_ids_of_a_batch_are_what_the_picture_says(pictures, tmp_path, monkeypatch):
+def test_latents_and_size_ids_of_a_batch_are_what_the_image_says(images, tmp_path, monkeypatch):
     """Exactly: the VAE's mean times 0.13025 of the cropped pixels, and (original, crop, target), height first."""
     config = SDXLConfig(**{**COMMON, "train_batch_size": 3, "caption_dropout": 0.0})
     model = tiny_model()
     vae = copy.deepcopy(model.vae)
-    recorded = train_and_record(config, model, pictures, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, pictures))
+    recorded = train_and_record(config, model, images, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, images))
     seen = {
         caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)
     }
     expected = {"zwx number 0": (64, 64, 0, 0), "zwx number 1": (80, 64, 8, 0), "zwx number 2": (64, 70, 0, 3)}
     for i, (caption, (height, width, top, left)) in enumerate(expected.items()):
         batch, row = seen[caption]
-        picture = Image.open(pictures / f"{i}.png").crop((left, top, left + 64, top + 64))
-        pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+        image = Image.open(images / f"{i}.png").crop((left, top, left + 64, top + 64))
+        pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean * 0.13025
         assert torch.equal(batch.latents[row], latents[0])

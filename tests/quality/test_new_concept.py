@@ -9,7 +9,7 @@ import pytest
 from trainers.commands.demo import SETTINGS
 from trainers.commands.sdxl import train
 from trainers.demo.before_after import Comparison, compare
-from trainers.demo.concept import PICTURES, TRIGGER_WORD, fidelity
+from trainers.demo.concept import IMAGES, TRIGGER_WORD, fidelity
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.sdxl.model.sdxl_model import load_model
 
@@ -19,7 +19,7 @@ def comparison(tmp_path_factory) -> Comparison:
     folder = tmp_path_factory.mktemp("demo")
     base = folder / "base.safetensors"
     write_embedded_checkpoint(base)
-    paths = {"images": str(PICTURES), "base": str(base), "output_dir": str(folder), "cache_dir": str(folder / "cache")}
+    paths = {"images": str(IMAGES), "base": str(base), "output_dir": str(folder), "cache_dir": str(folder / "cache")}
     lora = train({**SETTINGS, **paths, "trigger_word": TRIGGER_WORD, "output": "toadstool", "device": "cpu"})
     assert lora.path is not None
     return compare(load_model(base), lora.path, num_seeds=2, num_steps=20)
@@ -36,7 +36,7 @@ def test_the_old_prompts_stay_recognisable(comparison):
     assert comparison.drift < 40
 
 
-def test_the_measure_knows_the_training_pictures_and_not_the_base_ones():
+def test_the_measure_knows_the_training_images_and_not_the_base_ones():
     import random
 
     import numpy as np
@@ -44,7 +44,7 @@ def test_the_measure_knows_the_training_pictures_and_not_the_base_ones():
 
     from trainers.embedded_base.scenes import draw_scene
 
-    pictures = [path for path in PICTURES.iterdir() if path.suffix != ".txt"]
-    assert len(pictures) == 12 and min(fidelity(np.asarray(Image.open(path).convert("RGB"))) for path in pictures) > 0.9
+    images = [path for path in IMAGES.iterdir() if path.suffix != ".txt"]
+    assert len(images) == 12 and min(fidelity(np.asarray(Image.open(path).convert("RGB"))) for path in images) > 0.9
     rng = random.Random(0)
     assert max(fidelity(draw_scene((128, 128), rng).pixels) for _ in range(200)) < 0.5

@@ -1,4 +1,4 @@
-"""Captions for the pictures of a dataset, by a model that looks at them: which pictures, what
+"""Captions for the images of a dataset, by a model that looks at them: which images, what
 becomes of its text, and a cache of it.
 
 The model itself stands elsewhere (florence2/). Imports no torch.
@@ -19,7 +19,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..dataset.trigger_word import with_trigger_word
 from ..files.atomic_write import atomic_write
-from ..training.events import Notice, PictureCaptioned, StageProgress, StageStarted
+from ..training.events import ImageCaptioned, Notice, StageProgress, StageStarted
 from ..wording import name_first, pluralize
 from .florence2.cleaning import clean_caption
 from .florence2.tasks import TASKS, prompt_sentence
@@ -95,7 +95,7 @@ class CaptionerConfig:
 
 
 class Captioner(Protocol):
-    """A model that describes pictures. `identity` changes whenever the same picture may get another
+    """A model that describes images. `identity` changes whenever the same image may get another
     text.
     """
 
@@ -104,7 +104,7 @@ class Captioner(Protocol):
 
     def describe(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         *,
         prompt: str,
         num_beams: int,
@@ -144,8 +144,8 @@ def caption_dataset(
     all, the model is not even loaded.
 
     Raises:
-        ValueError: a picture got an empty caption (the message names it; nothing was written), or
-            two pictures share one caption file.
+        ValueError: an image got an empty caption (the message names it; nothing was written), or
+            two images share one caption file.
         Interrupted: the user cancelled; the captions so far are in the cache.
     """
     uncaptioned = _names_without_caption(dataset)
@@ -172,23 +172,23 @@ def caption_dataset(
 
 
 def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
-    """The dataset with captions that come from elsewhere, one per picture, in their order.
+    """The dataset with captions that come from elsewhere, one per image, in their order.
 
     Raises:
-        ValueError: there are more or fewer captions than pictures, or one is empty.
+        ValueError: there are more or fewer captions than images, or one is empty.
     """
     captioned = dataset.with_captions(captions)
     empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
     if empty:
         raise ValueError(
             f"{name_first(empty, 10)}: the caption that came is empty. Does the captioning node give a text for every "
-            "picture?"
+            "image?"
         )
     return captioned
 
 
 def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigger_word: str) -> str:
-    """What the picture's caption becomes: the model's text with the trigger word, or what was there
+    """What the image's caption becomes: the model's text with the trigger word, or what was there
     with the text behind it.
     """
     if not (existing and config.existing_captions == "append"):
@@ -213,7 +213,7 @@ def _appended(existing: str, text: str) -> str:
 
 def _names_without_caption(dataset: Dataset) -> set[str]:
     """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
-    is none; the report names such pictures.
+    is none; the report names such images.
     """
     noted = {note.name for note in dataset.report.notes if note.kind.is_about_missing_caption}
     return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
@@ -230,13 +230,13 @@ def _describe(
     num_done = len(images) - len(missing)
     if num_done:
         host.report(StageProgress("captioning", num_done, len(images), "captioned earlier"))
-    for key, image, picture, text in _new_texts(missing, captioner, config, host):
+    for key, image, pixels, text in _new_texts(missing, captioner, config, host):
         texts[key] = text
         if text:
             cache.put(key, text)
         num_done += 1
-        picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        host.report(PictureCaptioned(picture, image.name, text, num_done, len(images)))
+        pixels.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        host.report(ImageCaptioned(pixels, image.name, text, num_done, len(images)))
     final = [clean_caption(texts[key]) if config.clean_captions else " ".join(texts[key].split()) for key in keys]
     _require_texts(images, final, config)
     return final
@@ -248,16 +248,16 @@ def _new_texts(
     for start in range(0, len(missing), config.batch_size):
         host.check_interrupted()
         batch = missing[start : start + config.batch_size]
-        pictures = [image.read() for _, image in batch]
+        images = [image.read() for _, image in batch]
         texts = captioner.describe(
-            pictures,
+            images,
             prompt=config.request,
             num_beams=config.num_beams,
             max_new_tokens=config.max_new_tokens,
             check_interrupted=host.check_interrupted,
         )
-        for (key, image), picture, text in zip(batch, pictures, texts, strict=True):
-            yield key, image, picture, text.strip()
+        for (key, image), pixels, text in zip(batch, images, texts, strict=True):
+            yield key, image, pixels, text.strip()
 
 
 def _cache_keys(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig) -> list[str]:
@@ -271,7 +271,7 @@ def _require_texts(images: list[TrainingImage], texts: list[str], config: Captio
     if empty:
         raise ValueError(
             f"{name_first(empty, 10)}: the model gave an empty caption for {config.request}. Nothing was written. "
-            "Choose another task (prompt_gen tasks need a PromptGen model), or leave these pictures out"
+            "Choose another task (prompt_gen tasks need a PromptGen model), or leave these images out"
         )
 
 
@@ -299,6 +299,6 @@ def _write_text(path: Path, text: str) -> None:
 def _summary(num_captioned: int, num_images: int, *, is_written: bool) -> str:
     kept = f", {pluralize(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
     return (
-        f"{pluralize(num_captioned, 'picture')} "
+        f"{pluralize(num_captioned, 'image')} "
         f"captioned{kept}{', files written' if is_written and num_captioned else ''}"
     )

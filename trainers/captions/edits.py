@@ -29,7 +29,7 @@ class CaptionEdit:
 
 @dataclass(frozen=True)
 class EditedCaptions:
-    """One caption per picture, in their order. outdated: pictures whose incoming caption has
+    """One caption per image, in their order. outdated: images whose incoming caption has
     changed since it was edited.
     """
 
@@ -51,7 +51,7 @@ class CaptionFacts:
 
 
 def parse_edits(text: str) -> dict[str, CaptionEdit]:
-    """Edits by the picture's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption":
+    """Edits by the image's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption":
     "...", "incoming": "..."}}, or nothing.
 
     Raises:
@@ -85,7 +85,7 @@ def _parse_edit(key: str, entry: object) -> CaptionEdit:
 
 
 def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit]) -> EditedCaptions:
-    """An edit under a picture's name counts before one under its sha256; one under neither is named
+    """An edit under an image's name counts before one under its sha256; one under neither is named
     in `unknown`.
     """
     result = EditedCaptions([])
@@ -104,7 +104,7 @@ def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit
 
 
 def review_key(dataset: Dataset) -> str:
-    """Another one as soon as a picture, its name, its trigger word or its incoming caption is
+    """Another one as soon as an image, its name, its trigger word or its incoming caption is
     another.
     """
     content = [(image.sha256, image.name, dataset.trigger_word_of(image), image.caption) for image in dataset.images]

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.picture and options.picture.exists():
-        raise FileExistsError(f"{options.picture} exists already. Give a new name for the picture")
+        raise FileExistsError(f"{options.image} exists already. Give a new name for the image")
     report = check(read_settings(options, configs=CHECK_CONFIGS, required=REQUIRED))
     print(json.dumps(report.to_dict(), indent=2) + "\n" if options.json else report.text(), end="")
     if options.picture:

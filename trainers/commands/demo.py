@@ -82,7 +82,7 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
     from PIL import Image
 
     from ..demo.before_after import compare, draw_grid
-    from ..demo.concept import PICTURES, TRIGGER_WORD
+    from ..demo.concept import IMAGES, TRIGGER_WORD
     from ..embedded_base import write_embedded_checkpoint
     from ..files.atomic_write import atomic_write
     from ..sdxl.model.sdxl_model import load_model
@@ -94,7 +94,7 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
         {
             **SETTINGS,
             "max_train_steps": options.steps,
-            "images": str(PICTURES),
+            "images": str(IMAGES),
             "trigger_word": TRIGGER_WORD,
             "base": str(base),
             "output": "toadstool",

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
         return _doctor(options)
     job = _job(options)
     installation = _installation(options)
-    dataset, control, dataset_toml = _pictures(options)
+    dataset, control, dataset_toml = _images(options)
     if options.musubi_command == "plan":
         print(_planned(options, job, installation, dataset, control, dataset_toml), end="")
     else:
@@ -145,13 +145,13 @@ def _installation(options: argparse.Namespace) -> "Installation":
     return find_installation(folder=options.musubi_dir, python=options.musubi_python)
 
 
-def _pictures(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
+def _images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
     """The dataset, that of the control images, and the text of a dataset.toml."""
     given = {name: value for name, value in vars(options).items() if name in field_names(DatasetConfig)}
     if options.dataset_toml:
         if given:
             raise ValueError(
-                "--dataset-toml stands for all pictures: leave out "
+                "--dataset-toml stands for all images: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(given))}"
             )
         return None, None, options.dataset_toml.read_text(encoding="utf-8-sig")

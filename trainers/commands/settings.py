@@ -90,7 +90,7 @@ def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
 
 def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int) -> DatasetConfig:
     if not table.get("images"):
-        raise ValueError(f"[[datasets]] table {number} has no images. Give the folder that holds the pictures")
+        raise ValueError(f"[[datasets]] table {number} has no images. Give the folder that holds the images")
     if table.get("is_regularization"):
         defaults = {name: value for name, value in defaults.items() if name != "trigger_word"}
     return from_mapping(DatasetConfig, {**defaults, **table}, source=f"[[datasets]] table {number}")

@@ -7,7 +7,7 @@ from ..config import check_ranges, param
 
 @dataclass(frozen=True)
 class BucketConfig:
-    """What sizes the pictures are trained at."""
+    """What sizes the images are trained at."""
 
     resolution: int = param(
         1024,

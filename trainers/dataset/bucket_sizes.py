@@ -6,7 +6,7 @@ Sizes are (height, width) in pixels.
 from .bucket_config import BucketConfig
 
 Size = tuple[int, int]
-SMALL_LOSS = 0.04  # share of a picture's area; the buckets cost ordinary photos as much (4032 x 3024: 3.6 %)
+SMALL_LOSS = 0.04  # share of an image's area; the buckets cost ordinary photos as much (4032 x 3024: 3.6 %)
 
 
 def bucket_sizes(config: BucketConfig) -> list[Size]:
@@ -25,11 +25,11 @@ def bucket_sizes(config: BucketConfig) -> list[Size]:
 
 
 def choose_target(size_hw: Size, config: BucketConfig, buckets: list[Size]) -> Size | None:
-    """The size at which a picture is trained; None: it would have to be enlarged.
+    """The size at which an image is trained; None: it would have to be enlarged.
 
     In bucket mode that is the bucket of the nearest shape, which is also the one that cuts away
-    least. Where the picture does not cover it, and must not be enlarged, it is the largest size in
-    steps inside the picture that cuts away at most 4 %, or else the one that cuts away least.
+    least. Where the image does not cover it, and must not be enlarged, it is the largest size in
+    steps inside the image that cuts away at most 4 %, or else the one that cuts away least.
     (sd-scripts rounds both sides down there and loses 6 % of 1023 x 1025.)
     """
     if config.resize_mode != "bucket":
@@ -60,6 +60,6 @@ def _covers(size: Size, target: Size) -> bool:
 
 
 def measure_lost_share(size: Size, target: Size) -> float:
-    """Share of the picture's area that is cut away when it is scaled to just cover the target."""
+    """Share of the image's area that is cut away when it is scaled to just cover the target."""
     ratio = (size[1] * target[0]) / (size[0] * target[1])
     return 1 - min(ratio, 1 / ratio)

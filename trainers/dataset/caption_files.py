@@ -1,4 +1,4 @@
-"""Captions as they lie beside pictures: a text file for each picture, or one metadata.jsonl for
+"""Captions as they lie beside images: a text file for each image, or one metadata.jsonl for
 all.
 """
 
@@ -17,14 +17,14 @@ METADATA_NAME = "metadata.jsonl"
 _METADATA_KEYS = ("text", "caption", "prompt")
 
 
-def read_caption_file(picture: Path) -> tuple[str, list[str]]:
-    """The text of the picture's first caption file that has any, and what is to be noted; UTF-8, or
+def read_caption_file(image: Path) -> tuple[str, list[str]]:
+    """The text of the image's first caption file that has any, and what is to be noted; UTF-8, or
     what Windows programs write instead.
 
     Lines stay lines: with use_wildcards each is a caption of its own.
     """
     for extension in CAPTION_EXTENSIONS:
-        caption_file = picture.with_suffix(extension)
+        caption_file = image.with_suffix(extension)
         if not caption_file.is_file():
             continue
         text, encoding = _decoded(caption_file.read_bytes())
@@ -36,10 +36,10 @@ def read_caption_file(picture: Path) -> tuple[str, list[str]]:
 
 
 def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
-    """Captions by picture from every folder's metadata.jsonl (HF imagefolder: file_name and text,
+    """Captions by image from every folder's metadata.jsonl (HF imagefolder: file_name and text,
     caption or prompt), and what is wrong with which file.
 
-    A picture that several of the files name has the caption of the first one.
+    An image that several of the files name has the caption of the first one.
     """
     captions: dict[Path, str] = {}
     problems: list[tuple[Path, str]] = []

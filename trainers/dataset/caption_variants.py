@@ -56,7 +56,7 @@ def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str
     With use_wildcards every line of the caption has its turn: there are as many variants as lines,
     if that is more. A trigger word in front of the caption is its first part: without keep_tokens 1
     it is shuffled and dropped as any other. A pure function: `key` tells captions of the same words
-    apart, such as the picture's hash. Each operation draws from a stream of its own, so that
+    apart, such as the image's hash. Each operation draws from a stream of its own, so that
     switching one on leaves the others as they were.
     """
     if not config.is_random:

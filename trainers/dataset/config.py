@@ -9,7 +9,7 @@ from ..config import check_ranges, param
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the pictures are and what their captions become."""
+    """Where the images are and what their captions become."""
 
     images: str = param(
         help="Folder of images (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or "
@@ -57,7 +57,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.images.strip():  # Path("") is the current folder
-            raise ValueError("images is empty. Give the folder that holds the pictures")
+            raise ValueError("images is empty. Give the folder that holds the images")
         try:
             ImageColor.getrgb(self.alpha_background)
         except ValueError:
@@ -66,7 +66,7 @@ class DatasetConfig:
             ) from None
         if self.is_regularization and self.trigger_word.strip():
             raise ValueError(
-                f"regularization pictures must not have a trigger word, got {self.trigger_word!r}: they show the "
+                f"regularization images must not have a trigger word, got {self.trigger_word!r}: they show the "
                 "class without what is learned. "
                 "Empty trigger_word; fallback_caption may name the class, such as: a dog"
             )

@@ -7,7 +7,7 @@ from .crop_plan import TrainingItem
 
 
 def read_crop(item: TrainingItem) -> Image.Image:
-    """The item's picture as it is trained: RGB of exactly target_hw."""
+    """The item's image as it is trained: RGB of exactly target_hw."""
     crop = item.crop
     image = item.image.read()
     resized_height, resized_width = crop.resized_hw
@@ -17,7 +17,7 @@ def read_crop(item: TrainingItem) -> Image.Image:
 
 
 def read_mask_crop(item: TrainingItem) -> Image.Image | None:
-    """The item's mask, resized and cut as its picture: mode "L" (255: learned) of exactly
+    """The item's mask, resized and cut as its image: mode "L" (255: learned) of exactly
     target_hw; None where it has none.
     """
     mask = item.image.read_mask()

@@ -18,7 +18,7 @@ LARGE_LOSS = 0.25  # from here on the report says so
 
 @dataclass(frozen=True)
 class TrainingItem:
-    """One use of a picture per epoch: `index` counts them all, `repeat` those of this picture at
+    """One use of an image per epoch: `index` counts them all, `repeat` those of this image at
     one resolution.
     """
 
@@ -36,18 +36,18 @@ class CropPlan:
 
 
 def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan:
-    """Decide the crop of every repeat of every picture, at every resolution.
+    """Decide the crop of every repeat of every image, at every resolution.
 
-    A picture is used num_repeats times (its own times the dataset's) at each resolution that it is
-    large enough for. Of regularization pictures as many samples are used as there are training
+    An image is used num_repeats times (its own times the dataset's) at each resolution that it is
+    large enough for. Of regularization images as many samples are used as there are training
     samples at that resolution, as sd-scripts does, so that the size of their folder does not decide
     how strongly they hold the model back; what they weigh is loss_weight's business. Where
-    sd-scripts takes the first pictures of a folder that is too large, these are taken evenly;
+    sd-scripts takes the first images of a folder that is too large, these are taken evenly;
     repeats keep their ratio.
 
     Raises:
-        ValueError: no picture has a caption and is large enough, or one is not and the dataset is
-            strict, or there is nothing but regularization pictures.
+        ValueError: no image has a caption and is large enough, or one is not and the dataset is
+            strict, or there is nothing but regularization images.
     """
     left_out = [Remark(image.name, NO_CAPTION, RemarkKind.NO_CAPTION) for image in dataset.images if not image.caption]
     captioned = [image for image in dataset.images if image.caption]
@@ -73,7 +73,7 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
     require_usable(num_kept, left_out, folder=dataset.folder_name, strict=dataset.strict)
     if all(item.image.is_regularization for item in items):
         raise ValueError(
-            f"{dataset.folder_name}: nothing but regularization pictures. Join a dataset of what is to be learned"
+            f"{dataset.folder_name}: nothing but regularization images. Join a dataset of what is to be learned"
         )
     report = _plan_report(
         dataset, items, num_kept, left_out, small_notes + notes + _balance_notes(captioned, items, dataset.num_repeats)
@@ -87,7 +87,7 @@ def _targets(images: list[TrainingImage], config: BucketConfig) -> dict[Size, Si
 
 
 def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple[TrainingImage, int]]:
-    """How often each picture is used. Regularization pictures share as many samples as the others
+    """How often each image is used. Regularization images share as many samples as the others
     have, in the ratio of their repeats.
     """
     num_training = sum(image.num_repeats for image in images if not image.is_regularization) * num_repeats
@@ -106,7 +106,7 @@ def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple
 def _remarks_on_sizes(
     images: list[TrainingImage], targets: dict[int, dict[Size, Size | None]], config: BucketConfig
 ) -> tuple[list[Remark], list[Remark]]:
-    """Pictures that are too small for every resolution, and those that are for some."""
+    """Images that are too small for every resolution, and those that are for some."""
     left_out, notes = [], []
     for image in images:
         too_large = [resolution for resolution in config.resolutions if targets[resolution][image.size_hw] is None]
@@ -129,7 +129,7 @@ def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
     required = config.shortest_side if config.resize_mode == "bucket" else config.resolution
     return (
         f"{format_size(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger "
-        "picture, or turn off bucket_no_upscale"
+        "image, or turn off bucket_no_upscale"
     )
 
 
@@ -148,20 +148,20 @@ def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig)
 
 
 def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Remark]:
-    """How regularization pictures came to be as many as the others."""
+    """How regularization images came to be as many as the others."""
     regularization = [image for image in images if image.is_regularization]
     if not regularization:
         return []
     num_samples = sum(item.image.is_regularization for item in items)
     num_used = len({item.image.name for item in items if item.image.is_regularization})
     text = (
-        f"{pluralize(num_used, 'picture')} make {pluralize(num_samples, 'sample')} per epoch, as many as the "
-        "training pictures"
+        f"{pluralize(num_used, 'image')} make {pluralize(num_samples, 'sample')} per epoch, as many as the "
+        "training images"
     )
     if num_used < len(regularization):
         text += (
             f"; the other {len(regularization) - num_used} are not needed. More repeats of the training "
-            "pictures would use them"
+            "images would use them"
         )
     return [Remark("regularization", text)]
 
@@ -171,5 +171,5 @@ def _plan_report(
 ) -> DatasetReport:
     scan = dataset.report
     scan_notes = [note for note in scan.notes if note.kind is not RemarkKind.NO_CAPTION]
-    num_pictures = Counter(item.crop.target_hw for item in items if item.repeat == 0)
-    return DatasetReport(num_kept, scan.left_out + left_out, scan_notes + notes, dict(num_pictures), scan.summary)
+    num_images = Counter(item.crop.target_hw for item in items if item.repeat == 0)
+    return DatasetReport(num_kept, scan.left_out + left_out, scan_notes + notes, dict(num_images), scan.summary)

@@ -11,7 +11,7 @@ from .trigger_word import with_trigger_word_in_each_line
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures that can be used, and what became of the others. Each is used num_repeats times
+    """The images that can be used, and what became of the others. Each is used num_repeats times
     its own num_repeats per epoch.
     """
 
@@ -24,29 +24,29 @@ class Dataset:
 
     @property
     def num_training_samples(self) -> int:
-        """Pictures times their repeats: samples per epoch at one resolution, regularization not
+        """Images times their repeats: samples per epoch at one resolution, regularization not
         counted.
         """
         return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
 
     def trigger_word_of(self, image: TrainingImage) -> str:
-        """Regularization pictures have none: they show the class without what is learned."""
+        """Regularization images have none: they show the class without what is learned."""
         if image.is_regularization:
             return ""
         return self.trigger_word if image.trigger_word is None else image.trigger_word
 
     def with_captions(self, captions: Sequence[str]) -> "Dataset":
-        """The dataset with one caption per picture, in order; the trigger word is put in front
+        """The dataset with one caption per image, in order; the trigger word is put in front
         where it is missing. "" stays "".
 
         Raises:
-            ValueError: there are not as many captions as pictures.
+            ValueError: there are not as many captions as images.
         """
         if len(captions) != len(self.images):
             raise ValueError(
-                f"{self.folder_name}: {pluralize(len(self.images), 'picture')}, but "
-                f"{pluralize(len(captions), 'caption')}. Give one caption per picture, in "
-                "the same order; pictures that the report leaves out have none"
+                f"{self.folder_name}: {pluralize(len(self.images), 'image')}, but "
+                f"{pluralize(len(captions), 'caption')}. Give one caption per image, in "
+                "the same order; images that the report leaves out have none"
             )
         images = [
             replace(image, caption=with_trigger_word_in_each_line(text, self.trigger_word_of(image)))

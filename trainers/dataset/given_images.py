@@ -1,4 +1,4 @@
-"""Pictures that come from other programs, not from files: kept as a folder of PNG, mask and caption
+"""Images that come from other programs, not from files: kept as a folder of PNG, mask and caption
 files, named by its content.
 """
 
@@ -14,34 +14,34 @@ from ..wording import pluralize
 from .image_folder import MASK_SUFFIX
 
 
-def store_pictures(
-    pictures: Sequence[Image.Image],
+def store_images(
+    images: Sequence[Image.Image],
     captions: Sequence[str],
     folder: Path,
     *,
     masks: Sequence[Image.Image | None] = (),
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write picture N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode
+    """Write image N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode
     "L") as 000N-masklabel.png if it has one.
 
-    They go to a folder below `folder`, whole or not at all. The same pictures, captions and masks
+    They go to a folder below `folder`, whole or not at all. The same images, captions and masks
     always give the same folder; where it exists, nothing is written.
 
     Raises:
-        ValueError: there are neither as many captions as pictures, nor one for all, nor none; or
-            not as many masks as pictures.
+        ValueError: there are neither as many captions as images, nor one for all, nor none; or
+            not as many masks as images.
     """
-    captions, masks = _caption_for_each(captions, len(pictures)), _mask_for_each(masks, len(pictures))
-    target = folder / _content_hash(pictures, captions, masks)
+    captions, masks = _caption_for_each(captions, len(images)), _mask_for_each(masks, len(images))
+    target = folder / _content_hash(images, captions, masks)
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".pictures-", dir=folder))
     try:
-        for number, (picture, caption, mask) in enumerate(zip(pictures, captions, masks, strict=True), start=1):
+        for number, (image, caption, mask) in enumerate(zip(images, captions, masks, strict=True), start=1):
             check_interrupted()
-            picture.save(temporary / f"{number:04}.png", compress_level=1)
+            image.save(temporary / f"{number:04}.png", compress_level=1)
             if caption.strip():
                 (temporary / f"{number:04}.txt").write_text(caption, encoding="utf-8")
             if mask is not None:
@@ -57,37 +57,37 @@ def _rename(temporary: Path, target: Path) -> None:
     try:
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # another process has stored the same pictures meanwhile
+        if not target.is_dir():  # another process has stored the same images meanwhile
             raise
 
 
-def _caption_for_each(captions: Sequence[str], num_pictures: int) -> list[str]:
+def _caption_for_each(captions: Sequence[str], num_images: int) -> list[str]:
     if not captions:
-        return [""] * num_pictures
+        return [""] * num_images
     if len(captions) == 1:
-        return [captions[0]] * num_pictures
-    if len(captions) != num_pictures:
+        return [captions[0]] * num_images
+    if len(captions) != num_images:
         raise ValueError(
-            f"{pluralize(num_pictures, 'picture')} came, but {len(captions)} captions. Give one caption per picture, "
+            f"{pluralize(num_images, 'image')} came, but {len(captions)} captions. Give one caption per image, "
             "in the same order, or one for all"
         )
     return list(captions)
 
 
-def _mask_for_each(masks: Sequence[Image.Image | None], num_pictures: int) -> list[Image.Image | None]:
-    if masks and len(masks) != num_pictures:
+def _mask_for_each(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
+    if masks and len(masks) != num_images:
         raise ValueError(
-            f"{pluralize(num_pictures, 'picture')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
-            "picture, in the same order"
+            f"{pluralize(num_images, 'image')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
+            "image, in the same order"
         )
-    return list(masks) or [None] * num_pictures
+    return list(masks) or [None] * num_images
 
 
-def _content_hash(pictures: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
+def _content_hash(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
-    for picture, caption, mask in zip(pictures, captions, masks, strict=True):
-        digest.update(f"{picture.mode} {picture.size} {len(caption)} {caption}\n".encode())
-        digest.update(picture.tobytes())
+    for image, caption, mask in zip(images, captions, masks, strict=True):
+        digest.update(f"{image.mode} {image.size} {len(caption)} {caption}\n".encode())
+        digest.update(image.tobytes())
         if mask is not None:
             digest.update(f"mask {mask.mode} {mask.size}\n".encode())
             digest.update(mask.tobytes())

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from .image_files import MAX_PIXELS, UnusablePicture, picture_sha256, read_alpha, read_grey, read_rgb
+from .image_files import MAX_PIXELS, UnusableImage, image_sha256, read_alpha, read_grey, read_rgb
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture and its caption. `name` is its path inside the folder, with forward slashes;
+    """One image and its caption. `name` is its path inside the folder, with forward slashes;
     `size_hw` is that of the upright original.
 
     `caption` is empty where there is none yet, and has several lines where its file has:
     caption_variants makes them one. `mask_sha256` is empty where there is no mask; the mask is the
-    file `mask_path`, or without one the picture's own alpha channel. `trigger_word` None: the
+    file `mask_path`, or without one the image's own alpha channel. `trigger_word` None: the
     dataset's. `subset` is what kohya calls so, the folder that it counts with in a dataset of
     several: the joined dataset's name, or kohya's N_name (both: "toys/10_dog"); empty: the
     dataset's own. Files are read again when their pixels are needed. RuntimeError: it is not the
@@ -48,9 +48,9 @@ class TrainingImage:
         """As `read`, with no side longer than `size`; of a large JPEG only as much is decoded as
         that needs.
         """
-        picture = self.read(max_pixels=(4 * size) ** 2)
-        picture.thumbnail((size, size), reducing_gap=2.0)
-        return picture
+        image = self.read(max_pixels=(4 * size) ** 2)
+        image.thumbnail((size, size), reducing_gap=2.0)
+        return image
 
     def read_alpha(self) -> Image.Image | None:
         """Mode "L" (255: opaque), upright; None where the file has no transparency."""
@@ -78,8 +78,8 @@ def require_unchanged(path: Path, sha256: str) -> None:
     kept under the wrong name.
     """
     try:
-        unchanged = picture_sha256(path) == sha256
-    except UnusablePicture as error:
+        unchanged = image_sha256(path) == sha256
+    except UnusableImage as error:
         raise RuntimeError(
             f"{path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it"
         ) from error

@@ -1,5 +1,5 @@
-"""A zip archive to a folder of its pictures and captions. Where the archive comes from, and whether
-its pictures can be used, stands elsewhere.
+"""A zip archive to a folder of its images and captions. Where the archive comes from, and whether
+its images can be used, stands elsewhere.
 """
 
 import errno
@@ -23,7 +23,7 @@ from ..files.hashes import file_sha256
 from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import format_megabytes, pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
-from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .image_folder import repeats_and_name
 
 MAX_NAME_BYTES = 240  # of one folder or file; file systems take 255
@@ -65,7 +65,7 @@ class ArchiveLimits:
 DEFAULT_LIMITS = ArchiveLimits()
 
 
-def unpack_pictures(
+def unpack_images(
     archive: Path,
     folder: Path,
     *,
@@ -73,12 +73,12 @@ def unpack_pictures(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
-    """The folder of the archive's pictures and captions, `<folder>/<hash of the archive>`;
+    """The folder of the archive's images and captions, `<folder>/<hash of the archive>`;
     everything else in it is passed over.
 
     It gets this name when it is whole, and is used again, as it is, for an archive of the same
     bytes. Subfolders stay, but for those that everything lies in; of these kohya's folder of
-    pictures (10_dog) stays too, for its name says their repeats. Hidden files are left out.
+    images (10_dog) stays too, for its name says their repeats. Hidden files are left out.
     Characters and names that some system does not take become ones that it takes ("a?.png" is
     "a_.png", "con.txt" is "_con.txt"), on every system alike.
 
@@ -86,11 +86,11 @@ def unpack_pictures(
         FileNotFoundError: there is no such file.
         ValueError: it is no zip archive, is damaged or encrypted, leads out of the folder, has
             links, has two files of one name (upper and lower case are one), has more than `limits`
-            allow, or has no picture.
+            allow, or has no image.
         OSError: the disk is full.
     """
     if not archive.is_file():
-        raise FileNotFoundError(errno.ENOENT, f"{archive}: there is no such file. Give a .zip archive of pictures")
+        raise FileNotFoundError(errno.ENOENT, f"{archive}: there is no such file. Give a .zip archive of images")
     unpacked = folder / file_sha256(archive)[:16]
     if unpacked.is_dir():
         return unpacked
@@ -133,7 +133,7 @@ class _ArchiveFile(FileIO):
         if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise _Refused(
                 f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of the "
-                "pictures alone"
+                "images alone"
             )
         return super().read(size) or b""
 
@@ -154,14 +154,14 @@ def _require_zip(stream: FileIO) -> None:
 
 
 def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
-    """Pictures and captions, each with the path that it gets. Nothing has been written when this
+    """Images and captions, each with the path that it gets. Nothing has been written when this
     refuses one.
     """
-    wanted = _pictures_with_captions(
+    wanted = _images_with_captions(
         [(_path_inside(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
     )
     if not wanted:
-        raise _Refused(f"it has no pictures. Pictures are {', '.join(EXTENSIONS)}")
+        raise _Refused(f"it has no images. Images are {', '.join(EXTENSIONS)}")
     _require_limits([entry for _, entry in wanted], limits)
     for _, entry in wanted:
         _require_plain(entry)
@@ -173,11 +173,11 @@ def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[P
 
 def _has_wanted_name(entry: ZipInfo) -> bool:
     name = entry.filename.replace("\\", "/").rpartition("/")[2].lower()
-    return _is_picture(name) or name.endswith(CAPTION_EXTENSIONS) or name == METADATA_NAME
+    return _is_image(name) or name.endswith(CAPTION_EXTENSIONS) or name == METADATA_NAME
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS + OTHER_PICTURE_EXTENSIONS)
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS + OTHER_IMAGE_EXTENSIONS)
 
 
 def _path_inside(name: str) -> PurePosixPath:
@@ -186,7 +186,7 @@ def _path_inside(name: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
         raise _Refused(
             f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again, from "
-            "inside the folder of pictures"
+            "inside the folder of images"
         )
     if len(name.encode()) > MAX_PATH_BYTES:
         raise _Refused(
@@ -196,18 +196,18 @@ def _path_inside(name: str) -> PurePosixPath:
     return path
 
 
-def _pictures_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
-    """Without hidden files, and without texts that belong to no picture (a read-me)."""
+def _images_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
+    """Without hidden files, and without texts that belong to no image (a read-me)."""
     visible = [
         (path, entry)
         for path, entry in found
         if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     ]
-    pictures = {path.with_suffix("") for path, _ in visible if _is_picture(path.name)}
+    images = {path.with_suffix("") for path, _ in visible if _is_image(path.name)}
     return [
         (path, entry)
         for path, entry in visible
-        if path.with_suffix("") in pictures or (pictures and path.name.lower() == METADATA_NAME)
+        if path.with_suffix("") in images or (images and path.name.lower() == METADATA_NAME)
     ]
 
 
@@ -222,7 +222,7 @@ def _num_common(folders: list[tuple[str, ...]]) -> int:
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     if len(entries) > limits.max_files:
         raise _Refused(
-            f"it has {len(entries):,} pictures and captions; at most {limits.max_files:,}. Make a smaller archive"
+            f"it has {len(entries):,} images and captions; at most {limits.max_files:,}. Make a smaller archive"
         )
     largest = max(entries, key=lambda entry: entry.file_size)
     if largest.file_size > limits.max_file_bytes:

@@ -1,4 +1,4 @@
-"""One picture file: whether it can be trained on, and its pixels. Memory stays bounded whatever the
+"""One image file: whether it can be trained on, and its pixels. Memory stays bounded whatever the
 file claims to be.
 """
 
@@ -16,8 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..files.hashes import file_sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
-# Pictures to a user, but not to us: they are named in the report instead of being passed over.
-OTHER_PICTURE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
+# Images to a user, but not to us: they are named in the report instead of being passed over.
+OTHER_IMAGE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
 MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes for a pixel
 
 # Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png.
@@ -48,16 +48,16 @@ _ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)
 _pillow_limit = threading.Lock()
 
 
-class UnusablePicture(ValueError):
+class UnusableImage(ValueError):
     """The file cannot be trained on; the message says why, without the file's name."""
 
 
-class UnreadFormat(UnusablePicture):
+class UnreadFormat(UnusableImage):
     """It is an image, but of a format that is not read."""
 
 
 @dataclass(frozen=True)
-class PictureFacts:
+class ImageFacts:
     """What a look at the whole file tells: (height, width) as displayed, and whether it can be
     transparent.
     """
@@ -66,39 +66,39 @@ class PictureFacts:
     has_alpha: bool
 
 
-def inspect_picture(path: Path) -> PictureFacts:
+def inspect_image(path: Path) -> ImageFacts:
     """Decode the whole file, a JPEG at an eighth of its size, so that damage is found before the
     training.
 
     Raises:
-        UnusablePicture: it is empty, no picture, damaged, animated, or too large to be decoded in
+        UnusableImage: it is empty, no image, damaged, animated, or too large to be decoded in
             bounded memory.
     """
     with _opened(path) as image:
-        # The further pictures of an MPO file are what cameras put beside a photo: a preview, a
+        # The further images of an MPO file are what cameras put beside a photo: a preview, a
         # depth or gain map.
         num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
         if num_frames > 1:
-            raise UnusablePicture(
-                f"it is animated ({num_frames} frames); save the frame that you want as a picture of its own"
+            raise UnusableImage(
+                f"it is animated ({num_frames} frames); save the frame that you want as an image of its own"
             )
         width, height = image.size
         _prepare_decoding(image, max_pixels=0)
         image.load()
         size_hw = (width, height) if _orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
-        return PictureFacts(size_hw, _has_alpha(image))
+        return ImageFacts(size_hw, _has_alpha(image))
 
 
 def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None) -> Image.Image:
-    """The picture as displayed (EXIF orientation applied), transparent parts over the colour
+    """The image as displayed (EXIF orientation applied), transparent parts over the colour
     `alpha_background`.
 
     A JPEG of more than `max_pixels`, usually 100 million, comes at a half, quarter or eighth of its
-    size, straight from the decoder: the full picture is never in memory, and training scales it
+    size, straight from the decoder: the full image is never in memory, and training scales it
     down to a few megapixels anyway.
 
     Raises:
-        UnusablePicture: as `inspect_picture`, for a file that changed since.
+        UnusableImage: as `inspect_image`, for a file that changed since.
     """
     with _opened(path) as image:
         pixels = _upright_pixels(image, max_pixels)
@@ -122,34 +122,32 @@ def read_alpha(path: Path) -> Image.Image | None:
 
 
 def read_grey(path: Path) -> Image.Image:
-    """The picture's brightness as displayed, mode "L"; what is transparent is black. For masks."""
+    """The image's brightness as displayed, mode "L"; what is transparent is black. For masks."""
     return _without_metadata(read_rgb(path, alpha_background="black").convert("L"))
 
 
-def picture_sha256(path: Path) -> str:
-    """Raises UnusablePicture when the file is empty or cannot be read."""
+def image_sha256(path: Path) -> str:
+    """Raises UnusableImage when the file is empty or cannot be read."""
     try:
         if path.stat().st_size == 0:
-            raise UnusablePicture("the file is empty (0 bytes)")
+            raise UnusableImage("the file is empty (0 bytes)")
         return file_sha256(path)
     except OSError as error:
-        raise UnusablePicture(f"it cannot be read ({error.strerror})") from error
+        raise UnusableImage(f"it cannot be read ({error.strerror})") from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's errors about files that are damaged or no pictures, as UnusablePicture."""
+    """Pillow's errors about files that are damaged or no images, as UnusableImage."""
     try:
         with _open_without_limit(path) as image:
             yield image
-    except UnusablePicture:
+    except UnusableImage:
         raise
     except UnidentifiedImageError:
-        raise UnusablePicture(
-            f"it is not a picture that can be read here ({', '.join(_available_formats())})"
-        ) from None
+        raise UnusableImage(f"it is not an image that can be read here ({', '.join(_available_formats())})") from None
     except _DAMAGE as error:
-        raise UnusablePicture(f"it is damaged ({error or type(error).__name__})") from error
+        raise UnusableImage(f"it is damaged ({error or type(error).__name__})") from error
 
 
 def _open_without_limit(path: Path) -> Image.Image:
@@ -180,12 +178,12 @@ def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
         if (
             image.info.get("progressive") and width * height > MAX_PIXELS
         ):  # the decoder keeps all its coefficients, at any scale
-            raise UnusablePicture(
+            raise UnusableImage(
                 f"{width} x {height} pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or "
                 "scale it down"
             )
     if image.width * image.height > MAX_PIXELS:
-        raise UnusablePicture(
+        raise UnusableImage(
             f"{width} x {height} pixels are too many to decode safely; at most {MAX_PIXELS // 1_000_000} "
             "megapixels. Scale it down"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..wording import pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
-from .image_files import EXTENSIONS, OTHER_PICTURE_EXTENSIONS
+from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .report import Remark
 
 MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
@@ -19,11 +19,11 @@ _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
 
 
 @dataclass(frozen=True)
-class FoundPicture:
+class FoundImage:
     """`name` is its path inside the folder, with forward slashes.
 
     `repeat_folder` is the name of kohya's folder that it lies in, if any, and `class_tokens` what
-    that says its pictures show.
+    that says its images show.
     """
 
     path: Path
@@ -36,53 +36,51 @@ class FoundPicture:
 
 @dataclass(frozen=True)
 class FolderContent:
-    """The pictures in the order of their names."""
+    """The images in the order of their names."""
 
-    pictures: list[FoundPicture]
+    images: list[FoundImage]
     notes: list[Remark] = field(default_factory=list)
     mask_notes: list[Remark] = field(default_factory=list)
 
     @property
     def folders(self) -> list[Path]:
-        """Every folder that a picture lies in."""
-        return list(dict.fromkeys(picture.path.parent for picture in self.pictures))
+        """Every folder that an image lies in."""
+        return list(dict.fromkeys(image.path.parent for image in self.images))
 
 
-def list_pictures(folder: Path, *, recursive: bool) -> FolderContent:
-    """Find the pictures of the folder, each with its mask.
+def list_images(folder: Path, *, recursive: bool) -> FolderContent:
+    """Find the images of the folder, each with its mask.
 
-    A mask is a picture called NAME-masklabel, or NAME in a folder mask or masks, for the picture
-    NAME; it is never a picture to train on. A folder without pictures whose subfolders are called
-    N_name is kohya's: they are read, each picture N times per epoch. Hidden files and folders are
+    A mask is an image called NAME-masklabel, or NAME in a folder mask or masks, for the image
+    NAME; it is never an image to train on. A folder without images whose subfolders are called
+    N_name is kohya's: they are read, each image N times per epoch. Hidden files and folders are
     passed over.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no image in
             it.
     """
     if not folder.exists():
-        raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the pictures")
+        raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the images")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the pictures")
-    content = _find_pictures(folder, recursive=recursive)
-    if not content.pictures:
+        raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the images")
+    content = _find_images(folder, recursive=recursive)
+    if not content.images:
         raise ValueError(_nothing_found(folder, recursive=recursive))
     return content
 
 
 def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
-    """Every file that a scan of the folder reads: pictures, masks, captions."""
-    content = _find_pictures(folder, recursive=recursive)
-    files = {picture.path for picture in content.pictures} | {
-        picture.mask for picture in content.pictures if picture.mask
-    }
-    files |= {picture.path.with_suffix(extension) for picture in content.pictures for extension in CAPTION_EXTENSIONS}
+    """Every file that a scan of the folder reads: images, masks, captions."""
+    content = _find_images(folder, recursive=recursive)
+    files = {image.path for image in content.images} | {image.mask for image in content.images if image.mask}
+    files |= {image.path.with_suffix(extension) for image in content.images for extension in CAPTION_EXTENSIONS}
     files |= {place / METADATA_NAME for place in (folder, *content.folders)}
     return sorted(file for file in files if file.is_file())
 
 
-def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
-    paths = _picture_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
+def _find_images(folder: Path, *, recursive: bool) -> FolderContent:
+    paths = _image_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
     repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
     notes: list[Remark] = []
     if repeat_folders and recursive:
@@ -96,40 +94,40 @@ def _find_pictures(folder: Path, *, recursive: bool) -> FolderContent:
         )
         repeat_folders = {}
     elif repeat_folders:
-        paths = [path for place in repeat_folders for path in _picture_paths(folder, place.iterdir())]
+        paths = [path for place in repeat_folders for path in _image_paths(folder, place.iterdir())]
         notes += _kohya_notes(folder, repeat_folders, paths)
     masks = _masks(folder, dict.fromkeys(path.parent for path in paths))
-    pictures = [_found(path, folder, masks, repeat_folders) for path in paths]
-    pictures = [picture for picture in pictures if picture.num_repeats]
+    images = [_found(path, folder, masks, repeat_folders) for path in paths]
+    images = [image for image in images if image.num_repeats]
     return FolderContent(
-        sorted(pictures, key=lambda picture: _natural_order(picture.name)),
+        sorted(images, key=lambda image: _natural_order(image.name)),
         notes,
-        _masks_without_picture(folder, masks, paths),
+        _masks_without_image(folder, masks, paths),
     )
 
 
 def _found(
     path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]
-) -> FoundPicture:
+) -> FoundImage:
     name, mask = path.relative_to(folder).as_posix(), masks.get((path.parent, path.stem))
     if path.parent not in repeat_folders:
-        return FoundPicture(path, name, mask)
+        return FoundImage(path, name, mask)
     num_repeats, class_tokens = repeat_folders[path.parent]
-    return FoundPicture(path, name, mask, num_repeats, class_tokens, repeat_folder=path.parent.name)
+    return FoundImage(path, name, mask, num_repeats, class_tokens, repeat_folder=path.parent.name)
 
 
-def _picture_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def _image_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [
         path
         for path in paths
-        if _is_picture_name(path)
+        if _is_image_name(path)
         and not _is_mask(path.relative_to(folder))
         and _is_visible_file(path.relative_to(folder), folder)
     ]
 
 
-def _is_picture_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS + OTHER_PICTURE_EXTENSIONS
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS + OTHER_IMAGE_EXTENSIONS
 
 
 def _is_mask(relative_path: Path) -> bool:
@@ -147,7 +145,7 @@ def _is_visible_file(relative_path: Path, folder: Path) -> bool:
 
 
 def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
-    """kohya's subfolders that hold pictures, with N and name of N_name.
+    """kohya's subfolders that hold images, with N and name of N_name.
 
     Raises:
         ValueError: N is more than MAX_REPEATS.
@@ -155,12 +153,12 @@ def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
     found = {}
     for place in sorted(folder.iterdir(), key=lambda place: _natural_order(place.name)):
         meaning = repeats_and_name(place.name)
-        if meaning and place.is_dir() and _picture_paths(folder, place.iterdir()):
+        if meaning and place.is_dir() and _image_paths(folder, place.iterdir()):
             found[place] = meaning
             num_repeats, name = meaning
             if num_repeats > MAX_REPEATS:
                 raise ValueError(
-                    f"{place}: kohya's folder names start with the repeats of their pictures, at most "
+                    f"{place}: kohya's folder names start with the repeats of their images, at most "
                     f"{MAX_REPEATS:,}. Rename it, 1_{name} for one"
                 )
     return found
@@ -175,26 +173,26 @@ def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
 def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
-        num_pictures = sum(path.parent == place for path in paths)
-        what = f"kohya's folder: {num_pictures} x {num_repeats} repeats" + (
+        num_images = sum(path.parent == place for path in paths)
+        what = f"kohya's folder: {num_images} x {num_repeats} repeats" + (
             f", {class_tokens!r} where there is no caption" if class_tokens else ""
         )
         notes.append(
-            Remark(place.name, what if num_repeats else "kohya's folder of 0 repeats: its pictures are passed over")
+            Remark(place.name, what if num_repeats else "kohya's folder of 0 repeats: its images are passed over")
         )
     others = [
         place
         for place in folder.iterdir()
         if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")
     ]
-    unread = sorted(place.name for place in others if _picture_paths(folder, place.iterdir()))
+    unread = sorted(place.name for place in others if _image_paths(folder, place.iterdir()))
     return notes + [
         Remark(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread
     ]
 
 
 def _masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
-    """Masks by the folder and the name of their picture: beside it, in a folder mask beside it, or
+    """Masks by the folder and the name of their image: beside it, in a folder mask beside it, or
     in the same place below <folder>/mask.
     """
     masks: dict[tuple[Path, str], Path] = {}
@@ -216,15 +214,13 @@ def _mask_folders(place: Path) -> list[Path]:
 def _sorted_files(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
-    return sorted(
-        file for file in place.iterdir() if _is_picture_name(file) and _is_visible_file(Path(file.name), place)
-    )
+    return sorted(file for file in place.iterdir() if _is_image_name(file) and _is_visible_file(Path(file.name), place))
 
 
-def _masks_without_picture(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
-    pictures = {(path.parent, path.stem) for path in paths}
-    orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in pictures)
-    return [Remark(name, "its name makes it a mask, but there is no picture that it belongs to") for name in orphans]
+def _masks_without_image(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
+    images = {(path.parent, path.stem) for path in paths}
+    orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in images)
+    return [Remark(name, "its name makes it a mask, but there is no image that it belongs to") for name in orphans]
 
 
 def _nothing_found(folder: Path, *, recursive: bool) -> str:
@@ -236,7 +232,7 @@ def _nothing_found(folder: Path, *, recursive: bool) -> str:
     content = f"and none in its {pluralize(len(files), 'file')}" if files else "it is empty"
     has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
     hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
-    return f"{folder}: no pictures, {content}. Pictures are {', '.join(EXTENSIONS)}.{hint}"
+    return f"{folder}: no images, {content}. Images are {', '.join(EXTENSIONS)}.{hint}"
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:

@@ -10,7 +10,7 @@ from .summary import describe_images
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
-    """One dataset of several, each picture with its own repeats, weight and trigger word; its name
+    """One dataset of several, each image with its own repeats, weight and trigger word; its name
     gets the folder's name in front.
 
     Raises:
@@ -68,7 +68,7 @@ def _distinct_names(names: list[str]) -> list[str]:
 
 
 def _found_again(images: list[TrainingImage]) -> list[Remark]:
-    """The same picture in two datasets may be meant, and is used in both."""
+    """The same image in two datasets may be meant, and is used in both."""
     first: dict[str, TrainingImage] = {}
     again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
     return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

@@ -1,7 +1,7 @@
-"""Pictures that look the same: resized, recompressed or slightly cropped copies, found by
+"""Images that look the same: resized, recompressed or slightly cropped copies, found by
 perceptual hashes and compared in colour.
 
-Each picture is hashed as a whole and in nine windows a little smaller than itself; two pictures are
+Each image is hashed as a whole and in nine windows a little smaller than itself; two images are
 near-duplicates when the whole of one is like the whole or a window of the other. So a copy is found
 that lost up to about a tenth of its width and height.
 """
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """hashes [10, 64] of -1 and 1, colours [10, 432] in 0..255: the whole picture first, then its
+    """hashes [10, 64] of -1 and 1, colours [10, 432] in 0..255: the whole image first, then its
     windows. shape: width / height.
     """
 
@@ -35,8 +35,8 @@ class Fingerprint:
     colours: np.ndarray
 
 
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    """Of an RGB picture; a thumbnail of 200 pixels will do.
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """Of an RGB image; a thumbnail of 200 pixels will do.
 
     Raises:
         ModuleNotFoundError: ImageHash is not installed.
@@ -53,29 +53,29 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
         ) from None
     hashes = [
         imagehash.phash(window, hash_size=HASH_SIZE).hash.ravel()
-        for window in _windows(picture.convert("L"), WINDOW_SIZE)
+        for window in _windows(image.convert("L"), WINDOW_SIZE)
     ]
-    colours = [np.asarray(window).ravel() for window in _windows(picture, COLOUR_SIZE)]
+    colours = [np.asarray(window).ravel() for window in _windows(image, COLOUR_SIZE)]
     return Fingerprint(
-        picture.width / picture.height,
+        image.width / image.height,
         np.where(np.array(hashes), 1, -1).astype(np.float32),
         np.array(colours, dtype=np.float32),
     )
 
 
-def _windows(picture: Image.Image, size: int) -> list[Image.Image]:
+def _windows(image: Image.Image, size: int) -> list[Image.Image]:
     """All of it, then nine windows from corner to corner, each at size x size."""
-    width, height = picture.size
+    width, height = image.size
     left_out = [(0, 0, 0.0)] + [(x, y, WINDOW_SHARE) for x, y in product((0, 0.5, 1), repeat=2)]
     boxes = [
         (x * share * width, y * share * height, (1 + (x - 1) * share) * width, (1 + (y - 1) * share) * height)
         for x, y, share in left_out
     ]
-    return [picture.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
+    return [image.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
 
 
 def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of two or more pictures that are alike, by their positions; alike with any one of a
+    """Groups of two or more images that are alike, by their positions; alike with any one of a
     group is enough.
     """
     representative = list(range(len(fingerprints)))
@@ -91,16 +91,16 @@ def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 def _alike(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
     if not fingerprints:
         return []
-    whole = np.stack([one.hashes[0] for one in fingerprints])  # [pictures, 64]
-    windows = np.concatenate([one.hashes for one in fingerprints])  # [pictures * 10, 64]
+    whole = np.stack([one.hashes[0] for one in fingerprints])  # [images, 64]
+    windows = np.concatenate([one.hashes for one in fingerprints])  # [images * 10, 64]
     num_windows = len(fingerprints[0].hashes)
     pairs = []
     for start in range(0, len(whole), _ROWS_AT_ONCE):
         distances = (whole.shape[1] - whole[start : start + _ROWS_AT_ONCE] @ windows.T) / 2  # Hamming's
         for row, column in np.argwhere(distances <= MAX_HASH_DISTANCE):
-            picture, (other, window) = start + row, divmod(column, num_windows)
-            if picture != other and _matches(fingerprints[picture], fingerprints[other], window):
-                pairs.append((int(picture), int(other)))
+            image, (other, window) = start + row, divmod(column, num_windows)
+            if image != other and _matches(fingerprints[image], fingerprints[other], window):
+                pairs.append((int(image), int(other)))
     return pairs
 
 

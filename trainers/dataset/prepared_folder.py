@@ -12,16 +12,16 @@ from .crop_plan import CropPlan, TrainingItem
 def write_prepared_folder(
     plan: CropPlan, folder: Path, *, check_interrupted: Callable[[], None] = lambda: None
 ) -> None:
-    """Write every picture as it is trained, as PNG with its caption beside it; repeats only where
+    """Write every image as it is trained, as PNG with its caption beside it; repeats only where
     their crops differ.
 
     Raises:
         FileExistsError, NotADirectoryError: the folder has files already, or is one.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file. Give a new folder for the prepared pictures")
+        raise NotADirectoryError(f"{folder} is a file. Give a new folder for the prepared images")
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty. Give a new folder for the prepared pictures")
+        raise FileExistsError(f"{folder} is not empty. Give a new folder for the prepared images")
     distinct: dict[tuple[str, Crop], TrainingItem] = {}
     for item in plan.items:
         distinct.setdefault((item.image.name, item.crop), item)

@@ -39,8 +39,8 @@ class Remark:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What became of every picture of the folder; buckets are (height, width) with their number of
-    pictures.
+    """What became of every image of the folder; buckets are (height, width) with their number of
+    images.
     """
 
     num_kept: int
@@ -51,7 +51,7 @@ class DatasetReport:
     summary: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        lines = [f"{pluralize(self.num_kept, 'picture')} kept, {len(self.left_out)} left out"]
+        lines = [f"{pluralize(self.num_kept, 'image')} kept, {len(self.left_out)} left out"]
         lines += [f"  {line}" for line in self.summary]
         lines += [
             f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
@@ -79,5 +79,5 @@ def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict
     reasons = (f"{remark.name}: {remark.reason}" for remark in left_out)
     shown = name_first(reasons, 10, separator="; ", before_rest="; ")
     if num_kept:
-        raise ValueError(f"{folder}: strict is on and {pluralize(len(left_out), 'picture')} cannot be used: {shown}")
-    raise ValueError(f"{folder}: no usable picture among {len(left_out)}: {shown}")
+        raise ValueError(f"{folder}: strict is on and {pluralize(len(left_out), 'image')} cannot be used: {shown}")
+    raise ValueError(f"{folder}: no usable image among {len(left_out)}: {shown}")

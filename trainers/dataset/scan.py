@@ -9,13 +9,13 @@ from .caption_files import read_caption_file, read_metadata
 from .config import DatasetConfig
 from .dataset import Dataset
 from .image import TrainingImage
-from .image_files import EXTENSIONS, UnreadFormat, UnusablePicture, inspect_picture, picture_sha256, read_grey
-from .image_folder import FolderContent, FoundPicture, list_pictures
+from .image_files import EXTENSIONS, UnreadFormat, UnusableImage, image_sha256, inspect_image, read_grey
+from .image_folder import FolderContent, FoundImage, list_images
 from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usable
 from .summary import summarize_special
 from .trigger_word import with_trigger_word_in_each_line
 
-SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its picture: rounding, not another crop
+SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its image: rounding, not another crop
 
 
 def scan_folder(
@@ -25,29 +25,29 @@ def scan_folder(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Dataset:
-    """Look at every picture of the folder, in the order of their names; nothing is written.
+    """Look at every image of the folder, in the order of their names; nothing is written.
 
     Left out and named in the report, never replaced by another: empty, damaged, animated or huge
-    files, pictures with such a mask, files of other picture formats, and copies of another picture.
-    With `strict` that is an error. Pictures without any caption stay, for a captioner to come;
+    files, images with such a mask, files of other image formats, and copies of another image.
+    With `strict` that is an error. Images without any caption stay, for a captioner to come;
     plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user
     calls the folder, where that is not its own name.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no picture in
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no image in
             it that can be used.
     """
     folder = Path(config.images).expanduser()
-    content = list_pictures(folder, recursive=config.recursive)
+    content = list_images(folder, recursive=config.recursive)
     captions, notes = _metadata_captions(folder, content)
     images: list[TrainingImage] = []
     left_out: list[Remark] = []
-    for count, found in enumerate(content.pictures, start=1):
+    for count, found in enumerate(content.images, start=1):
         check_interrupted()
-        on_progress(count, len(content.pictures), found.name)
+        on_progress(count, len(content.images), found.name)
         try:
             image, own_notes = _look_at(found, config, captions.get(found.path, ""))
-        except UnusablePicture as error:
+        except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
             continue
@@ -62,13 +62,13 @@ def scan_folder(
     return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
-def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
-    """The picture and what is to be noted about it. Raises UnusablePicture."""
+def _look_at(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
+    """The image and what is to be noted about it. Raises UnusableImage."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
-    sha256 = picture_sha256(path)
-    facts = inspect_picture(path)
+    sha256 = image_sha256(path)
+    facts = inspect_image(path)
     caption, notes = _caption_of(found, config, metadata_caption)
     image = TrainingImage(
         found.name,
@@ -91,33 +91,33 @@ def _look_at(found: FoundPicture, config: DatasetConfig, metadata_caption: str) 
 
 
 def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
-    """A picture whose mask cannot be read is not used: without it, all of the picture would be
+    """An image whose mask cannot be read is not used: without it, all of the image would be
     learned.
     """
     place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
     try:
         if mask.suffix.lower() not in EXTENSIONS:
-            raise UnusablePicture(f"{mask.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
-        sha256 = picture_sha256(mask)
-        (height, width), (mask_height, mask_width) = image.size_hw, inspect_picture(mask).size_hw
+            raise UnusableImage(f"{mask.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
+        sha256 = image_sha256(mask)
+        (height, width), (mask_height, mask_width) = image.size_hw, inspect_image(mask).size_hw
         is_black = not read_grey(mask).getbbox()
-    except UnusablePicture as error:
-        raise UnusablePicture(f"its mask {place} cannot be used: {error}") from error
+    except UnusableImage as error:
+        raise UnusableImage(f"its mask {place} cannot be used: {error}") from error
     if (
         abs(mask_width * height - mask_height * width)
         > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
     ):
         reason = (
-            f"its mask {place} has another shape ({mask_width} x {mask_height}, the picture {width} x {height}) and "
+            f"its mask {place} has another shape ({mask_width} x {mask_height}, the image {width} x {height}) and "
             "is stretched to it"
         )
         notes = [*notes, Remark(image.name, reason)]
     if is_black:
-        notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the picture is learned")]
+        notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the image is learned")]
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _caption_of(found: FoundPicture, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
+def _caption_of(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
     """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
     kohya's folder, else the trigger word alone; and notes.
     """
@@ -148,7 +148,7 @@ def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path,
 
 
 def _copies(images: list[TrainingImage]) -> list[Remark]:
-    """All pictures of the same bytes but one: the first that has a caption."""
+    """All images of the same bytes but one: the first that has a caption."""
     first: dict[str, TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
         first.setdefault(image.sha256, image)

@@ -14,7 +14,7 @@ def summarize_special(folder_name: str, images: list[TrainingImage], num_repeats
 
 def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
     """One line: number, repeats, weight, masks of these images."""
-    noun = "regularization picture" if any(image.is_regularization for image in images) else "picture"
+    noun = "regularization image" if any(image.is_regularization for image in images) else "image"
     parts = [pluralize(len(images), noun), *_list_special_features(images, num_repeats)]
     return f"{folder_name}: {', '.join(parts)}"
 

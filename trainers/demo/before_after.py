@@ -1,4 +1,4 @@
-"""What a LoRA changed, in pictures and numbers: the same seeds with and without it, prompts with
+"""What a LoRA changed, in images and numbers: the same seeds with and without it, prompts with
 and without the trigger word.
 """
 
@@ -12,7 +12,7 @@ from ..embedded_base.scenes import fits
 from ..lora.modules import weighted_modules
 from ..lora.read import read_lora
 from ..sdxl.merge import merge_lora
-from ..sdxl.model.sampling import sample_pictures
+from ..sdxl.model.sampling import sample_images
 from ..sdxl.model.sdxl_model import SDXLModel
 from ..sdxl.names import kohya_names
 from .concept import TRIGGER_WORD, fidelity
@@ -33,7 +33,7 @@ SIZE_HW = (128, 128)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures uint8 [prompts * seeds, height, width, 3], prompt by prompt, new prompts first, and
+    """Images uint8 [prompts * seeds, height, width, 3], prompt by prompt, new prompts first, and
     what they show.
 
     fidelity: 0 to 1, mean over the new prompts (concept.fidelity). old_right: share of old prompts
@@ -53,11 +53,11 @@ class Comparison:
 def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25) -> Comparison:
     """Sample, merge the LoRA into the model (which it changes for good), and sample again."""
     prompts, seeds = NEW_PROMPTS + OLD_PROMPTS, list(range(num_seeds))
-    before = sample_pictures(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
+    before = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     parts = {"unet": model.unet, "text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
     merge_lora(read_lora(lora, kohya_names(*(weighted_modules(part) for part in parts.values()))), parts)
-    after = sample_pictures(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
+    after = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
     split = len(NEW_PROMPTS) * num_seeds
     return Comparison(
         before=before,
@@ -70,12 +70,12 @@ def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25
     )
 
 
-def _mean_fidelity(pictures: np.ndarray) -> float:
-    return float(np.mean([fidelity(picture) for picture in pictures]))
+def _mean_fidelity(images: np.ndarray) -> float:
+    return float(np.mean([fidelity(image) for image in images]))
 
 
-def _share_right(pictures: np.ndarray, num_seeds: int) -> float:
-    return float(np.mean([all(fits(picture, OLD_PROMPTS[i // num_seeds])) for i, picture in enumerate(pictures)]))
+def _share_right(images: np.ndarray, num_seeds: int) -> float:
+    return float(np.mean([all(fits(image, OLD_PROMPTS[i // num_seeds])) for i, image in enumerate(images)]))
 
 
 def draw_grid(comparison: Comparison, *, num_seeds: int) -> Image.Image:
@@ -90,7 +90,7 @@ def draw_grid(comparison: Comparison, *, num_seeds: int) -> Image.Image:
     for row, prompt in enumerate(prompts):
         top = head + row * (height + label)
         pen.text((4, top), prompt, fill="#475467", font=ImageFont.load_default(12))
-        for side, pictures in enumerate((comparison.before, comparison.after)):
-            strip = np.concatenate(list(pictures[row * num_seeds : (row + 1) * num_seeds]), axis=1)
+        for side, images in enumerate((comparison.before, comparison.after)):
+            strip = np.concatenate(list(images[row * num_seeds : (row + 1) * num_seeds]), axis=1)
             image.paste(Image.fromarray(strip), (side * (num_seeds * width + gap), top + label))
     return image

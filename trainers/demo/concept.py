@@ -1,7 +1,7 @@
-"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its pictures,
-and tells how much of one a picture shows.
+"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its images,
+and tells how much of one an image shows.
 
-    python -m trainers.demo.concept    # writes the pictures folder beside this file again
+    python -m trainers.demo.concept    # writes the images folder beside this file again
 
 The embedded base model knows circles, squares, stars and the like; it has never seen two colours in
 one object.
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ..embedded_base.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
 
 TRIGGER_WORD = "zwx"
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "pictures"
 CAP, STEM = COLOURS["pink"], COLOURS["cyan"]
 # Width of the cap; height of cap and of stem, and width of the stem, as shares of it.
 CAP_HEIGHT, STEM_HEIGHT, STEM_WIDTH = 0.5, 0.46, 0.42
@@ -56,10 +56,10 @@ def draw_toadstool(
 
 
 def fidelity(pixels: np.ndarray) -> float:
-    """0 to 1: how much of a toadstool the picture [height, width, 3] shows: mean IoU of cap and
+    """0 to 1: how much of a toadstool the image [height, width, 3] shows: mean IoU of cap and
     stem with the best-placed drawing.
 
-    The drawing is placed by the bounding box of what is pink or cyan; a picture without one of the
+    The drawing is placed by the bounding box of what is pink or cyan; an image without one of the
     two colours scores 0.
     """
     pixels = pixels.astype(float)
@@ -91,8 +91,8 @@ def _cap_widths(mask: np.ndarray) -> list[float]:
     return [from_width, from_height, 0.5 * (from_width + from_height)]
 
 
-def write_pictures(folder: Path) -> None:
-    """The training pictures with their captions, in several formats, sizes and shapes."""
+def write_images(folder: Path) -> None:
+    """The training images with their captions, in several formats, sizes and shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for name, (height, width), background, share, (y, x) in LAYOUTS:
@@ -107,4 +107,4 @@ def write_pictures(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_pictures(PICTURES)
+    write_images(IMAGES)

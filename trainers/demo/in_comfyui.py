@@ -20,10 +20,10 @@ from ..comfyui.server import ComfyServer, prepare_base_directory
 from ..embedded_base import write_embedded_checkpoint
 from ..files.atomic_write import atomic_write
 from .before_after import SIZE_HW
-from .concept import PICTURES, TRIGGER_WORD, fidelity
+from .concept import IMAGES, TRIGGER_WORD, fidelity
 
 PROMPT = PACK / "example_workflows" / "api" / "train_apply_sample.json"
-CHECKPOINT, PICTURES_FOLDER = "embedded_base.safetensors", "toadstools"
+CHECKPOINT, IMAGES_FOLDER = "embedded_base.safetensors", "toadstools"
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class ComfyDemo:
 
 def prepare_demo_directory(folder: Path) -> None:
     """A base directory for ComfyUI with this pack, the embedded base model and the demo's
-    pictures.
+    images.
     """
     prepare_base_directory(
         folder, {"ComfyUI-LoRA-Trainer": PACK, "embedded_base_pack": PACK / "nodes" / "embedded_base_pack"}
     )
     write_embedded_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
-    shutil.copytree(PICTURES, folder / "input" / PICTURES_FOLDER)
+    shutil.copytree(IMAGES, folder / "input" / IMAGES_FOLDER)
 
 
 def run_demo(installation: Installation, folder: Path, *, settings: dict[str, Any], num_seeds: int) -> ComfyDemo:
@@ -60,7 +60,7 @@ def run_demo(installation: Installation, folder: Path, *, settings: dict[str, An
         apply_settings(prompt, demo_settings(settings, num_seeds=num_seeds), server.client)
         result = run_prompt(server.client, prompt)
         (save,) = find_nodes(prompt, "SaveImage")
-        pairs = np.concatenate([_fetch_picture(server.client, file) for file in result.files(save)])
+        pairs = np.concatenate([_fetch_image(server.client, file) for file in result.files(save)])
     with atomic_write(folder / "before_after.png") as temporary:
         Image.fromarray(pairs).save(temporary, format="PNG")
     (lora,) = (base_directory / "models" / "loras").glob("*.safetensors")
@@ -76,7 +76,7 @@ def run_demo(installation: Installation, folder: Path, *, settings: dict[str, An
 
 
 def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[Setting]:
-    """What makes the shipped prompt train on the demo's pictures and draw at the embedded base's
+    """What makes the shipped prompt train on the demo's images and draw at the embedded base's
     size.
     """
     height, width = SIZE_HW
@@ -90,7 +90,7 @@ def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[S
     }
     inputs = {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
-        "LoRATrainer_LoadImages": {"folder": PICTURES_FOLDER, "trigger_word": TRIGGER_WORD},
+        "LoRATrainer_LoadImages": {"folder": IMAGES_FOLDER, "trigger_word": TRIGGER_WORD},
         # The node's own word for a switch that may also be left to a preset is on or off.
         "LoRATrainer_LoRATrainSDXL": {
             name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in trainer.items()
@@ -101,10 +101,10 @@ def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[S
     return [(node, name, value) for node, values in inputs.items() for name, value in values.items()]
 
 
-def _fetch_picture(client: ComfyClient, file: OutputFile) -> np.ndarray:
+def _fetch_image(client: ComfyClient, file: OutputFile) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB"))
 
 
 def _mean_fidelity(column: np.ndarray) -> float:
-    """Of pictures that stand one below the other."""
-    return float(np.mean([fidelity(picture) for picture in np.split(column, len(column) // SIZE_HW[0])]))
+    """Of images that stand one below the other."""
+    return float(np.mean([fidelity(image) for image in np.split(column, len(column) // SIZE_HW[0])]))

@@ -1,4 +1,4 @@
-"""Pretrains the embedded base model on pictures it draws itself.
+"""Pretrains the embedded base model on images it draws itself.
 
     python -m trainers.embedded_base.pretrain vae   --work DIR     # about 15 minutes on one core
     python -m trainers.embedded_base.pretrain base  --work DIR     # about 90 minutes on one core;
@@ -31,7 +31,7 @@ from ..sdxl.encode import encode_means
 from ..sdxl.model.export import write_checkpoint
 from ..sdxl.model.layout import Part
 from ..sdxl.model.noise_schedule import alphas_cumprod
-from ..sdxl.model.sampling import decode_means, sample_pictures
+from ..sdxl.model.sampling import decode_means, sample_images
 from ..sdxl.model.sdxl_model import SDXLModel, build_model
 from ..sdxl.step import Batch, Objective, weighted_losses
 from . import SHIPPED_WEIGHTS, TOKEN_TABLES, scenes
@@ -92,7 +92,7 @@ def describe_blocks(pixel_values: torch.Tensor) -> torch.Tensor:
 
 class TargetLatents:
     """The latents that the VAE is taught and the base is trained on: block descriptions, whitened
-    over the base pictures.
+    over the base images.
 
     Teaching encoder and decoder apart against fixed latents learns several times faster than end to
     end, and lets the base be trained beside the VAE. Whitening is symmetric (ZCA), so it has no
@@ -116,7 +116,7 @@ def to_pixel_values(drawings: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_pictures(pixel_values: torch.Tensor) -> np.ndarray:
+def to_images(pixel_values: torch.Tensor) -> np.ndarray:
     return ((pixel_values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -128,7 +128,7 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
     rng = random.Random(seed)
     vae, targets = build_vae().train(), TargetLatents()
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.0)
-    pool = _vae_pictures(rng, num_pictures=5000)
+    pool = _vae_images(rng, num_images=5000)
     losses: list[float] = []
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
@@ -152,18 +152,18 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
     logger.info("vae: %s", measure_vae(vae.eval(), targets))
 
 
-def _vae_pictures(rng: random.Random, *, num_pictures: int) -> torch.Tensor:
+def _vae_images(rng: random.Random, *, num_images: int) -> torch.Tensor:
     """uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
     square = (RESOLUTION, RESOLUTION)
     drawings = [
         scenes.draw_scene(square, rng).pixels if i % 3 == 0 else scenes.draw_anything(square, rng)
-        for i in range(num_pictures)
+        for i in range(num_images)
     ]
     return torch.from_numpy(np.stack(drawings))
 
 
 def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.Tensor:
-    """Crops of half the side first (four times the steps per second), whole pictures later; half of
+    """Crops of half the side first (four times the steps per second), whole images later; half of
     them mirrored.
     """
     batch = pool[torch.randint(0, len(pool), (4 if whole else 16,))].permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -189,8 +189,8 @@ def measure_vae(vae: AutoencoderKL, targets: TargetLatents) -> dict[str, float]:
     means = torch.cat([encode_means(vae, chunk) for chunk in pixel_values.split(16)])
     decoded = torch.cat([decode_means(vae, chunk) for chunk in means.split(16)])
     read = [
-        scenes.fits(picture, drawing.caption)
-        for picture, drawing in zip(to_pictures(decoded), drawings, strict=True)
+        scenes.fits(image, drawing.caption)
+        for image, drawing in zip(to_images(decoded), drawings, strict=True)
         if " of " not in drawing.caption and " above " not in drawing.caption
     ]
     colour, shape, background = np.mean(read, axis=0)
@@ -213,7 +213,7 @@ def train_base(
     num_steps: int,
     learning_rate: float,
     batch_size: int,
-    num_pictures: int,
+    num_images: int,
     min_snr_gamma: float,
     noise_offset: float,
     seed: int,
@@ -228,7 +228,7 @@ def train_base(
     optimizer = torch.optim.AdamW(trainable.values(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     objective = Objective(alphas_cumprod(zero_terminal_snr=False), "epsilon", min_snr_gamma)
     rng = random.Random(seed)
-    buckets = _encode_pictures(num_pictures, rng)
+    buckets = _encode_images(num_images, rng)
     losses: list[float] = []
     started = time.monotonic()
     for step in range(num_steps):
@@ -256,15 +256,15 @@ def train_base(
 
 
 class _Bucket:
-    """Pictures of one size, as latents [N, 4, H, W] and token ids."""
+    """Images of one size, as latents [N, 4, H, W] and token ids."""
 
     def __init__(
-        self, size_hw: tuple[int, int], share: float, num_pictures: int, targets: TargetLatents, rng: random.Random
+        self, size_hw: tuple[int, int], share: float, num_images: int, targets: TargetLatents, rng: random.Random
     ) -> None:
         self.size_hw, self.share = size_hw, share
         latents, captions = [], []
-        for start in range(0, num_pictures, 500):
-            drawings = [scenes.draw_scene(size_hw, rng) for _ in range(min(500, num_pictures - start))]
+        for start in range(0, num_images, 500):
+            drawings = [scenes.draw_scene(size_hw, rng) for _ in range(min(500, num_images - start))]
             latents.append(targets(to_pixel_values([drawing.pixels for drawing in drawings])))
             captions += [drawing.caption for drawing in drawings]
         self.latents = torch.cat(latents)
@@ -273,14 +273,10 @@ class _Bucket:
         self.ids_2 = torch.cat(tokenize(["", *captions], pad_token=0))
 
 
-def _encode_pictures(num_pictures: int, rng: random.Random) -> list[_Bucket]:
+def _encode_images(num_images: int, rng: random.Random) -> list[_Bucket]:
     targets = TargetLatents()
-    buckets = [
-        _Bucket(size_hw, share, int(num_pictures * share), targets, rng) for size_hw, share in BUCKETS_HW.items()
-    ]
-    logger.info(
-        "latents: std %.3f over %d pictures", torch.cat([b.latents.flatten() for b in buckets]).std(), num_pictures
-    )
+    buckets = [_Bucket(size_hw, share, int(num_images * share), targets, rng) for size_hw, share in BUCKETS_HW.items()]
+    logger.info("latents: std %.3f over %d images", torch.cat([b.latents.flatten() for b in buckets]).std(), num_images)
     return buckets
 
 
@@ -289,7 +285,7 @@ def _base_loss(
 ) -> torch.Tensor:
     """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch.
 
-    SDXL's schedule ends with a trace of the picture's mean colour in the noise. With latents of 16
+    SDXL's schedule ends with a trace of the image's mean colour in the noise. With latents of 16
     x 16 the base learns to read the background from it, and a sampler's pure noise then gives any
     background; the noise offset hides the trace.
     """
@@ -362,16 +358,16 @@ def assemble(work: Path) -> SDXLModel:
     return build_model(state_dicts, name="embedded base")
 
 
-def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, picture: Path) -> dict[str, float]:
-    """Shares of pictures with the right colour, shape, background, and all three, over
-    SCORE_PROMPTS; saves them as one picture.
+def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, image: Path) -> dict[str, float]:
+    """Shares of images with the right colour, shape, background, and all three, over
+    SCORE_PROMPTS; saves them as one image.
     """
-    sampled = sample_pictures(
+    sampled = sample_images(
         model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale
     )
     read = np.array([scenes.fits(pixels, SCORE_PROMPTS[i // num_seeds]) for i, pixels in enumerate(sampled)])
     rows = [np.concatenate(list(sampled[i : i + num_seeds]), 1) for i in range(0, len(sampled), num_seeds)]
-    Image.fromarray(np.concatenate(rows)).save(picture)
+    Image.fromarray(np.concatenate(rows)).save(image)
     shares = dict(zip(("colour", "shape", "background"), read.mean(0).tolist(), strict=True))
     return {name: round(value, 3) for name, value in {**shares, "all three": float(read.all(1).mean())}.items()}
 
@@ -412,7 +408,7 @@ def main() -> None:
             num_steps=options.base_steps,
             learning_rate=options.learning_rate,
             batch_size=options.batch_size,
-            num_pictures=options.pictures,
+            num_images=options.pictures,
             min_snr_gamma=options.min_snr_gamma,
             noise_offset=options.noise_offset,
             seed=2 if options.resume else 1,
@@ -425,7 +421,7 @@ def main() -> None:
                 assemble(options.work),
                 num_seeds=options.seeds,
                 guidance_scale=options.guidance_scale,
-                picture=options.work / "score.png",
+                image=options.work / "score.png",
             ),
         )
     else:

@@ -1,8 +1,8 @@
-"""Draws the pictures that the embedded base model knows, writes their captions, and reads a picture
+"""Draws the images that the embedded base model knows, writes their captions, and reads an image
 back.
 
 Two scripts share it: the pretraining (which draws) and the checker (which says whether a generated
-picture shows what its prompt asked for). Sizes are (height, width) in pixels; colours are RGB,
+image shows what its prompt asked for). Sizes are (height, width) in pixels; colours are RGB,
 0-255.
 """
 
@@ -45,14 +45,14 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture [height, width, 3] uint8 and what it shows, in words."""
+    """An image [height, width, 3] uint8 and what it shows, in words."""
 
     pixels: np.ndarray
     caption: str
 
 
 def draw_scene(size_hw: tuple[int, int], rng: random.Random) -> Drawing:
-    """One picture of the base set: an object (four times in five) or two, each with a colour, on a
+    """One image of the base set: an object (four times in five) or two, each with a colour, on a
     plain background.
     """
     background = rng.choice(list(BACKGROUNDS))
@@ -199,7 +199,7 @@ def _any_colour(rng: random.Random) -> Colour:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; None where nothing can be told. `overlap` is the IoU with the nearest
+    """What an image shows; None where nothing can be told. `overlap` is the IoU with the nearest
     shape's template.
     """
 
@@ -209,7 +209,7 @@ class Reading:
     overlap: float
 
 
-def read_picture(pixels: np.ndarray) -> Reading:
+def read_image(pixels: np.ndarray) -> Reading:
     """Read one object on a plain background from pixels [height, width, 3], without knowing the
     prompt.
     """
@@ -237,10 +237,10 @@ def read_picture(pixels: np.ndarray) -> Reading:
 
 
 def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:
-    """Whether the picture has the prompt's (colour, shape, background); a part the prompt does not
+    """Whether the image has the prompt's (colour, shape, background); a part the prompt does not
     name counts as right.
     """
-    reading, words = read_picture(pixels), prompt.replace(",", " ").split()
+    reading, words = read_image(pixels), prompt.replace(",", " ").split()
     named_background = words[words.index("background") - 1] if "background" in words else None
     return reading.colour in words, reading.shape in words, named_background in (None, reading.background)
 

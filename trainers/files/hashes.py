@@ -1,4 +1,4 @@
-"""Hashes by which files are known: pictures in the cache, base models in a LoRA's header."""
+"""Hashes by which files are known: images in the cache, base models in a LoRA's header."""
 
 import hashlib
 from pathlib import Path

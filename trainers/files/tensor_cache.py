@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .atomic_write import atomic_write
 
-# several thousand pictures at 1024 pixels with their captions; what is more is read from the disk
+# several thousand images at 1024 pixels with their captions; what is more is read from the disk
 # each time
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 logger = logging.getLogger(__name__)

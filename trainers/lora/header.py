@@ -18,11 +18,11 @@ from ..files.hashes import LEGACY_SIZE, LEGACY_START, legacy_hash
 
 
 @dataclass(frozen=True)
-class PictureFolder:
-    """Pictures that count together: kohya's subset. Only those that were trained on."""
+class ImageFolder:
+    """Images that count together: kohya's subset. Only those that were trained on."""
 
     name: str
-    captions: list[str]  # one per picture, without repeats
+    captions: list[str]  # one per image, without repeats
     num_repeats: int = 1
     is_regularization: bool = False
 
@@ -52,7 +52,7 @@ class TrainingRecord:
     base_model_legacy_hash: str | None = None  # legacy_file_hash of the base model
     base_model_sha256: str | None = None
 
-    folders: list[PictureFolder] = field(default_factory=list)
+    folders: list[ImageFolder] = field(default_factory=list)
     bucket_counts: dict[tuple[int, int], int] = field(default_factory=dict)  # (height, width) -> samples per epoch
     num_regularization_samples: int = 0  # per epoch, of those in bucket_counts
     bucket_no_upscale: bool | None = None
@@ -129,7 +129,7 @@ def _network_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
-    """kohya counts tags of regularization pictures too; managers show the tags as words that call
+    """kohya counts tags of regularization images too; managers show the tags as words that call
     what was learned, so here they do not.
     """
     learned = _by_distinct_name(folder for folder in record.folders if not folder.is_regularization)
@@ -156,16 +156,16 @@ def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _by_distinct_name(folders: Iterable[PictureFolder]) -> dict[str, PictureFolder]:
+def _by_distinct_name(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:
     """As kohya names them: the second "10_dog" is "10_dog (2)"."""
-    named: dict[str, PictureFolder] = {}
+    named: dict[str, ImageFolder] = {}
     for folder in folders:
         names = (folder.name if number == 1 else f"{folder.name} ({number})" for number in count(1))
         named[next(name for name in names if name not in named)] = folder
     return named
 
 
-def _dirs(folders: Mapping[str, PictureFolder]) -> dict[str, dict[str, int]]:
+def _dirs(folders: Mapping[str, ImageFolder]) -> dict[str, dict[str, int]]:
     return {
         name: {"n_repeats": folder.num_repeats, "img_count": len(folder.captions)} for name, folder in folders.items()
     }

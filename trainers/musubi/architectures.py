@@ -1,4 +1,4 @@
-"""What Musubi Tuner trains with pictures: one row per architecture. Adding an architecture is
+"""What Musubi Tuner trains with images: one row per architecture. Adding an architecture is
 adding a row.
 """
 
@@ -78,15 +78,15 @@ class Architecture:
     need or do better with, by stage fp8_arguments       of the training script, for 8-bit model
     weights; empty: the file is in 8 bits already, or it cannot be fp8_text_encoder    flag of the
     text and training scripts for an 8-bit text encoder; "": there is none resolution_step
-    resolutions must be multiples of it control_images      pictures that are shown with the prompt:
-    "none", "optional" or "required"; max_control_images per picture, 0: any number conversion
+    resolutions must be multiples of it control_images      images that are shown with the prompt:
+    "none", "optional" or "required"; max_control_images per image, 0: any number conversion
     what makes Musubi's file one that ComfyUI loads whole: nothing, one of Musubi's scripts, or our
     own renaming key_pattern         what the name of every module in the file for ComfyUI matches,
     whole; modules without `.lora_down.weight` and the like num_modules         how many modules
     Musubi trains in the full-size model, where it is one number tokenizers          Hugging Face
     repositories that Musubi downloads at the first run precision_follows_dit   mixed_precision must
     be the number format of the model file allows_weighting    weighting_scheme may be something
-    else than none swap_needs_single_pictures  blocks_to_swap with control images or flash_attn
+    else than none swap_needs_single_images  blocks_to_swap with control images or flash_attn
     needs train_batch_size 1 excluded_by_default     layers that Musubi leaves out only as long as
     no exclude_patterns are given
     """
@@ -115,7 +115,7 @@ class Architecture:
     tokenizers: tuple[str, ...] = ()
     precision_follows_dit: bool = False
     allows_weighting: bool = True
-    swap_needs_single_pictures: bool = False
+    swap_needs_single_images: bool = False
     excluded_by_default: tuple[str, ...] = ()
 
     def chosen(self, options: Mapping[str, str]) -> tuple[Variant, ...]:
@@ -130,7 +130,7 @@ class Architecture:
         )
 
     def control_limit(self, options: Mapping[str, str]) -> int:
-        """The most control images per picture; 0: any number."""
+        """The most control images per image; 0: any number."""
         return next(
             (variant.max_control_images for variant in self.chosen(options) if variant.max_control_images is not None),
             self.max_control_images,
@@ -365,7 +365,7 @@ _HIDREAM_O1 = Architecture(
     resolution_step=32,
     control_images="optional",
     conversion="hidream_o1",
-    swap_needs_single_pictures=True,
+    swap_needs_single_images=True,
     key_pattern=(
         r"lora_unet_(language_model_layers_\d+_(self_attn_[qkvo]_proj|mlp_(down|gate|up)_proj)|final_layer2_linear|x_embedder_proj[12]"
         r"|visual_(blocks_\d+_(attn_(proj|qkv)|mlp_linear_fc[12])|merger_linear_fc[12]))"

@@ -20,7 +20,7 @@ _SPLIT = re.compile(r"(?P<start>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safet
 _STATE_FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl")
 _STATE_NAME = re.compile(r".+?(-after(?P<before>\d{8}))?-step(?P<step>\d{8})-state")
 _DISTILLED = re.compile(r"(?<!de)(?<!de[_-])turbo|lightning|distill", re.IGNORECASE)  # De-Turbo is made for training
-# of a picture at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of
+# of an image at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of
 # text
 _CACHE_BYTES = 12 << 20
 _MARGIN_BYTES = 1 << 30
@@ -155,7 +155,7 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
             f"blocks_to_swap must be {limit} or less for {title}, got {config.blocks_to_swap}",
         ),
         (
-            architecture.swap_needs_single_pictures
+            architecture.swap_needs_single_images
             and config.blocks_to_swap
             and config.train_batch_size > 1
             and takes_turns,

@@ -27,7 +27,7 @@ class Command:
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """Where one training reads and writes. `prompts` None: no sample pictures."""
+    """Where one training reads and writes. `prompts` None: no sample images."""
 
     dataset_toml: Path
     output_dir: Path

@@ -1,7 +1,7 @@
-"""A dataset as files for Musubi Tuner: pictures and captions under plain numbers in the run's
+"""A dataset as files for Musubi Tuner: images and captions under plain numbers in the run's
 folder, and caches that are named by what they hold.
 
-Plain numbers, because Musubi names its caches by the stem of a picture: a.png and a.jpg would share
+Plain numbers, because Musubi names its caches by the stem of an image: a.png and a.jpg would share
 one, and so would two folders' a.png.
 """
 
@@ -36,7 +36,7 @@ _ORIENTATION_TAG = 0x0112
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A picture and its name in the run's folder. It is linked, or written anew where Musubi would
+    """An image and its name in the run's folder. It is linked, or written anew where Musubi would
     see something else than we do.
     """
 
@@ -46,7 +46,7 @@ class StagedFile:
 
 
 @dataclass(frozen=True)
-class StagedPicture:
+class StagedImage:
     file: StagedFile
     caption: str
     controls: tuple[StagedFile, ...] = ()
@@ -54,37 +54,37 @@ class StagedPicture:
 
 @dataclass(frozen=True)
 class StagedGroup:
-    """The pictures of one number of repeats, in a folder of their own: Musubi counts repeats by
+    """The images of one number of repeats, in a folder of their own: Musubi counts repeats by
     folder.
     """
 
     folder: Path
     num_repeats: int
-    pictures: tuple[StagedPicture, ...]
+    images: tuple[StagedImage, ...]
 
     @property
     def control_folder(self) -> Path | None:
         return (
             self.folder.with_name(f"{self.folder.name}-control")
-            if any(picture.controls for picture in self.pictures)
+            if any(image.controls for image in self.images)
             else None
         )
 
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where the caches of one [[datasets]] lie, and how many pictures they must hold; 0: unknown
+    """Where the caches of one [[datasets]] lie, and how many images they must hold; 0: unknown
     (videos).
     """
 
     path: Path
-    num_pictures: int
+    num_images: int
 
 
 @dataclass(frozen=True)
 class StagedDataset:
     """What is to be written, decided but not yet done. A user's own dataset.toml has no groups: its
-    pictures stay where they are.
+    images stay where they are.
 
     `cache_root` is the folder of exactly this dataset, these settings and these model files;
     `caches` lie in it or, in a user's own dataset.toml, where that says.
@@ -103,19 +103,19 @@ class StagedDataset:
         return any(group.control_folder for group in self.groups)
 
     def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
-        """Link or copy the pictures and write their captions.
+        """Link or copy the images and write their captions.
 
         Raises:
-            RuntimeError: a picture is not the one any more that was looked at.
+            RuntimeError: an image is not the one any more that was looked at.
         """
         for group in self.groups:
             group.folder.mkdir(parents=True, exist_ok=True)
-            for picture in group.pictures:
+            for image in group.images:
                 check_interrupted()
-                _put(picture.file, group.folder)
-                caption_file = (group.folder / picture.file.name).with_suffix(CAPTION_EXTENSION)
-                caption_file.write_text(picture.caption, encoding="utf-8")
-                for control in picture.controls:
+                _put(image.file, group.folder)
+                caption_file = (group.folder / image.file.name).with_suffix(CAPTION_EXTENSION)
+                caption_file.write_text(image.caption, encoding="utf-8")
+                for control in image.controls:
                     assert group.control_folder is not None
                     group.control_folder.mkdir(exist_ok=True)
                     _put(control, group.control_folder)
@@ -135,23 +135,23 @@ class StagedDataset:
         same dataset then uses it.
 
         Raises:
-            RuntimeError: pictures are missing or there are too many. Musubi leaves them out without
+            RuntimeError: images are missing or there are too many. Musubi leaves them out without
                 an error.
         """
         for cache in self.caches:
             latents, texts = _count_caches(cache.path)
-            if cache.num_pictures and (latents, texts) != (cache.num_pictures, cache.num_pictures):
+            if cache.num_images and (latents, texts) != (cache.num_images, cache.num_images):
                 raise RuntimeError(
                     f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of "
-                    f"{pluralize(cache.num_pictures, 'picture')}. "
+                    f"{pluralize(cache.num_images, 'image')}. "
                     "Its log says which are missing; delete this folder and start again"
                 )
-        if all(cache.num_pictures for cache in self.caches):
+        if all(cache.num_images for cache in self.caches):
             with atomic_write(self.cache_root / _COMPLETE, overwrite=True) as temporary:
                 temporary.write_text(json.dumps(self._expected_counts()), encoding="utf-8")
 
     def _expected_counts(self) -> list[list[int]]:
-        return [[cache.num_pictures, cache.num_pictures] for cache in self.caches]
+        return [[cache.num_images, cache.num_images] for cache in self.caches]
 
 
 def _count_caches(folder: Path) -> tuple[int, int]:
@@ -189,16 +189,16 @@ def stage(
     folder of the caches.
 
     Raises:
-        ValueError: no picture has a caption, or control images are missing, or too many.
+        ValueError: no image has a caption, or control images are missing, or too many.
     """
     config = recipe.config
     images, captions, notices = _usable(dataset, recipe)
     controls = _controls_of(images, control, recipe)
-    pictures = [
+    staged = [
         _staged(image, f"{number:04}", captions[image.name], controls[image.name])
         for number, image in enumerate(images, start=1)
     ]
-    groups = _grouped(pictures, dataset.num_repeats, folder)
+    groups = _grouped(staged, dataset.num_repeats, folder)
     cache = cache_root / _fingerprint(groups, config, cache_facts)
     tables, caches = _tables(groups, config, cache)
     general = {
@@ -213,13 +213,13 @@ def stage(
         cache,
         write_toml(general, tables),
         num_images=len(images) * len(config.resolutions),
-        num_items=sum(group.num_repeats * len(group.pictures) for group in groups) * len(config.resolutions),
+        num_items=sum(group.num_repeats * len(group.images) for group in groups) * len(config.resolutions),
         notices=(*notices, *_ignored(images)),
     )
 
 
 def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict[str, str], list[str]]:
-    """The pictures that have a caption and are large enough, the captions by name, and what is to
+    """The images that have a caption and are large enough, the captions by name, and what is to
     be said about the others.
     """
     captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
@@ -239,7 +239,7 @@ def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
     if recipe.config.bucket_no_upscale and min(image.size_hw) < step:  # Musubi would scale it to nothing
         return (
             f"its sides must be at least {step} pixels, got {image.size_hw[1]} x {image.size_hw[0]}. Use a "
-            "larger picture, or turn off bucket_no_upscale"
+            "larger image, or turn off bucket_no_upscale"
         )
     if caption:
         return ""
@@ -251,10 +251,10 @@ def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
     return NO_CAPTION
 
 
-def _grouped(pictures: list[StagedPicture], dataset_repeats: int, folder: Path) -> tuple[StagedGroup, ...]:
-    by_repeats: dict[int, list[StagedPicture]] = {}
-    for picture in pictures:
-        by_repeats.setdefault(picture.file.image.num_repeats * dataset_repeats, []).append(picture)
+def _grouped(images: list[StagedImage], dataset_repeats: int, folder: Path) -> tuple[StagedGroup, ...]:
+    by_repeats: dict[int, list[StagedImage]] = {}
+    for image in images:
+        by_repeats.setdefault(image.file.image.num_repeats * dataset_repeats, []).append(image)
     return tuple(
         StagedGroup(folder / f"{index}-repeats-{repeats}", repeats, tuple(by_repeats[repeats]))
         for index, repeats in enumerate(sorted(by_repeats), start=1)
@@ -262,27 +262,27 @@ def _grouped(pictures: list[StagedPicture], dataset_repeats: int, folder: Path) 
 
 
 def _ignored(images: Sequence[TrainingImage]) -> list[str]:
-    """What these pictures have and Musubi Tuner does not know, by name."""
+    """What these images have and Musubi Tuner does not know, by name."""
     features = {
         "masks": sum(bool(image.mask_sha256) for image in images),
         "loss_weight": sum(image.loss_weight != 1 for image in images),
         "is_regularization": sum(image.is_regularization for image in images),
     }
     remarks = {
-        "masks": "the whole picture is learned",
-        "loss_weight": "all pictures count the same",
+        "masks": "the whole image is learned",
+        "loss_weight": "all images count the same",
         "is_regularization": "they are learned like the others, each with its own repeats",
     }
     return [
-        f"Musubi Tuner knows no {name} ({pluralize(number, 'picture')}): {remarks[name]}"
+        f"Musubi Tuner knows no {name} ({pluralize(number, 'image')}): {remarks[name]}"
         for name, number in features.items()
         if number
     ]
 
 
-def _staged(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedPicture:
-    staged_controls = tuple(_staged_file(picture, f"{stem}_{number}") for number, picture in enumerate(controls))
-    return StagedPicture(_staged_file(image, stem), caption, staged_controls)
+def _staged(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedImage:
+    staged_controls = tuple(_staged_file(control, f"{stem}_{number}") for number, control in enumerate(controls))
+    return StagedImage(_staged_file(image, stem), caption, staged_controls)
 
 
 def _staged_file(image: TrainingImage, stem: str) -> StagedFile:
@@ -295,25 +295,25 @@ def _link_suffix(image: TrainingImage) -> str:
     if image.has_alpha or image.size_hw[0] * image.size_hw[1] > MAX_PIXELS:
         return ""
     require_unchanged(image.path, image.sha256)
-    with Image.open(image.path) as picture:
-        is_plain = picture.mode in ("RGB", "L") and picture.getexif().get(_ORIENTATION_TAG, 1) == 1
-        return _LINKABLE_FORMATS.get(picture.format or "", "") if is_plain else ""
+    with Image.open(image.path) as opened:
+        is_plain = opened.mode in ("RGB", "L") and opened.getexif().get(_ORIENTATION_TAG, 1) == 1
+        return _LINKABLE_FORMATS.get(opened.format or "", "") if is_plain else ""
 
 
 def _controls_of(
     images: list[TrainingImage], control: Dataset | None, recipe: Recipe
 ) -> dict[str, list[TrainingImage]]:
-    """The control images of each picture: those of its name, or of its name and _ and a number.
+    """The control images of each image: those of its name, or of its name and _ and a number.
 
     Raises:
-        ValueError: the architecture has no use for them, or needs them; or a picture has none, or
+        ValueError: the architecture has no use for them, or needs them; or an image has none, or
             too many.
     """
     architecture = recipe.architecture
     if control is None:
         if architecture.control_images == "required":
             raise ValueError(
-                f"{architecture.title} needs control images: a second dataset whose pictures have the names of the "
+                f"{architecture.title} needs control images: a second dataset whose images have the names of the "
                 "first. Connect it, or give its folder"
             )
         return {image.name: [] for image in images}
@@ -333,17 +333,18 @@ def _matched(images: list[TrainingImage], control: Dataset) -> dict[str, list[Tr
     if len(by_stem) < len(images):  # the same name in several folders
         by_stem = {}
     found: dict[str, list[tuple[int, TrainingImage]]] = {image.name: [] for image in images}
-    for picture in control.images:
-        name, number = _partner(picture, by_key, by_stem)
+    for control_image in control.images:
+        name, number = _partner(control_image, by_key, by_stem)
         if name:
-            found[name].append((number, picture))
+            found[name].append((number, control_image))
     return {
-        name: [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])] for name, pictures in found.items()
+        name: [control_image for _, control_image in sorted(partners, key=lambda pair: pair[0])]
+        for name, partners in found.items()
     }
 
 
 def _partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
-    """The name of the picture that a control image belongs to, and its place among that picture's;
+    """The name of the image that a control image belongs to, and its place among that image's;
     "" where it belongs to none.
     """
     candidates = ((by_key, _key(control.name)), (by_stem, _stem(control.name)))
@@ -367,19 +368,19 @@ def _stem(name: str) -> str:
 
 def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, recipe: Recipe) -> None:
     limit = recipe.architecture.control_limit(recipe.options)
-    without = [name for name, pictures in found.items() if not pictures]
+    without = [name for name, images in found.items() if not images]
     if without:
         shown = name_examples(without, 5)
         raise ValueError(
-            f"{control.folder_name}: no control image for {pluralize(len(without), 'picture')}: {shown}. A control "
-            "image has the name of its picture. "
+            f"{control.folder_name}: no control image for {pluralize(len(without), 'image')}: {shown}. A control "
+            "image has the name of its image. "
             "Of control images that are the same file only one is kept, unless keep_duplicates is on"
         )
-    too_many = [name for name, pictures in found.items() if limit and len(pictures) > limit]
+    too_many = [name for name, images in found.items() if limit and len(images) > limit]
     if too_many:
         raise ValueError(
             f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, "
-            f"{recipe.architecture.title} takes {limit} per picture here. "
+            f"{recipe.architecture.title} takes {limit} per image here. "
             "Leave the others out"
         )
 
@@ -392,7 +393,7 @@ def _tables(
     caches: list[CacheFolder] = []
     for resolution in config.resolutions:
         for index, group in enumerate(groups, start=1):
-            caches.append(CacheFolder(cache / f"{resolution}-{index}", len(group.pictures)))
+            caches.append(CacheFolder(cache / f"{resolution}-{index}", len(group.images)))
             control = {"control_directory": path_text(group.control_folder)} if group.control_folder else {}
             tables.append(
                 {
@@ -408,18 +409,18 @@ def _tables(
 
 def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_facts: Mapping[str, Any]) -> str:
     """Everything that decides what the caches hold; repeats and batch sizes do not."""
-    pictures = [
+    images = [
         [
             [file.name, file.image.sha256, file.image.alpha_background if file.image.has_alpha else ""]
-            for file in (picture.file, *picture.controls)
+            for file in (image.file, *image.controls)
         ]
-        + [picture.caption]
+        + [image.caption]
         for group in groups
-        for picture in group.pictures
+        for image in group.images
     ]
-    group_sizes = [len(group.pictures) for group in groups]
+    group_sizes = [len(group.images) for group in groups]
     return fingerprint_of(
-        pictures=pictures,
+        images=images,
         groups=group_sizes,
         resolutions=config.resolutions,
         no_upscale=config.bucket_no_upscale,

@@ -122,7 +122,7 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
     """The [[datasets]] of a user's own text, each with what [general] and Musubi fill in; or none,
     and all that is wrong with them.
 
-    What is wrong with the pictures themselves is not looked at here.
+    What is wrong with the images themselves is not looked at here.
     """
     try:
         content = tomllib.loads(text.removeprefix("\ufeff"))
@@ -142,7 +142,7 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
     if not (isinstance(datasets, list) and datasets and all(isinstance(table, dict) for table in datasets)):
         return [], [
             *problems,
-            "dataset_toml has no [[datasets]] table with an image_directory. Write one for each folder of pictures",
+            "dataset_toml has no [[datasets]] table with an image_directory. Write one for each folder of images",
         ]
     problems += _key_problems(general, GENERAL_KEYS, "[general]")
     for number, table in enumerate(datasets, start=1):

@@ -16,7 +16,7 @@ from .process import environment_for
 
 PROBE_SECONDS = 600  # a first import of torch from a slow disk, on a busy machine
 TESTED_VERSION = "0.3.4"
-# What training with pictures imports, as it is called in Python and by pip.
+# What training with images imports, as it is called in Python and by pip.
 PACKAGES = {
     **{
         name: name

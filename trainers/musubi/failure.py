@@ -8,7 +8,7 @@ from pathlib import Path
 NUM_LINES_SHOWN = 20
 STAGES = {
     "base_weights": "converting base_weights",
-    "latents": "encoding pictures",
+    "latents": "encoding images",
     "text": "encoding captions",
     "train": "training",
     "convert": "converting the LoRA",

@@ -1,4 +1,4 @@
-"""The pictures of a user's own dataset.toml, looked at before anything starts: what Musubi Tuner
+"""The images of a user's own dataset.toml, looked at before anything starts: what Musubi Tuner
 would drop, mix up or stop at.
 """
 
@@ -21,7 +21,7 @@ _EXTENSIONS = (*_LOWER, *(extension.upper() for extension in _LOWER))  # Musubi 
 
 @dataclass(frozen=True)
 class _Item:
-    """A picture of a [[datasets]], with the control images that belong to it."""
+    """An image of a [[datasets]], with the control images that belong to it."""
 
     path: Path
     caption: str
@@ -40,7 +40,7 @@ def stage_own(text: str, *, recipe: Recipe, cache_root: Path, cache_facts: Mappi
     understood reaches Musubi.
 
     A [[datasets]] without a cache_directory gets one of ours: Musubi would put caches among the
-    pictures. Its own ones are trusted by nobody, and filled anew in every run.
+    images. Its own ones are trusted by nobody, and filled anew in every run.
 
     Raises:
         ValueError: with everything that is wrong, each with its remedy.
@@ -56,9 +56,7 @@ def stage_own(text: str, *, recipe: Recipe, cache_root: Path, cache_facts: Mappi
             problems += [] if is_video(table) else _control_problems(table, content, recipe, f"[[datasets]] {number}")
     if problems:
         raise ValueError("\n".join(problems))
-    cache = cache_root / fingerprint_of(
-        tables=tables, pictures=[_facts(content) for content in contents], **cache_facts
-    )
+    cache = cache_root / fingerprint_of(tables=tables, images=[_facts(content) for content in contents], **cache_facts)
     caches = _caches(tables, contents, cache)
     written = [
         {**table, "cache_directory": path_text(folder.path)} for table, folder in zip(tables, caches, strict=True)
@@ -92,7 +90,7 @@ def _caches(tables: list[Table], contents: list[_Content], cache: Path) -> tuple
 
 
 def _facts(content: _Content) -> list[list[Any]]:
-    """What tells a picture and its caption from another: sizes and times instead of hashes, for the
+    """What tells an image and its caption from another: sizes and times instead of hashes, for the
     user's folders may be large.
     """
     return [
@@ -115,13 +113,13 @@ def _look_at(table: Table, number: int) -> _Content:
     )
     if not content.items and not content.problems:
         content.problems.append(
-            f"{where}: no picture with a caption. Write a text file of the same name beside each picture"
+            f"{where}: no image with a caption. Write a text file of the same name beside each image"
         )
     stems = Counter(item.path.stem for item in content.items)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         content.problems.append(
-            f"{where}: several pictures are called {twice[0]}, and Musubi Tuner would keep only one in its cache. "
+            f"{where}: several images are called {twice[0]}, and Musubi Tuner would keep only one in its cache. "
             "Rename them, or make [[datasets]] of them"
         )
     return content
@@ -129,16 +127,16 @@ def _look_at(table: Table, number: int) -> _Content:
 
 def _read_directory(table: Table, where: str) -> _Content:
     folder = Path(table["image_directory"])
-    pictures = sorted(path for path in folder.iterdir() if path.suffix in _EXTENSIONS)
+    images = sorted(path for path in folder.iterdir() if path.suffix in _EXTENSIONS)
     others = [
         path.name for path in folder.iterdir() if path.suffix.lower() in _LOWER and path.suffix not in _EXTENSIONS
     ]
     notices = [f"{where}: Musubi Tuner does not see {name}: write its suffix in small letters" for name in others]
-    controls = _control_files(Path(table["control_directory"]), pictures) if "control_directory" in table else {}
+    controls = _control_files(Path(table["control_directory"]), images) if "control_directory" in table else {}
     items: list[_Item] = []
     problems: list[str] = []
     without: list[str] = []
-    for path in pictures:
+    for path in images:
         caption_file = path.with_suffix(table["caption_extension"])
         if not caption_file.is_file():
             without.append(path.name)
@@ -149,7 +147,7 @@ def _read_directory(table: Table, where: str) -> _Content:
     if without and not table.get("multiple_target"):
         shown = name_examples(without, 5)
         notices.append(
-            f"{where}: {pluralize(len(without), 'picture')} without a caption are left out by Musubi Tuner: {shown}"
+            f"{where}: {pluralize(len(without), 'image')} without a caption are left out by Musubi Tuner: {shown}"
         )
     return _Content(items, problems, notices)
 
@@ -169,16 +167,16 @@ def _read_caption(path: Path) -> tuple[str, str]:
     return text.strip(), ""
 
 
-def _control_files(folder: Path, pictures: list[Path]) -> dict[Path, list[Path]]:
+def _control_files(folder: Path, images: list[Path]) -> dict[Path, list[Path]]:
     """As Musubi pairs them: the longest name first takes every control image that begins with it
     and . or _.
     """
     left = {path for path in folder.iterdir() if path.suffix in _EXTENSIONS}
     found: dict[Path, list[Path]] = {}
-    for picture in sorted(pictures, key=lambda path: len(path.name), reverse=True):
-        own = sorted(path for path in left if path.name.startswith((f"{picture.stem}.", f"{picture.stem}_")))
+    for image in sorted(images, key=lambda path: len(path.name), reverse=True):
+        own = sorted(path for path in left if path.name.startswith((f"{image.stem}.", f"{image.stem}_")))
         left -= set(own)
-        found[picture] = own
+        found[image] = own
     return found
 
 
@@ -235,12 +233,12 @@ def _control_problems(table: Table, content: _Content, recipe: Recipe, where: st
     without = [item.path.name for item in content.items if not item.controls]
     too_many = [item.path.name for item in content.items if limit and len(item.controls) > limit]
     problems = (
-        [f"{where}: no control image for {', '.join(without[:5])}. A control image has the name of its picture"]
+        [f"{where}: no control image for {', '.join(without[:5])}. A control image has the name of its image"]
         if without
         else []
     )
     return problems + (
-        [f"{where}: {too_many[0]} has several control images, {architecture.title} takes {limit} per picture here"]
+        [f"{where}: {too_many[0]} has several control images, {architecture.title} takes {limit} per image here"]
         if too_many
         else []
     )

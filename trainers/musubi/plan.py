@@ -61,7 +61,7 @@ class Plan:
     counts what they wrote output_name     of the raw files in output_dir; raw_path is the final
     one, converted_path what "convert" writes base_weights_path   what "base_weights" writes
     steps_before    of the run that is resumed (0: none); num_steps are still to be done, and Musubi
-    counts them from 1 notices         settings and pictures that are ignored or changed, each by
+    counts them from 1 notices         settings and images that are ignored or changed, each by
     name
     """
 
@@ -110,7 +110,7 @@ class Plan:
         return next((command for command in self.commands if command.stage == stage), None)
 
     def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
-        """Link or copy the pictures, write captions, TOML and prompts, and make the folders that
+        """Link or copy the images, write captions, TOML and prompts, and make the folders that
         Musubi writes to.
         """
         for folder in (
@@ -152,12 +152,12 @@ def make_plan(
 ) -> Plan:
     """Check everything and decide; files are read, none is written.
 
-    `name` is that of the LoRA. The pictures are a dataset, with a second one of control images
+    `name` is that of the LoRA. The images are a dataset, with a second one of control images
     where the architecture has them; or a user's own dataset.toml.
 
     Raises:
         ValueError: everything that is wrong at once, a line each with its remedy.
-        RuntimeError: a picture is not the one any more that was looked at.
+        RuntimeError: an image is not the one any more that was looked at.
     """
     architecture = find_architecture(job.architecture)
     run_path, cache_root = _absolute(run_path), _absolute(cache_root)
@@ -211,7 +211,7 @@ def _place_problems(dataset: Dataset | None, control: Dataset | None, dataset_to
         problems.append(
             "give either a dataset or a dataset_toml, not both"
             if dataset_toml.strip()
-            else "no pictures: give a dataset, or a dataset_toml"
+            else "no images: give a dataset, or a dataset_toml"
         )
     if control is not None and dataset_toml.strip():
         problems.append(
@@ -333,7 +333,7 @@ def _prompts(recipe: Recipe, staged: StagedDataset) -> str:
             )
         return prompts_text(read_prompts(config, first_caption=""))
     group = staged.groups[0]
-    first = group.pictures[0]
+    first = group.images[0]
     controls = [group.control_folder / control.name for control in first.controls if group.control_folder]
     return prompts_text(read_prompts(config, first_caption=first.caption, control_images=controls))
 

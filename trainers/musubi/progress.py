@@ -57,7 +57,7 @@ class Listener:
             self._host.report(StageStarted(stage, total))
 
 
-class PictureCounter(Listener):
+class ImageCounter(Listener):
     """The cache scripts: each [[datasets]] has a bar of its own, in batches."""
 
     def __init__(self, title: str, host: Host, *, num_images: int, batch_size: int) -> None:
@@ -78,7 +78,7 @@ class PictureCounter(Listener):
     def missing(self) -> str:
         if not self._num_images or self._num_found in (None, self._num_images):
             return ""
-        return f"it found {self._num_found} of {self._num_images} pictures"
+        return f"it found {self._num_found} of {self._num_images} images"
 
     def _count(self, number: int) -> None:
         if number < self._batches:  # the next one's bar
@@ -89,7 +89,7 @@ class PictureCounter(Listener):
 
 
 class TrainingProgress(Listener):
-    """The training script: every step, checkpoint and sample picture as an event, and whether it
+    """The training script: every step, checkpoint and sample image as an event, and whether it
     trains what it should.
 
     Musubi shows its own moving average of the loss and nothing else of it: that is what `losses`
@@ -101,7 +101,7 @@ class TrainingProgress(Listener):
         self.losses: list[float] = []
         self.num_modules = 0
         self._plan, self._folder, self._loss_log = plan, folder, loss_log
-        self._samples = _SamplePictures(plan.output_dir / "sample")
+        self._samples = _SampleImages(plan.output_dir / "sample")
         self._started_at = 0.0
         self._epoch = 1
         self._is_merging = False
@@ -249,9 +249,9 @@ class TrainingProgress(Listener):
             self._host.report(CheckpointSaved(path, self._plan.steps_before + step))
 
     def _report_samples(self) -> None:
-        for step, picture in self._samples.new():
+        for step, image in self._samples.new():
             step += self._plan.steps_before
-            self._host.report(SamplesDrawn(picture, self._folder.write_samples(picture, step=step), step))
+            self._host.report(SamplesDrawn(image, self._folder.write_samples(image, step=step), step))
 
 
 def step_of(path: Path) -> int | None:
@@ -281,8 +281,8 @@ def learning_rate_at(config: MusubiConfig, step: int) -> float:
             return peak
 
 
-class _SamplePictures:
-    """Pictures that Musubi has drawn since they were last asked for, those of a step side by
+class _SampleImages:
+    """Images that Musubi has drawn since they were last asked for, those of a step side by
     side.
     """
 
@@ -309,15 +309,15 @@ class _SamplePictures:
 
 
 def _side_by_side(paths: list[Path]) -> Image.Image:
-    pictures = [_read(path) for path in paths]
-    row = Image.new("RGB", (sum(picture.width for picture in pictures), max(picture.height for picture in pictures)))
+    images = [_read(path) for path in paths]
+    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
     left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
     return row
 
 
 def _read(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")

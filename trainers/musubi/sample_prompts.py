@@ -1,4 +1,4 @@
-"""The prompts of sample pictures as Musubi Tuner reads them: a JSON list, so that no caption is
+"""The prompts of sample images as Musubi Tuner reads them: a JSON list, so that no caption is
 taken for an option.
 """
 
@@ -29,7 +29,7 @@ _OPTION = re.compile(r"\s--(?=[a-z]+\s)")
 def read_prompts(
     config: MusubiConfig, *, first_caption: str, control_images: Sequence[Path] = ()
 ) -> list[dict[str, Any]]:
-    """One entry per line of sample_prompts, or the first picture's caption; of the training's
+    """One entry per line of sample_prompts, or the first image's caption; of the training's
     resolution and seed where a line says nothing else.
 
     Raises:

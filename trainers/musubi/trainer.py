@@ -24,7 +24,7 @@ from .installation import Installation
 from .output import OutputReader
 from .plan import MusubiJob, Plan, make_plan
 from .process import NotStarted, run_process
-from .progress import Contradicted, Listener, PictureCounter, TrainingProgress, step_of
+from .progress import Contradicted, ImageCounter, Listener, TrainingProgress, step_of
 from .tokenizers import missing_tokenizers, require_fetchable
 
 logger = logging.getLogger(__name__)
@@ -47,16 +47,16 @@ class MusubiTrainer:
     def train(
         self, dataset: Dataset | None, host: Host, *, control: Dataset | None = None, dataset_toml: str = ""
     ) -> TrainedLora:
-        """The pictures are a dataset (with another one of control images), or a user's own
+        """The images are a dataset (with another one of control images), or a user's own
         dataset.toml.
 
         Raises:
-            ValueError: something about files, settings or pictures is wrong; nothing was started,
+            ValueError: something about files, settings or images is wrong; nothing was started,
                 and there is no run folder.
             Interrupted: the user cancelled; whole checkpoints are kept.
             MusubiFailed: a program failed, or did not do what it was told to; whole checkpoints are
                 kept.
-            RuntimeError: a picture has changed, a cache or the LoRA is not what it must be.
+            RuntimeError: an image has changed, a cache or the LoRA is not what it must be.
         """
         plan = make_plan(
             self._job,
@@ -133,11 +133,11 @@ class _Run:
         plan = self._plan
         if plan.cache_is_complete:
             self._host.report(
-                Notice(f"the caches of an earlier run with the same pictures are used: {plan.staged.cache_root}")
+                Notice(f"the caches of an earlier run with the same images are used: {plan.staged.cache_root}")
             )
             return
         for stage in ("latents", "text"):
-            counter = PictureCounter(
+            counter = ImageCounter(
                 STAGES[stage], self._host, num_images=plan.num_images, batch_size=plan.config.train_batch_size
             )
             self._run_stage(stage, counter)

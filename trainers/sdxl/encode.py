@@ -1,6 +1,6 @@
 """Images to latents and captions to embeddings, once each, before the training starts.
 
-Letters: B pictures, C channels, H W latent height and width, S tokens, E embedding width, P pooled
+Letters: B images, C channels, H W latent height and width, S tokens, E embedding width, P pooled
 width.
 """
 
@@ -21,7 +21,7 @@ from .model.text import TextEmbeddings, encode_captions
 
 
 class LatentStore:
-    """Scaled latents of cropped pictures, float32 [C, H, W] on the CPU, plain and mirrored."""
+    """Scaled latents of cropped images, float32 [C, H, W] on the CPU, plain and mirrored."""
 
     def __init__(self, cache: TensorCache, *, vae_hash: str) -> None:
         self._cache = cache
@@ -39,7 +39,7 @@ class LatentStore:
         """Encode what the cache does not have yet.
 
         Raises:
-            ValueError: the VAE gives NaN or infinity for a picture; the message names it, and
+            ValueError: the VAE gives NaN or infinity for an image; the message names it, and
                 nothing of it is cached.
         """
         for count, item in enumerate(items, start=1):
@@ -48,7 +48,7 @@ class LatentStore:
             if missing:
                 pixel_values = _pixel_values(item)
                 for flip in missing:
-                    latents = _encode_picture(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
+                    latents = _encode_image(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
                     self._cache.put(self._key(item, flip), {"latents": latents})
             host.report(StageProgress("caching", count, total, item.image.name))
 
@@ -56,7 +56,7 @@ class LatentStore:
         crop = item.crop
         return content_key(
             kind="sdxl latents",
-            picture=item.image.sha256,
+            image=item.image.sha256,
             alpha_background=item.image.alpha_background if item.image.has_alpha else None,
             resized_hw=crop.resized_hw,
             top_left_yx=crop.top_left_yx,
@@ -72,14 +72,14 @@ def _pixel_values(item: TrainingItem) -> Tensor:
     return pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
 
 
-def _encode_picture(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
-    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same picture
+def _encode_image(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
+    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same image
     always has the same latents.
     """
     latents = encode_means(vae, pixel_values.to(vae.device)) * vae.config["scaling_factor"]
     if not torch.isfinite(latents).all():
         raise ValueError(
-            f"{name}: the VAE gave NaN or infinite latents in float32. The picture was not cached. "
+            f"{name}: the VAE gave NaN or infinite latents in float32. The image was not cached. "
             "Is the base model's VAE damaged? Try another one, such as sdxl_vae.safetensors"
         )
     return latents[0].float()

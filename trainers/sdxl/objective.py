@@ -51,7 +51,7 @@ def mask_weights(mask: Tensor, *, unmasked_weight: float, normalize: bool) -> Te
     OneTrainer. With 0 the mask itself, as in sd-scripts.
 
     `normalize` divides each mask's weights by their mean: a small thing then counts as much as a
-    whole picture. A mask that is black all over has no thing, and keeps unmasked_weight.
+    whole image. A mask that is black all over has no thing, and keeps unmasked_weight.
     """
     weights = mask.clamp(min=unmasked_weight)
     if normalize:

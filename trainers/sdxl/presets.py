@@ -15,20 +15,20 @@ from .config import SDXLConfig
 
 @dataclass(frozen=True)
 class Goal:
-    """What the LoRA should learn. `samples_per_picture` is how often the training sees an image;
+    """What the LoRA should learn. `samples_per_image` is how often the training sees an image;
     `num_samples` are the limits for all images together.
     """
 
     rank: int
     alpha_per_rank: float
     learning_rate: float
-    samples_per_picture: int
+    samples_per_image: int
     num_samples: tuple[int, int]
 
     def text(self) -> str:
         low, high = self.num_samples
         return (
-            f"rank {self.rank}, learning rate {self.learning_rate:g}, {self.samples_per_picture} samples per "
+            f"rank {self.rank}, learning rate {self.learning_rate:g}, {self.samples_per_image} samples per "
             f"image ({low} to {high} in total)"
         )
 
@@ -57,9 +57,9 @@ class MemoryPreset:
 
 
 GOALS = {
-    "person": Goal(rank=16, alpha_per_rank=1.0, learning_rate=1e-4, samples_per_picture=100, num_samples=(1000, 4000)),
-    "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=60, num_samples=(1500, 6000)),
-    "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_picture=80, num_samples=(800, 3000)),
+    "person": Goal(rank=16, alpha_per_rank=1.0, learning_rate=1e-4, samples_per_image=100, num_samples=(1000, 4000)),
+    "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=60, num_samples=(1500, 6000)),
+    "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=80, num_samples=(800, 3000)),
 }
 # By memory.py's estimates (benchmarks/README.md), with a tenth to spare. Two samples to a step
 # everywhere: the GPU decides the speed, not the result.
@@ -79,11 +79,11 @@ def choose_memory_preset(device_bytes: int) -> str:
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 
-def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int) -> RunSettings[SDXLConfig]:
+def resolve(given: dict[str, Any], *, goal: str, memory: str, num_images: int) -> RunSettings[SDXLConfig]:
     """All settings, from those that were given (names of SDXLConfig, BucketConfig and
     CaptionConfig) and the two presets.
 
-    `num_pictures` counts repeats: how many samples an epoch has.
+    `num_images` counts repeats: how many samples an epoch has.
 
     Raises:
         ValueError: a given setting is out of its range.
@@ -91,7 +91,7 @@ def resolve(given: dict[str, Any], *, goal: str, memory: str, num_pictures: int)
     settings = {**_from_memory(MEMORY_PRESETS[memory], given), **_from_goal(GOALS[goal], given), **given}
     if "max_train_steps" not in given:
         samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
-        settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_pictures) / samples_per_step)
+        settings["max_train_steps"] = math.ceil(_num_samples(GOALS[goal], num_images) / samples_per_step)
     return RunSettings.read(SDXLConfig, settings)
 
 
@@ -106,9 +106,9 @@ def _from_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:
     return {"rank": rank, "alpha": rank * goal.alpha_per_rank, "learning_rate": goal.learning_rate}
 
 
-def _num_samples(goal: Goal, num_pictures: int) -> int:
+def _num_samples(goal: Goal, num_images: int) -> int:
     low, high = goal.num_samples
-    return min(max(goal.samples_per_picture * num_pictures, low), high)
+    return min(max(goal.samples_per_image * num_images, low), high)
 
 
 def describe(settings: RunSettings[SDXLConfig]) -> str:

@@ -23,8 +23,8 @@ class Batch:
     prompt_embeds: Tensor  # [B, S, E] in the UNet's dtype
     pooled_prompt_embeds: Tensor  # [B, P] in the UNet's dtype
     add_time_ids: Tensor  # [B, 6] float32, pixels
-    loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no picture of the batch has a mask
-    loss_weights: Tensor | None = None  # [B] float32, of the pictures; None: all 1
+    loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
+    loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Objective:
 
 
 def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objective) -> Tensor:
-    """Mean squared error of each sample, weighted by min-SNR, its mask and its picture's weight;
+    """Mean squared error of each sample, weighted by min-SNR, its mask and its image's weight;
     float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
@@ -52,7 +52,7 @@ def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objecti
 
 def prior_losses(unet: UNet2DConditionModel, batch: Batch, base_pred: Tensor, objective: Objective) -> Tensor:
     """How far the prediction is from base_pred [B, C, H, W], the frozen base model's own, in whole
-    pictures; min-SNR-weighted, float32 [B].
+    images; min-SNR-weighted, float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
     return _timestep_weighted(per_sample_loss(predict(unet, batch, alphas), base_pred), alphas, objective)

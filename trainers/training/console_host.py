@@ -16,9 +16,9 @@ from .device import DeviceMemory, default_device
 from .events import (
     CheckpointSaved,
     Event,
+    ImageCaptioned,
     Interrupted,
     Notice,
-    PictureCaptioned,
     SamplesDrawn,
     StageProgress,
     StageStarted,
@@ -74,7 +74,7 @@ class ConsoleHost(DeviceMemory):
                 self._say(f"step {step}: saved {path}")
             case SamplesDrawn(path=path, step=step):
                 self._say(f"step {step}: drew {path}")
-            case PictureCaptioned(name=name, caption=caption, step=step):
+            case ImageCaptioned(name=name, caption=caption, step=step):
                 self._say(f"{name}: {caption}")
                 self._move_bar(step, name)
             case Notice(message):

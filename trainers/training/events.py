@@ -55,18 +55,18 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class SamplesDrawn:
-    """Pictures that the LoRA as of `step` draws, side by side."""
+    """Images that the LoRA as of `step` draws, side by side."""
 
-    picture: Image.Image
+    image: Image.Image
     path: Path
     step: int
 
 
 @dataclass(frozen=True)
-class PictureCaptioned:
-    """Picture `step` of `total`: scaled down for a preview, and what the model says of it."""
+class ImageCaptioned:
+    """Image `step` of `total`: scaled down for a preview, and what the model says of it."""
 
-    picture: Image.Image
+    image: Image.Image
     name: str
     caption: str
     step: int
@@ -80,7 +80,7 @@ class Notice:
     message: str
 
 
-Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | PictureCaptioned | Notice
+Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | ImageCaptioned | Notice
 
 
 class Interrupted(BaseException):

@@ -1,4 +1,4 @@
-"""The loss curve as a picture: every step in a light line, a running average in a dark one."""
+"""The loss curve as an image: every step in a light line, a running average in a dark one."""
 
 from collections.abc import Sequence
 

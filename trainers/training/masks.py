@@ -18,7 +18,7 @@ from .host import Host
 
 
 class MaskStore:
-    """Masks of cropped pictures in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
+    """Masks of cropped images in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
     1 where is learned.
     """
 
@@ -27,7 +27,7 @@ class MaskStore:
         self._pixels_per_latent = pixels_per_latent
 
     def get(self, item: TrainingItem, *, flip: bool) -> Tensor | None:
-        """None: the picture has no mask."""
+        """None: the image has no mask."""
         if not item.image.mask_sha256:
             return None
         tensors = self._cache.get(self._key(item))
@@ -45,7 +45,7 @@ class MaskStore:
         return torch.stack([torch.ones(shape) if mask is None else mask for mask in masks])
 
     def encode(self, items: Iterable[TrainingItem], host: Host) -> None:
-        """Read what the cache does not have yet; name the pictures of which nothing would be
+        """Read what the cache does not have yet; name the images of which nothing would be
         learned.
         """
         for item in items:

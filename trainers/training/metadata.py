@@ -8,7 +8,7 @@ from typing import Any
 
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
-from ..lora.header import PictureFolder, TrainingRecord, build_metadata
+from ..lora.header import ImageFolder, TrainingRecord, build_metadata
 from .config import TrainingConfig
 from .family import Progress
 from .optimizers import warmup_steps
@@ -66,13 +66,13 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
     return build_metadata(record)
 
 
-def _folders(dataset: Dataset, items: Sequence[TrainingItem]) -> list[PictureFolder]:
+def _folders(dataset: Dataset, items: Sequence[TrainingItem]) -> list[ImageFolder]:
     """Images that are trained on, by the folder that they came with and its repeats."""
-    folders: dict[tuple[str, int, bool], PictureFolder] = {}
+    folders: dict[tuple[str, int, bool], ImageFolder] = {}
     for image in dict.fromkeys(item.image for item in items):
         num_repeats = image.num_repeats * dataset.num_repeats
         name = image.subset.rpartition("/")[2] or dataset.folder_name
-        folder = PictureFolder(name, [], num_repeats, image.is_regularization)
+        folder = ImageFolder(name, [], num_repeats, image.is_regularization)
         folders.setdefault((image.subset, num_repeats, image.is_regularization), folder).captions.append(image.caption)
     return list(folders.values())
 

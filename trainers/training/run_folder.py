@@ -57,10 +57,10 @@ class RunFolder:
         with atomic_write(self.path / "loss.png", overwrite=True) as temporary:
             draw_loss_plot(losses, title=self.name).save(temporary, format="PNG")
 
-    def write_samples(self, picture: Image.Image, *, step: int) -> Path:
+    def write_samples(self, image: Image.Image, *, step: int) -> Path:
         path = self.path / "samples" / f"{self.name}-step{step:08d}.png"
         with atomic_write(path, overwrite=True) as temporary:
-            picture.save(temporary, format="PNG")
+            image.save(temporary, format="PNG")
         return path
 
     def checkpoint_path(self, *, step: int, epoch: int | None = None) -> Path:

@@ -116,7 +116,7 @@ def _require_trigger_word(name: str, caption: str, trigger_word: str, *, is_need
         else "the dataset has no trigger word"
     )
     raise ValueError(
-        "prior_loss_weight needs a prompt whose pictures are to stay as they are: class_prompt is empty, and "
+        "prior_loss_weight needs a prompt whose images are to stay as they are: class_prompt is empty, and "
         f"{why}, so that nothing "
         "can be left out of the captions. Set class_prompt, such as: a photo of a dog"
     )

@@ -17,13 +17,13 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (40, 60, 220), 
 
 
 class ForeignTagger:
-    """One text for every picture of the batches that come, as the taggers of other packs give them."""
+    """One text for every image of the batches that come, as the taggers of other packs give them."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",)}})
     RETURN_TYPES, OUTPUT_IS_LIST, FUNCTION, CATEGORY = ("STRING",), (True,), "tag", "test"
 
     def tag(self, image):
-        return ([f"{self.nearest(picture.mean((0, 1)) * 255)}, tagged" for picture in image],)
+        return ([f"{self.nearest(photo.mean((0, 1)) * 255)}, tagged" for photo in image],)
 
     def nearest(self, mean):
         return min(COLOURS, key=lambda name: (mean - torch.tensor(COLOURS[name])).abs().sum().item())

@@ -1,6 +1,6 @@
 """Runs in ComfyUI's interpreter: where the captioner's weights are while it captions, and that nothing of it is left afterwards. Prints JSON.
 
-Arguments: the pack's folder, the folder of a Florence-2 model, a folder of pictures, a base directory for models and output.
+Arguments: the pack's folder, the folder of a Florence-2 model, a folder of images, a base directory for models and output.
 """
 
 import gc
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-pack, model_folder, pictures, base = map(Path, sys.argv[1:])
+pack, model_folder, images, base = map(Path, sys.argv[1:])
 
 import folder_paths
 
@@ -49,7 +49,7 @@ Florence2Captioner.describe = watched
 
 
 def run(**settings):
-    dataset = scan_folder(DatasetConfig(images=str(pictures)))
+    dataset = scan_folder(DatasetConfig(images=str(images)))
     return graph_captioner.caption_in_graph(
         dataset, CaptionerConfig(task="caption", batch_size=2, **settings), model=seen["names"][0], model_id="", download=False
     )

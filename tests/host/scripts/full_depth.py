@@ -1,6 +1,6 @@
 """Runs in ComfyUI's interpreter: one training step on a model with SDXL's full depth at toy width, through the node's own function. Prints JSON.
 
-Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of pictures, a folder for files.
+Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of images, a folder for files.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-pack, checkpoint, pictures, folder = map(Path, sys.argv[1:])
+pack, checkpoint, images, folder = map(Path, sys.argv[1:])
 
 
 def load_pack(path, name):
@@ -60,7 +60,7 @@ base.unet = UNet2DConditionModel(
     projection_class_embeddings_input_dim=128 + 6 * 256,
 )
 write_checkpoint(base, folder / "full_depth.safetensors")
-dataset = scan_folder(DatasetConfig(images=str(pictures), trigger_word="zwx"))
+dataset = scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
 
 with torch.inference_mode():
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(folder / "full_depth.safetensors"))[:3]

@@ -1,4 +1,4 @@
-"""What becomes of a model's texts: which pictures are asked about, trigger word, existing captions, files, cache; and nothing empty ever."""
+"""What becomes of a model's texts: which images are asked about, trigger word, existing captions, files, cache; and nothing empty ever."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
+from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_image
 from trainers.__main__ import main
 from trainers.captions.captioning import (
     THUMBNAIL_SIZE,
@@ -26,7 +26,7 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.training.console_host import ConsoleHost
-from trainers.training.events import Event, Interrupted, Notice, PictureCaptioned, StageProgress, StageStarted
+from trainers.training.events import Event, ImageCaptioned, Interrupted, Notice, StageProgress, StageStarted
 
 
 class RecordingHost(ConsoleHost):
@@ -45,7 +45,7 @@ class RecordingHost(ConsoleHost):
 
 
 class Namer:
-    """Says the colour of a picture's first pixel, and remembers what it was asked."""
+    """Says the colour of an image's first pixel, and remembers what it was asked."""
 
     def __init__(self, identity: str = "namer 1", texts: Sequence[str] = ()) -> None:
         self.identity = identity
@@ -54,12 +54,12 @@ class Namer:
         self._texts = list(texts)
 
     def describe(
-        self, pictures: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
+        self, images: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
     ) -> list[str]:
-        self.batches.append(len(pictures))
+        self.batches.append(len(images))
         self.settings.append((prompt, num_beams, max_new_tokens))
         check_interrupted()
-        return [self._texts.pop(0) if self._texts else "#" + picture.tobytes()[:3].hex() for picture in pictures]
+        return [self._texts.pop(0) if self._texts else "#" + image.tobytes()[:3].hex() for image in images]
 
 
 def make_folder(folder: Path, captions: Sequence[str | None]) -> Path:
@@ -90,12 +90,12 @@ def run(
 # ---- which captions, in which order ----
 
 
-def test_every_picture_gets_the_caption_of_its_own_pixels(tmp_path):
+def test_every_image_gets_the_caption_of_its_own_pixels(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None] * 11)
     assert run(scan(folder), batch_size=4) == [f"#{number:02x}0000" for number in range(1, 12)]
 
 
-def test_keep_asks_only_about_pictures_without_a_caption(tmp_path):
+def test_keep_asks_only_about_images_without_a_caption(tmp_path):
     captioner = Namer()
     assert run(scan(make_folder(tmp_path / "pictures", ["a cat", None, " ", "a dog"])), captioner) == ["a cat", "#020000", "#030000", "a dog"]
     assert captioner.batches == [2]
@@ -138,7 +138,7 @@ def test_trigger_template_and_a_text_that_has_the_trigger_word(tmp_path):
     assert run(dataset, Namer(texts=["{a} cat", "the SKS cat"]), trigger_template=template) == ["a photo of sks: {a} cat", "the SKS cat"]
 
 
-def test_regularization_pictures_get_no_trigger_word(tmp_path):
+def test_regularization_images_get_no_trigger_word(tmp_path):
     assert run(scan(make_folder(tmp_path / "pictures", [None]), is_regularization=True)) == ["#010000"]
 
 
@@ -165,7 +165,7 @@ def test_second_run_does_not_even_load_the_model(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
-        plain_picture(colour, seed=500 + number).save(folder / f"{number}.png")
+        plain_image(colour, seed=500 + number).save(folder / f"{number}.png")
     placed = []
 
     def captions() -> list[str]:
@@ -187,15 +187,15 @@ def test_another_question_is_asked_again(tmp_path, change):
     assert captioner.batches == [1, 1]
 
 
-def test_another_model_another_picture_or_another_background_is_asked_again(tmp_path):
+def test_another_model_another_image_or_another_background_is_asked_again(tmp_path):
     folder, cache = make_folder(tmp_path / "pictures", [None]), CaptionCache(tmp_path / "cache")
     run(scan(folder), cache=cache)
-    other_model, other_picture, other_background = Namer("namer 2"), Namer(), Namer()
+    other_model, other_image, other_background = Namer("namer 2"), Namer(), Namer()
     run(scan(folder), other_model, cache=cache)
     Image.new("RGBA", (8, 8), (9, 9, 9, 128)).save(folder / "1.png")
-    run(scan(folder), other_picture, cache=cache)
+    run(scan(folder), other_image, cache=cache)
     run(scan(folder, alpha_background="black"), other_background, cache=cache)
-    assert [captioner.batches for captioner in (other_model, other_picture, other_background)] == [[1], [1], [1]]
+    assert [captioner.batches for captioner in (other_model, other_image, other_background)] == [[1], [1], [1]]
 
 
 def test_request_is_the_prompt_or_the_task_s_token(tmp_path):
@@ -208,21 +208,21 @@ def test_request_is_the_prompt_or_the_task_s_token(tmp_path):
 # ---- what is reported, interrupts, empty captions ----
 
 
-def test_every_picture_is_reported_with_a_thumbnail(tmp_path):
+def test_every_image_is_reported_with_a_thumbnail(tmp_path):
     folder = tmp_path / "pictures"
     make_folder(folder, [None] * 2)
     Image.new("RGB", (2000, 1000)).save(folder / "3.png")
     host, cache = RecordingHost(), CaptionCache(None)
     run(scan(folder), host=host, cache=cache)
-    shown = [event for event in host.events if isinstance(event, PictureCaptioned)]
+    shown = [event for event in host.events if isinstance(event, ImageCaptioned)]
     assert host.events[0] == StageStarted("captioning", 3)
     assert [(event.name, event.caption, event.step, event.total) for event in shown] == [
         ("1.png", "#010000", 1, 3),
         ("2.png", "#020000", 2, 3),
         ("3.png", "#000000", 3, 3),
     ]
-    assert shown[2].picture.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
-    assert host.events[-1] == Notice("3 pictures captioned")
+    assert shown[2].image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
+    assert host.events[-1] == Notice("3 images captioned")
     host.events.clear()
     run(scan(folder), host=host, cache=cache)
     assert host.events[1] == StageProgress("captioning", 3, 3, "captioned earlier")
@@ -241,7 +241,7 @@ def test_interrupt_keeps_the_captions_so_far_and_writes_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_empty_caption_is_an_error_that_names_the_picture_and_writes_nothing(tmp_path, text):
+def test_empty_caption_is_an_error_that_names_the_image_and_writes_nothing(tmp_path, text):
     folder, cache = make_folder(tmp_path / "pictures", [None] * 3), CaptionCache(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"^2\.png: the model gave an empty caption for <MORE_DETAILED_CAPTION>"):
         run(scan(folder), Namer(texts=["a", text, "c"]), cache=cache, write_files=True)
@@ -270,7 +270,7 @@ def test_no_file_is_written_unless_asked(tmp_path):
     assert not list(folder.glob("*.txt"))
 
 
-def test_two_pictures_with_one_caption_file_are_refused_before_anything_is_asked(tmp_path):
+def test_two_images_with_one_caption_file_are_refused_before_anything_is_asked(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None])
     Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "1.jpg")
     captioner = Namer()
@@ -303,7 +303,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def test_captions_of_another_node_are_counted_and_none_may_be_empty(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None, "old"]), trigger_word="sks")
     assert captions_of(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
-    with pytest.raises(ValueError, match="2 pictures, but 3 captions"):
+    with pytest.raises(ValueError, match="2 images, but 3 captions"):
         set_captions(dataset, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"^2\.png: the caption that came is empty"):
         set_captions(dataset, ["a", " "])
@@ -318,7 +318,7 @@ def test_command_prints_captions_and_writes_files(tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
-        plain_picture(colour, seed=900 + number).save(folder / f"{number}.png")
+        plain_image(colour, seed=900 + number).save(folder / f"{number}.png")
     arguments = ["caption", "--images", str(folder), "--model", str(FOLDER), "--task", "detailed_caption", "--trigger-word", "sks"]
     arguments += ["--cache-dir", str(tmp_path / "cache"), "--device", "cpu", "--write-files"]
     assert main(arguments) == 0

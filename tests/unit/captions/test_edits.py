@@ -65,7 +65,7 @@ def test_an_edit_that_says_what_comes_in_is_neither_edited_nor_outdated():
     assert result.edited == result.outdated == []
 
 
-def test_edits_of_unknown_pictures_are_named():
+def test_edits_of_unknown_images_are_named():
     assert apply_edits(IMAGES, {"x.png": CaptionEdit("?"), "a.png": CaptionEdit("mine")}).unknown == ["x.png"]
 
 
@@ -78,7 +78,7 @@ def key_of(images: list[TrainingImage], trigger_word: str = "") -> str:
     return review_key(Dataset(images, 1, trigger_word, DatasetReport(len(images)), "pictures"))
 
 
-def test_the_review_key_changes_with_every_picture_name_caption_and_trigger_word():
+def test_the_review_key_changes_with_every_image_name_caption_and_trigger_word():
     keys = {key_of(IMAGES), key_of(IMAGES, "sks"), key_of(IMAGES[:2]), key_of(IMAGES[::-1])}
     keys |= {key_of([image("a.png", "another"), *IMAGES[1:]]), key_of([image("d.png", "a red cat"), *IMAGES[1:]])}
     assert len(keys) == 6

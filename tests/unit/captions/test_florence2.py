@@ -14,13 +14,13 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_picture
+from tests.data.make_tiny_florence2 import COLOURS, FOLDER, plain_image
 from trainers.captions.florence2 import captioner as captioner_module
 from trainers.captions.florence2 import model as model_module
 from trainers.captions.florence2.captioner import Florence2Captioner
 from trainers.captions.florence2.cleaning import clean_caption
 from trainers.captions.florence2.folder import ModelFolder, find_models
-from trainers.captions.florence2.images import PicturePreparation
+from trainers.captions.florence2.images import ImagePreparation
 from trainers.captions.florence2.model import load_model
 from trainers.captions.florence2.tasks import TASKS, prompt_sentence
 from trainers.captions.florence2.text import PromptTokenizer
@@ -32,7 +32,7 @@ ANSWERS = {
     "<MORE_DETAILED_CAPTION>": "The square is {}. The background is simple.",
     "<GENERATE_TAGS>": "{}, square, simple background",
 }
-PICTURES = [plain_picture(colour, seed=10_000 + number) for number, colour in enumerate(COLOURS)]
+IMAGES = [plain_image(colour, seed=10_000 + number) for number, colour in enumerate(COLOURS)]
 
 
 def open_captioner(folder: Path = FOLDER) -> Florence2Captioner:
@@ -40,9 +40,9 @@ def open_captioner(folder: Path = FOLDER) -> Florence2Captioner:
 
 
 def describe(
-    captioner: Florence2Captioner, pictures: list[Image.Image], prompt: str = "<CAPTION>", *, num_beams: int = 3, max_new_tokens: int = 50
+    captioner: Florence2Captioner, images: list[Image.Image], prompt: str = "<CAPTION>", *, num_beams: int = 3, max_new_tokens: int = 50
 ) -> list[str]:
-    return captioner.describe(pictures, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens)
+    return captioner.describe(images, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
 
 def answers(prompt: str) -> list[str]:
@@ -60,14 +60,14 @@ def captioner() -> Florence2Captioner:
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("prompt", ANSWERS)
 def test_taught_model_says_what_it_was_taught(captioner, prompt, num_beams):
-    assert describe(captioner, PICTURES, prompt, num_beams=num_beams) == answers(prompt)
+    assert describe(captioner, IMAGES, prompt, num_beams=num_beams) == answers(prompt)
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
-def test_batch_gives_what_single_pictures_give(captioner, prompt):
+def test_batch_gives_what_single_images_give(captioner, prompt):
     sizes_hw = [(64, 64), (30, 90), (200, 50), (64, 128)]
-    pictures = [plain_picture(colour, seed=7, size_hw=size_hw) for colour, size_hw in zip(COLOURS, sizes_hw, strict=True)]
-    assert describe(captioner, pictures, prompt) == [describe(captioner, [picture], prompt)[0] for picture in pictures]
+    images = [plain_image(colour, seed=7, size_hw=size_hw) for colour, size_hw in zip(COLOURS, sizes_hw, strict=True)]
+    assert describe(captioner, images, prompt) == [describe(captioner, [image], prompt)[0] for image in images]
 
 
 def test_generation_is_the_same_every_time(captioner):
@@ -76,7 +76,7 @@ def test_generation_is_the_same_every_time(captioner):
 
 
 def test_swapped_colour_channels_would_be_heard(captioner):
-    swapped = [Image.merge("RGB", picture.split()[::-1]) for picture in PICTURES]
+    swapped = [Image.merge("RGB", image.split()[::-1]) for image in IMAGES]
     assert describe(captioner, swapped) == [ANSWERS["<CAPTION>"].format(colour) for colour in ("blue", "green", "red", "white")]
 
 
@@ -91,18 +91,18 @@ def test_swapped_colour_channels_would_be_heard(captioner):
 def test_missing_rescaling_or_normalising_would_be_heard(mistake, monkeypatch):
     wrong = open_captioner()
     monkeypatch.setattr(wrong, "_preparation", dataclasses.replace(wrong._preparation, **mistake))
-    assert describe(wrong, PICTURES) != answers("<CAPTION>")
+    assert describe(wrong, IMAGES) != answers("<CAPTION>")
 
 
 def test_task_token_sent_as_it_is_would_be_heard(captioner, monkeypatch):
     monkeypatch.setattr(captioner_module, "prompt_sentence", lambda prompt: prompt)
-    assert describe(captioner, PICTURES, "<DETAILED_CAPTION>") != answers("<DETAILED_CAPTION>")
+    assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != answers("<DETAILED_CAPTION>")
 
 
-def test_wrong_number_of_places_for_the_picture_is_refused(captioner, monkeypatch):
+def test_wrong_number_of_places_for_the_image_is_refused(captioner, monkeypatch):
     monkeypatch.setattr(captioner_module, "_num_places", lambda *_: 6)
     with pytest.raises(ValueError, match="features and image tokens do not match"):
-        describe(captioner, PICTURES)
+        describe(captioner, IMAGES)
 
 
 def test_padding_and_marks_are_no_words():
@@ -116,11 +116,11 @@ def test_padding_and_marks_are_no_words():
 def test_pixel_values_are_those_of_transformers_own_image_processor():
     kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     settings = json.loads((FOLDER / "preprocessor_config.json").read_text())
-    theirs = kind(**settings, do_center_crop=False, do_resize=True)(PICTURES, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(PicturePreparation.read(FOLDER).pixel_values(PICTURES), theirs, rtol=0, atol=1e-5)
+    theirs = kind(**settings, do_center_crop=False, do_resize=True)(IMAGES, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ImagePreparation.read(FOLDER).pixel_values(IMAGES), theirs, rtol=0, atol=1e-5)
 
 
-def test_prompt_is_the_picture_s_places_and_the_sentence_between_its_marks(captioner):
+def test_prompt_is_the_image_s_places_and_the_sentence_between_its_marks(captioner):
     config = captioner._loaded_model().config
     (ids,) = captioner._input_ids("<GENERATE_TAGS>", 1, captioner._loaded_model()).tolist()
     assert ids[:5] == [config.image_token_id] * 5 and ids[5] == 0 and ids[-1] == 2
@@ -128,11 +128,11 @@ def test_prompt_is_the_picture_s_places_and_the_sentence_between_its_marks(capti
 
 
 def test_caption_is_cut_at_the_longest_length(captioner):
-    assert len(describe(captioner, PICTURES[:1], max_new_tokens=4)[0]) < len("a photo of a red square")
+    assert len(describe(captioner, IMAGES[:1], max_new_tokens=4)[0]) < len("a photo of a red square")
 
 
 def test_more_tokens_than_the_model_has_places_for_are_not_asked(captioner):
-    assert describe(captioner, PICTURES, max_new_tokens=1023) == answers("<CAPTION>")
+    assert describe(captioner, IMAGES, max_new_tokens=1023) == answers("<CAPTION>")
 
 
 def test_interrupt_is_answered_in_the_middle_of_a_caption(captioner):
@@ -144,17 +144,17 @@ def test_interrupt_is_answered_in_the_middle_of_a_caption(captioner):
             raise Interrupted("cancelled")
 
     with pytest.raises(Interrupted):
-        captioner.describe(PICTURES, prompt="<CAPTION>", num_beams=3, max_new_tokens=50, check_interrupted=check_interrupted)
+        captioner.describe(IMAGES, prompt="<CAPTION>", num_beams=3, max_new_tokens=50, check_interrupted=check_interrupted)
     assert len(polls) == 3
 
 
 def test_works_in_comfyui_s_inference_mode():
     with torch.inference_mode():
-        assert describe(open_captioner(), PICTURES) == answers("<CAPTION>")
+        assert describe(open_captioner(), IMAGES) == answers("<CAPTION>")
 
 
 def test_needs_none_of_the_packages_that_remote_code_asks_for(captioner):
-    describe(captioner, PICTURES[:1])
+    describe(captioner, IMAGES[:1])
     assert not {"timm", "einops", "flash_attn", "torchvision"} & set(sys.modules)
 
 
@@ -223,7 +223,7 @@ def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
 def test_legacy_folder_gives_what_the_native_one_gives(tmp_path, pickled):
     captioner = open_captioner(write_legacy_folder(tmp_path / "legacy", pickled=pickled))
     for prompt in ANSWERS:
-        assert describe(captioner, PICTURES, prompt) == answers(prompt)
+        assert describe(captioner, IMAGES, prompt) == answers(prompt)
 
 
 def test_legacy_weights_are_the_native_ones(tmp_path):
@@ -241,7 +241,7 @@ def test_tokenizer_is_also_read_from_vocabulary_and_merges(tmp_path):
     (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    assert describe(open_captioner(folder), PICTURES, "<GENERATE_TAGS>") == answers("<GENERATE_TAGS>")
+    assert describe(open_captioner(folder), IMAGES, "<GENERATE_TAGS>") == answers("<GENERATE_TAGS>")
 
 
 def test_embeddings_are_one_parameter_and_an_untied_head_stays_its_own(tmp_path):
@@ -275,7 +275,7 @@ def test_sharded_weights_are_read(tmp_path):
         save_file(shard, folder / name)
     index = {"weight_map": {weight: name for name, shard in shards.items() for weight in shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert describe(open_captioner(folder), PICTURES) == answers("<CAPTION>")
+    assert describe(open_captioner(folder), IMAGES) == answers("<CAPTION>")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors"):
         ModelFolder.open(folder)
@@ -290,7 +290,7 @@ def test_pickled_weights_cannot_run_code(tmp_path, capsys):
     folder = write_legacy_folder(tmp_path / "legacy", pickled=True)
     torch.save({"image_projection": _Harmful()}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read"):
-        describe(open_captioner(folder), PICTURES)
+        describe(open_captioner(folder), IMAGES)
     assert "code of the file was run" not in capsys.readouterr().out
 
 
@@ -331,7 +331,7 @@ def test_folder_that_cannot_be_used_is_explained(tmp_path, break_it, message):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     break_it(folder)
     with pytest.raises((ValueError, OSError), match=message):
-        describe(open_captioner(folder), PICTURES)
+        describe(open_captioner(folder), IMAGES)
 
 
 def test_weights_of_another_size_are_explained(tmp_path):
@@ -340,7 +340,7 @@ def test_weights_of_another_size_are_explained(tmp_path):
     name = "model.multi_modal_projector.image_projection.weight"
     save_file({**weights, name: torch.zeros(7, 7)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=re.escape(f"{name} is [7, 7]; config.json says [32, 32]")):
-        describe(open_captioner(folder), PICTURES)
+        describe(open_captioner(folder), IMAGES)
 
 
 # ---- prompts and cleaning ----
@@ -353,18 +353,18 @@ def test_every_task_has_a_prompt():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [(" ", "the prompt is empty"), ("<OD>", "gives regions of the picture"), ("<CAPTION> in French", "has to stand alone")]
+    ("prompt", "message"), [(" ", "the prompt is empty"), ("<OD>", "gives regions of the image"), ("<CAPTION> in French", "has to stand alone")]
 )
 def test_prompt_that_cannot_give_a_caption_is_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
         prompt_sentence(prompt)
 
 
-def test_prompt_with_the_picture_s_token_or_too_long_is_refused(captioner):
-    with pytest.raises(ValueError, match="stands for the picture"):
-        describe(captioner, PICTURES, "what is <image>")
+def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):
+    with pytest.raises(ValueError, match="stands for the image"):
+        describe(captioner, IMAGES, "what is <image>")
     with pytest.raises(ValueError, match="too many for this model"):
-        describe(captioner, PICTURES, "square " * 100)
+        describe(captioner, IMAGES, "square " * 100)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_refused_prompt_names_node_input_and_reason(server: StandIn):
         return {"type": kind, "message": message, "details": details, "extra_info": {"input_name": "folder"}}
 
     errors = [
-        error("custom_validation_failed", "Custom validation failed for node", "folder - it has no pictures"),
+        error("custom_validation_failed", "Custom validation failed for node", "folder - it has no images"),
         error("value_not_in_list", "Value not in list", "folder: 'x' not in ['y']"),
         error("required_input_missing", "Required input is missing", "folder"),
     ]
@@ -149,7 +149,7 @@ def test_a_refused_prompt_names_node_input_and_reason(server: StandIn):
     with pytest.raises(PromptRejected) as refusal:
         ComfyClient(server.url).run(PROMPT)
     place = "  node 5 (LoRATrainer_LoadImages), folder: "
-    reasons = ["it has no pictures", "Value not in list: 'x' not in ['y']", "Required input is missing"]
+    reasons = ["it has no images", "Value not in list: 'x' not in ['y']", "Required input is missing"]
     assert str(refusal.value).splitlines() == ["ComfyUI refused the prompt:", *(place + reason for reason in reasons)]
     assert "5" in refusal.value.node_errors
 
@@ -173,7 +173,7 @@ def test_a_prompt_of_which_only_a_part_is_right_is_taken_back(server: StandIn):
 def test_the_error_of_a_node_is_raised_with_its_message(server: StandIn):
     report = {"node_id": "5", "node_type": "Foo", "exception_message": "no pictures\n", "traceback": []}
     server.script = [event("execution_start"), event("execution_error", **report)]
-    with pytest.raises(PromptFailed, match=r"^node 5 \(Foo\): no pictures$") as failure:
+    with pytest.raises(PromptFailed, match=r"^node 5 \(Foo\): no images$") as failure:
         ComfyClient(server.url).run(PROMPT)
     assert failure.value.error["traceback"] == []
 

@@ -61,7 +61,7 @@ def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
     ("text", "message"),
     [
         ("images = 'x'\n[[datasets]]\nimages = 'z'", "images (x) and [[datasets]] are both given"),
-        ("[[datasets]]\nnum_repeats = 2", "[[datasets]] table 1 has no images. Give the folder that holds the pictures"),
+        ("[[datasets]]\nnum_repeats = 2", "[[datasets]] table 1 has no images. Give the folder that holds the images"),
         ("[[datasets]]\nimages = 'x'\nrank = 2", "[[datasets]] table 1: unknown setting rank"),
         ("[[datasets]]\nimages = 'x'\nnum_repeats = 'two'", "[[datasets]] table 1: num_repeats must be int, got str 'two'"),
         ("datasets = 'x'", "datasets must be tables under [[datasets]]"),

@@ -8,7 +8,7 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.scan import scan_folder
 
 
-def picture(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
+def photo(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size_wh, colour).save(path, **settings)
     if caption is not None:

@@ -13,7 +13,7 @@ def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = 
 
 
 def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
-    """Pictures that only a plan looks at, so that no file is needed."""
+    """Images that only a plan looks at, so that no file is needed."""
     images = [
         TrainingImage(f"{i}.png", Path("x"), f"{i:064}", (1024 + 7 * i % 900, 1024 + 13 * i % 700) if sizes else (1024, 1024), "a", False)
         for i in range(num_images)

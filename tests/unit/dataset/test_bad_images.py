@@ -1,4 +1,4 @@
-"""Pictures and captions that are not what they should be: left out by name or an error that says what to do, and nothing is written."""
+"""Images and captions that are not what they should be: left out by name or an error that says what to do, and nothing is written."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
-from trainers.dataset.image_files import UnusablePicture, inspect_picture, read_alpha, read_rgb
+from trainers.dataset.image_files import UnusableImage, inspect_image, read_alpha, read_rgb
 from trainers.dataset.scan import scan_folder
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ def scan(folder: Path, **settings) -> Dataset:
 
 
 def reasons(folder: Path, **settings) -> dict[str, str]:
-    """Why files are left out beside one good picture."""
+    """Why files are left out beside one good image."""
     Image.new("RGB", (64, 64), "blue").save(folder / "good.png")
     dataset = scan(folder, **settings)
     assert [image.name for image in dataset.images] == ["good.png"]
@@ -50,19 +50,19 @@ def noise(width: int = 200, height: int = 160) -> Image.Image:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda folder: None, FileNotFoundError, "there is no such folder. Give the folder that holds the pictures"),
-        (lambda folder: folder.write_text("x"), NotADirectoryError, "is a file. Give the folder that holds the pictures"),
-        (lambda folder: folder.mkdir(), ValueError, "no pictures, it is empty. Pictures are .png, .jpg, .jpeg, .webp, .bmp, .avif."),
-        (lambda folder: (folder.mkdir(), (folder / "a.md").write_text("x")), ValueError, "no pictures, and none in its 1 file. Pictures are"),
+        (lambda folder: None, FileNotFoundError, "there is no such folder. Give the folder that holds the images"),
+        (lambda folder: folder.write_text("x"), NotADirectoryError, "is a file. Give the folder that holds the images"),
+        (lambda folder: folder.mkdir(), ValueError, "no images, it is empty. Images are .png, .jpg, .jpeg, .webp, .bmp, .avif."),
+        (lambda folder: (folder.mkdir(), (folder / "a.md").write_text("x")), ValueError, "no images, and none in its 1 file. Images are"),
         (lambda folder: (folder / "sub").mkdir(parents=True), ValueError, "It has subfolders: turn on recursive to use them."),
         (
             lambda folder: (folder.mkdir(), (folder / "a.png").write_text("x")),
             ValueError,
-            "no usable picture among 1: a.png: it is not a picture that can be read",
+            "no usable image among 1: a.png: it is not an image that can be read",
         ),
-        (lambda folder: (folder.mkdir(), (folder / "a.jpg").touch()), ValueError, "no usable picture among 1: a.jpg: the file is empty (0 bytes)"),
+        (lambda folder: (folder.mkdir(), (folder / "a.jpg").touch()), ValueError, "no usable image among 1: a.jpg: the file is empty (0 bytes)"),
     ],
-    ids=["missing folder", "a file", "empty folder", "no pictures", "subfolders", "text", "zero bytes"],
+    ids=["missing folder", "a file", "empty folder", "no images", "subfolders", "text", "zero bytes"],
 )
 def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothing_is_written(tmp_path, make, error, message):
     folder = tmp_path / "pictures"
@@ -75,37 +75,37 @@ def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothin
 
 
 def test_no_folder_at_all_is_not_the_current_folder():
-    with pytest.raises(ValueError, match=r"images is empty\. Give the folder that holds the pictures"):
+    with pytest.raises(ValueError, match=r"images is empty\. Give the folder that holds the images"):
         DatasetConfig(images=" ")
 
 
 def test_an_error_names_ten_files_and_counts_the_others(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
-    with pytest.raises(ValueError, match=r"no usable picture among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"):
+    with pytest.raises(ValueError, match=r"no usable image among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"):
         scan(tmp_path)
 
 
-def test_strict_mode_makes_every_left_out_picture_an_error(tmp_path):
+def test_strict_mode_makes_every_left_out_image_an_error(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("text")
-    message = r"strict is on and 2 pictures cannot be used: empty\.jpg: the file is empty \(0 bytes\); text\.png: it is not a picture"
+    message = r"strict is on and 2 images cannot be used: empty\.jpg: the file is empty \(0 bytes\); text\.png: it is not an image"
     with pytest.raises(ValueError, match=message):
         scan(tmp_path, strict=True)
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path):
+def test_files_that_are_no_images_are_named(tmp_path):
     (tmp_path / "text.png").write_text("this is text")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     found = reasons(tmp_path)
-    assert found["text.png"].startswith("it is not a picture that can be read here (PNG, JPEG, WEBP, BMP")
+    assert found["text.png"].startswith("it is not an image that can be read here (PNG, JPEG, WEBP, BMP")
     assert found["drawing.png"] == found["text.png"]  # and Ghostscript was not started
     assert found["empty.jpg"] == "the file is empty (0 bytes)"
 
 
-def test_pictures_of_other_formats_are_named_and_not_passed_over(tmp_path):
+def test_images_of_other_formats_are_named_and_not_passed_over(tmp_path):
     noise().save(tmp_path / "a.gif")
     noise().save(tmp_path / "b.TIFF")
     assert reasons(tmp_path) == {
@@ -129,7 +129,7 @@ def test_a_truncated_file_is_found_by_the_scan(tmp_path, name, settings, share):
     noise().save(tmp_path / name, **settings)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    assert re.match(r"it is damaged \(.+\)|it is not a picture that can be read", reasons(tmp_path)[name])
+    assert re.match(r"it is damaged \(.+\)|it is not an image that can be read", reasons(tmp_path)[name])
 
 
 def test_damage_at_the_end_of_a_large_jpeg_is_found_although_it_is_decoded_small(tmp_path):
@@ -142,7 +142,7 @@ def test_damage_at_the_end_of_a_large_jpeg_is_found_although_it_is_decoded_small
 def test_animated_files_are_refused_by_name(tmp_path, extension):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:])
-    assert reasons(tmp_path) == {f"a.{extension}": "it is animated (3 frames); save the frame that you want as a picture of its own"}
+    assert reasons(tmp_path) == {f"a.{extension}": "it is animated (3 frames); save the frame that you want as an image of its own"}
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -188,7 +188,7 @@ print(facts.size_hw, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 def test_a_jpeg_above_the_limit_is_decoded_as_small_as_it_must_be(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 1000)
     noise(240, 160).save(tmp_path / "a.jpg")
-    assert inspect_picture(tmp_path / "a.jpg").size_hw == (160, 240)
+    assert inspect_image(tmp_path / "a.jpg").size_hw == (160, 240)
     assert read_rgb(tmp_path / "a.jpg", alpha_background="white").size == (30, 20)
 
 
@@ -201,7 +201,7 @@ def test_a_huge_progressive_jpeg_is_left_out_as_its_decoder_needs_the_memory_any
 def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     noise().save(tmp_path / "a.png")
-    threads = [threading.Thread(target=lambda: [inspect_picture(tmp_path / "a.png") for _ in range(20)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [inspect_image(tmp_path / "a.png") for _ in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,7 +209,7 @@ def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_a_picture_with_broken_exif_data_is_turned_upright_all_the_same(tmp_path):
+def test_an_image_with_broken_exif_data_is_turned_upright_all_the_same(tmp_path):
     """The width as a text: Pillow 13 reads such data, but fails when it has to write them, which ImageOps.exif_transpose does."""
     entries = [(0x0100, 2, 4, b"abc\0"), (0x0112, 3, 1, b"\0\x06\0\0")]
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHI4s", *entry) for entry in entries) + bytes(4)
@@ -239,8 +239,8 @@ def test_whatever_the_bytes_a_file_is_read_or_refused_and_the_scan_decides(tmp_p
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                facts = inspect_picture(tmp_path / name)
-            except UnusablePicture:
+                facts = inspect_image(tmp_path / name)
+            except UnusableImage:
                 continue
             assert read_rgb(tmp_path / name, alpha_background="white").size == facts.size_hw[::-1]
             assert (read_alpha(tmp_path / name) is not None) == facts.has_alpha

@@ -29,12 +29,12 @@ def test_the_list_has_every_size_sdxl_was_trained_at_and_never_more_area():
     ("picture", "bucket"),
     [((1920, 1080), (1344, 768)), ((3000, 2000), (1216, 832)), ((4032, 3024), (1152, 896)), ((832, 1216), (832, 1216)), ((1080, 1920), (768, 1344))],
 )
-def test_large_pictures_go_to_the_bucket_that_kohya_chooses(picture, bucket):
-    assert target_wh(*picture) == bucket
+def test_large_images_go_to_the_bucket_that_kohya_chooses(image, bucket):
+    assert target_wh(*image) == bucket
 
 
 @pytest.mark.parametrize(("width", "height"), SDXL_NATIVE_WH)
-def test_a_picture_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
+def test_an_image_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
     (item,) = plan_crops(dataset_of((height, width)), BucketConfig(), seed=0).items
     assert item.crop.resized_hw == item.crop.target_hw == (height, width)
     assert item.crop.top_left_yx == (0, 0)
@@ -43,7 +43,7 @@ def test_a_picture_of_a_native_size_is_neither_scaled_nor_cropped(width, height)
 @pytest.mark.parametrize(
     "settings", [{}, {"resolution": 512}, {"resolution": 128, "bucket_reso_steps": 32}, {"max_bucket_reso": 2000}, {"bucket_reso_steps": 8}]
 )
-def test_every_bucket_is_the_target_of_a_picture_of_its_own_size_and_has_sides_in_steps(settings):
+def test_every_bucket_is_the_target_of_an_image_of_its_own_size_and_has_sides_in_steps(settings):
     config = BucketConfig(**settings)
     buckets = bucket_sizes(config)
     assert all(choose_target(size, config, buckets) == size for size in buckets)
@@ -61,11 +61,11 @@ def test_every_bucket_is_the_target_of_a_picture_of_its_own_size_and_has_sides_i
         ((400, 300), (320, 256)),  # every size loses more than 4 %: the one that loses least
     ],
 )
-def test_small_pictures_are_not_enlarged_and_get_the_largest_size_that_loses_little(picture, target):
-    assert target_wh(*picture) == target
+def test_small_images_are_not_enlarged_and_get_the_largest_size_that_loses_little(image, target):
+    assert target_wh(*image) == target
 
 
-def test_small_pictures_are_enlarged_when_that_is_allowed():
+def test_small_images_are_enlarged_when_that_is_allowed():
     assert target_wh(800, 600, bucket_no_upscale=False) == (1152, 896)
 
 

@@ -4,26 +4,26 @@ import json
 
 import pytest
 
-from tests.unit.dataset.folders import picture, scan
+from tests.unit.dataset.folders import photo, scan
 from trainers.dataset.report import Remark
 
 
 def test_captions_are_read_as_utf8_with_or_without_a_mark_and_their_lines_stay_lines(tmp_path):
-    picture(tmp_path / "a.png").with_suffix(".txt").write_bytes("\ufeffun  café,\r\n\n à côté\n".encode())
+    photo(tmp_path / "a.png").with_suffix(".txt").write_bytes("\ufeffun  café,\r\n\n à côté\n".encode())
     assert scan(tmp_path).images[0].caption == "un café,\nà côté"
 
 
 def test_the_caption_file_may_be_in_capitals(tmp_path):
-    picture(tmp_path / "A.PNG", caption=None)
+    photo(tmp_path / "A.PNG", caption=None)
     (tmp_path / "A.TXT").write_text("a caption")
     assert scan(tmp_path).images[0].caption == "a caption"
 
 
 @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
 def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, key):
-    picture(tmp_path / "a.png", caption=None)
-    picture(tmp_path / "b.png", colour=(1, 0, 0), caption="from txt")
-    picture(tmp_path / "sub" / "c.png", colour=(2, 0, 0), caption=None)
+    photo(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "b.png", colour=(1, 0, 0), caption="from txt")
+    photo(tmp_path / "sub" / "c.png", colour=(2, 0, 0), caption=None)
     lines = [{"file_name": name, key: f"metadata of {name}"} for name in ("a.png", "b.png", "sub/c.png", "gone.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     dataset = scan(tmp_path, recursive=True, trigger_word="zwx", fallback_caption="a thing")
@@ -31,16 +31,16 @@ def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, 
     assert dataset.report.notes == []
 
 
-def test_the_metadata_beside_a_picture_comes_before_that_of_the_whole_folder(tmp_path):
-    picture(tmp_path / "a.png", colour=(1, 0, 0))
-    picture(tmp_path / "sub" / "b.png", caption=None)
+def test_the_metadata_beside_an_image_comes_before_that_of_the_whole_folder(tmp_path):
+    photo(tmp_path / "a.png", colour=(1, 0, 0))
+    photo(tmp_path / "sub" / "b.png", caption=None)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "sub/b.png", "text": "far"}')
     (tmp_path / "sub" / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "near"}')
     assert scan(tmp_path, recursive=True).images[1].caption == "near"
 
 
 def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "a.png", caption=None)
     lines = ["no json", "", "[1]", '{"file_name": "a.png", "text": 5}', '{"text": "x"}', '{"file_name": "a.png", "text": "a toy"}']
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     dataset = scan(tmp_path)

@@ -12,15 +12,15 @@ from trainers.dataset.crop_plan import TrainingItem, plan_crops
 
 
 def test_a_crop_has_the_pixels_of_its_place(tmp_path):
-    picture = Image.new("RGB", (100, 64))
-    picture.paste((255, 0, 0), (18, 0, 82, 64))
-    picture.save(tmp_path / "a.png")
+    photo = Image.new("RGB", (100, 64))
+    photo.paste((255, 0, 0), (18, 0, 82, 64))
+    photo.save(tmp_path / "a.png")
     (image,) = scan_with_trigger_word(tmp_path).images
     cropped = read_crop(TrainingItem(0, image, 0, make_crop((64, 100), (64, 64))))
     assert cropped.size == (64, 64) and cropped.getcolors() == [(64 * 64, (255, 0, 0))]
 
 
-def test_a_picture_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
+def test_an_image_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (item,) = plan_crops(scan_with_trigger_word(tmp_path), BucketConfig(resolution=128, bucket_reso_steps=32), seed=0).items
@@ -29,15 +29,15 @@ def test_a_picture_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("mask_source", ["files", "alpha"])
-def test_a_mask_is_cut_as_its_picture(tmp_path, mask_source):
-    """The picture is its own mask, so that both crops must be the same pixels."""
+def test_a_mask_is_cut_as_its_image(tmp_path, mask_source):
+    """The image is its own mask, so that both crops must be the same pixels."""
     shape = Image.radial_gradient("L").resize((300, 200))
-    picture = Image.merge("RGB", [shape] * 3)
+    image = Image.merge("RGB", [shape] * 3)
     if mask_source == "alpha":
-        picture.putalpha(shape)
+        image.putalpha(shape)
     else:
         shape.save(tmp_path / "a-masklabel.png")
-    picture.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.png")
     dataset = scan_with_trigger_word(tmp_path, mask_source=mask_source, alpha_background="black", num_repeats=4)
     plan = plan_crops(dataset, BucketConfig(resolution=128, bucket_reso_steps=32, resize_mode="random_crop"), seed=0)
     for item in plan.items:
@@ -49,7 +49,7 @@ def test_a_mask_is_cut_as_its_picture(tmp_path, mask_source):
         assert abs(difference).max() <= 4  # LANCZOS against BILINEAR on a gradient
 
 
-def test_a_picture_without_a_mask_has_no_mask_crop(tmp_path):
+def test_an_image_without_a_mask_has_no_mask_crop(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (item,) = plan_crops(scan_with_trigger_word(tmp_path), BucketConfig(resolution=64), seed=0).items
     assert read_mask_crop(item) is None

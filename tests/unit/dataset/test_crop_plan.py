@@ -13,7 +13,7 @@ from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.dataset import Dataset
 
 
-def test_a_picture_too_small_for_any_bucket_is_left_out_and_named():
+def test_an_image_too_small_for_any_bucket_is_left_out_and_named():
     plan = plan_crops(dataset_of((1, 1), (1024, 1024)), BucketConfig(), seed=0)
     assert [item.image.name for item in plan.items] == ["1.png"]
     assert plan.report.num_kept == 1
@@ -22,28 +22,28 @@ def test_a_picture_too_small_for_any_bucket_is_left_out_and_named():
 
 
 def test_one_pixel_alone_or_in_strict_mode_is_an_error():
-    with pytest.raises(ValueError, match=r"pictures: no usable picture among 1: 0\.png: 1 x 1 pixels are too small"):
+    with pytest.raises(ValueError, match=r"images: no usable image among 1: 0\.png: 1 x 1 pixels are too small"):
         plan_crops(dataset_of((1, 1)), BucketConfig(), seed=0)
-    with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: 0\.png"):
+    with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: 0\.png"):
         plan_crops(dataset_of((1, 1), (1024, 1024), strict=True), BucketConfig(), seed=0)
 
 
-def test_a_picture_that_no_bucket_resembles_is_noted():
+def test_an_image_that_no_bucket_resembles_is_noted():
     report = plan_crops(dataset_of((300, 10_000), (1024, 1024)), BucketConfig(), seed=0).report
     assert [(note.name, note.reason) for note in report.notes] == [
         ("0.png", "76% of it is cut off: no bucket is near the shape of 10000 x 300, 2048 x 256 is nearest")
     ]
 
 
-def test_the_report_counts_pictures_by_bucket():
+def test_the_report_counts_images_by_bucket():
     plan = plan_crops(dataset_of((1024, 1024), (1024, 1024), (832, 1216), (1, 1), num_repeats=3), BucketConfig(), seed=0)
     assert plan.bucket_counts == {(1024, 1024): 6, (832, 1216): 3}
     assert plan.report.text().splitlines() == [
-        "3 pictures kept, 1 left out",
+        "3 images kept, 1 left out",
         "  832 x 1216 (height x width): 1",
         "  1024 x 1024 (height x width): 2",
         "Left out:",
-        "  3.png: 1 x 1 pixels are too small, both sides must have 256 or more. Use a larger picture, or turn off bucket_no_upscale",
+        "  3.png: 1 x 1 pixels are too small, both sides must have 256 or more. Use a larger image, or turn off bucket_no_upscale",
     ]
     assert plan.report.to_dict()["buckets"] == {"1024x1024": 2, "832x1216": 1}
 
@@ -62,7 +62,7 @@ def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
     assert enlarged.items[0].crop.resized_hw == (1024, 2560)
 
 
-def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
+def test_a_random_crop_is_a_function_of_seed_image_and_repeat():
     config = BucketConfig(resize_mode="random_crop")
     crops = [[item.crop.top_left_yx for item in plan_crops(dataset_of((1100, 1500), num_repeats=5), config, seed=seed).items] for seed in (0, 0, 1)]
     assert crops[0] == crops[1] != crops[2]
@@ -71,7 +71,7 @@ def test_a_random_crop_is_a_function_of_seed_picture_and_repeat():
 
 @given(height=st.integers(64, 4000), width=st.integers(64, 4000), resolution=st.sampled_from([512, 768, 1024]), upscale=st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_every_crop_lies_inside_its_picture_and_fills_its_bucket(height, width, resolution, upscale):
+def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, resolution, upscale):
     config = BucketConfig(resolution=resolution, bucket_no_upscale=not upscale)
     if not upscale and min(height, width) < config.shortest_side:
         return
@@ -94,7 +94,7 @@ def test_extra_resolutions_make_items_of_their_own():
     assert plan.report.num_kept == 2
 
 
-def test_a_picture_too_small_for_one_resolution_is_trained_at_the_others():
+def test_an_image_too_small_for_one_resolution_is_trained_at_the_others():
     config = BucketConfig(resize_mode="center_crop", extra_resolutions="512")
     plan = plan_crops(dataset_of((1024, 1024), (700, 700), (100, 100)), config, seed=0)
     assert [(item.image.name, item.crop.target_hw) for item in plan.items] == [("0.png", (1024, 1024)), ("0.png", (512, 512)), ("1.png", (512, 512))]
@@ -116,24 +116,24 @@ def uses(dataset: Dataset) -> list[int]:
     return [counts[image.name] for image in dataset.images]
 
 
-def test_regularization_pictures_are_used_as_often_as_the_others_together():
+def test_regularization_images_are_used_as_often_as_the_others_together():
     assert uses(with_regularization(2, 2, num_repeats=5)) == [5, 5, 5, 5]
     assert uses(with_regularization(2, 3, num_repeats=5)) == [5, 5, 3, 3, 4]
     assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [4, 4, 6, 2]  # the ratio of their repeats stays
 
 
-def test_of_too_many_regularization_pictures_some_are_taken_evenly_and_the_report_says_so():
+def test_of_too_many_regularization_images_some_are_taken_evenly_and_the_report_says_so():
     dataset = with_regularization(3, 9)
     assert uses(dataset) == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
     assert [(note.name, note.reason) for note in plan_crops(dataset, BucketConfig(), seed=0).report.notes] == [
         (
             "regularization",
-            "3 pictures make 3 samples per epoch, as many as the training pictures; the other 6 are not needed. "
-            "More repeats of the training pictures would use them",
+            "3 images make 3 samples per epoch, as many as the training images; the other 6 are not needed. "
+            "More repeats of the training images would use them",
         )
     ]
 
 
-def test_nothing_but_regularization_pictures_is_an_error():
+def test_nothing_but_regularization_images_is_an_error():
     with pytest.raises(ValueError, match=r"pictures: nothing but regularization pictures\. Join a dataset of what is to be learned"):
         plan_crops(with_regularization(0, 2), BucketConfig(), seed=0)

@@ -44,8 +44,8 @@ class Epoch:
         return epoch_batches(plan.items, batch_size=self.batch_size, seed=self.seed, epoch=self.number)
 
 
-# Size, repeats, captioned, regularization: one draw for a picture keeps ten thousand datasets fast.
-pictures = st.tuples(st.sampled_from(SIDES), st.sampled_from(SIDES), st.integers(1, 3), st.sampled_from("ccccce"), st.sampled_from("ttttr"))
+# Size, repeats, captioned, regularization: one draw for an image keeps ten thousand datasets fast.
+images = st.tuples(st.sampled_from(SIDES), st.sampled_from(SIDES), st.integers(1, 3), st.sampled_from("ccccce"), st.sampled_from("ttttr"))
 
 
 def dataset_of(drawn: list[tuple[int, int, int, str, str]], num_repeats: int, folder_name: str = "pictures") -> Dataset:
@@ -65,7 +65,7 @@ def dataset_of(drawn: list[tuple[int, int, int, str, str]], num_repeats: int, fo
     return Dataset(images, num_repeats, "", DatasetReport(len(images)), folder_name)
 
 
-datasets = st.builds(dataset_of, st.lists(pictures, min_size=1, max_size=8), st.integers(1, 3))
+datasets = st.builds(dataset_of, st.lists(images, min_size=1, max_size=8), st.integers(1, 3))
 epochs = st.builds(Epoch, datasets, st.sampled_from(CONFIGS), st.integers(1, 5), st.integers(0, 3), st.integers(1, 3))
 
 
@@ -84,7 +84,7 @@ def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[Trainin
 
 
 def when_there_is_something_to_train(check: Callable[[Epoch], None], epoch: Epoch) -> None:
-    """A plan is refused exactly when no training picture can be used."""
+    """A plan is refused exactly when no training image can be used."""
     if any(usable_images(epoch, is_regularization=False)):
         check(epoch)
         return
@@ -97,7 +97,7 @@ def when_there_is_something_to_train(check: Callable[[Epoch], None], epoch: Epoc
 
 @given(epochs)
 @fuzz
-def test_every_picture_is_seen_exactly_as_often_as_its_repeats_say(epoch: Epoch) -> None:
+def test_every_image_is_seen_exactly_as_often_as_its_repeats_say(epoch: Epoch) -> None:
     when_there_is_something_to_train(check_repeats, epoch)
 
 
@@ -117,7 +117,7 @@ def check_repeats(epoch: Epoch) -> None:
 
 @given(epochs)
 @fuzz
-def test_regularization_pictures_are_half_of_an_epoch_each_with_its_fair_share(epoch: Epoch) -> None:
+def test_regularization_images_are_half_of_an_epoch_each_with_its_fair_share(epoch: Epoch) -> None:
     when_there_is_something_to_train(check_regularization, epoch)
 
 
@@ -153,7 +153,7 @@ def check_batches(epoch: Epoch) -> None:
         assert height * width <= max(epoch.config.resolutions) ** 2
 
 
-@given(epochs, st.integers(0, 1000), st.lists(pictures, min_size=1, max_size=4), st.integers(1, 3))
+@given(epochs, st.integers(0, 1000), st.lists(images, min_size=1, max_size=4), st.integers(1, 3))
 @fuzz
 def test_a_resume_in_the_middle_of_an_epoch_sees_the_same_remainder(epoch: Epoch, position: int, drawn: list, num_repeats: int) -> None:
     """Of joined datasets: what is resumed is planned anew, from datasets that were built anew."""

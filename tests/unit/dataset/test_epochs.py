@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
     epoch=st.integers(1, 3),
 )
 @settings(max_examples=100, deadline=None)
-def test_an_epoch_has_every_picture_exactly_repeats_times_and_no_batch_mixes_sizes(sizes, num_repeats, batch_size, epoch):
+def test_an_epoch_has_every_image_exactly_repeats_times_and_no_batch_mixes_sizes(sizes, num_repeats, batch_size, epoch):
     plan = plan_crops(dataset_of(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
     batches = epoch_batches(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sizes) * num_repeats))
@@ -47,7 +47,7 @@ from trainers.dataset.epochs import epoch_batches
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "a toy", False) for i in range(6)]
-items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "pictures"), BucketConfig(resize_mode="random_crop"), seed=3).items
+items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "images"), BucketConfig(resize_mode="random_crop"), seed=3).items
 print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])
 """
     outputs = {

@@ -1,16 +1,16 @@
-"""Pictures from other programs: kept as files that `scan_folder` reads back pixel for pixel, once per content, whole or not at all."""
+"""Images from other programs: kept as files that `scan_folder` reads back pixel for pixel, once per content, whole or not at all."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from trainers.dataset.config import DatasetConfig
-from trainers.dataset.given_images import store_pictures
+from trainers.dataset.given_images import store_images
 from trainers.dataset.scan import scan_folder
 from trainers.training.events import Interrupted
 
 
-def picture(seed: int, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Image.Image:
+def photo(seed: int, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Image.Image:
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -20,53 +20,53 @@ def scan(folder, **settings):
     return scan_folder(DatasetConfig(images=str(folder), **settings)).images
 
 
-def test_pictures_and_captions_come_back_in_their_order(tmp_path):
-    pictures = [picture(seed, size) for seed, size in enumerate([(8, 6), (5, 9), (8, 6)] * 4)]
+def test_images_and_captions_come_back_in_their_order(tmp_path):
+    photos = [photo(seed, size) for seed, size in enumerate([(8, 6), (5, 9), (8, 6)] * 4)]
     captions = [f"caption {number}" for number in range(12)]
-    images = scan(store_pictures(pictures, captions, tmp_path))
+    images = scan(store_images(photos, captions, tmp_path))
     assert [image.caption for image in images] == captions
-    assert all(np.array_equal(image.read(), given) for image, given in zip(images, pictures, strict=True))
+    assert all(np.array_equal(image.read(), given) for image, given in zip(images, photos, strict=True))
 
 
 def test_one_caption_is_for_all_and_none_leaves_them_to_the_fallback(tmp_path):
-    pictures = [picture(0), picture(1)]
-    assert [image.caption for image in scan(store_pictures(pictures, ["a cat"], tmp_path))] == ["a cat", "a cat"]
-    assert [image.caption for image in scan(store_pictures(pictures, [], tmp_path), fallback_caption="a dog")] == ["a dog", "a dog"]
+    photos = [photo(0), photo(1)]
+    assert [image.caption for image in scan(store_images(photos, ["a cat"], tmp_path))] == ["a cat", "a cat"]
+    assert [image.caption for image in scan(store_images(photos, [], tmp_path), fallback_caption="a dog")] == ["a dog", "a dog"]
 
 
 def test_an_empty_caption_among_others_is_left_to_the_fallback(tmp_path):
-    folder = store_pictures([picture(0), picture(1)], ["un café", "  "], tmp_path)
+    folder = store_images([photo(0), photo(1)], ["un café", "  "], tmp_path)
     assert [image.caption for image in scan(folder, fallback_caption="a dog")] == ["un café", "a dog"]
 
 
 @pytest.mark.parametrize(("num_pictures", "num_captions"), [(3, 2), (1, 2), (2, 3)])
-def test_captions_that_do_not_match_the_pictures_are_counted_in_the_error(tmp_path, num_pictures, num_captions):
-    with pytest.raises(ValueError, match=rf"{num_pictures} pictures? came, but {num_captions} captions\. Give one caption per picture.*or one for all"):
-        store_pictures([picture(seed) for seed in range(num_pictures)], ["x"] * num_captions, tmp_path)
+def test_captions_that_do_not_match_the_images_are_counted_in_the_error(tmp_path, num_images, num_captions):
+    with pytest.raises(ValueError, match=rf"{num_images} images? came, but {num_captions} captions\. Give one caption per image.*or one for all"):
+        store_images([photo(seed) for seed in range(num_images)], ["x"] * num_captions, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_transparency_is_kept(tmp_path):
-    given = picture(0, mode="RGBA")
-    (image,) = scan(store_pictures([given], ["x"], tmp_path))
+    given = photo(0, mode="RGBA")
+    (image,) = scan(store_images([given], ["x"], tmp_path))
     assert np.array_equal(image.read_alpha(), given.getchannel("A"))
 
 
-def test_the_same_pictures_are_stored_once(tmp_path):
-    pictures = [picture(0), picture(1)]
-    first = store_pictures(pictures, ["x"], tmp_path)
+def test_the_same_images_are_stored_once(tmp_path):
+    photos = [photo(0), photo(1)]
+    first = store_images(photos, ["x"], tmp_path)
     written_at = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    again = store_pictures([image.copy() for image in pictures], ["x", "x"], tmp_path)
+    again = store_images([image.copy() for image in photos], ["x", "x"], tmp_path)
     assert again == first and {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == written_at
     assert list(tmp_path.iterdir()) == [first]
 
 
 def test_other_pixels_sizes_captions_or_another_order_are_another_folder(tmp_path):
-    one, other = picture(0), picture(1)
+    one, other = photo(0), photo(1)
     reshaped = Image.frombytes("RGB", (6, 8), one.tobytes())
     stored = [
-        store_pictures(pictures, captions, tmp_path)
-        for pictures, captions in (
+        store_images(photos, captions, tmp_path)
+        for photos, captions in (
             ([one, other], ["a", "b"]),
             ([other, one], ["a", "b"]),
             ([one, other], ["b", "a"]),
@@ -88,18 +88,18 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
             raise Interrupted("cancelled")
 
     with pytest.raises(Interrupted):
-        store_pictures([picture(seed) for seed in range(3)], [], tmp_path, check_interrupted=interrupt)
+        store_images([photo(seed) for seed in range(3)], [], tmp_path, check_interrupted=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_store_the_same_at_the_same_time_both_get_the_folder(tmp_path):
     """The other one finishes while the first is writing."""
-    pictures = [picture(0), picture(1)]
+    photos = [photo(0), photo(1)]
     is_first = [True]
 
     def store_meanwhile() -> None:
         if is_first.pop() if is_first else False:
-            store_pictures(pictures, ["x"], tmp_path)
+            store_images(photos, ["x"], tmp_path)
 
-    folder = store_pictures(pictures, ["x"], tmp_path, check_interrupted=store_meanwhile)
+    folder = store_images(photos, ["x"], tmp_path, check_interrupted=store_meanwhile)
     assert len(scan(folder)) == 2 and list(tmp_path.iterdir()) == [folder]

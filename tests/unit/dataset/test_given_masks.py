@@ -1,4 +1,4 @@
-"""Masks: from files, the alpha channel or other nodes; never taken for pictures, checked like them, as large as them."""
+"""Masks: from files, the alpha channel or other nodes; never taken for images, checked like them, as large as them."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from PIL import Image
 
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
-from trainers.dataset.given_images import store_pictures
+from trainers.dataset.given_images import store_images
 from trainers.dataset.image_folder import files_of_dataset
 from trainers.dataset.report import Remark
 from trainers.dataset.scan import scan_folder
 
 
-def picture(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:
+def photo(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size_wh, colour).save(path, **settings)
     return path
@@ -34,9 +34,9 @@ def scan(folder: Path, **settings) -> Dataset:
 
 
 @pytest.mark.parametrize("name", ["a-masklabel.png", "a-masklabel.JPG", "mask/a.png", "masks/a.webp", "Mask/a.bmp", "masks/a-masklabel.png"])
-def test_a_mask_file_is_found_by_its_name_and_is_no_picture(tmp_path, name):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.png", colour=(1, 1, 1))
+def test_a_mask_file_is_found_by_its_name_and_is_no_image(tmp_path, name):
+    photo(tmp_path / "a.jpg")
+    photo(tmp_path / "b.png", colour=(1, 1, 1))
     mask(tmp_path / name, mode="RGB")
     for recursive in (False, True):
         dataset = scan(tmp_path, recursive=recursive)
@@ -45,34 +45,34 @@ def test_a_mask_file_is_found_by_its_name_and_is_no_picture(tmp_path, name):
         assert second is None and first is not None and first.mode == "L" and first.size == (96, 64)
         pixels = np.asarray(first)
         assert pixels[5, 10] >= 250 and pixels[5, 60] <= 5  # JPEG and WebP are not exact
-        assert dataset.report.summary == [f"{tmp_path.name}: 2 pictures, 1 with a mask"]
+        assert dataset.report.summary == [f"{tmp_path.name}: 2 images, 1 with a mask"]
 
 
 @pytest.mark.parametrize("name", ["sub/mask/a.png", "mask/sub/a.png", "sub/a-masklabel.png"])
-def test_a_picture_in_a_subfolder_has_its_mask_beside_it_or_in_the_same_place_below_mask(tmp_path, name):
-    picture(tmp_path / "a.png", colour=(1, 1, 1))
-    picture(tmp_path / "sub" / "a.png")
+def test_an_image_in_a_subfolder_has_its_mask_beside_it_or_in_the_same_place_below_mask(tmp_path, name):
+    photo(tmp_path / "a.png", colour=(1, 1, 1))
+    photo(tmp_path / "sub" / "a.png")
     mask(tmp_path / name)
     assert [(image.name, image.mask_path) for image in scan(tmp_path, recursive=True).images] == [("a.png", None), ("sub/a.png", tmp_path / name)]
 
 
 def test_kohyas_folders_have_masks_too(tmp_path):
-    picture(tmp_path / "3_dog" / "a.png")
+    photo(tmp_path / "3_dog" / "a.png")
     mask(tmp_path / "3_dog" / "mask" / "a.png")
     (image,) = scan(tmp_path).images
     assert image.num_repeats == 3 and image.mask_path == tmp_path / "3_dog" / "mask" / "a.png"
 
 
-def test_the_mask_beside_the_picture_comes_first(tmp_path):
-    picture(tmp_path / "a.png")
+def test_the_mask_beside_the_image_comes_first(tmp_path):
+    photo(tmp_path / "a.png")
     mask(tmp_path / "mask" / "a.png")
     beside = mask(tmp_path / "a-masklabel.png")
     assert scan(tmp_path).images[0].mask_path == beside
 
 
 @pytest.mark.parametrize("mask_source", ["off", "alpha"])
-def test_mask_files_that_are_not_asked_for_are_no_pictures_either(tmp_path, mask_source):
-    picture(tmp_path / "a.png")
+def test_mask_files_that_are_not_asked_for_are_no_images_either(tmp_path, mask_source):
+    photo(tmp_path / "a.png")
     mask(tmp_path / "a-masklabel.png")
     mask(tmp_path / "mask" / "a.png")
     (image,) = scan(tmp_path, mask_source=mask_source, recursive=True).images
@@ -91,10 +91,10 @@ def test_the_alpha_channel_is_a_mask_only_when_asked_for(tmp_path):
     assert image.read().getpixel((5, 5)) == (255, 255, 255)  # flattened all the same
 
 
-def test_a_picture_whose_mask_is_broken_is_left_out_by_name(tmp_path):
+def test_an_image_whose_mask_is_broken_is_left_out_by_name(tmp_path):
     names = ("damaged", "empty", "gif", "good", "none")
     for i, name in enumerate(names):
-        picture(tmp_path / f"{name}.png", colour=(i, 0, 0))
+        photo(tmp_path / f"{name}.png", colour=(i, 0, 0))
     mask(tmp_path / "good-masklabel.png")
     whole = (tmp_path / "good-masklabel.png").read_bytes()
     (tmp_path / "damaged-masklabel.png").write_bytes(whole[: len(whole) // 2])
@@ -106,13 +106,13 @@ def test_a_picture_whose_mask_is_broken_is_left_out_by_name(tmp_path):
     assert reasons["damaged.png"].startswith("its mask damaged-masklabel.png cannot be used: it is damaged")
     assert reasons["empty.png"] == "its mask empty-masklabel.png cannot be used: the file is empty (0 bytes)"
     assert reasons["gif.png"].startswith("its mask mask/gif.gif cannot be used: .gif files are not read")
-    with pytest.raises(ValueError, match="strict is on and 3 pictures cannot be used"):
+    with pytest.raises(ValueError, match="strict is on and 3 images cannot be used"):
         scan(tmp_path, strict=True)
 
 
 def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
     for name in ("half", "square"):
-        picture(tmp_path / f"{name}.png", colour=(len(name), 0, 0))
+        photo(tmp_path / f"{name}.png", colour=(len(name), 0, 0))
     mask(tmp_path / "half-masklabel.png", size_wh=(48, 32))
     mask(tmp_path / "square-masklabel.png", size_wh=(64, 64))
     dataset = scan(tmp_path)
@@ -120,15 +120,15 @@ def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
         given = image.read_mask()
         assert given is not None and given.size == (96, 64) and given.getpixel((10, 5)) == 255 and given.getpixel((60, 5)) == 0
     assert dataset.report.notes[-1] == Remark(
-        "square.png", "its mask square-masklabel.png has another shape (64 x 64, the picture 96 x 64) and is stretched to it"
+        "square.png", "its mask square-masklabel.png has another shape (64 x 64, the image 96 x 64) and is stretched to it"
     )
     assert not any("shape" in note.reason for note in dataset.report.notes if note.name == "half.png")
 
 
-def test_masks_and_pictures_are_upright_each_by_its_own_exif_data(tmp_path):
+def test_masks_and_images_are_upright_each_by_its_own_exif_data(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(tmp_path / "a.png", exif=exif)
+    photo(tmp_path / "a.png", exif=exif)
     mask(tmp_path / "a-masklabel.png", size_wh=(64, 96))
     dataset = scan(tmp_path)
     given = dataset.images[0].read_mask()
@@ -137,7 +137,7 @@ def test_masks_and_pictures_are_upright_each_by_its_own_exif_data(tmp_path):
 
 
 def test_what_is_transparent_in_a_mask_file_is_not_learned(tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     rgba = Image.new("RGBA", (96, 64), (255, 255, 255, 0))
     rgba.paste((255, 255, 255, 255), (0, 0, 32, 64))
     rgba.save(tmp_path / "a-masklabel.png")
@@ -145,17 +145,17 @@ def test_what_is_transparent_in_a_mask_file_is_not_learned(tmp_path):
     assert given is not None and given.getpixel((5, 5)) == 255 and given.getpixel((60, 5)) == 0
 
 
-def test_a_black_mask_and_one_without_a_picture_are_noted(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "a-masklabel.png", colour="black")
+def test_a_black_mask_and_one_without_an_image_are_noted(tmp_path):
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "a-masklabel.png", colour="black")
     mask(tmp_path / "b-masklabel.png")
     notes = scan(tmp_path).report.notes
-    assert Remark("a.png", "its mask a-masklabel.png is black all over: nothing of the picture is learned") in notes
-    assert Remark("b-masklabel.png", "its name makes it a mask, but there is no picture that it belongs to") in notes
+    assert Remark("a.png", "its mask a-masklabel.png is black all over: nothing of the image is learned") in notes
+    assert Remark("b-masklabel.png", "its name makes it a mask, but there is no image that it belongs to") in notes
 
 
 def test_a_mask_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     mask(tmp_path / "a-masklabel.png")
     (image,) = scan(tmp_path).images
     mask(tmp_path / "a-masklabel.png", size_wh=(30, 30))
@@ -165,31 +165,31 @@ def test_a_mask_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):
 
 
 def test_masks_from_other_nodes_are_stored_and_found_again(tmp_path):
-    pictures = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
+    photos = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
     masks = [Image.linear_gradient("L").resize((20, 10)), None, Image.new("L", (20, 10), 255)]
-    folder = store_pictures(pictures, ["x"], tmp_path, masks=masks)
+    folder = store_images(photos, ["x"], tmp_path, masks=masks)
     dataset = scan(folder)
     assert len(dataset.images) == 3
     for image, given in zip(dataset.images, masks, strict=True):
         stored = image.read_mask()
         assert (stored is None) if given is None else np.array_equal(stored, given)
-    assert store_pictures(pictures, ["x"], tmp_path, masks=masks) == folder
-    assert store_pictures(pictures, ["x"], tmp_path) != folder
-    assert store_pictures(pictures, ["x"], tmp_path, masks=masks[::-1]) != folder
+    assert store_images(photos, ["x"], tmp_path, masks=masks) == folder
+    assert store_images(photos, ["x"], tmp_path) != folder
+    assert store_images(photos, ["x"], tmp_path, masks=masks[::-1]) != folder
 
 
-def test_as_many_masks_as_pictures(tmp_path):
-    with pytest.raises(ValueError, match=r"2 pictures came, but 1 mask\. Connect one mask per picture"):
-        store_pictures([Image.new("RGB", (8, 8))] * 2, [], tmp_path, masks=[Image.new("L", (8, 8))])
+def test_as_many_masks_as_images(tmp_path):
+    with pytest.raises(ValueError, match=r"2 images came, but 1 mask\. Connect one mask per image"):
+        store_images([Image.new("RGB", (8, 8))] * 2, [], tmp_path, masks=[Image.new("L", (8, 8))])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_files_of_a_dataset_are_what_a_scan_reads(tmp_path):
-    picture(tmp_path / "5_dog" / "a.png").with_suffix(".txt").write_text("a dog")
+    photo(tmp_path / "5_dog" / "a.png").with_suffix(".txt").write_text("a dog")
     mask(tmp_path / "5_dog" / "mask" / "a.png")
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "5_dog" / "notes.md").write_text("x")
-    picture(tmp_path / "5_dog" / "deeper" / "b.png")
+    photo(tmp_path / "5_dog" / "deeper" / "b.png")
     names = {file.relative_to(tmp_path).as_posix() for file in files_of_dataset(tmp_path, recursive=False)}
     assert names == {"5_dog/a.png", "5_dog/a.txt", "5_dog/mask/a.png", "metadata.jsonl"}
     assert files_of_dataset(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]

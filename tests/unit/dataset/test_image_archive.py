@@ -21,7 +21,7 @@ from PIL import Image
 
 from trainers.dataset import image_archive as module
 from trainers.dataset.config import DatasetConfig
-from trainers.dataset.image_archive import ArchiveLimits, unpack_pictures
+from trainers.dataset.image_archive import ArchiveLimits, unpack_images
 from trainers.dataset.scan import scan_folder
 from trainers.training.events import Interrupted
 
@@ -45,7 +45,7 @@ def archive_of(folder: Path, entries: dict[str, bytes], *, method: int = zipfile
 
 def unpacked(tmp_path: Path, names: list[str]) -> list[str]:
     """The files that an archive of these names becomes."""
-    return files_in(unpack_pictures(archive_of(tmp_path, dict.fromkeys(names, PNG)), tmp_path / "out"))
+    return files_in(unpack_images(archive_of(tmp_path, dict.fromkeys(names, PNG)), tmp_path / "out"))
 
 
 def files_in(folder: Path) -> list[str]:
@@ -56,26 +56,26 @@ def refused(archive: Path, message: str, **limits: int) -> None:
     """By an error that names the archive, before or after which nothing is left in the folder."""
     out = archive.parent / "out"
     with pytest.raises(ValueError, match=message) as raised:
-        unpack_pictures(archive, out, limits=ArchiveLimits(**limits))
+        unpack_images(archive, out, limits=ArchiveLimits(**limits))
     assert str(raised.value).startswith(f"{archive}: ")
     assert not out.exists() or list(out.iterdir()) == []
 
 
-def test_pictures_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
+def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
     entries = {"a.png": PNG, "a.txt": b"a red square", "b.PNG": png("blue"), "b.caption": b"a blue square"}
     progress = []
-    folder = unpack_pictures(archive_of(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report))
+    folder = unpack_images(archive_of(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report))
     dataset = scan_folder(DatasetConfig(images=str(folder)))
     assert [(image.name, image.caption) for image in dataset.images] == [("a.png", "a red square"), ("b.PNG", "a blue square")]
     assert progress == [(1, 4, "a.png"), (2, 4, "a.txt"), (3, 4, "b.PNG"), (4, 4, "b.caption")]
     assert list((tmp_path / "out").iterdir()) == [folder]
 
 
-def test_only_pictures_and_their_captions_are_taken(tmp_path):
-    pictures = ["a.png", "b.gif", "c.HEIC", "d.webp"]
+def test_only_images_and_their_captions_are_taken(tmp_path):
+    images = ["a.png", "b.gif", "c.HEIC", "d.webp"]
     captions = ["a.TXT", "b.txt", "d.caption", "metadata.jsonl"]
     others = ["readme.txt", "run.py", "a.png.exe", "model.safetensors", "e.zip", "Thumbs.db", "a", "__MACOSX/._a.png", "__MACOSX/x.png", ".hidden.png"]
-    assert unpacked(tmp_path, pictures + captions + others + [".git/x.png", "empty/"]) == sorted(pictures + captions)
+    assert unpacked(tmp_path, images + captions + others + [".git/x.png", "empty/"]) == sorted(images + captions)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_subfolders_stay_but_for_those_that_everything_lies_in(tmp_path, names, 
     ],
     ids=["at the top", "below another", "above another", "above others"],
 )
-def test_a_folder_of_kohyas_that_everything_lies_in_stays_where_it_holds_pictures(tmp_path, names, expected):
+def test_a_folder_of_kohyas_that_everything_lies_in_stays_where_it_holds_images(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
 
 
 def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption(tmp_path):
-    dataset = scan_folder(DatasetConfig(images=str(unpack_pictures(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out"))))
+    dataset = scan_folder(DatasetConfig(images=str(unpack_images(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out"))))
     assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [("10_dog/a.png", 10, "dog")]
 
 
@@ -126,23 +126,23 @@ def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption
         (["réné.png", "写真.png"], ["réné.png", "写真.png"]),
     ],
 )
-def test_names_that_some_system_does_not_take_are_changed_and_captions_stay_with_their_pictures(tmp_path, names, expected):
+def test_names_that_some_system_does_not_take_are_changed_and_captions_stay_with_their_images(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
 
 
 def test_an_archive_of_the_same_bytes_is_not_unpacked_again(tmp_path):
     archive = archive_of(tmp_path, {"a.png": PNG})
-    folder = unpack_pictures(archive, tmp_path / "out")
+    folder = unpack_images(archive, tmp_path / "out")
     (folder / "a.txt").write_text("written later")
     copy = tmp_path / "other name.zip"
     shutil.copy(archive, copy)
-    assert unpack_pictures(copy, tmp_path / "out", on_progress=lambda *_: pytest.fail("unpacked again")) == folder
+    assert unpack_images(copy, tmp_path / "out", on_progress=lambda *_: pytest.fail("unpacked again")) == folder
     assert (folder / "a.txt").read_text() == "written later"
 
 
 def test_another_archive_is_another_folder(tmp_path):
-    first = unpack_pictures(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
-    assert unpack_pictures(archive_of(tmp_path, {"a.png": png("blue")}), tmp_path / "out") != first
+    first = unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
+    assert unpack_images(archive_of(tmp_path, {"a.png": png("blue")}), tmp_path / "out") != first
 
 
 def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_all(tmp_path):
@@ -155,9 +155,9 @@ def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_all(tmp_path):
             raise Interrupted("cancelled")
 
     with pytest.raises(Interrupted):
-        unpack_pictures(archive, tmp_path / "out", check_interrupted=interrupt)
+        unpack_images(archive, tmp_path / "out", check_interrupted=interrupt)
     assert list((tmp_path / "out").iterdir()) == []
-    assert len(files_in(unpack_pictures(archive, tmp_path / "out"))) == 5
+    assert len(files_in(unpack_images(archive, tmp_path / "out"))) == 5
 
 
 def test_two_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
@@ -166,7 +166,7 @@ def test_two_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     folders = []
 
     def unpack() -> None:
-        folders.append(unpack_pictures(archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None))
+        folders.append(unpack_images(archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None))
 
     threads = [threading.Thread(target=unpack) for _ in range(2)]
     for thread in threads:
@@ -251,7 +251,7 @@ def test_names_too_long_for_a_file_system_are_refused(tmp_path, name, message):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_files": 2}, "it has 3 pictures and captions; at most 2"),
+        ({"max_files": 2}, "it has 3 images and captions; at most 2"),
         ({"max_file_bytes": 1000}, r"'b\.bmp' has 2\.0 MB; at most 0\.0 MB"),
         ({"max_total_bytes": 2 * 2**20}, r"its 3 files have 2\.0 MB unpacked; at most 2\.0 MB"),
     ],
@@ -262,14 +262,14 @@ def test_what_is_over_a_limit_is_refused(tmp_path, limits, message):
 
 def test_what_is_passed_over_does_not_count(tmp_path):
     entries = {"a.png": PNG, "model.bin": bytes(2**20), **{f"{i}.log": b"x" for i in range(100)}}
-    folder = unpack_pictures(archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG)))
+    folder = unpack_images(archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG)))
     assert files_in(folder) == ["a.png"]
 
 
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10))
     with pytest.raises(OSError, match=r"0\.0 MB are to be unpacked and 0\.0 MB are free\. Free some space"):
-        unpack_pictures(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
+        unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -358,13 +358,13 @@ def test_an_endless_list_of_entries_is_not_read_into_memory(tmp_path, monkeypatc
     refused(archive_of(tmp_path, {f"{i}.log": b"" for i in range(2000)}), r"its list of entries has \d+,\d+ bytes; at most 70,000")
 
 
-def test_an_archive_without_pictures_is_refused(tmp_path):
+def test_an_archive_without_images_is_refused(tmp_path):
     refused(archive_of(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}), r"it has no pictures\. Pictures are \.png, \.jpg")
 
 
 def test_a_missing_archive_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pictures\.zip: there is no such file"):
-        unpack_pictures(tmp_path / "pictures.zip", tmp_path / "out")
+        unpack_images(tmp_path / "pictures.zip", tmp_path / "out")
 
 
 name_pieces = st.sampled_from(
@@ -384,7 +384,7 @@ def test_no_name_whatever_writes_outside_the_folder(names):
             for stem, ending in names:
                 zip_file.writestr(named(stem + ending), PNG)
         try:
-            folder = unpack_pictures(archive, out)
+            folder = unpack_images(archive, out)
         except ValueError as error:
             assert str(error).startswith(f"{archive}: ")
             folder = None
@@ -413,7 +413,7 @@ def test_a_damaged_archive_is_an_error_that_names_it_whatever_the_damage(tmp_pat
             content[chance.randrange(len(content))] = chance.choice((0, 1, 255, chance.randrange(256)))
         archive.write_bytes(content[: chance.choice((len(content), len(content), chance.randrange(len(content))))])
         try:
-            folder = unpack_pictures(archive, tmp_path / "out")
+            folder = unpack_images(archive, tmp_path / "out")
         except ValueError as error:
             assert str(error).startswith(f"{archive}: ")
         else:
@@ -427,6 +427,6 @@ def test_files_are_neither_executable_nor_private(tmp_path):
     info.external_attr = (stat.S_IFREG | 0o4777) << 16
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as zip_file:
         zip_file.writestr(info, PNG)
-    folder = unpack_pictures(tmp_path / "pictures.zip", tmp_path / "out")
+    folder = unpack_images(tmp_path / "pictures.zip", tmp_path / "out")
     assert stat.S_IMODE((folder / "a.png").stat().st_mode) & 0o7111 == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755

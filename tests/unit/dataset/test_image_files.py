@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.unit.dataset.folders import picture, scan
+from tests.unit.dataset.folders import photo, scan
 
 
 def white_left(size_wh=(96, 64), mode="RGB") -> Image.Image:
@@ -27,7 +27,7 @@ def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation, e
     assert np.array_equal(np.asarray(found.read()), np.asarray(upright))
 
 
-def test_a_grey_picture_of_sixteen_bits_is_scaled_and_not_cut_off(tmp_path):
+def test_a_grey_image_of_sixteen_bits_is_scaled_and_not_cut_off(tmp_path):
     levels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     Image.fromarray(levels).save(tmp_path / "a.png")
     (found,) = scan(tmp_path, trigger_word="x").images
@@ -42,7 +42,7 @@ def test_every_mode_is_read_as_rgb(tmp_path, mode):
     assert pixels.mode == "RGB" and pixels.getpixel((5, 5)) == (255, 255, 255) and pixels.getpixel((80, 5)) == (0, 0, 0)
 
 
-def test_a_photo_with_a_second_picture_inside_is_no_animation(tmp_path):
+def test_a_photo_with_a_second_image_inside_is_no_animation(tmp_path):
     """MPO: cameras and phones put a preview or a depth map behind the photo."""
     white_left().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")])
     (found,) = scan(tmp_path, trigger_word="x").images
@@ -71,8 +71,8 @@ def test_what_is_half_transparent_is_mixed_with_the_colour_and_the_mask_is_uprig
     assert alpha is not None and alpha.size == (64, 96) and alpha.getpixel((5, 5)) == 51
 
 
-def test_an_opaque_picture_has_no_alpha(tmp_path):
-    picture(tmp_path / "a.png")
+def test_an_opaque_image_has_no_alpha(tmp_path):
+    photo(tmp_path / "a.png")
     (found,) = scan(tmp_path).images
     assert not found.has_alpha and found.read_alpha() is None
 
@@ -80,7 +80,7 @@ def test_an_opaque_picture_has_no_alpha(tmp_path):
 def test_a_thumbnail_of_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     large = Image.fromarray(pixels).resize((1600, 1200), Image.Resampling.BICUBIC)
-    large.save(picture(tmp_path / "a.jpg"), quality=95)
+    large.save(photo(tmp_path / "a.jpg"), quality=95)
     (image,) = scan(tmp_path).images
     assert image.read(max_pixels=(4 * 64) ** 2).size == (200, 150)
     thumbnail, expected = image.read_thumbnail(64), image.read().resize((64, 48), Image.Resampling.BICUBIC)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.dataset.folders import picture, scan
+from tests.unit.dataset.folders import photo, scan
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 
 
 def kohya_folder(root: Path) -> Path:
-    picture(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
-    picture(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
-    picture(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
+    photo(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    photo(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
+    photo(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
     return root
 
 
@@ -27,7 +27,7 @@ def test_kohyas_folders_are_one_dataset_with_repeats_and_names_as_captions(tmp_p
     notes = {note.name: note.reason for note in dataset.report.notes}
     assert notes["10_zwx dog"] == "kohya's folder: 2 x 10 repeats, 'zwx dog' where there is no caption"
     assert notes["2_big_cat/a.png"] == "no caption file, or an empty one; the folder's 'big_cat' is used"
-    assert dataset.report.summary == [f"{tmp_path.name}: 3 pictures, 6 to 30 repeats each"]
+    assert dataset.report.summary == [f"{tmp_path.name}: 3 images, 6 to 30 repeats each"]
     items = plan_crops(dataset, BucketConfig(resolution=64), seed=0).items
     assert len(items) == 66 and sum(item.image.name == "10_zwx dog/b.png" for item in items) == 30
 
@@ -38,17 +38,17 @@ def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_
 
 
 def test_beside_kohyas_folders_others_are_passed_over_by_name(tmp_path):
-    picture(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
-    picture(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
+    photo(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
+    photo(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
     dataset = scan(tmp_path)
     assert len(dataset.images) == 3
     notes = {note.name: note.reason for note in dataset.report.notes}
     assert notes["others"] == "passed over: its name is not N_name, as its neighbours' are (kohya's folders)"
-    assert notes["0_old"] == "kohya's folder of 0 repeats: its pictures are passed over"
+    assert notes["0_old"] == "kohya's folder of 0 repeats: its images are passed over"
 
 
-def test_kohyas_names_mean_nothing_beside_pictures_or_with_recursive(tmp_path):
-    picture(kohya_folder(tmp_path / "with") / "own.png")
+def test_kohyas_names_mean_nothing_beside_images_or_with_recursive(tmp_path):
+    photo(kohya_folder(tmp_path / "with") / "own.png")
     assert [image.name for image in scan(tmp_path / "with").images] == ["own.png"]
     dataset = scan(kohya_folder(tmp_path / "without"), recursive=True, trigger_word="zwx")
     assert {image.num_repeats for image in dataset.images} == {1}
@@ -56,6 +56,6 @@ def test_kohyas_names_mean_nothing_beside_pictures_or_with_recursive(tmp_path):
 
 
 def test_more_repeats_than_anybody_means_are_an_error(tmp_path):
-    picture(tmp_path / "20240101_trip" / "a.png")
-    with pytest.raises(ValueError, match=r"20240101_trip: kohya's folder names start with the repeats of their pictures, at most 10,000. Rename it"):
+    photo(tmp_path / "20240101_trip" / "a.png")
+    with pytest.raises(ValueError, match=r"20240101_trip: kohya's folder names start with the repeats of their images, at most 10,000. Rename it"):
         scan(tmp_path)

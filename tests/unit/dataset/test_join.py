@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.unit.dataset.folders import picture, reasons, scan
+from tests.unit.dataset.folders import photo, reasons, scan
 from trainers.dataset.join import join_datasets
 from trainers.dataset.report import Remark
 
 
 def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
     for name, colour in (("toys", 1), ("dogs", 2)):
-        picture(tmp_path / name / "a.png", colour=(colour, 0, 0), caption="a thing")
-        picture(tmp_path / name / "b.gif")
+        photo(tmp_path / name / "a.png", colour=(colour, 0, 0), caption="a thing")
+        photo(tmp_path / name / "b.gif")
     toys = scan(tmp_path / "toys", trigger_word="zwx", num_repeats=3, strict=False)
     dogs = scan(tmp_path / "dogs", is_regularization=True, loss_weight=0.5)
     joined = join_datasets([toys, dogs])
@@ -19,14 +19,14 @@ def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
         ("dogs/a.png", 1, 0.5, True, "a thing"),
     ]
     assert (joined.num_repeats, joined.trigger_word, joined.folder_name) == (1, "zwx", "toys + dogs")
-    assert joined.report.summary == ["toys: 1 picture, 3 repeats each", "dogs: 1 regularization picture, loss weight 0.5"]
+    assert joined.report.summary == ["toys: 1 image, 3 repeats each", "dogs: 1 regularization image, loss weight 0.5"]
     assert list(reasons(joined)) == ["toys/b.gif", "dogs/b.gif"]
     assert [image.caption for image in joined.with_captions(["red", "blue"]).images] == ["zwx, red", "blue"]
 
 
-def test_joined_datasets_of_one_name_and_of_one_picture_are_told_apart(tmp_path):
+def test_joined_datasets_of_one_name_and_of_one_image_are_told_apart(tmp_path):
     for parent in ("one", "two"):
-        picture(tmp_path / parent / "toys" / "a.png")
+        photo(tmp_path / parent / "toys" / "a.png")
     one, two = (scan(tmp_path / parent / "toys", trigger_word=word) for parent, word in (("one", "zwx"), ("two", "qvy")))
     joined = join_datasets([one, two])
     assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
@@ -35,7 +35,7 @@ def test_joined_datasets_of_one_name_and_of_one_picture_are_told_apart(tmp_path)
 
 
 def test_joining_one_dataset_changes_nothing_and_none_is_an_error(tmp_path):
-    picture(tmp_path / "a.png")
+    photo(tmp_path / "a.png")
     dataset = scan(tmp_path)
     assert join_datasets([dataset]) is dataset
     with pytest.raises(ValueError, match="no dataset to join"):

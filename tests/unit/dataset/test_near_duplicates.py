@@ -12,52 +12,52 @@ from tests.unit.dataset.paintings import painting
 from trainers.dataset.near_duplicates import fingerprint, near_duplicates
 
 
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=quality)
+    image.save(stream, "JPEG", quality=quality)
     return Image.open(stream).convert("RGB")
 
 
 COPIES = {
-    "resized": lambda picture: picture.resize((96, 64)),
-    "enlarged": lambda picture: picture.resize((600, 400)),
-    "recompressed": lambda picture: jpeg(picture, 25),
-    "cut at the left and top": lambda picture: picture.crop((18, 12, 300, 200)),
-    "cut at the right": lambda picture: picture.crop((0, 0, 279, 200)),
-    "cut all around": lambda picture: picture.crop((9, 6, 291, 194)),
-    "brighter": lambda picture: picture.point(lambda value: min(255, round(value * 1.1))),
+    "resized": lambda image: image.resize((96, 64)),
+    "enlarged": lambda image: image.resize((600, 400)),
+    "recompressed": lambda image: jpeg(image, 25),
+    "cut at the left and top": lambda image: image.crop((18, 12, 300, 200)),
+    "cut at the right": lambda image: image.crop((0, 0, 279, 200)),
+    "cut all around": lambda image: image.crop((9, 6, 291, 194)),
+    "brighter": lambda image: image.point(lambda value: min(255, round(value * 1.1))),
 }
 
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_is_found(copy: str) -> None:
     for seed in range(10):
-        picture = painting(seed, (300, 200))
-        assert near_duplicates([fingerprint(picture), fingerprint(COPIES[copy](picture))]) == [[0, 1]], seed
+        image = painting(seed, (300, 200))
+        assert near_duplicates([fingerprint(image), fingerprint(COPIES[copy](image))]) == [[0, 1]], seed
 
 
-def test_different_pictures_are_not_near_duplicates() -> None:
+def test_different_images_are_not_near_duplicates() -> None:
     assert near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
 
 
-def test_the_same_shapes_in_other_colours_are_another_picture() -> None:
+def test_the_same_shapes_in_other_colours_are_another_image() -> None:
     red, blue = (Image.new("RGB", (100, 100), "white") for _ in range(2))
-    for picture, colour in ((red, "#ff0000"), (blue, "#0000ff")):
-        ImageDraw.Draw(picture).ellipse((10, 10, 90, 90), fill=colour)
+    for image, colour in ((red, "#ff0000"), (blue, "#0000ff")):
+        ImageDraw.Draw(image).ellipse((10, 10, 90, 90), fill=colour)
     assert near_duplicates([fingerprint(red), fingerprint(blue)]) == []
     assert near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
 
 
-def test_the_same_thing_on_a_wider_canvas_is_another_picture() -> None:
+def test_the_same_thing_on_a_wider_canvas_is_another_image() -> None:
     wide, square = Image.new("RGB", (400, 200), "white"), Image.new("RGB", (200, 200), "white")
     ImageDraw.Draw(wide).ellipse((20, 10, 380, 190), fill="#ff0000")
     ImageDraw.Draw(square).ellipse((10, 10, 190, 190), fill="#ff0000")
     assert near_duplicates([fingerprint(wide), fingerprint(square)]) == []
 
 
-def test_chains_of_copies_are_one_group_and_no_pictures_none() -> None:
+def test_chains_of_copies_are_one_group_and_no_images_none() -> None:
     first, other = painting(1, (300, 200)), painting(2)
-    prints = [fingerprint(picture) for picture in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
+    prints = [fingerprint(image) for image in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
     assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
 
 

@@ -10,7 +10,7 @@ from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.prepared_folder import write_prepared_folder
 
 
-def test_a_prepared_folder_has_the_cropped_pictures_and_their_captions(tmp_path):
+def test_a_prepared_folder_has_the_cropped_images_and_their_captions(tmp_path):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/a.jpg"):
         Image.new("RGB", (80, 70), "red" if name == "a.png" else "blue").save(tmp_path / "in" / name)

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import features
 
-from tests.unit.dataset.folders import picture, reasons, scan
+from tests.unit.dataset.folders import photo, reasons, scan
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.crop_plan import plan_crops
@@ -16,87 +16,87 @@ from trainers.dataset.scan import scan_folder
 def test_all_formats_in_any_case_are_taken_in_natural_order(tmp_path):
     names = ["2.png", "10.PNG", "3.jpg", "4.JPEG", "5.webp", "6.bmp"] + (["7.avif"] if features.check("avif") else [])
     for i, name in enumerate(names):
-        picture(tmp_path / name, colour=(i, 0, 0))
-    (tmp_path / "notes.md").write_text("not a picture")
-    picture(tmp_path / "._2.png")
-    picture(tmp_path / ".hidden.png")
+        photo(tmp_path / name, colour=(i, 0, 0))
+    (tmp_path / "notes.md").write_text("not an image")
+    photo(tmp_path / "._2.png")
+    photo(tmp_path / ".hidden.png")
     expected = ["2.png", "3.jpg", "4.JPEG", "5.webp", "6.bmp", *(["7.avif"] if features.check("avif") else []), "10.PNG"]
     assert [image.name for image in scan(tmp_path).images] == expected
 
 
 def test_subfolders_are_taken_only_when_asked(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "sub" / "b.png", colour=(1, 1, 1))
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "sub" / "b.png", colour=(1, 1, 1))
     assert [image.name for image in scan(tmp_path).images] == ["a.png"]
     assert [image.name for image in scan(tmp_path, recursive=True).images] == ["a.png", "sub/b.png"]
 
 
 def test_hidden_folders_and_unfinished_files_are_passed_over(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / ".thumbnails" / "b.png")
+    photo(tmp_path / "a.png")
+    photo(tmp_path / ".thumbnails" / "b.png")
     (tmp_path / ".c.png.x7.tmp").write_bytes(b"")
     dataset = scan(tmp_path, recursive=True)
     assert [image.name for image in dataset.images] == ["a.png"] and dataset.report.left_out == []
 
 
 def test_captions_come_from_txt_then_caption_then_the_fallback(tmp_path):
-    picture(tmp_path / "a.png", caption="from txt").with_suffix(".caption").write_text("from caption")
-    picture(tmp_path / "b.png", caption=None, colour=(1, 0, 0)).with_suffix(".caption").write_text("from caption")
-    picture(tmp_path / "c.png", caption=None, colour=(2, 0, 0))
-    picture(tmp_path / "d.png", caption="  \n", colour=(3, 0, 0))
-    picture(tmp_path / "e.png", caption="  \n", colour=(4, 0, 0)).with_suffix(".caption").write_text("from caption")
+    photo(tmp_path / "a.png", caption="from txt").with_suffix(".caption").write_text("from caption")
+    photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0)).with_suffix(".caption").write_text("from caption")
+    photo(tmp_path / "c.png", caption=None, colour=(2, 0, 0))
+    photo(tmp_path / "d.png", caption="  \n", colour=(3, 0, 0))
+    photo(tmp_path / "e.png", caption="  \n", colour=(4, 0, 0)).with_suffix(".caption").write_text("from caption")
     dataset = scan(tmp_path, fallback_caption="a thing")
     assert [image.caption for image in dataset.images] == ["from txt", "from caption", "a thing", "a thing", "from caption"]
     assert [note.name for note in dataset.report.notes] == ["c.png", "d.png"]
 
 
 def test_the_trigger_word_alone_is_the_caption_of_last_resort(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "a.png", caption=None)
     dataset = scan(tmp_path, trigger_word="zwx")
     assert dataset.images[0].caption == "zwx"
     assert dataset.report.notes[0].reason == "no caption file, or an empty one; the trigger word alone is used"
 
 
-def test_a_picture_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
-    picture(tmp_path / "b.png", colour=(1, 0, 0))
+def test_an_image_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_path):
+    photo(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
     assert [image.caption for image in dataset.images] == ["", "a caption"] and reasons(dataset) == {}
     assert dataset.report.notes == [Remark("a.png", NO_CAPTION, RemarkKind.NO_CAPTION)]
 
 
-def test_a_picture_without_any_caption_is_left_out_of_the_training(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
-    picture(tmp_path / "b.png", size_wh=(64, 64))
+def test_an_image_without_any_caption_is_left_out_of_the_training(tmp_path):
+    photo(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "b.png", size_wh=(64, 64))
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
     why = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
     assert plan.report.left_out == [Remark("a.png", why, RemarkKind.NO_CAPTION)] and plan.report.notes == []
-    with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: a\.png: it has no caption"):
+    with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: a\.png: it has no caption"):
         plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
 
 
 def test_copies_are_left_out_or_kept_by_choice(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "b.png")
     assert reasons(scan(tmp_path)) == {"b.png": "it is the same file as a.png"}
     assert len(scan(tmp_path, keep_duplicates=True).images) == 2
 
 
 def test_a_copy_is_kept_when_the_first_has_no_caption(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
-    picture(tmp_path / "b.png")
+    photo(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "b.png")
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["b.png"] and reasons(dataset) == {"a.png": "it is the same file as b.png"}
     assert dataset.report.notes == []
 
 
 def test_the_report_reads_and_serialises(tmp_path):
-    picture(tmp_path / "a.png", caption=None)
-    picture(tmp_path / "b.png", caption=None)
+    photo(tmp_path / "a.png", caption=None)
+    photo(tmp_path / "b.png", caption=None)
     report = scan(tmp_path, trigger_word="zwx").report
     note = "no caption file, or an empty one; the trigger word alone is used"
-    assert report.text() == f"1 picture kept, 1 left out\nLeft out:\n  b.png: it is the same file as a.png\nNotes:\n  a.png: {note}\n"
+    assert report.text() == f"1 image kept, 1 left out\nLeft out:\n  b.png: it is the same file as a.png\nNotes:\n  a.png: {note}\n"
     assert json.loads(json.dumps(report.to_dict())) == {
         "num_kept": 1,
         "left_out": [{"name": "b.png", "reason": "it is the same file as a.png", "kind": "same_file"}],
@@ -111,14 +111,14 @@ def test_a_colour_that_is_none_is_an_error():
         DatasetConfig(images="x", alpha_background="nocolour")
 
 
-def test_regularization_pictures_with_a_trigger_word_are_an_error():
-    with pytest.raises(ValueError, match="regularization pictures must not have a trigger word, got 'zwx'"):
+def test_regularization_images_with_a_trigger_word_are_an_error():
+    with pytest.raises(ValueError, match="regularization images must not have a trigger word, got 'zwx'"):
         DatasetConfig(images="x", is_regularization=True, trigger_word="zwx")
 
 
-def test_a_scan_can_be_cancelled_between_two_pictures(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+def test_a_scan_can_be_cancelled_between_two_images(tmp_path):
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "b.png")
     seen = []
 
     def check():

@@ -7,9 +7,9 @@ import torch
 from trainers.embedded_base import SHIPPED_WEIGHTS, TOKEN_TABLES, write_embedded_checkpoint
 from trainers.embedded_base.architecture import draw_token_table
 from trainers.embedded_base.pretrain import SCORE_PROMPTS
-from trainers.embedded_base.scenes import BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_shape, fits, read_picture
+from trainers.embedded_base.scenes import BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_shape, fits, read_image
 from trainers.sdxl.model.export import write_diffusers_folder
-from trainers.sdxl.model.sampling import sample_pictures
+from trainers.sdxl.model.sampling import sample_images
 from trainers.sdxl.model.sdxl_model import load_model
 
 
@@ -24,7 +24,7 @@ def test_the_shipped_weights_stay_under_20_megabytes():
     assert SHIPPED_WEIGHTS.stat().st_size < 20_000_000
 
 
-def test_the_checker_reads_true_pictures_without_a_mistake():
+def test_the_checker_reads_true_images_without_a_mistake():
     import random
 
     rng = random.Random(3)
@@ -33,7 +33,7 @@ def test_the_checker_reads_true_pictures_without_a_mistake():
     assert np.mean([all(fits(drawing.pixels, drawing.caption)) for drawing in drawings]) > 0.99
 
 
-def test_the_checker_tells_wrong_pictures_from_right_ones():
+def test_the_checker_tells_wrong_images_from_right_ones():
     from PIL import Image
 
     image = Image.new("RGB", (128, 128), BACKGROUNDS["white"])
@@ -42,7 +42,7 @@ def test_the_checker_tells_wrong_pictures_from_right_ones():
     assert fits(pixels, "a yellow star on a white background") == (True, True, True)
     assert fits(pixels, "a red circle on a black background") == (False, False, False)
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
-    assert read_picture(noise).shape not in SHAPES
+    assert read_image(noise).shape not in SHAPES
 
 
 def test_token_tables_are_the_same_on_every_machine():
@@ -57,8 +57,8 @@ def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
     for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
         first, second = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    pictures = [sample_pictures(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2) for model in (single, folder)]
-    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1  # the same weights; where they lie in memory decides the kernel's last bit
+    images = [sample_images(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2) for model in (single, folder)]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1  # the same weights; where they lie in memory decides the kernel's last bit
 
 
 def to_float(model):
@@ -76,6 +76,6 @@ def test_the_checkpoint_holds_what_is_not_shipped(checkpoint):
 
 def test_it_draws_the_colour_shape_and_background_it_is_asked_for(checkpoint):
     """The model's README has the score of 12 prompts x 8 seeds; here 12 x 1, with room for luck."""
-    pictures = sample_pictures(to_float(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
-    colour, shape, background = np.mean([fits(picture, prompt) for picture, prompt in zip(pictures, SCORE_PROMPTS, strict=True)], axis=0)
+    images = sample_images(to_float(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
+    colour, shape, background = np.mean([fits(image, prompt) for image, prompt in zip(images, SCORE_PROMPTS, strict=True)], axis=0)
     assert colour >= 0.9 and shape >= 0.75 and background >= 0.75

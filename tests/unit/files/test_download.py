@@ -568,7 +568,7 @@ def test_the_stored_validators_hold_nothing_of_the_address(site, tmp_path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
-    """Key and certificate of pictures.example, signed by itself."""
+    """Key and certificate of images.example, signed by itself."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed: certificates were not checked")

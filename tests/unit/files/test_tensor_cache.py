@@ -9,14 +9,14 @@ from trainers.files.tensor_cache import TensorCache, content_key
 
 def test_a_cache_returns_what_was_put_and_keeps_it_on_disk(tmp_path):
     tensor = torch.arange(6.0).reshape(2, 3)
-    key = content_key(picture="abc", crop=(1, 2))
+    key = content_key(image="abc", crop=(1, 2))
     TensorCache(tmp_path).put(key, {"latents": tensor.T})
     assert torch.equal(TensorCache(tmp_path).get(key)["latents"], tensor.T)
-    assert TensorCache(tmp_path).get(content_key(picture="abc", crop=(1, 3))) is None
+    assert TensorCache(tmp_path).get(content_key(image="abc", crop=(1, 3))) is None
 
 
 def test_a_damaged_cache_file_is_reported_and_computed_again(tmp_path, caplog):
-    key = content_key(picture="abc")
+    key = content_key(image="abc")
     TensorCache(tmp_path).put(key, {"latents": torch.zeros(1000)})
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:500])

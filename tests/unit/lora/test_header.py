@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from trainers.files.hashes import file_sha256, legacy_file_hash
 from trainers.lora.file import save_lora
-from trainers.lora.header import PictureFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
+from trainers.lora.header import ImageFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
 
 RECORD = TrainingRecord(
     output_name="my cat",
@@ -26,7 +26,7 @@ RECORD = TrainingRecord(
     started_at=1_700_000_000.25,
     finished_at=1_700_000_600.75,
     base_model_name="base.safetensors",
-    folders=[PictureFolder("photos", ["sks cat, Sofa,  night", "sks cat,sofa,", ""], num_repeats=10)],
+    folders=[ImageFolder("photos", ["sks cat, Sofa,  night", "sks cat,sofa,", ""], num_repeats=10)],
     bucket_counts={(832, 1216): 20, (1024, 1024): 10},
     trigger_word="sks cat",
     steps=100,
@@ -81,7 +81,7 @@ def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
 
 
 def test_folders_of_one_name_are_told_apart_and_regularization_stands_by_itself():
-    folders = [PictureFolder("10_dog", ["a, b"], 10), PictureFolder("10_dog", ["b"], 10), PictureFolder("1_dog", ["c", "d"], 1, is_regularization=True)]
+    folders = [ImageFolder("10_dog", ["a, b"], 10), ImageFolder("10_dog", ["b"], 10), ImageFolder("1_dog", ["c", "d"], 1, is_regularization=True)]
     metadata = build_metadata(replace(RECORD, folders=folders, bucket_counts={(1024, 1024): 40}, num_regularization_samples=20))
     assert json.loads(metadata["ss_dataset_dirs"]) == {"10_dog": {"n_repeats": 10, "img_count": 1}, "10_dog (2)": {"n_repeats": 10, "img_count": 1}}
     assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_dog": {"n_repeats": 1, "img_count": 2}}

@@ -49,11 +49,11 @@ def models_for(architecture: str, folder: Path, **dtypes: str) -> dict[str, Path
     return models
 
 
-def pictures(folder: Path, names: tuple[str, ...] = ("a.png", "b.png")) -> Dataset:
+def images(folder: Path, names: tuple[str, ...] = ("a.png", "b.png")) -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         Image.new("RGB", (64, 48), (number, 7, len(str(folder)) % 256)).save(folder / name)
-        (folder / name).with_suffix(".txt").write_text(f"picture {name} --w 9", encoding="utf-8")
+        (folder / name).with_suffix(".txt").write_text(f"image {name} --w 9", encoding="utf-8")
     return scan_folder(DatasetConfig(images=str(folder)))
 
 
@@ -67,7 +67,7 @@ class Case:
         config = MusubiConfig(**{name: given.pop(name) for name in list(given) if name in MusubiConfig.__dataclass_fields__})
         files = {**models_for(architecture, self.folder / "models", **(dtypes or {})), **(models or {})}
         files = {name: path for name, path in files.items() if path is not None}
-        dataset = given.pop("dataset") if "dataset" in given else pictures(self.folder / "in")
+        dataset = given.pop("dataset") if "dataset" in given else images(self.folder / "in")
         settings = {"run_path": self.folder / "run", "cache_root": self.folder / "cache", "name": "my_lora", **given}
         installation = settings.pop("installation", INSTALLATION)
         return make_plan(MusubiJob(architecture, config, files, options or {}), dataset, installation, **settings)
@@ -102,7 +102,7 @@ def test_a_plan_says_all_that_will_happen(case):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_can_be_planned(case, architecture):
-    control = pictures(case.folder / "control") if ARCHITECTURES[architecture].control_images == "required" else None
+    control = images(case.folder / "control") if ARCHITECTURES[architecture].control_images == "required" else None
     plan = case.plan(architecture, control=control)
     train = plan.command("train")
     assert train is not None and str(plan.toml_path) in train.argv
@@ -133,7 +133,7 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
     assert any(line.startswith("blocks_to_swap must be 28 or less for Z-Image, got 29") for line in lines)
     assert any(line == "resolution must be a multiple of 16 for Z-Image, got 1000. The nearest are 992 and 1008" for line in lines)
     assert any("in it Musubi Tuner would not find its caches" in line for line in lines)
-    assert any(line.startswith("no pictures") for line in lines)
+    assert any(line.startswith("no images") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
 )
 def test_settings_that_cannot_work_are_named(case, architecture, given, message):
     if given.get("control"):
-        given = {**given, "control": pictures(case.folder / "control")}
+        given = {**given, "control": images(case.folder / "control")}
     with pytest.raises(ValueError, match=message):
         case.plan(architecture, **given)
 
@@ -376,16 +376,16 @@ def test_sample_prompts_are_of_the_trainings_size_and_seed(case):
 
 
 def test_without_prompts_the_first_caption_is_drawn_word_for_word(case):
-    plan = case.plan("flux-kontext", sample_every_n_steps=50, control=pictures(case.folder / "control"))
+    plan = case.plan("flux-kontext", sample_every_n_steps=50, control=images(case.folder / "control"))
     (prompt,) = json.loads(plan.prompts_text)
-    assert prompt["prompt"] == "picture a.png --w 9"
+    assert prompt["prompt"] == "image a.png --w 9"
     plan.write()
     assert [Path(path).is_file() for path in prompt["control_image_path"]] == [True]
 
 
 def test_an_own_toml_takes_the_place_of_the_dataset(case):
     folder = case.folder / "in"
-    pictures(folder)
+    images(folder)
     text = write_toml({}, [{"image_directory": folder.as_posix(), "caption_extension": ".txt", "resolution": 64, "enable_bucket": True}])
     plan = case.plan(dataset=None, dataset_toml=text)
     assert (plan.num_images, plan.staged.groups) == (2, ())

@@ -26,8 +26,8 @@ else:
     import tomli as tomllib
 
 
-def write_pictures(folder: Path, names: list[str], *, caption: str | None = "a {}", size: tuple[int, int] = (64, 48)) -> Path:
-    """Every picture in another colour, so that none is the same file as another."""
+def write_images(folder: Path, names: list[str], *, caption: str | None = "a {}", size: tuple[int, int] = (64, 48)) -> Path:
+    """Every image in another colour, so that none is the same file as another."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def tables_of(result: StagedDataset) -> list[dict]:
     return tomllib.loads(result.toml_text)["datasets"]
 
 
-def test_pictures_of_the_same_stem_get_numbers_of_their_own(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png", "a.jpg", "b [1].png"])
+def test_images_of_the_same_stem_get_numbers_of_their_own(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png", "a.jpg", "b [1].png"])
     result = staged(scan(folder), tmp_path)
     result.write()
     (group,) = result.groups
@@ -68,18 +68,18 @@ def test_pictures_of_the_same_stem_get_numbers_of_their_own(tmp_path):
     assert (group.folder / "0003.txt").read_text(encoding="utf-8") == "a b [1]"
 
 
-def test_pictures_are_linked_and_not_copied(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+def test_images_are_linked_and_not_copied(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path)
     result.write()
     assert os.path.samefile(folder / "a.png", result.groups[0].folder / "0001.png")
 
 
-def test_pictures_are_copied_where_links_cannot_be(tmp_path, monkeypatch):
+def test_images_are_copied_where_links_cannot_be(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path)
     monkeypatch.setattr(os, "link", no_links)
     result.write()
@@ -96,7 +96,7 @@ def test_what_musubi_would_see_otherwise_is_written_anew(tmp_path):
     Image.new("I;16", (32, 32), 30000).save(folder / "deep.png")
     result = staged(scan(folder, fallback_caption="x", alpha_background="#00ff00"), tmp_path)
     result.write()
-    written = {picture.file.image.name: result.groups[0].folder / picture.file.name for picture in result.groups[0].pictures}
+    written = {image.file.image.name: result.groups[0].folder / image.file.name for image in result.groups[0].images}
     assert Image.open(written["transparent.png"]).convert("RGB").getpixel((0, 0)) == (0, 255, 0)
     assert Image.open(written["turned.jpg"]).size == (32, 64)
     assert Image.open(written["turned.jpg"]).format == "PNG"
@@ -108,11 +108,11 @@ def test_the_suffix_is_that_of_the_files_content(tmp_path):
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "really_a_jpeg.PNG", format="JPEG")
     result = staged(scan(folder, fallback_caption="x"), tmp_path)
-    assert [picture.file.name for picture in result.groups[0].pictures] == ["0001.jpg"]
+    assert [image.file.name for image in result.groups[0].images] == ["0001.jpg"]
 
 
-def test_a_picture_that_changed_meanwhile_is_an_error(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+def test_an_image_that_changed_meanwhile_is_an_error(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path)
     Image.new("RGB", (64, 64), "white").save(folder / "a.png")
     with pytest.raises(RuntimeError, match="has changed since the folder was scanned"):
@@ -120,7 +120,7 @@ def test_a_picture_that_changed_meanwhile_is_an_error(tmp_path):
 
 
 def test_repeats_are_folders_of_their_own(tmp_path):
-    once, thrice = write_pictures(tmp_path / "once", ["a.png", "b.png"]), write_pictures(tmp_path / "thrice", ["a.png"])
+    once, thrice = write_images(tmp_path / "once", ["a.png", "b.png"]), write_images(tmp_path / "thrice", ["a.png"])
     dataset = join_datasets([scan(once), scan(thrice, num_repeats=3)])
     result = staged(dataset, tmp_path)
     assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in tables_of(result)] == [(1, "1-repeats-1"), (3, "2-repeats-3")]
@@ -128,7 +128,7 @@ def test_repeats_are_folders_of_their_own(tmp_path):
 
 
 def test_every_resolution_has_its_own_table_and_cache(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png", "b.png"])
+    folder = write_images(tmp_path / "in", ["a.png", "b.png"])
     result = staged(scan(folder), tmp_path, recipe=recipe_of(resolution=512, extra_resolutions="256, 128"))
     tables = tables_of(result)
     assert [table["resolution"] for table in tables] == [[512, 512], [256, 256], [128, 128]]
@@ -137,7 +137,7 @@ def test_every_resolution_has_its_own_table_and_cache(tmp_path):
 
 
 def test_the_toml_says_what_musubi_would_not_assume(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path, recipe=recipe_of(train_batch_size=4))
     assert tomllib.loads(result.toml_text)["general"] == {
         "caption_extension": ".txt",
@@ -149,50 +149,50 @@ def test_the_toml_says_what_musubi_would_not_assume(tmp_path):
 
 
 def test_captions_become_one_line_and_the_trigger_word_can_be_all(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"], caption="a dog\non a beach")
+    folder = write_images(tmp_path / "in", ["a.png"], caption="a dog\non a beach")
     dataset = scan(folder, trigger_word="ohwx")
-    assert staged(dataset, tmp_path).groups[0].pictures[0].caption == "ohwx, a dog on a beach"
-    assert staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].pictures[0].caption == "ohwx"
+    assert staged(dataset, tmp_path).groups[0].images[0].caption == "ohwx, a dog on a beach"
+    assert staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].images[0].caption == "ohwx"
 
 
-def test_pictures_without_a_caption_are_left_out_by_name(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
-    write_pictures(folder, ["b.png"], caption=None)
+def test_images_without_a_caption_are_left_out_by_name(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png"])
+    write_images(folder, ["b.png"], caption=None)
     result = staged(scan(folder), tmp_path)
     assert result.num_images == 1
     assert "b.png is left out: it has no caption" in result.notices[0]
-    with pytest.raises(ValueError, match=r"strict is on and 1 picture cannot be used: b\.png"):
+    with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: b\.png"):
         staged(scan(folder, strict=True), tmp_path)
 
 
 def test_no_caption_at_all_is_an_error(tmp_path):
-    dataset = scan(write_pictures(tmp_path / "in", ["a.png"], caption=None))
-    with pytest.raises(ValueError, match=r"no usable picture among 1: a\.png: it has no caption"):
+    dataset = scan(write_images(tmp_path / "in", ["a.png"], caption=None))
+    with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: it has no caption"):
         staged(dataset, tmp_path)
     with pytest.raises(ValueError, match="caption_source is trigger_word, but it has no trigger word"):
         staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word"))
 
 
-def test_a_picture_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
-    write_pictures(folder, ["thin.png"], size=(200, 12))
+def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png"])
+    write_images(folder, ["thin.png"], size=(200, 12))
     assert "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12" in staged(scan(folder), tmp_path).notices[0]
     assert staged(scan(folder), tmp_path, recipe=recipe_of(bucket_no_upscale=False)).num_images == 2
 
 
 def test_what_musubi_does_not_know_is_said_by_name(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     Image.new("L", (64, 48), 255).save(folder / "a-masklabel.png")
     notices = staged(scan(folder, loss_weight=0.5), tmp_path).notices
-    assert [notice.split(":")[0] for notice in notices] == ["Musubi Tuner knows no masks (1 picture)", "Musubi Tuner knows no loss_weight (1 picture)"]
+    assert [notice.split(":")[0] for notice in notices] == ["Musubi Tuner knows no masks (1 image)", "Musubi Tuner knows no loss_weight (1 image)"]
 
 
-def test_control_images_go_with_their_picture(tmp_path):
-    images = scan(write_pictures(tmp_path / "in", ["a.png", "a_1.png"]))
-    control = scan(write_pictures(tmp_path / "control", ["a.png", "a_0.png", "a_1.png", "a_1_0.png"], caption=None))
+def test_control_images_go_with_their_image(tmp_path):
+    images = scan(write_images(tmp_path / "in", ["a.png", "a_1.png"]))
+    control = scan(write_images(tmp_path / "control", ["a.png", "a_0.png", "a_1.png", "a_1_0.png"], caption=None))
     result = staged(images, tmp_path, control=control, recipe=recipe_of("qwen-image-edit"))
-    pictures = {picture.file.image.name: [file.image.name for file in picture.controls] for picture in result.groups[0].pictures}
-    assert pictures == {"a.png": ["a.png", "a_0.png"], "a_1.png": ["a_1.png", "a_1_0.png"]}
+    photos = {image.file.image.name: [file.image.name for file in image.controls] for image in result.groups[0].images}
+    assert photos == {"a.png": ["a.png", "a_0.png"], "a_1.png": ["a_1.png", "a_1_0.png"]}
     result.write()
     folder = result.groups[0].control_folder
     assert folder is not None and tables_of(result)[0]["control_directory"] == folder.as_posix()
@@ -204,28 +204,28 @@ def test_control_images_go_with_their_picture(tmp_path):
     [
         ("flux-kontext", {}, None, "FLUX.1 Kontext needs control images"),
         ("z-image", {}, ["a.png"], "Z-Image knows no control images"),
-        ("flux-kontext", {}, ["b.png"], r"no control image for 1 picture: a\.png.*keep_duplicates"),
+        ("flux-kontext", {}, ["b.png"], r"no control image for 1 image: a\.png.*keep_duplicates"),
         ("flux-kontext", {}, ["a_0.png", "a_1.png"], r"a\.png has 2 control images, FLUX.1 Kontext takes 1"),
-        ("qwen-image-edit", {"model_version": "edit"}, ["a_0.png", "a_1.png"], "takes 1 per picture"),
+        ("qwen-image-edit", {"model_version": "edit"}, ["a_0.png", "a_1.png"], "takes 1 per image"),
     ],
 )
 def test_wrong_control_images_are_an_error(tmp_path, architecture, options, control, message):
-    images = scan(write_pictures(tmp_path / "in", ["a.png"]))
-    pictures = scan(write_pictures(tmp_path / "control", control, caption=None)) if control else None
+    images = scan(write_images(tmp_path / "in", ["a.png"]))
+    photos = scan(write_images(tmp_path / "control", control, caption=None)) if control else None
     with pytest.raises(ValueError, match=message):
-        staged(images, tmp_path, control=pictures, recipe=recipe_of(architecture, options))
+        staged(images, tmp_path, control=photos, recipe=recipe_of(architecture, options))
 
 
 def fill_caches(result: StagedDataset) -> None:
     for cache in result.caches:
         cache.path.mkdir(parents=True)
-        for number in range(1, cache.num_pictures + 1):
+        for number in range(1, cache.num_images + 1):
             (cache.path / f"{number:04}_0064x0048_zi.safetensors").touch()
             (cache.path / f"{number:04}_zi_te.safetensors").touch()
 
 
 def test_caches_count_as_complete_only_when_they_were_confirmed_and_still_are_all_there(tmp_path):
-    dataset = scan(write_pictures(tmp_path / "in", ["a.png", "b.png"]))
+    dataset = scan(write_images(tmp_path / "in", ["a.png", "b.png"]))
     result = staged(dataset, tmp_path)
     fill_caches(result)
     assert not result.caches_are_complete(), "a run that was stopped may have left half a file"
@@ -236,17 +236,17 @@ def test_caches_count_as_complete_only_when_they_were_confirmed_and_still_are_al
 
 
 def test_missing_caches_are_an_error_with_their_numbers(tmp_path):
-    result = staged(scan(write_pictures(tmp_path / "in", ["a.png", "b.png"])), tmp_path)
+    result = staged(scan(write_images(tmp_path / "in", ["a.png", "b.png"])), tmp_path)
     fill_caches(result)
     (result.caches[0].path / "0001_zi_te.safetensors").unlink()
-    with pytest.raises(RuntimeError, match="cached 2 latents and 1 captions of 2 pictures"):
+    with pytest.raises(RuntimeError, match="cached 2 latents and 1 captions of 2 images"):
         result.confirm_caches()
     assert not result.caches_are_complete()
 
 
 @pytest.mark.parametrize("change", ["caption", "pixels", "resolution", "vae", "control"])
 def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
-    folder, shown = write_pictures(tmp_path / "in", ["a.png", "b.png"]), write_pictures(tmp_path / "control", ["a.png", "b.png"])
+    folder, shown = write_images(tmp_path / "in", ["a.png", "b.png"]), write_images(tmp_path / "control", ["a.png", "b.png"])
     facts = {"vae": 1}
     before = staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2"), **facts).cache_root
     settings = {}
@@ -264,7 +264,7 @@ def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
 
 
 def test_what_the_caches_do_not_hold_keeps_their_folder(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     before = staged(scan(folder), tmp_path).cache_root
     settings = {"train_batch_size": 4, "rank": 8, "learning_rate": 1.0, "max_train_steps": 7}
     assert staged(scan(folder, num_repeats=9), tmp_path, recipe=recipe_of(**settings)).cache_root == before
@@ -288,7 +288,7 @@ def own_toml(folder: Path, **changes) -> str:
 
 
 def test_an_own_toml_is_written_anew_with_caches_of_ours(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png", "b.png"])
+    folder = write_images(tmp_path / "in", ["a.png", "b.png"])
     result = own(own_toml(folder, num_repeats=3), tmp_path)
     (table,) = tables_of(result)
     assert Path(table["cache_directory"]).parent == result.cache_root
@@ -302,14 +302,14 @@ def test_an_own_toml_is_written_anew_with_caches_of_ours(tmp_path):
 
 
 def test_an_own_cache_directory_is_kept_and_filled_anew(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     result = own(own_toml(folder, cache_directory=(tmp_path / "mine").as_posix()), tmp_path)
     assert tables_of(result)[0]["cache_directory"] == (tmp_path / "mine").as_posix()
     assert not result.caches_are_complete()
 
 
 def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     text = f'\ufeff[general]\ncaption_extension = ".txt"\nresolution = 64\n\n[[datasets]]\nimage_directory = "{folder.as_posix()}"\n'
     (table,) = tables_of(own(text, tmp_path))
     assert (table["resolution"], table["caption_extension"]) == (64, ".txt")
@@ -335,7 +335,7 @@ def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
     ],
 )
 def test_what_is_wrong_in_an_own_toml_is_named(tmp_path, changes, message):
-    folder = write_pictures(tmp_path / "in", ["a.png"])
+    folder = write_images(tmp_path / "in", ["a.png"])
     with pytest.raises(ValueError, match=message):
         own(own_toml(folder, **changes), tmp_path)
 
@@ -370,26 +370,26 @@ def test_two_tables_with_one_cache_are_refused():
     assert problems == ["[[datasets]] 2 of dataset_toml has the cache_directory of 1. Give each its own, or leave it out"]
 
 
-def test_pictures_that_musubi_would_mix_up_drop_or_stop_at_are_named(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png", "a.jpg", "b.png"])
-    with pytest.raises(ValueError, match="several pictures are called a, and Musubi Tuner would keep only one"):
+def test_images_that_musubi_would_mix_up_drop_or_stop_at_are_named(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png", "a.jpg", "b.png"])
+    with pytest.raises(ValueError, match="several images are called a, and Musubi Tuner would keep only one"):
         own(own_toml(folder), tmp_path)
     (folder / "a.jpg").unlink()
     (folder / "b.txt").unlink()
     (folder / "a.png").rename(folder / "c.Png")
-    with pytest.raises(ValueError, match="no picture with a caption"):
+    with pytest.raises(ValueError, match="no image with a caption"):
         own(own_toml(folder), tmp_path)
-    write_pictures(folder, ["d.png"])
+    write_images(folder, ["d.png"])
     notices = own(own_toml(folder), tmp_path).notices
     assert any("does not see c.Png" in notice for notice in notices)
-    assert any("1 picture without a caption are left out by Musubi Tuner: b.png" in notice for notice in notices)
+    assert any("1 image without a caption are left out by Musubi Tuner: b.png" in notice for notice in notices)
     (folder / "d.txt").write_bytes("été".encode("cp1252"))
     with pytest.raises(ValueError, match=r"d\.txt is not in UTF-8"):
         own(own_toml(folder), tmp_path)
 
 
 def test_control_images_of_an_own_toml_are_counted(tmp_path):
-    folder, control = write_pictures(tmp_path / "in", ["a.png", "b.png"]), write_pictures(tmp_path / "control", ["a.png"])
+    folder, control = write_images(tmp_path / "in", ["a.png", "b.png"]), write_images(tmp_path / "control", ["a.png"])
     text = own_toml(folder, control_directory=control.as_posix())
     with pytest.raises(ValueError, match=r"no control image for b\.png"):
         own(text, tmp_path, recipe_of("flux-kontext"))
@@ -397,12 +397,12 @@ def test_control_images_of_an_own_toml_are_counted(tmp_path):
         own(text, tmp_path)
     with pytest.raises(ValueError, match=r"FLUX\.1 Kontext needs control images\. Give control_directory"):
         own(own_toml(folder), tmp_path, recipe_of("flux-kontext"))
-    write_pictures(control, ["b.png"])
+    write_images(control, ["b.png"])
     assert own(text, tmp_path, recipe_of("flux-kontext")).num_images == 2
 
 
-def test_a_jsonl_of_pictures_is_read_and_its_lines_are_checked(tmp_path):
-    folder = write_pictures(tmp_path / "in", ["a.png", "b.png"], caption=None)
+def test_a_jsonl_of_images_is_read_and_its_lines_are_checked(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png", "b.png"], caption=None)
     lines = tmp_path / "list.jsonl"
     entries = [{"image_path": (folder / name).as_posix(), "caption": "x"} for name in ("a.png", "b.png")]
     lines.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")

@@ -47,6 +47,6 @@ def test_a_process_that_was_ended_says_by_what_whatever_it_said_before():
 def test_the_message_has_stage_cause_the_last_twenty_lines_and_the_log():
     lines = [f"line {number}" for number in range(50)] + ["ValueError: nothing works."]
     message = str(failure_of("latents", lines, returncode=1, log=Path("/run/musubi.log")))
-    assert message.startswith("Musubi Tuner failed at encoding pictures: ValueError: nothing works.\nIts last lines (/run/musubi.log has all):")
+    assert message.startswith("Musubi Tuner failed at encoding images: ValueError: nothing works.\nIts last lines (/run/musubi.log has all):")
     assert "line 31" in message and "line 30" not in message
     assert str(failure_of("train", [], returncode=1, log=Path("x"))).endswith("(it wrote nothing)")

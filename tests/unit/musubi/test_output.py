@@ -107,7 +107,7 @@ def test_weights_that_were_loaded_in_part_are_counted(said: str, unexpected: int
     assert facts == [WeightsLoaded(num_unexpected=unexpected, num_missing=missing)]
 
 
-def test_pictures_with_control_images_are_not_counted_twice():
+def test_images_with_control_images_are_not_counted_twice():
     facts, _ = facts_in(b"INFO:d:loaded 4 images\nINFO:d:found 4 images with 1 control images per image in JSONL data\n", size=1000)
     assert facts == [Found("images", 4)]
 

@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.installation import Installation
 from trainers.musubi.output import Counted, Found
-from trainers.musubi.progress import PictureCounter, _SamplePictures, learning_rate_at, step_of
+from trainers.musubi.progress import ImageCounter, _SampleImages, learning_rate_at, step_of
 from trainers.musubi.tokenizers import missing_tokenizers, require_fetchable
 
 
@@ -41,16 +41,16 @@ def test_learning_rates_are_those_of_the_schedules_that_musubi_takes(name: str, 
         schedule.step()
 
 
-def test_pictures_are_counted_over_all_datasets_and_what_is_missing_is_said():
-    counter = PictureCounter("encoding pictures", Silent(), num_images=7, batch_size=2)
+def test_images_are_counted_over_all_datasets_and_what_is_missing_is_said():
+    counter = ImageCounter("encoding images", Silent(), num_images=7, batch_size=2)
     for fact in (Found("images", 4), Found("images", 2), Counted(0), Counted(2), Counted(0), Counted(1)):
         counter.take(fact)
     assert [event.step for event in counter._host.events if hasattr(event, "step")] == [0, 4, 4, 6]
-    assert counter.missing() == "it found 6 of 7 pictures"
-    assert PictureCounter("", Silent(), num_images=7, batch_size=1).missing() == ""  # it said nothing of them
-    nothing = PictureCounter("", Silent(), num_images=7, batch_size=1)
+    assert counter.missing() == "it found 6 of 7 images"
+    assert ImageCounter("", Silent(), num_images=7, batch_size=1).missing() == ""  # it said nothing of them
+    nothing = ImageCounter("", Silent(), num_images=7, batch_size=1)
     nothing.take(Found("images", 0))
-    assert nothing.missing() == "it found 0 of 7 pictures"
+    assert nothing.missing() == "it found 0 of 7 images"
 
 
 def test_only_checkpoints_of_steps_have_a_step():
@@ -90,7 +90,7 @@ def test_a_sample_that_is_being_written_is_taken_when_it_is_whole(tmp_path: Path
         Image.effect_noise((64, 64), 90).convert("RGB").save(path)
     whole = second.read_bytes()
     second.write_bytes(whole[: len(whole) // 2] if num_bytes == -1 else whole[:num_bytes])
-    samples = _SamplePictures(tmp_path)
+    samples = _SampleImages(tmp_path)
     assert samples.new() == []
     second.write_bytes(whole)
     ((step, row),) = samples.new()

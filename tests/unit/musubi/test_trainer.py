@@ -40,10 +40,10 @@ def say(text, end="\\n"):
 
 def cache(ending):
     toml = Path(given["--dataset_config"]).read_text(encoding="utf-8")
-    pictures = Path(re.search(r'image_directory = "(.*)"', toml)[1])
+    images = Path(re.search(r'image_directory = "(.*)"', toml)[1])
     caches = Path(re.search(r'cache_directory = "(.*)"', toml)[1])
     caches.mkdir(parents=True, exist_ok=True)
-    stems = sorted(path.stem for path in pictures.glob("*.png"))[: wrong.get("found")]
+    stems = sorted(path.stem for path in images.glob("*.png"))[: wrong.get("found")]
     say(f"INFO:musubi_tuner.dataset.datasources:found {len(stems)} images")
     for number, stem in enumerate(stems[: wrong.get("cached")]):
         save_file({"x": numpy.ones(1, numpy.float32)}, caches / f"{stem}{ending}.safetensors")
@@ -201,14 +201,14 @@ def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: 
     does_wrong(found=0)  # which nobody asks
     host = Recorder()
     make_trainer().train(dataset, host)
-    assert "the caches of an earlier run with the same pictures are used" in host.notices()
+    assert "the caches of an earlier run with the same images are used" in host.notices()
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"found": 1}, r"ended encoding pictures without an error, but it found 1 of 2 pictures"),
-        ({"cached": 1}, r"cached 1 latents and 1 captions of 2 pictures"),
+        ({"found": 1}, r"ended encoding images without an error, but it found 1 of 2 images"),
+        ({"cached": 1}, r"cached 1 latents and 1 captions of 2 images"),
         ({"modules": 0}, r"was stopped at training: no layer gets a LoRA"),
         ({"items": 1}, r"it trains on 1 samples per epoch, and the dataset has 2"),
         ({"steps": 7}, r"ended training without an error, but it trained 7 of 8 steps"),

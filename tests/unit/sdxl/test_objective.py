@@ -72,8 +72,8 @@ def test_normalized_masks_have_mean_one_each():
 
 
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
-def test_a_black_mask_is_never_raised_to_a_whole_picture(unmasked_weight):
-    """Its mean is unmasked_weight all over: divided by that, the picture would count as one without a mask."""
+def test_a_black_mask_is_never_raised_to_a_whole_image(unmasked_weight):
+    """Its mean is unmasked_weight all over: divided by that, the image would count as one without a mask."""
     weights = mask_weights(torch.zeros(1, 1, 2, 2), unmasked_weight=unmasked_weight, normalize=True)
     assert weights.flatten().tolist() == pytest.approx([unmasked_weight] * 4)
 

@@ -1,4 +1,4 @@
-"""The presets' rules: what is left open is decided by goal, memory and the number of pictures; what was given stays. Not their numbers."""
+"""The presets' rules: what is left open is decided by goal, memory and the number of images; what was given stays. Not their numbers."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ def samples(config) -> int:
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_every_pair_of_presets_resolves_to_what_their_texts_say(goal, memory):
-    settings = resolve({}, goal=goal, memory=memory, num_pictures=20)
+    settings = resolve({}, goal=goal, memory=memory, num_images=20)
     config, buckets = settings.training, settings.buckets
     assert GOALS[goal].text().startswith(f"rank {config.rank}, learning rate {config.learning_rate:g}, ")
     assert MEMORY_PRESETS[memory].text().startswith(f"resolution {buckets.resolution}, batch size {config.train_batch_size}")
@@ -25,22 +25,22 @@ def test_every_pair_of_presets_resolves_to_what_their_texts_say(goal, memory):
 
 
 @pytest.mark.parametrize("goal", GOALS)
-def test_the_number_of_samples_grows_with_the_pictures_between_its_bounds(goal):
+def test_the_number_of_samples_grows_with_the_images_between_its_bounds(goal):
     low, high = GOALS[goal].num_samples
-    per_picture = GOALS[goal].samples_per_picture
-    between = (low // per_picture + high // per_picture) // 2
-    for num_pictures, expected in ((1, low), (between, between * per_picture), (100_000, high)):
-        config = resolve({"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_pictures=num_pictures).training
+    per_image = GOALS[goal].samples_per_image
+    between = (low // per_image + high // per_image) // 2
+    for num_images, expected in ((1, low), (between, between * per_image), (100_000, high)):
+        config = resolve({"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_images=num_images).training
         assert samples(config) == config.max_train_steps == expected
 
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 @pytest.mark.parametrize("given", [{}, {"train_batch_size": 3}, {"gradient_accumulation_steps": 7}])
 def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
-    config = resolve(given, goal="object", memory=memory, num_pictures=20).training
+    config = resolve(given, goal="object", memory=memory, num_images=20).training
     per_step = config.train_batch_size * config.gradient_accumulation_steps
     low, high = GOALS["object"].num_samples
-    assert config.max_train_steps == math.ceil(min(max(20 * GOALS["object"].samples_per_picture, low), high) / per_step)
+    assert config.max_train_steps == math.ceil(min(max(20 * GOALS["object"].samples_per_image, low), high) / per_step)
 
 
 @pytest.mark.parametrize(
@@ -52,25 +52,25 @@ def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
     ],
 )
 def test_what_was_given_stays(given):
-    config = resolve(given, goal="style", memory="8 GB", num_pictures=20).training
+    config = resolve(given, goal="style", memory="8 GB", num_images=20).training
     assert {name: getattr(config, name) for name in given} == given
 
 
 def test_bucket_settings_reach_the_buckets():
-    buckets = resolve({"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_pictures=20).buckets
+    buckets = resolve({"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_images=20).buckets
     assert buckets.resolution == 640 and buckets.random_flip
 
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_alpha_follows_a_given_rank(goal):
-    config = resolve({"rank": 100}, goal=goal, memory="8 GB", num_pictures=20).training
+    config = resolve({"rank": 100}, goal=goal, memory="8 GB", num_images=20).training
     assert config.alpha == 100 * GOALS[goal].alpha_per_rank
 
 
 @pytest.mark.parametrize("given", [{"rank": 0}, {"resolution": 100}, {"max_train_steps": -1}])
 def test_a_setting_out_of_its_range_is_an_error(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
-        resolve(given, goal="object", memory="8 GB", num_pictures=20)
+        resolve(given, goal="object", memory="8 GB", num_images=20)
 
 
 def test_the_memory_preset_is_the_largest_that_fits():
@@ -84,7 +84,7 @@ def test_the_memory_preset_is_the_largest_that_fits():
 
 def test_the_description_names_the_numbers_that_it_came_to():
     given = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True, "optimizer": "Lion", "seed": 5}
-    settings = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_pictures=20)
+    settings = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_images=20)
     first, second = describe(settings).splitlines()
     assert first == f"70 steps, rank 12, alpha 6, learning rate {settings.training.learning_rate:g}, Lion."
     assert second == "Resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5."
@@ -93,5 +93,5 @@ def test_the_description_names_the_numbers_that_it_came_to():
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_a_given_batch_size_is_the_whole_batch(memory):
-    config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_pictures=20).training
+    config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_images=20).training
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)

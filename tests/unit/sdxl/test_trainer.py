@@ -182,7 +182,7 @@ def test_a_step_is_the_same_however_it_is_batched(weights, dataset, two_steps_of
 
 
 def test_accumulation_divides_by_the_real_size_of_the_last_group(weights, dataset, tmp_path):
-    """Four pictures in groups of three: three samples, then one; the loss stays a mean."""
+    """Four images in groups of three: three samples, then one; the loss stays a mean."""
     host = RecordingHost()
     result = train(
         weights, dataset, tmp_path, host=host, train_batch_size=1, gradient_accumulation_steps=3, num_train_epochs=2, learning_rate=1e-9, caption_dropout=0.0
@@ -250,7 +250,7 @@ def test_nan_in_the_base_model_stops_at_the_first_step_with_nothing_saved(weight
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_nan_in_the_vae_names_the_picture_and_caches_nothing(weights, dataset, tmp_path):
+def test_nan_in_the_vae_names_the_image_and_caches_nothing(weights, dataset, tmp_path):
     broken = {**weights, "vae": {**weights["vae"], "quant_conv.bias": torch.full((8,), math.nan)}}
     with pytest.raises(ValueError, match=r"0\.png: the VAE gave NaN or infinite latents in float32"):
         train(broken, dataset, tmp_path / "out", cache=TensorCache(tmp_path / "cache"))
@@ -261,7 +261,7 @@ def test_the_second_run_encodes_nothing(weights, dataset, tmp_path, monkeypatch)
     first = train(weights, dataset, tmp_path, name="first", cache=TensorCache(tmp_path / "cache"))
     from trainers.sdxl import encode
 
-    monkeypatch.setattr(encode, "read_crop", lambda item: pytest.fail("a picture was read again"))
+    monkeypatch.setattr(encode, "read_crop", lambda item: pytest.fail("an image was read again"))
     monkeypatch.setattr(encode, "encode_captions", lambda *_: pytest.fail("a caption was encoded again"))
     assert train(weights, dataset, tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
 
@@ -349,7 +349,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint_and_no_half_file(wei
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]
 
 
-def test_overfitting_one_picture_brings_the_loss_down(weights, tmp_path):
+def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     dataset = scan_folder(DatasetConfig(images=str(tmp_path), trigger_word="zwx"))
     result = train(
@@ -378,8 +378,8 @@ def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_p
     drawn = host.of(SamplesDrawn)
     assert [event.step for event in drawn] == [0, 2, 4]
     assert [event.path.name for event in drawn] == [f"sampled-step{step:08d}.png" for step in (0, 2, 4)]
-    pictures = [np.asarray(Image.open(event.path)) for event in drawn]
-    assert pictures[0].shape == (64, 128, 3) and not np.array_equal(pictures[0], pictures[2])
+    images = [np.asarray(Image.open(event.path)) for event in drawn]
+    assert images[0].shape == (64, 128, 3) and not np.array_equal(images[0], images[2])
 
 
 def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_path, monkeypatch):
@@ -396,12 +396,12 @@ def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_p
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]
 
 
-# ---- masks and weights of pictures ----
+# ---- masks and weights of images ----
 
 
 @pytest.fixture(scope="module")
 def masked_folder(dataset, tmp_path_factory) -> Path:
-    """The dataset's four pictures; the first has a mask whose left half is white."""
+    """The dataset's four images; the first has a mask whose left half is white."""
     folder = shutil.copytree(dataset.images[0].path.parent, tmp_path_factory.mktemp("masked") / "pictures")
     write_mask(folder, "0", slice(0, 32))
     return folder
@@ -446,7 +446,7 @@ def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_pla
     assert all(torch.equal(plain.state_dict[name], tensor) for name, tensor in ours.state_dict.items())
 
 
-def test_a_mask_is_flipped_with_its_picture_and_a_picture_without_one_counts_in_full(weights, masked_folder, tmp_path, monkeypatch):
+def test_a_mask_is_flipped_with_its_image_and_an_image_without_one_counts_in_full(weights, masked_folder, tmp_path, monkeypatch):
     batches = recorded_batches(monkeypatch)
     train(weights, scan(masked_folder), tmp_path, flip=True, train_batch_size=4, max_train_steps=8)
     masks = [mask for batch in batches if batch.loss_mask is not None for mask in batch.loss_mask]
@@ -459,7 +459,7 @@ def test_a_mask_is_flipped_with_its_picture_and_a_picture_without_one_counts_in_
 
 @pytest.fixture(scope="module")
 def self_masked_folder(tmp_path_factory) -> Path:
-    """One picture that is its own mask, and nowhere symmetric: what happens to one of the two must happen to the other."""
+    """One image that is its own mask, and nowhere symmetric: what happens to one of the two must happen to the other."""
     folder = tmp_path_factory.mktemp("self masked")
     ramp = np.add.outer(np.linspace(0, 90, 150), np.linspace(0, 165, 240)).astype(np.uint8)
     Image.fromarray(ramp).convert("RGB").save(folder / "a.png")
@@ -530,7 +530,7 @@ def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, 
     assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses
 
 
-def test_a_pictures_weight_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
+def test_a_images_weight_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
     batches, losses = recorded_batches(monkeypatch), []
     for i, loss_weights in enumerate([(1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), (0.25, 1.0, 1.0, 1.0)]):
         images = [replace(image, loss_weight=loss_weight) for image, loss_weight in zip(dataset.images, loss_weights, strict=True)]
@@ -725,8 +725,8 @@ def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder
     assert json.loads(result.metadata["lora_trainer_config"])["unmasked_weight"] == 0.1
 
 
-def test_the_file_counts_pictures_by_folder_as_sd_scripts_does(weights, tmp_path):
-    """kohya's folders in one dataset, another dataset with repeats, regularization, and a picture that is too small to be used."""
+def test_the_file_counts_images_by_folder_as_sd_scripts_does(weights, tmp_path):
+    """kohya's folders in one dataset, another dataset with repeats, regularization, and an image that is too small to be used."""
     sizes = {"toys/2_ball/a": 64, "toys/2_ball/b": 64, "toys/5_car/a": 64, "cats/a": 64, "cats/small": 20, "old/1_ball/a": 64}
     for number, (name, size) in enumerate(sizes.items()):
         path = tmp_path / f"{name}.png"

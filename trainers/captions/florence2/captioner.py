@@ -1,7 +1,7 @@
-"""Florence-2 as a captioner: pictures to text, in batches. The model is loaded when the first
-picture comes, and not before.
+"""Florence-2 as a captioner: images to text, in batches. The model is loaded when the first
+image comes, and not before.
 
-Letters: B pictures, S prompt tokens.
+Letters: B images, S prompt tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .folder import ModelFolder
-from .images import PicturePreparation
+from .images import ImagePreparation
 from .model import generation_config, load_model
 from .tasks import prompt_sentence
 from .text import PromptTokenizer
@@ -27,25 +27,25 @@ class Florence2Captioner:
         self._folder = ModelFolder.open(folder)
         self._dtype, self._place = dtype, place
         self._tokenizer = PromptTokenizer(folder)
-        self._preparation = PicturePreparation.read(folder)
+        self._preparation = ImagePreparation.read(folder)
         self._model: Any = None  # transformers' types differ from version to version
 
     @property
     def identity(self) -> str:
-        """Changes whenever the same picture and prompt may get another caption."""
+        """Changes whenever the same image and prompt may get another caption."""
         return f"florence2 {self._folder.content_hash()} {self._dtype}"
 
     @torch.inference_mode()
     def describe(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         *,
         prompt: str,
         num_beams: int,
         max_new_tokens: int,
         check_interrupted: Callable[[], None] = lambda: None,
     ) -> list[str]:
-        """One text per picture, by beam search without sampling: the same every time, alone or in a
+        """One text per image, by beam search without sampling: the same every time, alone or in a
         batch. Interruptible at every word.
 
         Raises:
@@ -54,24 +54,24 @@ class Florence2Captioner:
         """
         sentence = prompt_sentence(prompt)
         model = self._loaded_model()
-        input_ids = self._input_ids(sentence, len(pictures), model)
+        input_ids = self._input_ids(sentence, len(images), model)
         longest = min(max_new_tokens, model.config.text_config.max_position_embeddings - 1)
         try:
             generated = model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                pixel_values=self._preparation.pixel_values(pictures).to(model.device, self._dtype),
+                pixel_values=self._preparation.pixel_values(images).to(model.device, self._dtype),
                 generation_config=generation_config(self._folder, num_beams=num_beams, max_new_tokens=longest),
                 stopping_criteria=StoppingCriteriaList([_Interruptible(check_interrupted)]),
             )
         except torch.OutOfMemoryError:
             raise RuntimeError(
-                f"the GPU ran out of memory captioning {len(pictures)} pictures at once. Lower batch_size or num_beams"
+                f"the GPU ran out of memory captioning {len(images)} images at once. Lower batch_size or num_beams"
             ) from None
         return [self._tokenizer.decode(row) for row in generated.tolist()]
 
     def close(self) -> None:
-        """Let go of the model. The next picture would load it again."""
+        """Let go of the model. The next image would load it again."""
         self._model = None
 
     def _loaded_model(self) -> Any:
@@ -81,14 +81,14 @@ class Florence2Captioner:
             self._model = model
         return self._model
 
-    def _input_ids(self, sentence: str, num_pictures: int, model: Any) -> Tensor:
-        """int64 [B, S]: the places of the picture, then the sentence between its marks."""
+    def _input_ids(self, sentence: str, num_images: int, model: Any) -> Tensor:
+        """int64 [B, S]: the places of the image, then the sentence between its marks."""
         config = model.config
         sentence_ids = self._tokenizer.encode(sentence)
         num_places = _num_places(self._preparation.size_hw, config.vision_config)
         if config.image_token_id in sentence_ids:
             raise ValueError(
-                f"the prompt {sentence!r} has a token in it that stands for the picture. Write it in other words"
+                f"the prompt {sentence!r} has a token in it that stands for the image. Write it in other words"
             )
         if num_places + len(sentence_ids) + 2 > config.text_config.max_position_embeddings:
             raise ValueError(f"the prompt has {len(sentence_ids)} tokens, too many for this model. Write a shorter one")
@@ -98,7 +98,7 @@ class Florence2Captioner:
             *sentence_ids,
             config.text_config.eos_token_id,
         ]
-        return torch.tensor([ids] * num_pictures, device=model.device)
+        return torch.tensor([ids] * num_images, device=model.device)
 
 
 class _Interruptible(StoppingCriteria):
@@ -113,7 +113,7 @@ class _Interruptible(StoppingCriteria):
 
 
 def _num_places(size_hw: tuple[int, int], vision: Any) -> int:
-    """The vision tower's grid, and one place for the picture as a whole: 24 x 24 + 1 at 768
+    """The vision tower's grid, and one place for the image as a whole: 24 x 24 + 1 at 768
     pixels.
     """
     height, width = size_hw

@@ -1,20 +1,20 @@
-"""Florence-2's habits, taken out of its captions: openings that say that a picture is a picture."""
+"""Florence-2's habits, taken out of its captions: openings that say that an image is an image."""
 
 import re
 
-_PICTURE = r"(?:image|picture|photo|photograph)"
+_IMAGE = r"(?:image|picture|photo|photograph)"
 _OPENINGS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"(?:the|this) {_PICTURE} "
+        rf"(?:the|this) {_IMAGE} "
         r"(?:shows|depicts|displays|features|captures|portrays|presents|contains|illustrates|showcases|is showing) "
         r"(?:us )?",
-        rf"(?:the|this) {_PICTURE} is (?=(?:a|an|the) )",
-        rf"in (?:the|this) {_PICTURE},? ?(?:there (?:is|are)|(?:we|i|you) can see|it shows|we see) ",
-        rf"in (?:the|this) {_PICTURE},? ",
-        rf"(?:this is|it is|it's) an? {_PICTURE} (?:of|showing|that shows) ",
+        rf"(?:the|this) {_IMAGE} is (?=(?:a|an|the) )",
+        rf"in (?:the|this) {_IMAGE},? ?(?:there (?:is|are)|(?:we|i|you) can see|it shows|we see) ",
+        rf"in (?:the|this) {_IMAGE},? ",
+        rf"(?:this is|it is|it's) an? {_IMAGE} (?:of|showing|that shows) ",
         # "a photo of" and "a drawing of" name the medium, and stay
-        r"an? (?:image|picture) (?:of|showing|that shows) ",
+        r"an? (?:image|image) (?:of|showing|that shows) ",
     )
 ]
 

@@ -1,5 +1,5 @@
-"""Pictures as Florence-2 sees them: resized to its square, scaled to 0..1, normalised. Letters: B
-pictures, H W height and width.
+"""Images as Florence-2 sees them: resized to its square, scaled to 0..1, normalised. Letters: B
+images, H W height and width.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _MEAN, _STD, _SIZE, _BICUBIC = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 768
 
 
 @dataclass(frozen=True)
-class PicturePreparation:
+class ImagePreparation:
     """The numbers of the folder's preprocessor_config.json. Rescaling and normalising are no
     options: the model needs both.
     """
@@ -29,7 +29,7 @@ class PicturePreparation:
     resample: int = _BICUBIC
 
     @classmethod
-    def read(cls, folder: Path) -> "PicturePreparation":
+    def read(cls, folder: Path) -> "ImagePreparation":
         """Transformers 4 writes them to preprocessor_config.json, 5 to processor_config.json."""
         settings = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
             "image_processor", {}
@@ -39,15 +39,11 @@ class PicturePreparation:
         mean, std = settings.get("image_mean", _MEAN), settings.get("image_std", _STD)
         return cls(size_hw, tuple(mean), tuple(std), settings.get("resample", _BICUBIC))
 
-    def pixel_values(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """[B, 3, H, W] float32, red first."""
         height, width = self.size_hw
-        resized = [
-            picture.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for picture in pictures
-        ]
-        pixels = (
-            torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).permute(0, 3, 1, 2).float() / 255
-        )
+        resized = [image.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() / 255
         return (pixels - _channels(self.mean)) / _channels(self.std)
 
 

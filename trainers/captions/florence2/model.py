@@ -103,7 +103,7 @@ def native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
     """Only the settings that shape the model: what else the file says depends on the version of
     transformers that wrote it.
 
-    A legacy model has no token for the places of the picture. Its embedding is never looked at, so
+    A legacy model has no token for the places of the image. Its embedding is never looked at, so
     the last of its own tokens (an "and" between regions) stands in for it in the prompt.
     """
     vision, text = folder.config["vision_config"], {**_BART_TOKENS, **folder.config["text_config"]}

@@ -49,9 +49,7 @@ def prompt_sentence(prompt: str) -> str:
         raise ValueError("the prompt is empty. Choose a task, or write a prompt such as <DETAILED_CAPTION>")
     regions = next((token for token in _GIVE_REGIONS if token in prompt), None)
     if regions:
-        raise ValueError(
-            f"{regions} gives regions of the picture, not a caption. Use one of {', '.join(TASKS.values())}"
-        )
+        raise ValueError(f"{regions} gives regions of the image, not a caption. Use one of {', '.join(TASKS.values())}")
     beside = next((token for token in _SENTENCES if token in prompt and token != prompt), None)
     if beside:
         raise ValueError(

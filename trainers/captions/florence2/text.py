@@ -17,7 +17,7 @@ _MARKS = re.compile(
 
 class PromptTokenizer:
     """BART's byte-level tokenizer without anything around it: padding is never needed, for all
-    pictures of a batch have the same prompt.
+    images of a batch have the same prompt.
     """
 
     def __init__(self, folder: Path) -> None:

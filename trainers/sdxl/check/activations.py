@@ -72,7 +72,7 @@ class GradientRules:
 
 
 def unet_peak(unet: UNet2DConditionModel, rules: GradientRules, size_hw: Size) -> int:
-    """Of one picture. The backward pass frees from the last layer to the first, so a layer's finds
+    """Of one image. The backward pass frees from the last layer to the first, so a layer's finds
     all before it still there.
     """
     needing_gradients = dropwhile(lambda layer: not rules.trains(layer[0]), _layers(unet, size_hw))

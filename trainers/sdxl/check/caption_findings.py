@@ -52,7 +52,7 @@ def judge_sameness(images: Sequence[TrainingImage]) -> Iterator[CheckFinding]:
 
 
 def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[CheckFinding]:
-    """Of captioned pictures, each with its trigger word."""
+    """Of captioned images, each with its trigger word."""
     if pairs and not any(trigger_word for _, trigger_word in pairs):
         yield CheckFinding(
             "note",
@@ -61,7 +61,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
         )
     alone = [Remark(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
     if alone:
-        meaning = "it will come to mean all that these pictures show. Write captions, or connect Florence2Caption"
+        meaning = "it will come to mean all that these images show. Write captions, or connect Florence2Caption"
         yield CheckFinding(
             "warning",
             "trigger_word_alone",

@@ -7,27 +7,27 @@ from ...dataset.report import Remark
 
 Level = Literal["note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
-MAX_SHOWN = 8  # pictures under one finding
+MAX_SHOWN = 8  # images under one finding
 
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """`kind` is for programs, `message` says what it is and what to do, `pictures` which ones with
+    """`kind` is for programs, `message` says what it is and what to do, `images` which ones with
     their own reasons.
     """
 
     level: Level
     kind: str
     message: str
-    pictures: list[Remark] = field(default_factory=list)
+    images: list[Remark] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        return [f"  {self.message}", *(f"    {line}" for line in self.picture_lines(MAX_SHOWN))]
+        return [f"  {self.message}", *(f"    {line}" for line in self.image_lines(MAX_SHOWN))]
 
-    def picture_lines(self, max_shown: int) -> list[str]:
-        """A line for each picture that has a reason of its own; names alone stand side by side."""
-        shown, num_hidden = self.pictures[:max_shown], len(self.pictures) - max_shown
+    def image_lines(self, max_shown: int) -> list[str]:
+        """A line for each image that has a reason of its own; names alone stand side by side."""
+        shown, num_hidden = self.images[:max_shown], len(self.images) - max_shown
         more = [f"and {num_hidden} more"] if num_hidden > 0 else []
-        if all(picture.reason for picture in shown):
-            return [*(f"{picture.name}: {picture.reason}" for picture in shown), *more]
-        return [" ".join([", ".join(picture.name for picture in shown), *more])]
+        if all(image.reason for image in shown):
+            return [*(f"{image.name}: {image.reason}" for image in shown), *more]
+        return [" ".join([", ".join(image.name for image in shown), *more])]

@@ -11,7 +11,7 @@ from ..config import SDXLConfig
 from .check_finding import CheckFinding
 from .cost import Cost, Surroundings
 
-FEW_PICTURES = 5
+FEW_IMAGES = 5
 SELDOM, OFTEN = 20, 400  # times seen; presets.py aims at 60 to 100
 
 
@@ -20,11 +20,11 @@ def judge_schedule(
 ) -> Iterator[CheckFinding]:
     if schedule is None:
         return
-    if len(images) < FEW_PICTURES:
+    if len(images) < FEW_IMAGES:
         yield CheckFinding(
             "warning",
             "few_pictures",
-            f"{pluralize(len(images), 'picture')} only, learned by heart rather than understood. 10 to 200 are usual",
+            f"{pluralize(len(images), 'image')} only, learned by heart rather than understood. 10 to 200 are usual",
         )
     low, high = schedule.times_seen_range
     if low < 1:
@@ -32,25 +32,24 @@ def judge_schedule(
         yield CheckFinding(
             "warning",
             "not_all_seen",
-            f"{schedule.total_steps} steps do not reach every picture: an epoch has {needed}. Set max_train_steps "
-            "higher",
+            f"{schedule.total_steps} steps do not reach every image: an epoch has {needed}. Set max_train_steps higher",
         )
     elif low < SELDOM:
         message = (
-            f"a picture is seen only {low:.0f} times, where 60 to 100 are usual. Raise max_train_steps, "
-            "unless the pictures are alike"
+            f"an image is seen only {low:.0f} times, where 60 to 100 are usual. Raise max_train_steps, "
+            "unless the images are alike"
         )
         yield CheckFinding("warning", "seldom_seen", message)
     if high > OFTEN:
         message = (
-            f"a picture is seen {high:.0f} times, where 60 to 100 are usual: it may be learned by heart. "
+            f"an image is seen {high:.0f} times, where 60 to 100 are usual: it may be learned by heart. "
             "Lower max_train_steps or num_repeats"
         )
         yield CheckFinding("warning", "often_seen", message)
     if schedule.num_partial_batches:
         message = (
             f"{schedule.num_partial_batches} of {schedule.num_batches} batches per epoch have fewer than "
-            f"{config.train_batch_size} pictures"
+            f"{config.train_batch_size} images"
         )
         yield CheckFinding("note", "partial_batches", f"{message}, since a batch has one size")
 

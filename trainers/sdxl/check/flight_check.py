@@ -21,7 +21,7 @@ from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
 from .image_findings import gather_remarks, group_duplicates, judge_crops, judge_duplicates, judge_left_out, judge_masks
 from .image_looks import look_at_images
-from .report import FlightReport, PictureUse
+from .report import FlightReport, ImageUse
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def check_flight(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> FlightReport:
-    """Plan the training as the trainer does, look at every picture, and judge both. A dataset with
+    """Plan the training as the trainer does, look at every image, and judge both. A dataset with
     nothing to train on is a finding.
 
     Raises:
-        RuntimeError: a picture's file has changed since the folder was scanned.
+        RuntimeError: an image's file has changed since the folder was scanned.
         ModuleNotFoundError: near-duplicates are looked for, and ImageHash is not installed.
     """
     plan, refusals = _plan(dataset, settings)
@@ -90,7 +90,7 @@ def check_flight(
         name=dataset.folder_name,
         stop_at=check.stop_at,
         uses=uses,
-        num_pictures=sum(image.name not in left_out for image in learned),
+        num_images=sum(image.name not in left_out for image in learned),
         num_regularization=sum(image.name not in left_out for image in dataset.images if image.is_regularization),
         num_left_out=len(left_out),
         summary=dataset.report.summary,
@@ -126,11 +126,11 @@ def _no_crops(dataset: Dataset) -> CropPlan:
     return CropPlan([], DatasetReport(0, dataset.report.left_out, dataset.report.notes), {})
 
 
-def _uses(crops: CropPlan) -> list[PictureUse]:
+def _uses(crops: CropPlan) -> list[ImageUse]:
     """A random crop differs in every repeat: the first stands for all."""
-    uses: dict[tuple[str, Size], PictureUse] = {}
+    uses: dict[tuple[str, Size], ImageUse] = {}
     for item in crops.items:
         key = item.image.name, item.crop.target_hw
         known = uses.get(key)
-        uses[key] = replace(known, num_samples=known.num_samples + 1) if known else PictureUse(item.image, item.crop, 1)
+        uses[key] = replace(known, num_samples=known.num_samples + 1) if known else ImageUse(item.image, item.crop, 1)
     return list(uses.values())

@@ -12,7 +12,7 @@ from ...dataset.report import Remark, RemarkKind
 from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
-from .report import PictureUse
+from .report import ImageUse
 
 # Another image stands for it, or it is of a format that was never meant for training.
 HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT)
@@ -29,26 +29,26 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
         yield CheckFinding(
             "error",
             "unusable",
-            f"{pluralize(len(unusable), 'picture')} cannot be used. Repair or replace what is damaged, or remove it",
+            f"{pluralize(len(unusable), 'image')} cannot be used. Repair or replace what is damaged, or remove it",
             unusable,
         )
     if passed_over:
-        yield CheckFinding("warning", "left_out", f"{pluralize(len(passed_over), 'picture')} left out", passed_over)
+        yield CheckFinding("warning", "left_out", f"{pluralize(len(passed_over), 'image')} left out", passed_over)
     captionless = {image.name for image in dataset.images if not image.caption}
     if captionless:
         message = (
-            f"{pluralize(len(captionless), 'picture')} without a caption, and so left out. Write captions, "
+            f"{pluralize(len(captionless), 'image')} without a caption, and so left out. Write captions, "
             "connect Florence2Caption, or set trigger_word"
         )
         yield CheckFinding("error", "no_caption", message, [Remark(name, "") for name in sorted(captionless)])
     too_small = [remark for remark in plan.report.left_out if remark.kind is RemarkKind.TOO_SMALL]
     if too_small:
         yield CheckFinding(
-            "warning", "too_small", f"{pluralize(len(too_small), 'picture')} left out as too small", too_small
+            "warning", "too_small", f"{pluralize(len(too_small), 'image')} left out as too small", too_small
         )
 
 
-def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[CheckFinding]:
+def judge_crops(uses: Sequence[ImageUse], buckets: BucketConfig) -> Iterator[CheckFinding]:
     cut = sorted((use for use in uses if use.lost_share >= LARGE_LOSS), key=lambda use: -use.lost_share)
     if cut:
         remedy = (
@@ -56,7 +56,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
             if buckets.resize_mode == "bucket"
             else "Set resize_mode to bucket, or cut them yourself"
         )
-        message = f"{pluralize(len(cut), 'picture')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
+        message = f"{pluralize(len(cut), 'image')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
         yield CheckFinding("warning", "heavy_crop", message, [Remark(use.image.name, _crop_text(use)) for use in cut])
     enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
     if enlarged:
@@ -65,7 +65,7 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
             for use in enlarged
         ]
         message = (
-            f"{pluralize(len(enlarged), 'picture')} enlarged, which teaches blur. Use larger pictures, or turn "
+            f"{pluralize(len(enlarged), 'image')} enlarged, which teaches blur. Use larger images, or turn "
             "bucket_no_upscale on"
         )
         yield CheckFinding("warning", "enlarged", message, reasons)
@@ -79,13 +79,13 @@ def judge_crops(uses: Sequence[PictureUse], buckets: BucketConfig) -> Iterator[C
         yield CheckFinding(
             "note",
             "small",
-            f"{pluralize(len(small), 'picture')} trained far below resolution {min(buckets.resolutions)}, being no "
+            f"{pluralize(len(small), 'image')} trained far below resolution {min(buckets.resolutions)}, being no "
             "larger",
             reasons,
         )
 
 
-def _crop_text(use: PictureUse) -> str:
+def _crop_text(use: ImageUse) -> str:
     return (
         f"{use.lost_share:.0%} of {format_size(use.crop.original_hw)} is cut away for {format_size(use.crop.target_hw)}"
     )
@@ -96,7 +96,7 @@ def _area(size: Size) -> int:
 
 
 def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> list[list[str]]:
-    """Not among regularization pictures: they may look alike."""
+    """Not among regularization images: they may look alike."""
     fingerprints = {
         image.name: look.fingerprint for image in images if (look := looks[image.name]).fingerprint is not None
     }
@@ -108,7 +108,7 @@ def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
     if groups:
         reasons = [Remark(first, f"looks like {', '.join(others)}") for first, *others in groups]
         message = (
-            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one picture with "
+            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one image with "
             "repeats. Keep the best of each"
         )
         yield CheckFinding("warning", "near_duplicates", message, reasons)
@@ -118,16 +118,16 @@ def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) ->
     empty = [Remark(image.name, "") for image in images if looks[image.name].mask_share == 0]
     if empty:
         message = (
-            f"the masks of {pluralize(len(empty), 'picture')} are all black: there is nothing to learn in them. "
+            f"the masks of {pluralize(len(empty), 'image')} are all black: there is nothing to learn in them. "
             "White is learned: are they inverted?"
         )
         yield CheckFinding("error", "empty_mask", message, empty)
 
 
 def gather_remarks(plan: CropPlan, findings: Sequence[CheckFinding]) -> Iterator[CheckFinding]:
-    """What the scan and the plan remarked, but for pictures of which it was said already."""
+    """What the scan and the plan remarked, but for images of which it was said already."""
     said = ("no_caption", "trigger_word_alone", "heavy_crop")
-    known = {picture.name for finding in findings if finding.kind in said for picture in finding.pictures}
+    known = {image.name for finding in findings if finding.kind in said for image in finding.images}
     notes = [note for note in plan.report.notes if note.name not in known]
     if notes:
-        yield CheckFinding("note", "remarks", "remarks on single pictures and folders", notes)
+        yield CheckFinding("note", "remarks", "remarks on single images and folders", notes)

@@ -13,7 +13,7 @@ from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import Fingerprint, fingerprint
 
 THUMBNAIL_SIZE = 256
-NUM_THREADS = 4  # decoders run beside each other; a picture of 100 megapixels takes 400 MB
+NUM_THREADS = 4  # decoders run beside each other; an image of 100 megapixels takes 400 MB
 
 
 @dataclass(frozen=True)

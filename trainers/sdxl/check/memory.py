@@ -105,7 +105,7 @@ def estimate_memory(
 
 
 def _latents_caching(size_hw: Size) -> int:
-    """The VAE and its encoder at work on one picture, in float32."""
+    """The VAE and its encoder at work on one image, in float32."""
     return FLOAT32 * (VAE_PARAMETERS + VAE_FEATURE_MAPS * VAE_CHANNELS * size_hw[0] * size_hw[1])
 
 

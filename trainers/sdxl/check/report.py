@@ -19,8 +19,8 @@ from .cost import Cost
 
 
 @dataclass(frozen=True)
-class PictureUse:
-    """One picture at one size: how it is cropped, and how many samples of an epoch it is."""
+class ImageUse:
+    """One image at one size: how it is cropped, and how many samples of an epoch it is."""
 
     image: TrainingImage
     crop: Crop
@@ -28,7 +28,7 @@ class PictureUse:
 
     @property
     def lost_share(self) -> float:
-        """Of the picture's area, that is cut away."""
+        """Of the image's area, that is cut away."""
         (resized_height, resized_width), (height, width) = self.crop.resized_hw, self.crop.target_hw
         return 1 - height * width / (resized_height * resized_width)
 
@@ -41,14 +41,14 @@ class PictureUse:
 
 @dataclass(frozen=True)
 class FlightReport:
-    """`uses` has every picture once per size, in their order; `thumbnails` those that could be
+    """`uses` has every image once per size, in their order; `thumbnails` those that could be
     read, by name.
     """
 
     name: str
     stop_at: str
-    uses: list[PictureUse]
-    num_pictures: int
+    uses: list[ImageUse]
+    num_images: int
     num_regularization: int
     num_left_out: int
     num_masks: int
@@ -62,9 +62,9 @@ class FlightReport:
         return [finding for finding in self.findings if finding.level == level]
 
     @property
-    def buckets(self) -> dict[Size, list[PictureUse]]:
+    def buckets(self) -> dict[Size, list[ImageUse]]:
         """The largest first."""
-        groups: dict[Size, list[PictureUse]] = defaultdict(list)
+        groups: dict[Size, list[ImageUse]] = defaultdict(list)
         for use in sorted(
             self.uses, key=lambda use: (-use.crop.target_hw[0] * use.crop.target_hw[1], use.crop.target_hw)
         ):
@@ -97,35 +97,35 @@ class FlightReport:
         for (height, width), uses in self.buckets.items():
             samples = sum(use.num_samples for use in uses)
             yield (
-                f"  {width:>5} x {height:<5} {pluralize(len(uses), 'picture'):>12}, {pluralize(samples, 'sample')} "
+                f"  {width:>5} x {height:<5} {pluralize(len(uses), 'image'):>12}, {pluralize(samples, 'sample')} "
                 "per epoch"
             )
 
     def _fact_lines(self) -> Iterator[str]:
-        yield self._pictures_text()
+        yield self._images_text()
         if self.uses:
             worst = max(self.uses, key=lambda use: use.lost_share)
             mean = sum(use.lost_share for use in self.uses) / len(self.uses)
             yield (
-                f"Cropping: {mean:.1%} of a picture's area is lost on average, at most {worst.lost_share:.1%} "
+                f"Cropping: {mean:.1%} of an image's area is lost on average, at most {worst.lost_share:.1%} "
                 f"({worst.image.name})"
             )
         yield from _cost_lines(self.cost)
 
-    def _pictures_text(self) -> str:
-        parts = [pluralize(self.num_pictures, "picture")]
+    def _images_text(self) -> str:
+        parts = [pluralize(self.num_images, "image")]
         parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
         parts += [f"{self.num_masks} with masks"] if self.num_masks else []
         parts += [f"{self.num_left_out} left out"] if self.num_left_out else []
-        return "Pictures: " + ", ".join(parts)
+        return "Images: " + ", ".join(parts)
 
     def tiles(self) -> list[tuple[str, str, str]]:
         """The main numbers, each with its name and a few words on what it consists of."""
         cost, left_out = self.cost, f"{self.num_left_out} left out" if self.num_left_out else "none left out"
         tiles = [
             (
-                "Pictures",
-                str(self.num_pictures),
+                "Images",
+                str(self.num_images),
                 f"+ {self.num_regularization} regularization" if self.num_regularization else left_out,
             )
         ]
@@ -157,7 +157,7 @@ class FlightReport:
             "name": self.name,
             "refused": self.is_refused,
             "stop_at": self.stop_at,
-            "num_pictures": self.num_pictures,
+            "num_pictures": self.num_images,
             "num_regularization": self.num_regularization,
             "num_left_out": self.num_left_out,
             "num_masks": self.num_masks,
@@ -166,11 +166,17 @@ class FlightReport:
             "pictures": [_use_as_dict(use, self.cost.schedule) for use in self.uses],
             "cost": _cost_as_dict(self.cost),
             "duplicate_groups": self.duplicate_groups,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [_finding_as_dict(finding) for finding in self.findings],
         }
 
 
-def _use_as_dict(use: PictureUse, schedule: Schedule | None) -> dict[str, Any]:
+def _finding_as_dict(finding: CheckFinding) -> dict[str, Any]:
+    values = asdict(finding)
+    values["pictures"] = values.pop("images")  # the key that programs read
+    return values
+
+
+def _use_as_dict(use: ImageUse, schedule: Schedule | None) -> dict[str, Any]:
     return {
         "name": use.image.name,
         "original_hw": list(use.crop.original_hw),
@@ -185,7 +191,7 @@ def _use_as_dict(use: PictureUse, schedule: Schedule | None) -> dict[str, Any]:
 
 def _cost_as_dict(cost: Cost) -> dict[str, Any]:
     values = {**asdict(cost), "seconds": cost.seconds}
-    if cost.schedule is not None:  # its counts stand with the pictures
+    if cost.schedule is not None:  # its counts stand with the images
         values["schedule"] = {
             name: value
             for name, value in values["schedule"].items()
@@ -199,7 +205,7 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
         return
     schedule, disk = cost.schedule, cost.disk
     epochs = f"{schedule.num_epochs:.1f} epochs of {pluralize(schedule.num_samples, 'sample')}"
-    yield f"Steps: {schedule.total_steps}, {epochs}; each picture is seen {_seen(schedule)}"
+    yield f"Steps: {schedule.total_steps}, {epochs}; each image is seen {_seen(schedule)}"
     yield f"Pixels: {schedule.pixels_per_step / 1e6:.2g} million per step on average"
     yield f"Memory: {cost.memory_text}"
     if cost.earlier_run is None or cost.seconds is None:

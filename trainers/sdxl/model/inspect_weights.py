@@ -174,7 +174,7 @@ def refuse_other_unets(shapes: Shapes) -> None:
     in_channels, text_width = _shape(shapes, "conv_in.weight")[1], _cross_attention_dim(shapes)
     if "add_embedding.linear_1.weight" not in shapes:
         name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(text_width, "an unknown architecture")
-        raise ValueError(f"its UNet is that of {name}: it takes no pooled text and no picture sizes. Choose {_SDXL}")
+        raise ValueError(f"its UNet is that of {name}: it takes no pooled text and no image sizes. Choose {_SDXL}")
     if _shape(shapes, "add_embedding.linear_1.weight")[1] == 2560 and text_width == 1280:
         raise ValueError(f"this is the SDXL refiner. Choose {_BASE_MODEL}")
     if in_channels != LATENT_CHANNELS:

@@ -1,7 +1,7 @@
-"""Drawing pictures with an SDXL model that is in memory, adapters included: for the demo, previews
+"""Drawing images with an SDXL model that is in memory, adapters included: for the demo, previews
 and quality tests.
 
-Letters: B pictures, H W latent height and width.
+Letters: B images, H W latent height and width.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .text import TextEmbeddings, encode_captions
 
 
 @torch.no_grad()
-def sample_pictures(
+def sample_images(
     model: SDXLModel,
     prompts: Sequence[str],
     *,
@@ -105,7 +105,7 @@ def denoise(
 
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
-    """Scaled latents [B, 4, H, W] to uint8 pictures [B, 8H, 8W, 3]."""
+    """Scaled latents [B, 4, H, W] to uint8 images [B, 8H, 8W, 3]."""
     pixel_values = decode_means(vae, (latents / vae.config["scaling_factor"]).to(vae.dtype))
     return ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 

@@ -36,7 +36,7 @@ GIB = 2**30
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six different pictures with captions."""
+    """Six different images with captions."""
     folder = tmp_path / "toys"
     folder.mkdir()
     for seed in range(6):
@@ -44,9 +44,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def add(folder: Path, name: str, picture: Image.Image, *, caption: str = "zwx, one more toy on the floor", **saving: object) -> None:
+def add(folder: Path, name: str, image: Image.Image, *, caption: str = "zwx, one more toy on the floor", **saving: object) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
-    picture.save(folder / name, **saving)
+    image.save(folder / name, **saving)
     if caption:
         (folder / name).with_suffix(".txt").write_text(caption)
 
@@ -82,7 +82,7 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
     report = check(scan(folder))
     assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
     assert report.text().startswith("Flight check of toys: ready: no findings\n\nPictures: 6 pictures\nCropping: 0.0% of a picture's area is lost")
-    assert "Steps: 400, 66.7 epochs of 6 samples; each picture is seen about 67 times" in report.text()
+    assert "Steps: 400, 66.7 epochs of 6 samples; each image is seen about 67 times" in report.text()
 
 
 def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> None:
@@ -93,12 +93,12 @@ def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> Non
     report = check(scan(folder))
     assert lines(report, "unusable") == [
         "error",
-        "  2 pictures cannot be used. Repair or replace what is damaged, or remove it",
+        "  2 images cannot be used. Repair or replace what is damaged, or remove it",
         "    broken.png: it is damaged (image file is truncated)",
         "    empty.jpg: the file is empty (0 bytes)",
     ]
     level, message, *left_out = lines(report, "left_out")
-    assert (level, message) == ("warning", "  2 pictures left out")
+    assert (level, message) == ("warning", "  2 images left out")
     assert sorted(left_out) == [
         "    again.png: it is the same file as 2.png",
         "    film.gif: .gif files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
@@ -117,18 +117,18 @@ def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
     notes = [replace(note, reason="other words") for note in dataset.report.notes]
     reworded = replace(dataset, report=replace(dataset.report, left_out=left_out, notes=notes))
     before, after = (
-        [(finding.level, finding.kind, finding.message, [remark.name for remark in finding.pictures]) for finding in check(each).findings]
+        [(finding.level, finding.kind, finding.message, [remark.name for remark in finding.images]) for finding in check(each).findings]
         for each in (dataset, reworded)
     )
     assert {kind for _, kind, _, _ in before} >= {"unusable", "left_out", "too_small", "no_caption"} and after == before
 
 
-def test_pictures_without_any_caption_are_an_error(folder: Path) -> None:
+def test_images_without_any_caption_are_an_error(folder: Path) -> None:
     add(folder, "bare.png", painting(7), caption="")
     report = check(scan(folder, trigger_word=""))
     assert lines(report, "no_caption") == [
         "error",
-        "  1 picture without a caption, and so left out. Write captions, connect Florence2Caption, or set trigger_word",
+        "  1 image without a caption, and so left out. Write captions, connect Florence2Caption, or set trigger_word",
         "    bare.png",
     ]
     assert lines(report, "no_trigger_word")[0] == "note"
@@ -138,7 +138,7 @@ def test_pictures_without_any_caption_are_an_error(folder: Path) -> None:
 def test_when_nothing_can_be_trained_the_trainers_words_are_the_finding(tmp_path: Path) -> None:
     add(tmp_path / "bare", "a.png", painting(0), caption="")
     report = check(scan(tmp_path / "bare", trigger_word=""))
-    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: bare: no usable picture among 1: a.png: it has no caption")
+    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: bare: no usable image among 1: a.png: it has no caption")
     assert report.uses == [] and report.is_refused and report.to_dict()["buckets"] == {}
     assert draw_flight_check(report).width == 1280
 
@@ -146,15 +146,15 @@ def test_when_nothing_can_be_trained_the_trainers_words_are_the_finding(tmp_path
 def test_what_strict_would_stop_is_an_error_and_the_rest_is_planned(folder: Path) -> None:
     add(folder, "tiny.png", painting(7, (40, 40)))
     report = check(scan(folder, strict=True))
-    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: toys: strict is on and 1 picture cannot be used: tiny.png: 40 x 40")
+    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: toys: strict is on and 1 image cannot be used: tiny.png: 40 x 40")
     assert len(report.uses) == 6 and report.is_refused
 
 
-def test_pictures_that_are_too_small_are_named(folder: Path) -> None:
+def test_images_that_are_too_small_are_named(folder: Path) -> None:
     add(folder, "tiny.png", painting(7, (40, 40)))
-    level, message, picture = lines(check(scan(folder)), "too_small")
-    assert (level, message) == ("warning", "  1 picture left out as too small")
-    assert picture.startswith("    tiny.png: 40 x 40 pixels are too small, both sides must have 64 or more")
+    level, message, image = lines(check(scan(folder)), "too_small")
+    assert (level, message) == ("warning", "  1 image left out as too small")
+    assert image.startswith("    tiny.png: 40 x 40 pixels are too small, both sides must have 64 or more")
 
 
 def test_heavy_cropping_says_what_is_lost_the_worst_first(folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_heavy_cropping_says_what_is_lost_the_worst_first(folder: Path) -> None:
     report = check(scan(folder), resize_mode="center_crop")
     assert lines(report, "heavy_crop") == [
         "warning",
-        "  2 pictures cropped by 25% or more. Set resize_mode to bucket, or cut them yourself",
+        "  2 images cropped by 25% or more. Set resize_mode to bucket, or cut them yourself",
         "    wider.png: 80% of 640 x 128 is cut away for 128 x 128",
         "    wide.png: 75% of 512 x 128 is cut away for 128 x 128",
     ]
@@ -171,28 +171,28 @@ def test_heavy_cropping_says_what_is_lost_the_worst_first(folder: Path) -> None:
     assert use.lost_share == 0.75 and use.enlargement == 1.0
 
 
-def test_enlarged_and_small_pictures_are_told_apart(folder: Path) -> None:
+def test_enlarged_and_small_images_are_told_apart(folder: Path) -> None:
     add(folder, "small.png", painting(7, (80, 80)))
     report = check(scan(folder), bucket_no_upscale=False)
     assert lines(report, "enlarged") == [
         "warning",
-        "  1 picture enlarged, which teaches blur. Use larger pictures, or turn bucket_no_upscale on",
+        "  1 image enlarged, which teaches blur. Use larger images, or turn bucket_no_upscale on",
         "    small.png: 80 x 80 is enlarged 1.6 times",
     ]
     assert lines(check(scan(folder), bucket_reso_steps=16), "small") == [
         "note",
-        "  1 picture trained far below resolution 128, being no larger",
+        "  1 image trained far below resolution 128, being no larger",
         "    small.png: at 80 x 80, from 80 x 80",
     ]
 
 
 def test_near_duplicates_are_found_and_grouped(folder: Path) -> None:
-    picture = painting(20, (300, 200))
-    add(folder, "a.png", picture)
-    add(folder, "b.jpg", picture.resize((210, 140)), quality=40)
-    add(folder, "c.png", picture.crop((12, 4, 300, 196)))
+    image = painting(20, (300, 200))
+    add(folder, "a.png", image)
+    add(folder, "b.jpg", image.resize((210, 140)), quality=40)
+    add(folder, "c.png", image.crop((12, 4, 300, 196)))
     report = check(scan(folder))
-    message = "1 group of near-duplicates, each learned as if it were one picture with repeats. Keep the best of each"
+    message = "1 group of near-duplicates, each learned as if it were one image with repeats. Keep the best of each"
     assert lines(report, "near_duplicates") == ["warning", f"  {message}", "    a.png: looks like b.jpg, c.png"]
     assert report.duplicate_groups == [["a.png", "b.jpg", "c.png"]]
     assert "near_duplicates" not in kinds(check(scan(folder), find_near_duplicates=False))
@@ -228,7 +228,7 @@ def test_lines_of_a_caption_that_are_chosen_at_random_count_one_by_one(folder: P
 
 def test_captions_of_the_trigger_word_alone_are_warned_about_once(folder: Path) -> None:
     add(folder, "bare.png", painting(7), caption="")
-    meaning = "it will come to mean all that these pictures show. Write captions, or connect Florence2Caption"
+    meaning = "it will come to mean all that these images show. Write captions, or connect Florence2Caption"
     report = check(scan(folder))
     assert lines(report, "trigger_word_alone") == ["warning", f"  1 caption of the trigger word alone: {meaning}", "    bare.png"]
     assert kinds(report) == {"trigger_word_alone"}  # the scan's remark on it is not repeated
@@ -251,30 +251,30 @@ def test_the_same_caption_everywhere_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"max_train_steps": 4}, "not_all_seen", "4 steps do not reach every picture: an epoch has 6. Set max_train_steps higher"),
+        ({"max_train_steps": 4}, "not_all_seen", "4 steps do not reach every image: an epoch has 6. Set max_train_steps higher"),
         (
             {"max_train_steps": 60},
             "seldom_seen",
-            "a picture is seen only 10 times, where 60 to 100 are usual. Raise max_train_steps, unless the pictures are alike",
+            "an image is seen only 10 times, where 60 to 100 are usual. Raise max_train_steps, unless the images are alike",
         ),
         (
             {"max_train_steps": 3000},
             "often_seen",
-            "a picture is seen 500 times, where 60 to 100 are usual: it may be learned by heart. Lower max_train_steps or num_repeats",
+            "an image is seen 500 times, where 60 to 100 are usual: it may be learned by heart. Lower max_train_steps or num_repeats",
         ),
     ],
 )
-def test_how_often_a_picture_is_seen_is_judged(folder: Path, settings: dict, kind: str, message: str) -> None:
+def test_how_often_an_image_is_seen_is_judged(folder: Path, settings: dict, kind: str, message: str) -> None:
     report = check(scan(folder), **settings)
     assert (found(report, kind).level, found(report, kind).message) == ("warning", message) and kinds(report) == {kind}
 
 
-def test_few_pictures_and_batches_that_are_not_full_are_remarked_on(folder: Path) -> None:
+def test_few_images_and_batches_that_are_not_full_are_remarked_on(folder: Path) -> None:
     for seed in range(3, 6):
         (folder / f"{seed}.png").unlink()
     report = check(scan(folder), train_batch_size=2, max_train_steps=100)
-    assert found(report, "few_pictures").message == "3 pictures only, learned by heart rather than understood. 10 to 200 are usual"
-    assert found(report, "partial_batches").message == "1 of 2 batches per epoch have fewer than 2 pictures, since a batch has one size"
+    assert found(report, "few_pictures").message == "3 images only, learned by heart rather than understood. 10 to 200 are usual"
+    assert found(report, "partial_batches").message == "1 of 2 batches per epoch have fewer than 2 images, since a batch has one size"
 
 
 def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
@@ -284,16 +284,16 @@ def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
     assert report.num_masks == 2
     assert lines(report, "empty_mask") == [
         "error",
-        "  the masks of 1 picture are all black: there is nothing to learn in them. White is learned: are they inverted?",
+        "  the masks of 1 image are all black: there is nothing to learn in them. White is learned: are they inverted?",
         "    1.png",
     ]
 
 
-def test_regularization_pictures_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:
+def test_regularization_images_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:
     for seed in range(30, 33):
         add(tmp_path / "class", f"{seed}.png", painting(seed), caption="a toy")
     report = check(join_datasets([scan(folder), scan(tmp_path / "class", trigger_word="", is_regularization=True)]))
-    assert (report.num_pictures, report.num_regularization) == (6, 3)
+    assert (report.num_images, report.num_regularization) == (6, 3)
     assert kinds(report) <= {"remarks"}
     assert report.cost.schedule.num_samples == 12 and report.cost.schedule.times_seen_range == (400 / 12, 400 / 12)
 
@@ -317,7 +317,7 @@ def test_the_level_decides_what_is_refused(folder: Path, stop_at: str, is_refuse
     report = check(scan(folder), stop_at=stop_at, max_train_steps=60)
     assert report.is_refused is is_refused
     if is_refused:
-        with pytest.raises(ValueError, match=r"a picture is seen only 10 times(.|\n)*set stop_at to error or never to go on in spite of it"):
+        with pytest.raises(ValueError, match=r"an image is seen only 10 times(.|\n)*set stop_at to error or never to go on in spite of it"):
             report.require_clear()
     else:
         report.require_clear()
@@ -384,14 +384,14 @@ def write_run(folder: Path, *, seconds_per_step: float, num_steps: int = 50, ext
     (folder / "loss.csv").write_text("step,epoch,loss,average_loss,learning_rate,steps_per_second\n" + "\n".join(rows) + "\n")
 
 
-def test_a_thousand_pictures_are_planned_in_seconds() -> None:
+def test_a_thousand_images_are_planned_in_seconds() -> None:
     started = time.monotonic()
     plan = plan_crops(imagined(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
     assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
     assert time.monotonic() - started < 10
 
 
-def test_the_picture_shows_every_section(folder: Path) -> None:
+def test_the_image_shows_every_section(folder: Path) -> None:
     plain = draw_flight_check(check(scan(folder)))
     add(folder, "wide.png", painting(1, (512, 128)))
     add(folder, "copy.jpg", painting(2).resize((140, 140)))
@@ -401,7 +401,7 @@ def test_the_picture_shows_every_section(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_images", [1, 200])
-def test_one_picture_and_many_long_names_can_be_drawn(tmp_path: Path, num_images: int) -> None:
+def test_one_image_and_many_long_names_can_be_drawn(tmp_path: Path, num_images: int) -> None:
     for number in range(num_images):
         Image.new("RGB", (64 + number % 40 * 8, 64 + number % 7 * 40), (number, 0, 255 - number)).save(at(tmp_path / "many", f"{number}{'x' * 120}ä漢.png"))
     report = check(scan(tmp_path / "many"), find_near_duplicates=False)
@@ -413,7 +413,7 @@ def at(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def test_the_command_prints_writes_the_picture_and_exits_by_level(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_writes_the_image_and_exits_by_level(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["check", "--images", str(folder), "--trigger-word", "zwx", "--resolution", "128", "--output-dir", str(tmp_path / "output")]
     assert main([*arguments, "--max-train-steps", "400", "--picture", str(tmp_path / "check.png")]) == 0
     assert "Flight check of toys: ready: no findings" in capsys.readouterr().out

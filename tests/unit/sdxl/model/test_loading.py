@@ -132,8 +132,8 @@ def outputs(model: Any) -> list[Tensor]:
     conditions = {"text_embeds": states[1].text_embeds, "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
     prediction = model.unet(torch.randn(1, 4, 8, 8, generator=generator), 500, text, added_cond_kwargs=conditions).sample
     mean = model.vae.encode(torch.randn(1, 3, 32, 32, generator=generator)).latent_dist.mean
-    picture = model.vae.decode(torch.randn(1, 4, 8, 8, generator=generator)).sample
-    return [text, states[1].text_embeds, prediction, mean, picture]
+    image = model.vae.decode(torch.randn(1, 4, 8, 8, generator=generator)).sample
+    return [text, states[1].text_embeds, prediction, mean, image]
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -182,8 +182,8 @@ def test_the_folder_loads_in_the_diffusers_pipeline(embedded: SDXLModel, tmp_pat
     for tokenizer, pad_token in ((pipeline.tokenizer, 49407), (pipeline.tokenizer_2, 0)):
         found = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         assert torch.equal(found, torch.stack([chunks[0] for chunks in tokenize(captions, pad_token=pad_token)]))
-    pictures: Any = pipeline("a red circle", num_inference_steps=1, height=64, width=64, output_type="np")
-    assert pictures.images.shape == (1, 64, 64, 3)
+    images: Any = pipeline("a red circle", num_inference_steps=1, height=64, width=64, output_type="np")
+    assert images.images.shape == (1, 64, 64, 3)
 
 
 def test_diffusers_own_converter_reads_the_checkpoint(embedded: SDXLModel, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from ....dataset.bucket_sizes import Size
 from ....wording import format_size, pluralize
-from ..report import FlightReport, PictureUse
+from ..report import FlightReport, ImageUse
 from .card import BAR, CARD, FAINT, INK, INNER_WIDTH, PADDING, TRACK, draw_card, draw_title, load_font
 from .trained_box import find_trained_box
 
@@ -23,9 +23,7 @@ def draw_buckets(report: FlightReport) -> Image.Image:
     num_rows = -(-len(shown) // per_row)
     hidden = len(buckets) - len(shown)
     card, pen = draw_card(INNER_WIDTH, 56 + num_rows * (_CELL_HEIGHT + 10) + (34 if hidden else 4))
-    draw_title(
-        pen, "Buckets", f"{pluralize(len(buckets), 'size')} at which the pictures are trained, in true proportion"
-    )
+    draw_title(pen, "Buckets", f"{pluralize(len(buckets), 'size')} at which the images are trained, in true proportion")
     longest = max(max(size) for size in shown)
     most = max(map(_num_samples, buckets.values()))
     for index, size in enumerate(shown):
@@ -35,21 +33,19 @@ def draw_buckets(report: FlightReport) -> Image.Image:
     if hidden:
         pen.text(
             (PADDING, card.height - 32),
-            f"and {pluralize(hidden, 'more bucket')} with fewer pictures",
+            f"and {pluralize(hidden, 'more bucket')} with fewer images",
             fill=FAINT,
             font=load_font(15),
         )
     return card
 
 
-def _num_samples(uses: Sequence[PictureUse]) -> int:
+def _num_samples(uses: Sequence[ImageUse]) -> int:
     return sum(use.num_samples for use in uses)
 
 
-def _draw_bucket(
-    report: FlightReport, size: Size, uses: Sequence[PictureUse], *, scale: float, most: int
-) -> Image.Image:
-    """Some of its pictures in a rectangle of its shape, its size, and a bar as long as its
+def _draw_bucket(report: FlightReport, size: Size, uses: Sequence[ImageUse], *, scale: float, most: int) -> Image.Image:
+    """Some of its images in a rectangle of its shape, its size, and a bar as long as its
     share.
     """
     cell = Image.new("RGB", (_CELL_WIDTH, _CELL_HEIGHT), CARD)
@@ -64,13 +60,13 @@ def _draw_bucket(
     pen.rounded_rectangle(
         (0, _RECTANGLE + 38, max(7, (_CELL_WIDTH - 16) * samples / most), _RECTANGLE + 45), radius=3, fill=BAR
     )
-    text = pluralize(len(uses), "picture") + (f", {samples} samples" if samples != len(uses) else "")
+    text = pluralize(len(uses), "image") + (f", {samples} samples" if samples != len(uses) else "")
     pen.text((middle, _RECTANGLE + 62), text, fill=FAINT, font=load_font(14), anchor="mm")
     return cell
 
 
-def _draw_mosaic(report: FlightReport, uses: Sequence[PictureUse], width: int, height: int) -> Image.Image:
-    """One, four or nine pictures as they are trained: their tiles have the bucket's own shape."""
+def _draw_mosaic(report: FlightReport, uses: Sequence[ImageUse], width: int, height: int) -> Image.Image:
+    """One, four or nine images as they are trained: their tiles have the bucket's own shape."""
     side = 3 if len(uses) >= 9 else 2 if len(uses) >= 4 else 1
     mosaic = Image.new("RGB", (width, height), TRACK)
     for index, use in enumerate(uses[: side * side]):

@@ -23,9 +23,9 @@ def draw_card(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw
     return card, pen
 
 
-def draw_outline(picture: Image.Image) -> None:
+def draw_outline(image: Image.Image) -> None:
     """A white one would melt into the card."""
-    ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=EDGE)
+    ImageDraw.Draw(image).rectangle((0, 0, image.width - 1, image.height - 1), outline=EDGE)
 
 
 def draw_title(pen: ImageDraw.ImageDraw, title: str, explanation: str) -> None:

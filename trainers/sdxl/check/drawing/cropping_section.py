@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..report import FlightReport, PictureUse
+from ..report import FlightReport, ImageUse
 from .card import (
     BAD,
     FAINT,
@@ -35,9 +35,9 @@ def draw_cropping(report: FlightReport) -> Image.Image:
     return section
 
 
-def _draw_loss_histogram(uses: Sequence[PictureUse]) -> Image.Image:
+def _draw_loss_histogram(uses: Sequence[ImageUse]) -> Image.Image:
     card, pen = draw_card(_HISTOGRAM_WIDTH, _CROPPING_HEIGHT)
-    draw_title(pen, "Loss by cropping", "pictures, by share of area")
+    draw_title(pen, "Loss by cropping", "images, by share of area")
     starts = (0.0, *LOSS_BINS[:-1])
     counts = [sum(start <= use.lost_share < end for use in uses) for start, end in zip(starts, LOSS_BINS, strict=True)]
     base, top, left = _CROPPING_HEIGHT - 66, 96, PADDING
@@ -68,8 +68,8 @@ def _draw_worst_cropped(report: FlightReport) -> Image.Image:
     for index, use in enumerate(worst):
         row, column = divmod(index, 4)
         left, top = PADDING + column * step, 64 + row * 196
-        picture = _frame(report.thumbnails[use.image.name], use)
-        card.paste(picture, (left, top + _WORST_SIZE - picture.height))
+        image = _frame(report.thumbnails[use.image.name], use)
+        card.paste(image, (left, top + _WORST_SIZE - image.height))
         pen.text(
             (left, top + _WORST_SIZE + 8), fit(use.image.name, load_font(13), step - 14), fill=FAINT, font=load_font(13)
         )
@@ -82,13 +82,13 @@ def _draw_worst_cropped(report: FlightReport) -> Image.Image:
     return card
 
 
-def _frame(thumbnail: Image.Image, use: PictureUse) -> Image.Image:
-    """The whole picture, dimmed where it is cut away."""
-    picture = thumbnail.copy()
-    picture.thumbnail((_WORST_SIZE, _WORST_SIZE), Image.Resampling.LANCZOS)
-    box = [round(edge) for edge in find_trained_box(use, picture)]
-    dimmed = Image.blend(picture, Image.new("RGB", picture.size, "#ffffff"), 0.65)
-    dimmed.paste(picture.crop((box[0], box[1], box[2], box[3])), (box[0], box[1]))
+def _frame(thumbnail: Image.Image, use: ImageUse) -> Image.Image:
+    """The whole image, dimmed where it is cut away."""
+    image = thumbnail.copy()
+    image.thumbnail((_WORST_SIZE, _WORST_SIZE), Image.Resampling.LANCZOS)
+    box = [round(edge) for edge in find_trained_box(use, image)]
+    dimmed = Image.blend(image, Image.new("RGB", image.size, "#ffffff"), 0.65)
+    dimmed.paste(image.crop((box[0], box[1], box[2], box[3])), (box[0], box[1]))
     draw_outline(dimmed)
     ImageDraw.Draw(dimmed).rectangle(
         (box[0], box[1], box[2] - 1, box[3] - 1), outline=_choose_colour(use.lost_share), width=2

@@ -40,11 +40,11 @@ def _draw_group(report: FlightReport, names: Sequence[str]) -> Image.Image:
     group = Image.new("RGB", (len(shown) * (_TWIN_SIZE + 8), _TWIN_SIZE + 26), CARD)
     pen = ImageDraw.Draw(group)
     for index, name in enumerate(shown):
-        picture = report.thumbnails[name].copy()
-        picture.thumbnail((_TWIN_SIZE, _TWIN_SIZE), Image.Resampling.LANCZOS)
-        draw_outline(picture)
+        image = report.thumbnails[name].copy()
+        image.thumbnail((_TWIN_SIZE, _TWIN_SIZE), Image.Resampling.LANCZOS)
+        draw_outline(image)
         left = index * (_TWIN_SIZE + 8)
-        group.paste(picture, (left, _TWIN_SIZE - picture.height))
+        group.paste(image, (left, _TWIN_SIZE - image.height))
         text = f"and {len(names) - 3} more" if index == 3 and len(names) > 4 else name
         pen.text((left, _TWIN_SIZE + 7), fit(text, load_font(13), _TWIN_SIZE), fill=FAINT, font=load_font(13))
     return group

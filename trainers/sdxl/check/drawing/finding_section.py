@@ -30,14 +30,12 @@ def draw_findings(findings: Sequence[CheckFinding]) -> Image.Image:
 
 
 def _finding_lines(finding: CheckFinding) -> Iterator[tuple[str, str, int]]:
-    """(colour of the dot, text, height): the message, wrapped, then up to three pictures."""
+    """(colour of the dot, text, height): the message, wrapped, then up to three images."""
     width = INNER_WIDTH - 2 * PADDING - 26
     for index, line in enumerate(wrap(finding.message, load_font(17), width)):
         yield LEVEL_COLOURS[finding.level] if index == 0 else "", line, 24
     for line in (
-        finding.picture_lines(3 if all(picture.reason for picture in finding.pictures) else 8)
-        if finding.pictures
-        else ()
+        finding.image_lines(3 if all(image.reason for image in finding.images) else 8) if finding.images else ()
     ):
         yield "", fit(line, load_font(14), width), 20
     yield "", "", 10

@@ -36,12 +36,12 @@ def draw_flight_check(report: FlightReport) -> Image.Image:
         sections.append(draw_duplicates(report))
     if report.findings:
         sections.append(draw_findings(report.findings))
-    picture = Image.new("RGB", (WIDTH, sum(section.height + GAP for section in sections) + 2 * MARGIN - GAP), PAPER)
+    image = Image.new("RGB", (WIDTH, sum(section.height + GAP for section in sections) + 2 * MARGIN - GAP), PAPER)
     top = MARGIN
     for section in sections:
-        picture.paste(section, (MARGIN, top))
+        image.paste(section, (MARGIN, top))
         top += section.height + GAP
-    return picture
+    return image
 
 
 def _draw_header(report: FlightReport) -> Image.Image:

@@ -2,10 +2,10 @@
 
 from PIL import Image
 
-from ..report import PictureUse
+from ..report import ImageUse
 
 
-def find_trained_box(use: PictureUse, thumbnail: Image.Image) -> tuple[float, float, float, float]:
+def find_trained_box(use: ImageUse, thumbnail: Image.Image) -> tuple[float, float, float, float]:
     """What of the thumbnail is trained: left, top, right, bottom."""
     crop = use.crop
     x_scale, y_scale = thumbnail.width / crop.resized_hw[1], thumbnail.height / crop.resized_hw[0]
