@@ -1,4 +1,6 @@
-"""ComfyUI-LoRA-Trainer. ComfyUI imports this folder as a package; anywhere else (pytest, `python -m trainers`) importing it does nothing."""
+"""ComfyUI-LoRA-Trainer. ComfyUI imports this folder as a package; anywhere else (pytest, `python
+-m trainers`) importing it does nothing.
+"""
 
 from importlib.util import find_spec
 

@@ -18,7 +18,7 @@ def name_first(entries: Iterable[str], max_named: int, *, separator: str = ", ",
     return separator.join(named[:max_named]) + rest
 
 
-def name_examples(entries: Iterable[str], max_named: int) -> str:
+def name_examples(entries: Iterable[str], max_named: int = 3) -> str:
     """The first entries, with dots where there are more, such as "a.png, b.png, ..."."""
     named = list(entries)
     return ", ".join(named[:max_named]) + (", ..." if len(named) > max_named else "")

@@ -1,4 +1,6 @@
-"""ComfyUI's own front end in a headless Chromium, in both of its renderers; skips, saying what is missing, where one of these is not there."""
+"""ComfyUI's own front end in a headless Chromium, in both of its renderers; skips, saying what
+is missing, where one of these is not there.
+"""
 
 import os
 import shutil
@@ -18,7 +20,15 @@ if TYPE_CHECKING:
 
 TINY_FLORENCE2 = Path(__file__).parents[1] / "data" / "tiny_florence2"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # the templates would cover the graph of a new user
     "Comfy.Validation.Workflows": True,
@@ -48,8 +58,9 @@ def renderer(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory, renderer: str) -> "Iterator[BrowserContext]":
-    """One per renderer: the front end opens the workflow that its browser had last. It ends with this folder's tests, because nobody else
-    can run an event loop in this thread while Playwright's runs."""
+    """One per renderer: the front end opens the workflow that its browser had last. It ends with
+    this folder's tests, because nobody else can run an event loop in this thread while Playwright's
+    runs."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
@@ -79,7 +90,9 @@ def page(server: ComfyServer, browser: "BrowserContext", renderer: str) -> "Iter
 
 @pytest.fixture
 def editor(page: "Page", renderer: str, tmp_path: Path) -> Editor:
-    """Screenshots go to the test's temporary folder, or to the folder SCREENSHOTS, in a folder per renderer."""
+    """Screenshots go to the test's temporary folder, or to the folder SCREENSHOTS, in a folder
+    per renderer.
+    """
     chosen = os.environ.get("SCREENSHOTS")
     folder = Path(chosen) / renderer if chosen else tmp_path
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Editor: a page of ComfyUI's front end as a test uses it. Which browser and which server, conftest.py decides."""
+"""Editor: a page of ComfyUI's front end as a test uses it. Which browser and which server,
+conftest.py decides.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 TIMEOUT = 1000 * TIME_LIMIT  # milliseconds
-READY = "() => window.app?.extensionManager && window.app.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+READY = (
+    "() => window.app?.extensionManager && window.app.graph && "
+    "Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+)
 RECORD_EVENTS = """() => {
     window.recorded = [];
     for (const kind of ["progress", "progress_text", "executed", "execution_success", "execution_error", "execution_interrupted"])
@@ -28,7 +33,9 @@ SET_WIDGET = """([id, name, value]) => {
 
 
 class Editor:
-    """A page with the editor. Node ids are the graph's; what the server says while a prompt runs is kept in `events`."""
+    """A page with the editor. Node ids are the graph's; what the server says while a prompt runs
+    is kept in `events`.
+    """
 
     def __init__(self, page: "Page", *, renderer: str, screenshots: Path) -> None:
         self.page = page
@@ -62,18 +69,38 @@ class Editor:
 
     def add_node(self, class_type: str) -> int:
         """A fresh node, alone in the graph."""
-        self.open_workflow({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4})
-        return self.evaluate("(type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id) }", class_type)
+        self.open_workflow(
+            {
+                "last_node_id": 0,
+                "last_link_id": 0,
+                "nodes": [],
+                "links": [],
+                "groups": [],
+                "config": {},
+                "extra": {},
+                "version": 0.4,
+            }
+        )
+        return self.evaluate(
+            "(type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id) }",
+            class_type,
+        )
 
     def widgets(self, node: int) -> dict[str, Any]:
-        return self.evaluate("(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map((widget) => [widget.name, widget.value]))", node)
+        return self.evaluate(
+            "(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map((widget) => [widget.name, "
+            "widget.value]))",
+            node,
+        )
 
     def visible_widgets(self, node: int) -> list[str]:
         """The names that are shown, by the renderer's own account."""
         if self.renderer == "vue":
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
-            "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.label) }", node
+            "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => "
+            "node.isWidgetVisible(w)).map((w) => w.label) }",
+            node,
         )
 
     def show_advanced(self, node: int) -> None:
@@ -87,7 +114,9 @@ class Editor:
         """In the graph's units, title and all, once the renderer has laid it out."""
         if self.renderer == "vue":
             return self._element(node).evaluate("(element) => element.offsetHeight")
-        return self.evaluate("(id) => { app.canvas.draw(true, true); return app.graph.getNodeById(id).boundingRect[3] }", node)
+        return self.evaluate(
+            "(id) => { app.canvas.draw(true, true); return app.graph.getNodeById(id).boundingRect[3] }", node
+        )
 
     def set_widgets(self, node: int, **values: Any) -> None:
         for name, value in values.items():

@@ -1,4 +1,6 @@
-"""Every example workflow in the real editor: it opens as it was saved, says the same as its API-format twin, and runs."""
+"""Every example workflow in the real editor: it opens as it was saved, says the same as its
+API-format twin, and runs.
+"""
 
 import json
 from pathlib import Path
@@ -37,7 +39,10 @@ def read_twin(name: str) -> Prompt:
 def with_defaults(prompt: Prompt, definitions: dict[str, Any]) -> Prompt:
     """An API-format prompt may leave out what has a default; the editor writes everything."""
     return {
-        node: {"class_type": entry["class_type"], "inputs": {**_defaults(definitions[entry["class_type"]]), **entry["inputs"]}}
+        node: {
+            "class_type": entry["class_type"],
+            "inputs": {**_defaults(definitions[entry["class_type"]]), **entry["inputs"]},
+        }
         for node, entry in prompt.items()
     }
 

@@ -1,4 +1,6 @@
-"""Train LoRA (Musubi Tuner) in the editor: the choice of the architecture brings its own widgets, and the settings panel its installation."""
+"""Train LoRA (Musubi Tuner) in the editor: the choice of the architecture brings its own
+widgets, and the settings panel its installation.
+"""
 
 import json
 
@@ -29,9 +31,21 @@ def test_another_architecture_brings_its_own_with_what_it_recommends(editor: Edi
     files = ["dit", "vae", "t5", "dit_high_noise"]
     assert visible(editor, node) == ["architecture", *files, "task", "rank", "learning_rate", "resolution", *SHARED]
     widgets = editor.widgets(node)
-    assert (widgets["architecture.learning_rate"], widgets["architecture.resolution"], widgets["architecture.discrete_flow_shift"]) == (2e-4, 768, 3.0)
+    assert (
+        widgets["architecture.learning_rate"],
+        widgets["architecture.resolution"],
+        widgets["architecture.discrete_flow_shift"],
+    ) == (2e-4, 768, 3.0)
     editor.set_widgets(node, architecture="hidream-o1")
-    assert visible(editor, node) == ["architecture", "dit", "model_type", "rank", "learning_rate", "resolution", *SHARED]
+    assert visible(editor, node) == [
+        "architecture",
+        "dit",
+        "model_type",
+        "rank",
+        "learning_rate",
+        "resolution",
+        *SHARED,
+    ]
 
 
 def test_the_advanced_widgets_of_an_architecture_can_be_shown(editor: Editor):
@@ -45,7 +59,9 @@ def test_the_advanced_widgets_of_an_architecture_can_be_shown(editor: Editor):
 def test_a_saved_graph_opens_with_the_architecture_and_the_values_that_it_had(editor: Editor):
     node = editor.add_node(TRAINER)
     editor.set_widgets(node, architecture="qwen-image-edit", max_train_steps=77, output_name="pairs")
-    editor.set_widgets(node, **{"architecture.model_version": "edit-2509", "architecture.rank": 8, "architecture.blocks_to_swap": 20})
+    editor.set_widgets(
+        node, **{"architecture.model_version": "edit-2509", "architecture.rank": 8, "architecture.blocks_to_swap": 20}
+    )
     before = editor.widgets(node)
     editor.open_workflow(json.loads(json.dumps(editor.workflow())))
     assert editor.widgets(node) == before
@@ -53,13 +69,17 @@ def test_a_saved_graph_opens_with_the_architecture_and_the_values_that_it_had(ed
 
 
 def test_where_musubi_is_stands_in_the_settings_panel_and_in_no_widget(editor: Editor):
-    settings = editor.evaluate("() => Object.keys(app.ui.settings.settingsLookup ?? {}).filter((id) => id.startsWith('LoRATrainer.Musubi.'))")
+    settings = editor.evaluate(
+        "() => Object.keys(app.ui.settings.settingsLookup ?? {}).filter((id) => id.startsWith('LoRATrainer.Musubi.'))"
+    )
     assert settings == ["LoRATrainer.Musubi.Python", "LoRATrainer.Musubi.Folder"]
     node = editor.add_node(TRAINER)
     assert not {"python", "folder"} & {name.lower() for name in editor.widgets(node)}
 
 
-def test_a_folder_written_into_the_settings_panel_reaches_the_server(server: ComfyServer, editor: Editor, renderer: str):
+def test_a_folder_written_into_the_settings_panel_reaches_the_server(
+    server: ComfyServer, editor: Editor, renderer: str
+):
     editor.evaluate("() => app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     editor.page.get_by_text("LoRA Trainer", exact=True).first.click()
     field = editor.page.locator('[data-setting-id="LoRATrainer.Musubi.Folder"] input')

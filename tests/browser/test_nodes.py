@@ -27,7 +27,12 @@ def test_the_advanced_widgets_can_be_shown(editor: Editor):
 def test_the_seed_of_a_fresh_trainer_stays_as_it_is(editor: Editor):
     """The front end's own default would draw another one with every Run, and train anew."""
     node = editor.add_node(TRAINER)
-    assert editor.evaluate("(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'seed').linkedWidgets[0].value", node) == "fixed"
+    assert (
+        editor.evaluate(
+            "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'seed').linkedWidgets[0].value", node
+        )
+        == "fixed"
+    )
 
 
 def test_a_mistake_is_shown_on_the_node_that_has_it(editor: Editor):
@@ -40,4 +45,6 @@ def test_a_mistake_is_shown_on_the_node_that_has_it(editor: Editor):
     errors = editor.evaluate("() => app.lastNodeErrors")
     assert list(errors) == ["2"]
     assert "/nowhere: there is no such folder" in errors["2"]["errors"][0]["details"]
-    assert "path" in editor.evaluate("() => app.graph.getNodeById(2).inputs.filter((input) => input.hasErrors).map((input) => input.name)")
+    assert "path" in editor.evaluate(
+        "() => app.graph.getNodeById(2).inputs.filter((input) => input.hasErrors).map((input) => input.name)"
+    )

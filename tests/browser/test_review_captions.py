@@ -1,4 +1,6 @@
-"""Review Captions as a person uses it: the grid of captions, search, changes of many at once, keys, conflicts and the wait for a review."""
+"""Review Captions as a person uses it: the grid of captions, search, changes of many at once,
+keys, conflicts and the wait for a review.
+"""
 
 import json
 import shutil
@@ -23,22 +25,41 @@ IMAGES, REVIEW, BASE, TRAINER, SINK = 1, 2, 3, 4, 5
 NUM_IMAGES = 12
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "caption_and_train.json"
 EXAMPLE_TRAINER, EXAMPLE_CAPTIONER, EXAMPLE_REVIEW, EXAMPLE_CHECK = 3, 5, 6, 7
-SMALL_RUN = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "alpha": 2.0, "train_batch_size": 2, "max_train_steps": 2}
+SMALL_RUN = {
+    "resolution": 64,
+    "bucket_reso_steps": 32,
+    "rank": 2,
+    "alpha": 2.0,
+    "train_batch_size": 2,
+    "max_train_steps": 2,
+}
 SMALL_RUN |= {"optimizer": "AdamW", "gradient_checkpointing": "off", "gradient_accumulation_steps": 1}
 
 
 def review_prompt(folder: str = "toadstools", **settings: Any) -> Prompt:
-    """Every widget is given: where a prompt leaves one out, the front end takes the value that the node of that number had before."""
+    """Every widget is given: where a prompt leaves one out, the front end takes the value that
+    the node of that number had before.
+    """
     settings = {"edits": "", "wait_for_review": False, "reviewed": "", **settings}
     return {
-        f"{IMAGES}": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
+        f"{IMAGES}": {
+            "class_type": "LoRATrainer_LoadImages",
+            "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD},
+        },
         f"{REVIEW}": {"class_type": "LoRATrainer_ReviewCaptions", "inputs": {"dataset": [f"{IMAGES}", 0], **settings}},
         f"{SINK}": {"class_type": "PreviewAny", "inputs": {"source": [f"{REVIEW}", 1]}},
     }
 
 
 def training_prompt(name: str, **settings: Any) -> Prompt:
-    inputs = {"model": ["3", 0], "clip": ["3", 1], "vae": ["3", 2], "dataset": ["2", 0], **SMALL_RUN, "output_name": name}
+    inputs = {
+        "model": ["3", 0],
+        "clip": ["3", 1],
+        "vae": ["3", 2],
+        "dataset": ["2", 0],
+        **SMALL_RUN,
+        "output_name": name,
+    }
     return {
         **review_prompt(**settings),
         f"{BASE}": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
@@ -119,7 +140,9 @@ def test_before_the_first_run_it_says_what_to_do(editor: Editor, review: Review)
     editor.screenshot("review_fresh")
 
 
-def test_what_was_edited_survives_a_refresh_and_is_what_the_training_sees(server: ComfyServer, editor: Editor, review: Review, renderer: str):
+def test_what_was_edited_survives_a_refresh_and_is_what_the_training_sees(
+    server: ComfyServer, editor: Editor, review: Review, renderer: str
+):
     name = f"reviewed-{renderer}"
     open_and_run(review, review_prompt())
     before = review.captions()
@@ -155,7 +178,9 @@ def test_a_change_of_many_captions_is_undone_at_once(editor: Editor, review: Rev
     review.apply()
     assert all(caption.endswith(", night") for caption in review.captions())
     review.search.fill("")
-    assert sum(caption.endswith(", night") for caption in review.captions()) == sum("black" in caption for caption in before)
+    assert sum(caption.endswith(", night") for caption in review.captions()) == sum(
+        "black" in caption for caption in before
+    )
     review.undo.click()
     assert review.captions() == before and review.edits() == {} and not review.undo.is_visible()
 
@@ -192,7 +217,11 @@ def test_the_keyboard_is_enough(editor: Editor, review: Review):
     keyboard.press("Shift+Tab")
     keyboard.press("Shift+Tab")
     keyboard.type("z")
-    assert ["x" in review.captions()[1][-1], "y" in review.captions()[2], "z" in review.captions()[0]] == [True, True, True]
+    assert ["x" in review.captions()[1][-1], "y" in review.captions()[2], "z" in review.captions()[0]] == [
+        True,
+        True,
+        True,
+    ]
     keyboard.press("Control+f")
     keyboard.type("black")
     assert 0 < review.cards.count() < NUM_IMAGES
@@ -298,7 +327,9 @@ def test_a_caption_is_text_and_never_html(server: ComfyServer, editor: Editor, r
     assert "<script>" in review.captions()[0] and editor.evaluate("() => window.owned") is None
 
 
-def test_a_caption_that_changed_since_its_edit_is_shown_beside_it(server: ComfyServer, editor: Editor, review: Review, renderer: str):
+def test_a_caption_that_changed_since_its_edit_is_shown_beside_it(
+    server: ComfyServer, editor: Editor, review: Review, renderer: str
+):
     folder = server.base_directory / "input" / f"changing-{renderer}"
     shutil.copytree(server.base_directory / "input" / "toadstools", folder, dirs_exist_ok=True)
     open_and_run(review, review_prompt(folder.name))
@@ -316,7 +347,9 @@ def test_a_caption_that_changed_since_its_edit_is_shown_beside_it(server: ComfyS
     assert [edit["incoming"] for edit in review.edits().values()] == [f"{TRIGGER_WORD}, new two"]
 
 
-def test_the_training_waits_for_the_review_when_asked(server: ComfyServer, editor: Editor, review: Review, renderer: str):
+def test_the_training_waits_for_the_review_when_asked(
+    server: ComfyServer, editor: Editor, review: Review, renderer: str
+):
     name = f"waited-{renderer}"
     runs = server.base_directory / "output/lora_trainer/runs"
     editor.open_prompt(training_prompt(name, wait_for_review=True))
@@ -338,7 +371,9 @@ def test_the_training_waits_for_the_review_when_asked(server: ComfyServer, edito
     assert f"{TRIGGER_WORD}, a reviewed caption" in (run / "manifest.json").read_text()
 
 
-def test_captions_of_a_model_are_edited_and_trained_on_in_the_example(server: ComfyServer, editor: Editor, renderer: str):
+def test_captions_of_a_model_are_edited_and_trained_on_in_the_example(
+    server: ComfyServer, editor: Editor, renderer: str
+):
     name, review = f"captioned-{renderer}", Review(editor, node=EXAMPLE_REVIEW)
     write_colours(server.base_directory / "input" / "colours")
     editor.open_workflow(json.loads(EXAMPLE.read_text(encoding="utf-8")))
@@ -348,7 +383,9 @@ def test_captions_of_a_model_are_edited_and_trained_on_in_the_example(server: Co
     editor.set_widgets(2, folder="colours")
     editor.set_widgets(EXAMPLE_TRAINER, **SMALL_RUN, output_name=name)
     editor.set_widgets(EXAMPLE_CAPTIONER, model="LLM/tiny_florence2", task="detailed_caption")
-    editor.set_widgets(EXAMPLE_CHECK, **{key: value for key, value in SMALL_RUN.items() if key != "alpha"}, stop_at="never")
+    editor.set_widgets(
+        EXAMPLE_CHECK, **{key: value for key, value in SMALL_RUN.items() if key != "alpha"}, stop_at="never"
+    )
 
     assert review.run() == "execution_success"
     assert review.captions() == [f"{TRIGGER_WORD}, A {colour} square." for colour in COLOURS]
@@ -424,5 +461,7 @@ def write_many_images(folder: Path, count: int) -> None:
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
-        Image.fromarray(random.integers(0, 255, (8, 12, 3), dtype=np.uint8)).resize((96, 64)).save(folder / f"{number:03}.png")
+        Image.fromarray(random.integers(0, 255, (8, 12, 3), dtype=np.uint8)).resize((96, 64)).save(
+            folder / f"{number:03}.png"
+        )
         (folder / f"{number:03}.txt").write_text(f"{TRIGGER_WORD}, image {number}")

@@ -1,4 +1,6 @@
-"""`python -m trainers check` in a process of its own: exit status, nothing written but the image."""
+"""`python -m trainers check` in a process of its own: exit status, nothing written but the
+image.
+"""
 
 import os
 import subprocess
@@ -29,7 +31,14 @@ def images(tmp_path: Path) -> Path:
 
 def check(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "trainers", *CHECK, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=TIME_LIMIT)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=TIME_LIMIT,
+    )
 
 
 def test_a_refusal_exits_with_1_and_writes_the_image_all_the_same(images, tmp_path, monkeypatch, capsys):
@@ -38,6 +47,10 @@ def test_a_refusal_exits_with_1_and_writes_the_image_all_the_same(images, tmp_pa
     assert capsys.readouterr().out.startswith("Flight check of images: ready: no findings")
     (images / "broken.png").write_bytes(b"no image")
     bad = check(tmp_path, "--images", images, "--max-train-steps", 300, "--picture", "check.png")
-    assert bad.returncode == 1 and "broken.png: it is not an image that can be read here" in bad.stdout and "Traceback" not in bad.stderr
+    assert (
+        bad.returncode == 1
+        and "broken.png: it is not an image that can be read here" in bad.stdout
+        and "Traceback" not in bad.stderr
+    )
     assert Image.open(tmp_path / "check.png").width == 1280
     assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "pictures"]

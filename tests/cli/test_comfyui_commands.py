@@ -1,4 +1,6 @@
-"""The commands that want a ComfyUI, where there is none or a wrong one: what they say, and what they do instead."""
+"""The commands that want a ComfyUI, where there is none or a wrong one: what they say, and what
+they do instead.
+"""
 
 import argparse
 import json
@@ -60,7 +62,10 @@ def test_the_core_demo_can_be_asked_for(core_demos, capsys, tmp_path, monkeypatc
         ([], "error: no ComfyUI in"),
         (["--set", "steps=3"], "error: a setting is NODE.INPUT=VALUE, got steps=3"),
         (["--set", "9.steps=3"], "error: the prompt has no node 9. It has: 1 (EmptyImage)"),
-        (["--server", "localhost:8188"], "error: the address of a server begins with http:// or https://, got localhost:8188"),
+        (
+            ["--server", "localhost:8188"],
+            "error: the address of a server begins with http:// or https://, got localhost:8188",
+        ),
         (["--server", "http://127.0.0.1:9"], "error: no ComfyUI answers at http://127.0.0.1:9"),
     ],
 )
@@ -83,8 +88,19 @@ def test_a_prompt_with_our_nodes_needs_the_pack_in_custom_nodes(capsys, tmp_path
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_that_is_ended_takes_its_server_with_it(number, status, tmp_path):
     (tmp_path / "prompt.json").write_text(json.dumps({"1": {"class_type": "EmptyImage", "inputs": {}}}))
-    environment = {**os.environ, "PYTHONPATH": str(PACK), "COMFYUI_DIR": str(comfyui(tmp_path / "ComfyUI")), "COMFYUI_PYTHON": sys.executable}
-    process = subprocess.Popen([sys.executable, "-m", "trainers", "comfyui", "prompt.json"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PACK),
+        "COMFYUI_DIR": str(comfyui(tmp_path / "ComfyUI")),
+        "COMFYUI_PYTHON": sys.executable,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainers", "comfyui", "prompt.json"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     running = tmp_path / "ComfyUI" / "pid"
     wait_until(lambda: process.poll() is not None or (running.is_file() and running.read_text()), what="the server")
     assert process.poll() is None
@@ -99,5 +115,7 @@ def comfyui(folder: Path) -> Path:
     """A checkout whose server starts and never answers."""
     (folder / "custom_nodes").mkdir(parents=True)
     (folder / "comfyui_version.py").write_text('__version__ = "0.33.0"')
-    (folder / "main.py").write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(9000)")
+    (folder / "main.py").write_text(
+        "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(9000)"
+    )
     return folder

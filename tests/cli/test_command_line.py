@@ -1,4 +1,6 @@
-"""The command line as a user types it, in processes of its own: a run, errors, Ctrl-C, two processes, and the export of the base."""
+"""The command line as a user types it, in processes of its own: a run, errors, Ctrl-C, two
+processes, and the export of the base.
+"""
 
 import os
 import re
@@ -23,7 +25,19 @@ from trainers.sdxl.model.export import write_checkpoint
 from trainers.sdxl.model.sdxl_model import build_model
 
 ROOT = Path(__file__).parents[2]
-FAST = ["--resolution", "64", "--rank", "2", "--no-gradient-checkpointing", "--max-train-steps", "3", "--save-dtype", "fp32", "--device", "cpu"]
+FAST = [
+    "--resolution",
+    "64",
+    "--rank",
+    "2",
+    "--no-gradient-checkpointing",
+    "--max-train-steps",
+    "3",
+    "--save-dtype",
+    "fp32",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,9 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
 
 
 def sdxl(base: object, images: object, *more: object, output: str = "x") -> list[str]:
-    return command("sdxl", "--images", images, "--base", base, "--trigger-word", "zwx", "--output", output, *FAST, *more)
+    return command(
+        "sdxl", "--images", images, "--base", base, "--trigger-word", "zwx", "--output", output, *FAST, *more
+    )
 
 
 @pytest.fixture
@@ -72,7 +88,8 @@ def test_one_command_trains_and_a_config_file_does_the_same(base, images, tmp_pa
     assert "output/x.safetensors: 192/192 modules load" in first.stderr and "training: 100%" in first.stderr
     (tmp_path / "run.toml").write_text(
         f'images = "{images}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'
-        'gradient_checkpointing = false\nmax_train_steps = 3\nsave_dtype = "fp32"\ndevice = "cpu"\nprepared_dir = "prepared"\n'
+        'gradient_checkpointing = false\nmax_train_steps = 3\nsave_dtype = "fp32"\ndevice = "cpu"\nprepared_dir = '
+        '"prepared"\n'
     )
     assert run_here(command("sdxl", "--config", "run.toml", "--rank", "2")) == 0
     weights = [load_file(tmp_path / "output" / f"{name}.safetensors") for name in "xy"]
@@ -85,13 +102,18 @@ def test_a_config_file_trains_on_several_datasets_with_masks_and_caption_variant
     Image.new("L", (64, 64), 255).save(tmp_path / "toys" / "0-masklabel.png")
     shutil.copytree(images, tmp_path / "class")
     (tmp_path / "run.toml").write_text(
-        f'base = "{base}"\noutput = "x"\nresolution = 64\nrank = 2\nmax_train_steps = 3\ndevice = "cpu"\nshuffle_captions = true\n'
+        f'base = "{base}"\noutput = "x"\nresolution = 64\nrank = 2\nmax_train_steps = 3\ndevice = '
+        '"cpu"\nshuffle_captions = true\n'
         f'[[datasets]]\nimages = "{tmp_path / "toys"}"\ntrigger_word = "zwx"\nnum_repeats = 2\n'
-        f'[[datasets]]\nimages = "{tmp_path / "class"}"\nis_regularization = true\nfallback_caption = "a, toy"\nloss_weight = 0.5\n'
+        f'[[datasets]]\nimages = "{tmp_path / "class"}"\nis_regularization = true\nfallback_caption = "a, '
+        'toy"\nloss_weight = 0.5\n'
     )
     assert run_here(command("sdxl", "--config", "run.toml")) == 0
     (report,) = [path.read_text() for path in tmp_path.rglob("dataset.txt")]
-    assert "toys: 4 images, 2 repeats each, 1 with a mask" in report and "class: 4 regularization images, loss weight 0.5\n" in report
+    assert (
+        "toys: 4 images, 2 repeats each, 1 with a mask" in report
+        and "class: 4 regularization images, loss weight 0.5\n" in report
+    )
     assert "regularization: 4 images make 8 samples per epoch, as many as the training images" in report
 
 
@@ -104,7 +126,9 @@ def test_bad_input_ends_with_status_1_and_one_line_on_stderr(base, images, tmp_p
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    return subprocess.Popen(arguments, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def interrupt_when(condition: Callable[[], object], process: subprocess.Popen) -> str:
@@ -118,7 +142,9 @@ def interrupt_when(condition: Callable[[], object], process: subprocess.Popen) -
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
 def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, images, tmp_path):
     process = start(sdxl(base, images, "--max-train-steps", "100000"), tmp_path)
-    errors = interrupt_when(lambda: any(len(path.read_text().splitlines()) > 3 for path in tmp_path.rglob("loss.csv")), process)
+    errors = interrupt_when(
+        lambda: any(len(path.read_text().splitlines()) > 3 for path in tmp_path.rglob("loss.csv")), process
+    )
     assert process.returncode == 130 and "Cancelled" in errors and "Traceback" not in errors
     (checkpoint,) = (tmp_path / "output").rglob("*.safetensors")
     assert re.fullmatch(r"x-step\d{8}\.safetensors", checkpoint.name)
@@ -142,19 +168,39 @@ def test_ctrl_c_at_any_moment_leaves_no_half_file(moment, base, images, tmp_path
 
 
 def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, images, tmp_path, run_here):
-    # A large epsilon keeps Adam linear in the gradient; otherwise rounding flips the sign of updates whose gradient is nearly zero.
+    # A large epsilon keeps Adam linear in the gradient; otherwise rounding flips the sign of
+    # updates whose gradient is nearly zero.
     smooth = ["--optimizer-args", "eps=1e-3", "--learning-rate", "1e-2"]
     assert run_here(sdxl(base, images, "--train-batch-size", "2", *smooth, output="one")) == 0
-    # Without a GPU, `accelerate launch --cpu` starts one process only (it leaves several to mpirun): --multi_gpu starts torchrun's agent.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    # Without a GPU, `accelerate launch --cpu` starts one process only (it leaves several to
+    # mpirun): --multi_gpu starts torchrun's agent.
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = [part for part in sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:] if part not in ("--device", "cpu")]
+    arguments = [
+        part
+        for part in sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:]
+        if part not in ("--device", "cpu")
+    ]
     two = run([*launch, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
     assert two.returncode == 0, two.stderr
     weights = {name: load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("one", "two")}
     for key, tensor in weights["one"].items():
         torch.testing.assert_close(weights["two"][key], tensor, rtol=1e-3, atol=1e-6)
-    losses = [np.loadtxt(next((tmp_path / "output" / "runs").glob(f"{name}-*/loss.csv")), delimiter=",", skiprows=1)[:, 2] for name in ("one", "two")]
+    losses = [
+        np.loadtxt(next((tmp_path / "output" / "runs").glob(f"{name}-*/loss.csv")), delimiter=",", skiprows=1)[:, 2]
+        for name in ("one", "two")
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     manifest = next((tmp_path / "output" / "runs").glob("two-*/manifest.json")).read_text()
     assert '"num_processes": 2' in manifest

@@ -1,4 +1,6 @@
-"""`python -m trainers musubi` in a process of its own: what it says without Musubi Tuner, and a plan, which starts nothing of it."""
+"""`python -m trainers musubi` in a process of its own: what it says without Musubi Tuner, and a
+plan, which starts nothing of it.
+"""
 
 import os
 import subprocess
@@ -30,7 +32,9 @@ def musubi(folder: Path, *arguments: object, **environment: str) -> subprocess.C
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MUSUBI_")}
     command = [sys.executable, "-m", "trainers", "musubi", *map(str, arguments)]
     environment = {**inherited, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=folder, env=environment, timeout=TIME_LIMIT)
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", cwd=folder, env=environment, timeout=TIME_LIMIT
+    )
 
 
 def plan_arguments(folder: Path) -> list[object]:
@@ -40,8 +44,25 @@ def plan_arguments(folder: Path) -> list[object]:
     (images / "a.txt").write_text("a disc")
     for name in ("dit", "vae", "text_encoder"):
         save_file({"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}, folder / f"{name}.safetensors")
-    files = [argument for name in ("dit", "vae", "text_encoder") for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
-    return ["plan", "--architecture", "z-image", "--output", "disc", "--images", images, *files, "--resolution", 64, "--musubi-python", sys.executable]
+    files = [
+        argument
+        for name in ("dit", "vae", "text_encoder")
+        for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")
+    ]
+    return [
+        "plan",
+        "--architecture",
+        "z-image",
+        "--output",
+        "disc",
+        "--images",
+        images,
+        *files,
+        "--resolution",
+        64,
+        "--musubi-python",
+        sys.executable,
+    ]
 
 
 def test_without_musubi_the_doctor_says_how_to_get_it(
@@ -60,7 +81,10 @@ def test_a_plan_shows_the_files_and_commands_and_leaves_no_trace(tmp_path: Path,
     assert said.returncode == 0, said.stderr
     assert "[[datasets]]" in said.stdout and "resolution = [64, 64]" in said.stdout
     assert [f"# {stage}" in said.stdout for stage in ("latents", "text", "train", "convert")] == [True] * 4
-    assert "--network_module networks.lora_zimage --network_dim 32" in said.stdout and str(tmp_path / "dit.safetensors") in said.stdout
+    assert (
+        "--network_module networks.lora_zimage --network_dim 32" in said.stdout
+        and str(tmp_path / "dit.safetensors") in said.stdout
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

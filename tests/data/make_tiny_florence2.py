@@ -1,7 +1,9 @@
-"""Makes tests/data/tiny_florence2: Florence-2 at toy size, taught what to say of images of one colour. `python tests/data/make_tiny_florence2.py`.
+"""Makes tests/data/tiny_florence2: Florence-2 at toy size, taught what to say of images of one
+colour. `python tests/data/make_tiny_florence2.py`.
 
-The real architecture and class, random at first, over-fitted on LESSONS in some minutes on one core; files as in the published folders,
-written with the oldest tokenizers that is supported, for newer ones read what older ones wrote.
+The real architecture and class, random at first, over-fitted on LESSONS in some minutes on one
+core; files as in the published folders, written with the oldest tokenizers that is supported, for
+newer ones read what older ones wrote.
 """
 
 import json
@@ -90,7 +92,9 @@ def pixel_values(images: list[Image.Image]) -> torch.Tensor:
 
 
 def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> float:
-    """One prompt per batch, as it is used: no padding beside the images' places. Returns the last loss."""
+    """One prompt per batch, as it is used: no padding beside the images' places. Returns the
+    last loss.
+    """
     places = [tokenizer.token_to_id("<image>")] * ((SIZE // 32) ** 2 + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS, pct_start=0.1)
@@ -98,14 +102,24 @@ def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> flo
     for step in range(NUM_STEPS):
         losses = []
         for number, (prompt, answer) in enumerate(LESSONS.items()):
-            images = [plain_image(colour, seed=1000 * step + 10 * number + index) for index, colour in enumerate(COLOURS)]
-            inputs = torch.tensor([[*places, 0, *tokenizer.encode(prompt, add_special_tokens=False).ids, 2]] * len(images))
-            answers = [[0, *tokenizer.encode(answer.format(colour=colour), add_special_tokens=False).ids, 2] for colour in COLOURS]
+            images = [
+                plain_image(colour, seed=1000 * step + 10 * number + index) for index, colour in enumerate(COLOURS)
+            ]
+            inputs = torch.tensor(
+                [[*places, 0, *tokenizer.encode(prompt, add_special_tokens=False).ids, 2]] * len(images)
+            )
+            answers = [
+                [0, *tokenizer.encode(answer.format(colour=colour), add_special_tokens=False).ids, 2]
+                for colour in COLOURS
+            ]
             length = max(map(len, answers))
             labels = torch.tensor([ids + [1] * (length - len(ids)) for ids in answers])
             decoder_inputs = torch.cat([torch.full((len(labels), 1), 2), labels[:, :-1]], dim=1)
             logits = model(
-                input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=pixel_values(images), decoder_input_ids=decoder_inputs
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                pixel_values=pixel_values(images),
+                decoder_input_ids=decoder_inputs,
             ).logits
             losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=1))
         loss = torch.stack(losses).mean()
@@ -118,18 +132,32 @@ def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> flo
 
 
 def save(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> None:
-    """The files of florence-community's folders; half precision, as the published ones, keeps it small."""
+    """The files of florence-community's folders; half precision, as the published ones, keeps it
+    small.
+    """
     FOLDER.mkdir(exist_ok=True)
     tied = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items() if not name.endswith(tied)}
+    weights = {
+        name: weight.half().contiguous() for name, weight in model.state_dict().items() if not name.endswith(tied)
+    }
     (FOLDER / "model.safetensors").write_bytes(serialize(weights, metadata={"format": "pt"}))
     config = {"architectures": ["Florence2ForConditionalGeneration"], **model.config.to_dict()}
     write_json("config.json", {name: value for name, value in config.items() if name != "_name_or_path"})
     write_json(
-        "generation_config.json", {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3, "forced_bos_token_id": 0, "forced_eos_token_id": 2}
+        "generation_config.json",
+        {
+            "num_beams": 3,
+            "early_stopping": True,
+            "no_repeat_ngram_size": 3,
+            "forced_bos_token_id": 0,
+            "forced_eos_token_id": 2,
+        },
     )
     size = {"height": SIZE, "width": SIZE}
-    write_json("preprocessor_config.json", {"size": size, "image_mean": MEAN, "image_std": STD, "resample": 3, "do_rescale": True, "do_normalize": True})
+    write_json(
+        "preprocessor_config.json",
+        {"size": size, "image_mean": MEAN, "image_std": STD, "resample": 3, "do_rescale": True, "do_normalize": True},
+    )
     tokenizer.save(str(FOLDER / "tokenizer.json"))
 
 

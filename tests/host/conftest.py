@@ -1,4 +1,6 @@
-"""The ComfyUI that is found, as scripts in its interpreter and as a running server; skips, saying what is missing, where there is none."""
+"""The ComfyUI that is found, as scripts in its interpreter and as a running server; skips,
+saying what is missing, where there is none.
+"""
 
 import os
 import subprocess
@@ -36,7 +38,9 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def run_in_comfyui(installation: Installation) -> Callable[..., str]:
-    """run(script, *arguments) gives what the script prints; ComfyUI's modules are importable in it, on the CPU."""
+    """run(script, *arguments) gives what the script prints; ComfyUI's modules are importable in
+    it, on the CPU.
+    """
 
     def run(script: str, *arguments: object) -> str:
         command = [str(installation.python), "-c", PREAMBLE + script, *map(str, arguments)]
@@ -58,7 +62,9 @@ def run_in_comfyui(installation: Installation) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and the demo's images in input/toadstools."""
+    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and
+    the demo's images in input/toadstools.
+    """
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)
     for pack in ("fault_pack", "caption_pack"):

@@ -1,4 +1,6 @@
-"""Training on the graph's own weights: nothing is copied or changed, LoRAs and merges count, and what cannot be trained on is refused."""
+"""Training on the graph's own weights: nothing is copied or changed, LoRAs and merges count, and
+what cannot be trained on is refused.
+"""
 
 import json
 from collections.abc import Callable
@@ -35,7 +37,13 @@ def _write_random_lora(base: Path, path: Path) -> None:
     modules = {}
     for name in unet_targets(unet, "attention_mlp"):
         layer = unet.get_submodule(name)
-        modules["unet", name] = LoraModule(*(torch.randn(shape, generator=generator) * 0.1 for shape in ((4, layer.in_features), (layer.out_features, 4))), 4.0)
+        modules["unet", name] = LoraModule(
+            *(
+                torch.randn(shape, generator=generator) * 0.1
+                for shape in ((4, layer.in_features), (layer.out_features, 4))
+            ),
+            4.0,
+        )
     save_lora(path, to_kohya(modules, kohya_names(weighted_modules(unet), [], []), dtype=torch.float32), {})
 
 
@@ -75,7 +83,10 @@ def test_8_bit_weights_are_converted_one_by_one(results):
 
 
 def test_other_quantized_weights_are_refused_by_name(results):
-    assert results["gguf"].startswith("MODEL holds its weights as GGMLTensor") and "ComfyUI's own loaders" in results["gguf"]
+    assert (
+        results["gguf"].startswith("MODEL holds its weights as GGMLTensor")
+        and "ComfyUI's own loaders" in results["gguf"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Masks, kohya's folders and several datasets on a real server: what the nodes' reports say of them."""
+"""Masks, kohya's folders and several datasets on a real server: what the nodes' reports say of
+them.
+"""
 
 import shutil
 from pathlib import Path
@@ -33,7 +35,10 @@ def joined(folders: Path, **regularization: Any) -> Prompt:
     return {
         "toys": load(folders / "toys", trigger_word="zwx", num_repeats=5),
         "dogs": load(folders / "kohya", is_regularization=True, loss_weight=0.5, **regularization),
-        "joined": {"class_type": "LoRATrainer_JoinDatasets", "inputs": {"dataset_1": ["toys", 0], "dataset_3": ["dogs", 0]}},
+        "joined": {
+            "class_type": "LoRATrainer_JoinDatasets",
+            "inputs": {"dataset_1": ["toys", 0], "dataset_3": ["dogs", 0]},
+        },
         "report": preview("joined", 1),
     }
 
@@ -54,7 +59,9 @@ def test_a_trigger_word_for_regularization_images_is_refused(comfyui_server: Com
         comfyui_server.client.run(joined(folders, trigger_word="zwx"))
 
 
-def test_an_edited_mask_runs_the_node_again_and_an_untouched_folder_does_not(comfyui_server: ComfyServer, folders: Path) -> None:
+def test_an_edited_mask_runs_the_node_again_and_an_untouched_folder_does_not(
+    comfyui_server: ComfyServer, folders: Path
+) -> None:
     prompt: Prompt = {"toys": load(folders / "toys", fallback_caption="a toy"), "report": preview("toys", 2)}
     comfyui_server.client.run(prompt)
     assert "toys" not in comfyui_server.client.run(prompt).executed_nodes()
@@ -67,7 +74,10 @@ def test_an_edited_mask_runs_the_node_again_and_an_untouched_folder_does_not(com
 @pytest.mark.parametrize("mask_source", ["files", "off"])
 def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: ComfyServer, mask_source: str) -> None:
     prompt: Prompt = {
-        "picture": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0xFF0000}},
+        "picture": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0xFF0000},
+        },
         "mask": {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 32, "height": 32}},
         "pictures": {
             "class_type": "LoRATrainer_LoadImages",

@@ -1,4 +1,6 @@
-"""`make demo` where a ComfyUI is found: a server of its own, the shipped prompt, the files. Three steps: what it learns is judged elsewhere."""
+"""`make demo` where a ComfyUI is found: a server of its own, the shipped prompt, the files.
+Three steps: what it learns is judged elsewhere.
+"""
 
 from pathlib import Path
 

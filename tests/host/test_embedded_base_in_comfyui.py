@@ -1,4 +1,6 @@
-"""The embedded base model and a LoRA trained on it, in ComfyUI's own code: the same embeddings, every module patched, the same change."""
+"""The embedded base model and a LoRA trained on it, in ComfyUI's own code: the same embeddings,
+every module patched, the same change.
+"""
 
 import json
 from collections.abc import Callable
@@ -44,7 +46,9 @@ print("RESULT" + json.dumps({{"patches": len(patched.patches)}}))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
-    """The checkpoint, and a LoRA of random weights on all default targets, with alpha at half the rank."""
+    """The checkpoint, and a LoRA of random weights on all default targets, with alpha at half
+    the rank.
+    """
     folder = tmp_path_factory.mktemp("host")
     write_embedded_checkpoint(folder / "base.safetensors")
     model = load_model(folder / "base.safetensors")
@@ -53,12 +57,18 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     for path in unet_targets(model.unet, "attention_mlp"):
         layer = model.unet.get_submodule(path)
         assert isinstance(layer, torch.nn.Linear)
-        down, up = (torch.randn(shape, generator=generator) * 0.05 for shape in ((4, layer.in_features), (layer.out_features, 4)))
+        down, up = (
+            torch.randn(shape, generator=generator) * 0.05
+            for shape in ((4, layer.in_features), (layer.out_features, 4))
+        )
         modules["unet", path] = LoraModule(down, up, alpha=2.0)
     names = kohya_names(weighted_modules(model.unet), [], [])
     save_lora(folder / "lora.safetensors", to_kohya(modules, names, dtype=torch.float32), {})
     merge_lora(modules, {"unet": torch.nn.Module.float(model.unet)})
-    torch.save(model.unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"], folder / "merged.pt")
+    torch.save(
+        model.unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"],
+        folder / "merged.pt",
+    )
     return folder / "base.safetensors", folder / "lora.safetensors"
 
 
@@ -75,5 +85,7 @@ def test_comfyui_draws_with_the_embedded_base_and_applies_a_lora_as_we_do(run_in
         ours = encode_captions(*encoders, [PROMPT])
     torch.testing.assert_close(theirs["embeddings"].float(), ours.prompt_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(theirs["pooled"].float(), ours.pooled_prompt_embeds, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(theirs["weight"].float(), torch.load(base.parent / "merged.pt", weights_only=True), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        theirs["weight"].float(), torch.load(base.parent / "merged.pt", weights_only=True), rtol=1e-3, atol=1e-4
+    )
     assert theirs["picture"].shape == (1, 128, 128, 3) and torch.isfinite(theirs["picture"]).all()

@@ -1,4 +1,6 @@
-"""The Flight Check node on a real server: report and image, the dataset passed on to the trainer, and a refusal that shows why."""
+"""The Flight Check node on a real server: report and image, the dataset passed on to the
+trainer, and a refusal that shows why.
+"""
 
 import io
 from typing import Any
@@ -11,13 +13,26 @@ from trainers.comfyui.client import Prompt, PromptFailed, Result
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.concept import TRIGGER_WORD
 
-SETTINGS = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "max_train_steps": 3}
+SETTINGS = {
+    "resolution": 64,
+    "bucket_reso_steps": 32,
+    "rank": 2,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_train_steps": 3,
+}
 
 
 def prompt(*, folder: str = "toadstools", **settings: Any) -> Prompt:
     return {
-        "pictures": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
-        "check": {"class_type": "LoRATrainer_FlightCheck", "inputs": {"dataset": ["pictures", 0], **SETTINGS, **settings}},
+        "pictures": {
+            "class_type": "LoRATrainer_LoadImages",
+            "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD},
+        },
+        "check": {
+            "class_type": "LoRATrainer_FlightCheck",
+            "inputs": {"dataset": ["pictures", 0], **SETTINGS, **settings},
+        },
     }
 
 
@@ -46,14 +61,27 @@ def image_of(result: Result, node: str, server: ComfyServer) -> np.ndarray:
 def test_a_refusal_names_what_to_mend_and_shows_the_image(comfyui_server: ComfyServer):
     previews = []
     with pytest.raises(PromptFailed, match="Flight check of toadstools: refused") as failure:
-        comfyui_server.client.run(prompt(stop_at="warning"), on_message=lambda message: previews.append(message) if message.kind == "preview" else None)
+        comfyui_server.client.run(
+            prompt(stop_at="warning"),
+            on_message=lambda message: previews.append(message) if message.kind == "preview" else None,
+        )
     message = str(failure.value)
-    assert "3 steps do not reach every image" in message and "set stop_at to error or never to go on in spite of it" in message
+    assert (
+        "3 steps do not reach every image" in message
+        and "set stop_at to error or never to go on in spite of it" in message
+    )
     assert Image.open(io.BytesIO(previews[-1].data["image"])).width > 500
 
 
 def test_settings_left_open_are_those_of_the_trainer(comfyui_server: ComfyServer):
     result = comfyui_server.client.run(
-        prompt(stop_at="never", max_train_steps=0, goal="person", memory="8 GB", train_batch_size=0, gradient_accumulation_steps=0)
+        prompt(
+            stop_at="never",
+            max_train_steps=0,
+            goal="person",
+            memory="8 GB",
+            train_batch_size=0,
+            gradient_accumulation_steps=0,
+        )
     )
     assert result.outputs["check"]["lora_trainer"][0]["cost"]["schedule"]["total_steps"] == 12 * 100 // 2

@@ -1,4 +1,6 @@
-"""Captioning on a real server: load, caption and train in one prompt; nothing is captioned twice; nothing of the captioner is left when training starts."""
+"""Captioning on a real server: load, caption and train in one prompt; nothing is captioned
+twice; nothing of the captioner is left when training starts.
+"""
 
 import json
 import shutil
@@ -16,7 +18,15 @@ PACK = Path(__file__).parents[2]
 MODEL = "LLM/Florence-2-tiny"
 CAPTIONS = [f"sks, A {colour} square." for colour in COLOURS]
 TINY = {
-    **{"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "alpha": 2.0, "learning_rate": 1e-3, "train_batch_size": 2, "max_train_steps": 2},
+    **{
+        "resolution": 64,
+        "bucket_reso_steps": 32,
+        "rank": 2,
+        "alpha": 2.0,
+        "learning_rate": 1e-3,
+        "train_batch_size": 2,
+        "max_train_steps": 2,
+    },
     **{"optimizer": "AdamW", "gradient_checkpointing": "off", "gradient_accumulation_steps": 1, "save_dtype": "fp32"},
 }
 
@@ -52,7 +62,14 @@ def caption_nodes(folder: str = "colours", **settings: Any) -> Prompt:
 
 
 def train_nodes(dataset: str = "captioner", **settings: Any) -> Prompt:
-    inputs = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": [dataset, 0], **TINY, **settings}
+    inputs = {
+        "model": ["base", 0],
+        "clip": ["base", 1],
+        "vae": ["base", 2],
+        "dataset": [dataset, 0],
+        **TINY,
+        **settings,
+    }
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
         "trainer": {"class_type": "LoRATrainer_LoRATrainSDXL", "inputs": inputs},
@@ -67,13 +84,18 @@ def manifest_captions(result: Result) -> list[str]:
 
 
 def cached_captions(server: ComfyServer) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (server.base_directory / "output" / "lora_trainer" / "cache" / "captions").rglob("*.txt")}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in (server.base_directory / "output" / "lora_trainer" / "cache" / "captions").rglob("*.txt")
+    }
 
 
 def test_load_caption_and_train_in_one_prompt(client: ComfyClient):
     result = client.run({**caption_nodes(), **train_nodes()})
     assert manifest_captions(result) == CAPTIONS
-    assert "".join(result.outputs["captioner"]["text"]) == "".join(f"{number}.png: {caption}\n" for number, caption in enumerate(CAPTIONS))
+    assert "".join(result.outputs["captioner"]["text"]) == "".join(
+        f"{number}.png: {caption}\n" for number, caption in enumerate(CAPTIONS)
+    )
 
 
 def reviewed_nodes(edits: dict[str, str], **captioner: Any) -> Prompt:
@@ -116,7 +138,8 @@ def test_captions_are_reviewed_checked_and_trained_on_after_the_model_has_gone(
     assert all(record["florence2_bytes"] > 300_000 and record["loaded_models"] == 1 for record in records[:2])
     assert [(record["florence2_bytes"], record["loaded_models"]) for record in records[2:]] == [(0, 0)] * 2
 
-    again = client.run(reviewed_nodes({"0.png": "sks, another"}, batch_size=2))  # another setting runs the node again, not the model
+    # another setting runs the node again, not the model
+    again = client.run(reviewed_nodes({"0.png": "sks, another"}, batch_size=2))
     assert "captioner" in again.executed_nodes()
     assert manifest_captions(again) == ["sks, another", *CAPTIONS[1:]]
     assert [record["event"] for record in memory()] == ["step", "step"]
@@ -151,7 +174,10 @@ def test_files_are_written_beside_images_of_a_folder(client: ComfyClient, server
 
 def test_images_of_other_nodes_get_no_files_and_the_report_says_so(client: ComfyClient, server: ComfyServer):
     prompt = caption_nodes(write_files=True)
-    prompt["picture"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0xDC1E1E}}
+    prompt["picture"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0xDC1E1E},
+    }
     prompt["pictures"]["inputs"] = {"images": ["picture", 0], "trigger_word": "sks"}
     stored = server.base_directory / "output" / "lora_trainer" / "cache" / "pictures"
     before = set(stored.rglob("*.txt"))
@@ -165,15 +191,23 @@ def test_captions_of_another_packs_node_reach_the_dataset_in_order(client: Comfy
     prompt = {
         "pictures": caption_nodes()["pictures"],
         "tagger": {"class_type": "ForeignTagger", "inputs": {"image": ["pictures", 1]}},
-        "set": {"class_type": "LoRATrainer_SetCaptions", "inputs": {"dataset": ["pictures", 0], "captions": ["tagger", 0]}},
+        "set": {
+            "class_type": "LoRATrainer_SetCaptions",
+            "inputs": {"dataset": ["pictures", 0], "captions": ["tagger", 0]},
+        },
     }
-    assert manifest_captions(client.run({**prompt, **train_nodes("set")})) == [f"sks, {colour}, tagged" for colour in COLOURS]
+    assert manifest_captions(client.run({**prompt, **train_nodes("set")})) == [
+        f"sks, {colour}, tagged" for colour in COLOURS
+    ]
 
 
 def test_wrong_number_of_captions_is_explained(client: ComfyClient):
     prompt = caption_nodes()
     prompt["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "one for all"}}
-    prompt["set"] = {"class_type": "LoRATrainer_SetCaptions", "inputs": {"dataset": ["pictures", 0], "captions": ["text", 0]}}
+    prompt["set"] = {
+        "class_type": "LoRATrainer_SetCaptions",
+        "inputs": {"dataset": ["pictures", 0], "captions": ["text", 0]},
+    }
     prompt["sink"] = {"class_type": "PreviewAny", "inputs": {"source": ["set", 2]}}
     with pytest.raises(PromptFailed, match="4 images, but 1 caption"):
         client.run(prompt)
@@ -207,7 +241,15 @@ def test_nothing_of_the_captioner_is_left_in_memory(run_in_comfyui: Callable[...
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
     seen = json.loads(line.removeprefix("RESULT"))
     assert seen["names"] == ["florence2/owner/tiny"]
-    assert seen["captions"] == seen["captions without the model"] == [f"a photo of a {colour} square" for colour in COLOURS]
-    assert seen["loaded"] == [[1, True], [1, True]]  # in both batches, under ComfyUI's management; not in the second run
+    assert (
+        seen["captions"]
+        == seen["captions without the model"]
+        == [f"a photo of a {colour} square" for colour in COLOURS]
+    )
+    # in both batches, under ComfyUI's management; not in the second run
+    assert seen["loaded"] == [
+        [1, True],
+        [1, True],
+    ]
     assert "empty caption" in seen["error"]
     assert (seen["alive"], seen["modules"], seen["left"]) == (0, 0, 0)

@@ -1,4 +1,6 @@
-"""A model with every layer that SDXL has, at toy width: all 722 modules of the UNet load in ComfyUI, and those of the text encoders."""
+"""A model with every layer that SDXL has, at toy width: all 722 modules of the UNet load in
+ComfyUI, and those of the text encoders.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Load Images on a real server: every source of images, what is refused and where, and what counts as a change."""
+"""Load Images on a real server: every source of images, what is refused and where, and what
+counts as a change.
+"""
 
 import io
 import json
@@ -109,7 +111,9 @@ def test_a_folder_is_chosen_from_the_list_or_typed(client: ComfyClient, colors_f
 
 def test_the_list_has_the_folders_below_the_input_folder(client: ComfyClient, input_folder: Path):
     (input_folder / "made" / "later").mkdir(parents=True)
-    options = client.get("/object_info/LoRATrainer_LoadImages")["LoRATrainer_LoadImages"]["input"]["optional"]["folder"][1]["options"]
+    options = client.get("/object_info/LoRATrainer_LoadImages")["LoRATrainer_LoadImages"]["input"]["optional"][
+        "folder"
+    ][1]["options"]
     assert options[0] == "[None]" and {"toadstools", "colors", "made", "made/later"} <= set(options)
 
 
@@ -119,10 +123,27 @@ def test_the_settings_reach_the_dataset(client: ComfyClient, input_folder: Path)
     nested.mkdir()
     Image.new("RGB", (32, 32), "white").save(nested / "4.png")
     Image.new("RGB", (32, 32), "white").save(nested / "5.png")
-    result = client.run(load(folder="settings", trigger_word="zwx", fallback_caption="a thing", num_repeats=3, recursive=True, keep_duplicates=True))
-    assert captions_of(result) == ["zwx, a cat", *["zwx, a thing"] * 4] and "num_repeats=3" in result.outputs["dataset"]["text"][0]
+    result = client.run(
+        load(
+            folder="settings",
+            trigger_word="zwx",
+            fallback_caption="a thing",
+            num_repeats=3,
+            recursive=True,
+            keep_duplicates=True,
+        )
+    )
+    assert (
+        captions_of(result) == ["zwx, a cat", *["zwx, a thing"] * 4]
+        and "num_repeats=3" in result.outputs["dataset"]["text"][0]
+    )
     result = client.run(load(folder="settings", trigger_word="zwx", recursive=True))
-    assert captions_of(result) == ["zwx, a cat", "zwx", "zwx", "zwx"] and "more/5.png: it is the same file as more/4.png" in report_of(result)
+    assert captions_of(result) == [
+        "zwx, a cat",
+        "zwx",
+        "zwx",
+        "zwx",
+    ] and "more/5.png: it is the same file as more/4.png" in report_of(result)
     assert "strict is on and 1 image cannot be used: more/5.png" in failure_of(
         client, load(folder="settings", trigger_word="zwx", recursive=True, strict=True)
     )
@@ -142,13 +163,20 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
     for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
     images = images_of(client, client.run(load(folder="large", trigger_word="x")))
-    assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [(700, 768, 1), (768, 384, 2), (250, 768, 10)]
+    assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [
+        (700, 768, 1),
+        (768, 384, 2),
+        (250, 768, 10),
+    ]
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"folder": "toadstools", "path": "/tmp"}, "folder (toadstools) and path (/tmp) are both set. Empty path, or set folder to [None]"),
+        (
+            {"folder": "toadstools", "path": "/tmp"},
+            "folder (toadstools) and path (/tmp) are both set. Empty path, or set folder to [None]",
+        ),
         ({"path": "/no/such/place"}, "/no/such/place: there is no such folder or .zip file"),
         ({"path": "~nobody_of_this_name/x"}, "~nobody_of_this_name/x: there is no such folder or .zip file"),
         ({"path": "/no/such/pictures.zip"}, "/no/such/pictures.zip: there is no such folder or .zip file"),
@@ -158,7 +186,9 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
         ({"folder": "toadstools", "num_repeats": 0}, "Value 0 smaller than min of 1"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_before_anything_runs(client: ComfyClient, input_folder: Path, inputs: dict[str, Any], message: str):
+def test_what_cannot_be_loaded_is_refused_before_anything_runs(
+    client: ComfyClient, input_folder: Path, inputs: dict[str, Any], message: str
+):
     (input_folder / "empty").mkdir(exist_ok=True)
     with pytest.raises(PromptRejected) as refusal:
         client.run(load(**inputs))
@@ -166,7 +196,9 @@ def test_what_cannot_be_loaded_is_refused_before_anything_runs(client: ComfyClie
 
 
 def test_without_images_the_node_says_where_they_may_come_from(client: ComfyClient):
-    with pytest.raises(PromptRejected, match="no images: choose a folder, write a path or an address, or connect images") as refusal:
+    with pytest.raises(
+        PromptRejected, match="no images: choose a folder, write a path or an address, or connect images"
+    ) as refusal:
         client.run(load(trigger_word="zwx", folder="[None]"))
     assert set(refusal.value.node_errors) == {"load"}
 
@@ -184,7 +216,11 @@ def test_a_value_that_comes_on_a_link_is_checked_when_it_is_there(client: ComfyC
 
 
 def test_lists_of_images_and_texts_from_core_become_one_dataset(client: ComfyClient):
-    result = client.run(load({"core": node("LoadImageTextDataSetFromFolder", folder="colors")}, images=["core", 0], captions=["core", 1]))
+    result = client.run(
+        load(
+            {"core": node("LoadImageTextDataSetFromFolder", folder="colors")}, images=["core", 0], captions=["core", 1]
+        )
+    )
     found = dict(zip(captions_of(result), (tuple(image[0, 0]) for image in images_of(client, result)), strict=True))
     assert found == {"something red": RED, "something green": GREEN, "something blue": BLUE}
     assert {image.shape[1::-1] for image in images_of(client, result)} == set(SIZES)
@@ -200,10 +236,15 @@ def test_a_batch_and_one_caption_for_all(client: ComfyClient):
 
 
 def test_captions_that_do_not_match_and_a_second_source_are_errors(client: ComfyClient):
-    nodes = {"core": node("LoadImageTextDataSetFromFolder", folder="colors"), "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0)}
+    nodes = {
+        "core": node("LoadImageTextDataSetFromFolder", folder="colors"),
+        "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0),
+    }
     message = failure_of(client, load(nodes, images=["one", 0], captions=["core", 1]))
     assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
-    with pytest.raises(PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source") as refusal:
+    with pytest.raises(
+        PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source"
+    ) as refusal:
         client.run(load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
     assert set(refusal.value.node_errors) == {"load"}
     assert "captions are connected, and " in failure_of(client, load(nodes, folder="colors", captions=["core", 1]))
@@ -216,7 +257,9 @@ def test_a_colour_that_is_none_is_an_error(client: ComfyClient):
 
 @pytest.fixture(scope="module")
 def mask_nodes(input_folder: Path) -> Prompt:
-    """A red image of 64 x 64, and the nodes "left" (its left half is white) and "black", masks of half that size."""
+    """A red image of 64 x 64, and the nodes "left" (its left half is white) and "black", masks
+    of half that size.
+    """
     left = Image.new("RGB", (32, 32))
     left.paste((255, 255, 255), (0, 0, 16, 32))
     left.save(input_folder / "left.png")
@@ -227,8 +270,12 @@ def mask_nodes(input_folder: Path) -> Prompt:
     }
 
 
-def test_a_mask_leaves_the_image_whole_and_is_stored_beside_it(client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt):
-    result = client.run(load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00"))
+def test_a_mask_leaves_the_image_whole_and_is_stored_beside_it(
+    client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt
+):
+    result = client.run(
+        load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00")
+    )
     (image,) = images_of(client, result)
     assert (image == RED).all()
     files = (comfyui_server.base_directory / "output/lora_trainer/cache/pictures").rglob("*-masklabel.png")
@@ -240,7 +287,9 @@ def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, ma
     message = failure_of(client, load(mask_nodes, images=["red", 0], masks=["black", 0], captions="x"))
     assert message.startswith("the mask of image 1 is all black") and "Invert Mask" in message
     pair = node("ImageBatch", image1=["red", 0], image2=["red", 0])
-    message = failure_of(client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x"))
+    message = failure_of(
+        client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x")
+    )
     assert message == "2 images came, but 1 mask. Connect one mask per image, in the same order"
 
 
@@ -307,9 +356,15 @@ print("RESULT" + json.dumps([images.name, sorted(path.name for path in images.fo
 """
 
 
-def test_the_servers_owner_can_allow_it(run_in_comfyui: Callable[..., str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_servers_owner_can_allow_it(
+    run_in_comfyui: Callable[..., str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("LORA_TRAINER_ALLOW_PRIVATE_URLS", "1")
-    (line,) = [line for line in run_in_comfyui(OPEN_ADDRESS, PACK, f"{address}?token=1", tmp_path).splitlines() if line.startswith("RESULT")]
+    (line,) = [
+        line
+        for line in run_in_comfyui(OPEN_ADDRESS, PACK, f"{address}?token=1", tmp_path).splitlines()
+        if line.startswith("RESULT")
+    ]
     name, files = json.loads(line.removeprefix("RESULT"))
     assert name == "colors" and {"1.png", "1.txt", "2.png", "3.png"} <= set(files)
 

@@ -1,4 +1,6 @@
-"""Translations and help pages against the nodes as a running server describes them: a new input without its texts fails here."""
+"""Translations and help pages against the nodes as a running server describes them: a new input
+without its texts fails here.
+"""
 
 import json
 from pathlib import Path
@@ -33,12 +35,16 @@ def inputs_of(entry: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def translated_inputs_of(entry: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """By the name that the front end looks a translation up by: architecture_rank for the input rank that a choice of architecture brings."""
+    """By the name that the front end looks a translation up by: architecture_rank for the input
+    rank that a choice of architecture brings.
+    """
     found: dict[str, tuple[Any, dict[str, Any]]] = {}
     for name, spec in inputs_of(entry).items():
         found[name] = spec
         for option in spec[1]["options"] if spec[0] == DYNAMIC_COMBO else []:
-            found |= {f"{name}_{inner}": inner_spec for inner, inner_spec in inputs_of({"input": option["inputs"]}).items()}
+            found |= {
+                f"{name}_{inner}": inner_spec for inner, inner_spec in inputs_of({"input": option["inputs"]}).items()
+            }
     return found
 
 
@@ -60,8 +66,12 @@ def test_the_server_hands_out_our_translation(served: dict[str, Any], language: 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_language_has_every_input_and_output_and_no_other(nodes: dict[str, dict[str, Any]], served: dict[str, Any], language: str) -> None:
-    translated = {node_id: texts for node_id, texts in served[language]["nodeDefs"].items() if node_id.startswith("LoRATrainer_")}
+def test_a_language_has_every_input_and_output_and_no_other(
+    nodes: dict[str, dict[str, Any]], served: dict[str, Any], language: str
+) -> None:
+    translated = {
+        node_id: texts for node_id, texts in served[language]["nodeDefs"].items() if node_id.startswith("LoRATrainer_")
+    }
     assert set(translated) == set(nodes)
     for node_id, entry in nodes.items():
         assert list(translated[node_id]["inputs"]) == list(translated_inputs_of(entry)), node_id
@@ -69,7 +79,9 @@ def test_a_language_has_every_input_and_output_and_no_other(nodes: dict[str, dic
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_sentence_is_left_in_english(nodes: dict[str, dict[str, Any]], served: dict[str, Any], language: str) -> None:
+def test_no_sentence_is_left_in_english(
+    nodes: dict[str, dict[str, Any]], served: dict[str, Any], language: str
+) -> None:
     for node_id, entry in nodes.items():
         translated = served[language]["nodeDefs"][node_id]
         english = {
@@ -98,13 +110,17 @@ def test_english_help_pages_have_every_inputs_range_and_default(nodes: dict[str,
         for name, spec in inputs_of(entry).items():
             line = next((line for line in page.splitlines() if line.startswith(f"- `{name}` (")), "")
             missing = [fact for fact in _facts(*spec) if fact not in line.partition("):")[0]]
-            assert line and not missing, f"{node_id}.md: the line of {name} must have, in parentheses, {' and '.join(missing)}: {line}"
+            assert line and not missing, (
+                f"{node_id}.md: the line of {name} must have, in parentheses, {' and '.join(missing)}: {line}"
+            )
         for name in entry["output_name"]:
             assert f"`{name}`" in page.partition("## Outputs")[2], f"{node_id}.md: the output {name} is missing"
 
 
 def _facts(kind: Any, options: dict[str, Any]) -> list[str]:
-    """What a help page says of an input besides its meaning: the socket's type, or the range or choices, and the default."""
+    """What a help page says of an input besides its meaning: the socket's type, or the range or
+    choices, and the default.
+    """
     if kind == DYNAMIC_COMBO:
         return [f"`{option['key']}`" for option in options["options"]]
     if "default" not in options:

@@ -24,7 +24,8 @@ SDXL_UNET: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-# Runs in the checkout: ComfyUI's modules of the real SDXL on the meta device, and the names it knows for their weights.
+# Runs in the checkout: ComfyUI's modules of the real SDXL on the meta device, and the names it
+# knows for their weights.
 PRINT_KEY_MAP = """
 import json
 from pathlib import Path
@@ -68,14 +69,19 @@ def test_comfyui_knows_every_module_of_the_real_sdxl_and_means_the_same_weight(k
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SDXL_UNET)
         te1 = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
-        te2 = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20))
+        te2 = CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
+        )
     names = kohya_names(weighted_modules(unet), weighted_modules(te1), weighted_modules(te2))
-    layers = {key: name for key, name in names.items() if key[0] == "unet" or ".self_attn." in key[1] or ".mlp." in key[1]}
+    layers = {
+        key: name for key, name in names.items() if key[0] == "unet" or ".self_attn." in key[1] or ".mlp." in key[1]
+    }
     assert len(layers) == len(weighted_modules(unet)) + 72 + 192
     unknown = [name for name in layers.values() if name not in key_map]
     assert unknown == []
 
-    # ComfyUI also knows diffusers' names, through a table of its own: both must lead to the same weight.
+    # ComfyUI also knows diffusers' names, through a table of its own: both must lead to the same
+    # weight.
     for (component, path), name in layers.items():
         assert key_map[name] == key_map[_diffusers_name(component, path)], name
 

@@ -1,4 +1,6 @@
-"""Train LoRA (Musubi Tuner) on a real server with the real Musubi Tuner, on tiny weights; skips, saying what is missing, where there is none."""
+"""Train LoRA (Musubi Tuner) on a real server with the real Musubi Tuner, on tiny weights; skips,
+saying what is missing, where there is none.
+"""
 
 import json
 import os
@@ -25,7 +27,14 @@ from trainers.demo.in_comfyui import prepare_demo_directory
 
 FILES = {"dit": "z_image_tiny_bf16.safetensors", "vae": "ae.safetensors", "text_encoder": "qwen_3_4b.safetensors"}
 SMALL = {"rank": 4, "learning_rate": 1e-2, "resolution": 64}
-PLAIN = {"max_train_steps": 8, "optimizer": "AdamW", "save_every_n_steps": 4, "save_dtype": "fp32", "max_data_loader_n_workers": 0, "bucket_no_upscale": False}
+PLAIN = {
+    "max_train_steps": 8,
+    "optimizer": "AdamW",
+    "save_every_n_steps": 4,
+    "save_dtype": "fp32",
+    "max_data_loader_n_workers": 0,
+    "bucket_no_upscale": False,
+}
 ENDLESS = 100_000  # steps, more than end within the tests' time limit
 NUM_MODULES = 14  # two layers of seven
 
@@ -36,8 +45,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyMusubi:
 
 
 @pytest.fixture(scope="module")
-def server(installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """Its own: what Musubi's processes need is in its environment, and where Musubi is, in its settings."""
+def server(
+    installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
+    """Its own: what Musubi's processes need is in its environment, and where Musubi is, in its
+    settings.
+    """
     folder = tmp_path_factory.mktemp("comfyui with Musubi")
     prepare_demo_directory(folder)
     (folder / "custom_nodes" / "musubi_pack").symlink_to(Path(__file__).with_name("musubi_pack"))
@@ -64,7 +77,10 @@ def trainer(**settings: Any) -> dict[str, Any]:
     """What belongs to the architecture is given without its prefix."""
     of_architecture = {**FILES, **SMALL}
     inputs = {f"architecture.{name}": settings.pop(name, value) for name, value in of_architecture.items()}
-    return {"class_type": "LoRATrainer_MusubiTrain", "inputs": {"dataset": ["pictures", 0], "architecture": "z-image", **inputs, **PLAIN, **settings}}
+    return {
+        "class_type": "LoRATrainer_MusubiTrain",
+        "inputs": {"dataset": ["pictures", 0], "architecture": "z-image", **inputs, **PLAIN, **settings},
+    }
 
 
 def prompt(**settings: Any) -> Prompt:
@@ -93,7 +109,10 @@ def trained(client: ComfyClient) -> Result:
         {
             **prompt(model=["base", 0], output_name="toadstool"),
             "base": {"class_type": "TestTinyZImage", "inputs": {"name": FILES["dit"]}},
-            "compare": {"class_type": "TestCompareLora", "inputs": {"model": ["base", 0], "patched": ["trainer", 0], "path": ["trainer", 3]}},
+            "compare": {
+                "class_type": "TestCompareLora",
+                "inputs": {"model": ["base", 0], "patched": ["trainer", 0], "path": ["trainer", 3]},
+            },
             "save": {"class_type": "LoRATrainer_SaveLoRA", "inputs": {"lora": ["trainer", 1], "filename": "toadstool"}},
         }
     )
@@ -128,10 +147,21 @@ def test_the_same_prompt_trains_once(client: ComfyClient):
 
 
 def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServer, client: ComfyClient):
-    """The default optimizer and the number of steps would be too much for a CPU; everything else is left out."""
+    """The default optimizer and the number of steps would be too much for a CPU; everything else
+    is left out.
+    """
     short = {"max_train_steps": 2, "optimizer": "AdamW", "output_name": "recommended"}
-    given = {name: value for name, value in trainer()["inputs"].items() if name.removeprefix("architecture.") not in {*SMALL, *PLAIN}}
-    client.run({**prompt(), "trainer": {"class_type": "MusubiTrain", "inputs": {**given, **short, "architecture.resolution": 64}}})
+    given = {
+        name: value
+        for name, value in trainer()["inputs"].items()
+        if name.removeprefix("architecture.") not in {*SMALL, *PLAIN}
+    }
+    client.run(
+        {
+            **prompt(),
+            "trainer": {"class_type": "MusubiTrain", "inputs": {**given, **short, "architecture.resolution": 64}},
+        }
+    )
     (run,) = runs(server, "recommended")
     settings = json.dumps(json.loads((run / "manifest.json").read_text(encoding="utf-8")))
     assert '"rank": 32' in settings and '"discrete_flow_shift": 2.0' in settings
@@ -153,10 +183,14 @@ def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServe
         ({"control": ["sink", 0]}, "Return type mismatch"),
     ],
 )
-def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client: ComfyClient, settings: dict[str, Any], message: str):
+def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(
+    client: ComfyClient, settings: dict[str, Any], message: str
+):
     with pytest.raises(PromptRejected) as refusal:
         client.run(prompt(**settings))
-    assert set(refusal.value.node_errors) == {"trainer"} and message in str(refusal.value).replace("architecture: must", "architecture must")
+    assert set(refusal.value.node_errors) == {"trainer"} and message in str(refusal.value).replace(
+        "architecture: must", "architecture must"
+    )
 
 
 def without(name: str) -> Prompt:
@@ -169,16 +203,29 @@ def without(name: str) -> Prompt:
     ("broken", "message"),
     [
         (prompt(**{"architecture.t5": "ae.safetensors"}), "z-image has no t5. It has"),
-        ({**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}}, "dit came without the architecture. Write architecture.dit"),
+        (
+            {**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}},
+            "dit came without the architecture. Write architecture.dit",
+        ),
         (without("dataset"), "there is no dataset. Connect Load Images"),
         (without("architecture"), "architecture must be one of z-image, krea-2"),
         (prompt(control=["pictures", 0]), "control"),
         (prompt(resolution=72), "resolution"),
         (prompt(dit="embedded.safetensors"), "Value not in list"),
     ],
-    ids=["another architecture's", "not prefixed", "no dataset", "no architecture", "control images", "resolution", "no such file"],
+    ids=[
+        "another architecture's",
+        "not prefixed",
+        "no dataset",
+        "no architecture",
+        "control images",
+        "resolution",
+        "no such file",
+    ],
 )
-def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(server: ComfyServer, client: ComfyClient, broken: Prompt, message: str):
+def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(
+    server: ComfyServer, client: ComfyClient, broken: Prompt, message: str
+):
     before = runs(server, "")
     with pytest.raises((PromptFailed, PromptRejected)) as failure:
         client.run(broken)
@@ -195,19 +242,30 @@ def test_a_model_of_another_kind_is_refused_before_anything_is_started(server: C
 
 def test_without_a_model_nodes_behind_the_model_output_are_stopped(client: ComfyClient):
     merge = {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["trainer", 0], "shift": 3.0}}
-    behind = {**prompt(seed=2), "shifted": merge, "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}}}
+    behind = {
+        **prompt(seed=2),
+        "shifted": merge,
+        "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}},
+    }
     with pytest.raises(PromptFailed, match="got no model to put the LoRA on"):
         client.run(behind)
 
 
-def test_a_cancelled_training_shows_its_steps_and_leaves_no_process_and_a_usable_checkpoint(server: ComfyServer, client: ComfyClient):
+def test_a_cancelled_training_shows_its_steps_and_leaves_no_process_and_a_usable_checkpoint(
+    server: ComfyServer, client: ComfyClient
+):
     interrupted: list[Message] = []
     texts: list[str] = []
 
     def interrupt(message: Message) -> None:
         if message.kind == "progress_text":
             texts.append(message.data["text"])
-        if message.kind == "progress" and message.data["max"] == ENDLESS and message.data["value"] > 5 and not interrupted:
+        if (
+            message.kind == "progress"
+            and message.data["max"] == ENDLESS
+            and message.data["value"] > 5
+            and not interrupted
+        ):
             interrupted.append(message)
             client.interrupt()
 
@@ -223,7 +281,11 @@ def test_a_cancelled_training_shows_its_steps_and_leaves_no_process_and_a_usable
 def musubi_processes(run: Path) -> list[str]:
     if not Path("/proc/self/cmdline").exists():
         return []
-    lines = [path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    lines = [
+        path.read_bytes().decode(errors="replace")
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if os.access(path, os.R_OK)
+    ]
     return [line for line in lines if str(run) in line]
 
 
@@ -231,7 +293,9 @@ def musubi_processes(run: Path) -> list[str]:
 
 
 def test_the_doctor_reports_what_the_settings_name(client: ComfyClient, tiny: TinyMusubi):
-    report = client.run({"doctor": {"class_type": "LoRATrainer_MusubiDoctor", "inputs": {}}}).outputs["doctor"]["text"][0]
+    report = client.run({"doctor": {"class_type": "LoRATrainer_MusubiDoctor", "inputs": {}}}).outputs["doctor"]["text"][
+        0
+    ]
     assert str(tiny.installation.folder) in report and tiny.installation.version in report
 
 
@@ -280,7 +344,15 @@ print("RESULT" + json.dumps(settings.musubi_settings()))
 """
 
 
-@pytest.mark.parametrize(("flags", "folder"), [([], "/a/folder"), (["--multi-user"], "")], ids=["one user", "several users"])
-def test_only_the_one_user_of_a_server_can_choose_what_it_runs(run_in_comfyui: Callable[..., str], tmp_path: Path, flags: list[str], folder: str):
-    (line,) = [line for line in run_in_comfyui(SETTINGS_SCRIPT, PACK, tmp_path, *flags).splitlines() if line.startswith("RESULT")]
+@pytest.mark.parametrize(
+    ("flags", "folder"), [([], "/a/folder"), (["--multi-user"], "")], ids=["one user", "several users"]
+)
+def test_only_the_one_user_of_a_server_can_choose_what_it_runs(
+    run_in_comfyui: Callable[..., str], tmp_path: Path, flags: list[str], folder: str
+):
+    (line,) = [
+        line
+        for line in run_in_comfyui(SETTINGS_SCRIPT, PACK, tmp_path, *flags).splitlines()
+        if line.startswith("RESULT")
+    ]
     assert json.loads(line.removeprefix("RESULT")) == {"folder": folder, "python": ""}

@@ -1,4 +1,6 @@
-"""Review Captions on a real server: what programs give it and get from it. What people see of it: tests/browser/test_review_captions.py."""
+"""Review Captions on a real server: what programs give it and get from it. What people see of
+it: tests/browser/test_review_captions.py.
+"""
 
 import io
 import json
@@ -24,7 +26,10 @@ def client(comfyui_server: ComfyServer) -> ComfyClient:
 
 def review_prompt(**settings: Any) -> Prompt:
     return {
-        "pictures": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": "toadstools", "trigger_word": TRIGGER_WORD}},
+        "pictures": {
+            "class_type": "LoRATrainer_LoadImages",
+            "inputs": {"folder": "toadstools", "trigger_word": TRIGGER_WORD},
+        },
         "review": {"class_type": "LoRATrainer_ReviewCaptions", "inputs": {"dataset": ["pictures", 0], **settings}},
         "captions": {"class_type": "PreviewAny", "inputs": {"source": ["review", 1]}},
         "report": {"class_type": "PreviewAny", "inputs": {"source": ["review", 2]}},
@@ -32,7 +37,15 @@ def review_prompt(**settings: Any) -> Prompt:
 
 
 def training_prompt(**settings: Any) -> Prompt:
-    inputs = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["review", 0], **TINY, **PLAIN, "output_name": "reviewed"}
+    inputs = {
+        "model": ["base", 0],
+        "clip": ["base", 1],
+        "vae": ["base", 2],
+        "dataset": ["review", 0],
+        **TINY,
+        **PLAIN,
+        "output_name": "reviewed",
+    }
     return {
         **review_prompt(**settings),
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
@@ -63,12 +76,16 @@ def test_without_edits_the_captions_pass_through(comfyui_server: ComfyServer, cl
     assert result.outputs["report"]["text"] == [f"{len(written)} captions"]
 
 
-def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_rest(client: ComfyClient, review: dict[str, Any]):
+def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_rest(
+    client: ComfyClient, review: dict[str, Any]
+):
     first, second, third, *_ = review["pictures"]
     edits = {first["sha256"]: f"{TRIGGER_WORD}, by hash", second["name"]: "by name", "gone.png": "nobody"}
     edits[third["sha256"]] = {"caption": f"{TRIGGER_WORD}, mine", "incoming": "an older caption"}
     result = client.run(training_prompt(edits=json.dumps(edits)))
-    manifest = json.loads((Path(result.outputs["trainer"]["lora_trainer"][0]["path"]).parent / "manifest.json").read_text())
+    manifest = json.loads(
+        (Path(result.outputs["trainer"]["lora_trainer"][0]["path"]).parent / "manifest.json").read_text()
+    )
     captions = {name: image["caption"] for name, image in manifest["dataset"]["images"].items()}
     assert [captions[photo["name"]] for photo in (first, second, third)] == [
         f"{TRIGGER_WORD}, by hash",
@@ -81,7 +98,8 @@ def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_re
 
 
 @pytest.mark.parametrize(
-    ("edits", "message"), [("{", "is not JSON (line 1, column 2"), ("[1]", "must be an object"), ('{"a.png": 1}', "a.png must be a caption")]
+    ("edits", "message"),
+    [("{", "is not JSON (line 1, column 2"), ("[1]", "must be an object"), ('{"a.png": 1}', "a.png must be a caption")],
 )
 def test_edits_that_cannot_be_read_are_refused_on_the_node(client: ComfyClient, edits: str, message: str):
     with pytest.raises(PromptRejected) as refusal:
@@ -104,11 +122,15 @@ def test_the_widget_gets_captions_and_thumbnails(client: ComfyClient, review: di
     result = client.run(review_prompt())
     assert [image["caption"] for image in review["pictures"]] == captions_of(result)
     assert {image["trigger_word"] for image in review["pictures"]} == {TRIGGER_WORD}
-    thumbnail = Image.open(io.BytesIO(client._request(f"/lora_trainer/thumbnails/{review['pictures'][0]['thumbnail']}")))
+    thumbnail = Image.open(
+        io.BytesIO(client._request(f"/lora_trainer/thumbnails/{review['pictures'][0]['thumbnail']}"))
+    )
     assert thumbnail.format == "JPEG" and max(thumbnail.size) <= 320
 
 
-@pytest.mark.parametrize("path", ["reviews/" + "0" * 64, "reviews/..%2f..%2fserver.log", "thumbnails/x", "thumbnails/%2e%2e"])
+@pytest.mark.parametrize(
+    "path", ["reviews/" + "0" * 64, "reviews/..%2f..%2fserver.log", "thumbnails/x", "thumbnails/%2e%2e"]
+)
 def test_only_what_a_run_has_kept_is_served(client: ComfyClient, path: str):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         client.get(f"/lora_trainer/{path}")
@@ -116,8 +138,15 @@ def test_only_what_a_run_has_kept_is_served(client: ComfyClient, path: str):
 
 
 def test_the_server_counts_tokens_and_changes_captions_for_the_widget(client: ComfyClient):
-    facts = json.loads(client.post("/lora_trainer/captions/inspect", {"captions": ["sks cat", "cat " * 76], "trigger_words": ["sks", "sks"]}))
-    assert facts == [{"num_tokens": 2, "num_chunks": 1, "has_trigger_word": True}, {"num_tokens": 76, "num_chunks": 2, "has_trigger_word": False}]
+    facts = json.loads(
+        client.post(
+            "/lora_trainer/captions/inspect", {"captions": ["sks cat", "cat " * 76], "trigger_words": ["sks", "sks"]}
+        )
+    )
+    assert facts == [
+        {"num_tokens": 2, "num_chunks": 1, "has_trigger_word": True},
+        {"num_tokens": 76, "num_chunks": 2, "has_trigger_word": False},
+    ]
     change = {"captions": ["a cat", "a dog"], "operation": "replace", "text": "cat", "replacement": "fox"}
     assert json.loads(client.post("/lora_trainer/captions/change", change)) == ["a fox", "a dog"]
 
@@ -132,7 +161,9 @@ def test_the_server_counts_tokens_and_changes_captions_for_the_widget(client: Co
         ("change", {"captions": ["a"], "operation": "remove", "text": ""}, "no text to remove"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_answered_with_the_reason(client: ComfyClient, path: str, body: Any, message: str):
+def test_a_request_that_makes_no_sense_is_answered_with_the_reason(
+    client: ComfyClient, path: str, body: Any, message: str
+):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         client.post(f"/lora_trainer/captions/{path}", body)
     assert refusal.value.code == 400 and message in refusal.value.read().decode()

@@ -1,4 +1,6 @@
-"""Save LoRA and Apply LoRA on a real server: what the socket and the file do to images, core's own nodes on our LoRA, ours on core's."""
+"""Save LoRA and Apply LoRA on a real server: what the socket and the file do to images, core's
+own nodes on our LoRA, ours on core's.
+"""
 
 import io
 import json
@@ -28,14 +30,30 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def our_lora() -> Prompt:
-    """A LoRA on UNet and text encoders. The nodes have their plain ids, and most optional inputs are left out."""
-    size = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "alpha": 2.0, "train_batch_size": 2, "gradient_accumulation_steps": 1}
-    rates = {"learning_rate": 1e-2, "train_text_encoders": True, "text_encoder_learning_rate": 1e-2, "text_encoder_2_learning_rate": 1e-2}
+    """A LoRA on UNet and text encoders. The nodes have their plain ids, and most optional inputs
+    are left out.
+    """
+    size = {
+        "resolution": 64,
+        "bucket_reso_steps": 32,
+        "rank": 2,
+        "alpha": 2.0,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    }
+    rates = {
+        "learning_rate": 1e-2,
+        "train_text_encoders": True,
+        "text_encoder_learning_rate": 1e-2,
+        "text_encoder_2_learning_rate": 1e-2,
+    }
     sockets = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["pictures", 0]}
     return {
         **BASE,
         "pictures": node("LoadImages", folder="toadstools", trigger_word="zwx"),
-        "trainer": node("LoRATrainSDXL", **sockets, **size, **rates, optimizer="AdamW", max_train_steps=2, output_name="anna"),
+        "trainer": node(
+            "LoRATrainSDXL", **sockets, **size, **rates, optimizer="AdamW", max_train_steps=2, output_name="anna"
+        ),
     }
 
 
@@ -47,7 +65,12 @@ def drawing(name: str, model: list[Any], clip: list[Any]) -> Prompt:
         f"{name} negative": node("CLIPTextEncode", clip=clip, text=""),
         f"{name} latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         f"{name} sampler": node(
-            "KSampler", model=model, positive=[f"{name} positive", 0], negative=[f"{name} negative", 0], latent_image=[f"{name} latent", 0], **sampler
+            "KSampler",
+            model=model,
+            positive=[f"{name} positive", 0],
+            negative=[f"{name} negative", 0],
+            latent_image=[f"{name} latent", 0],
+            **sampler,
         ),
         f"{name} decode": node("VAEDecode", samples=[f"{name} sampler", 0], vae=["base", 2]),
         name: node("PreviewImage", images=[f"{name} decode", 0]),
@@ -79,18 +102,24 @@ def loras(comfyui_server: ComfyServer) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(client: ComfyClient) -> Result:
-    """One prompt: a training, its LoRA saved by our node and by core's, and drawn with in every way that the socket allows."""
+    """One prompt: a training, its LoRA saved by our node and by core's, and drawn with in every
+    way that the socket allows.
+    """
     apply = partial_apply(lora=["trainer", 2])
     return client.run(
         {
             **our_lora(),
             "red": node("EmptyImage", width=40, height=30, batch_size=2, color=0xFF0000),
-            "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="people/anna %date:yyyy%", preview=["red", 0]),
+            "save": node(
+                "LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="people/anna %date:yyyy%", preview=["red", 0]
+            ),
             "path": node("PreviewAny", source=["save", 0]),
             "lora_name": node("PreviewAny", source=["save", 1]),
             "core save": node("SaveLoRA", lora=["trainer", 2], prefix="loras/by_core"),
             "core graph": node("LossGraphNode", loss=["trainer", 3], filename_prefix="loss"),
-            "core apply": node("LoraModelLoader", model=["base", 0], lora=["trainer", 2], strength_model=0.8, bypass=False),
+            "core apply": node(
+                "LoraModelLoader", model=["base", 0], lora=["trainer", 2], strength_model=0.8, bypass=False
+            ),
             "apply": apply(clip=["base", 1], **STRENGTHS),
             "apply to model": apply(strength_model=0.8),
             "apply nothing": apply(clip=["base", 1], strength_model=0.0, strength_clip=0.0),
@@ -119,7 +148,10 @@ def test_the_node_says_that_all_modules_load(saved: Result):
     num_modules = sum(name.endswith(".lora_up.weight") for name in load_file(text_of(saved, "path")))
     assert num_modules > 192  # all of the UNet's, and text encoders
     shown = text_of(saved, "save")
-    assert re.fullmatch(rf"people/anna \d+\.safetensors: {num_modules}/{num_modules} modules load, [\d.]+ MB, read back and verified", shown)
+    assert re.fullmatch(
+        rf"people/anna \d+\.safetensors: {num_modules}/{num_modules} modules load, [\d.]+ MB, read back and verified",
+        shown,
+    )
 
 
 def test_the_preview_lies_beside_the_file(saved: Result):
@@ -130,25 +162,42 @@ def test_the_preview_lies_beside_the_file(saved: Result):
 def test_the_header_tells_what_was_trained(saved: Result):
     with safe_open(text_of(saved, "path"), "pt") as file:
         metadata = file.metadata()
-    assert metadata["ss_network_dim"] == "2" and metadata["ss_steps"] == "2" and metadata["ss_sd_model_name"] == "embedded_base"
-    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora" and metadata["modelspec.trigger_phrase"] == "zwx"
+    assert (
+        metadata["ss_network_dim"] == "2"
+        and metadata["ss_steps"] == "2"
+        and metadata["ss_sd_model_name"] == "embedded_base"
+    )
+    assert (
+        metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+        and metadata["modelspec.trigger_phrase"] == "zwx"
+    )
     assert json.loads(metadata["ss_tag_frequency"])["toadstools"] and len(metadata["sshs_model_hash"]) == 64
 
 
 def test_a_taken_name_gets_a_number_and_nothing_is_overwritten(loras: Path, client: ComfyClient, saved: Result):
     first = Path(text_of(saved, "path"))
     before = first.read_bytes()
-    result = client.run({**our_lora(), "again": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="people/anna %year%")})
+    result = client.run(
+        {**our_lora(), "again": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="people/anna %year%")}
+    )
     assert "trainer" not in result.executed_nodes()
     assert text_of(result, "again").startswith(f"people/{first.stem}-2.safetensors: ")
     assert first.read_bytes() == before == (first.parent / f"{first.stem}-2.safetensors").read_bytes()
-    assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, f"{first.stem}.png", f"{first.stem}-2.safetensors"])
+    assert sorted(path.name for path in first.parent.iterdir()) == sorted(
+        [first.name, f"{first.stem}.png", f"{first.stem}-2.safetensors"]
+    )
 
 
 def test_a_preview_is_never_written_over_another_image(client: ComfyClient, loras: Path, saved: Result):
     (loras / "taken.png").write_bytes(b"an image of somebody's")
     red = node("EmptyImage", width=8, height=8, batch_size=1, color=0xFF0000)
-    client.run({**our_lora(), "red": red, "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="taken", preview=["red", 0])})
+    client.run(
+        {
+            **our_lora(),
+            "red": red,
+            "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="taken", preview=["red", 0]),
+        }
+    )
     assert (loras / "taken.png").read_bytes() == b"an image of somebody's"
     assert sorted(path.name for path in loras.glob("taken*")) == ["taken-2.png", "taken-2.safetensors", "taken.png"]
 
@@ -161,7 +210,11 @@ def test_a_name_that_cannot_be_is_refused_on_the_node(client: ComfyClient, filen
 
 
 def test_a_name_on_a_link_is_checked_when_it_is_there(client: ComfyClient, loras: Path, saved: Result):
-    prompt = {**our_lora(), "text": node("PrimitiveString", value="linked"), "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename=["text", 0])}
+    prompt = {
+        **our_lora(),
+        "text": node("PrimitiveString", value="linked"),
+        "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename=["text", 0]),
+    }
     assert text_of(client.run(prompt), "save").startswith("linked.safetensors: ")
     prompt["text"]["inputs"]["value"] = "../outside"
     with pytest.raises(PromptFailed, match=r"leads out of the loras folder"):
@@ -176,16 +229,28 @@ def test_without_a_name_it_is_the_day(client: ComfyClient, saved: Result):
 
 def test_the_file_draws_what_the_socket_draws(client: ComfyClient, saved: Result):
     loader = node("LoraLoader", model=["base", 0], clip=["base", 1], lora_name=text_of(saved, "lora_name"), **STRENGTHS)
-    by_core = node("LoraLoader", model=["base", 0], clip=["base", 1], lora_name="by_core_00001_.safetensors", **STRENGTHS)
-    drawings = {**drawing("file", ["loader", 0], ["loader", 1]), **drawing("core's file", ["by core", 0], ["by core", 1])}
+    by_core = node(
+        "LoraLoader", model=["base", 0], clip=["base", 1], lora_name="by_core_00001_.safetensors", **STRENGTHS
+    )
+    drawings = {
+        **drawing("file", ["loader", 0], ["loader", 1]),
+        **drawing("core's file", ["by core", 0], ["by core", 1]),
+    }
     result = client.run({**BASE, "loader": loader, "by core": by_core, **drawings})
     expected = image_of(client, saved, "with lora")
-    assert np.array_equal(image_of(client, result, "file"), expected) and np.array_equal(image_of(client, result, "core's file"), expected)
+    assert np.array_equal(image_of(client, result, "file"), expected) and np.array_equal(
+        image_of(client, result, "core's file"), expected
+    )
 
 
 def test_apply_lora_reaches_unet_and_text_encoders_each_at_its_strength(client: ComfyClient, saved: Result):
     images = {name: image_of(client, saved, name) for name in ("plain", "with lora", "with clip", "with model")}
-    for one, other in (("plain", "with model"), ("plain", "with clip"), ("with model", "with lora"), ("with clip", "with lora")):
+    for one, other in (
+        ("plain", "with model"),
+        ("plain", "with clip"),
+        ("with model", "with lora"),
+        ("with clip", "with lora"),
+    ):
         assert not np.array_equal(images[one], images[other]), (one, other)
 
 
@@ -205,27 +270,66 @@ def test_core_plots_the_loss(saved: Result):
 
 
 def test_a_lora_of_cores_trainer_is_applied_and_saved(client: ComfyClient, loras: Path):
-    training = {"batch_size": 1, "grad_accumulation_steps": 1, "steps": 2, "learning_rate": 1e-2, "rank": 2, "seed": 0, "existing_lora": "[None]"}
-    methods = {"optimizer": "AdamW", "loss_function": "MSE", "training_dtype": "none", "lora_dtype": "fp32", "algorithm": "LoRA"}
-    memory = {"gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "quantized_backward": False, "bucket_mode": False}
+    training = {
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "rank": 2,
+        "seed": 0,
+        "existing_lora": "[None]",
+    }
+    methods = {
+        "optimizer": "AdamW",
+        "loss_function": "MSE",
+        "training_dtype": "none",
+        "lora_dtype": "fp32",
+        "algorithm": "LoRA",
+    }
+    memory = {
+        "gradient_checkpointing": False,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "quantized_backward": False,
+        "bucket_mode": False,
+    }
     prompt = {
         **BASE,
         "picture": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF0000),
         "latent": node("VAEEncode", pixels=["picture", 0], vae=["base", 2]),
         "text": node("CLIPTextEncode", clip=["base", 1], text="red"),
         "core trainer": node(
-            "TrainLoraNode", model=["base", 0], latents=["latent", 0], positive=["text", 0], **training, **methods, **memory, bypass_mode=False
+            "TrainLoraNode",
+            model=["base", 0],
+            latents=["latent", 0],
+            positive=["text", 0],
+            **training,
+            **methods,
+            **memory,
+            bypass_mode=False,
         ),
         "save": node("LoRATrainer_SaveLoRA", lora=["core trainer", 0], filename="from_core"),
         "apply": node("LoRATrainer_ApplyLoRA", model=["base", 0], lora=["core trainer", 0]),
         **drawing("socket", ["apply", 0], ["base", 1]),
     }
     result = client.run(prompt)
-    num_modules = len({name.rpartition(".")[0].removesuffix(".lora_up").removesuffix(".lora_down") for name in load_file(loras / "from_core.safetensors")})
+    num_modules = len(
+        {
+            name.rpartition(".")[0].removesuffix(".lora_up").removesuffix(".lora_down")
+            for name in load_file(loras / "from_core.safetensors")
+        }
+    )
     assert text_of(result, "save").startswith(f"from_core.safetensors: {num_modules} modules, ")
 
     loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name="from_core.safetensors", strength_model=1.0)
-    from_file = client.run({**BASE, "loader": loader, **drawing("file", ["loader", 0], ["base", 1]), **drawing("plain", ["base", 0], ["base", 1])})
+    from_file = client.run(
+        {
+            **BASE,
+            "loader": loader,
+            **drawing("file", ["loader", 0], ["base", 1]),
+            **drawing("plain", ["base", 0], ["base", 1]),
+        }
+    )
     assert np.array_equal(image_of(client, from_file, "file"), image_of(client, result, "socket"))
     assert not np.array_equal(image_of(client, from_file, "file"), image_of(client, from_file, "plain"))
 
@@ -290,16 +394,27 @@ def refusals(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("refusals")
     write_embedded_checkpoint(folder / "base.safetensors")
     (folder / "loras").mkdir()
-    (line,) = [line for line in run_in_comfyui(REFUSALS, PACK, folder / "base.safetensors", folder / "loras").splitlines() if line.startswith("RESULT")]
+    (line,) = [
+        line
+        for line in run_in_comfyui(REFUSALS, PACK, folder / "base.safetensors", folder / "loras").splitlines()
+        if line.startswith("RESULT")
+    ]
     return json.loads(line.removeprefix("RESULT"))
 
 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("apply flux", "ValueError: none of the LoRA's 3 tensors fits this MODEL or CLIP, such as lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"),
+        (
+            "apply flux",
+            "ValueError: none of the LoRA's 3 tensors fits this MODEL or CLIP, such as "
+            "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
+        ),
         ("apply no lora", "ValueError: none of the LoRA's 1 tensors fits"),
-        ("apply empty", "ValueError: none of the LoRA's 0 tensors fits this MODEL or CLIP. Apply it to the kind of model"),
+        (
+            "apply empty",
+            "ValueError: none of the LoRA's 0 tensors fits this MODEL or CLIP. Apply it to the kind of model",
+        ),
         ("save no lora", "ValueError: this LORA_MODEL holds no LoRA weights (a, b). Connect Train LoRA's lora output"),
         ("save empty", "ValueError: this LORA_MODEL holds no LoRA weights (nothing at all)"),
         ("save nan", "ValueError: 1 of 3 tensors hold values that are not finite, such as lora_unet_input_blocks_4_1_"),

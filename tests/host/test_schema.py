@@ -1,4 +1,6 @@
-"""What ComfyUI sees of the nodes: whose ids they are, what their import brings along, and a schema that saved workflows and prompts rely on."""
+"""What ComfyUI sees of the nodes: whose ids they are, what their import brings along, and a
+schema that saved workflows and prompts rely on.
+"""
 
 import json
 import os
@@ -16,19 +18,28 @@ SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 NODES = tuple(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
 NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
-MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}  # lists of this machine too
+# lists of this machine too
+MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 @pytest.fixture(scope="module")
 def schemas(comfyui_server: ComfyServer) -> dict[str, dict[str, Any]]:
-    return {name: schema for name, schema in comfyui_server.client.get("/object_info").items() if name.startswith("LoRATrainer_")}
+    return {
+        name: schema
+        for name, schema in comfyui_server.client.get("/object_info").items()
+        if name.startswith("LoRATrainer_")
+    }
 
 
 def inputs_of(schema: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Type and options by input id, in the order of the node."""
-    groups = [(schema["input"][group], names) for group, names in schema["input_order"].items() if group in ("required", "optional")]
+    groups = [
+        (schema["input"][group], names)
+        for group, names in schema["input_order"].items()
+        if group in ("required", "optional")
+    ]
     return {name: (entries[name][0], entries[name][1]) for entries, names in groups for name in names}
 
 
@@ -39,14 +50,17 @@ def test_every_id_is_ours_and_nothing_failed_to_import(comfyui_server: ComfyServ
 
 
 def test_no_schema_has_changed(schemas):
-    """Saved workflows store widget values by position, prompts name inputs and count outputs: append, never rename, reorder or remove."""
+    """Saved workflows store widget values by position, prompts name inputs and count outputs:
+    append, never rename, reorder or remove.
+    """
     found = {node: describe(schemas[node]) for node in sorted(schemas, key=[*NODES, *schemas].index)}
     if os.environ.get(UPDATE):
         SNAPSHOT.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     expected = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     assert found == expected, (
         "A new input must be appended to the end of its node's SETTINGS_ORDER: saved workflows store widget values by "
-        f"position. If nothing was inserted, moved or renamed, update {SNAPSHOT.name}: {UPDATE}=1 pytest tests/host/test_schema.py"
+        f"position. If nothing was inserted, moved or renamed, update {SNAPSHOT.name}: {UPDATE}=1 pytest "
+        "tests/host/test_schema.py"
     )
 
 
@@ -57,7 +71,11 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "category": schema["category"],
         "output_node": schema["output_node"],
         "has_intermediate_output": schema["has_intermediate_output"],
-        "inputs": [line for name, (kind, options) in inputs_of(schema).items() for line in _input_lines(name, kind, options, schema)],
+        "inputs": [
+            line
+            for name, (kind, options) in inputs_of(schema).items()
+            for line in _input_lines(name, kind, options, schema)
+        ],
         "outputs": [f"{name}: {kind}{' list' if is_list else ''}" for kind, name, is_list in outputs],
     }
 
@@ -70,7 +88,10 @@ def _input_lines(name: str, kind: str, options: dict[str, Any], schema: dict[str
     for choice in options["options"]:
         groups = [choice["inputs"].get(group, {}) for group in ("required", "optional")]
         children = [(child, entry) for group in groups for child, entry in group.items()]
-        lines += [f"{name} = {choice['key']}: {_input_line(child, entry[0], entry[1], {'input': choice['inputs']})}" for child, entry in children]
+        lines += [
+            f"{name} = {choice['key']}: {_input_line(child, entry[0], entry[1], {'input': choice['inputs']})}"
+            for child, entry in children
+        ]
     return lines
 
 
@@ -92,7 +113,9 @@ def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str,
 def test_every_input_and_output_has_a_tooltip(schemas):
     for schema in schemas.values():
         without = [name for name, (_, options) in inputs_of(schema).items() if not options.get("tooltip")]
-        without += [name for name, tooltip in zip(schema["output_name"], schema["output_tooltips"], strict=True) if not tooltip]
+        without += [
+            name for name, tooltip in zip(schema["output_name"], schema["output_tooltips"], strict=True) if not tooltip
+        ]
         assert without == [], schema["name"]
 
 
@@ -102,20 +125,36 @@ def test_every_widget_has_a_default_in_its_range(schemas):
             if kind not in WIDGETS or options.get("forceInput"):
                 continue
             default = options["default"]
-            assert default in options["options"] if kind == "COMBO" else options.get("min", default) <= default <= options.get("max", default), name
+            assert (
+                default in options["options"]
+                if kind == "COMBO"
+                else options.get("min", default) <= default <= options.get("max", default)
+            ), name
 
 
 def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
     inputs = inputs_of(schemas["LoRATrainer_LoRATrainSDXL"])
-    visible = [name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("advanced") and not options.get("forceInput")]
+    visible = [
+        name
+        for name, (kind, options) in inputs.items()
+        if kind in WIDGETS and not options.get("advanced") and not options.get("forceInput")
+    ]
     assert len(visible) <= 8, visible
     assert inputs["seed"][1]["control_after_generate"] == "fixed"
 
 
 def test_only_what_comes_over_a_link_is_required(schemas):
     """And the choice of an architecture, without which there is nothing to train."""
-    required = {(node, name): entry for node, schema in schemas.items() for name, entry in schema["input"].get("required", {}).items()}
-    widgets = [key for key, (kind, options) in required.items() if kind in (WIDGETS | {DYNAMIC}) and not options.get("forceInput")]
+    required = {
+        (node, name): entry
+        for node, schema in schemas.items()
+        for name, entry in schema["input"].get("required", {}).items()
+    }
+    widgets = [
+        key
+        for key, (kind, options) in required.items()
+        if kind in (WIDGETS | {DYNAMIC}) and not options.get("forceInput")
+    ]
     assert widgets == [("LoRATrainer_MusubiTrain", "architecture")]
 
 
@@ -130,7 +169,9 @@ def test_the_front_end_is_told_what_the_plain_ids_stand_for(comfyui_server: Comf
         (ours,) = replacements[plain_id]
         inputs = inputs_of(schemas[f"LoRATrainer_{plain_id}"])
         assert ours["new_node_id"] == f"LoRATrainer_{plain_id}"
-        assert ours["old_widget_ids"] == [name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("forceInput")]
+        assert ours["old_widget_ids"] == [
+            name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("forceInput")
+        ]
         assert ours["input_mapping"] == [{"new_id": name, "old_id": name} for name in inputs]
 
 
@@ -195,7 +236,11 @@ def started(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPat
     rival = tmp_path_factory.mktemp("custom_nodes") / "rival_pack"
     rival.mkdir()
     (rival / "__init__.py").write_text(RIVAL)
-    (line,) = [line for line in run_in_comfyui(START, json.dumps([str(PACK), str(rival)])).splitlines() if line.startswith("RESULT")]
+    (line,) = [
+        line
+        for line in run_in_comfyui(START, json.dumps([str(PACK), str(rival)])).splitlines()
+        if line.startswith("RESULT")
+    ]
     return json.loads(line.removeprefix("RESULT"))
 
 
@@ -203,7 +248,9 @@ READS_PYPROJECT = {"comfy_config", "dotenv", "pydantic", "pydantic_settings"}  #
 
 
 def test_the_pack_is_imported_with_few_modules_and_without_any_package_of_its_own(started):
-    """diffusers, peft and the like cannot be imported there: nodes appear even where they are missing."""
+    """diffusers, peft and the like cannot be imported there: nodes appear even where they are
+    missing.
+    """
     of_pack, others = [], set()
     for name in started["imported"][0]:
         if name.startswith(str(PACK)):
@@ -217,11 +264,22 @@ def test_the_pack_is_imported_with_few_modules_and_without_any_package_of_its_ow
 def test_ids_that_another_pack_has_taken_are_reported_with_its_name(started):
     about_us = [(level, message) for level, message in started["log"] if message.startswith("LoRA Trainer: ")]
     assert about_us == [
-        ("WARNING", "LoRA Trainer: LoRATrainer_ApplyLoRA belongs to custom_nodes.rival_pack, so ours cannot be used. Is the pack installed twice?"),
-        ("INFO", "LoRA Trainer: the id LoadImages belongs to custom_nodes.rival_pack; in API prompts use LoRATrainer_LoadImages for ours"),
+        (
+            "WARNING",
+            "LoRA Trainer: LoRATrainer_ApplyLoRA belongs to custom_nodes.rival_pack, so ours cannot be used. Is the "
+            "pack installed twice?",
+        ),
+        (
+            "INFO",
+            "LoRA Trainer: the id LoadImages belongs to custom_nodes.rival_pack; in API prompts use "
+            "LoRATrainer_LoadImages for ours",
+        ),
     ]
 
 
 def test_plain_ids_in_prompts_are_ours_unless_somebody_else_owns_them(started):
     ours = {"LoRATrainSDXL": "LoRATrainer_LoRATrainSDXL", "Florence2Caption": "LoRATrainer_Florence2Caption"}
-    assert started["class_types"] == {name: ours.get(name, name) for name in ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")}
+    assert started["class_types"] == {
+        name: ours.get(name, name)
+        for name in ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")
+    }

@@ -1,4 +1,6 @@
-"""A real server: it starts with the packs, runs prompts, says what is wrong with them, is interrupted, and stops."""
+"""A real server: it starts with the packs, runs prompts, says what is wrong with them, is
+interrupted, and stops.
+"""
 
 import io
 import json
@@ -68,7 +70,11 @@ def test_the_embedded_base_draws_what_the_prompt_says(comfyui_server: ComfyServe
     pixels = np.asarray(Image.open(io.BytesIO(comfyui_server.client.fetch(file))).convert("RGB"))
     assert pixels.shape == (128, 128, 3) and all(fits(pixels, caption))
     assert result.executed_nodes()[-1] == "save"
-    steps = [message.data["value"] for message in result.messages if message.kind == "progress" and message.data["node"] == "sampler"]
+    steps = [
+        message.data["value"]
+        for message in result.messages
+        if message.kind == "progress" and message.data["node"] == "sampler"
+    ]
     assert steps[-1] == 20 and steps == sorted(steps)
 
 
@@ -82,7 +88,10 @@ def test_the_same_prompt_again_comes_from_the_cache(comfyui_server: ComfyServer)
 def test_a_refused_prompt_names_the_node_and_the_input(comfyui_server: ComfyServer):
     prompt = draw("x", seed=0)
     prompt["base"]["inputs"]["ckpt_name"] = "nowhere.safetensors"
-    with pytest.raises(PromptRejected, match=r"node base \(CheckpointLoaderSimple\), ckpt_name: Value not in list: 'nowhere\.safetensors' not in"):
+    with pytest.raises(
+        PromptRejected,
+        match=r"node base \(CheckpointLoaderSimple\), ckpt_name: Value not in list: 'nowhere\.safetensors' not in",
+    ):
         comfyui_server.client.run(prompt)
     with pytest.raises(PromptRejected, match="Node 'NoSuchNode' not found"):
         comfyui_server.client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})
@@ -142,9 +151,18 @@ def run_in_thread(function: Callable[[], object]) -> None:
         threads.submit(function).result(timeout=TIME_LIMIT)
 
 
-def test_the_command_runs_a_prompt_file_on_a_server(comfyui_server: ComfyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_runs_a_prompt_file_on_a_server(
+    comfyui_server: ComfyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "draw.json").write_text(json.dumps(draw("x", seed=0, steps=2)))
-    arguments = ["comfyui", str(tmp_path / "draw.json"), "--server", comfyui_server.url, "--output-dir", str(tmp_path / "out")]
+    arguments = [
+        "comfyui",
+        str(tmp_path / "draw.json"),
+        "--server",
+        comfyui_server.url,
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--set", "sampler.steps=1", "--set", "save.filename_prefix=a/b"]) == 0
     (written,) = (tmp_path / "out").rglob("*.png")
     assert str(written) in capsys.readouterr().out and written.parent.name == "a"
@@ -159,7 +177,9 @@ def test_the_command_runs_a_prompt_file_on_a_server(comfyui_server: ComfyServer,
 def test_ctrl_c_interrupts_the_prompt_on_the_server_and_ends_the_command(comfyui_server: ComfyServer, tmp_path: Path):
     (tmp_path / "draw.json").write_text(json.dumps(draw("x", seed=9, steps=10_000)))
     command = [sys.executable, "-m", "trainers", "comfyui", "draw.json", "--server", comfyui_server.url]
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACK)}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACK)}, stderr=subprocess.PIPE, text=True
+    )
     while not comfyui_server.client.get("/queue")["queue_running"]:
         assert process.poll() is None
         time.sleep(0.1)

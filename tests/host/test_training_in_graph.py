@@ -1,4 +1,6 @@
-"""The main job on a real server: train on the loaded model, use the result in the same prompt and as a file, and survive what goes wrong."""
+"""The main job on a real server: train on the loaded model, use the result in the same prompt
+and as a file, and survive what goes wrong.
+"""
 
 import io
 import json
@@ -31,17 +33,29 @@ from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
 
 ENDLESS = 100_000  # optimizer steps, more than end within the tests' time limit
-# 28 steps: 999 / 27 is whole, so that ComfyUI's and diffusers' noise levels are those of the same whole timesteps.
+# 28 steps: 999 / 27 is whole, so that ComfyUI's and diffusers' noise levels are those of the same
+# whole timesteps.
 NUM_STEPS, CFG = 28, 4.0
 POSITIVE = f"a {TRIGGER_WORD} on a white background"
-TINY = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "alpha": 2.0, "learning_rate": 1e-3, "train_batch_size": 2, "max_train_steps": 3}
+TINY = {
+    "resolution": 64,
+    "bucket_reso_steps": 32,
+    "rank": 2,
+    "alpha": 2.0,
+    "learning_rate": 1e-3,
+    "train_batch_size": 2,
+    "max_train_steps": 3,
+}
 PLAIN = {"optimizer": "AdamW", "gradient_checkpointing": "off", "gradient_accumulation_steps": 1, "save_dtype": "fp32"}
 
 
 def base_nodes(checkpoint: str = "embedded_base.safetensors", folder: str = "toadstools") -> Prompt:
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
-        "pictures": {"class_type": "LoRATrainer_LoadImages", "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD}},
+        "pictures": {
+            "class_type": "LoRATrainer_LoadImages",
+            "inputs": {"folder": folder, "trigger_word": TRIGGER_WORD},
+        },
     }
 
 
@@ -50,12 +64,17 @@ def trainer(**settings: Any) -> dict[str, Any]:
     return {"class_type": "LoRATrainer_LoRATrainSDXL", "inputs": {**inputs, **TINY, **PLAIN, **settings}}
 
 
-def sampler_nodes(model: list[Any], clip: list[Any], *, name: str, seeds: int = 4, latent_node: str = "EmptyLatentImage") -> Prompt:
+def sampler_nodes(
+    model: list[Any], clip: list[Any], *, name: str, seeds: int = 4, latent_node: str = "EmptyLatentImage"
+) -> Prompt:
     """Images of POSITIVE from `model`, saved by the node `name`."""
     nodes: Prompt = {
         f"{name} positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": POSITIVE}},
         f"{name} negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
-        f"{name} latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": seeds}},
+        f"{name} latent": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 128, "height": 128, "batch_size": seeds},
+        },
         f"{name} sampler": {
             "class_type": "KSampler",
             "inputs": {
@@ -71,7 +90,10 @@ def sampler_nodes(model: list[Any], clip: list[Any], *, name: str, seeds: int = 
                 "denoise": 1.0,
             },
         },
-        f"{name} decode": {"class_type": "VAEDecode", "inputs": {"samples": [f"{name} sampler", 0], "vae": ["base", 2]}},
+        f"{name} decode": {
+            "class_type": "VAEDecode",
+            "inputs": {"samples": [f"{name} sampler", 0], "vae": ["base", 2]},
+        },
         name: {"class_type": "SaveImage", "inputs": {"images": [f"{name} decode", 0], "filename_prefix": name}},
     }
     return nodes
@@ -113,7 +135,10 @@ def trained(client: ComfyClient) -> Result:
             "trainer": trainer(**settings),
             **sampler_nodes(["base", 0], ["base", 1], name="before"),
             **sampler_nodes(["trainer", 0], ["trainer", 1], name="after"),
-            "save": {"class_type": "LoRATrainer_SaveLoRA", "inputs": {"lora": ["trainer", 2], "filename": "toadstool", "preview": ["after decode", 0]}},
+            "save": {
+                "class_type": "LoRATrainer_SaveLoRA",
+                "inputs": {"lora": ["trainer", 2], "filename": "toadstool", "preview": ["after decode", 0]},
+            },
         }
     )
 
@@ -123,11 +148,15 @@ def test_the_image_with_the_lora_shows_the_new_concept(client: ComfyClient, trai
     assert np.mean([fidelity(image) for image in images_of(client, trained, "after")]) > 0.5
 
 
-def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(comfyui_server: ComfyServer, client: ComfyClient, trained: Result):
+def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(
+    comfyui_server: ComfyServer, client: ComfyClient, trained: Result
+):
     base = load_model(comfyui_server.base_directory / "models/checkpoints/embedded_base.safetensors")
     parts = [torch.nn.Module.float(part) for part in (base.vae, base.text_encoder, base.text_encoder_2, base.unet)]
     scheduler = EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="linspace", prediction_type="epsilon")
-    pipeline = StableDiffusionXLPipeline(parts[0], parts[1], parts[2], None, None, parts[3], scheduler, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline(
+        parts[0], parts[1], parts[2], None, None, parts[3], scheduler, add_watermarker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(comfyui_server.base_directory / "models/loras/toadstool.safetensors")
     with torch.no_grad():
@@ -149,7 +178,10 @@ def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(comfyui_serve
 
 
 def test_the_file_in_the_next_prompt_gives_the_same_pixels_as_the_socket(client: ComfyClient, trained: Result):
-    loader = {"class_type": "LoraLoader", "inputs": {"lora_name": "toadstool.safetensors", "strength_model": 1.0, "strength_clip": 1.0}}
+    loader = {
+        "class_type": "LoraLoader",
+        "inputs": {"lora_name": "toadstool.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
+    }
     loader["inputs"] |= {"model": ["base", 0], "clip": ["base", 1]}
     prompt = {"base": base_nodes()["base"], "lora": loader, **sampler_nodes(["lora", 0], ["lora", 1], name="from file")}
     from_file = images_of(client, client.run(prompt), "from file")
@@ -158,7 +190,8 @@ def test_the_file_in_the_next_prompt_gives_the_same_pixels_as_the_socket(client:
 
 def test_training_leaves_the_graphs_model_bit_for_bit_as_it_was(client: ComfyClient, trained: Result):
     prompt = {**base_nodes(), **sampler_nodes(["base", 0], ["base", 1], name="again")}
-    # The same latents by another way, so that the images are drawn anew instead of coming from the cache.
+    # The same latents by another way, so that the images are drawn anew instead of coming from the
+    # cache.
     prompt["copy"] = {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["again latent", 0], "amount": 1}}
     prompt["again sampler"]["inputs"]["latent_image"] = ["copy", 0]
     again = client.run(prompt)
@@ -168,7 +201,9 @@ def test_training_leaves_the_graphs_model_bit_for_bit_as_it_was(client: ComfyCli
 
 def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Result):
     texts = trained.texts("trainer")
-    assert any("step" in text and "loss" in text and "it/s" in text and "ETA" in text and "GB" in text for text in texts)
+    assert any(
+        "step" in text and "loss" in text and "it/s" in text and "ETA" in text and "GB" in text for text in texts
+    )
     assert any("rank 16, alpha 16" in text and "Memory: about" in text for text in texts[:2])
     assert "192/192 modules load" in texts[-1]
     assert len(trained.previews("trainer")) >= 2
@@ -191,7 +226,9 @@ def test_the_run_folder_and_history_tell_everything(comfyui_server: ComfyServer,
     assert facts["steps"] == SETTINGS["max_train_steps"] == len(facts["loss"]) and facts["modules"] == 192
     folder = Path(facts["path"]).parent
     assert folder.parent == comfyui_server.base_directory / "output/lora_trainer/runs"
-    assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.txt"} <= {path.name for path in folder.iterdir()}
+    assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.txt"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert json.loads((folder / "manifest.json").read_text())["base_model"]["name"] == "embedded_base"
     assert Image.open(io.BytesIO(comfyui_server.client.fetch(OutputFile(**facts["loss_plot"])))).size[0] > 100
 
@@ -212,7 +249,10 @@ def test_the_same_prompt_trains_once_and_unrelated_changes_do_not_train_again(cl
 
 
 def test_the_same_seed_gives_the_same_bytes(client: ComfyClient):
-    runs = [facts_of(client.run(tiny_prompt(seed=seed, output_name=name))) for seed, name in ((11, "one"), (11, "two"), (12, "three"))]
+    runs = [
+        facts_of(client.run(tiny_prompt(seed=seed, output_name=name)))
+        for seed, name in ((11, "one"), (11, "two"), (12, "three"))
+    ]
     one, two, three = (load_file(run["path"]) for run in runs)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert runs[0]["loss"] == runs[1]["loss"] != runs[2]["loss"]
@@ -236,7 +276,9 @@ def test_another_caption_image_or_base_model_trains_again(comfyui_server: ComfyS
     ImageOps.invert(Image.open(images[0]).convert("RGB")).save(images[0])
     assert trains() and not trains()
     tensors = load_file(root / "models/checkpoints/embedded_base.safetensors")
-    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, root / "models/checkpoints/other_base.safetensors")
+    save_file(
+        {name: tensor * 1.01 for name, tensor in tensors.items()}, root / "models/checkpoints/other_base.safetensors"
+    )
     prompt["base"]["inputs"]["ckpt_name"] = "other_base.safetensors"
     assert trains()
 
@@ -279,7 +321,9 @@ def fault(comfyui_server: ComfyServer):
     path.unlink(missing_ok=True)
 
 
-def test_running_out_of_memory_names_the_next_setting_and_leaves_the_server_healthy(comfyui_server: ComfyServer, client: ComfyClient, fault):
+def test_running_out_of_memory_names_the_next_setting_and_leaves_the_server_healthy(
+    comfyui_server: ComfyServer, client: ComfyClient, fault
+):
     fault("oom")
     with pytest.raises(PromptFailed) as failure:
         client.run(tiny_prompt(seed=22))
@@ -309,7 +353,9 @@ def test_an_error_in_a_step_leaves_the_server_healthy(comfyui_server: ComfyServe
         ({"model": ["pictures", 0]}, "Return type mismatch"),
     ],
 )
-def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client: ComfyClient, settings: dict[str, Any], message: str):
+def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(
+    client: ComfyClient, settings: dict[str, Any], message: str
+):
     with pytest.raises(PromptRejected) as refusal:
         client.run(tiny_prompt(**settings))
     assert set(refusal.value.node_errors) == {"trainer"} and message in str(refusal.value)
@@ -323,7 +369,9 @@ def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(client:
         ({"optimizer_args": "beta"}, "optimizer_args: cannot read 'beta'"),
     ],
 )
-def test_settings_that_fit_no_image_or_model_are_errors_that_say_what_to_do(client: ComfyClient, settings: dict[str, Any], message: str):
+def test_settings_that_fit_no_image_or_model_are_errors_that_say_what_to_do(
+    client: ComfyClient, settings: dict[str, Any], message: str
+):
     with pytest.raises(PromptFailed) as failure:
         client.run(tiny_prompt(seed=24, **settings))
     assert failure.value.error["node_id"] == "trainer" and message in failure.value.error["exception_message"]
@@ -334,9 +382,15 @@ def test_settings_that_fit_no_image_or_model_are_errors_that_say_what_to_do(clie
 
 def test_merged_models_and_models_with_loras_can_be_trained_on(client: ComfyClient, trained: Result):
     prompt = tiny_prompt(seed=30)
-    prompt["lora"] = {"class_type": "LoraLoader", "inputs": {"lora_name": "toadstool.safetensors", "strength_model": 1.0, "strength_clip": 1.0}}
+    prompt["lora"] = {
+        "class_type": "LoraLoader",
+        "inputs": {"lora_name": "toadstool.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
+    }
     prompt["lora"]["inputs"] |= {"model": ["base", 0], "clip": ["base", 1]}
-    prompt["merge"] = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["lora", 0], "model2": ["base", 0], "ratio": 0.5}}
+    prompt["merge"] = {
+        "class_type": "ModelMergeSimple",
+        "inputs": {"model1": ["lora", 0], "model2": ["base", 0], "ratio": 0.5},
+    }
     prompt["trainer"]["inputs"] |= {"model": ["merge", 0], "clip": ["lora", 1]}
     merged = facts_of(client.run(prompt))
     plain = facts_of(client.run(tiny_prompt(seed=30)))
@@ -344,8 +398,15 @@ def test_merged_models_and_models_with_loras_can_be_trained_on(client: ComfyClie
 
 
 def test_text_encoders_are_trained_and_applied_to_the_clip(client: ComfyClient):
-    prompt = {**tiny_prompt(seed=31, train_text_encoders=True, text_encoder_learning_rate=1e-2, text_encoder_2_learning_rate=1e-2)}
-    prompt |= {**sampler_nodes(["base", 0], ["base", 1], name="plain", seeds=1), **sampler_nodes(["base", 0], ["trainer", 1], name="clip", seeds=1)}
+    prompt = {
+        **tiny_prompt(
+            seed=31, train_text_encoders=True, text_encoder_learning_rate=1e-2, text_encoder_2_learning_rate=1e-2
+        )
+    }
+    prompt |= {
+        **sampler_nodes(["base", 0], ["base", 1], name="plain", seeds=1),
+        **sampler_nodes(["base", 0], ["trainer", 1], name="clip", seeds=1),
+    }
     result = client.run(prompt)
     assert facts_of(result)["modules"] > 192
     assert not np.array_equal(images_of(client, result, "plain"), images_of(client, result, "clip"))

@@ -1,4 +1,5 @@
-"""Run by Musubi Tuner's Python with tests/musubi/shim on PYTHONPATH: random weights of a tiny Z-Image in ComfyUI's layout, its VAE, text encoder and tokenizer.
+"""Run by Musubi Tuner's Python with tests/musubi/shim on PYTHONPATH: random weights of a tiny
+Z-Image in ComfyUI's layout, its VAE, text encoder and tokenizer.
 
 python make_weights.py FOLDER
 """
@@ -30,7 +31,9 @@ def make_transformer():
     model = zimage_model.create_model("torch", False, torch.bfloat16)
     is_norm = ("norm.weight", "norm1.weight", "norm2.weight", "norm_q.weight", "norm_k.weight", "cap_embedder.0.weight")
     weights = {
-        name: (torch.ones(tensor.shape) if name.endswith(is_norm) else torch.randn(tensor.shape) * 0.05).to(torch.bfloat16)
+        name: (torch.ones(tensor.shape) if name.endswith(is_norm) else torch.randn(tensor.shape) * 0.05).to(
+            torch.bfloat16
+        )
         for name, tensor in model.state_dict().items()
     }
     return in_comfyui_layout(weights)
@@ -41,7 +44,9 @@ def in_comfyui_layout(weights):
     layout = {}
     for name, tensor in weights.items():
         if ".attention.to_q.weight" in name:
-            layout[name.replace("to_q", "qkv")] = torch.cat([weights[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")])
+            layout[name.replace("to_q", "qkv")] = torch.cat(
+                [weights[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            )
         elif ".attention.to_k." not in name and ".attention.to_v." not in name:
             for old, new in RENAMED.items():
                 name = name.replace(old, new)
@@ -67,7 +72,9 @@ def make_vae():
 
 
 def make_text_encoder():
-    config = zimage_utils.Qwen3Config(tie_word_embeddings=True, hidden_act="silu", rms_norm_eps=1e-6, rope_theta=1000000)
+    config = zimage_utils.Qwen3Config(
+        tie_word_embeddings=True, hidden_act="silu", rms_norm_eps=1e-6, rope_theta=1000000
+    )
     weights = Qwen3ForCausalLM(config).to(torch.bfloat16).state_dict()
     return {name: tensor.clone() for name, tensor in weights.items() if name != "lm_head.weight"}
 
@@ -79,7 +86,9 @@ def write_tokenizer(hub: Path) -> None:
     folder.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
-    (folder / "vocab.json").write_text(json.dumps({character: token for token, character in enumerate(byte_characters())}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({character: token for token, character in enumerate(byte_characters())}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config()))
 
@@ -94,10 +103,23 @@ def byte_characters() -> list[str]:
 def tokenizer_config() -> dict:
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
-        **{"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 1024, "unk_token": None, "bos_token": None, "errors": "replace"},
-        **{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_prefix_space": False, "add_bos_token": False, "clean_up_tokenization_spaces": False},
+        **{
+            "tokenizer_class": "Qwen2Tokenizer",
+            "model_max_length": 1024,
+            "unk_token": None,
+            "bos_token": None,
+            "errors": "replace",
+        },
+        **{
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "add_prefix_space": False,
+            "add_bos_token": False,
+            "clean_up_tokenization_spaces": False,
+        },
         "added_tokens_decoder": {
-            str(token): {"content": content, **plain} for token, content in ((256, "<|endoftext|>"), (257, "<|im_start|>"), (258, "<|im_end|>"))
+            str(token): {"content": content, **plain}
+            for token, content in ((256, "<|endoftext|>"), (257, "<|im_start|>"), (258, "<|im_end|>"))
         },
         "chat_template": TEMPLATE,
     }

@@ -46,22 +46,39 @@ SAMPLES: dict[str, tuple[list[object], list[object]]] = {  # kind: (right, wrong
     "a whole number or [width, height]": ([64, [64, 32]], ["64", [64], [64, 64, 64], [64, 0.5], 64.0]),
     "a list of whole numbers": ([[1, 25], [1]], [1, ["1"], [1.5]]),
 }
-NAMES = ["/plain", "/with space/été", "/brackets [1]", "/quotes \" and ' and #", "/a = b", "/日本語/🎨", "C:/Users/me", "/back\\slash\\new\\u0041"]
+NAMES = [
+    "/plain",
+    "/with space/été",
+    "/brackets [1]",
+    "/quotes \" and ' and #",
+    "/a = b",
+    "/日本語/🎨",
+    "C:/Users/me",
+    "/back\\slash\\new\\u0041",
+]
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[tuple[str, str, object, bool]]:
-    """(table, key, value, whether our schema takes it) for every key and every kind of value, right and wrong."""
+    """(table, key, value, whether our schema takes it) for every key and every kind of value,
+    right and wrong.
+    """
     tables = {"general": GENERAL_KEYS, "image": IMAGE_KEYS, "video": VIDEO_KEYS}
     return [
-        (table, key, value, KINDS[kind](value)) for table, keys in tables.items() for key, kind in keys.items() for values in SAMPLES[kind] for value in values
+        (table, key, value, KINDS[kind](value))
+        for table, keys in tables.items()
+        for key, kind in keys.items()
+        for values in SAMPLES[kind]
+        for value in values
     ]
 
 
 @pytest.fixture(scope="module")
 def answer(cases) -> dict:
     documents = [_document(table, key, value) for table, key, value, _ in cases]
-    texts = [write_toml({"caption_extension": name}, [{"image_directory": name, "resolution": [64, 32]}]) for name in NAMES]
+    texts = [
+        write_toml({"caption_extension": name}, [{"image_directory": name, "resolution": [64, 32]}]) for name in NAMES
+    ]
     result = subprocess.run(
         [str(INSTALLATION.python), "-c", SCRIPT],
         input=json.dumps({"documents": documents, "texts": texts}),
@@ -87,10 +104,17 @@ def test_musubi_knows_the_same_keys(answer):
 
 
 def test_musubi_takes_and_refuses_the_same_values(answer, cases):
-    different = [(table, key, value) for (table, key, value, ours), theirs in zip(cases, answer["accepted"], strict=True) if ours != theirs]
+    different = [
+        (table, key, value)
+        for (table, key, value, ours), theirs in zip(cases, answer["accepted"], strict=True)
+        if ours != theirs
+    ]
     assert different == []
 
 
 def test_musubis_toml_reader_reads_what_we_write(answer):
-    expected = [{"general": {"caption_extension": name}, "datasets": [{"image_directory": name, "resolution": [64, 32]}]} for name in NAMES]
+    expected = [
+        {"general": {"caption_extension": name}, "datasets": [{"image_directory": name, "resolution": [64, 32]}]}
+        for name in NAMES
+    ]
     assert answer["read"] == expected

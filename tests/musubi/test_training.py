@@ -1,4 +1,6 @@
-"""The real scripts of Musubi Tuner on tiny weights: from images to a LoRA for ComfyUI, and what happens when that is stopped in the middle."""
+"""The real scripts of Musubi Tuner on tiny weights: from images to a LoRA for ComfyUI, and what
+happens when that is stopped in the middle.
+"""
 
 import csv
 import json
@@ -79,7 +81,9 @@ def environment(tiny: TinyMusubi, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Spaces, accents and brackets, which Musubi's own search for its caches would take for a pattern."""
+    """Spaces, accents and brackets, which Musubi's own search for its caches would take for a
+    pattern.
+    """
     place = tmp_path_factory.mktemp("runs") / "été [1] 'quoted'"
     place.mkdir()
     return place
@@ -89,14 +93,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(place: Path) -> Dataset:
     folder = place / "pictures"
     folder.mkdir()
-    for name, size, colour in (("a [1].png", (128, 128), "red"), ("b.png", (160, 96), "green"), ("b.jpg", (128, 128), "blue")):
+    for name, size, colour in (
+        ("a [1].png", (128, 128), "red"),
+        ("b.png", (160, 96), "green"),
+        ("b.jpg", (128, 128), "blue"),
+    ):
         Image.new("RGB", size, colour).save(folder / name)
     for stem in ("a [1]", "b"):
         (folder / f"{stem}.txt").write_text(f"a disc, été, {stem}", encoding="utf-8")
     return scan_folder(DatasetConfig(images=str(folder), trigger_word="ohwx"))
 
 
-def make_trainer(tiny: TinyMusubi, place: Path, cache: Path, *, name: str = "disc", config: MusubiConfig = CONFIG) -> MusubiTrainer:
+def make_trainer(
+    tiny: TinyMusubi, place: Path, cache: Path, *, name: str = "disc", config: MusubiConfig = CONFIG
+) -> MusubiTrainer:
     job = MusubiJob("z-image", config, tiny.models, {})
     return MusubiTrainer(job, tiny.installation, run_folder=RunFolder(place, name, keep_inside=True), cache_root=cache)
 
@@ -112,7 +122,9 @@ def trained(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset) -> tup
     with pytest.MonkeyPatch.context() as patch:
         for name, value in tiny.environment.items():
             patch.setenv(name, value)
-        config = replace(CONFIG, sample_every_n_steps=4, sample_prompts="\n".join(2 * ["a red disc --w 64 --h 64 --s 2 --l 1"]))
+        config = replace(
+            CONFIG, sample_every_n_steps=4, sample_prompts="\n".join(2 * ["a red disc --w 64 --h 64 --s 2 --l 1"])
+        )
         return make_trainer(tiny, place, cache, config=config).train(dataset, host), host
 
 
@@ -124,7 +136,9 @@ def products(tensors: dict[str, torch.Tensor], *, down: str, up: str) -> dict[st
             module = name.removesuffix(down)
             first, second = tensors[name].double(), tensors[module + up].double()
             alpha = tensors.get(f"{module}.alpha", torch.tensor(float(first.shape[0])))
-            result[module.removeprefix("diffusion_model.").removeprefix("lora_unet_").replace(".", "_")] = alpha.double() / first.shape[0] * second @ first
+            result[module.removeprefix("diffusion_model.").removeprefix("lora_unet_").replace(".", "_")] = (
+                alpha.double() / first.shape[0] * second @ first
+            )
     return result
 
 
@@ -166,7 +180,11 @@ def test_the_run_folder_tells_what_was_done(trained: tuple[TrainedLora, Recorder
     assert result.path is not None
     folder = result.path.parent
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["architecture"] == "z-image" and manifest["training"]["discrete_flow_shift"] == 2.0 and manifest["num_images"] == 3
+    assert (
+        manifest["architecture"] == "z-image"
+        and manifest["training"]["discrete_flow_shift"] == 2.0
+        and manifest["num_images"] == 3
+    )
     assert len(list(csv.reader((folder / "loss.csv").open()))) == 9 and (folder / "loss.png").is_file()
     log = (folder / "musubi.log").read_text(encoding="utf-8")
     assert log.count("\n$ ") == 5 and "create LoRA for U-Net/DiT: 14 modules" in log
@@ -182,13 +200,16 @@ def test_a_resumed_run_trains_the_steps_that_are_left_on_the_caches_of_the_first
     host = Recorder()
     resumed = make_trainer(tiny, place, cache, config=replace(CONFIG, resume=str(state))).train(dataset, host)
     assert [event.step for event in host.steps()] == [5, 6, 7, 8] and resumed.steps == 8 and len(resumed.losses) == 4
-    assert [event.step for event in host.events if isinstance(event, CheckpointSaved)] == [8] and resumed.checkpoints == []
+    assert [event.step for event in host.events if isinstance(event, CheckpointSaved)] == [
+        8
+    ] and resumed.checkpoints == []
     assert resumed.path is not None and resumed.path != first.path and "the caches of an earlier run" in host.notices()
     log = (resumed.path.parent / "musubi.log").read_text(encoding="utf-8")
     assert "zimage_cache_latents" not in log and "--max_train_steps 4" in log
     before, after = load_file(first.checkpoints[0]), resumed.state_dict
     distance = max(float((after[name] - before[name]).abs().max()) for name in before)
-    assert 0 < distance < 5 * CONFIG.learning_rate  # four steps of Adam from where it went on; from the start it would be many times as far
+    # four steps of Adam from where it went on; from the start it would be many times as far
+    assert 0 < distance < 5 * CONFIG.learning_rate
 
 
 def test_base_weights_in_another_form_are_converted_and_merged_whole(
@@ -202,27 +223,42 @@ def test_base_weights_in_another_form_are_converted_and_merged_whole(
     assert "--target default" in log and log.count("create LoRA for U-Net/DiT: 14 modules") == 2
 
 
-def test_base_weights_that_fit_no_layer_stop_the_training(tiny: TinyMusubi, place: Path, tmp_path: Path, cache: Path, dataset: Dataset):
+def test_base_weights_that_fit_no_layer_stop_the_training(
+    tiny: TinyMusubi, place: Path, tmp_path: Path, cache: Path, dataset: Dataset
+):
     halves = {"lora_down": torch.ones(4, 8), "lora_up": torch.ones(8, 4)}
-    save_file({f"lora_unet_blocks_0_ffn_0.{half}.weight": tensor for half, tensor in halves.items()}, tmp_path / "wan.safetensors")
+    save_file(
+        {f"lora_unet_blocks_0_ffn_0.{half}.weight": tensor for half, tensor in halves.items()},
+        tmp_path / "wan.safetensors",
+    )
     config = replace(CONFIG, base_weights=str(tmp_path / "wan.safetensors"))
-    with pytest.raises(MusubiFailed, match=r"stopped at training: nothing of base_weights .* fits the model. Is it made for Z-Image\?"):
+    with pytest.raises(
+        MusubiFailed, match=r"stopped at training: nothing of base_weights .* fits the model. Is it made for Z-Image\?"
+    ):
         make_trainer(tiny, place, cache, name="foreign", config=config).train(dataset, Recorder())
 
 
-def test_a_lora_is_continued_from_musubis_own_file(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, trained: tuple[TrainedLora, Recorder]):
+def test_a_lora_is_continued_from_musubis_own_file(
+    tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, trained: tuple[TrainedLora, Recorder]
+):
     first, _ = trained
     assert first.path is not None
     raw = first.path.parent / "musubi" / "disc.safetensors"
-    result = make_trainer(tiny, place, cache, name="on", config=replace(CONFIG, network_weights=str(raw), max_train_steps=1)).train(dataset, Recorder())
+    result = make_trainer(
+        tiny, place, cache, name="on", config=replace(CONFIG, network_weights=str(raw), max_train_steps=1)
+    ).train(dataset, Recorder())
     distance = max(float((result.state_dict[name] - tensor).abs().max()) for name, tensor in first.state_dict.items())
     assert 0 < distance < 2 * CONFIG.learning_rate
 
 
-def test_repeats_resolutions_and_batches_are_counted_as_musubi_counts_them(tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset):
+def test_repeats_resolutions_and_batches_are_counted_as_musubi_counts_them(
+    tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset
+):
     config = replace(CONFIG, extra_resolutions="48, 80", train_batch_size=2, max_train_steps=2)
     host = Recorder()
-    make_trainer(tiny, place, tmp_path / "cache", name="many", config=config).train(replace(dataset, num_repeats=3), host)
+    make_trainer(tiny, place, tmp_path / "cache", name="many", config=config).train(
+        replace(dataset, num_repeats=3), host
+    )
     (run,) = (place / "runs").glob("many-*")
     assert "num train items / 学習画像、動画数: 27" in (run / "musubi.log").read_text(encoding="utf-8")
 
@@ -232,7 +268,10 @@ def test_a_hostile_name_in_a_dataset_toml_stays_a_name(tiny: TinyMusubi, tmp_pat
     folder.mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "$(touch owned).png")
     (folder / "$(touch owned).txt").write_text('a disc"\n[[datasets]]\nimage_directory = "/etc"', encoding="utf-8")
-    own = f"[[datasets]]\nimage_directory = {json.dumps(str(folder))}\nresolution = [64, 64]\ncaption_extension = '.txt'\n"
+    own = (
+        f"[[datasets]]\nimage_directory = {json.dumps(str(folder))}\nresolution = [64, 64]\ncaption_extension = "
+        "'.txt'\n"
+    )
     trainer = make_trainer(tiny, tmp_path / "output", tmp_path / "cache", config=replace(CONFIG, max_train_steps=1))
     assert trainer.train(None, Recorder(), dataset_toml=own).steps == 1
     assert not list(tmp_path.rglob("owned")) and not (tiny.installation.folder / "owned").exists()
@@ -240,10 +279,30 @@ def test_a_hostile_name_in_a_dataset_toml_stays_a_name(tiny: TinyMusubi, tmp_pat
         trainer.train(None, Recorder(), dataset_toml=own + "output_dir = '/etc'\n")
 
 
-def test_the_command_line_trains_and_plans(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_trains_and_plans(
+    tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     files = [argument for name, path in tiny.models.items() for argument in (f"--{name.replace('_', '-')}", str(path))]
-    settings = ["--rank", "4", "--learning-rate", "1e-2", "--resolution", "64", "--max-train-steps", "2", "--optimizer", "AdamW"]
-    folders = ["--images", str(place / "pictures"), "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    settings = [
+        "--rank",
+        "4",
+        "--learning-rate",
+        "1e-2",
+        "--resolution",
+        "64",
+        "--max-train-steps",
+        "2",
+        "--optimizer",
+        "AdamW",
+    ]
+    folders = [
+        "--images",
+        str(place / "pictures"),
+        "--output-dir",
+        str(tmp_path),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     arguments = [
         "--architecture",
         "z-image",
@@ -282,11 +341,16 @@ def test_a_cancelled_training_is_gone_and_leaves_whole_checkpoints(
     assert not (run / "cancelled.safetensors").exists() and (run / "loss.png").is_file()
     checkpoints = sorted((run / "musubi").glob("*.safetensors"))
     assert checkpoints and all(len(load_file(path)) == 3 * NUM_MODULES for path in checkpoints)
-    assert f"the last checkpoint is {checkpoints[-1]}. Before ComfyUI can load all of it" in host.notices() and "convert_lora.py" in host.notices()
+    assert (
+        f"the last checkpoint is {checkpoints[-1]}. Before ComfyUI can load all of it" in host.notices()
+        and "convert_lora.py" in host.notices()
+    )
     assert processes_of(run) == []
 
 
-def test_a_process_that_is_killed_is_an_error_that_says_so(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset):
+def test_a_process_that_is_killed_is_an_error_that_says_so(
+    tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset
+):
     def kill(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 2:
             (run,) = (place / "runs").glob("killed-*")
@@ -296,7 +360,9 @@ def test_a_process_that_is_killed_is_an_error_that_says_so(tiny: TinyMusubi, pla
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("finds the process in /proc, which is Linux's")
     with pytest.raises(MusubiFailed, match=r"failed at training: the process was killed \(SIGKILL\)") as failure:
-        make_trainer(tiny, place, cache, name="killed", config=replace(CONFIG, max_train_steps=ENDLESS)).train(dataset, Recorder(kill))
+        make_trainer(tiny, place, cache, name="killed", config=replace(CONFIG, max_train_steps=ENDLESS)).train(
+            dataset, Recorder(kill)
+        )
     assert "musubi.log has all" in str(failure.value)
 
 
@@ -304,21 +370,29 @@ def test_a_tokenizer_that_is_not_there_is_named_before_anything_starts(
     tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match=r"Tongyi-MAI/Z-Image is not in the Hugging Face cache .* HF_HUB_OFFLINE forbids"):
+    with pytest.raises(
+        ValueError, match=r"Tongyi-MAI/Z-Image is not in the Hugging Face cache .* HF_HUB_OFFLINE forbids"
+    ):
         make_trainer(tiny, place, tmp_path / "cache", name="offline").train(dataset, Recorder())
     assert list((place / "runs").glob("offline-*")) == []
 
 
-def test_an_interpreter_that_is_none_is_an_error_before_anything_is_trained(tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset):
+def test_an_interpreter_that_is_none_is_an_error_before_anything_is_trained(
+    tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset
+):
     wrong = Installation(tiny.installation.folder, tmp_path / "python", tiny.installation.version)
     (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
     job = MusubiJob("z-image", CONFIG, tiny.models, {})
-    trainer = MusubiTrainer(job, wrong, run_folder=RunFolder(place, "wrong", keep_inside=True), cache_root=tmp_path / "cache")
+    trainer = MusubiTrainer(
+        job, wrong, run_folder=RunFolder(place, "wrong", keep_inside=True), cache_root=tmp_path / "cache"
+    )
     with pytest.raises(MusubiFailed, match=r"cannot be started: .* Run Musubi Doctor"):
         trainer.train(dataset, Recorder())
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(MusubiFailed, match="it ended with status 3 and did not say why"):
-        MusubiTrainer(job, wrong, run_folder=RunFolder(place, "wrong", keep_inside=True), cache_root=tmp_path / "cache").train(dataset, Recorder())
+        MusubiTrainer(
+            job, wrong, run_folder=RunFolder(place, "wrong", keep_inside=True), cache_root=tmp_path / "cache"
+        ).train(dataset, Recorder())
 
 
 def processes_of(run: Path) -> list[int]:

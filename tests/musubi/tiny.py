@@ -1,4 +1,6 @@
-"""The real Musubi Tuner with a Z-Image of tiny weights, for tests here and in tests/host. Skips, saying what is missing, where there is no Musubi."""
+"""The real Musubi Tuner with a Z-Image of tiny weights, for tests here and in tests/host. Skips,
+saying what is missing, where there is no Musubi.
+"""
 
 import os
 import subprocess
@@ -30,7 +32,13 @@ def make_tiny_musubi(folder: Path) -> TinyMusubi:
         installation = find_installation()
     except NoMusubi as error:
         pytest.skip(str(error))
-    environment = {"PYTHONPATH": str(SHIM), "MUSUBI_TINY": "1", "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": str(SHIM),
+        "MUSUBI_TINY": "1",
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     search_path = os.pathsep.join([str(SHIM), str(installation.folder / "src")])
     subprocess.run(
         [installation.python, Path(__file__).with_name("make_weights.py"), folder],
@@ -38,5 +46,9 @@ def make_tiny_musubi(folder: Path) -> TinyMusubi:
         check=True,
         timeout=TIME_LIMIT,
     )
-    models = {"dit": folder / "z_image_tiny_bf16.safetensors", "vae": folder / "ae.safetensors", "text_encoder": folder / "qwen_3_4b.safetensors"}
+    models = {
+        "dit": folder / "z_image_tiny_bf16.safetensors",
+        "vae": folder / "ae.safetensors",
+        "text_encoder": folder / "qwen_3_4b.safetensors",
+    }
     return TinyMusubi(installation, models, environment)

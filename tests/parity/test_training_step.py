@@ -1,7 +1,8 @@
 """The first steps of the real trainer against an implementation written here from the formulas.
 
-The reference shares with the trainer only diffusers' UNet, VAE, the CLIP classes and the recorded draws (noise, timesteps,
-captions). LoRA layers, noise schedule, targets, masks, loss weights, the frozen base's prediction, clipping and AdamW are its own.
+The reference shares with the trainer only diffusers' UNet, VAE, the CLIP classes and the recorded
+draws (noise, timesteps, captions). LoRA layers, noise schedule, targets, masks, loss weights, the
+frozen base's prediction, clipping and AdamW are its own.
 """
 
 import copy
@@ -51,12 +52,30 @@ COMMON = {
 }
 CASES = {
     "epsilon, min-SNR, noise offset": {"min_snr_gamma": 5.0, "noise_offset": 0.05},
-    "v-prediction, zero terminal SNR, min-SNR": {"prediction_type": "v_prediction", "zero_terminal_snr": "on", "min_snr_gamma": 5.0},
-    "both text encoders": {"train_text_encoders": True, "text_encoder_learning_rate": 5e-4, "text_encoder_2_learning_rate": 2e-4, "min_snr_gamma": 0.0},
-    "gradient accumulation and checkpointing": {"train_batch_size": 1, "gradient_accumulation_steps": 3, "gradient_checkpointing": True},
+    "v-prediction, zero terminal SNR, min-SNR": {
+        "prediction_type": "v_prediction",
+        "zero_terminal_snr": "on",
+        "min_snr_gamma": 5.0,
+    },
+    "both text encoders": {
+        "train_text_encoders": True,
+        "text_encoder_learning_rate": 5e-4,
+        "text_encoder_2_learning_rate": 2e-4,
+        "min_snr_gamma": 0.0,
+    },
+    "gradient accumulation and checkpointing": {
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 3,
+        "gradient_checkpointing": True,
+    },
     "bucket of one": {"train_batch_size": 3, "target_modules": "attention"},
     "masks": {"unmasked_weight": 0.1, "caption_dropout": 0.0},
-    "masks, normalized": {"unmasked_weight": 0.2, "normalize_masked_loss": True, "caption_dropout": 0.0, "train_batch_size": 3},
+    "masks, normalized": {
+        "unmasked_weight": 0.2,
+        "normalize_masked_loss": True,
+        "caption_dropout": 0.0,
+        "train_batch_size": 3,
+    },
     "masks, nothing of what they leave out": {"unmasked_weight": 0.0, "caption_dropout": 0.0, "min_snr_gamma": 0.0},
     "regularization": {"caption_dropout": 0.0, "train_batch_size": 3, "num_train_epochs": 2},
     "prior preservation": {"prior_loss_weight": 0.7, "learning_rate": 3e-3},
@@ -120,11 +139,18 @@ def tiny_model() -> SDXLModel:
     torch.manual_seed(0)
     encoder_1, encoder_2 = build_text_encoders()
     parts = {"unet": build_unet(), "text_encoder": encoder_1, "text_encoder_2": encoder_2, "vae": build_vae()}
-    return build_model({name: part.state_dict() for name, part in parts.items()}, prediction_type="epsilon", zero_terminal_snr=False, name="tiny")
+    return build_model(
+        {name: part.state_dict() for name, part in parts.items()},
+        prediction_type="epsilon",
+        zero_terminal_snr=False,
+        name="tiny",
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_first_steps_equal_an_independent_implementation(case, images, masked_images, regularization_images, tmp_path, monkeypatch):
+def test_the_first_steps_equal_an_independent_implementation(
+    case, images, masked_images, regularization_images, tmp_path, monkeypatch
+):
     config = SDXLConfig(**{**COMMON, **CASES[case]})
     model = tiny_model()
     folder = masked_images if "masks" in case else images
@@ -136,21 +162,29 @@ def test_the_first_steps_equal_an_independent_implementation(case, images, maske
         assert ours.loss == pytest.approx(loss, rel=1e-6)
         theirs, mine = flat(gradients), flat(ours.gradients)
         assert cosine(mine, theirs) > 1 - 1e-9
-        rounding = 1e-4 if config.prior_loss_weight else 1e-5  # of the largest; the prior is the difference of nearly equal predictions
+        # of the largest; the prior is the difference of nearly equal predictions
+        rounding = 1e-4 if config.prior_loss_weight else 1e-5
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=rounding * float(theirs.abs().max()))
         reference.adamw_step(gradients, step)
-        # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ: compare the whole update.
+        # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ:
+        # compare the whole update.
         start = flat(reference.initial)
         update, expected = flat(ours.weights) - start, flat(reference.weights) - start
         assert cosine(update, expected) > 1 - 1e-6
         torch.testing.assert_close(update.norm(), expected.norm(), rtol=1e-4, atol=0)
 
 
-def train_and_record(config, model, images, tmp_path, monkeypatch, reference: "Reference", regularization_images: Path | None = None) -> list[RecordedStep]:
-    """Run the real loop, and listen: the batches that go in, the gradients before and the weights after the optimizer."""
+def train_and_record(
+    config, model, images, tmp_path, monkeypatch, reference: "Reference", regularization_images: Path | None = None
+) -> list[RecordedStep]:
+    """Run the real loop, and listen: the batches that go in, the gradients before and the
+    weights after the optimizer.
+    """
     dataset = scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
     if regularization_images:
-        held = DatasetConfig(images=str(regularization_images), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT)
+        held = DatasetConfig(
+            images=str(regularization_images), is_regularization=True, loss_weight=REGULARIZATION_WEIGHT
+        )
         dataset = join_datasets([dataset, scan_folder(held)])
     plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64)))
     steps: list[RecordedStep] = []
@@ -175,7 +209,8 @@ def train_and_record(config, model, images, tmp_path, monkeypatch, reference: "R
 
         def before_step(optimizer, *_):
             gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
-            steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))  # without class prompts
+            # without class prompts
+            steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))
             batches.clear()
             captions.clear()
 
@@ -201,18 +236,24 @@ class Reference:
         if config.zero_terminal_snr == "on":
             root = alphas.sqrt()
             alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        # diffusers and sd-scripts go from the rescaled alphas back to betas and multiply again, which rounds in the sixth digit; the
-        # steps are then compared on the schedule in use.
+        # diffusers and sd-scripts go from the rescaled alphas back to betas and multiply again,
+        # which rounds in the sixth digit; the steps are then compared on the schedule in use.
         in_use = alphas_cumprod(zero_terminal_snr=config.zero_terminal_snr == "on")
         torch.testing.assert_close(in_use, alphas, rtol=2e-5, atol=1e-8)
         self.alphas = in_use
 
     def adopt(self, adapted) -> None:
-        """Take the initial LoRA weights, name by name, and hang own LoRA layers into the reference's modules."""
+        """Take the initial LoRA weights, name by name, and hang own LoRA layers into the
+        reference's modules.
+        """
         self.weights, self.rates = [], []
         groups = {id(parameter): group.learning_rate for group in adapted.groups for parameter in group.parameters}
         self.rates = [groups[id(parameter)] for parameter in adapted.parameters]
-        modules = {"unet": self.model.unet, "text_encoder": self.model.text_encoder, "text_encoder_2": self.model.text_encoder_2}
+        modules = {
+            "unet": self.model.unet,
+            "text_encoder": self.model.text_encoder,
+            "text_encoder_2": self.model.text_encoder_2,
+        }
         for component in modules.values():
             component.requires_grad_(False)
         for (component, path), module in adapted.read(alpha=self.config.alpha).items():
@@ -226,7 +267,9 @@ class Reference:
 
     def _lora_hook(self, down: Tensor, up: Tensor):
         strength = self.config.alpha / self.config.rank
-        return lambda layer, inputs, output: output + strength * (inputs[0] @ down.T @ up.T) if self.lora_is_on else output
+        return lambda layer, inputs, output: (
+            output + strength * (inputs[0] @ down.T @ up.T) if self.lora_is_on else output
+        )
 
     def gradients(self, step: RecordedStep) -> tuple[float, list[Tensor]]:
         num_samples = sum(len(batch.timesteps) for batch in step.batches)
@@ -258,7 +301,9 @@ class Reference:
             snr = alpha.flatten() / (1 - alpha.flatten())
             capped = torch.minimum(snr, torch.full_like(snr, self.config.min_snr_gamma))
             losses = losses * capped / (snr + 1 if self.config.prediction_type == "v_prediction" else snr)
-        return losses * torch.tensor([REGULARIZATION_WEIGHT if caption.startswith("old") else 1.0 for caption in captions])
+        return losses * torch.tensor(
+            [REGULARIZATION_WEIGHT if caption.startswith("old") else 1.0 for caption in captions]
+        )
 
     def _mask_weights(self, captions: list[str]) -> Tensor:
         """Block by block, of the mask file's middle: it is cropped as the image is."""
@@ -291,7 +336,9 @@ class Reference:
         return (self.folder / f"{[(64, 64), (80, 64), (64, 70)].index(size)}.txt").read_text()
 
     def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Chunk by chunk, with transformers' own tokenizer; shorter captions are repeated to the longest (here 1 or 2 chunks)."""
+        """Chunk by chunk, with transformers' own tokenizer; shorter captions are repeated to the
+        longest (here 1 or 2 chunks).
+        """
         rows, pooled = [], []
         for caption in captions:
             ids = reference_tokenizer()(caption)["input_ids"][1:-1]
@@ -311,7 +358,9 @@ class Reference:
     @torch.no_grad()
     def adamw_step(self, gradients: list[Tensor], step: int) -> None:
         """Loshchilov & Hutter 2019, with betas 0.9 and 0.999, eps 1e-8, weight decay 0.01."""
-        for weight, gradient, rate, (first, second) in zip(self.weights, gradients, self.rates, self.moments, strict=True):
+        for weight, gradient, rate, (first, second) in zip(
+            self.weights, gradients, self.rates, self.moments, strict=True
+        ):
             weight.mul_(1 - rate * 0.01)
             first.mul_(0.9).add_(0.1 * gradient)
             second.mul_(0.999).add_(0.001 * gradient**2)
@@ -345,19 +394,32 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def test_latents_and_size_ids_of_a_batch_are_what_the_image_says(images, tmp_path, monkeypatch):
-    """Exactly: the VAE's mean times 0.13025 of the cropped pixels, and (original, crop, target), height first."""
+    """Exactly: the VAE's mean times 0.13025 of the cropped pixels, and (original, crop, target),
+    height first.
+    """
     config = SDXLConfig(**{**COMMON, "train_batch_size": 3, "caption_dropout": 0.0})
     model = tiny_model()
     vae = copy.deepcopy(model.vae)
-    recorded = train_and_record(config, model, images, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, images))
+    recorded = train_and_record(
+        config, model, images, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, images)
+    )
     seen = {
-        caption[:12]: (batch, row) for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True) for row, caption in enumerate(captions)
+        caption[:12]: (batch, row)
+        for batch, captions in zip(recorded[0].batches, recorded[0].captions, strict=True)
+        for row, caption in enumerate(captions)
     }
     expected = {"zwx number 0": (64, 64, 0, 0), "zwx number 1": (80, 64, 8, 0), "zwx number 2": (64, 70, 0, 3)}
     for i, (caption, (height, width, top, left)) in enumerate(expected.items()):
         batch, row = seen[caption]
         image = Image.open(images / f"{i}.png").crop((left, top, left + 64, top + 64))
-        pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(1, 64, 64, 3).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+        pixels = (
+            torch.tensor(list(image.tobytes()), dtype=torch.float32)
+            .reshape(1, 64, 64, 3)
+            .permute(0, 3, 1, 2)
+            .contiguous()
+            / 127.5
+            - 1
+        )
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean * 0.13025
         assert torch.equal(batch.latents[row], latents[0])

@@ -1,7 +1,9 @@
-"""Training quality, measured: the demo's own run on the embedded base teaches the new thing and leaves the old ones recognisable.
+"""Training quality, measured: the demo's own run on the embedded base teaches the new thing and
+leaves the old ones recognisable.
 
-Measured with these settings: fidelity 0.00 -> 0.80 (seed 0) and 0.80 (seed 1), old prompts right 89 % -> 56 %, drift 27, without prior
-preservation (benchmarks/README.md has what that keeps). The bounds leave room for other processors' rounding.
+Measured with these settings: fidelity 0.00 -> 0.80 (seed 0) and 0.80 (seed 1), old prompts right 89
+% -> 56 %, drift 27, without prior preservation (benchmarks/README.md has what that keeps). The
+bounds leave room for other processors' rounding.
 """
 
 import pytest

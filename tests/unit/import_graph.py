@@ -11,7 +11,9 @@ Graph = dict[str, set[str]]
 
 
 def import_graph(*folders: str) -> Graph:
-    """The modules of the folders, such as "trainers.sdxl.config", each with the modules that it imports."""
+    """The modules of the folders, such as "trainers.sdxl.config", each with the modules that it
+    imports.
+    """
     files = {_name(path): path for folder in folders for path in (ROOT / folder).rglob("*.py")}
     return {name: set(_imports(name, path, files)) - {name} for name, path in files.items()}
 

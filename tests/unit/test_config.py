@@ -16,9 +16,16 @@ from trainers.sdxl.config import SDXLConfig
         ({"rank": 0}, "rank must be between 1 and 1024, got 0"),
         ({"learning_rate": -1e-4}, "learning_rate must be between 0.0 and 10.0, got -0.0001"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
-        ({"optimizer": "SGD"}, "optimizer must be one of AdamW, AdamW8bit, Lion, Adafactor, Prodigy, or an import path such as torch.optim.RAdam; got 'SGD'"),
+        (
+            {"optimizer": "SGD"},
+            "optimizer must be one of AdamW, AdamW8bit, Lion, Adafactor, Prodigy, or an import path such as "
+            "torch.optim.RAdam; got 'SGD'",
+        ),
         ({"save_dtype": "fp8"}, "save_dtype must be one of fp32, fp16, bf16; got 'fp8'"),
-        ({"train_text_encoders": True, "text_encoder_learning_rate": 0.0, "text_encoder_2_learning_rate": 0.0}, "both text encoder learning rates are 0"),
+        (
+            {"train_text_encoders": True, "text_encoder_learning_rate": 0.0, "text_encoder_2_learning_rate": 0.0},
+            "both text encoder learning rates are 0",
+        ),
     ],
 )
 def test_a_setting_out_of_range_says_what_came_and_what_is_allowed(setting, message):

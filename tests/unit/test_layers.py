@@ -42,7 +42,9 @@ def test_no_import_goes_in_a_circle() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_programs_and_nodes_reach_a_model_family(family: str) -> None:
-    """Shared rooms know no family, and no family knows another: neither directly nor through others."""
+    """Shared rooms know no family, and no family knows another: neither directly nor through
+    others.
+    """
     graph = import_graph("trainers")
     strangers = [module for module in graph if not is_inside(module, (family, *PROGRAMS))]
     assert len(strangers) > 80
@@ -52,7 +54,11 @@ def test_only_programs_and_nodes_reach_a_model_family(family: str) -> None:
 
 def test_what_nodes_share_with_the_host_imports_no_node() -> None:
     graph = import_graph("nodes")
-    schemas = {f"nodes.{path.stem}" for path in (ROOT / "nodes").glob("*.py") if "io.ComfyNode" in path.read_text(encoding="utf-8")}
+    schemas = {
+        f"nodes.{path.stem}"
+        for path in (ROOT / "nodes").glob("*.py")
+        if "io.ComfyNode" in path.read_text(encoding="utf-8")
+    }
     assert len(schemas) == 11
     for module in graph:
         if is_inside(module, "nodes.host"):
@@ -83,13 +89,32 @@ def test_pack_knows_when_it_is_inside_comfyui(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("folder", "is_banned"), [("trainers", True), ("trainers/sdxl", True), ("nodes", False)])
-@pytest.mark.parametrize("statement", ["import comfy.sd", "from comfy_api.latest import io", "import folder_paths", "from server import x", "import nodes"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import comfy.sd",
+        "from comfy_api.latest import io",
+        "import folder_paths",
+        "from server import x",
+        "import nodes",
+    ],
+)
 def test_ruff_enforces_the_layer_rule(folder: str, is_banned: bool, statement: str) -> None:
     ruff = shutil.which("ruff", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if ruff is None:
         pytest.skip("ruff is not installed: its layer rule was not checked")
-    # Under the name of a file that need not exist, so that ruff takes the project's own configuration.
-    command = [ruff, "check", "--no-cache", "--select=TID251", "--output-format=concise", "--stdin-filename", f"{folder}/example.py", "-"]
+    # Under the name of a file that need not exist, so that ruff takes the project's own
+    # configuration.
+    command = [
+        ruff,
+        "check",
+        "--no-cache",
+        "--select=TID251",
+        "--output-format=concise",
+        "--stdin-filename",
+        f"{folder}/example.py",
+        "-",
+    ]
     result = subprocess.run(command, input=statement + "\n", capture_output=True, text=True, cwd=ROOT, check=False)
     assert ("TID251" in result.stdout) is is_banned, result.stdout + result.stderr
 
@@ -101,7 +126,9 @@ def _imports(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def _imported_packages(path: Path) -> Iterator[str]:
-    """Top-level names of the absolute imports, those inside functions too; and of imports that climb out of trainers/."""
+    """Top-level names of the absolute imports, those inside functions too; and of imports that
+    climb out of trainers/.
+    """
     depth = len(path.relative_to(ROOT).parts) - 1
     for node in _imports(path):
         if isinstance(node, ast.Import):
@@ -111,7 +138,9 @@ def _imported_packages(path: Path) -> Iterator[str]:
 
 
 def _import_as_custom_node(*, search_path: list[Path], stand_in: str = "") -> dict[str, object]:
-    """Import the pack as ComfyUI does, under a name of its own; returns its public names with those values that JSON can hold."""
+    """Import the pack as ComfyUI does, under a name of its own; returns its public names with
+    those values that JSON can hold.
+    """
     return json.loads(
         _python(f"""
             import importlib.util, json, sys

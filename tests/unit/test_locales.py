@@ -81,9 +81,8 @@ def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str)
     separator = " : " if language == "fr" else "："
     for node in translation(language).values():
         for name, texts_of_input in node["inputs"].items():
-            id = re.sub(
-                "^architecture_", "architecture.", name
-            )  # the front end looks its translation up without the dot
+            # the front end looks its translation up without the dot
+            id = re.sub("^architecture_", "architecture.", name)
             assert texts_of_input["tooltip"].startswith(id + separator)
 
 

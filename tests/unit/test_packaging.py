@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 FORBIDDEN = {"torch", "torchvision", "torchaudio", "numpy", "pytest"}
 # What a ComfyUI of some age has: older than anything that pip would choose itself.
 HOST_PACKAGES = {"torch": "2.6.0", "torchvision": "0.21.0", "torchaudio": "2.6.0", "numpy": "1.26.4"}
-UNREACHABLE = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError|Connection refused|from versions: none")
+UNREACHABLE = re.compile(
+    r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError|Connection refused|from versions: none"
+)
 
 
 def test_pyproject_and_requirements_agree() -> None:
@@ -80,11 +82,15 @@ def _name(requirement: str) -> str:
 
 
 def _environment_of_a_host(folder: Path) -> Path:
-    """An empty environment in which pip finds HOST_PACKAGES installed: only their metadata, which is all that pip reads."""
+    """An empty environment in which pip finds HOST_PACKAGES installed: only their metadata,
+    which is all that pip reads.
+    """
     venv.create(folder / "venv", with_pip=False)
     scripts = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
     python = scripts / ("python.exe" if sys.platform == "win32" else "python")
-    site_packages = Path(_run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip())
+    site_packages = Path(
+        _run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip()
+    )
     for name, version in HOST_PACKAGES.items():
         metadata = site_packages / f"{name}-{version}.dist-info" / "METADATA"
         metadata.parent.mkdir()
@@ -93,7 +99,9 @@ def _environment_of_a_host(folder: Path) -> Path:
 
 
 def _would_install(python: Path, requirements: Path) -> set[str]:
-    """The packages that pip would install there; skips where there is no pip or no package index."""
+    """The packages that pip would install there; skips where there is no pip or no package
+    index.
+    """
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--dry-run", "--quiet", "--retries=1"]
     result = _run([*command, "--report=-", f"--requirement={requirements}"])
     if "No module named pip" in result.stderr:

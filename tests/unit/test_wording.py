@@ -25,7 +25,11 @@ def test_a_long_list_says_how_many_are_left() -> None:
 
 
 def test_examples_end_in_dots_where_there_are_more() -> None:
-    assert name_examples("abc", 2) == "a, b, ..." and name_examples("ab", 2) == "a, b"
+    assert (
+        name_examples("abcd") == "a, b, c, ..."
+        and name_examples("abc", 2) == "a, b, ..."
+        and name_examples("ab", 2) == "a, b"
+    )
 
 
 def test_a_size_is_width_by_height() -> None:

@@ -5,7 +5,7 @@ diffusers all load whole and at the right strength.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic_write import atomic_write
+from ..wording import name_examples
 from .header import serialize, tensor_hashes
 from .modules import LoraModule, ModuleKey, ModuleNames
 from .read import load_tensors, read_lora
@@ -41,7 +42,7 @@ def to_kohya(
     unknown = [key for key in modules if key not in names]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} LoRA modules have no place in the model: {_first(' '.join(key) for key in unknown)}"
+            f"{len(unknown)} LoRA modules have no place in the model: {name_examples(' '.join(key) for key in unknown)}"
         )
     state_dict = {}
     for key, name in names.items():
@@ -97,7 +98,7 @@ def verify_lora(path: Path, names: ModuleNames, *, expected: Collection[ModuleKe
     broken = [names[key] for key, module in modules.items() if not _is_finite(module)]
     if broken:
         raise RuntimeError(
-            f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {_first(broken)}"
+            f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {name_examples(broken)}"
         )
     up_norm = math.sqrt(sum(module.up.double().square().sum().item() for module in modules.values()))
     if up_norm == 0:
@@ -123,11 +124,12 @@ def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     ]
     if different:
         raise RuntimeError(
-            f"{path}: {len(different)} tensors are not what was written: {_first(different)}. Is the disk damaged?"
+            f"{path}: {len(different)} tensors are not what was written: {name_examples(different)}. "
+            "Is the disk damaged?"
         )
     broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {_first(broken)}")
+        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {name_examples(broken)}")
     ups = [tensor for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
     if ups and not any(bool(tensor.any()) for tensor in ups):
         raise RuntimeError(
@@ -141,16 +143,11 @@ def _check_complete(
 ) -> None:
     missing = [" ".join(key) for key in expected if key not in modules]
     if missing:
-        raise RuntimeError(f"{path}: {len(missing)} of {len(expected)} modules are missing: {_first(missing)}")
+        raise RuntimeError(f"{path}: {len(missing)} of {len(expected)} modules are missing: {name_examples(missing)}")
     surplus = [names[key] for key in modules if key not in expected]
     if surplus:
-        raise RuntimeError(f"{path}: {len(surplus)} modules were not trained: {_first(surplus)}")
+        raise RuntimeError(f"{path}: {len(surplus)} modules were not trained: {name_examples(surplus)}")
 
 
 def _is_finite(module: LoraModule) -> bool:
     return math.isfinite(module.alpha) and bool(module.down.isfinite().all()) and bool(module.up.isfinite().all())
-
-
-def _first(entries: Iterable[str], count: int = 3) -> str:
-    listed = list(entries)
-    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..wording import name_examples
 from .modules import LoraModule, ModuleKey, ModuleNames, flat_name
 from .other_kinds import guess_base_model, refuse_other_kinds
 
@@ -94,7 +95,7 @@ def _parts_by_module(
         parts[key][role] = tensor
     if unmatched or not tensors:
         raise ValueError(
-            f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {_first(unmatched)}. "
+            f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {name_examples(unmatched)}. "
             f"{_looks_like(tensors)}"
         )
     return parts
@@ -145,8 +146,3 @@ def _looks_like(tensors: Mapping[str, Tensor]) -> str:
     if not any(_FACTOR.fullmatch(name) for name in tensors):
         return "The file holds no LoRA weights; is it a whole model?"
     return guess_base_model(tensors)
-
-
-def _first(entries: Iterable[str], count: int = 3) -> str:
-    listed = list(entries)
-    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

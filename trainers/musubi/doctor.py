@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..wording import GIBIBYTE, format_gigabytes
 from .installation import Installation, NoMusubi, find_folder, find_python, read_version
 from .process import environment_for
 
@@ -146,7 +147,7 @@ def _found(probed: dict) -> Iterator[str]:
     cuda = f"CUDA {probed['cuda']}" if probed.get("cuda") else "without CUDA"
     yield f"Python {probed['python']}, torch {probed.get('torch', 'none')} {cuda if 'torch' in probed else ''}".rstrip()
     for name, free, total in probed.get("gpus", []):
-        yield f"GPU: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free"
+        yield f"GPU: {name}, {free / GIBIBYTE:.1f} of {format_gigabytes(total)} free"
 
 
 def _problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..wording import format_gigabytes
 from .device import DeviceMemory, default_device
 from .events import (
     CheckpointSaved,
@@ -105,5 +106,5 @@ def describe_step(event: StepDone) -> str:
     stand in the bar itself.
     """
     learning_rate = "" if math.isnan(event.learning_rate) else f", lr {event.learning_rate:.1e}"
-    memory = f", {event.memory_bytes / 2**30:.1f} GB" if event.memory_bytes else ""
+    memory = f", {format_gigabytes(event.memory_bytes)}" if event.memory_bytes else ""
     return f"loss {event.average_loss:.4f}{learning_rate}{memory}"

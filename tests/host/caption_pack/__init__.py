@@ -1,6 +1,8 @@
-"""Test-only ComfyUI pack: a captioning node as other packs have them, and what of Florence-2 is in memory while captions are made and at every step.
+"""Test-only ComfyUI pack: a captioning node as other packs have them, and what of Florence-2 is in
+memory while captions are made and at every step.
 
-The latter is written, one JSON object to a line, to <base directory>/memory.jsonl while that file exists.
+The latter is written, one JSON object to a line, to <base directory>/memory.jsonl while that file
+exists.
 """
 
 import gc
@@ -17,7 +19,9 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (40, 60, 220), 
 
 
 class ForeignTagger:
-    """One text for every image of the batches that come, as the taggers of other packs give them."""
+    """One text for every image of the batches that come, as the taggers of other packs give
+    them.
+    """
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",)}})
     RETURN_TYPES, OUTPUT_IS_LIST, FUNCTION, CATEGORY = ("STRING",), (True,), "tag", "test"

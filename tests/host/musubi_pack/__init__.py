@@ -1,6 +1,8 @@
-"""Test-only ComfyUI pack: a Z-Image model of tiny size, which no loader recognises, and what a LoRA did to its weights.
+"""Test-only ComfyUI pack: a Z-Image model of tiny size, which no loader recognises, and what a LoRA
+did to its weights.
 
-Also puts <base directory>/environment.json into the server's environment, where Musubi's processes find it: ComfyServer passes no PYTHONPATH on.
+Also puts <base directory>/environment.json into the server's environment, where Musubi's processes
+find it: ComfyServer passes no PYTHONPATH on.
 """
 
 import json
@@ -19,7 +21,14 @@ os.environ.update(json.loads((Path(folder_paths.base_path) / "environment.json")
 
 CATEGORY = "tests"
 SIZES = {
-    **{"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "qk_norm": True, "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3},
+    **{
+        "image_model": "lumina2",
+        "patch_size": 2,
+        "in_channels": 16,
+        "qk_norm": True,
+        "rope_theta": 256.0,
+        "ffn_dim_multiplier": 8 / 3,
+    },
     **{"z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32, "axes_lens": [1536, 512, 512]},
 }
 
@@ -38,11 +47,20 @@ class TinyZImage:
         dim, caption_features = tensors["cap_embedder.1.weight"].shape
         layers = {key.split(".")[1] for key in tensors if key.startswith("layers.")}
         head_dim = tensors["layers.0.attention.q_norm.weight"].shape[0]
-        sizes = {"dim": dim, "cap_feat_dim": caption_features, "n_layers": len(layers), "n_heads": dim // head_dim, "n_kv_heads": dim // head_dim}
-        config = comfy.supported_models.ZImage({**SIZES, **sizes, "axes_dims": [head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8]})
+        sizes = {
+            "dim": dim,
+            "cap_feat_dim": caption_features,
+            "n_layers": len(layers),
+            "n_heads": dim // head_dim,
+            "n_kv_heads": dim // head_dim,
+        }
+        config = comfy.supported_models.ZImage(
+            {**SIZES, **sizes, "axes_dims": [head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8]}
+        )
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model(tensors, "")
-        # Parameter by parameter: ComfyUI rounds some sizes up, which no full-size Z-Image has. It is patched and compared, never run.
+        # Parameter by parameter: ComfyUI rounds some sizes up, which no full-size Z-Image has. It
+        # is patched and compared, never run.
         unknown = set(tensors) - set(model.diffusion_model.state_dict())
         assert not unknown, unknown
         for key, tensor in tensors.items():
@@ -52,7 +70,9 @@ class TinyZImage:
 
 
 class CompareLora:
-    """How far the weights of `patched` are from W + (alpha / rank) B A, with Musubi's own file of that run; and how far they moved."""
+    """How far the weights of `patched` are from W + (alpha / rank) B A, with Musubi's own file
+    of that run; and how far they moved.
+    """
 
     RETURN_TYPES = ()
     FUNCTION = "compare"
@@ -66,15 +86,26 @@ class CompareLora:
     def compare(self, model, patched, path):
         lora = load_file(Path(path).parent / "musubi" / Path(path).name)
         weights = model.model.diffusion_model.state_dict()
-        expected = {name: weight.float() + change(name, lora) for name, weight in weights.items() if change(name, lora) is not None}
-        found = {name: patched.patch_weight_to_device(f"diffusion_model.{name}", return_weight=True).float() for name in expected}
+        expected = {
+            name: weight.float() + change(name, lora)
+            for name, weight in weights.items()
+            if change(name, lora) is not None
+        }
+        found = {
+            name: patched.patch_weight_to_device(f"diffusion_model.{name}", return_weight=True).float()
+            for name in expected
+        }
         error = max(float((found[name] - expected[name]).abs().max()) for name in expected)
         moved = min(float((expected[name] - weights[name]).abs().max()) for name in expected)
-        return {"ui": {"error": [error], "moved": [moved], "weights": [len(expected)], "patched": [len(patched.patches)]}}
+        return {
+            "ui": {"error": [error], "moved": [moved], "weights": [len(expected)], "patched": [len(patched.patches)]}
+        }
 
 
 def change(name, lora):
-    """What the LoRA adds to a weight of ComfyUI's; None where it adds nothing. Its q, k and v are one weight there."""
+    """What the LoRA adds to a weight of ComfyUI's; None where it adds nothing. Its q, k and v
+    are one weight there.
+    """
     module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
     if module.endswith("_attention_qkv"):
         parts = [product(module.removesuffix("qkv") + f"to_{letter}", lora) for letter in "qkv"]

@@ -1,4 +1,5 @@
-"""Runs in ComfyUI's interpreter: what borrow_model makes of MODEL, CLIP and VAE in each state that a graph can bring. Prints JSON.
+"""Runs in ComfyUI's interpreter: what borrow_model makes of MODEL, CLIP and VAE in each state that
+a graph can bring. Prints JSON.
 
 Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a folder for files.
 """
@@ -96,13 +97,19 @@ with torch.inference_mode():
     results["inference_mode_is_back"] = torch.is_inference_mode_enabled()
 
     # Patched models: another LoRA, and a merge.
-    with_lora, _, _ = apply_lora(model, clip, comfy.utils.load_torch_file(str(lora_file)), strength_model=0.7, strength_clip=1.0)
+    with_lora, _, _ = apply_lora(
+        model, clip, comfy.utils.load_torch_file(str(lora_file)), strength_model=0.7, strength_clip=1.0
+    )
     sampled = with_lora.patch_weight_to_device(KEY, return_weight=True)
     base = borrow(with_lora, clip, vae)
     borrowed = pointers(base.unet)
     results["with_lora"] = {
         "difference_to_sampler": float((unet_weight(base) - sampled).abs().max()),
-        "difference_to_base": float((unet_weight(base) - model.model.diffusion_model.get_parameter(KEY.removeprefix("diffusion_model."))).abs().max()),
+        "difference_to_base": float(
+            (unet_weight(base) - model.model.diffusion_model.get_parameter(KEY.removeprefix("diffusion_model.")))
+            .abs()
+            .max()
+        ),
         "copied": len(borrowed - host_pointers),
         "path": base.path and str(base.path),
     }
@@ -122,14 +129,22 @@ with torch.inference_mode():
 
     # Number formats.
     unet_file = folder / "unet.safetensors"
-    save_file({name: tensor.contiguous().clone() for name, tensor in model.model.diffusion_model.state_dict().items()}, unet_file)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in model.model.diffusion_model.state_dict().items()},
+        unet_file,
+    )
     float8 = comfy.sd.load_diffusion_model(str(unet_file), model_options={"dtype": torch.float8_e4m3fn})
     base = borrow(float8, clip, vae)
-    results["float8"] = [str(unet_weight(base).dtype), float((unet_weight(base).float() - float8.model.get_parameter(KEY).float()).abs().max())]
+    results["float8"] = [
+        str(unet_weight(base).dtype),
+        float((unet_weight(base).float() - float8.model.get_parameter(KEY).float()).abs().max()),
+    ]
     quantized, _, _ = load()
     owner = quantized.model.get_submodule(KEY.removesuffix(".weight"))
     weight = owner.weight.data.clone()
-    owner.weight = torch.nn.Parameter(QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout"), requires_grad=False)
+    owner.weight = torch.nn.Parameter(
+        QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout"), requires_grad=False
+    )
     base = borrow(quantized, clip, vae)
     results["quantized"] = float((unet_weight(base).float() - weight).abs().max() / weight.abs().max())
 
@@ -142,7 +157,9 @@ with torch.inference_mode():
     results["gguf"] = refusal(strange, clip, vae)
 
     # What is no SDXL, or acts outside of the weights.
-    bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, comfy.utils.load_torch_file(str(lora_file)), 1.0, 0.0)
+    bypassed, _ = comfy.sd.load_bypass_lora_for_models(
+        model, None, comfy.utils.load_torch_file(str(lora_file)), 1.0, 0.0
+    )
     skipped = clip.clone()
     skipped.clip_layer(-3)
     results["refused"] = {

@@ -1,6 +1,8 @@
-"""Runs in ComfyUI's interpreter: where the captioner's weights are while it captions, and that nothing of it is left afterwards. Prints JSON.
+"""Runs in ComfyUI's interpreter: where the captioner's weights are while it captions, and that
+nothing of it is left afterwards. Prints JSON.
 
-Arguments: the pack's folder, the folder of a Florence-2 model, a folder of images, a base directory for models and output.
+Arguments: the pack's folder, the folder of a Florence-2 model, a folder of images, a base directory
+for models and output.
 """
 
 import gc
@@ -19,7 +21,9 @@ import folder_paths
 folder_paths.models_dir = str(base / "models")
 folder_paths.set_output_directory(str(base / "output"))
 
-spec = importlib.util.spec_from_file_location("lora_trainer", pack / "__init__.py", submodule_search_locations=[str(pack)])
+spec = importlib.util.spec_from_file_location(
+    "lora_trainer", pack / "__init__.py", submodule_search_locations=[str(pack)]
+)
 module = importlib.util.module_from_spec(spec)
 sys.modules["lora_trainer"] = module
 spec.loader.exec_module(module)
@@ -38,8 +42,17 @@ describe = Florence2Captioner.describe
 
 def watched(self, *arguments, **settings):
     texts = describe(self, *arguments, **settings)
-    patchers = [loaded for loaded in comfy.model_management.loaded_models() if isinstance(loaded.model, graph_captioner._Managed)]
-    seen["loaded"].append([len(patchers), {str(weight.dtype) for patcher in patchers for weight in patcher.model.parameters()} == {"torch.float32"}])
+    patchers = [
+        loaded
+        for loaded in comfy.model_management.loaded_models()
+        if isinstance(loaded.model, graph_captioner._Managed)
+    ]
+    seen["loaded"].append(
+        [
+            len(patchers),
+            {str(weight.dtype) for patcher in patchers for weight in patcher.model.parameters()} == {"torch.float32"},
+        ]
+    )
     models.extend(weakref.ref(patcher.model.model) for patcher in patchers)
     del patchers
     return texts
@@ -51,7 +64,11 @@ Florence2Captioner.describe = watched
 def run(**settings):
     dataset = scan_folder(DatasetConfig(images=str(images)))
     return graph_captioner.caption_in_graph(
-        dataset, CaptionerConfig(task="caption", batch_size=2, **settings), model=seen["names"][0], model_id="", download=False
+        dataset,
+        CaptionerConfig(task="caption", batch_size=2, **settings),
+        model=seen["names"][0],
+        model_id="",
+        download=False,
     )
 
 
@@ -66,6 +83,8 @@ with torch.inference_mode():
         seen["error"] = str(error)
 gc.collect()
 seen["alive"] = sum(model() is not None for model in models)
-seen["modules"] = sum(isinstance(thing, torch.nn.Module) and "florence" in type(thing).__name__.lower() for thing in gc.get_objects())
+seen["modules"] = sum(
+    isinstance(thing, torch.nn.Module) and "florence" in type(thing).__name__.lower() for thing in gc.get_objects()
+)
 seen["left"] = len(comfy.model_management.loaded_models())
 print("RESULT" + json.dumps(seen))

@@ -1,6 +1,8 @@
-"""Runs in ComfyUI's interpreter: one training step on a model with SDXL's full depth at toy width, through the node's own function. Prints JSON.
+"""Runs in ComfyUI's interpreter: one training step on a model with SDXL's full depth at toy width,
+through the node's own function. Prints JSON.
 
-Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of images, a folder for files.
+Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of
+images, a folder for files.
 """
 
 import importlib.util
@@ -64,8 +66,17 @@ dataset = scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
 
 with torch.inference_mode():
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(folder / "full_depth.safetensors"))[:3]
-    settings = {"resolution": 64, "max_train_steps": 1, "train_batch_size": 1, "rank": 2, "train_text_encoders": True, "optimizer": "AdamW"}
-    trained = train_sdxl(GraphModel(model, clip, vae), dataset, goal="object", memory="8 GB", output_name="full", settings=settings)
+    settings = {
+        "resolution": 64,
+        "max_train_steps": 1,
+        "train_batch_size": 1,
+        "rank": 2,
+        "train_text_encoders": True,
+        "optimizer": "AdamW",
+    }
+    trained = train_sdxl(
+        GraphModel(model, clip, vae), dataset, goal="object", memory="8 GB", output_name="full", settings=settings
+    )
     unet_only = {name: tensor for name, tensor in trained.lora.items() if name.startswith("lora_unet_")}
     results = {
         "summary": trained.summary,

@@ -1,8 +1,10 @@
-"""Test-only: Python reads this file at the start of every process of Musubi Tuner's that has its folder on PYTHONPATH. No file of Musubi is changed.
+"""Test-only: Python reads this file at the start of every process of Musubi Tuner's that has its
+folder on PYTHONPATH. No file of Musubi is changed.
 
-With MUSUBI_TINY=1 the sizes that Musubi writes into its code become tiny ones, module by module, as they are imported. The command lines stay
-those of a real training. And where torchvision's own operators do not load beside a CPU build of torch, their names are declared,
-so that it can be imported.
+With MUSUBI_TINY=1 the sizes that Musubi writes into its code become tiny ones, module by module, as
+they are imported. The command lines stay those of a real training. And where torchvision's own
+operators do not load beside a CPU build of torch, their names are declared, so that it can be
+imported.
 """
 
 import importlib
@@ -13,7 +15,13 @@ import sys
 
 CAPTION_FEATURES = 64
 QWEN3 = {
-    **{"hidden_size": CAPTION_FEATURES, "intermediate_size": 96, "num_hidden_layers": 3, "max_window_layers": 3, "vocab_size": 320},
+    **{
+        "hidden_size": CAPTION_FEATURES,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "max_window_layers": 3,
+        "vocab_size": 320,
+    },
     **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 1024},
     **{"bos_token_id": 256, "eos_token_id": 258},
 }
@@ -45,7 +53,9 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 class DeclareOperators(importlib.abc.MetaPathFinder):
-    """Before the first import of torchvision: tries it, and declares what is missing where it fails."""
+    """Before the first import of torchvision: tries it, and declares what is missing where it
+    fails.
+    """
 
     has_tried = False
 

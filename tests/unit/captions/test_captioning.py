@@ -1,4 +1,6 @@
-"""What becomes of a model's texts: which images are asked about, trigger word, existing captions, files, cache; and nothing empty ever."""
+"""What becomes of a model's texts: which images are asked about, trigger word, existing
+captions, files, cache; and nothing empty ever.
+"""
 
 import json
 import subprocess
@@ -54,7 +56,13 @@ class Namer:
         self._texts = list(texts)
 
     def describe(
-        self, images: Sequence[Image.Image], *, prompt: str, num_beams: int, max_new_tokens: int, check_interrupted: Callable[[], None]
+        self,
+        images: Sequence[Image.Image],
+        *,
+        prompt: str,
+        num_beams: int,
+        max_new_tokens: int,
+        check_interrupted: Callable[[], None],
     ) -> list[str]:
         self.batches.append(len(images))
         self.settings.append((prompt, num_beams, max_new_tokens))
@@ -81,9 +89,15 @@ def captions_of(dataset: Dataset) -> list[str]:
 
 
 def run(
-    dataset: Dataset, captioner: Namer | None = None, host: RecordingHost | None = None, cache: CaptionCache | None = None, **settings: object
+    dataset: Dataset,
+    captioner: Namer | None = None,
+    host: RecordingHost | None = None,
+    cache: CaptionCache | None = None,
+    **settings: object,
 ) -> list[str]:
-    captioned = caption_dataset(dataset, captioner or Namer(), CaptionerConfig(**settings), host or RecordingHost(), cache or CaptionCache(None))
+    captioned = caption_dataset(
+        dataset, captioner or Namer(), CaptionerConfig(**settings), host or RecordingHost(), cache or CaptionCache(None)
+    )
     return captions_of(captioned)
 
 
@@ -97,11 +111,19 @@ def test_every_image_gets_the_caption_of_its_own_pixels(tmp_path):
 
 def test_keep_asks_only_about_images_without_a_caption(tmp_path):
     captioner = Namer()
-    assert run(scan(make_folder(tmp_path / "pictures", ["a cat", None, " ", "a dog"])), captioner) == ["a cat", "#020000", "#030000", "a dog"]
+    assert run(scan(make_folder(tmp_path / "pictures", ["a cat", None, " ", "a dog"])), captioner) == [
+        "a cat",
+        "#020000",
+        "#030000",
+        "a dog",
+    ]
     assert captioner.batches == [2]
 
 
-@pytest.mark.parametrize("stand_in", [{"trigger_word": "sks"}, {"fallback_caption": "a thing"}, {"trigger_word": "sks", "fallback_caption": "a thing"}])
+@pytest.mark.parametrize(
+    "stand_in",
+    [{"trigger_word": "sks"}, {"fallback_caption": "a thing"}, {"trigger_word": "sks", "fallback_caption": "a thing"}],
+)
 def test_what_stands_in_for_a_missing_caption_is_not_kept(tmp_path, stand_in):
     captions = run(scan(make_folder(tmp_path / "pictures", [None, "a cat"]), **stand_in))
     trigger = "sks, " if "trigger_word" in stand_in else ""
@@ -135,7 +157,10 @@ def test_appended_text_goes_to_every_line_of_a_wildcard_caption():
 def test_trigger_template_and_a_text_that_has_the_trigger_word(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None, None]), trigger_word="sks")
     template = "a photo of {trigger}: {caption}"
-    assert run(dataset, Namer(texts=["{a} cat", "the SKS cat"]), trigger_template=template) == ["a photo of sks: {a} cat", "the SKS cat"]
+    assert run(dataset, Namer(texts=["{a} cat", "the SKS cat"]), trigger_template=template) == [
+        "a photo of sks: {a} cat",
+        "the SKS cat",
+    ]
 
 
 def test_regularization_images_get_no_trigger_word(tmp_path):
@@ -171,15 +196,23 @@ def test_second_run_does_not_even_load_the_model(tmp_path):
     def captions() -> list[str]:
         captioner = Florence2Captioner(FOLDER, dtype=torch.float32, place=placed.append)
         config = CaptionerConfig(task="caption")
-        return captions_of(caption_dataset(scan(folder), captioner, config, RecordingHost(), CaptionCache(tmp_path / "cache")))
+        return captions_of(
+            caption_dataset(scan(folder), captioner, config, RecordingHost(), CaptionCache(tmp_path / "cache"))
+        )
 
     assert captions() == captions() == [f"a photo of a {colour} square" for colour in COLOURS]
     assert len(placed) == 1
 
 
-@pytest.mark.parametrize("change", [{"task": "ocr"}, {"prompt": "<MIX_CAPTION>"}, {"num_beams": 1}, {"max_new_tokens": 20}])
+@pytest.mark.parametrize(
+    "change", [{"task": "ocr"}, {"prompt": "<MIX_CAPTION>"}, {"num_beams": 1}, {"max_new_tokens": 20}]
+)
 def test_another_question_is_asked_again(tmp_path, change):
-    dataset, cache, captioner = scan(make_folder(tmp_path / "pictures", [None])), CaptionCache(tmp_path / "cache"), Namer()
+    dataset, cache, captioner = (
+        scan(make_folder(tmp_path / "pictures", [None])),
+        CaptionCache(tmp_path / "cache"),
+        Namer(),
+    )
     run(dataset, captioner, cache=cache)
     run(dataset, captioner, cache=cache, batch_size=7)
     assert captioner.batches == [1]
@@ -200,7 +233,13 @@ def test_another_model_another_image_or_another_background_is_asked_again(tmp_pa
 
 def test_request_is_the_prompt_or_the_task_s_token(tmp_path):
     captioner = Namer()
-    run(scan(make_folder(tmp_path / "pictures", [None])), captioner, task="prompt_gen_tags", num_beams=2, max_new_tokens=9)
+    run(
+        scan(make_folder(tmp_path / "pictures", [None])),
+        captioner,
+        task="prompt_gen_tags",
+        num_beams=2,
+        max_new_tokens=9,
+    )
     run(scan(tmp_path / "pictures"), captioner, task="prompt_gen_tags", prompt=" <MIX_CAPTION> ")
     assert captioner.settings == [("<GENERATE_TAGS>", 2, 9), ("<MIX_CAPTION>", 3, 512)]
 
@@ -310,7 +349,9 @@ def test_captions_of_another_node_are_counted_and_none_may_be_empty(tmp_path):
 
 
 def test_reading_the_settings_imports_no_torch():
-    code = "import trainers.commands.caption, sys; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    code = (
+        "import trainers.commands.caption, sys; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
@@ -319,11 +360,23 @@ def test_command_prints_captions_and_writes_files(tmp_path, capsys):
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
         plain_image(colour, seed=900 + number).save(folder / f"{number}.png")
-    arguments = ["caption", "--images", str(folder), "--model", str(FOLDER), "--task", "detailed_caption", "--trigger-word", "sks"]
+    arguments = [
+        "caption",
+        "--images",
+        str(folder),
+        "--model",
+        str(FOLDER),
+        "--task",
+        "detailed_caption",
+        "--trigger-word",
+        "sks",
+    ]
     arguments += ["--cache-dir", str(tmp_path / "cache"), "--device", "cpu", "--write-files"]
     assert main(arguments) == 0
     expected = [f"sks, A {colour} square." for colour in COLOURS]
-    assert capsys.readouterr().out.splitlines() == [f"{number}.png\t{caption}" for number, caption in enumerate(expected)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{number}.png\t{caption}" for number, caption in enumerate(expected)
+    ]
     assert [(folder / f"{number}.txt").read_text() for number in range(4)] == [caption + "\n" for caption in expected]
 
 
@@ -345,4 +398,7 @@ def test_cached_texts_survive_as_they_are(tmp_path):
     cache.put("ab12", "line\none — 東京")
     assert CaptionCache(tmp_path).get("ab12") == "line\none — 東京"
     assert CaptionCache(tmp_path).get("ab13") is None
-    assert json.dumps(sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt"))) == '["captions/ab/ab12.txt"]'
+    assert (
+        json.dumps(sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt")))
+        == '["captions/ab/ab12.txt"]'
+    )

@@ -11,7 +11,10 @@ from trainers.captions.clip_tokenizer import END_TOKEN, token_ids, tokenize
     [
         # Recorded from transformers' CLIPTokenizer with openai/clip-vit-large-patch14's files.
         ("a red circle", [320, 736, 7117]),
-        ("zwx, 1girl (solo:1.2) \\(test\\)!", [89, 3561, 267, 272, 1611, 263, 5797, 281, 272, 269, 273, 264, 59, 263, 1628, 59, 7805]),
+        (
+            "zwx, 1girl (solo:1.2) \\(test\\)!",
+            [89, 3561, 267, 272, 1611, 263, 5797, 281, 272, 269, 273, 264, 59, 263, 1628, 59, 7805],
+        ),
         ("!!! ! hello!", [995, 256, 3306, 256]),
         ("I'VE ÀÉ_under_score", [328, 1200, 36149, 4166, 318, 1798, 318, 4431]),
         ("", []),

@@ -1,4 +1,6 @@
-"""Edited captions: how edits are read and applied, what a change of many captions does, and what is counted."""
+"""Edited captions: how edits are read and applied, what a change of many captions does, and what
+is counted.
+"""
 
 import json
 from pathlib import Path
@@ -132,7 +134,9 @@ def test_replacing_heeds_case_and_whole_words_as_asked():
 
 
 def test_an_unknown_change_and_an_empty_text_are_refused():
-    with pytest.raises(ValueError, match="operation must be one of add in front, add at the end, remove, replace, got shuffle"):
+    with pytest.raises(
+        ValueError, match="operation must be one of add in front, add at the end, remove, replace, got shuffle"
+    ):
         change_captions(["a"], "shuffle", "x")
     with pytest.raises(ValueError, match="there is no text to remove"):
         change_captions(["a"], "remove", "  ")
@@ -150,5 +154,10 @@ def test_several_lines_are_counted_together_and_each_needs_the_trigger_word():
 
 
 def test_the_trigger_word_counts_as_a_whole_word_anywhere():
-    assert [inspect_caption(caption, "sks").has_trigger_word for caption in ("sks cat", "a SKS", "sksy cat", "")] == [True, True, False, False]
+    assert [inspect_caption(caption, "sks").has_trigger_word for caption in ("sks cat", "a SKS", "sksy cat", "")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert inspect_caption("a cat", "").has_trigger_word

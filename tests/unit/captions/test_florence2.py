@@ -1,4 +1,6 @@
-"""Florence-2 from native and legacy folders: the tiny model that was taught what to say says it, and every usual mistake would be heard."""
+"""Florence-2 from native and legacy folders: the tiny model that was taught what to say says it,
+and every usual mistake would be heard.
+"""
 
 import dataclasses
 import json
@@ -40,7 +42,12 @@ def open_captioner(folder: Path = FOLDER) -> Florence2Captioner:
 
 
 def describe(
-    captioner: Florence2Captioner, images: list[Image.Image], prompt: str = "<CAPTION>", *, num_beams: int = 3, max_new_tokens: int = 50
+    captioner: Florence2Captioner,
+    images: list[Image.Image],
+    prompt: str = "<CAPTION>",
+    *,
+    num_beams: int = 3,
+    max_new_tokens: int = 50,
 ) -> list[str]:
     return captioner.describe(images, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
@@ -77,13 +84,18 @@ def test_generation_is_the_same_every_time(captioner):
 
 def test_swapped_colour_channels_would_be_heard(captioner):
     swapped = [Image.merge("RGB", image.split()[::-1]) for image in IMAGES]
-    assert describe(captioner, swapped) == [ANSWERS["<CAPTION>"].format(colour) for colour in ("blue", "green", "red", "white")]
+    assert describe(captioner, swapped) == [
+        ANSWERS["<CAPTION>"].format(colour) for colour in ("blue", "green", "red", "white")
+    ]
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        {"mean": tuple(value / 255 for value in (0.485, 0.456, 0.406)), "std": tuple(value / 255 for value in (0.229, 0.224, 0.225))},  # no rescaling
+        {
+            "mean": tuple(value / 255 for value in (0.485, 0.456, 0.406)),
+            "std": tuple(value / 255 for value in (0.229, 0.224, 0.225)),
+        },  # no rescaling
         {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},  # no normalising
     ],
     ids=["no rescaling", "no normalising"],
@@ -144,7 +156,9 @@ def test_interrupt_is_answered_in_the_middle_of_a_caption(captioner):
             raise Interrupted("cancelled")
 
     with pytest.raises(Interrupted):
-        captioner.describe(IMAGES, prompt="<CAPTION>", num_beams=3, max_new_tokens=50, check_interrupted=check_interrupted)
+        captioner.describe(
+            IMAGES, prompt="<CAPTION>", num_beams=3, max_new_tokens=50, check_interrupted=check_interrupted
+        )
     assert len(polls) == 3
 
 
@@ -186,14 +200,19 @@ def legacy_name(name: str) -> str:
 
 
 def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
-    """The tiny model as microsoft's folders are: remote code's names and config, projection transposed, no <image> token, what the native class drops."""
+    """The tiny model as microsoft's folders are: remote code's names and config, projection
+    transposed, no <image> token, what the native class drops.
+    """
     folder.mkdir()
     weights = {legacy_name(name): weight for name, weight in load_file(FOLDER / "model.safetensors").items()}
     weights["image_projection"] = weights["image_projection"].T.contiguous()
     weights["language_model.model.shared.weight"] = weights["language_model.model.shared.weight"][:-1].contiguous()
     weights["language_model.lm_head.weight"] = weights["language_model.model.shared.weight"].clone()
     num_tokens, width = weights["language_model.model.shared.weight"].shape
-    weights |= {"language_model.final_logits_bias": torch.zeros(1, num_tokens), "vision_tower.norms.weight": torch.ones(width)}
+    weights |= {
+        "language_model.final_logits_bias": torch.zeros(1, num_tokens),
+        "vision_tower.norms.weight": torch.ones(width),
+    }
     if pickled:
         torch.save(weights, folder / "pytorch_model.bin")
     else:
@@ -204,12 +223,27 @@ def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
         "model_type": "davit",
         "dim_embed": vision.pop("embed_dim"),
         "image_pos_embed": {"type": "learned_abs_2d", "max_pos_embeddings": vision.pop("max_position_embeddings")},
-        "visual_temporal_embedding": {"type": "COSINE", "max_temporal_embeddings": vision.pop("max_temporal_embeddings")},
+        "visual_temporal_embedding": {
+            "type": "COSINE",
+            "max_temporal_embeddings": vision.pop("max_temporal_embeddings"),
+        },
         "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
     }
-    text = {**native["text_config"], "model_type": "florence2_language", "vocab_size": num_tokens, "early_stopping": True}
+    text = {
+        **native["text_config"],
+        "model_type": "florence2_language",
+        "vocab_size": num_tokens,
+        "early_stopping": True,
+    }
     auto_map = {"AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration"}
-    config = {"model_type": "florence2", "auto_map": auto_map, "text_config": text, "vision_config": vision, "projection_dim": 32, "vocab_size": num_tokens}
+    config = {
+        "model_type": "florence2",
+        "auto_map": auto_map,
+        "text_config": text,
+        "vision_config": vision,
+        "projection_dim": 32,
+        "vocab_size": num_tokens,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_florence2.py").write_text("raise AssertionError('remote code was run')")
     shutil.copy(FOLDER / "preprocessor_config.json", folder)
@@ -246,10 +280,16 @@ def test_tokenizer_is_also_read_from_vocabulary_and_merges(tmp_path):
 
 def test_embeddings_are_one_parameter_and_an_untied_head_stays_its_own(tmp_path):
     model = load_model(ModelFolder.open(FOLDER), dtype=torch.float32)
-    assert model.lm_head.weight is model.model.language_model.shared.weight is model.model.language_model.decoder.embed_tokens.weight
+    assert (
+        model.lm_head.weight
+        is model.model.language_model.shared.weight
+        is model.model.language_model.decoder.embed_tokens.weight
+    )
     folder = shutil.copytree(FOLDER, tmp_path / "untied")
     weights = load_file(FOLDER / "model.safetensors")
-    save_file({**weights, "lm_head.weight": weights["model.language_model.shared.weight"] * 2}, folder / "model.safetensors")
+    save_file(
+        {**weights, "lm_head.weight": weights["model.language_model.shared.weight"] * 2}, folder / "model.safetensors"
+    )
     untied = load_model(ModelFolder.open(folder), dtype=torch.float32)
     torch.testing.assert_close(untied.lm_head.weight, untied.model.language_model.shared.weight * 2)
 
@@ -263,14 +303,19 @@ def test_weights_of_the_file_s_own_precision_are_not_copied(monkeypatch):
 
     monkeypatch.setattr(model_module, "load_file", remember)
     model = load_model(ModelFolder.open(FOLDER), dtype=torch.float16)
-    assert {weight.data_ptr() for weight in model.state_dict().values()} == {weight.data_ptr() for weight in loaded.values()}
+    assert {weight.data_ptr() for weight in model.state_dict().values()} == {
+        weight.data_ptr() for weight in loaded.values()
+    }
 
 
 def test_sharded_weights_are_read(tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "sharded")
     weights = list(load_file(folder / "model.safetensors").items())
     (folder / "model.safetensors").unlink()
-    shards = {"model-00001-of-00002.safetensors": dict(weights[::2]), "model-00002-of-00002.safetensors": dict(weights[1::2])}
+    shards = {
+        "model-00001-of-00002.safetensors": dict(weights[::2]),
+        "model-00002-of-00002.safetensors": dict(weights[1::2]),
+    }
     for name, shard in shards.items():
         save_file(shard, folder / name)
     index = {"weight_map": {weight: name for name, shard in shards.items() for weight in shard}}
@@ -318,13 +363,22 @@ def test_models_are_found_one_and_two_levels_down(tmp_path):
         (lambda folder: shutil.rmtree(folder), "there is no such folder"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "qwen2"}'), "not a Florence-2 model but qwen2"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "qwen2"}'),
+            "not a Florence-2 model but qwen2",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"neither tokenizer\.json nor"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(40)), "weights cannot be read"),
-        (lambda folder: save_file({"lm_head.weight": torch.zeros(3, 2)}, folder / "model.safetensors"), "lacks .* more and has in excess nothing"),
-        (lambda folder: save_file({"other": torch.zeros(3, 2)}, folder / "model.safetensors"), "no embeddings of words"),
+        (
+            lambda folder: save_file({"lm_head.weight": torch.zeros(3, 2)}, folder / "model.safetensors"),
+            "lacks .* more and has in excess nothing",
+        ),
+        (
+            lambda folder: save_file({"other": torch.zeros(3, 2)}, folder / "model.safetensors"),
+            "no embeddings of words",
+        ),
     ],
 )
 def test_folder_that_cannot_be_used_is_explained(tmp_path, break_it, message):
@@ -353,7 +407,12 @@ def test_every_task_has_a_prompt():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [(" ", "the prompt is empty"), ("<OD>", "gives regions of the image"), ("<CAPTION> in French", "has to stand alone")]
+    ("prompt", "message"),
+    [
+        (" ", "the prompt is empty"),
+        ("<OD>", "gives regions of the image"),
+        ("<CAPTION> in French", "has to stand alone"),
+    ],
 )
 def test_prompt_that_cannot_give_a_caption_is_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
@@ -371,7 +430,10 @@ def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):
     ("said", "kept"),
     [
         ("The image shows a red square.", "A red square."),
-        ("The image is a close-up portrait of a cat. The cat is grey.", "A close-up portrait of a cat. The cat is grey."),
+        (
+            "The image is a close-up portrait of a cat. The cat is grey.",
+            "A close-up portrait of a cat. The cat is grey.",
+        ),
         ("In this image we can see a dog.", "A dog."),
         ("in the image there is a red square, with a simple background", "a red square, with a simple background"),
         ("In the image, a woman is smiling.", "A woman is smiling."),

@@ -1,4 +1,6 @@
-"""Downloading a Florence-2: only safetensors and plain files, into OWNER/NAME, with progress; every way to fail is explained. No network here."""
+"""Downloading a Florence-2: only safetensors and plain files, into OWNER/NAME, with progress;
+every way to fail is explained. No network here.
+"""
 
 import shutil
 import threading
@@ -21,11 +23,15 @@ MODEL_ID = "owner/Florence-2-tiny"
 @pytest.fixture
 def hub(monkeypatch):
     """A hub that has the tiny model; `files` and `fetch` can be changed."""
-    fake = SimpleNamespace(files={file.name: file.stat().st_size for file in FOLDER.iterdir()}, fetched=[], fetch=lambda folder: None)
+    fake = SimpleNamespace(
+        files={file.name: file.stat().st_size for file in FOLDER.iterdir()}, fetched=[], fetch=lambda folder: None
+    )
 
     def model_info(self, repo_id, *, files_metadata):
         assert repo_id == MODEL_ID and files_metadata
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in fake.files.items()])
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in fake.files.items()]
+        )
 
     def snapshot_download(repo_id, *, local_dir, allow_patterns):
         fake.fetched.append((repo_id, tuple(allow_patterns)))
@@ -41,9 +47,15 @@ def hub(monkeypatch):
 
 def test_model_is_fetched_into_owner_and_name_and_found_again(hub, tmp_path):
     assert downloaded_model(MODEL_ID, tmp_path) is None
-    assert download_model(MODEL_ID, tmp_path) == tmp_path / "owner" / "Florence-2-tiny" == downloaded_model(MODEL_ID, tmp_path)
+    assert (
+        download_model(MODEL_ID, tmp_path)
+        == tmp_path / "owner" / "Florence-2-tiny"
+        == downloaded_model(MODEL_ID, tmp_path)
+    )
     ((_, patterns),) = hub.fetched
-    assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns) and "*.safetensors" in patterns
+    assert (
+        not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns) and "*.safetensors" in patterns
+    )
 
 
 def test_progress_tells_the_bytes_that_are_there(hub, tmp_path):
@@ -92,7 +104,10 @@ def test_model_without_safetensors_is_refused_before_anything_is_fetched(hub, tm
     ("error", "message"),
     [
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
-        (LocalEntryNotFoundError("no connection"), r"cannot be reached or gave an error \(.*no connection.*run it again"),
+        (
+            LocalEntryNotFoundError("no connection"),
+            r"cannot be reached or gave an error \(.*no connection.*run it again",
+        ),
         (HfHubHTTPError.__bases__[0]("no route to host"), "no route to host"),
         (ConnectionError("Name or service not known"), "Name or service not known"),
     ],
@@ -112,7 +127,9 @@ def test_offline_says_so_without_a_request(tmp_path):
         download_model(MODEL_ID, tmp_path)
 
 
-@pytest.mark.parametrize("model_id", ["", "Florence-2-base", "../../etc", "a/../b", "https://huggingface.co/a/b", "a/b/c", "-a/b"])
+@pytest.mark.parametrize(
+    "model_id", ["", "Florence-2-base", "../../etc", "a/../b", "https://huggingface.co/a/b", "a/b/c", "-a/b"]
+)
 def test_what_is_no_model_id_is_refused(model_id):
     with pytest.raises(ValueError, match="model_id must be OWNER/NAME"):
         check_model_id(model_id)

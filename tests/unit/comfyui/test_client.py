@@ -1,4 +1,6 @@
-"""The client against a stand-in for ComfyUI's server that says what it is told to, and records what it is asked."""
+"""The client against a stand-in for ComfyUI's server that says what it is told to, and records
+what it is asked.
+"""
 
 import asyncio
 import json
@@ -20,7 +22,9 @@ OUTPUTS = {"5": {"images": [{"filename": "a.png", "subfolder": "s", "type": "out
 
 
 class StandIn:
-    """script: what the websocket says once a prompt is queued; "ID" stands for its id. None at the end closes the connection."""
+    """script: what the websocket says once a prompt is queued; "ID" stands for its id. None at
+    the end closes the connection.
+    """
 
     def __init__(self) -> None:
         self.script: list[dict[str, Any] | bytes | None] = [event("execution_start"), event("execution_success")]
@@ -71,7 +75,9 @@ class StandIn:
         return web.Response(body=json.dumps(dict(request.query)).encode())
 
     async def object_info(self, request: web.Request) -> web.Response:
-        return web.json_response({"LoRATrainer_LoadImages": {"input": {"optional": {"folder": [], "trigger_word": []}}}})
+        return web.json_response(
+            {"LoRATrainer_LoadImages": {"input": {"optional": {"folder": [], "trigger_word": []}}}}
+        )
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -121,12 +127,25 @@ def test_messages_that_come_before_the_prompt_is_acknowledged_are_kept(server: S
     preview = struct.pack(">II", 4, len(metadata)) + metadata + b"JPEG"
     old_preview, unknown = struct.pack(">II", 1, 1) + b"JPEG", struct.pack(">I", 99)
     other = {"type": "executing", "data": {"prompt_id": "another", "node": "7"}}
-    server.script = [event("execution_start"), other, event("executing", node="5"), text, unknown, preview, old_preview, event("execution_success")]
+    server.script = [
+        event("execution_start"),
+        other,
+        event("executing", node="5"),
+        text,
+        unknown,
+        preview,
+        old_preview,
+        event("execution_success"),
+    ]
     seen = []
     result = ComfyClient(server.url + "/").run(PROMPT, on_message=lambda message: seen.append(message.kind))
     assert seen == ["execution_start", "executing", "progress_text", "preview", "preview", "execution_success"]
     assert [message.kind for message in result.messages] == seen
-    assert result.texts("5") == ["step 1 · loss"] and result.previews("5") == [b"JPEG"] and result.executed_nodes() == ["5"]
+    assert (
+        result.texts("5") == ["step 1 · loss"]
+        and result.previews("5") == [b"JPEG"]
+        and result.executed_nodes() == ["5"]
+    )
     assert result.files() == result.files("5") == [OutputFile("a.png", "s", "output")] and result.files("6") == []
     assert server.requests[0] == ("feature_flags", {"supports_preview_metadata": True})
     assert all(message.seconds >= 0 for message in result.messages)
@@ -145,7 +164,10 @@ def test_a_refused_prompt_names_node_input_and_reason(server: StandIn):
         error("value_not_in_list", "Value not in list", "folder: 'x' not in ['y']"),
         error("required_input_missing", "Required input is missing", "folder"),
     ]
-    server.answer = (400, {"error": {"message": "x"}, "node_errors": {"5": {"class_type": "LoRATrainer_LoadImages", "errors": errors}}})
+    server.answer = (
+        400,
+        {"error": {"message": "x"}, "node_errors": {"5": {"class_type": "LoRATrainer_LoadImages", "errors": errors}}},
+    )
     with pytest.raises(PromptRejected) as refusal:
         ComfyClient(server.url).run(PROMPT)
     place = "  node 5 (LoRATrainer_LoadImages), folder: "
@@ -155,7 +177,12 @@ def test_a_refused_prompt_names_node_input_and_reason(server: StandIn):
 
 
 def test_a_prompt_with_an_unknown_node_is_refused_with_the_servers_words(server: StandIn):
-    error = {"type": "missing_node_type", "message": "Node 'Foo' not found.", "details": "Node ID '#5'", "extra_info": {"node_id": "5"}}
+    error = {
+        "type": "missing_node_type",
+        "message": "Node 'Foo' not found.",
+        "details": "Node ID '#5'",
+        "extra_info": {"node_id": "5"},
+    }
     server.answer = (400, {"error": error, "node_errors": []})
     with pytest.raises(PromptRejected, match=r"Node 'Foo' not found\.: Node ID '#5'"):
         ComfyClient(server.url).run(PROMPT)
@@ -228,11 +255,16 @@ def test_files_are_fetched_under_their_own_paths_and_never_outside_the_folder(se
 
 def test_settings_change_the_prompt_by_id_or_by_class(server: StandIn):
     prompt = json.loads(json.dumps(PROMPT))
-    settings = [parse_setting(text) for text in ("5.folder=toadstools", "LoRATrainer_LoadImages.trigger_word=zwx=1", "5.folder=7")]
+    settings = [
+        parse_setting(text)
+        for text in ("5.folder=toadstools", "LoRATrainer_LoadImages.trigger_word=zwx=1", "5.folder=7")
+    ]
     assert settings[1] == ("LoRATrainer_LoadImages", "trigger_word", "zwx=1")
     apply_settings(prompt, settings, ComfyClient(server.url))
     assert prompt["5"]["inputs"] == {"folder": 7, "trigger_word": "zwx=1"}
-    with pytest.raises(ValueError, match=r"node 5 \(LoRATrainer_LoadImages\) has no input foldr. It has: folder, trigger_word"):
+    with pytest.raises(
+        ValueError, match=r"node 5 \(LoRATrainer_LoadImages\) has no input foldr. It has: folder, trigger_word"
+    ):
         apply_settings(prompt, [("5", "foldr", 1)], ComfyClient(server.url))
     with pytest.raises(ValueError, match=r"the prompt has no node 6. It has: 5 \(LoRATrainer_LoadImages\)"):
         find_nodes(prompt, "6")
@@ -259,16 +291,34 @@ def test_a_file_that_is_no_prompt_is_refused(text: str, message: str, tmp_path: 
         read_prompt(tmp_path / "prompt.json")
 
 
-def test_each_node_has_a_bar_with_its_text_and_only_those_that_count_leave_it(server: StandIn, capsys: pytest.CaptureFixture[str]):
+def test_each_node_has_a_bar_with_its_text_and_only_those_that_count_leave_it(
+    server: StandIn, capsys: pytest.CaptureFixture[str]
+):
     def state(node: str, value: float, state: str) -> dict[str, Any]:
-        return {"type": "progress_state", "data": {"prompt_id": "ID", "nodes": {node: {"value": value, "max": 4.0 if node == "5" else 1.0, "state": state}}}}
+        return {
+            "type": "progress_state",
+            "data": {
+                "prompt_id": "ID",
+                "nodes": {node: {"value": value, "max": 4.0 if node == "5" else 1.0, "state": state}},
+            },
+        }
 
     text = struct.pack(">II", 3, 1) + b"5" + b"loss 0.1\nmore"
-    server.script = [state("4", 0, "running"), state("4", 1, "finished"), state("5", 0, "running"), state("5", 3, "running"), text]
+    server.script = [
+        state("4", 0, "running"),
+        state("4", 1, "finished"),
+        state("5", 0, "running"),
+        state("5", 3, "running"),
+        text,
+    ]
     server.script += [state("5", 4, "finished"), event("execution_success")]
     prompt = {"4": {"class_type": "Quick"}, "5": {"class_type": "Foo", "_meta": {"title": "Train"}}}
     with NodeBars(prompt) as bars:
         ComfyClient(server.url).run(prompt, on_message=bars.show)
     last_of_each_line = [line.split("\r")[-1].strip() for line in capsys.readouterr().err.split("\n")]
     assert len(last_of_each_line) == 2 and last_of_each_line[1] == ""
-    assert last_of_each_line[0].startswith("Train: 100%") and "4/4" in last_of_each_line[0] and "loss 0.1]" in last_of_each_line[0]
+    assert (
+        last_of_each_line[0].startswith("Train: 100%")
+        and "4/4" in last_of_each_line[0]
+        and "loss 0.1]" in last_of_each_line[0]
+    )

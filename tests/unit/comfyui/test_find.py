@@ -58,7 +58,9 @@ def test_a_wrong_comfyui_python_is_an_error(empty_home, monkeypatch):
 def test_nothing_found_says_where_it_looked_and_how_to_get_one(empty_home):
     with pytest.raises(NoComfyUI) as reason:
         find_comfyui()
-    assert str(empty_home / "comfy" / "ComfyUI") in str(reason.value) and "pip install comfy-cli && comfy install" in str(reason.value)
+    assert str(empty_home / "comfy" / "ComfyUI") in str(
+        reason.value
+    ) and "pip install comfy-cli && comfy install" in str(reason.value)
 
 
 def test_an_old_version_is_refused(empty_home):

@@ -31,7 +31,9 @@ def installation(folder: Path, main: str) -> Installation:
 
 
 def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
-    with ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "log" / "server.log", base_directory=tmp_path / "base", cpu=True) as server:
+    with ComfyServer(
+        installation(tmp_path, ANSWERS), log=tmp_path / "log" / "server.log", base_directory=tmp_path / "base", cpu=True
+    ) as server:
         arguments = server.client.get("/system_stats")
     assert arguments[arguments.index("--base-directory") + 1] == str(tmp_path / "base")
     assert {"--cpu", "--disable-api-nodes", "--disable-auto-launch"} <= set(arguments)
@@ -41,7 +43,10 @@ def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
 
 def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
     for error in (ZeroDivisionError, KeyboardInterrupt):
-        with pytest.raises(error), ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "server.log", cpu=True) as server:
+        with (
+            pytest.raises(error),
+            ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "server.log", cpu=True) as server,
+        ):
             raise error
         assert not server.client.is_ready()
 

@@ -17,7 +17,9 @@ def settings(tmp_path: Path, text: str, *flags: str) -> dict:
     (tmp_path / "run.toml").write_text(BASE + text, encoding="utf-8")
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return read_settings(parser.parse_args(["--config", str(tmp_path / "run.toml"), *flags]), configs=CONFIGS, required=REQUIRED)
+    return read_settings(
+        parser.parse_args(["--config", str(tmp_path / "run.toml"), *flags]), configs=CONFIGS, required=REQUIRED
+    )
 
 
 def folder(path: Path, colour: tuple[int, int, int]) -> Path:
@@ -41,7 +43,10 @@ def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_de
         num_repeats = 1
     """
     dataset = scan_datasets(dataset_configs(settings(tmp_path, text)))
-    assert [(image.name, image.caption, image.num_repeats, image.loss_weight, image.is_regularization) for image in dataset.images] == [
+    assert [
+        (image.name, image.caption, image.num_repeats, image.loss_weight, image.is_regularization)
+        for image in dataset.images
+    ] == [
         ("toys/a.png", "zwx", 4, 2.0, False),
         ("dogs/a.png", "a dog", 1, 1.0, True),
     ]
@@ -63,10 +68,16 @@ def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
         ("images = 'x'\n[[datasets]]\nimages = 'z'", "images (x) and [[datasets]] are both given"),
         ("[[datasets]]\nnum_repeats = 2", "[[datasets]] table 1 has no images. Give the folder that holds the images"),
         ("[[datasets]]\nimages = 'x'\nrank = 2", "[[datasets]] table 1: unknown setting rank"),
-        ("[[datasets]]\nimages = 'x'\nnum_repeats = 'two'", "[[datasets]] table 1: num_repeats must be int, got str 'two'"),
+        (
+            "[[datasets]]\nimages = 'x'\nnum_repeats = 'two'",
+            "[[datasets]] table 1: num_repeats must be int, got str 'two'",
+        ),
         ("datasets = 'x'", "datasets must be tables under [[datasets]]"),
         ("datasets = []", "datasets must be tables under [[datasets]]"),
-        ("[[datasets]]\nimages = 'x'\n[[datasets]]\nimages = 'x'\nis_regularization = true\ntrigger_word = 'zwx'", "must not have a trigger word"),
+        (
+            "[[datasets]]\nimages = 'x'\n[[datasets]]\nimages = 'x'\nis_regularization = true\ntrigger_word = 'zwx'",
+            "must not have a trigger word",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_an_error(tmp_path, text, message):

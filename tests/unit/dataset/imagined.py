@@ -8,14 +8,24 @@ from trainers.dataset.report import DatasetReport
 
 
 def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = False) -> Dataset:
-    images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", size, f"caption {i}", False) for i, size in enumerate(sizes_hw)]
+    images = [
+        TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", size, f"caption {i}", False)
+        for i, size in enumerate(sizes_hw)
+    ]
     return Dataset(images, num_repeats, "", DatasetReport(len(images)), "pictures", strict)
 
 
 def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
     """Images that only a plan looks at, so that no file is needed."""
     images = [
-        TrainingImage(f"{i}.png", Path("x"), f"{i:064}", (1024 + 7 * i % 900, 1024 + 13 * i % 700) if sizes else (1024, 1024), "a", False)
+        TrainingImage(
+            f"{i}.png",
+            Path("x"),
+            f"{i:064}",
+            (1024 + 7 * i % 900, 1024 + 13 * i % 700) if sizes else (1024, 1024),
+            "a",
+            False,
+        )
         for i in range(num_images)
     ]
     return Dataset(images, num_repeats, "", DatasetReport(num_images), "imagined")

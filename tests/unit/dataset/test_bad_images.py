@@ -1,4 +1,6 @@
-"""Images and captions that are not what they should be: left out by name or an error that says what to do, and nothing is written."""
+"""Images and captions that are not what they should be: left out by name or an error that says
+what to do, and nothing is written.
+"""
 
 import io
 import os
@@ -52,19 +54,37 @@ def noise(width: int = 200, height: int = 160) -> Image.Image:
     [
         (lambda folder: None, FileNotFoundError, "there is no such folder. Give the folder that holds the images"),
         (lambda folder: folder.write_text("x"), NotADirectoryError, "is a file. Give the folder that holds the images"),
-        (lambda folder: folder.mkdir(), ValueError, "no images, it is empty. Images are .png, .jpg, .jpeg, .webp, .bmp, .avif."),
-        (lambda folder: (folder.mkdir(), (folder / "a.md").write_text("x")), ValueError, "no images, and none in its 1 file. Images are"),
-        (lambda folder: (folder / "sub").mkdir(parents=True), ValueError, "It has subfolders: turn on recursive to use them."),
+        (
+            lambda folder: folder.mkdir(),
+            ValueError,
+            "no images, it is empty. Images are .png, .jpg, .jpeg, .webp, .bmp, .avif.",
+        ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "a.md").write_text("x")),
+            ValueError,
+            "no images, and none in its 1 file. Images are",
+        ),
+        (
+            lambda folder: (folder / "sub").mkdir(parents=True),
+            ValueError,
+            "It has subfolders: turn on recursive to use them.",
+        ),
         (
             lambda folder: (folder.mkdir(), (folder / "a.png").write_text("x")),
             ValueError,
             "no usable image among 1: a.png: it is not an image that can be read",
         ),
-        (lambda folder: (folder.mkdir(), (folder / "a.jpg").touch()), ValueError, "no usable image among 1: a.jpg: the file is empty (0 bytes)"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "a.jpg").touch()),
+            ValueError,
+            "no usable image among 1: a.jpg: the file is empty (0 bytes)",
+        ),
     ],
     ids=["missing folder", "a file", "empty folder", "no images", "subfolders", "text", "zero bytes"],
 )
-def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothing_is_written(tmp_path, make, error, message):
+def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothing_is_written(
+    tmp_path, make, error, message
+):
     folder = tmp_path / "pictures"
     make(folder)
     before = sorted(tmp_path.rglob("*"))
@@ -82,7 +102,9 @@ def test_no_folder_at_all_is_not_the_current_folder():
 def test_an_error_names_ten_files_and_counts_the_others(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
-    with pytest.raises(ValueError, match=r"no usable image among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"):
+    with pytest.raises(
+        ValueError, match=r"no usable image among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"
+    ):
         scan(tmp_path)
 
 
@@ -90,7 +112,10 @@ def test_strict_mode_makes_every_left_out_image_an_error(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("text")
-    message = r"strict is on and 2 images cannot be used: empty\.jpg: the file is empty \(0 bytes\); text\.png: it is not an image"
+    message = (
+        r"strict is on and 2 images cannot be used: empty\.jpg: the file is empty \(0 bytes\); text\.png: it "
+        r"is not an image"
+    )
     with pytest.raises(ValueError, match=message):
         scan(tmp_path, strict=True)
 
@@ -123,7 +148,14 @@ def test_a_link_to_a_file_that_is_gone_is_named(tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("a.jpg", {}), ("b.jpg", {"progressive": True}), ("c.png", {}), ("d.webp", {}), ("e.bmp", {}), pytest.param("f.avif", {}, marks=needs_avif)],
+    [
+        ("a.jpg", {}),
+        ("b.jpg", {"progressive": True}),
+        ("c.png", {}),
+        ("d.webp", {}),
+        ("e.bmp", {}),
+        pytest.param("f.avif", {}, marks=needs_avif),
+    ],
 )
 def test_a_truncated_file_is_found_by_the_scan(tmp_path, name, settings, share):
     noise().save(tmp_path / name, **settings)
@@ -142,7 +174,9 @@ def test_damage_at_the_end_of_a_large_jpeg_is_found_although_it_is_decoded_small
 def test_animated_files_are_refused_by_name(tmp_path, extension):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:])
-    assert reasons(tmp_path) == {f"a.{extension}": "it is animated (3 frames); save the frame that you want as an image of its own"}
+    assert reasons(tmp_path) == {
+        f"a.{extension}": "it is animated (3 frames); save the frame that you want as an image of its own"
+    }
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -162,7 +196,9 @@ def test_a_png_of_400_megapixels_is_left_out_by_its_header_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = reasons(tmp_path)
-    assert found == {"a.png": "20000 x 20000 pixels are too many to decode safely; at most 100 megapixels. Scale it down"}
+    assert found == {
+        "a.png": "20000 x 20000 pixels are too many to decode safely; at most 100 megapixels. Scale it down"
+    }
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="measures memory with the resource module")
@@ -195,13 +231,17 @@ def test_a_jpeg_above_the_limit_is_decoded_as_small_as_it_must_be(tmp_path, monk
 def test_a_huge_progressive_jpeg_is_left_out_as_its_decoder_needs_the_memory_anyway(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 10_000)
     noise().save(tmp_path / "a.jpg", progressive=True)
-    assert reasons(tmp_path) == {"a.jpg": "200 x 160 pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down"}
+    assert reasons(tmp_path) == {
+        "a.jpg": "200 x 160 pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down"
+    }
 
 
 def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     noise().save(tmp_path / "a.png")
-    threads = [threading.Thread(target=lambda: [inspect_image(tmp_path / "a.png") for _ in range(20)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [inspect_image(tmp_path / "a.png") for _ in range(20)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,9 +250,16 @@ def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
 
 
 def test_an_image_with_broken_exif_data_is_turned_upright_all_the_same(tmp_path):
-    """The width as a text: Pillow 13 reads such data, but fails when it has to write them, which ImageOps.exif_transpose does."""
+    """The width as a text: Pillow 13 reads such data, but fails when it has to write them, which
+    ImageOps.exif_transpose does.
+    """
     entries = [(0x0100, 2, 4, b"abc\0"), (0x0112, 3, 1, b"\0\x06\0\0")]
-    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHI4s", *entry) for entry in entries) + bytes(4)
+    exif = (
+        b"Exif\0\0MM\0*\0\0\0\x08"
+        + struct.pack(">H", len(entries))
+        + b"".join(struct.pack(">HHI4s", *entry) for entry in entries)
+        + bytes(4)
+    )
     noise().save(tmp_path / "a.jpg", exif=exif)
     (found,) = scan(tmp_path).images
     assert found.size_hw == (200, 160) and found.read().size == (160, 200)
@@ -223,7 +270,9 @@ FUZZED = ["a.png", "b.jpg", "c.jpg", "d.webp", "e.bmp", pytest.param("f.avif", m
 
 @pytest.mark.parametrize("name", FUZZED)
 def test_whatever_the_bytes_a_file_is_read_or_refused_and_the_scan_decides(tmp_path, name):
-    """300 files with wrong bytes: no other error than UnusablePicture, and what passes the inspection can be read."""
+    """300 files with wrong bytes: no other error than UnusablePicture, and what passes the
+    inspection can be read.
+    """
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     image = noise(60, 40)
@@ -267,7 +316,9 @@ def test_a_caption_of_ten_thousand_words_is_kept_whole(tmp_path):
     assert scan(tmp_path).images[0].caption.split()[1:] == [f"word{i}" for i in range(10_000)]
 
 
-@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.skipif(
+    sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything"
+)
 def test_a_file_that_must_not_be_read_is_named(tmp_path):
     noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)

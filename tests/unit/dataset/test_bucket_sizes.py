@@ -27,7 +27,13 @@ def test_the_list_has_every_size_sdxl_was_trained_at_and_never_more_area():
 
 @pytest.mark.parametrize(
     ("picture", "bucket"),
-    [((1920, 1080), (1344, 768)), ((3000, 2000), (1216, 832)), ((4032, 3024), (1152, 896)), ((832, 1216), (832, 1216)), ((1080, 1920), (768, 1344))],
+    [
+        ((1920, 1080), (1344, 768)),
+        ((3000, 2000), (1216, 832)),
+        ((4032, 3024), (1152, 896)),
+        ((832, 1216), (832, 1216)),
+        ((1080, 1920), (768, 1344)),
+    ],
 )
 def test_large_images_go_to_the_bucket_that_kohya_chooses(image, bucket):
     assert target_wh(*image) == bucket
@@ -41,7 +47,14 @@ def test_an_image_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"resolution": 512}, {"resolution": 128, "bucket_reso_steps": 32}, {"max_bucket_reso": 2000}, {"bucket_reso_steps": 8}]
+    "settings",
+    [
+        {},
+        {"resolution": 512},
+        {"resolution": 128, "bucket_reso_steps": 32},
+        {"max_bucket_reso": 2000},
+        {"bucket_reso_steps": 8},
+    ],
 )
 def test_every_bucket_is_the_target_of_an_image_of_its_own_size_and_has_sides_in_steps(settings):
     config = BucketConfig(**settings)
@@ -82,8 +95,14 @@ def test_small_resolutions_have_buckets_too():
         ({"bucket_reso_steps": 20}, "bucket_reso_steps must be a multiple of 8, got 20"),
         ({"resolution": 64, "bucket_reso_steps": 128}, "bucket_reso_steps must not be above resolution 64, got 128"),
         ({"resize_mode": "stretch"}, "resize_mode must be one of bucket, center_crop, random_crop; got 'stretch'"),
-        ({"extra_resolutions": "768; 512"}, "extra_resolutions must be numbers with commas between, such as 768, 512; got '768; 512'"),
-        ({"extra_resolutions": "512, 1024"}, "extra_resolutions must differ from one another and from resolution 1024, got '512, 1024'"),
+        (
+            {"extra_resolutions": "768; 512"},
+            "extra_resolutions must be numbers with commas between, such as 768, 512; got '768; 512'",
+        ),
+        (
+            {"extra_resolutions": "512, 1024"},
+            "extra_resolutions must differ from one another and from resolution 1024, got '512, 1024'",
+        ),
         ({"extra_resolutions": "700"}, "extra_resolutions has 700: resolution must be a multiple of 64, got 700"),
         ({"extra_resolutions": "32"}, "extra_resolutions has 32: resolution must be between 64 and 4096, got 32"),
         ({"max_bucket_reso": 512}, "max_bucket_reso must not be below resolution 1024, got 512"),

@@ -27,7 +27,11 @@ def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, 
     lines = [{"file_name": name, key: f"metadata of {name}"} for name in ("a.png", "b.png", "sub/c.png", "gone.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     dataset = scan(tmp_path, recursive=True, trigger_word="zwx", fallback_caption="a thing")
-    assert [image.caption for image in dataset.images] == ["zwx, metadata of a.png", "zwx, from txt", "zwx, metadata of sub/c.png"]
+    assert [image.caption for image in dataset.images] == [
+        "zwx, metadata of a.png",
+        "zwx, from txt",
+        "zwx, metadata of sub/c.png",
+    ]
     assert dataset.report.notes == []
 
 
@@ -41,8 +45,20 @@ def test_the_metadata_beside_an_image_comes_before_that_of_the_whole_folder(tmp_
 
 def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
     photo(tmp_path / "a.png", caption=None)
-    lines = ["no json", "", "[1]", '{"file_name": "a.png", "text": 5}', '{"text": "x"}', '{"file_name": "a.png", "text": "a toy"}']
+    lines = [
+        "no json",
+        "",
+        "[1]",
+        '{"file_name": "a.png", "text": 5}',
+        '{"text": "x"}',
+        '{"file_name": "a.png", "text": "a toy"}',
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     dataset = scan(tmp_path)
     assert dataset.images[0].caption == "a toy"
-    assert dataset.report.notes == [Remark("metadata.jsonl", "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over")]
+    assert dataset.report.notes == [
+        Remark(
+            "metadata.jsonl",
+            "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over",
+        )
+    ]

@@ -23,7 +23,9 @@ def test_without_anything_random_there_is_one_variant_on_one_line():
 def test_shuffling_keeps_the_parts_and_the_first_ones_in_front():
     shuffled = variants(TAGS, shuffle_captions=True, keep_tokens=1, num_caption_variants=20)
     assert len(shuffled) == 20 and len(set(shuffled)) > 10
-    assert all(sorted(variant.split(", ")) == sorted(TAGS.split(", ")) and variant.startswith("zwx, ") for variant in shuffled)
+    assert all(
+        sorted(variant.split(", ")) == sorted(TAGS.split(", ")) and variant.startswith("zwx, ") for variant in shuffled
+    )
 
 
 def test_without_keep_tokens_the_trigger_word_is_shuffled_too():
@@ -36,7 +38,10 @@ def test_tag_dropout_drops_its_share_in_order_and_never_what_is_kept():
     assert counts["zwx"] == counts["red"] == 1000
     assert all(abs(counts[part] - 700) < 60 for part in ("blue", "green", "large", "small"))  # 4 sigma
     order = TAGS.split(", ")
-    assert all([order.index(part) for part in variant.split(", ")] == sorted(order.index(part) for part in variant.split(", ")) for variant in dropped)
+    assert all(
+        [order.index(part) for part in variant.split(", ")] == sorted(order.index(part) for part in variant.split(", "))
+        for variant in dropped
+    )
 
 
 def test_everything_may_be_dropped():

@@ -23,7 +23,9 @@ def test_a_crop_has_the_pixels_of_its_place(tmp_path):
 def test_an_image_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (item,) = plan_crops(scan_with_trigger_word(tmp_path), BucketConfig(resolution=128, bucket_reso_steps=32), seed=0).items
+    (item,) = plan_crops(
+        scan_with_trigger_word(tmp_path), BucketConfig(resolution=128, bucket_reso_steps=32), seed=0
+    ).items
     assert item.crop.target_hw == (96, 160)
     assert np.array_equal(np.asarray(read_crop(item)), pixels)
 

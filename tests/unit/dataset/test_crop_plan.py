@@ -36,21 +36,29 @@ def test_an_image_that_no_bucket_resembles_is_noted():
 
 
 def test_the_report_counts_images_by_bucket():
-    plan = plan_crops(dataset_of((1024, 1024), (1024, 1024), (832, 1216), (1, 1), num_repeats=3), BucketConfig(), seed=0)
+    plan = plan_crops(
+        dataset_of((1024, 1024), (1024, 1024), (832, 1216), (1, 1), num_repeats=3), BucketConfig(), seed=0
+    )
     assert plan.bucket_counts == {(1024, 1024): 6, (832, 1216): 3}
     assert plan.report.text().splitlines() == [
         "3 images kept, 1 left out",
         "  832 x 1216 (height x width): 1",
         "  1024 x 1024 (height x width): 2",
         "Left out:",
-        "  3.png: 1 x 1 pixels are too small, both sides must have 256 or more. Use a larger image, or turn off bucket_no_upscale",
+        "  3.png: 1 x 1 pixels are too small, both sides must have 256 or more. Use a larger image, or turn off "
+        "bucket_no_upscale",
     ]
     assert plan.report.to_dict()["buckets"] == {"1024x1024": 2, "832x1216": 1}
 
 
 def test_every_repeat_is_an_item_of_its_own():
     items = plan_crops(dataset_of((1024, 1024), (1, 1), (832, 1216), num_repeats=2), BucketConfig(), seed=0).items
-    assert [(item.index, item.image.name, item.repeat) for item in items] == [(0, "0.png", 0), (1, "0.png", 1), (2, "2.png", 0), (3, "2.png", 1)]
+    assert [(item.index, item.image.name, item.repeat) for item in items] == [
+        (0, "0.png", 0),
+        (1, "0.png", 1),
+        (2, "2.png", 0),
+        (3, "2.png", 1),
+    ]
 
 
 def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
@@ -58,18 +66,28 @@ def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
     (item,) = plan.items
     assert (item.crop.resized_hw, item.crop.top_left_yx, item.crop.target_hw) == ((1024, 1396), (0, 186), (1024, 1024))
     assert "both sides must have 1024 or more" in plan.report.left_out[0].reason
-    enlarged = plan_crops(dataset_of((600, 1500)), BucketConfig(resize_mode="center_crop", bucket_no_upscale=False), seed=0)
+    enlarged = plan_crops(
+        dataset_of((600, 1500)), BucketConfig(resize_mode="center_crop", bucket_no_upscale=False), seed=0
+    )
     assert enlarged.items[0].crop.resized_hw == (1024, 2560)
 
 
 def test_a_random_crop_is_a_function_of_seed_image_and_repeat():
     config = BucketConfig(resize_mode="random_crop")
-    crops = [[item.crop.top_left_yx for item in plan_crops(dataset_of((1100, 1500), num_repeats=5), config, seed=seed).items] for seed in (0, 0, 1)]
+    crops = [
+        [item.crop.top_left_yx for item in plan_crops(dataset_of((1100, 1500), num_repeats=5), config, seed=seed).items]
+        for seed in (0, 0, 1)
+    ]
     assert crops[0] == crops[1] != crops[2]
     assert len(set(crops[0])) == 5 and all(0 <= left <= 372 and top == 0 for top, left in crops[0])
 
 
-@given(height=st.integers(64, 4000), width=st.integers(64, 4000), resolution=st.sampled_from([512, 768, 1024]), upscale=st.booleans())
+@given(
+    height=st.integers(64, 4000),
+    width=st.integers(64, 4000),
+    resolution=st.sampled_from([512, 768, 1024]),
+    upscale=st.booleans(),
+)
 @settings(max_examples=150, deadline=None)
 def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, resolution, upscale):
     config = BucketConfig(resolution=resolution, bucket_no_upscale=not upscale)
@@ -77,7 +95,9 @@ def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, re
         return
     (item,) = plan_crops(dataset_of((height, width)), config, seed=0).items
     crop = item.crop
-    for original, resized, offset, target in zip(crop.original_hw, crop.resized_hw, crop.top_left_yx, crop.target_hw, strict=True):
+    for original, resized, offset, target in zip(
+        crop.original_hw, crop.resized_hw, crop.top_left_yx, crop.target_hw, strict=True
+    ):
         assert target % 64 == 0 and 0 <= offset <= resized - target
         assert upscale or resized <= original
     assert any(resized == target for resized, target in zip(crop.resized_hw, crop.target_hw, strict=True))
@@ -85,7 +105,9 @@ def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, re
 
 
 def test_extra_resolutions_make_items_of_their_own():
-    plan = plan_crops(dataset_of((1024, 1024), (700, 700), num_repeats=2), BucketConfig(extra_resolutions="512, 256"), seed=0)
+    plan = plan_crops(
+        dataset_of((1024, 1024), (700, 700), num_repeats=2), BucketConfig(extra_resolutions="512, 256"), seed=0
+    )
     assert [(item.index, item.image.name, item.repeat, item.crop.target_hw[0]) for item in plan.items] == [
         *((0, "0.png", 0, 1024), (1, "0.png", 1, 1024), (2, "1.png", 0, 640), (3, "1.png", 1, 640)),
         *((4, "0.png", 0, 512), (5, "0.png", 1, 512), (6, "1.png", 0, 512), (7, "1.png", 1, 512)),
@@ -97,17 +119,28 @@ def test_extra_resolutions_make_items_of_their_own():
 def test_an_image_too_small_for_one_resolution_is_trained_at_the_others():
     config = BucketConfig(resize_mode="center_crop", extra_resolutions="512")
     plan = plan_crops(dataset_of((1024, 1024), (700, 700), (100, 100)), config, seed=0)
-    assert [(item.image.name, item.crop.target_hw) for item in plan.items] == [("0.png", (1024, 1024)), ("0.png", (512, 512)), ("1.png", (512, 512))]
+    assert [(item.image.name, item.crop.target_hw) for item in plan.items] == [
+        ("0.png", (1024, 1024)),
+        ("0.png", (512, 512)),
+        ("1.png", (512, 512)),
+    ]
     assert [(note.name, note.reason) for note in plan.report.notes] == [
         ("1.png", "700 x 700 pixels are too small for resolution 1024; it is trained at the others only")
     ]
-    assert [finding.name for finding in plan.report.left_out] == ["2.png"] and "must have 512 or more" in plan.report.left_out[0].reason
+    assert [finding.name for finding in plan.report.left_out] == [
+        "2.png"
+    ] and "must have 512 or more" in plan.report.left_out[0].reason
 
 
-def with_regularization(num_training: int, num_regularization: int, *, num_repeats: int = 1, repeats: tuple[int, ...] = ()) -> Dataset:
+def with_regularization(
+    num_training: int, num_regularization: int, *, num_repeats: int = 1, repeats: tuple[int, ...] = ()
+) -> Dataset:
     dataset = dataset_of(*[(1024, 1024)] * (num_training + num_regularization), num_repeats=num_repeats)
     own = [1] * num_training + list(repeats or [1] * num_regularization)
-    images = [replace(image, is_regularization=i >= num_training, num_repeats=own[i]) for i, image in enumerate(dataset.images)]
+    images = [
+        replace(image, is_regularization=i >= num_training, num_repeats=own[i])
+        for i, image in enumerate(dataset.images)
+    ]
     return replace(dataset, images=images)
 
 
@@ -119,7 +152,13 @@ def uses(dataset: Dataset) -> list[int]:
 def test_regularization_images_are_used_as_often_as_the_others_together():
     assert uses(with_regularization(2, 2, num_repeats=5)) == [5, 5, 5, 5]
     assert uses(with_regularization(2, 3, num_repeats=5)) == [5, 5, 3, 3, 4]
-    assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [4, 4, 6, 2]  # the ratio of their repeats stays
+    # the ratio of their repeats stays
+    assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [
+        4,
+        4,
+        6,
+        2,
+    ]
 
 
 def test_of_too_many_regularization_images_some_are_taken_evenly_and_the_report_says_so():
@@ -135,5 +174,7 @@ def test_of_too_many_regularization_images_some_are_taken_evenly_and_the_report_
 
 
 def test_nothing_but_regularization_images_is_an_error():
-    with pytest.raises(ValueError, match=r"pictures: nothing but regularization pictures\. Join a dataset of what is to be learned"):
+    with pytest.raises(
+        ValueError, match=r"pictures: nothing but regularization pictures\. Join a dataset of what is to be learned"
+    ):
         plan_crops(with_regularization(0, 2), BucketConfig(), seed=0)

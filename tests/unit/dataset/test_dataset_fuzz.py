@@ -1,4 +1,6 @@
-"""Random datasets through the planning of an epoch: buckets, repeats, regularization, batches, and a resume in its middle. No files are read."""
+"""Random datasets through the planning of an epoch: buckets, repeats, regularization, batches,
+and a resume in its middle. No files are read.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +23,13 @@ fuzz = settings(max_examples=2500, deadline=None, derandomize=True, suppress_hea
 
 SIDES = (64, 127, 128, 200, 255, 256, 320, 511, 512, 513, 700, 1000, 1024, 1500, 3000)
 CONFIGS = [
-    BucketConfig(resolution=resolution, resize_mode=mode, bucket_no_upscale=no_upscale, extra_resolutions=extra, bucket_reso_steps=step)
+    BucketConfig(
+        resolution=resolution,
+        resize_mode=mode,
+        bucket_no_upscale=no_upscale,
+        extra_resolutions=extra,
+        bucket_reso_steps=step,
+    )
     for resolution, extra in ((512, ""), (512, "256"), (256, "512, 128"))
     for mode in ("bucket", "random_crop")
     for no_upscale in (True, False)
@@ -45,7 +53,13 @@ class Epoch:
 
 
 # Size, repeats, captioned, regularization: one draw for an image keeps ten thousand datasets fast.
-images = st.tuples(st.sampled_from(SIDES), st.sampled_from(SIDES), st.integers(1, 3), st.sampled_from("ccccce"), st.sampled_from("ttttr"))
+images = st.tuples(
+    st.sampled_from(SIDES),
+    st.sampled_from(SIDES),
+    st.integers(1, 3),
+    st.sampled_from("ccccce"),
+    st.sampled_from("ttttr"),
+)
 
 
 def dataset_of(drawn: list[tuple[int, int, int, str, str]], num_repeats: int, folder_name: str = "pictures") -> Dataset:
@@ -78,7 +92,11 @@ def is_usable(image: TrainingImage, config: BucketConfig, resolution: int) -> bo
 def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[TrainingImage]]:
     """For every resolution."""
     return [
-        [image for image in epoch.dataset.images if image.is_regularization == is_regularization and is_usable(image, epoch.config, resolution)]
+        [
+            image
+            for image in epoch.dataset.images
+            if image.is_regularization == is_regularization and is_usable(image, epoch.config, resolution)
+        ]
         for resolution in epoch.config.resolutions
     ]
 
@@ -103,13 +121,20 @@ def test_every_image_is_seen_exactly_as_often_as_its_repeats_say(epoch: Epoch) -
 
 def check_repeats(epoch: Epoch) -> None:
     plan = epoch.plan()
-    seen = Counter(item.image.name for batch in epoch.batches(plan) for item in batch if not item.image.is_regularization)
+    seen = Counter(
+        item.image.name for batch in epoch.batches(plan) for item in batch if not item.image.is_regularization
+    )
     expected: Counter[str] = Counter()
     for images in usable_images(epoch, is_regularization=False):
         for image in images:
             expected[image.name] += image.num_repeats * epoch.dataset.num_repeats
     assert seen == expected
-    usable = {image.name for kind in (False, True) for images in usable_images(epoch, is_regularization=kind) for image in images}
+    usable = {
+        image.name
+        for kind in (False, True)
+        for images in usable_images(epoch, is_regularization=kind)
+        for image in images
+    }
     assert {finding.name for finding in plan.report.left_out} == {image.name for image in epoch.dataset.images} - usable
     assert plan.report.num_kept == len(usable)
     assert [item.index for item in plan.items] == list(range(len(plan.items)))
@@ -122,7 +147,9 @@ def test_regularization_images_are_half_of_an_epoch_each_with_its_fair_share(epo
 
 
 def check_regularization(epoch: Epoch) -> None:
-    seen = Counter(item.image.name for batch in epoch.batches(epoch.plan()) for item in batch if item.image.is_regularization)
+    seen = Counter(
+        item.image.name for batch in epoch.batches(epoch.plan()) for item in batch if item.image.is_regularization
+    )
     total = 0
     share_by_name: Counter[str] = Counter()
     both = zip(usable_images(epoch, is_regularization=False), usable_images(epoch, is_regularization=True), strict=True)
@@ -130,7 +157,9 @@ def check_regularization(epoch: Epoch) -> None:
         num_samples = sum(image.num_repeats for image in training) * epoch.dataset.num_repeats
         total += num_samples if regularization else 0
         for image in regularization:
-            share_by_name[image.name] += num_samples * image.num_repeats / sum(other.num_repeats for other in regularization)  # pyright: ignore[reportArgumentType]
+            share_by_name[image.name] += (
+                num_samples * image.num_repeats / sum(other.num_repeats for other in regularization)
+            )  # pyright: ignore[reportArgumentType]
     assert seen.total() == total
     assert all(abs(seen[name] - share) < len(epoch.config.resolutions) for name, share in share_by_name.items())
 
@@ -145,7 +174,9 @@ def check_batches(epoch: Epoch) -> None:
     plan = epoch.plan()
     batches = epoch.batches(plan)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(plan.items)))
-    assert all(len({item.crop.target_hw for item in batch}) == 1 and 1 <= len(batch) <= epoch.batch_size for batch in batches)
+    assert all(
+        len({item.crop.target_hw for item in batch}) == 1 and 1 <= len(batch) <= epoch.batch_size for batch in batches
+    )
     assert len(batches) == sum(-(-count // epoch.batch_size) for count in plan.bucket_counts.values())
     for item in plan.items:
         (top, left), (height, width) = item.crop.top_left_yx, item.crop.target_hw
@@ -155,10 +186,17 @@ def check_batches(epoch: Epoch) -> None:
 
 @given(epochs, st.integers(0, 1000), st.lists(images, min_size=1, max_size=4), st.integers(1, 3))
 @fuzz
-def test_a_resume_in_the_middle_of_an_epoch_sees_the_same_remainder(epoch: Epoch, position: int, drawn: list, num_repeats: int) -> None:
+def test_a_resume_in_the_middle_of_an_epoch_sees_the_same_remainder(
+    epoch: Epoch, position: int, drawn: list, num_repeats: int
+) -> None:
     """Of joined datasets: what is resumed is planned anew, from datasets that were built anew."""
     joined = replace(epoch, dataset=join_datasets([epoch.dataset, dataset_of(drawn, num_repeats, "more")]))
-    again = replace(epoch, dataset=join_datasets([replace(epoch.dataset, images=list(epoch.dataset.images)), dataset_of(drawn, num_repeats, "more")]))
+    again = replace(
+        epoch,
+        dataset=join_datasets(
+            [replace(epoch.dataset, images=list(epoch.dataset.images)), dataset_of(drawn, num_repeats, "more")]
+        ),
+    )
     when_there_is_something_to_train(lambda epoch: check_resume(epoch, again, position), joined)
 
 

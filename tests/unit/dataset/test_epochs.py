@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[3]
 
 
 @given(
-    sizes=st.lists(st.tuples(st.sampled_from([512, 700, 1024, 1500]), st.sampled_from([512, 700, 1024, 1500])), min_size=1, max_size=12),
+    sizes=st.lists(
+        st.tuples(st.sampled_from([512, 700, 1024, 1500]), st.sampled_from([512, 700, 1024, 1500])),
+        min_size=1,
+        max_size=12,
+    ),
     num_repeats=st.integers(1, 4),
     batch_size=st.integers(1, 5),
     epoch=st.integers(1, 3),
@@ -33,7 +37,11 @@ def test_an_epoch_has_every_image_exactly_repeats_times_and_no_batch_mixes_sizes
 
 def test_epochs_and_seeds_have_different_orders():
     items = plan_crops(dataset_of(*[(1024, 1024)] * 20), BucketConfig(), seed=0).items
-    orders = {tuple(item.index for (item,) in epoch_batches(items, batch_size=1, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (1, 2, 3)}
+    orders = {
+        tuple(item.index for (item,) in epoch_batches(items, batch_size=1, seed=seed, epoch=epoch))
+        for seed in (0, 1)
+        for epoch in (1, 2, 3)
+    }
     assert len(orders) == 6
 
 
@@ -52,10 +60,18 @@ print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoc
 """
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed}, cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for hash_seed in ("1", "2")
     }
     items = plan_crops(dataset_of(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
-    here = [[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)]
+    here = [
+        [(item.index, item.crop.top_left_yx) for item in batch]
+        for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)
+    ]
     assert outputs == {f"{here}\n"}

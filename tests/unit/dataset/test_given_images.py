@@ -1,4 +1,6 @@
-"""Images from other programs: kept as files that `scan_folder` reads back pixel for pixel, once per content, whole or not at all."""
+"""Images from other programs: kept as files that `scan_folder` reads back pixel for pixel, once
+per content, whole or not at all.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,10 @@ def test_images_and_captions_come_back_in_their_order(tmp_path):
 def test_one_caption_is_for_all_and_none_leaves_them_to_the_fallback(tmp_path):
     photos = [photo(0), photo(1)]
     assert [image.caption for image in scan(store_images(photos, ["a cat"], tmp_path))] == ["a cat", "a cat"]
-    assert [image.caption for image in scan(store_images(photos, [], tmp_path), fallback_caption="a dog")] == ["a dog", "a dog"]
+    assert [image.caption for image in scan(store_images(photos, [], tmp_path), fallback_caption="a dog")] == [
+        "a dog",
+        "a dog",
+    ]
 
 
 def test_an_empty_caption_among_others_is_left_to_the_fallback(tmp_path):
@@ -41,7 +46,10 @@ def test_an_empty_caption_among_others_is_left_to_the_fallback(tmp_path):
 
 @pytest.mark.parametrize(("num_pictures", "num_captions"), [(3, 2), (1, 2), (2, 3)])
 def test_captions_that_do_not_match_the_images_are_counted_in_the_error(tmp_path, num_images, num_captions):
-    with pytest.raises(ValueError, match=rf"{num_images} images? came, but {num_captions} captions\. Give one caption per image.*or one for all"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{num_images} images? came, but {num_captions} captions\. Give one caption per image.*or one for all",
+    ):
         store_images([photo(seed) for seed in range(num_images)], ["x"] * num_captions, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,6 @@
-"""Masks: from files, the alpha channel or other nodes; never taken for images, checked like them, as large as them."""
+"""Masks: from files, the alpha channel or other nodes; never taken for images, checked like
+them, as large as them.
+"""
 
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def scan(folder: Path, **settings) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **{"trigger_word": "zwx", **settings}))
 
 
-@pytest.mark.parametrize("name", ["a-masklabel.png", "a-masklabel.JPG", "mask/a.png", "masks/a.webp", "Mask/a.bmp", "masks/a-masklabel.png"])
+@pytest.mark.parametrize(
+    "name", ["a-masklabel.png", "a-masklabel.JPG", "mask/a.png", "masks/a.webp", "Mask/a.bmp", "masks/a-masklabel.png"]
+)
 def test_a_mask_file_is_found_by_its_name_and_is_no_image(tmp_path, name):
     photo(tmp_path / "a.jpg")
     photo(tmp_path / "b.png", colour=(1, 1, 1))
@@ -53,7 +57,10 @@ def test_an_image_in_a_subfolder_has_its_mask_beside_it_or_in_the_same_place_bel
     photo(tmp_path / "a.png", colour=(1, 1, 1))
     photo(tmp_path / "sub" / "a.png")
     mask(tmp_path / name)
-    assert [(image.name, image.mask_path) for image in scan(tmp_path, recursive=True).images] == [("a.png", None), ("sub/a.png", tmp_path / name)]
+    assert [(image.name, image.mask_path) for image in scan(tmp_path, recursive=True).images] == [
+        ("a.png", None),
+        ("sub/a.png", tmp_path / name),
+    ]
 
 
 def test_kohyas_folders_have_masks_too(tmp_path):
@@ -118,9 +125,15 @@ def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
     dataset = scan(tmp_path)
     for image in dataset.images:
         given = image.read_mask()
-        assert given is not None and given.size == (96, 64) and given.getpixel((10, 5)) == 255 and given.getpixel((60, 5)) == 0
+        assert (
+            given is not None
+            and given.size == (96, 64)
+            and given.getpixel((10, 5)) == 255
+            and given.getpixel((60, 5)) == 0
+        )
     assert dataset.report.notes[-1] == Remark(
-        "square.png", "its mask square-masklabel.png has another shape (64 x 64, the image 96 x 64) and is stretched to it"
+        "square.png",
+        "its mask square-masklabel.png has another shape (64 x 64, the image 96 x 64) and is stretched to it",
     )
     assert not any("shape" in note.reason for note in dataset.report.notes if note.name == "half.png")
 
@@ -132,7 +145,9 @@ def test_masks_and_images_are_upright_each_by_its_own_exif_data(tmp_path):
     mask(tmp_path / "a-masklabel.png", size_wh=(64, 96))
     dataset = scan(tmp_path)
     given = dataset.images[0].read_mask()
-    assert given is not None and given.size == dataset.images[0].read().size == (64, 96) and given.getpixel((5, 90)) == 255
+    assert (
+        given is not None and given.size == dataset.images[0].read().size == (64, 96) and given.getpixel((5, 90)) == 255
+    )
     assert not any("shape" in note.reason for note in dataset.report.notes)
 
 

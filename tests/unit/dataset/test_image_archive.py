@@ -1,4 +1,6 @@
-"""Archives, good and hostile: what is taken out of them, what is refused by name, and that nothing is ever written elsewhere."""
+"""Archives, good and hostile: what is taken out of them, what is refused by name, and that
+nothing is ever written elsewhere.
+"""
 
 import io
 import os
@@ -64,9 +66,14 @@ def refused(archive: Path, message: str, **limits: int) -> None:
 def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
     entries = {"a.png": PNG, "a.txt": b"a red square", "b.PNG": png("blue"), "b.caption": b"a blue square"}
     progress = []
-    folder = unpack_images(archive_of(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report))
+    folder = unpack_images(
+        archive_of(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report)
+    )
     dataset = scan_folder(DatasetConfig(images=str(folder)))
-    assert [(image.name, image.caption) for image in dataset.images] == [("a.png", "a red square"), ("b.PNG", "a blue square")]
+    assert [(image.name, image.caption) for image in dataset.images] == [
+        ("a.png", "a red square"),
+        ("b.PNG", "a blue square"),
+    ]
     assert progress == [(1, 4, "a.png"), (2, 4, "a.txt"), (3, 4, "b.PNG"), (4, 4, "b.caption")]
     assert list((tmp_path / "out").iterdir()) == [folder]
 
@@ -74,7 +81,18 @@ def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
 def test_only_images_and_their_captions_are_taken(tmp_path):
     images = ["a.png", "b.gif", "c.HEIC", "d.webp"]
     captions = ["a.TXT", "b.txt", "d.caption", "metadata.jsonl"]
-    others = ["readme.txt", "run.py", "a.png.exe", "model.safetensors", "e.zip", "Thumbs.db", "a", "__MACOSX/._a.png", "__MACOSX/x.png", ".hidden.png"]
+    others = [
+        "readme.txt",
+        "run.py",
+        "a.png.exe",
+        "model.safetensors",
+        "e.zip",
+        "Thumbs.db",
+        "a",
+        "__MACOSX/._a.png",
+        "__MACOSX/x.png",
+        ".hidden.png",
+    ]
     assert unpacked(tmp_path, images + captions + others + [".git/x.png", "empty/"]) == sorted(images + captions)
 
 
@@ -90,7 +108,16 @@ def test_only_images_and_their_captions_are_taken(tmp_path):
         (["top\\a.png", "top\\sub\\b.png"], ["a.png", "sub/b.png"]),
         (["a/x.png", "ab/x.png"], ["a/x.png", "ab/x.png"]),
     ],
-    ids=["two levels", "top folder", "two top folders", "side by side", "read-me beside", "dots", "backslashes", "same beginning"],
+    ids=[
+        "two levels",
+        "top folder",
+        "two top folders",
+        "side by side",
+        "read-me beside",
+        "dots",
+        "backslashes",
+        "same beginning",
+    ],
 )
 def test_subfolders_stay_but_for_those_that_everything_lies_in(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
@@ -111,7 +138,9 @@ def test_a_folder_of_kohyas_that_everything_lies_in_stays_where_it_holds_images(
 
 
 def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption(tmp_path):
-    dataset = scan_folder(DatasetConfig(images=str(unpack_images(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out"))))
+    dataset = scan_folder(
+        DatasetConfig(images=str(unpack_images(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out")))
+    )
     assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [("10_dog/a.png", 10, "dog")]
 
 
@@ -126,7 +155,9 @@ def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption
         (["réné.png", "写真.png"], ["réné.png", "写真.png"]),
     ],
 )
-def test_names_that_some_system_does_not_take_are_changed_and_captions_stay_with_their_images(tmp_path, names, expected):
+def test_names_that_some_system_does_not_take_are_changed_and_captions_stay_with_their_images(
+    tmp_path, names, expected
+):
     assert unpacked(tmp_path, names) == expected
 
 
@@ -166,7 +197,11 @@ def test_two_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     folders = []
 
     def unpack() -> None:
-        folders.append(unpack_images(archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None))
+        folders.append(
+            unpack_images(
+                archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None
+            )
+        )
 
     threads = [threading.Thread(target=unpack) for _ in range(2)]
     for thread in threads:
@@ -262,7 +297,9 @@ def test_what_is_over_a_limit_is_refused(tmp_path, limits, message):
 
 def test_what_is_passed_over_does_not_count(tmp_path):
     entries = {"a.png": PNG, "model.bin": bytes(2**20), **{f"{i}.log": b"x" for i in range(100)}}
-    folder = unpack_images(archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG)))
+    folder = unpack_images(
+        archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG))
+    )
     assert files_in(folder) == ["a.png"]
 
 
@@ -308,11 +345,17 @@ def test_a_file_longer_than_its_header_says_is_not_cut_to_fit(tmp_path, monkeypa
 
 
 def test_a_file_shorter_than_its_header_says_is_refused(tmp_path):
-    refused(with_sizes(archive_of(tmp_path, {"a.png": PNG}), size=len(PNG) + 50, crc=zlib.crc32(PNG)), "damaged or incomplete")
+    refused(
+        with_sizes(archive_of(tmp_path, {"a.png": PNG}), size=len(PNG) + 50, crc=zlib.crc32(PNG)),
+        "damaged or incomplete",
+    )
 
 
 def test_a_wrong_checksum_is_refused(tmp_path):
-    refused(with_sizes(archive_of(tmp_path, {"a.png": PNG}), crc=0), r"the archive is damaged or incomplete \(Bad CRC-32 for file 'a\.png'\)")
+    refused(
+        with_sizes(archive_of(tmp_path, {"a.png": PNG}), crc=0),
+        r"the archive is damaged or incomplete \(Bad CRC-32 for file 'a\.png'\)",
+    )
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):
@@ -322,7 +365,10 @@ def test_an_encrypted_archive_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_unpack_without_a_bound_on_memory_are_refused(tmp_path, method):
-    refused(archive_of(tmp_path, {"a.png": PNG}, method=method), rf"'a\.png' is compressed by method {method}\. Make the archive with the usual method")
+    refused(
+        archive_of(tmp_path, {"a.png": PNG}, method=method),
+        rf"'a\.png' is compressed by method {method}\. Make the archive with the usual method",
+    )
 
 
 def test_an_unknown_method_is_refused(tmp_path):
@@ -338,7 +384,10 @@ def test_an_unknown_method_is_refused(tmp_path):
         (b"Rar!\x1a\x07\x00", "it is a RAR archive, not a zip archive"),
         (b"7z\xbc\xaf\x27\x1c", "it is a 7-Zip archive"),
         (b"\x1f\x8b\x08", "it is a gzip file"),
-        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, not a zip archive. Give a .zip archive, or the address from which"),
+        (
+            b"<!DOCTYPE html><html>log in</html>",
+            "it is a web page, not a zip archive. Give a .zip archive, or the address from which",
+        ),
     ],
 )
 def test_what_is_no_zip_is_refused_by_its_kind(tmp_path, content, message):
@@ -355,11 +404,17 @@ def test_an_archive_without_its_end_is_refused(tmp_path):
 
 def test_an_endless_list_of_entries_is_not_read_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_DIRECTORY_BYTES", 70_000)
-    refused(archive_of(tmp_path, {f"{i}.log": b"" for i in range(2000)}), r"its list of entries has \d+,\d+ bytes; at most 70,000")
+    refused(
+        archive_of(tmp_path, {f"{i}.log": b"" for i in range(2000)}),
+        r"its list of entries has \d+,\d+ bytes; at most 70,000",
+    )
 
 
 def test_an_archive_without_images_is_refused(tmp_path):
-    refused(archive_of(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}), r"it has no pictures\. Pictures are \.png, \.jpg")
+    refused(
+        archive_of(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}),
+        r"it has no pictures\. Pictures are \.png, \.jpg",
+    )
 
 
 def test_a_missing_archive_is_named(tmp_path):
@@ -368,12 +423,39 @@ def test_a_missing_archive_is_named(tmp_path):
 
 
 name_pieces = st.sampled_from(
-    ["..", ".", "/", "\\", "a", "A", "é", "C:", ":", "\0", " ", "con", "~", "%2e%2e", "．．", "／", "\u202e", "\x7f", "\n", "__MACOSX"]
+    [
+        "..",
+        ".",
+        "/",
+        "\\",
+        "a",
+        "A",
+        "é",
+        "C:",
+        ":",
+        "\0",
+        " ",
+        "con",
+        "~",
+        "%2e%2e",
+        "．．",
+        "／",
+        "\u202e",
+        "\x7f",
+        "\n",
+        "__MACOSX",
+    ]
 )
 evil_names = st.lists(name_pieces | st.characters(codec="utf-8"), max_size=8).map("".join)
 
 
-@given(names=st.lists(st.tuples(evil_names, st.sampled_from([".png", ".txt", "/a.png", "\\a.jpg", ".png/", ""])), min_size=1, max_size=4))
+@given(
+    names=st.lists(
+        st.tuples(evil_names, st.sampled_from([".png", ".txt", "/a.png", "\\a.jpg", ".png/", ""])),
+        min_size=1,
+        max_size=4,
+    )
+)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_no_name_whatever_writes_outside_the_folder(names):

@@ -1,4 +1,6 @@
-"""One image file: how its orientation, mode, transparency and size are read. What is wrong with files: test_bad_images.py."""
+"""One image file: how its orientation, mode, transparency and size are read. What is wrong with
+files: test_bad_images.py.
+"""
 
 import numpy as np
 import pytest
@@ -44,7 +46,9 @@ def test_every_mode_is_read_as_rgb(tmp_path, mode):
 
 def test_a_photo_with_a_second_image_inside_is_no_animation(tmp_path):
     """MPO: cameras and phones put a preview or a depth map behind the photo."""
-    white_left().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")])
+    white_left().save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")]
+    )
     (found,) = scan(tmp_path, trigger_word="x").images
     assert found.size_hw == (64, 96) and found.read().size == (96, 64)
 

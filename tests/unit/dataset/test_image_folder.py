@@ -33,7 +33,9 @@ def test_kohyas_folders_are_one_dataset_with_repeats_and_names_as_captions(tmp_p
 
 
 def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_path):
-    captions = [image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images]
+    captions = [
+        image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images
+    ]
     assert captions == ["zwx, a pet", "zwx, a pet", "zwx, a dog on grass"]
 
 
@@ -57,5 +59,8 @@ def test_kohyas_names_mean_nothing_beside_images_or_with_recursive(tmp_path):
 
 def test_more_repeats_than_anybody_means_are_an_error(tmp_path):
     photo(tmp_path / "20240101_trip" / "a.png")
-    with pytest.raises(ValueError, match=r"20240101_trip: kohya's folder names start with the repeats of their images, at most 10,000. Rename it"):
+    with pytest.raises(
+        ValueError,
+        match=r"20240101_trip: kohya's folder names start with the repeats of their images, at most 10,000. Rename it",
+    ):
         scan(tmp_path)

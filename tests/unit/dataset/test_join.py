@@ -14,7 +14,10 @@ def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
     toys = scan(tmp_path / "toys", trigger_word="zwx", num_repeats=3, strict=False)
     dogs = scan(tmp_path / "dogs", is_regularization=True, loss_weight=0.5)
     joined = join_datasets([toys, dogs])
-    assert [(image.name, image.num_repeats, image.loss_weight, image.is_regularization, image.caption) for image in joined.images] == [
+    assert [
+        (image.name, image.num_repeats, image.loss_weight, image.is_regularization, image.caption)
+        for image in joined.images
+    ] == [
         ("toys/a.png", 3, 1.0, False, "zwx, a thing"),
         ("dogs/a.png", 1, 0.5, True, "a thing"),
     ]
@@ -27,10 +30,15 @@ def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
 def test_joined_datasets_of_one_name_and_of_one_image_are_told_apart(tmp_path):
     for parent in ("one", "two"):
         photo(tmp_path / parent / "toys" / "a.png")
-    one, two = (scan(tmp_path / parent / "toys", trigger_word=word) for parent, word in (("one", "zwx"), ("two", "qvy")))
+    one, two = (
+        scan(tmp_path / parent / "toys", trigger_word=word) for parent, word in (("one", "zwx"), ("two", "qvy"))
+    )
     joined = join_datasets([one, two])
     assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
-    assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == ["zwx", "qvy"]
+    assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == [
+        "zwx",
+        "qvy",
+    ]
     assert joined.report.notes == [Remark("toys (2)/a.png", "it is the same file as toys/a.png; both are used")]
 
 

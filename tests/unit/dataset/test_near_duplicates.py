@@ -64,7 +64,12 @@ def test_chains_of_copies_are_one_group_and_no_images_none() -> None:
 def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
     prints = [fingerprint(painting(seed, (64, 64))) for seed in range(20)]
     rng = np.random.default_rng(0)
-    many = [trainers.dataset.near_duplicates.Fingerprint(1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours) for _ in range(998)]
+    many = [
+        trainers.dataset.near_duplicates.Fingerprint(
+            1.0, rng.choice([-1, 1], (10, 64)).astype(np.float32), prints[0].colours
+        )
+        for _ in range(998)
+    ]
     started = time.monotonic()
     assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
     assert time.monotonic() - started < 3

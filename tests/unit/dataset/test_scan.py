@@ -1,4 +1,6 @@
-"""A scanned folder: which images are taken, what their captions become, and what the report says."""
+"""A scanned folder: which images are taken, what their captions become, and what the report
+says.
+"""
 
 import json
 
@@ -20,7 +22,15 @@ def test_all_formats_in_any_case_are_taken_in_natural_order(tmp_path):
     (tmp_path / "notes.md").write_text("not an image")
     photo(tmp_path / "._2.png")
     photo(tmp_path / ".hidden.png")
-    expected = ["2.png", "3.jpg", "4.JPEG", "5.webp", "6.bmp", *(["7.avif"] if features.check("avif") else []), "10.PNG"]
+    expected = [
+        "2.png",
+        "3.jpg",
+        "4.JPEG",
+        "5.webp",
+        "6.bmp",
+        *(["7.avif"] if features.check("avif") else []),
+        "10.PNG",
+    ]
     assert [image.name for image in scan(tmp_path).images] == expected
 
 
@@ -46,7 +56,13 @@ def test_captions_come_from_txt_then_caption_then_the_fallback(tmp_path):
     photo(tmp_path / "d.png", caption="  \n", colour=(3, 0, 0))
     photo(tmp_path / "e.png", caption="  \n", colour=(4, 0, 0)).with_suffix(".caption").write_text("from caption")
     dataset = scan(tmp_path, fallback_caption="a thing")
-    assert [image.caption for image in dataset.images] == ["from txt", "from caption", "a thing", "a thing", "from caption"]
+    assert [image.caption for image in dataset.images] == [
+        "from txt",
+        "from caption",
+        "a thing",
+        "a thing",
+        "from caption",
+    ]
     assert [note.name for note in dataset.report.notes] == ["c.png", "d.png"]
 
 
@@ -70,7 +86,10 @@ def test_an_image_without_any_caption_is_left_out_of_the_training(tmp_path):
     photo(tmp_path / "b.png", size_wh=(64, 64))
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
-    why = "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect Florence2Caption"
+    why = (
+        "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
+        "Florence2Caption"
+    )
     assert plan.report.left_out == [Remark("a.png", why, RemarkKind.NO_CAPTION)] and plan.report.notes == []
     with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: a\.png: it has no caption"):
         plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
@@ -87,7 +106,9 @@ def test_a_copy_is_kept_when_the_first_has_no_caption(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png")
     dataset = scan(tmp_path)
-    assert [image.name for image in dataset.images] == ["b.png"] and reasons(dataset) == {"a.png": "it is the same file as b.png"}
+    assert [image.name for image in dataset.images] == ["b.png"] and reasons(dataset) == {
+        "a.png": "it is the same file as b.png"
+    }
     assert dataset.report.notes == []
 
 
@@ -96,7 +117,10 @@ def test_the_report_reads_and_serialises(tmp_path):
     photo(tmp_path / "b.png", caption=None)
     report = scan(tmp_path, trigger_word="zwx").report
     note = "no caption file, or an empty one; the trigger word alone is used"
-    assert report.text() == f"1 image kept, 1 left out\nLeft out:\n  b.png: it is the same file as a.png\nNotes:\n  a.png: {note}\n"
+    assert (
+        report.text()
+        == f"1 image kept, 1 left out\nLeft out:\n  b.png: it is the same file as a.png\nNotes:\n  a.png: {note}\n"
+    )
     assert json.loads(json.dumps(report.to_dict())) == {
         "num_kept": 1,
         "left_out": [{"name": "b.png", "reason": "it is the same file as a.png", "kind": "same_file"}],
@@ -126,5 +150,9 @@ def test_a_scan_can_be_cancelled_between_two_images(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scan_folder(DatasetConfig(images=str(tmp_path)), check_interrupted=check, on_progress=lambda count, total, name: seen.append((count, total, name)))
+        scan_folder(
+            DatasetConfig(images=str(tmp_path)),
+            check_interrupted=check,
+            on_progress=lambda count, total, name: seen.append((count, total, name)),
+        )
     assert seen == [(1, 2, "a.png")]

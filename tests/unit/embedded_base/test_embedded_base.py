@@ -28,7 +28,11 @@ def test_the_checker_reads_true_images_without_a_mistake():
     import random
 
     rng = random.Random(3)
-    drawings = [drawing for drawing in (draw_scene((128, 128), rng) for _ in range(300)) if " of " not in drawing.caption and " above " not in drawing.caption]
+    drawings = [
+        drawing
+        for drawing in (draw_scene((128, 128), rng) for _ in range(300))
+        if " of " not in drawing.caption and " above " not in drawing.caption
+    ]
     assert len(drawings) > 200
     assert np.mean([all(fits(drawing.pixels, drawing.caption)) for drawing in drawings]) > 0.99
 
@@ -47,7 +51,9 @@ def test_the_checker_tells_wrong_images_from_right_ones():
 
 def test_token_tables_are_the_same_on_every_machine():
     table = draw_token_table(64, seed=7)
-    assert table[49405, :3].tolist() == pytest.approx([-0.00595855712890625, 0.018951416015625, 0.00548553466796875], abs=1e-9)
+    assert table[49405, :3].tolist() == pytest.approx(
+        [-0.00595855712890625, 0.018951416015625, 0.00548553466796875], abs=1e-9
+    )
 
 
 def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
@@ -57,8 +63,12 @@ def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
     for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
         first, second = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    images = [sample_images(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2) for model in (single, folder)]
-    assert np.abs(images[0].astype(int) - images[1]).max() <= 1  # the same weights; where they lie in memory decides the kernel's last bit
+    images = [
+        sample_images(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2)
+        for model in (single, folder)
+    ]
+    # the same weights; where they lie in memory decides the kernel's last bit
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
 def to_float(model):
@@ -77,5 +87,7 @@ def test_the_checkpoint_holds_what_is_not_shipped(checkpoint):
 def test_it_draws_the_colour_shape_and_background_it_is_asked_for(checkpoint):
     """The model's README has the score of 12 prompts x 8 seeds; here 12 x 1, with room for luck."""
     images = sample_images(to_float(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
-    colour, shape, background = np.mean([fits(image, prompt) for image, prompt in zip(images, SCORE_PROMPTS, strict=True)], axis=0)
+    colour, shape, background = np.mean(
+        [fits(image, prompt) for image, prompt in zip(images, SCORE_PROMPTS, strict=True)], axis=0
+    )
     assert colour >= 0.9 and shape >= 0.75 and background >= 0.75

@@ -26,7 +26,10 @@ def test_an_error_or_interrupt_leaves_nothing_behind(tmp_path, error):
 
 def test_an_existing_file_is_not_overwritten(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(FileExistsError, match=r"exists already\. Choose another name"), atomic_write(tmp_path / "a.txt") as temporary:
+    with (
+        pytest.raises(FileExistsError, match=r"exists already\. Choose another name"),
+        atomic_write(tmp_path / "a.txt") as temporary,
+    ):
         temporary.write_text("new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -47,6 +50,9 @@ def test_a_full_disk_is_named_with_its_remedy(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"a\.txt: the disk is full\. Free some space"), atomic_write(tmp_path / "a.txt") as temporary:
+    with (
+        pytest.raises(OSError, match=r"a\.txt: the disk is full\. Free some space"),
+        atomic_write(tmp_path / "a.txt") as temporary,
+    ):
         temporary.write_text("new")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,6 @@
-"""Downloads from a real server on this machine: whole, continued, limited, and refused where an address is not public."""
+"""Downloads from a real server on this machine: whole, continued, limited, and refused where an
+address is not public.
+"""
 
 import json
 import re
@@ -53,10 +55,16 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = site.cut_after >= 0 or not site.has_length
         if location := site.redirects.get(self.path):
             return self._answer(302, b"", {"Location": location})
-        validators = {name: value for name, value in (("ETag", site.etag), ("Last-Modified", site.last_modified)) if value}
+        validators = {
+            name: value for name, value in (("ETag", site.etag), ("Last-Modified", site.last_modified)) if value
+        }
         if any(self.headers[name] in validators.values() for name in ("If-None-Match", "If-Modified-Since")):
             return self._answer(304, None, validators)
-        if site.has_ranges and (wanted := self.headers["Range"]) and (not site.heeds_if_range or self.headers["If-Range"] in validators.values()):
+        if (
+            site.has_ranges
+            and (wanted := self.headers["Range"])
+            and (not site.heeds_if_range or self.headers["If-Range"] in validators.values())
+        ):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(site.content):
                 return self._answer(416, b"", {"Content-Range": f"bytes */{len(site.content)}"})
@@ -113,7 +121,9 @@ def names(folder: Path) -> list[str]:
 
 @dataclass
 class Internet:
-    """Names that resolve to what a test says; and where connections went, all of which end at the local server."""
+    """Names that resolve to what a test says; and where connections went, all of which end at
+    the local server.
+    """
 
     addresses: dict[str, list[str]]
     lookups: list[str] = field(default_factory=list)
@@ -165,7 +175,11 @@ def test_a_file_of_unknown_length_arrives_whole(site, tmp_path):
     assert progress[-1] == (len(CONTENT), 0)
 
 
-@pytest.mark.parametrize("validator", [{"etag": '"v1"'}, {"etag": "", "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}], ids=["ETag", "Last-Modified"])
+@pytest.mark.parametrize(
+    "validator",
+    [{"etag": '"v1"'}, {"etag": "", "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}],
+    ids=["ETag", "Last-Modified"],
+)
 def test_a_cut_download_continues_where_it_stopped(site, tmp_path, validator):
     vars(site).update(validator, cut_after=100_000)
     with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:\d+/pictures\.zip: .*run it again, and it continues there"):
@@ -312,20 +326,27 @@ def test_a_compressed_answer_is_refused(site, tmp_path):
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RuntimeError, match=r"the server did not answer \(timed out\)"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(RuntimeError, match=r"the server did not answer \(timed out\)"),
+    ):
         fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip", tmp_path)
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(RuntimeError, match=rf"127\.0\.0\.1: no connection to port {port} \(.+\)\. Check the address and the connection"):
+    with pytest.raises(
+        RuntimeError, match=rf"127\.0\.0\.1: no connection to port {port} \(.+\)\. Check the address and the connection"
+    ):
         fetch(f"http://127.0.0.1:{port}/a.zip", tmp_path)
 
 
 @contextmanager
 def saying(text: bytes) -> Iterator[str]:
-    """The address of a server that says this to the first who asks, and keeps the connection until the block ends."""
+    """The address of a server that says this to the first who asks, and keeps the connection
+    until the block ends.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
         thread = threading.Thread(target=_say, args=(server, text, ended))
@@ -359,13 +380,19 @@ def test_a_connection_that_stays_open_after_the_last_byte_is_not_waited_for(tmp_
 
 def test_a_server_that_stops_in_the_middle_is_given_up_and_what_arrived_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 5)  # the first half comes sooner, however busy the machine is
-    with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url, pytest.raises(RuntimeError, match=r"the connection broke \(timed out\)"):
+    with (
+        saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url,
+        pytest.raises(RuntimeError, match=r"the connection broke \(timed out\)"),
+    ):
         fetch(url, tmp_path)
     assert next(tmp_path.glob("*.part")).read_bytes() == b"half"
 
 
 def test_a_cut_is_seen_in_chunks_too(tmp_path):
-    with saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url, pytest.raises(RuntimeError, match="broke"):
+    with (
+        saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url,
+        pytest.raises(RuntimeError, match="broke"),
+    ):
         fetch(url, tmp_path)
     assert not list(tmp_path.glob("*.bin"))
 
@@ -458,18 +485,33 @@ def test_the_query_of_a_signed_address_is_in_no_message(site, tmp_path):
 )
 def test_an_address_that_is_not_public_is_refused_without_a_connection(tmp_path, internet, address):
     internet.addresses["inside.example"] = [address]
-    with pytest.raises(ValueError, match=f"{re.escape(address)}, which is not a public address.*LORA_TRAINER_ALLOW_PRIVATE_URLS=1"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(address)}, which is not a public address.*LORA_TRAINER_ALLOW_PRIVATE_URLS=1"
+    ):
         fetch("http://inside.example/a.zip", tmp_path, allow_private=False)
     assert internet.connections == []
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+)
 def test_a_public_address_is_allowed(address):
     assert module._is_public(ip_address(address)) is True
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "１２７.０.０.１"]
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "localhost",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "１２７.０.０.１",
+    ],
 )
 def test_no_spelling_of_this_machine_is_let_through(tmp_path, internet, host):
     with pytest.raises((ValueError, RuntimeError), match=r"not a public address|no server of this name"):
@@ -523,7 +565,10 @@ def test_redirects_without_end_are_given_up(site, tmp_path):
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("http://127.0.0.1:8188/history", "http://127.0.0.1:8188/history leads to 127.0.0.1, which is not a public address"),
+        (
+            "http://127.0.0.1:8188/history",
+            "http://127.0.0.1:8188/history leads to 127.0.0.1, which is not a public address",
+        ),
         ("http://inside.example/", "leads to 10.0.0.7, which is not a public address"),
         ("//169.254.169.254/latest/meta-data", "leads to 169.254.169.254, which is not a public address"),
         ("file:///etc/passwd", "must begin with http:// or https://"),
@@ -573,8 +618,28 @@ def certificate(tmp_path_factory) -> Path:
     if openssl is None:
         pytest.skip("openssl is not installed: certificates were not checked")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-keyout", str(path)]
-    command += ["-out", str(path.with_suffix(".crt")), "-subj", "/CN=pictures.example", "-addext", "subjectAltName=DNS:pictures.example"]
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        str(path),
+    ]
+    command += [
+        "-out",
+        str(path.with_suffix(".crt")),
+        "-subj",
+        "/CN=pictures.example",
+        "-addext",
+        "subjectAltName=DNS:pictures.example",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
     return path
@@ -591,7 +656,9 @@ def secure_site(certificate: Path) -> Iterator[tuple[Site, list[str]]]:
         yield site, asked
 
 
-def test_https_checks_the_certificate_for_the_name_though_it_connects_to_the_address(secure_site, certificate, tmp_path, monkeypatch):
+def test_https_checks_the_certificate_for_the_name_though_it_connects_to_the_address(
+    secure_site, certificate, tmp_path, monkeypatch
+):
     site, asked = secure_site
     internet = pretended_internet(site, monkeypatch)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

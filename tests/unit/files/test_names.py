@@ -6,7 +6,10 @@ from trainers.files.names import check_output_name
 from trainers.training.run_folder import RunFolder
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "a\\b", "C:", "what?", "nul", "COM1.x", "", " ", ".", "..", "name.", " name", "x" * 300, "a\nb"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "a/b", "a\\b", "C:", "what?", "nul", "COM1.x", "", " ", ".", "..", "name.", " name", "x" * 300, "a\nb"],
+)
 def test_a_name_with_a_folder_or_reserved_characters_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match="output name"):
         RunFolder(tmp_path, name)

@@ -1,4 +1,6 @@
-"""The LoRA file: names against the lists of sd-scripts and ComfyUI, and every reader and writer against the real ones."""
+"""The LoRA file: names against the lists of sd-scripts and ComfyUI, and every reader and writer
+against the real ones.
+"""
 
 import copy
 import errno
@@ -28,9 +30,15 @@ from trainers.sdxl.model.layout import unet_to_ldm
 from trainers.sdxl.names import kohya_names, module_key
 
 TEXT_ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
-ATTENTION_MLP = r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
+ATTENTION_MLP = (
+    r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
+)
 UNET_LAYERS = rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv|(time|add)_embedding\.linear_[12]"
-TARGETS: dict[str, str] = {"unet": UNET_LAYERS, "text_encoder": TEXT_ENCODER_LAYERS, "text_encoder_2": TEXT_ENCODER_LAYERS}
+TARGETS: dict[str, str] = {
+    "unet": UNET_LAYERS,
+    "text_encoder": TEXT_ENCODER_LAYERS,
+    "text_encoder_2": TEXT_ENCODER_LAYERS,
+}
 
 Models = dict[str, Any]  # diffusers gives its models' config no types
 Modules = dict[ModuleKey, LoraModule]
@@ -43,10 +51,14 @@ Names = dict[ModuleKey, str]
 def _unet(**sizes: Any) -> UNet2DConditionModel:
     levels: dict[str, Any] = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")}
     levels["up_block_types"] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    return UNet2DConditionModel(sample_size=8, use_linear_projection=True, addition_embed_type="text_time", **levels, **sizes)
+    return UNet2DConditionModel(
+        sample_size=8, use_linear_projection=True, addition_embed_type="text_time", **levels, **sizes
+    )
 
 
-def _text_encoders(widths: tuple[int, int], num_layers: tuple[int, int], vocab_size: int) -> tuple[nn.Module, nn.Module]:
+def _text_encoders(
+    widths: tuple[int, int], num_layers: tuple[int, int], vocab_size: int
+) -> tuple[nn.Module, nn.Module]:
     configs = [
         CLIPTextConfig(
             vocab_size=vocab_size,
@@ -77,7 +89,9 @@ def base() -> Models:
 
 
 def _names(models: Models) -> Names:
-    return kohya_names(*(weighted_modules(models[component]) for component in ("unet", "text_encoder", "text_encoder_2")))
+    return kohya_names(
+        *(weighted_modules(models[component]) for component in ("unet", "text_encoder", "text_encoder_2"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +100,17 @@ def names(base) -> Names:
 
 
 def _with_adapters(base: Models, alphas: dict[str, int]) -> Models:
-    """The base with PEFT adapters of rank 4, some of a smaller rank, alpha 2 where `alphas` says nothing else; all weights random."""
+    """The base with PEFT adapters of rank 4, some of a smaller rank, alpha 2 where `alphas` says
+    nothing else; all weights random.
+    """
     models = copy.deepcopy(base)
     generator = torch.Generator().manual_seed(1)
     for component, model in models.items():
         ranks = {"to_q": 2, "conv1": 3} if component == "unet" else {"mlp.fc1": 2}
         own_alphas = {name: alpha for name, alpha in alphas.items() if ("mlp" in name) != (component == "unet")}
-        settings = LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS[component], rank_pattern=ranks, alpha_pattern=own_alphas)
+        settings = LoraConfig(
+            r=4, lora_alpha=2, target_modules=TARGETS[component], rank_pattern=ranks, alpha_pattern=own_alphas
+        )
         inject_adapter_in_model(settings, model)
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
@@ -103,13 +121,20 @@ def _with_adapters(base: Models, alphas: dict[str, int]) -> Models:
 def _adapter_weights(adapted: Models) -> Modules:
     """What the adapters hold, read straight from their layers."""
     return {
-        key: LoraModule(layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data, float(layer.lora_alpha["default"]))
+        key: LoraModule(
+            layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data, float(layer.lora_alpha["default"])
+        )
         for key, layer in _adapter_layers(adapted).items()
     }
 
 
 def _adapter_layers(models: Models) -> dict[ModuleKey, Any]:
-    return {module_key(component, path): layer for component, model in models.items() for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    return {
+        module_key(component, path): layer
+        for component, model in models.items()
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -148,28 +173,48 @@ def full_depth() -> Models:
 
 
 def test_names_of_the_real_sdxl_are_the_986_that_sd_scripts_and_comfyui_know(full_depth):
-    # The digest is that of sd-scripts' own list: sorted lora_name of LoRANetwork([te1, te2], SdxlUNet2DConditionModel()) (commit 48d368f,
-    # all on the meta device), joined by newlines. tests/host/test_lora_names.py compares with ComfyUI's own key map.
+    # The digest is that of sd-scripts' own list: sorted lora_name of LoRANetwork([te1, te2],
+    # SdxlUNet2DConditionModel()) (commit 48d368f, all on the meta device), joined by newlines.
+    # tests/host/test_lora_names.py compares with ComfyUI's own key map.
     names = _names(full_depth)
-    unet_linears = {path for path, module in full_depth["unet"].named_modules() if isinstance(module, nn.Linear) and ".attentions." in path}
+    unet_linears = {
+        path
+        for path, module in full_depth["unet"].named_modules()
+        if isinstance(module, nn.Linear) and ".attentions." in path
+    }
     keys: list[ModuleKey] = [("unet", path) for path in unet_linears]
     keys += [key for key in names if key[0] != "unet" and (".self_attn." in key[1] or ".mlp." in key[1])]
     listed = sorted(names[key] for key in keys)
     assert len(unet_linears) == 722
     assert len(listed) == 722 + 72 + 192
-    assert hashlib.sha256("\n".join(listed).encode()).hexdigest() == "1063b91c0a4164d0d184003241903ddb45ea2789384d465a17bbc942e6c871ff"
+    assert (
+        hashlib.sha256("\n".join(listed).encode()).hexdigest()
+        == "1063b91c0a4164d0d184003241903ddb45ea2789384d465a17bbc942e6c871ff"
+    )
 
 
 @pytest.mark.parametrize(
     ("key", "name"),
     [
         (("unet", "down_blocks.1.attentions.0.proj_in"), "lora_unet_input_blocks_4_1_proj_in"),
-        (("unet", "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj"), "lora_unet_input_blocks_8_1_transformer_blocks_9_ff_net_0_proj"),
-        (("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"), "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_out_0"),
-        (("unet", "up_blocks.0.attentions.2.transformer_blocks.3.attn2.to_k"), "lora_unet_output_blocks_2_1_transformer_blocks_3_attn2_to_k"),
+        (
+            ("unet", "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj"),
+            "lora_unet_input_blocks_8_1_transformer_blocks_9_ff_net_0_proj",
+        ),
+        (
+            ("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"),
+            "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_out_0",
+        ),
+        (
+            ("unet", "up_blocks.0.attentions.2.transformer_blocks.3.attn2.to_k"),
+            "lora_unet_output_blocks_2_1_transformer_blocks_3_attn2_to_k",
+        ),
         (("unet", "up_blocks.0.upsamplers.0.conv"), "lora_unet_output_blocks_2_2_conv"),
         (("unet", "down_blocks.0.resnets.1.time_emb_proj"), "lora_unet_input_blocks_2_0_emb_layers_1"),
-        (("text_encoder", "encoder.layers.0.self_attn.q_proj"), "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"),
+        (
+            ("text_encoder", "encoder.layers.0.self_attn.q_proj"),
+            "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        ),
         (("text_encoder_2", "encoder.layers.31.mlp.fc2"), "lora_te2_text_model_encoder_layers_31_mlp_fc2"),
         (("text_encoder_2", "text_projection"), "lora_te2_text_projection"),
     ],
@@ -202,7 +247,9 @@ def test_tensors_are_contiguous_copies_in_the_dtype_asked_for(trained, names):
     key = ("unet", "conv_in")
     transposed = LoraModule(trained[key].down.transpose(2, 3), trained[key].up, 2.0)
     state_dict = to_kohya({key: transposed}, names, dtype=torch.bfloat16)
-    assert list(state_dict) == [f"lora_unet_input_blocks_0_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")]
+    assert list(state_dict) == [
+        f"lora_unet_input_blocks_0_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    ]
     assert all(tensor.is_contiguous() and tensor.dtype == torch.bfloat16 for tensor in state_dict.values())
     assert state_dict["lora_unet_input_blocks_0_0.alpha"].shape == ()
     float32 = to_kohya({key: transposed}, names, dtype=torch.float32)
@@ -256,34 +303,64 @@ def _peft_tensors(adapted: Models) -> dict[str, dict[str, Tensor]]:
 
 
 def _peft_settings(adapted: Models) -> dict[str, dict[str, Any]]:
-    settings: dict[str, dict[str, Any]] = {component: model.peft_config["default"].to_dict() for component, model in adapted.items()}
-    return {component: {name: list(value) if isinstance(value, set) else value for name, value in part.items()} for component, part in settings.items()}
+    settings: dict[str, dict[str, Any]] = {
+        component: model.peft_config["default"].to_dict() for component, model in adapted.items()
+    }
+    return {
+        component: {name: list(value) if isinstance(value, set) else value for name, value in part.items()}
+        for component, part in settings.items()
+    }
 
 
 def _write_diffusers(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
-    layers: dict[str, Any] = {f"{component}_lora_layers": tensors for component, tensors in _peft_tensors(adapted).items()}
-    settings: dict[str, Any] = {f"{component}_lora_adapter_metadata": part for component, part in _peft_settings(adapted).items()}
+    layers: dict[str, Any] = {
+        f"{component}_lora_layers": tensors for component, tensors in _peft_tensors(adapted).items()
+    }
+    settings: dict[str, Any] = {
+        f"{component}_lora_adapter_metadata": part for component, part in _peft_settings(adapted).items()
+    }
     StableDiffusionXLPipeline.save_lora_weights(folder, **layers, **settings)
     return folder / "pytorch_lora_weights.safetensors"
 
 
 def _write_peft_with_prefixes(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
-    tensors = {f"{component}.base_model.model.{name}": tensor for component, part in _peft_tensors(adapted).items() for name, tensor in part.items()}
-    settings = {f"{component}.{name}": value for component, part in _peft_settings(adapted).items() for name, value in part.items()}
+    tensors = {
+        f"{component}.base_model.model.{name}": tensor
+        for component, part in _peft_tensors(adapted).items()
+        for name, tensor in part.items()
+    }
+    settings = {
+        f"{component}.{name}": value
+        for component, part in _peft_settings(adapted).items()
+        for name, value in part.items()
+    }
     save_file(tensors, folder / "lora.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
     return folder / "lora.safetensors"
 
 
 def _write_comfyui(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
     ldm = unet_to_ldm(weighted_modules(adapted["unet"]))
-    prefixes = {"text_encoder": "text_encoders.clip_l.transformer.text_model.", "text_encoder_2": "text_encoders.clip_g.transformer.text_model."}
-    bases = {key: f"diffusion_model.{ldm[key[1]]}" if key[0] == "unet" else prefixes[key[0]] + key[1] for key in trained}
-    return _write_parts(folder, trained, lambda key: (f"{bases[key]}.lora_down.weight", f"{bases[key]}.lora_up.weight", f"{bases[key]}.alpha"))
+    prefixes = {
+        "text_encoder": "text_encoders.clip_l.transformer.text_model.",
+        "text_encoder_2": "text_encoders.clip_g.transformer.text_model.",
+    }
+    bases = {
+        key: f"diffusion_model.{ldm[key[1]]}" if key[0] == "unet" else prefixes[key[0]] + key[1] for key in trained
+    }
+    return _write_parts(
+        folder,
+        trained,
+        lambda key: (f"{bases[key]}.lora_down.weight", f"{bases[key]}.lora_up.weight", f"{bases[key]}.alpha"),
+    )
 
 
 def _write_kohya_diffusers_style(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
     def parts(key: ModuleKey) -> tuple[str, str, str]:
-        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}[key[0]]
+        prefix = {
+            "unet": "lora_unet_",
+            "text_encoder": "lora_te1_text_model_",
+            "text_encoder_2": "lora_te2_text_model_",
+        }[key[0]]
         base = prefix + key[1].replace(".", "_")
         return f"{base}.lora_down.weight", f"{base}.lora_up.weight", f"{base}.alpha"
 
@@ -343,7 +420,9 @@ def test_the_units_own_diffusers_file_reads_without_prefix(tmp_path, base, adapt
 
 
 def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base, names):
-    model = get_peft_model(copy.deepcopy(base["unet"]), LoraConfig(r=4, lora_alpha=1, target_modules=ATTENTION_MLP, use_rslora=True))
+    model = get_peft_model(
+        copy.deepcopy(base["unet"]), LoraConfig(r=4, lora_alpha=1, target_modules=ATTENTION_MLP, use_rslora=True)
+    )
     model.save_pretrained(str(tmp_path))
     modules = read_lora(tmp_path / "adapter_model.safetensors", names)
     assert {key[0] for key in modules} == {"unet"}
@@ -352,8 +431,13 @@ def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base
 
 
 def test_diffusers_kohya_file_reads_with_alpha_equal_to_rank(tmp_path, adapted, trained, names):
-    # convert_state_dict_to_kohya writes alpha = rank, whatever the adapter's alpha was, and under transformers 5 leaves `text_model` out.
-    tensors = {f"{component}.{name}": tensor for component, part in _peft_tensors(adapted).items() for name, tensor in part.items()}
+    # convert_state_dict_to_kohya writes alpha = rank, whatever the adapter's alpha was, and under
+    # transformers 5 leaves `text_model` out.
+    tensors = {
+        f"{component}.{name}": tensor
+        for component, part in _peft_tensors(adapted).items()
+        for name, tensor in part.items()
+    }
     save_file(convert_state_dict_to_kohya(tensors), tmp_path / "lora.safetensors")
     expected = {key: replace(module, alpha=float(module.rank)) for key, module in trained.items()}
     assert_same_modules(read_lora(tmp_path / "lora.safetensors", names), expected)
@@ -364,8 +448,15 @@ def test_a_dict_of_tensors_reads_as_the_file_does(trained, names):
 
 
 def test_without_alpha_the_rank_is_taken(trained, names):
-    state_dict = {name: tensor for name, tensor in to_kohya(trained, names, dtype=torch.float32).items() if not name.endswith(".alpha")}
-    assert_same_modules(read_lora(state_dict, names), {key: replace(module, alpha=float(module.rank)) for key, module in trained.items()})
+    state_dict = {
+        name: tensor
+        for name, tensor in to_kohya(trained, names, dtype=torch.float32).items()
+        if not name.endswith(".alpha")
+    }
+    assert_same_modules(
+        read_lora(state_dict, names),
+        {key: replace(module, alpha=float(module.rank)) for key, module in trained.items()},
+    )
 
 
 def test_modules_come_in_the_order_of_the_model(trained, names):
@@ -413,7 +504,10 @@ def _pair(base: str, width: int = 8) -> dict[str, Tensor]:
         (_pair("lora_unet_input_blocks_99_1_transformer_blocks_3_attn2_to_k", 2048), "SDXL of another layout"),
         (_pair("diffusion_model.blocks.0.self_attn.q"), "Wan"),
         (_pair("nobody_knows_me"), "another model"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, "holds no LoRA weights; is it a whole model"),
+        (
+            {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)},
+            "holds no LoRA weights; is it a whole model",
+        ),
         ({}, "holds no LoRA weights"),
     ],
 )
@@ -427,7 +521,10 @@ def test_unmatched_keys_are_counted_and_the_first_are_named(tmp_path, trained, n
     for index in range(4):
         state_dict |= _pair(f"lora_unet_nowhere_{index}")
     save_file(state_dict, tmp_path / "lora.safetensors")
-    expected = rf"lora.safetensors: 8 of {len(state_dict)} keys do not fit this model: lora_unet_nowhere_0.lora_down.weight, lora_unet_nowhere_0.*, \.\.\."
+    expected = (
+        rf"lora.safetensors: 8 of {len(state_dict)} keys do not fit this model: "
+        r"lora_unet_nowhere_0.lora_down.weight, lora_unet_nowhere_0.*, \.\.\."
+    )
     with pytest.raises(ValueError, match=expected):
         read_lora(tmp_path / "lora.safetensors", names)
 
@@ -491,7 +588,9 @@ def test_verification_counts_what_loads(tmp_path, trained, names):
 
 def test_without_expected_all_names_must_be_there(tmp_path, trained, names):
     path = _saved(tmp_path, trained, names)
-    fewer = ModuleNames({key: names[key] for key in trained}, names.spellings.items(), main_component=names.main_component)
+    fewer = ModuleNames(
+        {key: names[key] for key in trained}, names.spellings.items(), main_component=names.main_component
+    )
     assert verify_lora(path, fewer).num_expected == len(trained)
     with pytest.raises(RuntimeError, match="modules are missing"):
         verify_lora(path, names)
@@ -502,7 +601,9 @@ def test_verification_fails_on_nan(tmp_path, part, trained, names):
     key = ("unet", "conv_in")
     broken = replace(trained[key], **{part: torch.full_like(getattr(trained[key], part), torch.nan)})
     path = _saved(tmp_path, trained | {key: broken}, names)
-    with pytest.raises(RuntimeError, match=f"1 of {len(trained)} modules hold values that are not finite: lora_unet_input_blocks_0_0"):
+    with pytest.raises(
+        RuntimeError, match=f"1 of {len(trained)} modules hold values that are not finite: lora_unet_input_blocks_0_0"
+    ):
         verify_lora(path, names, expected=trained)
 
 
@@ -536,8 +637,14 @@ def _predictions(models: Models) -> dict[str, Tensor]:
     pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     generator = torch.Generator().manual_seed(3)
     token_ids = torch.randint(0, 99, (2, 7), generator=generator)
-    sample, states = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, config.cross_attention_dim, generator=generator)
-    conditions = {"text_embeds": torch.randn(2, pooled_width, generator=generator), "time_ids": torch.rand(2, 6, generator=generator) * 100}
+    sample, states = (
+        torch.randn(2, 4, 8, 8, generator=generator),
+        torch.randn(2, 7, config.cross_attention_dim, generator=generator),
+    )
+    conditions = {
+        "text_embeds": torch.randn(2, pooled_width, generator=generator),
+        "time_ids": torch.rand(2, 6, generator=generator) * 100,
+    }
     with torch.no_grad():
         return {
             "unet": models["unet"](sample, 500, states, added_cond_kwargs=conditions).sample,
@@ -547,12 +654,15 @@ def _predictions(models: Models) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("attention_at_all_levels", [False, True], ids=["sdxl", "embedded_base"])
-def test_our_file_loads_whole_in_diffusers_and_acts_with_the_strength_of_the_training(tmp_path, base, attention_at_all_levels):
+def test_our_file_loads_whole_in_diffusers_and_acts_with_the_strength_of_the_training(
+    tmp_path, base, attention_at_all_levels
+):
     if attention_at_all_levels:
         torch.manual_seed(0)
         base = {**base, "unet": build_unet().eval()}
     names = _names(base)
-    # One alpha for all modules, as in every training: diffusers 0.42 loses the alphas of modules that differ from the rest.
+    # One alpha for all modules, as in every training: diffusers 0.42 loses the alphas of modules
+    # that differ from the rest.
     adapted = _with_adapters(base, alphas={})
     trained = _adapter_weights(adapted)
     models = copy.deepcopy(base)
@@ -565,4 +675,6 @@ def test_our_file_loads_whole_in_diffusers_and_acts_with_the_strength_of_the_tra
         torch.testing.assert_close(theirs[component], ours[component], rtol=0, atol=1e-5)
         effect = (ours[component] - without[component]).norm()
         assert effect > 0.01
-        torch.testing.assert_close((theirs[component] - without[component]).norm() / effect, torch.tensor(1.0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            (theirs[component] - without[component]).norm() / effect, torch.tensor(1.0), rtol=1e-4, atol=0
+        )

@@ -28,7 +28,9 @@ def test_date_tokens_are_replaced_as_comfyui_writes_them(text, expected):
 
 @pytest.mark.parametrize("text", ["%KSampler.seed%", "a%%b", "%year:yyyy%", "%Date%"])
 def test_a_token_that_is_not_known_is_named_with_those_that_are(text):
-    with pytest.raises(ValueError, match=r"filename has %.*% in it\. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, %date%, %year%, %month%"):
+    with pytest.raises(
+        ValueError, match=r"filename has %.*% in it\. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, %date%, %year%, %month%"
+    ):
         expand_date_tokens(text, NOW)
 
 
@@ -47,9 +49,13 @@ def test_a_name_may_have_subfolders_and_an_extension(text, expected):
     assert check_lora_file_name(text, NOW) == PurePosixPath(expected)
 
 
-@pytest.mark.parametrize("text", ["../x", "a/../../x", "..\\x", "C:\\x", "c:x", "/etc/x", "\\\\server\\x", "%year%/../.."])
+@pytest.mark.parametrize(
+    "text", ["../x", "a/../../x", "..\\x", "C:\\x", "c:x", "/etc/x", "\\\\server\\x", "%year%/../.."]
+)
 def test_a_name_cannot_lead_out_of_the_folder(text):
-    with pytest.raises(ValueError, match=r"leads out of the loras folder\. Give a name below it, such as my_lora or people/my_lora"):
+    with pytest.raises(
+        ValueError, match=r"leads out of the loras folder\. Give a name below it, such as my_lora or people/my_lora"
+    ):
         check_lora_file_name(text, NOW)
 
 
@@ -73,4 +79,7 @@ def test_what_some_system_does_not_take_as_a_name_is_refused(text, message):
 
 
 def test_without_a_time_it_is_now():
-    assert check_lora_file_name("%year%") in (PurePosixPath(str(time.localtime().tm_year)), PurePosixPath(str(time.localtime().tm_year - 1)))
+    assert check_lora_file_name("%year%") in (
+        PurePosixPath(str(time.localtime().tm_year)),
+        PurePosixPath(str(time.localtime().tm_year - 1)),
+    )

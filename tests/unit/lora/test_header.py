@@ -1,4 +1,6 @@
-"""The header of a LoRA file, against the formulas and against what sd-scripts computes for the same tensors."""
+"""The header of a LoRA file, against the formulas and against what sd-scripts computes for the
+same tensors.
+"""
 
 import hashlib
 import json
@@ -44,7 +46,15 @@ def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
     metadata = build_metadata(RECORD)
     assert all(isinstance(value, str) for value in metadata.values())
     assert "None" not in metadata.values()
-    absent = {"ss_text_encoder_lr", "ss_noise_offset", "ss_min_snr_gamma", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_training_comment", "modelspec.tags"}
+    absent = {
+        "ss_text_encoder_lr",
+        "ss_noise_offset",
+        "ss_min_snr_gamma",
+        "ss_sd_model_hash",
+        "ss_new_sd_model_hash",
+        "ss_training_comment",
+        "modelspec.tags",
+    }
     assert not absent & set(metadata)
 
 
@@ -72,7 +82,11 @@ def test_tags_are_counted_between_commas_in_lower_case_most_frequent_first():
 
 def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
     metadata = build_metadata(RECORD)
-    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"], metadata["ss_reg_dataset_dirs"]) == ("30", "0", "{}")
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"], metadata["ss_reg_dataset_dirs"]) == (
+        "30",
+        "0",
+        "{}",
+    )
     assert metadata["ss_resolution"] == "(1024, 1024)"
     assert json.loads(metadata["ss_dataset_dirs"]) == {"photos": {"n_repeats": 10, "img_count": 3}}
     buckets = json.loads(metadata["ss_bucket_info"])["buckets"]
@@ -81,9 +95,18 @@ def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
 
 
 def test_folders_of_one_name_are_told_apart_and_regularization_stands_by_itself():
-    folders = [ImageFolder("10_dog", ["a, b"], 10), ImageFolder("10_dog", ["b"], 10), ImageFolder("1_dog", ["c", "d"], 1, is_regularization=True)]
-    metadata = build_metadata(replace(RECORD, folders=folders, bucket_counts={(1024, 1024): 40}, num_regularization_samples=20))
-    assert json.loads(metadata["ss_dataset_dirs"]) == {"10_dog": {"n_repeats": 10, "img_count": 1}, "10_dog (2)": {"n_repeats": 10, "img_count": 1}}
+    folders = [
+        ImageFolder("10_dog", ["a, b"], 10),
+        ImageFolder("10_dog", ["b"], 10),
+        ImageFolder("1_dog", ["c", "d"], 1, is_regularization=True),
+    ]
+    metadata = build_metadata(
+        replace(RECORD, folders=folders, bucket_counts={(1024, 1024): 40}, num_regularization_samples=20)
+    )
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "10_dog": {"n_repeats": 10, "img_count": 1},
+        "10_dog (2)": {"n_repeats": 10, "img_count": 1},
+    }
     assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_dog": {"n_repeats": 1, "img_count": 2}}
     assert json.loads(metadata["ss_tag_frequency"]) == {"10_dog": {"a": 1, "b": 1}, "10_dog (2)": {"b": 1}}
     assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("20", "20")
@@ -95,7 +118,10 @@ def test_total_batch_size_counts_processes_and_accumulation():
 
 
 def test_text_encoder_learning_rates_stand_for_both_encoders():
-    assert build_metadata(replace(RECORD, text_encoder_learning_rates=(5e-5, None)))["ss_text_encoder_lr"] == "[5e-05, None]"
+    assert (
+        build_metadata(replace(RECORD, text_encoder_learning_rates=(5e-5, None)))["ss_text_encoder_lr"]
+        == "[5e-05, None]"
+    )
 
 
 def test_modelspec_names_architecture_prediction_and_trigger():
@@ -114,7 +140,13 @@ def test_modelspec_names_architecture_prediction_and_trigger():
 
 
 def test_settings_are_kept_without_the_users_folders():
-    settings = {"images": Path("/home/ann/photos"), "base": "/models/base.safetensors", "out": r"C:\Users\Ann\x", "rank": 8, "parts": [{"path": "/a/b"}]}
+    settings = {
+        "images": Path("/home/ann/photos"),
+        "base": "/models/base.safetensors",
+        "out": r"C:\Users\Ann\x",
+        "rank": 8,
+        "parts": [{"path": "/a/b"}],
+    }
     kept = json.loads(build_metadata(replace(RECORD, settings=settings))["lora_trainer_config"])
     assert kept == {"images": "photos", "base": "base.safetensors", "out": "x", "rank": 8, "parts": [{"path": "b"}]}
 
@@ -132,7 +164,8 @@ METADATA = {"ss_network_dim": "4", "ss_training_comment": 'café "quoted"\n日�
 
 
 def test_hashes_are_those_of_sd_scripts():
-    # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for these tensors and this metadata.
+    # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for
+    # these tensors and this metadata.
     assert tensor_hashes(_tensors(), METADATA) == {
         "sshs_model_hash": "b1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
         "sshs_legacy_hash": "7d629213",

@@ -1,4 +1,6 @@
-"""The table of architectures: what MusubiConfig's open values become, and what the modules of a file for ComfyUI are called."""
+"""The table of architectures: what MusubiConfig's open values become, and what the modules of a
+file for ComfyUI are called.
+"""
 
 from dataclasses import fields, replace
 
@@ -8,7 +10,8 @@ from trainers.config import check_ranges
 from trainers.musubi.architectures import ARCHITECTURES, find_architecture
 from trainers.musubi.config import MusubiConfig, resolve
 
-# Counted in Musubi v0.3.4's own networks over its full-size models (on the meta device), in the form of the file for ComfyUI; N counts from 0.
+# Counted in Musubi v0.3.4's own networks over its full-size models (on the meta device), in the
+# form of the file for ComfyUI; N counts from 0.
 FLUX_BLOCKS = {
     "lora_unet_double_blocks_N_img_attn_qkv": 19,
     "lora_unet_double_blocks_N_img_attn_proj": 19,
@@ -21,13 +24,22 @@ FLUX_BLOCKS = {
     "lora_unet_single_blocks_N_linear1": 38,
     "lora_unet_single_blocks_N_linear2": 38,
 }
-QWEN = [f"attn_{part}" for part in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out_0", "to_add_out")] + [
-    f"{stream}_{part}" for stream in ("img", "txt") for part in ("mlp_net_0_proj", "mlp_net_2", "mod_1")
-]
+QWEN = [
+    f"attn_{part}"
+    for part in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out_0", "to_add_out")
+] + [f"{stream}_{part}" for stream in ("img", "txt") for part in ("mlp_net_0_proj", "mlp_net_2", "mod_1")]
 QWEN_MODULES = {f"lora_unet_transformer_blocks_N_{part}": 60 for part in QWEN}
 KREA_BLOCK = ["attn_wq", "attn_wk", "attn_wv", "attn_wo", "attn_gate", "mlp_down", "mlp_gate", "mlp_up"]
 KREA_SINGLE = ["first", "last_linear", "tmlp_0", "tmlp_2", "tproj_1", "txtfusion_projector", "txtmlp_1", "txtmlp_3"]
-LANGUAGE = ["self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_o_proj", "mlp_down_proj", "mlp_gate_proj", "mlp_up_proj"]
+LANGUAGE = [
+    "self_attn_q_proj",
+    "self_attn_k_proj",
+    "self_attn_v_proj",
+    "self_attn_o_proj",
+    "mlp_down_proj",
+    "mlp_gate_proj",
+    "mlp_up_proj",
+]
 KANDINSKY = ["to_query", "to_key", "to_value", "out_layer"]
 MODULES: dict[str, dict[str, int]] = {
     "z-image": {
@@ -36,7 +48,9 @@ MODULES: dict[str, dict[str, int]] = {
     },
     "krea-2": {
         **{f"lora_unet_blocks_N_{part}": 28 for part in KREA_BLOCK},
-        **{f"lora_unet_txtfusion_{kind}_blocks_N_{part}": 2 for kind in ("layerwise", "refiner") for part in KREA_BLOCK},
+        **{
+            f"lora_unet_txtfusion_{kind}_blocks_N_{part}": 2 for kind in ("layerwise", "refiner") for part in KREA_BLOCK
+        },
         **{f"lora_unet_{part}": 1 for part in KREA_SINGLE},
     },
     "qwen-image": QWEN_MODULES,
@@ -45,8 +59,14 @@ MODULES: dict[str, dict[str, int]] = {
     "flux-kontext": FLUX_BLOCKS,
     "hidream-o1": {
         **{f"lora_unet_language_model_layers_N_{part}": 36 for part in LANGUAGE},
-        **{f"lora_unet_visual_blocks_N_{part}": 27 for part in ("attn_qkv", "attn_proj", "mlp_linear_fc1", "mlp_linear_fc2")},
-        **{f"lora_unet_{part}": 1 for part in ("x_embedder_proj1", "x_embedder_proj2", "final_layer2_linear", "visual_merger_linear_fc1")},
+        **{
+            f"lora_unet_visual_blocks_N_{part}": 27
+            for part in ("attn_qkv", "attn_proj", "mlp_linear_fc1", "mlp_linear_fc2")
+        },
+        **{
+            f"lora_unet_{part}": 1
+            for part in ("x_embedder_proj1", "x_embedder_proj2", "final_layer2_linear", "visual_merger_linear_fc1")
+        },
     },
     "ideogram-4": {
         **{f"lora_unet_layers_N_attention_{part}": 34 for part in ("qkv", "o")},
@@ -57,14 +77,24 @@ MODULES: dict[str, dict[str, int]] = {
         **{f"lora_unet_blocks_N_ffn_{part}": 40 for part in "02"},
     },
     "hunyuan-video": {
-        **{f"diffusion_model.double_blocks.N.{stream}_{part}": 20 for stream in ("img", "txt") for part in ("attn_qkv", "attn_proj", "mlp.fc1", "mlp.fc2")},
+        **{
+            f"diffusion_model.double_blocks.N.{stream}_{part}": 20
+            for stream in ("img", "txt")
+            for part in ("attn_qkv", "attn_proj", "mlp.fc1", "mlp.fc2")
+        },
         **{f"diffusion_model.single_blocks.N.{part}": 40 for part in ("linear1", "linear2")},
     },
     "hunyuan-video-1.5": {
-        f"lora_unet_double_blocks_N_{stream}_{part}": 54 for stream in ("img", "txt") for part in ("attn_qkv", "attn_proj", "mlp_0", "mlp_2", "mod_lin")
+        f"lora_unet_double_blocks_N_{stream}_{part}": 54
+        for stream in ("img", "txt")
+        for part in ("attn_qkv", "attn_proj", "mlp_0", "mlp_2", "mod_lin")
     },
     "kandinsky-5": {
-        **{f"lora_unet_visual_transformer_blocks_N_{kind}_attention_{part}": 60 for kind in ("self", "cross") for part in KANDINSKY},
+        **{
+            f"lora_unet_visual_transformer_blocks_N_{kind}_attention_{part}": 60
+            for kind in ("self", "cross")
+            for part in KANDINSKY
+        },
         **{f"lora_unet_visual_transformer_blocks_N_feed_forward_{part}": 60 for part in ("in_layer", "out_layer")},
         **{f"lora_unet_text_transformer_blocks_N_self_attention_{part}": 4 for part in KANDINSKY},
         **{f"lora_unet_text_transformer_blocks_N_feed_forward_{part}": 4 for part in ("in_layer", "out_layer")},
@@ -110,7 +140,9 @@ def test_every_row_closes_all_open_values(architecture):
 
 
 def test_what_is_set_stays_as_it_is():
-    config = MusubiConfig(rank=8, alpha=4.0, learning_rate=1e-5, resolution=512, timestep_sampling="sigmoid", mixed_precision="fp16")
+    config = MusubiConfig(
+        rank=8, alpha=4.0, learning_rate=1e-5, resolution=512, timestep_sampling="sigmoid", mixed_precision="fp16"
+    )
     resolved = resolve(config, ARCHITECTURES["z-image"])
     assert resolved == replace(config, discrete_flow_shift=2.0)
 
@@ -122,7 +154,8 @@ def test_switches_that_are_off_are_not_open():
 
 
 @pytest.mark.parametrize(
-    ("name", "dit_dtype", "precision"), [("wan", "F16", "fp16"), ("wan", "BF16", "bf16"), ("hunyuan-video-1.5", "F16", "fp16"), ("z-image", "F16", "bf16")]
+    ("name", "dit_dtype", "precision"),
+    [("wan", "F16", "fp16"), ("wan", "BF16", "bf16"), ("hunyuan-video-1.5", "F16", "fp16"), ("z-image", "F16", "bf16")],
 )
 def test_auto_precision_follows_the_file_where_it_must(name, dit_dtype, precision):
     assert resolve(MusubiConfig(), ARCHITECTURES[name], dit_dtype=dit_dtype).mixed_precision == precision
@@ -145,7 +178,11 @@ def test_rows_are_whole(architecture):
 
 def test_the_version_decides_the_limits():
     flux = ARCHITECTURES["flux-2"]
-    assert [flux.swap_limit({"model_version": version}) for version in ("klein-base-4b", "klein-base-9b", "dev")] == [13, 16, 29]
+    assert [flux.swap_limit({"model_version": version}) for version in ("klein-base-4b", "klein-base-9b", "dev")] == [
+        13,
+        16,
+        29,
+    ]
     assert flux.has_fp8_text_encoder({}) and not flux.has_fp8_text_encoder({"model_version": "dev"})
     assert ARCHITECTURES["wan"].swap_limit({"task": "t2v-1.3B"}) == 29
     edit = ARCHITECTURES["qwen-image-edit"]

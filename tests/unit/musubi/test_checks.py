@@ -26,7 +26,9 @@ SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 INSTALLATION = Installation(Path("/musubi-tuner"), Path("/musubi-tuner/venv/bin/python"), "0.3.4")
 
 
-def write_safetensors(path: Path, dtype: str = "BF16", *, names: tuple[str, ...] = ("blocks.0.weight",), shape: tuple[int, int] = (8, 8)) -> Path:
+def write_safetensors(
+    path: Path, dtype: str = "BF16", *, names: tuple[str, ...] = ("blocks.0.weight",), shape: tuple[int, int] = (8, 8)
+) -> Path:
     """A whole file of zeros with one tensor of `dtype` per name."""
     header, offset = {}, 0
     for name in names:
@@ -45,7 +47,11 @@ def models_for(architecture: str, folder: Path, **dtypes: str) -> dict[str, Path
     for file in ARCHITECTURES[architecture].models:
         path = folder / f"{file.name}.safetensors"
         if file.required:
-            models[file.name] = path if path.is_file() and not dtypes else write_safetensors(path, dtypes.get(file.name, file.weight_dtypes[0]))
+            models[file.name] = (
+                path
+                if path.is_file() and not dtypes
+                else write_safetensors(path, dtypes.get(file.name, file.weight_dtypes[0]))
+            )
     return models
 
 
@@ -63,8 +69,18 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def plan(self, architecture: str = "z-image", *, models: dict | None = None, options: dict | None = None, dtypes: dict | None = None, **given) -> Plan:
-        config = MusubiConfig(**{name: given.pop(name) for name in list(given) if name in MusubiConfig.__dataclass_fields__})
+    def plan(
+        self,
+        architecture: str = "z-image",
+        *,
+        models: dict | None = None,
+        options: dict | None = None,
+        dtypes: dict | None = None,
+        **given,
+    ) -> Plan:
+        config = MusubiConfig(
+            **{name: given.pop(name) for name in list(given) if name in MusubiConfig.__dataclass_fields__}
+        )
         files = {**models_for(architecture, self.folder / "models", **(dtypes or {})), **(models or {})}
         files = {name: path for name, path in files.items() if path is not None}
         dataset = given.pop("dataset") if "dataset" in given else images(self.folder / "in")
@@ -81,7 +97,11 @@ def case(tmp_path) -> Case:
 def test_a_plan_writes_nothing_before_write(case):
     before = set(case.folder.rglob("*"))
     plan = case.plan()
-    made = {path for path in set(case.folder.rglob("*")) - before if path.parts[len(case.folder.parts)] not in ("in", "models")}
+    made = {
+        path
+        for path in set(case.folder.rglob("*")) - before
+        if path.parts[len(case.folder.parts)] not in ("in", "models")
+    }
     assert made == set()
     plan.write()
     assert plan.toml_path.read_text(encoding="utf-8") == plan.toml_text
@@ -127,11 +147,21 @@ def test_the_caches_of_an_earlier_run_are_used_again(case):
 
 def test_all_problems_of_the_settings_are_named_at_once(case):
     with pytest.raises(ValueError) as caught:
-        case.plan(blocks_to_swap=29, resolution=1000, timestep_sampling="sigmoid", discrete_flow_shift=0.0, cache_root=case.folder / "cache [1]", dataset=None)
+        case.plan(
+            blocks_to_swap=29,
+            resolution=1000,
+            timestep_sampling="sigmoid",
+            discrete_flow_shift=0.0,
+            cache_root=case.folder / "cache [1]",
+            dataset=None,
+        )
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
     assert any(line.startswith("blocks_to_swap must be 28 or less for Z-Image, got 29") for line in lines)
-    assert any(line == "resolution must be a multiple of 16 for Z-Image, got 1000. The nearest are 992 and 1008" for line in lines)
+    assert any(
+        line == "resolution must be a multiple of 16 for Z-Image, got 1000. The nearest are 992 and 1008"
+        for line in lines
+    )
     assert any("in it Musubi Tuner would not find its caches" in line for line in lines)
     assert any(line.startswith("no images") for line in lines)
 
@@ -143,24 +173,48 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
         ("z-image", {"extra_resolutions": "500"}, "resolution must be a multiple of 16 for Z-Image, got 500"),
         ("ideogram-4", {"fp8": True}, "fp8 is on, but Ideogram 4 is trained from a file that is fp8 already"),
         ("krea-2", {"fp8_text_encoder": True}, "fp8_text_encoder is on, but Krea 2 has no 8-bit text encoder"),
-        ("flux-2", {"fp8_text_encoder": True, "options": {"model_version": "dev"}}, "fp8_text_encoder is on, but FLUX.2 has no"),
+        (
+            "flux-2",
+            {"fp8_text_encoder": True, "options": {"model_version": "dev"}},
+            "fp8_text_encoder is on, but FLUX.2 has no",
+        ),
         ("flux-2", {"blocks_to_swap": 14}, "blocks_to_swap must be 13 or less for FLUX.2, got 14"),
         ("ideogram-4", {"weighting_scheme": "mode"}, "weighting_scheme must be none for Ideogram 4, got mode"),
         ("flux-2", {"timestep_sampling": "shift"}, "timestep_sampling is shift, but discrete_flow_shift is 0"),
-        ("wan", {"mixed_precision": "bf16", "dtypes": {"dit": "F16"}}, "mixed_precision is bf16, but the model file is in fp16"),
+        (
+            "wan",
+            {"mixed_precision": "bf16", "dtypes": {"dit": "F16"}},
+            "mixed_precision is bf16, but the model file is in fp16",
+        ),
         (
             "hidream-o1",
             {"blocks_to_swap": 20, "train_batch_size": 2, "attention": "flash_attn"},
             "HiDream-O1 swaps blocks with control images or flash_attn only at train_batch_size 1, got 2",
         ),
-        ("flux-2", {"options": {"model_version": "klein"}}, "model_version must be one of klein-base-4b, .*; got 'klein'"),
+        (
+            "flux-2",
+            {"options": {"model_version": "klein"}},
+            "model_version must be one of klein-base-4b, .*; got 'klein'",
+        ),
         ("z-image", {"options": {"task": "t2v"}}, "Z-Image has no option 'task'. Known: none"),
         ("wan", {"options": {"task": "t2v-A14B-both"}}, "dit_high_noise is missing. Choose a file in diffusion_models"),
         ("z-image", {"control": "control"}, "Z-Image knows no control images"),
         ("flux-kontext", {}, "FLUX.1 Kontext needs control images"),
-        ("z-image", {"sample_every_n_steps": 10, "sample_prompts": "x --ci /etc/passwd"}, "sample_prompts: unknown option --ci"),
-        ("z-image", {"sample_every_n_steps": 10, "sample_prompts": "x --w wide"}, "--w must be a whole number, got 'wide'"),
-        ("z-image", {"base_weights": "/no.safetensors"}, "base_weights: /no.safetensors is no .safetensors file that is there"),
+        (
+            "z-image",
+            {"sample_every_n_steps": 10, "sample_prompts": "x --ci /etc/passwd"},
+            "sample_prompts: unknown option --ci",
+        ),
+        (
+            "z-image",
+            {"sample_every_n_steps": 10, "sample_prompts": "x --w wide"},
+            "--w must be a whole number, got 'wide'",
+        ),
+        (
+            "z-image",
+            {"base_weights": "/no.safetensors"},
+            "base_weights: /no.safetensors is no .safetensors file that is there",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(case, architecture, given, message):
@@ -185,7 +239,9 @@ def test_a_fp16_wan_is_trained_in_fp16(case):
 
 def test_a_model_file_that_is_not_used_is_named(case):
     extra = write_safetensors(case.folder / "high.safetensors")
-    with pytest.raises(ValueError, match=r"dit_high_noise is only used with task t2v-A14B-both; task is t2v-14B\. Leave the file out"):
+    with pytest.raises(
+        ValueError, match=r"dit_high_noise is only used with task t2v-A14B-both; task is t2v-14B\. Leave the file out"
+    ):
         case.plan("wan", models={"dit_high_noise": extra})
     with pytest.raises(ValueError, match="Z-Image has no model file 'clip'"):
         case.plan(models={"clip": extra})
@@ -201,7 +257,11 @@ def test_a_missing_model_file_is_named_with_its_folder(case):
 @pytest.mark.parametrize(
     ("dtype", "names", "message"),
     [
-        ("F8_E4M3", ("blocks.0.weight",), "dit: the weights of .* are F8_E4M3. Musubi Tuner needs the file in bf16 or fp16 or fp32"),
+        (
+            "F8_E4M3",
+            ("blocks.0.weight",),
+            "dit: the weights of .* are F8_E4M3. Musubi Tuner needs the file in bf16 or fp16 or fp32",
+        ),
         ("BF16", ("blocks.0.weight", "blocks.0.scale_weight"), r"is quantized for inference \(blocks.0.scale_weight\)"),
         ("BF16", ("blocks.0.weight", "blocks.0.comfy_quant"), "is quantized for inference"),
         ("BF16", ("blocks.0.weight", "scaled_fp8"), "is quantized for inference"),
@@ -215,7 +275,9 @@ def test_files_made_for_inference_are_refused(case, dtype, names, message):
 
 
 def test_ideogram_takes_its_fp8_file_and_no_other(case):
-    quantized = write_safetensors(case.folder / "fp8.safetensors", "F8_E4M3", names=("blocks.0.weight", "blocks.0.weight_scale"))
+    quantized = write_safetensors(
+        case.folder / "fp8.safetensors", "F8_E4M3", names=("blocks.0.weight", "blocks.0.weight_scale")
+    )
     assert case.plan("ideogram-4", models={"dit": quantized}).config.rank == 32
     with pytest.raises(ValueError, match="needs the file in fp8"):
         case.plan("ideogram-4", dtypes={"dit": "BF16"})
@@ -237,7 +299,9 @@ def test_pickles_are_read_only_where_musubi_reads_them_without_running_code(case
         case.plan("z-image", models={"vae": path})
 
 
-@pytest.mark.parametrize(("name", "is_said"), [("z_image_turbo_bf16", True), ("z_image_de_turbo_v1_bf16", False), ("z_image_bf16", False)])
+@pytest.mark.parametrize(
+    ("name", "is_said"), [("z_image_turbo_bf16", True), ("z_image_de_turbo_v1_bf16", False), ("z_image_bf16", False)]
+)
 def test_training_a_distilled_model_is_said(case, name, is_said):
     plan = case.plan(models={"dit": write_safetensors(case.folder / f"{name}.safetensors")})
     assert any("seems to be distilled" in notice for notice in plan.notices) == is_said
@@ -245,7 +309,16 @@ def test_training_a_distilled_model_is_said(case, name, is_said):
     assert not case.plan(models={"dit": case.folder / f"{name}.safetensors"}, base_weights=str(adapter)).notices
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 10**15) + b"{}", struct.pack("<Q", 2) + b"{]", struct.pack("<Q", 6) + b'{"a":1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 10**15) + b"{}",
+        struct.pack("<Q", 2) + b"{]",
+        struct.pack("<Q", 6) + b'{"a":1}',
+    ],
+)
 def test_damaged_files_are_named(case, content):
     path = case.folder / "damaged.safetensors"
     path.write_bytes(content)
@@ -315,7 +388,9 @@ def saved_state(folder: Path, name: str) -> Path:
 def test_a_resumed_run_has_a_new_name_and_the_remaining_steps(case):
     plan = case.plan(resume=str(saved_state(case.folder, "my_lora-step00000250-state")), max_train_steps=1000)
     assert (plan.steps_before, plan.num_steps, plan.output_name) == (250, 750, "my_lora-after00000250")
-    again = case.plan(resume=str(saved_state(case.folder, "my_lora-after00000250-step00000100-state")), max_train_steps=1000)
+    again = case.plan(
+        resume=str(saved_state(case.folder, "my_lora-after00000250-step00000100-state")), max_train_steps=1000
+    )
     assert (again.steps_before, again.num_steps, again.output_name) == (350, 650, "my_lora-after00000350")
     assert steps_done(Path("my_lora-state")) is None
 
@@ -356,7 +431,9 @@ def test_a_shift_that_the_architecture_recommends_is_no_surprise(case):
 
 def test_another_version_of_musubi_is_said(case):
     other = Installation(INSTALLATION.folder, INSTALLATION.python, "0.4.0")
-    assert case.plan(installation=other).notices == ("Musubi Tuner 0.4.0 is used; this was made for 0.3.4, and others may work differently",)
+    assert case.plan(installation=other).notices == (
+        "Musubi Tuner 0.4.0 is used; this was made for 0.3.4, and others may work differently",
+    )
 
 
 def test_a_full_disk_is_said_before_the_start(case, monkeypatch):
@@ -366,9 +443,21 @@ def test_a_full_disk_is_said_before_the_start(case, monkeypatch):
 
 
 def test_sample_prompts_are_of_the_trainings_size_and_seed(case):
-    plan = case.plan(sample_every_n_steps=50, sample_prompts="# mine\na dog --no-op --w 512 --l 1 --n bad, ugly\n\na cat", seed=7, resolution=256)
+    plan = case.plan(
+        sample_every_n_steps=50,
+        sample_prompts="# mine\na dog --no-op --w 512 --l 1 --n bad, ugly\n\na cat",
+        seed=7,
+        resolution=256,
+    )
     assert json.loads(plan.prompts_text) == [
-        {"width": 512, "height": 256, "seed": 7, "prompt": "a dog --no-op", "cfg_scale": 1.0, "negative_prompt": "bad, ugly"},
+        {
+            "width": 512,
+            "height": 256,
+            "seed": 7,
+            "prompt": "a dog --no-op",
+            "cfg_scale": 1.0,
+            "negative_prompt": "bad, ugly",
+        },
         {"width": 256, "height": 256, "seed": 7, "prompt": "a cat"},
     ]
     train = plan.command("train")
@@ -386,7 +475,10 @@ def test_without_prompts_the_first_caption_is_drawn_word_for_word(case):
 def test_an_own_toml_takes_the_place_of_the_dataset(case):
     folder = case.folder / "in"
     images(folder)
-    text = write_toml({}, [{"image_directory": folder.as_posix(), "caption_extension": ".txt", "resolution": 64, "enable_bucket": True}])
+    text = write_toml(
+        {},
+        [{"image_directory": folder.as_posix(), "caption_extension": ".txt", "resolution": 64, "enable_bucket": True}],
+    )
     plan = case.plan(dataset=None, dataset_toml=text)
     assert (plan.num_images, plan.staged.groups) == (2, ())
     with pytest.raises(ValueError, match="give either a dataset or a dataset_toml, not both"):

@@ -1,6 +1,8 @@
-"""The command lines for Musubi Tuner: what its own parsers (recorded from v0.3.4) accept, and a golden file of all of them.
+"""The command lines for Musubi Tuner: what its own parsers (recorded from v0.3.4) accept, and a
+golden file of all of them.
 
-To update the golden file: `LORA_TRAINER_UPDATE_GOLDEN=1 pytest tests/unit/musubi/test_commands.py`, then read its difference.
+To update the golden file: `LORA_TRAINER_UPDATE_GOLDEN=1 pytest tests/unit/musubi/test_commands.py`,
+then read its difference.
 """
 
 import argparse
@@ -77,12 +79,24 @@ def full_config(architecture: Architecture, options: dict[str, str]) -> MusubiCo
     return replace(FULL, fp8=bool(architecture.fp8_arguments), fp8_text_encoder=has_fp8_text_encoder)
 
 
-def recipe_of(architecture: Architecture, config: MusubiConfig, options: dict[str, str] | None = None, *, with_optional: bool = False) -> Recipe:
-    models = {file.name: Path(f"/models/{file.folder}/{file.name}.safetensors") for file in architecture.models if file.required or with_optional}
+def recipe_of(
+    architecture: Architecture,
+    config: MusubiConfig,
+    options: dict[str, str] | None = None,
+    *,
+    with_optional: bool = False,
+) -> Recipe:
+    models = {
+        file.name: Path(f"/models/{file.folder}/{file.name}.safetensors")
+        for file in architecture.models
+        if file.required or with_optional
+    }
     return Recipe(architecture, resolve(config, architecture), models, options or {})
 
 
-def all_commands(recipe: Recipe, *, has_control: bool | None = None, files: TrainingFiles = FILES, steps_before: int = 0) -> list[Command]:
+def all_commands(
+    recipe: Recipe, *, has_control: bool | None = None, files: TrainingFiles = FILES, steps_before: int = 0
+) -> list[Command]:
     control = recipe.architecture.control_images == "required" if has_control is None else has_control
     toml = files.dataset_toml
     commands = [
@@ -126,7 +140,15 @@ def parse(command: Command) -> argparse.Namespace:
 
 def option_choices(architecture: Architecture) -> list[dict[str, str]]:
     """Defaults, and every value of every option once."""
-    return [{}, *({option.name: value} for option in architecture.options for value in option.choices if value != option.default)]
+    return [
+        {},
+        *(
+            {option.name: value}
+            for option in architecture.options
+            for value in option.choices
+            if value != option.default
+        ),
+    ]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -152,9 +174,19 @@ def test_the_recorded_parsers_refuse_what_they_should():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_what_musubi_does_not_check_up_front_is_always_given(architecture):
-    *_, train = [command for command in all_commands(recipe_of(architecture, MusubiConfig())) if command.stage == "train"]
+    *_, train = [
+        command for command in all_commands(recipe_of(architecture, MusubiConfig())) if command.stage == "train"
+    ]
     parsed = parse(train)
-    for name in ("dit", "dataset_config", "output_dir", "output_name", "optimizer_type", "network_module", "save_every_n_steps"):
+    for name in (
+        "dit",
+        "dataset_config",
+        "output_dir",
+        "output_name",
+        "optimizer_type",
+        "network_module",
+        "save_every_n_steps",
+    ):
         assert getattr(parsed, name), name
     assert parsed.sdpa and parsed.save_precision == "bf16"
     assert parsed.network_alpha == parsed.network_dim == recipe_of(architecture, MusubiConfig()).config.rank
@@ -207,7 +239,10 @@ def test_a_warm_up_before_constant_is_constant_with_warmup():
 
 
 def test_a_resumed_run_passes_the_remaining_steps_and_keeps_the_warm_up_of_all():
-    recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig(max_train_steps=1000, lr_warmup_steps=0.1, resume="/run/my_lora-step00000250-state"))
+    recipe = recipe_of(
+        ARCHITECTURES["z-image"],
+        MusubiConfig(max_train_steps=1000, lr_warmup_steps=0.1, resume="/run/my_lora-step00000250-state"),
+    )
     arguments = list(all_commands(recipe, steps_before=250)[2].argv)
     assert value_of(arguments, "--max_train_steps") == "750"
     assert value_of(arguments, "--lr_warmup_steps") == "100"
@@ -278,10 +313,18 @@ def test_numbers_are_exact_and_have_no_exponent(value):
 def test_cache_commands_are_apart_from_the_dataset():
     recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig(fp8_text_encoder=True))
     assert cache_arguments(recipe, "latents") == ("--vae", "/models/vae/vae.safetensors", "--batch_size", "1")
-    assert cache_arguments(recipe, "text") == ("--text_encoder", "/models/text_encoders/text_encoder.safetensors", "--fp8_llm", "--batch_size", "1")
+    assert cache_arguments(recipe, "text") == (
+        "--text_encoder",
+        "/models/text_encoders/text_encoder.safetensors",
+        "--fp8_llm",
+        "--batch_size",
+        "1",
+    )
 
 
-@pytest.mark.parametrize("text", ["betas=(0.9, 0.99)", "import os", "a=__import__('os')", "=1", "a=b=1", "weight_decay"])
+@pytest.mark.parametrize(
+    "text", ["betas=(0.9, 0.99)", "import os", "a=__import__('os')", "=1", "a=b=1", "weight_decay"]
+)
 def test_optimizer_args_that_musubi_cannot_take_are_refused(text):
     with pytest.raises(ValueError, match="optimizer_args: cannot read"):
         MusubiConfig(optimizer_args=text)
@@ -294,7 +337,10 @@ def golden_text() -> str:
         for title, config in (("default", MusubiConfig()), ("full", full_config(architecture, {}))):
             files = replace(FILES, prompts=Path("/run/prompts.json")) if title == "full" else FILES
             parts.append(f"## {architecture.name}, {title}")
-            parts += [f"# {command.stage}\n{_lines(command)}" for command in all_commands(recipe_of(architecture, config), files=files)]
+            parts += [
+                f"# {command.stage}\n{_lines(command)}"
+                for command in all_commands(recipe_of(architecture, config), files=files)
+            ]
     return "\n".join(parts) + "\n"
 
 

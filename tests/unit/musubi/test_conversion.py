@@ -41,20 +41,27 @@ def test_hidreams_modules_lose_the_part_that_comfyui_does_not_have(tmp_path: Pat
             {"lora_unet_layers_0_attention_to_q.lora_down.weight": torch.ones(2, 4)},
             "1 names for Z-Image are none that ComfyUI knows, such as lora_unet_",
         ),
-        ({"diffusion_model.layers.0.attention.to_q.lora_magnitude_vector": torch.ones(4)}, "none that ComfyUI knows, such as .*lora_magnitude_vector"),
+        (
+            {"diffusion_model.layers.0.attention.to_q.lora_magnitude_vector": torch.ones(4)},
+            "none that ComfyUI knows, such as .*lora_magnitude_vector",
+        ),
         ({"diffusion_model.layers.1.attention.to_q.lora_A.weight": torch.ones(2, 4)}, "lack one of their halves"),
         ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.full((2, 4), torch.inf)}, "not finite"),
         ({"diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(4, 2)}, "all up weights are zero"),
     ],
 )
-def test_what_is_no_trained_lora_of_the_architecture_is_an_error(tmp_path: Path, change: dict[str, Tensor], message: str):
+def test_what_is_no_trained_lora_of_the_architecture_is_an_error(
+    tmp_path: Path, change: dict[str, Tensor], message: str
+):
     path = write(tmp_path, halves("diffusion_model.layers.0.attention.to_q") | change)
     with pytest.raises(RuntimeError, match=message):
         read_converted(path, Z_IMAGE)
 
 
 def test_musubis_file_has_as_many_modules_as_it_said(tmp_path: Path):
-    path = write(tmp_path, halves("lora_unet_a", down="lora_down", up="lora_up") | {"lora_unet_a.alpha": torch.tensor(4.0)})
+    path = write(
+        tmp_path, halves("lora_unet_a", down="lora_down", up="lora_up") | {"lora_unet_a.alpha": torch.tensor(4.0)}
+    )
     require_num_modules(path, 1)
     with pytest.raises(RuntimeError, match="the LoRA has 1 modules, and Musubi Tuner said that it trains 2"):
         require_num_modules(path, 2)

@@ -1,4 +1,6 @@
-"""A dataset as files for Musubi Tuner: names, captions, links, repeats, control images, caches, and the dataset.toml, ours and a user's own."""
+"""A dataset as files for Musubi Tuner: names, captions, links, repeats, control images, caches,
+and the dataset.toml, ours and a user's own.
+"""
 
 import json
 import os
@@ -26,12 +28,16 @@ else:
     import tomli as tomllib
 
 
-def write_images(folder: Path, names: list[str], *, caption: str | None = "a {}", size: tuple[int, int] = (64, 48)) -> Path:
+def write_images(
+    folder: Path, names: list[str], *, caption: str | None = "a {}", size: tuple[int, int] = (64, 48)
+) -> Path:
     """Every image in another colour, so that none is the same file as another."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (number * 7 % 256, sum(str(path.relative_to(folder.parent)).encode()) % 256, 99)).save(path)
+        Image.new("RGB", size, (number * 7 % 256, sum(str(path.relative_to(folder.parent)).encode()) % 256, 99)).save(
+            path
+        )
         if caption is not None:
             path.with_suffix(".txt").write_text(caption.format(path.stem), encoding="utf-8")
     return folder
@@ -46,8 +52,17 @@ def recipe_of(architecture: str = "z-image", options: dict[str, str] | None = No
     return Recipe(row, resolve(MusubiConfig(**settings), row), {}, options or {})
 
 
-def staged(dataset: Dataset, tmp_path: Path, *, control: Dataset | None = None, recipe: Recipe | None = None, **facts) -> StagedDataset:
-    return stage(dataset, control, tmp_path / "run" / "dataset", recipe=recipe or recipe_of(), cache_root=tmp_path / "cache", cache_facts=facts)
+def staged(
+    dataset: Dataset, tmp_path: Path, *, control: Dataset | None = None, recipe: Recipe | None = None, **facts
+) -> StagedDataset:
+    return stage(
+        dataset,
+        control,
+        tmp_path / "run" / "dataset",
+        recipe=recipe or recipe_of(),
+        cache_root=tmp_path / "cache",
+        cache_facts=facts,
+    )
 
 
 def own(text: str, tmp_path: Path, recipe: Recipe | None = None, **facts) -> StagedDataset:
@@ -63,7 +78,14 @@ def test_images_of_the_same_stem_get_numbers_of_their_own(tmp_path):
     result = staged(scan(folder), tmp_path)
     result.write()
     (group,) = result.groups
-    assert sorted(path.name for path in group.folder.iterdir()) == ["0001.jpg", "0001.txt", "0002.png", "0002.txt", "0003.png", "0003.txt"]
+    assert sorted(path.name for path in group.folder.iterdir()) == [
+        "0001.jpg",
+        "0001.txt",
+        "0002.png",
+        "0002.txt",
+        "0003.png",
+        "0003.txt",
+    ]
     assert (result.num_images, result.num_items) == (3, 3)
     assert (group.folder / "0003.txt").read_text(encoding="utf-8") == "a b [1]"
 
@@ -123,7 +145,10 @@ def test_repeats_are_folders_of_their_own(tmp_path):
     once, thrice = write_images(tmp_path / "once", ["a.png", "b.png"]), write_images(tmp_path / "thrice", ["a.png"])
     dataset = join_datasets([scan(once), scan(thrice, num_repeats=3)])
     result = staged(dataset, tmp_path)
-    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in tables_of(result)] == [(1, "1-repeats-1"), (3, "2-repeats-3")]
+    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in tables_of(result)] == [
+        (1, "1-repeats-1"),
+        (3, "2-repeats-3"),
+    ]
     assert (result.num_images, result.num_items) == (3, 5)
 
 
@@ -152,7 +177,9 @@ def test_captions_become_one_line_and_the_trigger_word_can_be_all(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"], caption="a dog\non a beach")
     dataset = scan(folder, trigger_word="ohwx")
     assert staged(dataset, tmp_path).groups[0].images[0].caption == "ohwx, a dog on a beach"
-    assert staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].images[0].caption == "ohwx"
+    assert (
+        staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].images[0].caption == "ohwx"
+    )
 
 
 def test_images_without_a_caption_are_left_out_by_name(tmp_path):
@@ -176,7 +203,10 @@ def test_no_caption_at_all_is_an_error(tmp_path):
 def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     write_images(folder, ["thin.png"], size=(200, 12))
-    assert "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12" in staged(scan(folder), tmp_path).notices[0]
+    assert (
+        "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12"
+        in staged(scan(folder), tmp_path).notices[0]
+    )
     assert staged(scan(folder), tmp_path, recipe=recipe_of(bucket_no_upscale=False)).num_images == 2
 
 
@@ -184,7 +214,10 @@ def test_what_musubi_does_not_know_is_said_by_name(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     Image.new("L", (64, 48), 255).save(folder / "a-masklabel.png")
     notices = staged(scan(folder, loss_weight=0.5), tmp_path).notices
-    assert [notice.split(":")[0] for notice in notices] == ["Musubi Tuner knows no masks (1 image)", "Musubi Tuner knows no loss_weight (1 image)"]
+    assert [notice.split(":")[0] for notice in notices] == [
+        "Musubi Tuner knows no masks (1 image)",
+        "Musubi Tuner knows no loss_weight (1 image)",
+    ]
 
 
 def test_control_images_go_with_their_image(tmp_path):
@@ -246,7 +279,10 @@ def test_missing_caches_are_an_error_with_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("change", ["caption", "pixels", "resolution", "vae", "control"])
 def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
-    folder, shown = write_images(tmp_path / "in", ["a.png", "b.png"]), write_images(tmp_path / "control", ["a.png", "b.png"])
+    folder, shown = (
+        write_images(tmp_path / "in", ["a.png", "b.png"]),
+        write_images(tmp_path / "control", ["a.png", "b.png"]),
+    )
     facts = {"vae": 1}
     before = staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2"), **facts).cache_root
     settings = {}
@@ -260,7 +296,10 @@ def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
         settings = {"resolution": 512}
     else:
         facts = {"vae": 2}
-    assert staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2", **settings), **facts).cache_root != before
+    assert (
+        staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2", **settings), **facts).cache_root
+        != before
+    )
 
 
 def test_what_the_caches_do_not_hold_keeps_their_folder(tmp_path):
@@ -273,7 +312,10 @@ def test_what_the_caches_do_not_hold_keeps_their_folder(tmp_path):
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc"))), st.integers(), st.booleans())
 def test_no_name_can_break_out_of_the_toml(name, number, switch):
     table = {"image_directory": name, "num_repeats": number, "enable_bucket": switch, "resolution": [number, 64]}
-    assert tomllib.loads(write_toml({"caption_extension": name}, [table, table])) == {"general": {"caption_extension": name}, "datasets": [table, table]}
+    assert tomllib.loads(write_toml({"caption_extension": name}, [table, table])) == {
+        "general": {"caption_extension": name},
+        "datasets": [table, table],
+    }
 
 
 @pytest.mark.parametrize("name", ["a\nb = 1", "a\x00", "a\x7fb", "\udce9"])
@@ -283,7 +325,13 @@ def test_names_with_control_characters_are_refused(name):
 
 
 def own_toml(folder: Path, **changes) -> str:
-    settings = {"image_directory": folder.as_posix(), "resolution": [64, 64], "caption_extension": ".txt", "enable_bucket": True, **changes}
+    settings = {
+        "image_directory": folder.as_posix(),
+        "resolution": [64, 64],
+        "caption_extension": ".txt",
+        "enable_bucket": True,
+        **changes,
+    }
     return write_toml({}, [{name: value for name, value in settings.items() if value is not None}])
 
 
@@ -310,7 +358,10 @@ def test_an_own_cache_directory_is_kept_and_filled_anew(tmp_path):
 
 def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
-    text = f'\ufeff[general]\ncaption_extension = ".txt"\nresolution = 64\n\n[[datasets]]\nimage_directory = "{folder.as_posix()}"\n'
+    text = (
+        '\ufeff[general]\ncaption_extension = ".txt"\nresolution = 64\n\n[[datasets]]\nimage_directory = '
+        f'"{folder.as_posix()}"\n'
+    )
     (table,) = tables_of(own(text, tmp_path))
     assert (table["resolution"], table["caption_extension"]) == (64, ".txt")
 
@@ -349,7 +400,10 @@ def test_what_is_wrong_in_an_own_toml_is_named(tmp_path, changes, message):
         ("datasets = []", "has no .*datasets.* table"),
         ("general = 3\n[[datasets]]\n", "general must be a table"),
         ("[training]\nnetwork_module = 'os'\n[[datasets]]\n", "unknown table training"),
-        ("[general]\nimage_directory = '/x'\n[[datasets]]\n", r"\[general\] of dataset_toml: unknown key image_directory"),
+        (
+            "[general]\nimage_directory = '/x'\n[[datasets]]\n",
+            r"\[general\] of dataset_toml: unknown key image_directory",
+        ),
     ],
 )
 def test_an_own_toml_of_another_form_is_refused(tmp_path, text, message):
@@ -367,7 +421,9 @@ def test_all_problems_of_an_own_toml_are_named_at_once(tmp_path):
 def test_two_tables_with_one_cache_are_refused():
     table = {"image_directory": "/", "caption_extension": ".txt", "cache_directory": "/c", "enable_bucket": True}
     _, problems = read_toml(write_toml({}, [table, table]), resolution_step=16)
-    assert problems == ["[[datasets]] 2 of dataset_toml has the cache_directory of 1. Give each its own, or leave it out"]
+    assert problems == [
+        "[[datasets]] 2 of dataset_toml has the cache_directory of 1. Give each its own, or leave it out"
+    ]
 
 
 def test_images_that_musubi_would_mix_up_drop_or_stop_at_are_named(tmp_path):
@@ -408,13 +464,26 @@ def test_a_jsonl_of_images_is_read_and_its_lines_are_checked(tmp_path):
     lines.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
     text = write_toml({}, [{"image_jsonl_file": lines.as_posix(), "resolution": 64, "enable_bucket": True}])
     assert own(text, tmp_path).num_images == 2
-    lines.write_text(json.dumps(entries[0]) + "\nnot json\n" + json.dumps({**entries[1], "image_path": "/no.png"}), encoding="utf-8")
+    lines.write_text(
+        json.dumps(entries[0]) + "\nnot json\n" + json.dumps({**entries[1], "image_path": "/no.png"}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"line 2 of .* is not JSON\n.*line 3 of .* names /no\.png"):
         own(text, tmp_path)
 
 
 def test_videos_are_accepted_and_not_counted(tmp_path):
-    text = write_toml({}, [{"video_directory": tmp_path.as_posix(), "caption_extension": ".txt", "resolution": 64, "enable_bucket": True, "source_fps": 24.0}])
+    text = write_toml(
+        {},
+        [
+            {
+                "video_directory": tmp_path.as_posix(),
+                "caption_extension": ".txt",
+                "resolution": 64,
+                "enable_bucket": True,
+                "source_fps": 24.0,
+            }
+        ],
+    )
     result = own(text, tmp_path, recipe_of("wan"))
     assert (result.num_images, result.num_items) == (0, 0)
     result.confirm_caches()

@@ -29,7 +29,9 @@ def make_checkout(folder: Path, *, interpreter: str = ".venv/bin/python") -> Pat
     return folder
 
 
-def test_what_is_given_comes_before_the_environment_and_that_before_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_given_comes_before_the_environment_and_that_before_the_usual_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     usual = make_checkout(tmp_path / "home/musubi-tuner", interpreter="venv/bin/python")
     found = find_installation()
     assert (found.folder, found.python, found.version) == (usual, usual / "venv/bin/python", "0.3.4")
@@ -56,7 +58,9 @@ def test_a_relative_folder_becomes_a_whole_path(tmp_path: Path, monkeypatch: pyt
     assert found.folder == tmp_path / "musubi" and found.python.is_absolute()
 
 
-def test_what_is_not_there_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_there_is_an_error_that_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(NoMusubi, match=r"looked in .*home/musubi-tuner.* git clone"):
         find_installation()
     make_checkout(tmp_path / "home/musubi-tuner")
@@ -81,7 +85,9 @@ def test_the_doctor_names_what_is_missing_with_its_remedy(tmp_path: Path):
 
 def test_the_doctor_names_versions_that_musubi_does_not_ask_for(tmp_path: Path):
     folder = make_checkout(tmp_path / "musubi")
-    (folder / "pyproject.toml").write_text('version = "0.4.0"\ndependencies = [\n  "pillow==1.0",\n  "no-such-package==2",\n]\n')
+    (folder / "pyproject.toml").write_text(
+        'version = "0.4.0"\ndependencies = [\n  "pillow==1.0",\n  "no-such-package==2",\n]\n'
+    )
     text = diagnose(folder=str(folder), python=sys.executable).text()
     assert "version 0.4.0 was not tested; 0.3.4 was" in text
     assert f"other versions than Musubi Tuner asks for: pillow {metadata.version('pillow')} (1.0)." in text

@@ -29,8 +29,10 @@ TRAINING = (
     "  total optimization steps / 学習ステップ数: 8\n"
     "steps:   0%|          | 0/8 [00:00<?, ?it/s]\n"
     "epoch 1/2\n"
-    "\rsteps:  12%|█▎        | 1/8 [00:00<00:01,  4.05it/s]\rsteps:  12%|█▎        | 1/8 [00:00<00:01,  4.05it/s, avr_loss=1.32]"
-    "\rsteps:  25%|██▌       | 2/8 [00:02<00:07,  1.25s/it, avr_loss=1.32]\rsteps:  25%|██▌       | 2/8 [00:02<00:07,  1.25s/it, avr_loss=1.22]"
+    "\rsteps:  12%|█▎        | 1/8 [00:00<00:01,  4.05it/s]\rsteps:  12%|█▎        | 1/8 [00:00<00:01,  4.05it/s, "
+    "avr_loss=1.32]"
+    "\rsteps:  25%|██▌       | 2/8 [00:02<00:07,  1.25s/it, avr_loss=1.32]\rsteps:  25%|██▌       | 2/8 "
+    "[00:02<00:07,  1.25s/it, avr_loss=1.22]"
     "INFO:x:a line behind it\n"
     "\nsaving checkpoint: /runs/été [1]/disc-step00000002.safetensors\n"
     "\rsteps:  38%|███▊      | 3/8 [1:01:05<1 day, 2:00:01,  1.25s/it, avr_loss=nan]"
@@ -68,16 +70,24 @@ def test_a_training_is_read_whole_however_it_is_cut(size: int):
 
 def test_bars_of_other_stages_have_their_own_names():
     facts, _ = facts_in(TRAINING, size=100)
-    assert [fact.step for fact in facts if isinstance(fact, Bar) and fact.description == "Loading z_image.safetensors"] == [1, 2]
+    assert [
+        fact.step for fact in facts if isinstance(fact, Bar) and fact.description == "Loading z_image.safetensors"
+    ] == [1, 2]
 
 
 def test_scaled_bars_count_in_percent():
-    facts, _ = facts_in("\rmodel.safetensors:  12%|█▏        | 1.20G/9.90G [00:10<01:20, 110MB/s]\r  5%|▌  | 52.0/1.0k [00:01<?, ?it/s]".encode(), size=100)
+    facts, _ = facts_in(
+        "\rmodel.safetensors:  12%|█▏        | 1.20G/9.90G [00:10<01:20, 110MB/s]\r  5%|▌  | 52.0/1.0k [00:01<?, "
+        "?it/s]".encode(),
+        size=100,
+    )
     assert facts == [Bar("model.safetensors", 12, 100, 110.0, 80.0), Bar("", 5, 100)]
 
 
 def test_a_bar_without_a_total_counts():
-    facts, reader = facts_in(b"\r0it [00:00, ?it/s]\r1it [00:00,  5.96it/s]\r3it [00:00,  5.96it/s]INFO:__main__:Done!", size=9)
+    facts, reader = facts_in(
+        b"\r0it [00:00, ?it/s]\r1it [00:00,  5.96it/s]\r3it [00:00,  5.96it/s]INFO:__main__:Done!", size=9
+    )
     assert facts == [Counted(0), Counted(1), Counted(3)] and list(reader.lines) == ["INFO:__main__:Done!"]
 
 
@@ -108,7 +118,9 @@ def test_weights_that_were_loaded_in_part_are_counted(said: str, unexpected: int
 
 
 def test_images_with_control_images_are_not_counted_twice():
-    facts, _ = facts_in(b"INFO:d:loaded 4 images\nINFO:d:found 4 images with 1 control images per image in JSONL data\n", size=1000)
+    facts, _ = facts_in(
+        b"INFO:d:loaded 4 images\nINFO:d:found 4 images with 1 control images per image in JSONL data\n", size=1000
+    )
     assert facts == [Found("images", 4)]
 
 

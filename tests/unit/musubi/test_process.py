@@ -14,7 +14,9 @@ from trainers.musubi.process import environment_for, run_process
 from trainers.training.events import Interrupted
 
 FOREVER = 10 * TIME_LIMIT  # what sleeps so long does not end by itself before its test has failed
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX; Windows has jobs, which need Windows")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="process groups are POSIX; Windows has jobs, which need Windows"
+)
 
 
 class Ear:
@@ -34,10 +36,16 @@ def installation(tmp_path: Path) -> Installation:
     return Installation(tmp_path, Path(sys.executable), "0")
 
 
-def run(installation: Installation, program: str, *arguments: str, check_interrupted=lambda: None) -> tuple[int, Ear, bytes]:
+def run(
+    installation: Installation, program: str, *arguments: str, check_interrupted=lambda: None
+) -> tuple[int, Ear, bytes]:
     ear, log = Ear(), io.BytesIO()
     command = Command("train", (str(installation.python), "-c", program, *arguments))
-    return run_process(command, installation, listener=ear, log=log, check_interrupted=check_interrupted), ear, log.getvalue()
+    return (
+        run_process(command, installation, listener=ear, log=log, check_interrupted=check_interrupted),
+        ear,
+        log.getvalue(),
+    )
 
 
 def is_alive(number: int) -> bool:
@@ -75,7 +83,9 @@ def require_gone(number: int) -> None:
 
 
 def test_an_interrupt_ends_the_whole_tree(installation: Installation, tmp_path: Path):
-    """The child starts another one that ignores the polite request, as a data loader's workers may."""
+    """The child starts another one that ignores the polite request, as a data loader's workers
+    may.
+    """
     grandchild = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         f"open('pids', 'w').write(str(os.getpid())); time.sleep({FOREVER})"
@@ -107,7 +117,9 @@ def test_an_error_of_the_listener_ends_it_too(installation: Installation, tmp_pa
         def feed(self, output: bytes) -> None:
             raise ValueError("enough")
 
-    program = f"import os, time; open('pids', 'w').write(str(os.getpid())); print('x', flush=True); time.sleep({FOREVER})"
+    program = (
+        f"import os, time; open('pids', 'w').write(str(os.getpid())); print('x', flush=True); time.sleep({FOREVER})"
+    )
     command = Command("train", (sys.executable, "-c", program))
     with pytest.raises(ValueError, match="enough"):
         run_process(command, installation, listener=Critic(), log=io.BytesIO(), check_interrupted=lambda: None)

@@ -1,4 +1,6 @@
-"""What facts mean: steps and their losses, counts that are not what they must be, learning rates, tokenizers."""
+"""What facts mean: steps and their losses, counts that are not what they must be, learning
+rates, tokenizers.
+"""
 
 from pathlib import Path
 
@@ -60,7 +62,9 @@ def test_only_checkpoints_of_steps_have_a_step():
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE"])
-def test_tokenizers_are_looked_for_where_hugging_face_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str):
+def test_tokenizers_are_looked_for_where_hugging_face_puts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+):
     installation = Installation(tmp_path / "musubi", Path("python"), "0")
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE"):
         monkeypatch.delenv(name, raising=False)
@@ -68,9 +72,13 @@ def test_tokenizers_are_looked_for_where_hugging_face_puts_them(tmp_path: Path, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv(variable, str(tmp_path))
     assert missing_tokenizers(["a/b", "c/d"], installation) == ["a/b", "c/d"]
-    with pytest.raises(ValueError, match=r"a/b, c/d is not in the Hugging Face cache \(.*\), and HF_HUB_OFFLINE forbids to fetch it"):
+    with pytest.raises(
+        ValueError, match=r"a/b, c/d is not in the Hugging Face cache \(.*\), and HF_HUB_OFFLINE forbids to fetch it"
+    ):
         require_fetchable(["a/b", "c/d"], installation)
-    below = {"HF_HUB_CACHE": ".", "TRANSFORMERS_CACHE": ".", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[variable]
+    below = {"HF_HUB_CACHE": ".", "TRANSFORMERS_CACHE": ".", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[
+        variable
+    ]
     snapshot = tmp_path / below / "models--a--b" / "snapshots" / "123"
     snapshot.mkdir(parents=True)
     assert missing_tokenizers(["a/b"], installation) == ["a/b"]  # begun, but nothing is there

@@ -1,4 +1,6 @@
-"""The whole run against programs that play Musubi's part: they write what the real ones write, and do wrong what the environment tells them to."""
+"""The whole run against programs that play Musubi's part: they write what the real ones write,
+and do wrong what the environment tells them to.
+"""
 
 import json
 import sys
@@ -24,7 +26,9 @@ from trainers.training.console_host import ConsoleHost
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
 from trainers.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the programs that play Musubi's part are written for POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="the programs that play Musubi's part are written for POSIX"
+)
 
 COMMON = """
 import json, os, re, sys, time
@@ -109,7 +113,9 @@ SCRIPTS = {
     "zimage_train_network.py": TRAIN,
     "convert_lora.py": CONVERT,
 }
-CONFIG = MusubiConfig(max_train_steps=8, save_every_n_steps=4, resolution=64, optimizer="AdamW", bucket_no_upscale=False)
+CONFIG = MusubiConfig(
+    max_train_steps=8, save_every_n_steps=4, resolution=64, optimizer="AdamW", bucket_no_upscale=False
+)
 
 
 class Recorder(ConsoleHost):
@@ -168,14 +174,18 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, installation: Installation, does_wrong: Callable[..., None]) -> Callable[..., MusubiTrainer]:
+def make_trainer(
+    tmp_path: Path, installation: Installation, does_wrong: Callable[..., None]
+) -> Callable[..., MusubiTrainer]:
     models = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "vae", "text_encoder")}
     for path in models.values():
         save_file({"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}, path)
 
     def make(config: MusubiConfig = CONFIG) -> MusubiTrainer:
         run_folder = RunFolder(tmp_path / "output", "disc", keep_inside=True)
-        return MusubiTrainer(MusubiJob("z-image", config, models, {}), installation, run_folder=run_folder, cache_root=tmp_path / "cache")
+        return MusubiTrainer(
+            MusubiJob("z-image", config, models, {}), installation, run_folder=run_folder, cache_root=tmp_path / "cache"
+        )
 
     return make
 
@@ -189,8 +199,14 @@ def test_everything_that_is_done_is_reported(make_trainer: Make, dataset: Datase
     result = make_trainer().train(dataset, host)
     assert [event.step for event in host.of(StepDone)] == list(range(1, 9))
     assert result.losses == [1, 0.5, 0.333, 0.25, 0.2, 0.167, 0.143, 0.125] and result.steps == 8
-    assert [event.step for event in host.of(CheckpointSaved)] == [4, 8] and [event.step for event in host.of(SamplesDrawn)] == [4, 8]
-    assert result.path is not None and load_file(result.path).keys() == result.state_dict.keys() and len(result.state_dict) == 4
+    assert [event.step for event in host.of(CheckpointSaved)] == [4, 8] and [
+        event.step for event in host.of(SamplesDrawn)
+    ] == [4, 8]
+    assert (
+        result.path is not None
+        and load_file(result.path).keys() == result.state_dict.keys()
+        and len(result.state_dict) == 4
+    )
     assert [path.name for path in result.checkpoints] == ["disc-step00000004.safetensors"]
     assert all(name.startswith("diffusion_model.") for name in load_file(result.checkpoints[0]))
     assert "2 modules, 8 steps in 00:00:0" in host.notices()
@@ -217,19 +233,30 @@ def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: 
         ({"written": 1}, r"the LoRA has 1 modules, and Musubi Tuner said that it trains 2"),
         ({"value": 0.0}, r"all up weights are zero"),
         ({"value": float("nan")}, r"values that are not finite"),
-        ({"says": "x.py: error: unrecognized arguments: --y"}, r"failed at training: this version of Musubi Tuner does not know --y"),
+        (
+            {"says": "x.py: error: unrecognized arguments: --y"},
+            r"failed at training: this version of Musubi Tuner does not know --y",
+        ),
         ({"says": "torch.OutOfMemoryError: CUDA out of memory."}, r"failed at training: the GPU ran out of memory"),
-        ({"convert": "no"}, r"failed at converting the LoRA: RuntimeError: no(.|\n)*The LoRA as Musubi Tuner trained it is kept: .*disc.safetensors"),
+        (
+            {"convert": "no"},
+            r"failed at converting the LoRA: RuntimeError: no(.|\n)*The LoRA as Musubi Tuner trained it is kept: "
+            r".*disc.safetensors",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_musubi_does_wrong_is_an_error_that_says_so(make_trainer: Make, dataset: Dataset, does_wrong: Wrong, wrong: dict[str, Any], message: str):
+def test_what_musubi_does_wrong_is_an_error_that_says_so(
+    make_trainer: Make, dataset: Dataset, does_wrong: Wrong, wrong: dict[str, Any], message: str
+):
     does_wrong(**wrong)
     with pytest.raises(RuntimeError, match=message):
         make_trainer().train(dataset, Recorder())
 
 
-def test_captions_that_were_encoded_without_their_tokenizer_are_not_used(make_trainer: Make, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_captions_that_were_encoded_without_their_tokenizer_are_not_used(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
@@ -239,11 +266,15 @@ def test_captions_that_were_encoded_without_their_tokenizer_are_not_used(make_tr
 
 
 def write_lora(path: Path, *modules: str) -> str:
-    save_file({f"{module}.{half}.weight": torch.ones(32, 32) for module in modules for half in ("lora_down", "lora_up")}, path)
+    save_file(
+        {f"{module}.{half}.weight": torch.ones(32, 32) for module in modules for half in ("lora_down", "lora_up")}, path
+    )
     return str(path)
 
 
-def test_base_weights_that_are_merged_in_part_are_told_and_not_at_all_an_error(make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong):
+def test_base_weights_that_are_merged_in_part_are_told_and_not_at_all_an_error(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong
+):
     config = replace(CONFIG, base_weights=write_lora(tmp_path / "adapter.safetensors", "lora_unet_a", "lora_unet_b"))
     host = Recorder()
     make_trainer(config).train(dataset, host)
@@ -256,7 +287,9 @@ def test_base_weights_that_are_merged_in_part_are_told_and_not_at_all_an_error(m
         make_trainer(config).train(dataset, host)
 
 
-def test_network_weights_that_do_not_fit_are_an_error(make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong):
+def test_network_weights_that_do_not_fit_are_an_error(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong
+):
     config = replace(CONFIG, network_weights=write_lora(tmp_path / "raw.safetensors", "lora_unet_a"))
     host = Recorder()
     does_wrong(loaded="_IncompatibleKeys(missing_keys=['a', 'b'], unexpected_keys=[])")
@@ -267,7 +300,9 @@ def test_network_weights_that_do_not_fit_are_an_error(make_trainer: Make, datase
         make_trainer(config).train(dataset, host)
 
 
-def test_after_a_cancel_only_whole_checkpoints_are_left_and_the_last_is_named(make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong):
+def test_after_a_cancel_only_whole_checkpoints_are_left_and_the_last_is_named(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong
+):
     def cancel(event: Event) -> None:
         host.is_cancelled |= isinstance(event, StepDone) and event.step == 8
 

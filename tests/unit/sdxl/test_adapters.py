@@ -22,17 +22,25 @@ def _outputs_and_gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24)])
-def test_our_lora_layer_computes_what_pefts_own_layer_computes(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+def test_our_lora_layer_computes_what_pefts_own_layer_computes(
+    dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]
+) -> None:
     ours, reference = _model(dtype), _model(dtype)
     attach_adapters(ours, ["0", "2"], AdapterSettings(rank=4, alpha=2.0, dropout=0.0, seed=0), component="unet")
     reference.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "2"]), reference, adapter_name=ADAPTER_NAME)
+    inject_adapter_in_model(
+        LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "2"]), reference, adapter_name=ADAPTER_NAME
+    )
     for own, other in zip(adapter_layers(ours).values(), adapter_layers(reference).values(), strict=True):
         assert type(own) is not type(other)
         for matrix, other_matrix in ((own.lora_A, other.lora_A), (own.lora_B, other.lora_B)):
-            nn.init.normal_(matrix[ADAPTER_NAME].get_parameter("weight"), std=0.3, generator=torch.Generator().manual_seed(1))
+            nn.init.normal_(
+                matrix[ADAPTER_NAME].get_parameter("weight"), std=0.3, generator=torch.Generator().manual_seed(1)
+            )
             other_matrix[ADAPTER_NAME].float().load_state_dict(matrix[ADAPTER_NAME].state_dict())
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-    for own_value, other_value in zip(_outputs_and_gradients(ours, inputs), _outputs_and_gradients(reference, inputs), strict=True):
+    for own_value, other_value in zip(
+        _outputs_and_gradients(ours, inputs), _outputs_and_gradients(reference, inputs), strict=True
+    ):
         assert own_value.dtype == other_value.dtype
         assert (own_value - other_value).abs().max() <= tolerance * other_value.abs().max()

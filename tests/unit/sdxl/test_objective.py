@@ -25,7 +25,9 @@ def test_noise_and_targets_of_one_value():
     latents, noise, alphas = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0), torch.tensor([0.64])
     assert add_noise(latents, noise, alphas).item() == pytest.approx(0.8 * 2 + 0.6 * 3)
     assert training_target(latents, noise, alphas, prediction_type="epsilon").item() == 3
-    assert training_target(latents, noise, alphas, prediction_type="v_prediction").item() == pytest.approx(0.8 * 3 - 0.6 * 2)
+    assert training_target(latents, noise, alphas, prediction_type="v_prediction").item() == pytest.approx(
+        0.8 * 3 - 0.6 * 2
+    )
 
 
 def test_an_unknown_prediction_type_is_an_error():
@@ -36,13 +38,19 @@ def test_an_unknown_prediction_type_is_an_error():
 def test_min_snr_weights_agree_with_the_formula_for_both_prediction_types():
     snr = torch.tensor([0.5, 5.0, 50.0])
     alphas = snr / (1 + snr)
-    torch.testing.assert_close(min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon"), torch.tensor([1.0, 1.0, 0.1]))
-    torch.testing.assert_close(min_snr_weights(alphas, gamma=5.0, prediction_type="v_prediction"), torch.tensor([0.5 / 1.5, 5 / 6, 5 / 51]))
+    torch.testing.assert_close(
+        min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon"), torch.tensor([1.0, 1.0, 0.1])
+    )
+    torch.testing.assert_close(
+        min_snr_weights(alphas, gamma=5.0, prediction_type="v_prediction"), torch.tensor([0.5 / 1.5, 5 / 6, 5 / 51])
+    )
     assert min_snr_weights(alphas, gamma=0.0, prediction_type="epsilon").tolist() == [1, 1, 1]
 
 
 def test_min_snr_uses_the_schedule_in_use():
-    """sd-scripts computes the table before the zero-terminal rescale: 0.01415 at t=900 instead of 0.00296."""
+    """sd-scripts computes the table before the zero-terminal rescale: 0.01415 at t=900 instead
+    of 0.00296.
+    """
     alphas = alphas_cumprod(zero_terminal_snr=True)
     weights = min_snr_weights(alphas[[900, 999]], gamma=5.0, prediction_type="v_prediction")
     assert weights[0].item() == pytest.approx(0.00296, rel=1e-2)
@@ -59,7 +67,9 @@ def test_losses_are_means_per_sample_in_float32():
 
 def test_a_mask_weighs_what_it_leaves_out_with_unmasked_weight():
     mask = torch.tensor([1.0, 0.5, 0.05, 0.0]).reshape(1, 1, 2, 2)
-    assert mask_weights(mask, unmasked_weight=0.1, normalize=False).flatten().tolist() == pytest.approx([1.0, 0.5, 0.1, 0.1])
+    assert mask_weights(mask, unmasked_weight=0.1, normalize=False).flatten().tolist() == pytest.approx(
+        [1.0, 0.5, 0.1, 0.1]
+    )
     assert torch.equal(mask_weights(mask, unmasked_weight=0.0, normalize=False), mask)
     assert mask_weights(mask, unmasked_weight=1.0, normalize=False).tolist() == torch.ones(1, 1, 2, 2).tolist()
 
@@ -68,25 +78,33 @@ def test_normalized_masks_have_mean_one_each():
     masks = torch.stack([torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2, 2)])
     assert mask_weights(masks, unmasked_weight=0.0, normalize=True)[0].flatten().tolist() == [4, 0, 0, 0]
     for unmasked_weight in (0.0, 0.1):
-        assert mask_weights(masks, unmasked_weight=unmasked_weight, normalize=True).mean(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+        assert mask_weights(masks, unmasked_weight=unmasked_weight, normalize=True).mean(
+            dim=(1, 2, 3)
+        ).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
 def test_a_black_mask_is_never_raised_to_a_whole_image(unmasked_weight):
-    """Its mean is unmasked_weight all over: divided by that, the image would count as one without a mask."""
+    """Its mean is unmasked_weight all over: divided by that, the image would count as one
+    without a mask.
+    """
     weights = mask_weights(torch.zeros(1, 1, 2, 2), unmasked_weight=unmasked_weight, normalize=True)
     assert weights.flatten().tolist() == pytest.approx([unmasked_weight] * 4)
 
 
 def test_with_unmasked_weight_0_a_masked_loss_is_that_of_sd_scripts():
-    """apply_masked_loss of sd-scripts 48d368f (library/custom_train_functions.py) and the means of its process_batch (train_network.py)."""
+    """apply_masked_loss of sd-scripts 48d368f (library/custom_train_functions.py) and the means
+    of its process_batch (train_network.py).
+    """
     generator = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 2, 4, 8, 6, generator=generator)
     pixels, loss_weights = torch.rand(2, 64, 48, generator=generator), torch.tensor([1.0, 0.3])
     theirs = (prediction - target) ** 2 * torch.nn.functional.interpolate(pixels.unsqueeze(1), size=(8, 6), mode="area")
     theirs = (theirs.mean([1, 2, 3]) * loss_weights).mean()
     blocks = pixels.reshape(2, 8, 8, 6, 8).mean(dim=(2, 4))[:, None]
-    ours = per_sample_loss(prediction, target, mask_weights(blocks, unmasked_weight=0.0, normalize=False)) * loss_weights
+    ours = (
+        per_sample_loss(prediction, target, mask_weights(blocks, unmasked_weight=0.0, normalize=False)) * loss_weights
+    )
     torch.testing.assert_close(ours.mean(), theirs, rtol=1e-6, atol=0)
 
 
@@ -94,7 +112,10 @@ def test_weighted_losses_are_plain_means_over_all_positions():
     prediction = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
     weights = torch.tensor([1.0, 0.5, 0.0, 0.25]).reshape(1, 1, 2, 2)
     assert per_sample_loss(prediction, torch.zeros(1, 3, 2, 2), weights).tolist() == [(1 + 0.5 * 4 + 0.25 * 16) / 4]
-    assert torch.equal(per_sample_loss(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2)), per_sample_loss(prediction, torch.zeros(1, 3, 2, 2)))
+    assert torch.equal(
+        per_sample_loss(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2)),
+        per_sample_loss(prediction, torch.zeros(1, 3, 2, 2)),
+    )
 
 
 def test_size_ids_are_original_crop_target_each_height_first():

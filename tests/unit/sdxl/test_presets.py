@@ -1,4 +1,6 @@
-"""The presets' rules: what is left open is decided by goal, memory and the number of images; what was given stays. Not their numbers."""
+"""The presets' rules: what is left open is decided by goal, memory and the number of images;
+what was given stays. Not their numbers.
+"""
 
 import math
 from dataclasses import replace
@@ -19,7 +21,11 @@ def test_every_pair_of_presets_resolves_to_what_their_texts_say(goal, memory):
     settings = resolve({}, goal=goal, memory=memory, num_images=20)
     config, buckets = settings.training, settings.buckets
     assert GOALS[goal].text().startswith(f"rank {config.rank}, learning rate {config.learning_rate:g}, ")
-    assert MEMORY_PRESETS[memory].text().startswith(f"resolution {buckets.resolution}, batch size {config.train_batch_size}")
+    assert (
+        MEMORY_PRESETS[memory]
+        .text()
+        .startswith(f"resolution {buckets.resolution}, batch size {config.train_batch_size}")
+    )
     assert config.optimizer in MEMORY_PRESETS[memory].text()
     assert config.gradient_checkpointing == ("no gradient checkpointing" not in MEMORY_PRESETS[memory].text())
 
@@ -30,7 +36,9 @@ def test_the_number_of_samples_grows_with_the_images_between_its_bounds(goal):
     per_image = GOALS[goal].samples_per_image
     between = (low // per_image + high // per_image) // 2
     for num_images, expected in ((1, low), (between, between * per_image), (100_000, high)):
-        config = resolve({"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_images=num_images).training
+        config = resolve(
+            {"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_images=num_images
+        ).training
         assert samples(config) == config.max_train_steps == expected
 
 
@@ -77,14 +85,26 @@ def test_the_memory_preset_is_the_largest_that_fits():
     assert list(MEMORY_PRESETS) == sorted(MEMORY_PRESETS, key=lambda name: int(name.split()[0]))
     for name in MEMORY_PRESETS:
         size = int(name.split()[0]) * GIBIBYTE
-        assert choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name  # what a card of that size reports
+        # what a card of that size reports
+        assert choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name
     assert choose_memory_preset(2 * GIBIBYTE) == next(iter(MEMORY_PRESETS))
     assert choose_memory_preset(140 * GIBIBYTE) == list(MEMORY_PRESETS)[-1]
 
 
 def test_the_description_names_the_numbers_that_it_came_to():
-    given = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True, "optimizer": "Lion", "seed": 5}
-    settings = resolve({**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896}, goal="person", memory="8 GB", num_images=20)
+    given = {
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": True,
+        "optimizer": "Lion",
+        "seed": 5,
+    }
+    settings = resolve(
+        {**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896},
+        goal="person",
+        memory="8 GB",
+        num_images=20,
+    )
     first, second = describe(settings).splitlines()
     assert first == f"70 steps, rank 12, alpha 6, learning rate {settings.training.learning_rate:g}, Lion."
     assert second == "Resolution 896, batch size 2 x 4 accumulated, gradient checkpointing, seed 5."

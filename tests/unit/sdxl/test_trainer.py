@@ -1,4 +1,6 @@
-"""The trainer as a whole, on the embedded base's shape with random weights: files, interrupts, bad numbers, continuing a LoRA."""
+"""The trainer as a whole, on the embedded base's shape with random weights: files, interrupts,
+bad numbers, continuing a LoRA.
+"""
 
 import json
 import math
@@ -42,7 +44,15 @@ from trainers.training.plan import RunSettings, plan_training
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_writer import RunWriter
 
-FAST = {"rank": 2, "alpha": 1.0, "max_train_steps": 4, "train_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-3, "lr_warmup_steps": 0.0}
+FAST = {
+    "rank": 2,
+    "alpha": 1.0,
+    "max_train_steps": 4,
+    "train_batch_size": 2,
+    "gradient_checkpointing": False,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 0.0,
+}
 
 
 class RecordingHost(DeviceMemory):
@@ -101,7 +111,9 @@ def train(
     **settings,
 ):
     config = SDXLConfig(**{**FAST, **settings})
-    run_settings = RunSettings(config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig())
+    run_settings = RunSettings(
+        config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig()
+    )
     return train_lora(
         SDXLFamily(lambda: copy_model(weights)),
         plan_training(dataset, run_settings),
@@ -128,22 +140,42 @@ def test_a_run_leaves_a_verified_lora_and_everything_about_it(weights, dataset, 
     assert result.path == tmp_path / "x.safetensors" and result.steps == len(result.losses) == 4
     assert [path.name for path in result.checkpoints] == ["x-step00000002.safetensors"]
     (run,) = (tmp_path / "runs").iterdir()
-    assert {path.name for path in run.iterdir()} == {"manifest.json", "dataset.txt", "loss.csv", "loss.png", "run.log", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == {
+        "manifest.json",
+        "dataset.txt",
+        "loss.csv",
+        "loss.png",
+        "run.log",
+        "checkpoints",
+    }
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["modules"] == {"unet": 192} and manifest["training"]["rank"] == 2 and len(manifest["dataset"]["images"]) == 4
+    assert (
+        manifest["modules"] == {"unet": 192}
+        and manifest["training"]["rank"] == 2
+        and len(manifest["dataset"]["images"]) == 4
+    )
     assert len((run / "loss.csv").read_text().splitlines()) == 5
     with safe_open(result.path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["ss_network_dim"] == "2" and metadata["ss_steps"] == "4" and metadata["modelspec.trigger_phrase"] == "zwx"
+    assert (
+        metadata["ss_network_dim"] == "2"
+        and metadata["ss_steps"] == "4"
+        and metadata["modelspec.trigger_phrase"] == "zwx"
+    )
     assert [event.stage for event in host.of(StageStarted)] == ["loading", "caching", "caching", "training", "saving"]
     assert [event.step for event in host.of(StepDone)] == [1, 2, 3, 4]
     assert "192/192 modules load" in host.of(Notice)[-1].message
     saved = load_file(result.path)
-    assert saved.keys() == result.state_dict.keys() and all(torch.equal(saved[key], tensor) for key, tensor in result.state_dict.items())
+    assert saved.keys() == result.state_dict.keys() and all(
+        torch.equal(saved[key], tensor) for key, tensor in result.state_dict.items()
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(weights, dataset, plain, tmp_path):
-    results = [plain, *(train(weights, dataset, tmp_path, name=f"run{seed}", seed=seed) for seed in (SDXLConfig().seed, 1))]
+    results = [
+        plain,
+        *(train(weights, dataset, tmp_path, name=f"run{seed}", seed=seed) for seed in (SDXLConfig().seed, 1)),
+    ]
     assert results[0].losses == results[1].losses != results[2].losses
     assert all(torch.equal(tensor, results[1].state_dict[key]) for key, tensor in results[0].state_dict.items())
 
@@ -155,15 +187,23 @@ def test_training_leaves_the_global_generators_alone(weights, dataset, tmp_path)
 
 
 def test_dropout_flip_and_noise_offset_each_change_the_losses(weights, dataset, plain, tmp_path):
-    for i, (setting, flip) in enumerate([({"lora_dropout": 0.5}, False), ({}, True), ({"noise_offset": 0.1}, False), ({"caption_dropout": 1.0}, False)]):
+    for i, (setting, flip) in enumerate(
+        [({"lora_dropout": 0.5}, False), ({}, True), ({"noise_offset": 0.1}, False), ({"caption_dropout": 1.0}, False)]
+    ):
         assert train(weights, dataset, tmp_path, name=f"run{i}", flip=flip, **setting).losses != plain.losses
 
 
 def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
     model = copy_model(weights)
     plan = plan_training(dataset, RunSettings(SDXLConfig(**FAST), BucketConfig(resolution=64)))
-    train_lora(SDXLFamily(lambda: model), plan, RecordingHost(), run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None))
-    trained = {name.replace(".base_layer", ""): tensor for name, tensor in model.unet.state_dict().items() if "lora_" not in name}
+    train_lora(
+        SDXLFamily(lambda: model), plan, RecordingHost(), run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None)
+    )
+    trained = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in model.unet.state_dict().items()
+        if "lora_" not in name
+    }
     assert all(torch.equal(trained[name], tensor) for name, tensor in weights["unet"].items())
 
 
@@ -174,10 +214,25 @@ def two_steps_of_four(weights, dataset, tmp_path_factory):
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize(
-    "batching", [{"train_batch_size": 4}, {"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"train_batch_size": 1, "gradient_accumulation_steps": 4}]
+    "batching",
+    [
+        {"train_batch_size": 4},
+        {"train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"train_batch_size": 1, "gradient_accumulation_steps": 4},
+    ],
 )
-def test_a_step_is_the_same_however_it_is_batched(weights, dataset, two_steps_of_four, tmp_path, batching, gradient_checkpointing):
-    other = train(weights, dataset, tmp_path, name="other", max_train_steps=2, gradient_checkpointing=gradient_checkpointing, **batching)
+def test_a_step_is_the_same_however_it_is_batched(
+    weights, dataset, two_steps_of_four, tmp_path, batching, gradient_checkpointing
+):
+    other = train(
+        weights,
+        dataset,
+        tmp_path,
+        name="other",
+        max_train_steps=2,
+        gradient_checkpointing=gradient_checkpointing,
+        **batching,
+    )
     torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(two_steps_of_four.losses), rtol=1e-5, atol=0)
 
 
@@ -185,17 +240,33 @@ def test_accumulation_divides_by_the_real_size_of_the_last_group(weights, datase
     """Four images in groups of three: three samples, then one; the loss stays a mean."""
     host = RecordingHost()
     result = train(
-        weights, dataset, tmp_path, host=host, train_batch_size=1, gradient_accumulation_steps=3, num_train_epochs=2, learning_rate=1e-9, caption_dropout=0.0
+        weights,
+        dataset,
+        tmp_path,
+        host=host,
+        train_batch_size=1,
+        gradient_accumulation_steps=3,
+        num_train_epochs=2,
+        learning_rate=1e-9,
+        caption_dropout=0.0,
     )
     assert result.steps == 4 and [event.epoch for event in host.of(StepDone)] == [1, 1, 2, 2]
     assert max(result.losses) < 3 * min(result.losses)
 
 
 def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_path):
-    result = train(weights, dataset, tmp_path, train_text_encoders=True, text_encoder_learning_rate=1e-4, text_encoder_2_learning_rate=0.0)
+    result = train(
+        weights,
+        dataset,
+        tmp_path,
+        train_text_encoders=True,
+        text_encoder_learning_rate=1e-4,
+        text_encoder_2_learning_rate=0.0,
+    )
     prefixes = {key.split("_")[1] for key in result.state_dict}
     assert prefixes == {"unet", "te1"}
-    assert not any("layers_2_" in key for key in result.state_dict if key.startswith("lora_te1_"))  # its last layer never gets a gradient
+    # its last layer never gets a gradient
+    assert not any("layers_2_" in key for key in result.state_dict if key.startswith("lora_te1_"))
     both = train(weights, dataset, tmp_path, name="both", train_text_encoders=True)
     assert sum(key.endswith(".alpha") and key.startswith("lora_te2_") for key in both.state_dict) == 18
     moved = {key: tensor.abs().sum() for key, tensor in both.state_dict.items() if key.endswith("lora_up.weight")}
@@ -204,9 +275,22 @@ def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_pa
 
 def test_the_learning_rate_of_each_encoder_is_its_own(weights, dataset, tmp_path):
     """At a rate of 1e-9 an adapter stays where it was, at 1e-3 it moves."""
-    result = train(weights, dataset, tmp_path, train_text_encoders=True, text_encoder_learning_rate=1e-9, text_encoder_2_learning_rate=1e-3, save_dtype="fp32")
+    result = train(
+        weights,
+        dataset,
+        tmp_path,
+        train_text_encoders=True,
+        text_encoder_learning_rate=1e-9,
+        text_encoder_2_learning_rate=1e-3,
+        save_dtype="fp32",
+    )
     largest = {
-        part: max(float(t.abs().max()) for k, t in result.state_dict.items() if k.startswith(f"lora_{part}_") and "lora_up" in k) for part in ("te1", "te2")
+        part: max(
+            float(t.abs().max())
+            for k, t in result.state_dict.items()
+            if k.startswith(f"lora_{part}_") and "lora_up" in k
+        )
+        for part in ("te1", "te2")
     }
     assert largest["te1"] < 1e-7 and largest["te2"] > 1e-4
 
@@ -237,8 +321,18 @@ def test_cancelling_before_the_first_step_leaves_no_lora_and_no_half_file(weight
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_dtype_and_remedy(weights, dataset, tmp_path):
-    with pytest.raises(NonFiniteLoss, match=r"step \d+: loss .* in float32\. Lower the learning rate, and check the base model"):
-        train(weights, dataset, tmp_path, learning_rate=10.0, max_train_steps=200, optimizer_args="weight_decay=0.0 betas=(0.0,0.0)", max_grad_norm=0.0)
+    with pytest.raises(
+        NonFiniteLoss, match=r"step \d+: loss .* in float32\. Lower the learning rate, and check the base model"
+    ):
+        train(
+            weights,
+            dataset,
+            tmp_path,
+            learning_rate=10.0,
+            max_train_steps=200,
+            optimizer_args="weight_decay=0.0 betas=(0.0,0.0)",
+            max_grad_norm=0.0,
+        )
     for checkpoint in tmp_path.rglob("*.safetensors"):
         assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(checkpoint).values())
 
@@ -263,14 +357,19 @@ def test_the_second_run_encodes_nothing(weights, dataset, tmp_path, monkeypatch)
 
     monkeypatch.setattr(encode, "read_crop", lambda item: pytest.fail("an image was read again"))
     monkeypatch.setattr(encode, "encode_captions", lambda *_: pytest.fail("a caption was encoded again"))
-    assert train(weights, dataset, tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
+    assert (
+        train(weights, dataset, tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
+    )
 
 
 def test_another_vae_or_text_encoder_is_not_served_from_the_cache(weights, dataset, tmp_path):
     cache = TensorCache(tmp_path / "cache")
     first = train(weights, dataset, tmp_path, name="first", cache=cache)
     for part, name in (("vae", "encoder.conv_in.weight"), ("text_encoder_2", "text_projection.weight")):
-        changed = {**weights, part: {key: tensor * 1.01 if key.endswith(name) else tensor for key, tensor in weights[part].items()}}
+        changed = {
+            **weights,
+            part: {key: tensor * 1.01 if key.endswith(name) else tensor for key, tensor in weights[part].items()},
+        }
         assert train(changed, dataset, tmp_path, name=part, cache=cache).losses != first.losses
 
 
@@ -279,7 +378,15 @@ def test_training_continues_from_a_lora_with_its_strength(weights, dataset, tmp_
     names = names_of(weights)
     before = read_lora(first.path, names)
     continued = train(
-        weights, dataset, tmp_path, name="next", save_dtype="fp32", network_weights=str(first.path), learning_rate=1e-9, max_train_steps=1, alpha=2.0
+        weights,
+        dataset,
+        tmp_path,
+        name="next",
+        save_dtype="fp32",
+        network_weights=str(first.path),
+        learning_rate=1e-9,
+        max_train_steps=1,
+        alpha=2.0,
     )
     for key, module in read_lora(continued.path, names).items():
         expected = before[key].alpha / before[key].rank * before[key].up @ before[key].down
@@ -300,9 +407,14 @@ def test_a_lora_that_does_not_fit_the_run_is_an_error(weights, dataset, plain, t
 
 @pytest.mark.parametrize(
     ("target_modules", "message"),
-    [("attn[", "is neither attention nor attention_mlp nor a regular expression"), ("nothing", "matches no linear or convolution layer of the UNet")],
+    [
+        ("attn[", "is neither attention nor attention_mlp nor a regular expression"),
+        ("nothing", "matches no linear or convolution layer of the UNet"),
+    ],
 )
-def test_targets_that_choose_nothing_are_an_error_and_nothing_is_written(weights, dataset, tmp_path, target_modules, message):
+def test_targets_that_choose_nothing_are_an_error_and_nothing_is_written(
+    weights, dataset, tmp_path, target_modules, message
+):
     with pytest.raises(ValueError, match=re.escape(message)):
         train(weights, dataset, tmp_path, target_modules=target_modules)
     assert not list(tmp_path.rglob("*"))
@@ -368,11 +480,15 @@ def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
     assert np.mean(result.losses[-30:]) < 0.5
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.5, "gradient_checkpointing": True}, {"train_text_encoders": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_dropout": 0.5, "gradient_checkpointing": True}, {"train_text_encoders": True}]
+)
 def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_path, settings):
     plain = train(weights, dataset, tmp_path, name="plain", **settings)
     host = RecordingHost()
-    sampled = train(weights, dataset, tmp_path, name="sampled", host=host, sample_every_n_steps=2, sample_prompt="zwx", **settings)
+    sampled = train(
+        weights, dataset, tmp_path, name="sampled", host=host, sample_every_n_steps=2, sample_prompt="zwx", **settings
+    )
     assert sampled.losses == plain.losses
     assert all(torch.equal(sampled.state_dict[name], tensor) for name, tensor in plain.state_dict.items())
     drawn = host.of(SamplesDrawn)
@@ -429,7 +545,9 @@ def recorded_batches(monkeypatch) -> list[Batch]:
     return batches
 
 
-def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_plain_formula(weights, dataset, tmp_path, monkeypatch):
+def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_plain_formula(
+    weights, dataset, tmp_path, monkeypatch
+):
     """Bit for bit, whatever the new settings are."""
     ours = train(weights, dataset, tmp_path, name="ours", unmasked_weight=0.3, normalize_masked_loss=True)
 
@@ -437,8 +555,12 @@ def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_pla
         alphas = objective.alphas_cumprod[batch.timesteps]
         noisy = add_noise(batch.latents, batch.noise, alphas)
         conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
-        prediction = unet(noisy, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]
-        return (prediction - batch.noise).square().mean(dim=(1, 2, 3)) * min_snr_weights(alphas, gamma=5.0, prediction_type="epsilon")
+        prediction = unet(noisy, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[
+            0
+        ]
+        return (prediction - batch.noise).square().mean(dim=(1, 2, 3)) * min_snr_weights(
+            alphas, gamma=5.0, prediction_type="epsilon"
+        )
 
     monkeypatch.setattr(prepared_model, "weighted_losses", plain_losses)
     plain = train(weights, dataset, tmp_path, name="plain")
@@ -446,20 +568,26 @@ def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_pla
     assert all(torch.equal(plain.state_dict[name], tensor) for name, tensor in ours.state_dict.items())
 
 
-def test_a_mask_is_flipped_with_its_image_and_an_image_without_one_counts_in_full(weights, masked_folder, tmp_path, monkeypatch):
+def test_a_mask_is_flipped_with_its_image_and_an_image_without_one_counts_in_full(
+    weights, masked_folder, tmp_path, monkeypatch
+):
     batches = recorded_batches(monkeypatch)
     train(weights, scan(masked_folder), tmp_path, flip=True, train_batch_size=4, max_train_steps=8)
     masks = [mask for batch in batches if batch.loss_mask is not None for mask in batch.loss_mask]
     assert masks and all(mask.shape == (1, 8, 8) and mask.dtype == torch.float32 for mask in masks)
     left = torch.zeros(1, 8, 8)
     left[:, :, :4] = 1
-    plain, mirrored, full = (sum(torch.equal(mask, expected) for mask in masks) for expected in (left, left.flip(-1), torch.ones(1, 8, 8)))
+    plain, mirrored, full = (
+        sum(torch.equal(mask, expected) for mask in masks) for expected in (left, left.flip(-1), torch.ones(1, 8, 8))
+    )
     assert plain and mirrored and full and plain + mirrored + full == len(masks)
 
 
 @pytest.fixture(scope="module")
 def self_masked_folder(tmp_path_factory) -> Path:
-    """One image that is its own mask, and nowhere symmetric: what happens to one of the two must happen to the other."""
+    """One image that is its own mask, and nowhere symmetric: what happens to one of the two must
+    happen to the other.
+    """
     folder = tmp_path_factory.mktemp("self masked")
     ramp = np.add.outer(np.linspace(0, 90, 150), np.linspace(0, 165, 240)).astype(np.uint8)
     Image.fromarray(ramp).convert("RGB").save(folder / "a.png")
@@ -468,7 +596,9 @@ def self_masked_folder(tmp_path_factory) -> Path:
 
 
 def brightness_as_latents(monkeypatch) -> None:
-    """Instead of the VAE's latents, the mean grey of their 8 x 8 pixels, 0 to 1, in all channels."""
+    """Instead of the VAE's latents, the mean grey of their 8 x 8 pixels, 0 to 1, in all
+    channels.
+    """
     from trainers.sdxl import encode
 
     def grey(vae, pixel_values, name):
@@ -478,7 +608,9 @@ def brightness_as_latents(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("resize_mode", ["bucket", "random_crop"])
-def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flipped(weights, self_masked_folder, tmp_path, monkeypatch, resize_mode):
+def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flipped(
+    weights, self_masked_folder, tmp_path, monkeypatch, resize_mode
+):
     brightness_as_latents(monkeypatch)
     batches = recorded_batches(monkeypatch)
     buckets = BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, resize_mode=resize_mode)
@@ -487,7 +619,8 @@ def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flippe
     sizes, are_flipped = set(), set()
     for batch in batches:
         assert batch.loss_mask is not None
-        torch.testing.assert_close(batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255)  # LANCZOS against BILINEAR
+        # LANCZOS against BILINEAR
+        torch.testing.assert_close(batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255)
         sizes.add(tuple(batch.latents.shape[2:]))
         are_flipped |= {bool(mask[0, 0, 0] > mask[0, 0, -1]) for mask in batch.loss_mask}
     assert len(sizes) == 2 and are_flipped == {False, True}
@@ -497,15 +630,32 @@ def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_maske
     from trainers.sdxl import encode
     from trainers.training import masks
 
-    settings = {"buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True), "train_batch_size": 1}
-    first = train(weights, scan(self_masked_folder), tmp_path, name="first", cache=TensorCache(tmp_path / "cache"), **settings)
+    settings = {
+        "buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True),
+        "train_batch_size": 1,
+    }
+    first = train(
+        weights, scan(self_masked_folder), tmp_path, name="first", cache=TensorCache(tmp_path / "cache"), **settings
+    )
     for module, name in ((encode, "read_crop"), (masks, "read_mask_crop"), (encode, "encode_captions")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("something was read or encoded again"))
-    assert train(weights, scan(self_masked_folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache"), **settings).losses == first.losses
+    assert (
+        train(
+            weights,
+            scan(self_masked_folder),
+            tmp_path,
+            name="second",
+            cache=TensorCache(tmp_path / "cache"),
+            **settings,
+        ).losses
+        == first.losses
+    )
 
 
 def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, dataset, tmp_path):
-    folder = shutil.copytree(dataset.images[0].path.parent, tmp_path / "pictures", ignore=shutil.ignore_patterns("[123].*"))
+    folder = shutil.copytree(
+        dataset.images[0].path.parent, tmp_path / "pictures", ignore=shutil.ignore_patterns("[123].*")
+    )
     (tmp_path / "out").mkdir()
     settings = {"learning_rate": 1e-9, "max_train_steps": 1}
     plain = train(weights, scan(folder), tmp_path / "out", name="plain", **settings).losses
@@ -513,7 +663,9 @@ def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, d
     assert train(weights, scan(folder), tmp_path / "out", name="white", **settings).losses == plain
     write_mask(folder, "0", slice(0))
     host = RecordingHost()
-    black = train(weights, scan(folder), tmp_path / "out", name="black", host=host, unmasked_weight=0.25, **settings).losses
+    black = train(
+        weights, scan(folder), tmp_path / "out", name="black", host=host, unmasked_weight=0.25, **settings
+    ).losses
     assert black == pytest.approx([0.25 * loss for loss in plain], rel=1e-6)
     assert any("0.png: its mask is black all over" in event.message for event in host.of(Notice))
 
@@ -525,7 +677,10 @@ def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, 
     first = train(weights, scan(folder), tmp_path, name="first", cache=cache)
     with monkeypatch.context() as patch:
         patch.setattr(masks, "read_mask_crop", lambda item: pytest.fail("a mask was read again"))
-        assert train(weights, scan(folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
+        assert (
+            train(weights, scan(folder), tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses
+            == first.losses
+        )
     write_mask(folder, "0", slice(40, 64))
     assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses
 
@@ -533,8 +688,19 @@ def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, 
 def test_a_images_weight_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
     batches, losses = recorded_batches(monkeypatch), []
     for i, loss_weights in enumerate([(1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), (0.25, 1.0, 1.0, 1.0)]):
-        images = [replace(image, loss_weight=loss_weight) for image, loss_weight in zip(dataset.images, loss_weights, strict=True)]
-        losses += train(weights, replace(dataset, images=images), tmp_path, name=f"x{i}", learning_rate=1e-9, train_batch_size=4, max_train_steps=1).losses
+        images = [
+            replace(image, loss_weight=loss_weight)
+            for image, loss_weight in zip(dataset.images, loss_weights, strict=True)
+        ]
+        losses += train(
+            weights,
+            replace(dataset, images=images),
+            tmp_path,
+            name=f"x{i}",
+            learning_rate=1e-9,
+            train_batch_size=4,
+            max_train_steps=1,
+        ).losses
     assert losses[1] == pytest.approx(0.5 * losses[0], rel=1e-6) and losses[1] < losses[2] < losses[0]
     given = [batch.loss_weights for batch in batches]
     assert given[0] is None and given[1].tolist() == [0.5] * 4 and sorted(given[2].tolist()) == [0.25, 1.0, 1.0, 1.0]
@@ -552,7 +718,9 @@ def prior_of_four(weights, dataset, tmp_path_factory):
 
 
 def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
-    """It moves away from the base model's several times less far than where the prior counts for nothing."""
+    """It moves away from the base model's several times less far than where the prior counts for
+    nothing.
+    """
     moved: list[float] = []
     real = prepared_model.prior_losses
 
@@ -563,7 +731,13 @@ def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, t
 
     monkeypatch.setattr(prepared_model, "prior_losses", listen)
     for weight in (1e-9, 10.0):
-        train(weights, dataset, tmp_path, name=f"prior{weight}", **{**PRIOR, "prior_loss_weight": weight, "max_train_steps": 12, "class_prompt": "a thing"})
+        train(
+            weights,
+            dataset,
+            tmp_path,
+            name=f"prior{weight}",
+            **{**PRIOR, "prior_loss_weight": weight, "max_train_steps": 12, "class_prompt": "a thing"},
+        )
     free, held = moved[:12], moved[12:]
     assert free[0] < 1e-9 and held[0] < 1e-9  # the LoRA starts at zero
     assert 0 < np.mean(held[-6:]) < 0.5 * np.mean(free[-6:])
@@ -571,16 +745,24 @@ def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, t
 
 def test_the_first_step_has_no_prior_loss_yet_and_later_ones_have(weights, dataset, tmp_path):
     """The LoRA starts at zero: what it predicts is what the base model predicts."""
-    plain = train(weights, dataset, tmp_path, name="plain", **{**PRIOR, "prior_loss_weight": 0.0, "max_train_steps": 3}).losses
+    plain = train(
+        weights, dataset, tmp_path, name="plain", **{**PRIOR, "prior_loss_weight": 0.0, "max_train_steps": 3}
+    ).losses
     prior = train(weights, dataset, tmp_path, name="prior", **{**PRIOR, "max_train_steps": 3}).losses
     assert prior[0] == plain[0] and prior[1] > plain[1]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gradient_checkpointing": True}, {"train_batch_size": 1, "gradient_accumulation_steps": 4}, {"train_batch_size": 2, "gradient_accumulation_steps": 2}],
+    [
+        {"gradient_checkpointing": True},
+        {"train_batch_size": 1, "gradient_accumulation_steps": 4},
+        {"train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
 )
-def test_prior_preservation_is_the_same_however_it_is_batched_and_recomputed(weights, dataset, prior_of_four, tmp_path, changes):
+def test_prior_preservation_is_the_same_however_it_is_batched_and_recomputed(
+    weights, dataset, prior_of_four, tmp_path, changes
+):
     other = train(weights, dataset, tmp_path, name="other", **{**PRIOR_OF_FOUR, **changes})
     torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(prior_of_four.losses), rtol=1e-4, atol=0)
 
@@ -597,10 +779,22 @@ def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, 
     monkeypatch.setattr(prepared_model, "predict", listen)
     adapted: list[AdaptedModel] = []
     monkeypatch.setattr(RunWriter, "save_final", lambda writer: adapted.append(writer._model.adapted))
-    train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, max_train_steps=2, class_prompt="a thing")
+    train(
+        weights,
+        dataset,
+        tmp_path,
+        train_text_encoders=True,
+        prior_loss_weight=1.0,
+        max_train_steps=2,
+        class_prompt="a thing",
+    )
     assert set(predictions) == {(False, False)}
     (model,) = adapted
-    assert all(parameter.requires_grad for parameter in model.parameters) and model.count_modules().keys() == {"unet", "text_encoder", "text_encoder_2"}
+    assert all(parameter.requires_grad for parameter in model.parameters) and model.count_modules().keys() == {
+        "unet",
+        "text_encoder",
+        "text_encoder_2",
+    }
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), Interrupted(), KeyError("a bug")])
@@ -619,7 +813,11 @@ def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tm
     with pytest.raises(type(error)):
         train(weights, dataset, tmp_path, train_text_encoders=True, prior_loss_weight=1.0, class_prompt="a thing")
     model = loops[0]._model.model
-    layers = [layer for part in (model.unet, model.text_encoder, model.text_encoder_2) for layer in adapter_layers(part).values()]
+    layers = [
+        layer
+        for part in (model.unet, model.text_encoder, model.text_encoder_2)
+        for layer in adapter_layers(part).values()
+    ]
     assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
     assert all(parameter.requires_grad for parameter in loops[0]._model.adapted.parameters) and torch.is_grad_enabled()
 
@@ -635,7 +833,10 @@ def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, datase
     monkeypatch.setattr(PreparedSDXL, "embed", listen)
     host = RecordingHost()
     train(weights, dataset, tmp_path, host=host, prior_loss_weight=1.0, caption_dropout=0.0)
-    message = "prior_loss_weight keeps what the base model draws for 'thing 0' and 3 more. Set class_prompt if that does not name what is to stay"
+    message = (
+        "prior_loss_weight keeps what the base model draws for 'thing 0' and 3 more. Set class_prompt if that "
+        "does not name what is to stay"
+    )
     assert message in [event.message for event in host.of(Notice)]
     assert set(asked) == {f"{trigger}thing {i}" for trigger in ("zwx, ", "") for i in range(4)}
 
@@ -650,7 +851,11 @@ def test_of_several_class_prompts_each_sample_draws_one(weights, dataset, tmp_pa
 
     monkeypatch.setattr(PreparedSDXL, "embed", listen)
     train(weights, dataset, tmp_path, prior_loss_weight=1.0, class_prompt="a red thing | a blue thing|")
-    assert {"a red thing", "a blue thing"} <= set(asked) <= {"a red thing", "a blue thing", "", *(f"zwx, thing {i}" for i in range(4))}
+    assert (
+        {"a red thing", "a blue thing"}
+        <= set(asked)
+        <= {"a red thing", "a blue thing", "", *(f"zwx, thing {i}" for i in range(4))}
+    )
 
 
 def test_a_prior_without_anything_to_keep_is_an_error_before_the_model_is_loaded(dataset, tmp_path):
@@ -683,7 +888,9 @@ def tagged(tmp_path_factory) -> Dataset:
 
 
 @pytest.mark.parametrize("train_text_encoders", [False, True])
-def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_next_run(weights, tagged, tmp_path, monkeypatch, train_text_encoders):
+def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_next_run(
+    weights, tagged, tmp_path, monkeypatch, train_text_encoders
+):
     asked: list[list[str]] = []
     real = PreparedSDXL.embed
 
@@ -692,10 +899,17 @@ def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_n
         return real(run, captions)
 
     monkeypatch.setattr(PreparedSDXL, "embed", listen)
-    settings = {"caption_dropout": 0.0, "max_train_steps": 12, "train_batch_size": 1, "train_text_encoders": train_text_encoders}
+    settings = {
+        "caption_dropout": 0.0,
+        "max_train_steps": 12,
+        "train_batch_size": 1,
+        "train_text_encoders": train_text_encoders,
+    }
     first = train(weights, tagged, tmp_path, name="first", captions=SHUFFLED, **settings)
     seen, asked[:] = [caption for (caption,) in asked], []
-    assert 2 <= len(set(seen)) <= 4 and all(caption.startswith("zwx, ") and len(caption.split(", ")) == 6 for caption in seen)
+    assert 2 <= len(set(seen)) <= 4 and all(
+        caption.startswith("zwx, ") and len(caption.split(", ")) == 6 for caption in seen
+    )
     assert train(weights, tagged, tmp_path, name="second", captions=SHUFFLED, **settings).losses == first.losses
     assert [caption for (caption,) in asked] == seen
 
@@ -705,7 +919,10 @@ def test_all_variants_are_encoded_before_the_first_step_and_never_again(weights,
 
     first = train(weights, tagged, tmp_path, name="first", captions=SHUFFLED, cache=TensorCache(tmp_path / "cache"))
     monkeypatch.setattr(encode, "encode_captions", lambda *_: pytest.fail("a caption was encoded again"))
-    assert train(weights, tagged, tmp_path, name="second", captions=SHUFFLED, cache=TensorCache(tmp_path / "cache")).losses == first.losses
+    assert (
+        train(weights, tagged, tmp_path, name="second", captions=SHUFFLED, cache=TensorCache(tmp_path / "cache")).losses
+        == first.losses
+    )
 
 
 def test_variants_leave_noise_and_timesteps_as_they_were(weights, tagged, tmp_path, monkeypatch):
@@ -718,7 +935,13 @@ def test_variants_leave_noise_and_timesteps_as_they_were(weights, tagged, tmp_pa
 
 def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder, tmp_path):
     result = train(weights, scan(masked_folder), tmp_path, prior_loss_weight=0.5, captions=SHUFFLED, max_train_steps=1)
-    expected = {"ss_prior_loss_weight": "0.5", "ss_shuffle_caption": "True", "ss_keep_tokens": "1", "ss_masked_loss": "True", "ss_num_reg_images": "0"}
+    expected = {
+        "ss_prior_loss_weight": "0.5",
+        "ss_shuffle_caption": "True",
+        "ss_keep_tokens": "1",
+        "ss_masked_loss": "True",
+        "ss_num_reg_images": "0",
+    }
     assert {name: result.metadata[name] for name in expected} == expected
     (manifest,) = tmp_path.rglob("manifest.json")
     assert json.loads(manifest.read_text())["captions"]["num_caption_variants"] == 4
@@ -726,8 +949,17 @@ def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder
 
 
 def test_the_file_counts_images_by_folder_as_sd_scripts_does(weights, tmp_path):
-    """kohya's folders in one dataset, another dataset with repeats, regularization, and an image that is too small to be used."""
-    sizes = {"toys/2_ball/a": 64, "toys/2_ball/b": 64, "toys/5_car/a": 64, "cats/a": 64, "cats/small": 20, "old/1_ball/a": 64}
+    """kohya's folders in one dataset, another dataset with repeats, regularization, and an image
+    that is too small to be used.
+    """
+    sizes = {
+        "toys/2_ball/a": 64,
+        "toys/2_ball/b": 64,
+        "toys/5_car/a": 64,
+        "cats/a": 64,
+        "cats/small": 20,
+        "old/1_ball/a": 64,
+    }
     for number, (name, size) in enumerate(sizes.items()):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

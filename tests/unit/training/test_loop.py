@@ -55,7 +55,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def train(dataset: Dataset, folder: Path, host: ListeningHost | None = None, **settings: object) -> TrainedLora:
     usual = {"rank": 2, "max_train_steps": 6, "learning_rate": 1e-2, "save_dtype": "fp32", "lr_warmup_steps": 0.0}
-    run_settings = RunSettings(TrainingConfig(**{**usual, **settings}), BucketConfig(resolution=64, bucket_reso_steps=32))
+    run_settings = RunSettings(
+        TrainingConfig(**{**usual, **settings}), BucketConfig(resolution=64, bucket_reso_steps=32)
+    )
     plan = plan_training(dataset, run_settings)
     run_folder, cache = RunFolder(folder, "toy"), TensorCache(None)
     return train_lora(ToyFamily(), plan, host or ListeningHost(), run_folder=run_folder, cache=cache)
@@ -68,7 +70,9 @@ def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(datas
     assert len(trained.checkpoints) == len(host.of(CheckpointSaved)) == 99
     assert [event.step for event in host.of(SamplesDrawn)] == list(range(0, 201, 3))
     with safe_open(trained.path, "pt") as file:
-        assert set(file.keys()) == {f"diffusion_model_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+        assert set(file.keys()) == {
+            f"diffusion_model_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        }
         header = file.metadata()
     assert header["ss_base_model_version"] == "toy" and header["modelspec.architecture"] == "toy/lora"
     assert "modelspec.prediction_type" not in header and "ss_zero_terminal_snr" not in header
@@ -78,7 +82,9 @@ def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(datas
 
 @pytest.mark.parametrize("batching", [{"train_batch_size": 3}, {"gradient_accumulation_steps": 2}])
 def test_the_loss_is_the_mean_over_the_steps_samples_however_they_are_batched(dataset, tmp_path, batching):
-    """Two buckets: with batch size 3 a step has two samples or one, and so it has with two micro-batches of one."""
+    """Two buckets: with batch size 3 a step has two samples or one, and so it has with two
+    micro-batches of one.
+    """
     trained = train(dataset, tmp_path, **batching, max_train_steps=1, learning_rate=1e-9)
     assert trained.losses[0] > 0 and trained.steps == 1
 
@@ -95,7 +101,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_step(da
     def prepare(family, plan, host, **rest):
         prepared = real(family, plan, host, **rest)
         terms = prepared.loss_terms
-        prepared.loss_terms = lambda items, step: (losses * (float("nan") if step == 3 else 1.0) for losses in terms(items, step))
+        prepared.loss_terms = lambda items, step: (
+            losses * (float("nan") if step == 3 else 1.0) for losses in terms(items, step)
+        )
         return prepared
 
     monkeypatch.setattr(ToyFamily, "prepare", prepare)
@@ -110,5 +118,13 @@ def test_every_family_has_every_optimizer(dataset, tmp_path, optimizer):
 
 
 def test_the_loop_and_its_settings_load_no_family():
-    code = "import sys, trainers.training.loop; print([name for name in sys.modules if name.startswith(('trainers.sdxl', 'trainers.musubi'))])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+    code = (
+        "import sys, trainers.training.loop; print([name for name in sys.modules if "
+        "name.startswith(('trainers.sdxl', 'trainers.musubi'))])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.strip()
+        == "[]"
+    )

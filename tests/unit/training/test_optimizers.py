@@ -18,10 +18,15 @@ from trainers.training.optimizers import (
 
 def groups(*rates: float) -> list[ParameterGroup]:
     generator = torch.Generator().manual_seed(0)
-    return [ParameterGroup(f"part {i}", [nn.Parameter(torch.randn(64, 80, generator=generator))], rate) for i, rate in enumerate(rates)]
+    return [
+        ParameterGroup(f"part {i}", [nn.Parameter(torch.randn(64, 80, generator=generator))], rate)
+        for i, rate in enumerate(rates)
+    ]
 
 
-@pytest.mark.parametrize(("name", "rate"), [("AdamW", 1e-2), ("AdamW8bit", 1e-2), ("Lion", 1e-3), ("Adafactor", 1e-2), ("Prodigy", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("AdamW", 1e-2), ("AdamW8bit", 1e-2), ("Lion", 1e-3), ("Adafactor", 1e-2), ("Prodigy", 1.0)]
+)
 def test_every_optimizer_brings_a_loss_down(name, rate):
     parts = groups(rate)
     (weight,) = parts[0].parameters
@@ -38,12 +43,18 @@ def test_every_optimizer_brings_a_loss_down(name, rate):
 
 @pytest.mark.parametrize(
     ("name", "module", "package"),
-    [("AdamW8bit", "bitsandbytes", "bitsandbytes"), ("Lion", "lion_pytorch", "lion-pytorch"), ("Prodigy", "prodigyopt", "prodigyopt")],
+    [
+        ("AdamW8bit", "bitsandbytes", "bitsandbytes"),
+        ("Lion", "lion_pytorch", "lion-pytorch"),
+        ("Prodigy", "prodigyopt", "prodigyopt"),
+    ],
 )
 def test_a_missing_package_is_named_with_its_remedy(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ModuleNotFoundError, match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or choose AdamW"
+        ModuleNotFoundError,
+        match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or "
+        "choose AdamW",
     ):
         make_optimizer(name, groups(1.0), weight_decay=0.0)
 
@@ -59,7 +70,11 @@ def test_prodigy_refuses_several_learning_rates():
 
 
 def test_optimizer_args_are_literals_and_reach_the_optimizer():
-    assert parse_optimizer_args("betas=(0.9,0.99) d_coef=2 decouple=True") == {"betas": (0.9, 0.99), "d_coef": 2, "decouple": True}
+    assert parse_optimizer_args("betas=(0.9,0.99) d_coef=2 decouple=True") == {
+        "betas": (0.9, 0.99),
+        "d_coef": 2,
+        "decouple": True,
+    }
     optimizer = make_optimizer("AdamW", groups(1e-4), weight_decay=0.01, extra_args="betas=(0.8,0.9) weight_decay=0.1")
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
@@ -98,4 +113,9 @@ def test_a_constant_schedule_keeps_its_warm_up():
 
 
 def test_warm_up_is_a_number_of_steps_or_a_share():
-    assert (warmup_steps(0.05, 1500), warmup_steps(200, 1500), warmup_steps(0, 1500), warmup_steps(2000, 1500)) == (75, 200, 0, 1500)
+    assert (warmup_steps(0.05, 1500), warmup_steps(200, 1500), warmup_steps(0, 1500), warmup_steps(2000, 1500)) == (
+        75,
+        200,
+        0,
+        1500,
+    )

@@ -199,7 +199,7 @@ def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
 
 
 def _first(names: list[str]) -> str:
-    return f"{len(names)} weights ({name_examples(names, 3)})" if names else "nothing"
+    return f"{len(names)} weights ({name_examples(names)})" if names else "nothing"
 
 
 def _load_checkpoint(path: Path) -> SDXLModel:

@@ -18,10 +18,20 @@ def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
     from torch import zeros
 
     plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
-    disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[1, 2], random_flip=True, num_parameters=1000)
+    disk = estimate_disk_use(
+        plan,
+        SDXLConfig(),
+        plan_schedule(plan, SDXLConfig()),
+        chunks_by_text=[1, 2],
+        random_flip=True,
+        num_parameters=1000,
+    )
     file_bytes = len(save({"latents": zeros(4, 128, 128)}))
     assert disk.latents_bytes == pytest.approx(2 * 3 * file_bytes, rel=0.01)
-    embeddings = sum(len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()})) for n in (1, 2))
+    embeddings = sum(
+        len(save({"prompt_embeds": zeros(1, 77 * n, 2048).half(), "pooled_prompt_embeds": zeros(1, 1280).half()}))
+        for n in (1, 2)
+    )
     assert disk.captions_bytes == pytest.approx(embeddings, rel=0.01)
     assert disk.lora_bytes == 2000
 
@@ -31,17 +41,28 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
     from torch import zeros
 
     dataset = imagined(3)
-    masked = replace(dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images[:2]] + dataset.images[2:])
+    masked = replace(
+        dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images[:2]] + dataset.images[2:]
+    )
     sizes = []
     for each in (dataset, masked):
         plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
-        disk = estimate_disk_use(plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1)
+        disk = estimate_disk_use(
+            plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1
+        )
         sizes.append(disk.latents_bytes)
     assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
 
 
-@pytest.mark.parametrize(("settings", "number"), [({}, 0), ({"save_every_n_steps": 500}, 2), ({"save_every_n_epochs": 100}, 4)])
+@pytest.mark.parametrize(
+    ("settings", "number"), [({}, 0), ({"save_every_n_steps": 500}, 2), ({"save_every_n_epochs": 100}, 4)]
+)
 def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
     plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
     config = SDXLConfig(max_train_steps=1500, **settings)
-    assert estimate_disk_use(plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1).num_checkpoints == number
+    assert (
+        estimate_disk_use(
+            plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1
+        ).num_checkpoints
+        == number
+    )

@@ -1,4 +1,6 @@
-"""The flight check on real small folders: every kind of finding with its message, the cost, the image and the command."""
+"""The flight check on real small folders: every kind of finding with its message, the cost, the
+image and the command.
+"""
 
 import json
 import math
@@ -44,7 +46,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def add(folder: Path, name: str, image: Image.Image, *, caption: str = "zwx, one more toy on the floor", **saving: object) -> None:
+def add(
+    folder: Path, name: str, image: Image.Image, *, caption: str = "zwx, one more toy on the floor", **saving: object
+) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     image.save(folder / name, **saving)
     if caption:
@@ -55,13 +59,21 @@ def scan(folder: Path, **settings: object) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **{"trigger_word": "zwx", **settings}))
 
 
-def check(dataset: Dataset, *, captions: CaptionConfig | None = None, surroundings: Surroundings | None = None, **settings: object) -> FlightReport:
+def check(
+    dataset: Dataset,
+    *,
+    captions: CaptionConfig | None = None,
+    surroundings: Surroundings | None = None,
+    **settings: object,
+) -> FlightReport:
     configs = {kind: {} for kind in (SDXLConfig, BucketConfig, FlightCheckConfig)}
     for name, value in {"resolution": 128, "max_train_steps": 400, **settings}.items():
         next(given for kind, given in configs.items() if name in kind.__dataclass_fields__)[name] = value
     config, buckets, flight_check = (kind(**given) for kind, given in configs.items())
     run_settings = RunSettings(config, buckets, captions or CaptionConfig())
-    return check_flight(dataset, run_settings, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output")))
+    return check_flight(
+        dataset, run_settings, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output"))
+    )
 
 
 def found(report: FlightReport, kind: str) -> CheckFinding:
@@ -81,7 +93,9 @@ def lines(report: FlightReport, kind: str) -> list[str]:
 def test_a_good_folder_has_no_findings(folder: Path) -> None:
     report = check(scan(folder))
     assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
-    assert report.text().startswith("Flight check of toys: ready: no findings\n\nPictures: 6 pictures\nCropping: 0.0% of a picture's area is lost")
+    assert report.text().startswith(
+        "Flight check of toys: ready: no findings\n\nImages: 6 images\nCropping: 0.0% of an image's area is lost"
+    )
     assert "Steps: 400, 66.7 epochs of 6 samples; each image is seen about 67 times" in report.text()
 
 
@@ -117,7 +131,10 @@ def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
     notes = [replace(note, reason="other words") for note in dataset.report.notes]
     reworded = replace(dataset, report=replace(dataset.report, left_out=left_out, notes=notes))
     before, after = (
-        [(finding.level, finding.kind, finding.message, [remark.name for remark in finding.images]) for finding in check(each).findings]
+        [
+            (finding.level, finding.kind, finding.message, [remark.name for remark in finding.images])
+            for finding in check(each).findings
+        ]
         for each in (dataset, reworded)
     )
     assert {kind for _, kind, _, _ in before} >= {"unusable", "left_out", "too_small", "no_caption"} and after == before
@@ -138,7 +155,9 @@ def test_images_without_any_caption_are_an_error(folder: Path) -> None:
 def test_when_nothing_can_be_trained_the_trainers_words_are_the_finding(tmp_path: Path) -> None:
     add(tmp_path / "bare", "a.png", painting(0), caption="")
     report = check(scan(tmp_path / "bare", trigger_word=""))
-    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: bare: no usable image among 1: a.png: it has no caption")
+    assert found(report, "refused_by_trainer").message.startswith(
+        "the trainer would stop: bare: no usable image among 1: a.png: it has no caption"
+    )
     assert report.uses == [] and report.is_refused and report.to_dict()["buckets"] == {}
     assert draw_flight_check(report).width == 1280
 
@@ -146,7 +165,9 @@ def test_when_nothing_can_be_trained_the_trainers_words_are_the_finding(tmp_path
 def test_what_strict_would_stop_is_an_error_and_the_rest_is_planned(folder: Path) -> None:
     add(folder, "tiny.png", painting(7, (40, 40)))
     report = check(scan(folder, strict=True))
-    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: toys: strict is on and 1 image cannot be used: tiny.png: 40 x 40")
+    assert found(report, "refused_by_trainer").message.startswith(
+        "the trainer would stop: toys: strict is on and 1 image cannot be used: tiny.png: 40 x 40"
+    )
     assert len(report.uses) == 6 and report.is_refused
 
 
@@ -209,7 +230,8 @@ def test_long_and_overlong_captions_are_counted_in_tokens(folder: Path) -> None:
     ]
     assert lines(report, "overlong_caption") == [
         "warning",
-        "  1 caption of more than 225 tokens. Other programs cut such prompts off, and what is said last has little effect. Shorten them",
+        "  1 caption of more than 225 tokens. Other programs cut such prompts off, and what is said last has little "
+        "effect. Shorten them",
         f"    overlong.png: {num_tokens('zwx,') + 300} tokens, 5 chunks",
     ]
 
@@ -230,7 +252,11 @@ def test_captions_of_the_trigger_word_alone_are_warned_about_once(folder: Path) 
     add(folder, "bare.png", painting(7), caption="")
     meaning = "it will come to mean all that these images show. Write captions, or connect Florence2Caption"
     report = check(scan(folder))
-    assert lines(report, "trigger_word_alone") == ["warning", f"  1 caption of the trigger word alone: {meaning}", "    bare.png"]
+    assert lines(report, "trigger_word_alone") == [
+        "warning",
+        f"  1 caption of the trigger word alone: {meaning}",
+        "    bare.png",
+    ]
     assert kinds(report) == {"trigger_word_alone"}  # the scan's remark on it is not repeated
 
 
@@ -251,16 +277,22 @@ def test_the_same_caption_everywhere_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"max_train_steps": 4}, "not_all_seen", "4 steps do not reach every image: an epoch has 6. Set max_train_steps higher"),
+        (
+            {"max_train_steps": 4},
+            "not_all_seen",
+            "4 steps do not reach every image: an epoch has 6. Set max_train_steps higher",
+        ),
         (
             {"max_train_steps": 60},
             "seldom_seen",
-            "an image is seen only 10 times, where 60 to 100 are usual. Raise max_train_steps, unless the images are alike",
+            "an image is seen only 10 times, where 60 to 100 are usual. Raise max_train_steps, unless the images "
+            "are alike",
         ),
         (
             {"max_train_steps": 3000},
             "often_seen",
-            "an image is seen 500 times, where 60 to 100 are usual: it may be learned by heart. Lower max_train_steps or num_repeats",
+            "an image is seen 500 times, where 60 to 100 are usual: it may be learned by heart. Lower "
+            "max_train_steps or num_repeats",
         ),
     ],
 )
@@ -273,8 +305,14 @@ def test_few_images_and_batches_that_are_not_full_are_remarked_on(folder: Path) 
     for seed in range(3, 6):
         (folder / f"{seed}.png").unlink()
     report = check(scan(folder), train_batch_size=2, max_train_steps=100)
-    assert found(report, "few_pictures").message == "3 images only, learned by heart rather than understood. 10 to 200 are usual"
-    assert found(report, "partial_batches").message == "1 of 2 batches per epoch have fewer than 2 images, since a batch has one size"
+    assert (
+        found(report, "few_pictures").message
+        == "3 images only, learned by heart rather than understood. 10 to 200 are usual"
+    )
+    assert (
+        found(report, "partial_batches").message
+        == "1 of 2 batches per epoch have fewer than 2 images, since a batch has one size"
+    )
 
 
 def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
@@ -300,16 +338,23 @@ def test_regularization_images_are_counted_apart_and_need_no_trigger_word(folder
 
 def test_what_the_trainer_says_about_captions_is_a_finding(folder: Path) -> None:
     report = check(scan(folder, trigger_word=""), prior_loss_weight=1.0)
-    assert found(report, "refused_by_trainer").message.startswith("the trainer would stop: prior_loss_weight needs a prompt")
+    assert found(report, "refused_by_trainer").message.startswith(
+        "the trainer would stop: prior_loss_weight needs a prompt"
+    )
 
 
 def test_too_little_memory_and_disk_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = check(scan(folder), surroundings=Surroundings(device_bytes=4 * GIB))
     needed = f"{report.cost.memory_bytes / GIB:.1f} GB"
     remedy = "Lower train_batch_size or resolution, or turn gradient_checkpointing on"
-    assert found(report, "memory").message == f"the training needs about {needed} of memory, and the GPU has 4.0 GB. {remedy}"
+    assert (
+        found(report, "memory").message
+        == f"the training needs about {needed} of memory, and the GPU has 4.0 GB. {remedy}"
+    )
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-    assert found(check(scan(folder)), "disk").message.endswith("output has 1.0 MB free. Make room, or keep fewer checkpoints")
+    assert found(check(scan(folder)), "disk").message.endswith(
+        "output has 1.0 MB free. Make room, or keep fewer checkpoints"
+    )
 
 
 @pytest.mark.parametrize(("stop_at", "is_refused"), [("error", False), ("warning", True), ("never", False)])
@@ -317,7 +362,10 @@ def test_the_level_decides_what_is_refused(folder: Path, stop_at: str, is_refuse
     report = check(scan(folder), stop_at=stop_at, max_train_steps=60)
     assert report.is_refused is is_refused
     if is_refused:
-        with pytest.raises(ValueError, match=r"an image is seen only 10 times(.|\n)*set stop_at to error or never to go on in spite of it"):
+        with pytest.raises(
+            ValueError,
+            match=r"an image is seen only 10 times(.|\n)*set stop_at to error or never to go on in spite of it",
+        ):
             report.require_clear()
     else:
         report.require_clear()
@@ -334,7 +382,10 @@ def test_findings_come_by_level_and_long_lists_are_cut(folder: Path) -> None:
 
 def test_a_missing_library_is_named_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    with pytest.raises(ModuleNotFoundError, match="needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match="needs the package ImageHash: pip install ImageHash, or turn find_near_duplicates off",
+    ):
         check(scan(folder))
     assert check(scan(folder), find_near_duplicates=False).findings == []
 
@@ -350,7 +401,10 @@ def test_the_unet_is_counted_without_weights() -> None:
 
 def test_the_time_comes_from_an_earlier_run_with_the_same_settings_or_is_unknown(folder: Path, tmp_path: Path) -> None:
     surroundings = Surroundings(output_folder=tmp_path / "output")
-    assert "Time: unknown, for no earlier run in the output folder has these settings" in check(scan(folder), surroundings=surroundings).text()
+    assert (
+        "Time: unknown, for no earlier run in the output folder has these settings"
+        in check(scan(folder), surroundings=surroundings).text()
+    )
     write_run(tmp_path / "output/runs/old", seconds_per_step=1.5, rank=16)
     write_run(tmp_path / "output/runs/other", seconds_per_step=9.0, rank=64)
     write_run(tmp_path / "output/runs/short", seconds_per_step=9.0, rank=16, num_steps=5)
@@ -361,27 +415,44 @@ def test_the_time_comes_from_an_earlier_run_with_the_same_settings_or_is_unknown
     assert "Time: about 10 min for the steps (1.50 s per step, as in old on cuda:0 with my_model)" in report.text()
 
 
-def test_the_time_with_prior_preservation_is_reckoned_from_a_run_without_it_unless_there_is_one_with(folder: Path, tmp_path: Path) -> None:
+def test_the_time_with_prior_preservation_is_reckoned_from_a_run_without_it_unless_there_is_one_with(
+    folder: Path, tmp_path: Path
+) -> None:
     surroundings = Surroundings(output_folder=tmp_path / "output")
     write_run(tmp_path / "output/runs/plain", seconds_per_step=1.0, rank=16)
     report = check(scan(folder), surroundings=surroundings, prior_loss_weight=1.0, class_prompt="a thing")
     assert report.cost.seconds == pytest.approx(400 * 2.3, rel=1e-3)
-    assert "(2.30 s per step, reckoned with prior_loss_weight from the 1.00 s in plain on cuda:0 with my_model)" in report.text()
+    assert (
+        "(2.30 s per step, reckoned with prior_loss_weight from the 1.00 s in plain on cuda:0 with my_model)"
+        in report.text()
+    )
     write_run(tmp_path / "output/runs/prior", seconds_per_step=2.0, rank=16, prior_loss_weight=0.5)
     write_run(tmp_path / "output/runs/mixed", seconds_per_step=9.0, rank=16, extra_resolutions="64")
     for prior_loss_weight, seconds in ((1.0, 800), (0.0, 400)):
-        report = check(scan(folder), surroundings=surroundings, prior_loss_weight=prior_loss_weight, class_prompt="a thing")
+        report = check(
+            scan(folder), surroundings=surroundings, prior_loss_weight=prior_loss_weight, class_prompt="a thing"
+        )
         assert report.cost.seconds == pytest.approx(seconds, rel=1e-3)
 
 
-def write_run(folder: Path, *, seconds_per_step: float, num_steps: int = 50, extra_resolutions: str = "", **settings: float) -> None:
+def write_run(
+    folder: Path, *, seconds_per_step: float, num_steps: int = 50, extra_resolutions: str = "", **settings: float
+) -> None:
     folder.mkdir(parents=True)
     training = {spec: getattr(SDXLConfig(**settings), spec) for spec in SDXLConfig.__dataclass_fields__}
     buckets = {"resolution": 128, "extra_resolutions": extra_resolutions}
-    manifest = {"training": training, "buckets": buckets, "precision": "bf16", "device": "cuda:0", "base_model": {"name": "my_model"}}
+    manifest = {
+        "training": training,
+        "buckets": buckets,
+        "precision": "bf16",
+        "device": "cuda:0",
+        "base_model": {"name": "my_model"},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     rows = [f"{step},1,0.1,0.1,0.0001,{1 / seconds_per_step:.4g}" for step in range(1, num_steps + 1)]
-    (folder / "loss.csv").write_text("step,epoch,loss,average_loss,learning_rate,steps_per_second\n" + "\n".join(rows) + "\n")
+    (folder / "loss.csv").write_text(
+        "step,epoch,loss,average_loss,learning_rate,steps_per_second\n" + "\n".join(rows) + "\n"
+    )
 
 
 def test_a_thousand_images_are_planned_in_seconds() -> None:
@@ -403,7 +474,9 @@ def test_the_image_shows_every_section(folder: Path) -> None:
 @pytest.mark.parametrize("num_images", [1, 200])
 def test_one_image_and_many_long_names_can_be_drawn(tmp_path: Path, num_images: int) -> None:
     for number in range(num_images):
-        Image.new("RGB", (64 + number % 40 * 8, 64 + number % 7 * 40), (number, 0, 255 - number)).save(at(tmp_path / "many", f"{number}{'x' * 120}ä漢.png"))
+        Image.new("RGB", (64 + number % 40 * 8, 64 + number % 7 * 40), (number, 0, 255 - number)).save(
+            at(tmp_path / "many", f"{number}{'x' * 120}ä漢.png")
+        )
     report = check(scan(tmp_path / "many"), find_near_duplicates=False)
     assert draw_flight_check(report).height < 4000
 
@@ -413,8 +486,20 @@ def at(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def test_the_command_prints_writes_the_image_and_exits_by_level(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["check", "--images", str(folder), "--trigger-word", "zwx", "--resolution", "128", "--output-dir", str(tmp_path / "output")]
+def test_the_command_prints_writes_the_image_and_exits_by_level(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "check",
+        "--images",
+        str(folder),
+        "--trigger-word",
+        "zwx",
+        "--resolution",
+        "128",
+        "--output-dir",
+        str(tmp_path / "output"),
+    ]
     assert main([*arguments, "--max-train-steps", "400", "--picture", str(tmp_path / "check.png")]) == 0
     assert "Flight check of toys: ready: no findings" in capsys.readouterr().out
     assert Image.open(tmp_path / "check.png").width == 1280
@@ -430,6 +515,10 @@ def test_the_report_is_plain_json(folder: Path) -> None:
 
 
 def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() -> None:
-    code = "import sys, trainers.__main__; print(sorted({'torch', 'diffusers', 'imagehash', 'scipy'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
+    code = (
+        "import sys, trainers.__main__; print(sorted({'torch', 'diffusers', 'imagehash', 'scipy'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
+    )
     assert result.stdout.strip() == "[]"

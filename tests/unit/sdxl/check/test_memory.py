@@ -21,8 +21,20 @@ from trainers.training.optimizers import ParameterGroup
 from trainers.wording import GIBIBYTE
 
 SIZE = (512, 384)
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32, "projection_dim": 1280}
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,9 @@ def sdxl() -> UNet2DConditionModel:
         return UNet2DConditionModel(**SDXL_UNET)
 
 
-def total(unet: UNet2DConditionModel, *, size_hw: tuple[int, int] = (1024, 1024), precision: str = "bf16", **settings: object) -> int:
+def total(
+    unet: UNet2DConditionModel, *, size_hw: tuple[int, int] = (1024, 1024), precision: str = "bf16", **settings: object
+) -> int:
     return estimate_memory(unet, SDXLConfig(**settings), size_hw=size_hw, precision=precision).total_bytes
 
 
@@ -51,20 +65,35 @@ def test_the_estimate_is_within_a_tenth_of_what_the_real_unet_holds(precision: s
     config = SDXLConfig(train_batch_size=2, **settings)
     unet = meta_unet(UNET, config, precision=precision)
     measured = measure_activations(unet, size_hw=SIZE, batch_size=2, precision=precision)
-    assert estimate_memory(unet, config, size_hw=SIZE, precision=precision).activations_bytes == pytest.approx(measured, rel=0.1)
+    assert estimate_memory(unet, config, size_hw=SIZE, precision=precision).activations_bytes == pytest.approx(
+        measured, rel=0.1
+    )
 
 
 def test_the_estimate_is_within_a_twentieth_for_full_size_sdxl() -> None:
     unet = meta_unet(SDXL_UNET, SDXLConfig(), precision="bf16")
     measured = measure_activations(unet, size_hw=(1024, 1024), batch_size=1, precision="bf16")
-    assert estimate_memory(unet, SDXLConfig(), size_hw=(1024, 1024), precision="bf16").activations_bytes == pytest.approx(measured, rel=0.05)
+    assert estimate_memory(
+        unet, SDXLConfig(), size_hw=(1024, 1024), precision="bf16"
+    ).activations_bytes == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [True, False])
-def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes_second(gradient_checkpointing: bool) -> None:
-    """The steps of PreparedSDXL.loss_terms on the meta device; 2 % for the batch, the base's prediction and the second embedding."""
+def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes_second(
+    gradient_checkpointing: bool,
+) -> None:
+    """The steps of PreparedSDXL.loss_terms on the meta device; 2 % for the batch, the base's
+    prediction and the second embedding.
+    """
     unet = meta_unet(UNET, SDXLConfig(gradient_checkpointing=gradient_checkpointing), precision="bf16")
-    adapted = AdaptedModel({"unet": AdaptedComponent(unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4))}, kohya_names([], [], []))
+    adapted = AdaptedModel(
+        {
+            "unet": AdaptedComponent(
+                unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4)
+            )
+        },
+        kohya_names([], [], []),
+    )
     plain, prior = (_step_peak(unet, adapted, prior=prior) for prior in (False, True))
     assert plain <= prior < 1.02 * plain
 
@@ -89,7 +118,9 @@ def test_a_unet_that_has_its_adapters_needs_what_it_needed_before() -> None:
     with torch.device("meta"):
         bare = UNet2DConditionModel(**UNET)
     adapted = meta_unet(UNET, config, precision="no")
-    assert estimate_memory(bare, config, size_hw=SIZE, precision="no") == estimate_memory(adapted, config, size_hw=SIZE, precision="no")
+    assert estimate_memory(bare, config, size_hw=SIZE, precision="no") == estimate_memory(
+        adapted, config, size_hw=SIZE, precision="no"
+    )
 
 
 def test_adapters_hold_weight_gradient_and_two_states_for_each_parameter(sdxl: UNet2DConditionModel) -> None:
@@ -115,7 +146,9 @@ def test_more_of_anything_needs_more(sdxl: UNet2DConditionModel) -> None:
 
 
 def test_caching_counts_where_it_needs_more_than_training() -> None:
-    estimate = MemoryEstimate(1 * GIBIBYTE, GIBIBYTE // 2, GIBIBYTE // 4, caching_bytes=3 * GIBIBYTE, overhead_bytes=GIBIBYTE)
+    estimate = MemoryEstimate(
+        1 * GIBIBYTE, GIBIBYTE // 2, GIBIBYTE // 4, caching_bytes=3 * GIBIBYTE, overhead_bytes=GIBIBYTE
+    )
     assert estimate.total_bytes == 4 * GIBIBYTE
     assert estimate.text() == "about 4.0 GB: caching latents and captions 3.0, CUDA 1.0"
 
@@ -127,10 +160,17 @@ def test_the_text_names_the_parts(sdxl: UNet2DConditionModel) -> None:
 
 def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2DConditionModel) -> None:
     def estimate(config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
-        return estimate_memory(sdxl, config, size_hw=size_hw, precision="no" if config.mixed_precision == "no" else "bf16")
+        return estimate_memory(
+            sdxl, config, size_hw=size_hw, precision="no" if config.mixed_precision == "no" else "bf16"
+        )
 
     config = SDXLConfig(
-        mixed_precision="no", gradient_checkpointing=False, train_batch_size=2, gradient_accumulation_steps=2, train_text_encoders=True, rank=32
+        mixed_precision="no",
+        gradient_checkpointing=False,
+        train_batch_size=2,
+        gradient_accumulation_steps=2,
+        train_text_encoders=True,
+        rank=32,
     )
     steps = smaller_settings(config, (832, 1216), estimate)
     assert [description for description, _ in steps] == [
@@ -149,7 +189,10 @@ def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2D
 
 def test_settings_in_force_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
     estimate = partial(_bf16_estimate, sdxl)
-    assert [description for description, _ in smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate)] == ["resolution 512", "rank 8"]
+    assert [description for description, _ in smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate)] == [
+        "resolution 512",
+        "rank 8",
+    ]
     assert smaller_settings(SDXLConfig(optimizer="AdamW8bit", rank=8), (512, 512), estimate) == []
 
 

@@ -1,4 +1,6 @@
-"""Computing in float32 with weights of another dtype: the same numbers, and the weights are afterwards what and where they were."""
+"""Computing in float32 with weights of another dtype: the same numbers, and the weights are
+afterwards what and where they were.
+"""
 
 import copy
 

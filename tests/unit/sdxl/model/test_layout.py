@@ -1,4 +1,6 @@
-"""The names of SDXL's weights in both layouts, and the configs that are inferred from them, at full size (on the meta device)."""
+"""The names of SDXL's weights in both layouts, and the configs that are inferred from them, at
+full size (on the meta device).
+"""
 
 from typing import Any
 
@@ -23,7 +25,8 @@ from trainers.sdxl.model.layout import (
 
 Shapes = dict[str, tuple[int, ...]]
 
-# The published unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, as far as it says anything about the architecture.
+# The published unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, as far as it says
+# anything about the architecture.
 SDXL_BASE: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -76,7 +79,9 @@ def shapes_of(module: torch.nn.Module) -> Shapes:
 
 
 @pytest.mark.parametrize(("config", "num_keys", "num_parameters"), UNETS)
-def test_every_unet_survives_the_way_to_ldm_names_and_back(config: dict[str, Any], num_keys: int, num_parameters: int | None) -> None:
+def test_every_unet_survives_the_way_to_ldm_names_and_back(
+    config: dict[str, Any], num_keys: int, num_parameters: int | None
+) -> None:
     shapes = unet_shapes(config)
     to_ldm = unet_to_ldm(shapes)
     assert len(shapes) == len(set(to_ldm.values())) == num_keys
@@ -118,7 +123,10 @@ def test_the_embedded_base_model_is_inferred_as_it_was_built() -> None:
         ("down_blocks.0.downsamplers.0.conv.weight", "input_blocks.3.0.op.weight"),
         ("down_blocks.1.resnets.0.conv_shortcut.weight", "input_blocks.4.0.skip_connection.weight"),
         ("down_blocks.1.attentions.0.proj_in.weight", "input_blocks.4.1.proj_in.weight"),
-        ("down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_k.weight", "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight"),
+        (
+            "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_k.weight",
+            "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight",
+        ),
         ("mid_block.resnets.1.time_emb_proj.weight", "middle_block.2.emb_layers.1.weight"),
         ("mid_block.attentions.0.norm.weight", "middle_block.1.norm.weight"),
         ("up_blocks.0.attentions.2.proj_out.bias", "output_blocks.2.1.proj_out.bias"),
@@ -135,16 +143,23 @@ def test_known_names_of_sdxl_base(base_shapes: Shapes, diffusers_name: str, ldm_
 
 
 def test_an_upsampler_after_a_block_without_attention_comes_second() -> None:
-    assert unet_to_ldm(unet_shapes(NO_ATTENTION_ON_THE_WAY_UP))["up_blocks.0.upsamplers.0.conv.weight"] == "output_blocks.1.1.conv.weight"
+    assert (
+        unet_to_ldm(unet_shapes(NO_ATTENTION_ON_THE_WAY_UP))["up_blocks.0.upsamplers.0.conv.weight"]
+        == "output_blocks.1.1.conv.weight"
+    )
 
 
 def test_module_names_map_like_the_names_of_their_weights(base_shapes: Shapes) -> None:
     names = [name.removesuffix(".weight") for name in base_shapes if name.endswith(".weight")]
     mapped = unet_to_ldm(names)
-    assert {f"{name}.weight": f"{ldm}.weight" for name, ldm in mapped.items()} == unet_to_ldm(f"{name}.weight" for name in names)
+    assert {f"{name}.weight": f"{ldm}.weight" for name, ldm in mapped.items()} == unet_to_ldm(
+        f"{name}.weight" for name in names
+    )
 
 
-@pytest.mark.parametrize("convert", [unet_to_ldm, ldm_to_unet, vae_to_ldm, ldm_to_vae, text_encoder_2_to_ldm, ldm_to_text_encoder_2])
+@pytest.mark.parametrize(
+    "convert", [unet_to_ldm, ldm_to_unet, vae_to_ldm, ldm_to_vae, text_encoder_2_to_ldm, ldm_to_text_encoder_2]
+)
 def test_an_unknown_name_is_an_error(convert: Any) -> None:
     with pytest.raises(ValueError, match=r"SDXL has no place for double_blocks\.0\.img_attn\.qkv\.weight"):
         convert(["double_blocks.0.img_attn.qkv.weight"])
@@ -152,7 +167,10 @@ def test_an_unknown_name_is_an_error(convert: Any) -> None:
 
 @pytest.mark.parametrize(("widths", "num_layers"), [((128, 256, 512, 512), 2), ((32, 32, 64, 64), 1), ((32, 64), 3)])
 def test_every_vae_survives_the_way_to_ldm_names_and_back(widths: tuple[int, ...], num_layers: int) -> None:
-    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * len(widths), "up_block_types": ("UpDecoderBlock2D",) * len(widths)}
+    vae: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+    }
     vae["block_out_channels"] = widths
     with torch.device("meta"):
         shapes = shapes_of(AutoencoderKL(layers_per_block=num_layers, latent_channels=4, **vae))
@@ -196,13 +214,28 @@ def test_ldm_numbers_the_levels_of_the_decoder_from_the_finest() -> None:
 
 
 def test_old_diffusers_names_of_the_vae_attention_are_renewed() -> None:
-    old = ["encoder.mid_block.attentions.0.query.weight", "decoder.mid_block.attentions.0.proj_attn.bias", "encoder.conv_in.weight"]
-    new = ["encoder.mid_block.attentions.0.to_q.weight", "decoder.mid_block.attentions.0.to_out.0.bias", "encoder.conv_in.weight"]
+    old = [
+        "encoder.mid_block.attentions.0.query.weight",
+        "decoder.mid_block.attentions.0.proj_attn.bias",
+        "encoder.conv_in.weight",
+    ]
+    new = [
+        "encoder.mid_block.attentions.0.to_q.weight",
+        "decoder.mid_block.attentions.0.to_out.0.bias",
+        "encoder.conv_in.weight",
+    ]
     assert list(modern_vae_names(old).values()) == new
 
 
 def test_text_encoder_2_of_sdxl_maps_to_open_clip_and_back() -> None:
-    config = CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, hidden_act="gelu")
+    config = CLIPTextConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        projection_dim=1280,
+        hidden_act="gelu",
+    )
     with torch.device("meta"):
         shapes = shapes_of(CLIPTextModelWithProjection(config))
     assert len(shapes) == 517
@@ -213,10 +246,22 @@ def test_text_encoder_2_of_sdxl_maps_to_open_clip_and_back() -> None:
     assert sorted(name for names in from_ldm.values() for name in names) == sorted(shapes)
     heads = [f"encoder.layers.0.self_attn.{matrix}_proj.bias" for matrix in "qkv"]
     assert from_ldm["transformer.resblocks.0.attn.in_proj_bias"] == heads
-    stated = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
-    assert (stated | {"hidden_act": "gelu", "eos_token_id": 49407, "pad_token_id": 0}).items() <= text_encoder_config(shapes, "text_encoder_2").items()
+    stated = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+    }
+    assert (stated | {"hidden_act": "gelu", "eos_token_id": 49407, "pad_token_id": 0}).items() <= text_encoder_config(
+        shapes, "text_encoder_2"
+    ).items()
 
 
 def test_text_encoder_1_keeps_its_names_below_text_model() -> None:
-    assert text_encoder_to_ldm(["final_layer_norm.weight"]) == {"final_layer_norm.weight": "text_model.final_layer_norm.weight"}
-    assert text_encoder_to_ldm(["text_model.final_layer_norm.weight"]) == {"text_model.final_layer_norm.weight": "text_model.final_layer_norm.weight"}
+    assert text_encoder_to_ldm(["final_layer_norm.weight"]) == {
+        "final_layer_norm.weight": "text_model.final_layer_norm.weight"
+    }
+    assert text_encoder_to_ldm(["text_model.final_layer_norm.weight"]) == {
+        "text_model.final_layer_norm.weight": "text_model.final_layer_norm.weight"
+    }

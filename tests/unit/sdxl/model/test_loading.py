@@ -1,4 +1,6 @@
-"""Reading and writing whole SDXL models: checkpoints, diffusers folders, weights from memory, and everything that is refused."""
+"""Reading and writing whole SDXL models: checkpoints, diffusers folders, weights from memory,
+and everything that is refused.
+"""
 
 import errno
 import json
@@ -40,7 +42,9 @@ def embedded() -> SDXLModel:
 
 @pytest.fixture(scope="module")
 def small() -> SDXLModel:
-    """A still smaller one, with other depths in each block as SSD-1B has, and without a middle block as in KOALA-700M."""
+    """A still smaller one, with other depths in each block as SSD-1B has, and without a middle
+    block as in KOALA-700M.
+    """
     torch.manual_seed(1)
     unet: dict[str, Any] = {
         "block_out_channels": (32, 64),
@@ -66,13 +70,27 @@ def small() -> SDXLModel:
     }
     text_encoder = CLIPTextModel(CLIPTextConfig(**config, num_hidden_layers=1, hidden_act="quick_gelu"))
     text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**config, num_hidden_layers=2, hidden_act="gelu"))
-    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (32, 32)}
-    return randomized(UNet2DConditionModel(**unet), text_encoder, text_encoder_2, AutoencoderKL(**vae, latent_channels=4, scaling_factor=0.13025))
+    vae: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (32, 32),
+    }
+    return randomized(
+        UNet2DConditionModel(**unet),
+        text_encoder,
+        text_encoder_2,
+        AutoencoderKL(**vae, latent_channels=4, scaling_factor=0.13025),
+    )
 
 
 def randomized(unet: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module, vae: nn.Module) -> SDXLModel:
     """Every weight a small random number, so that no two can be exchanged unseen."""
-    modules: dict[Part, nn.Module] = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+    modules: dict[Part, nn.Module] = {
+        "unet": unet,
+        "text_encoder": text_encoder,
+        "text_encoder_2": text_encoder_2,
+        "vae": vae,
+    }
     for module in modules.values():
         for parameter in module.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
@@ -94,7 +112,9 @@ def folder(small: SDXLModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def changed(checkpoint: Path, tmp_path: Path) -> Callable[[dict[str, Tensor | None]], Path]:
-    """Write the small checkpoint with some tensors set, or with None, left out; a name that ends with "*" stands for all that begin so."""
+    """Write the small checkpoint with some tensors set, or with None, left out; a name that ends
+    with "*" stands for all that begin so.
+    """
 
     def write(changes: dict[str, Tensor | None]) -> Path:
         tensors = load_file(checkpoint)
@@ -102,7 +122,11 @@ def changed(checkpoint: Path, tmp_path: Path) -> Callable[[dict[str, Tensor | No
             if tensor is not None:
                 tensors[name] = tensor
             else:
-                tensors = {key: value for key, value in tensors.items() if not re.fullmatch(re.escape(name).replace(r"\*", ".*"), key)}
+                tensors = {
+                    key: value
+                    for key, value in tensors.items()
+                    if not re.fullmatch(re.escape(name).replace(r"\*", ".*"), key)
+                }
         save_file(tensors, tmp_path / "changed.safetensors")
         return tmp_path / "changed.safetensors"
 
@@ -114,7 +138,9 @@ def assert_same_model(ours: Any, theirs: Any) -> None:
     for part in PARTS:
         expected, found = (weights_by_bare_name(getattr(model, part)) for model in (theirs, ours))
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected), part
+        assert all(
+            torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected
+        ), part
     for found_output, expected_output in zip(outputs(ours), outputs(theirs), strict=True):
         torch.testing.assert_close(found_output, expected_output, rtol=0, atol=1e-5)
 
@@ -130,7 +156,9 @@ def outputs(model: Any) -> list[Tensor]:
     states = [encoder(token_ids, output_hidden_states=True) for encoder in (model.text_encoder, model.text_encoder_2)]
     text = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
     conditions = {"text_embeds": states[1].text_embeds, "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
-    prediction = model.unet(torch.randn(1, 4, 8, 8, generator=generator), 500, text, added_cond_kwargs=conditions).sample
+    prediction = model.unet(
+        torch.randn(1, 4, 8, 8, generator=generator), 500, text, added_cond_kwargs=conditions
+    ).sample
     mean = model.vae.encode(torch.randn(1, 3, 32, 32, generator=generator)).latent_dist.mean
     image = model.vae.decode(torch.randn(1, 4, 8, 8, generator=generator)).sample
     return [text, states[1].text_embeds, prediction, mean, image]
@@ -144,7 +172,9 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["embedded", "small"])
-def test_a_checkpoint_and_a_folder_hold_the_same_model(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_checkpoint_and_a_folder_hold_the_same_model(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     model = request.getfixturevalue(name)
     write_checkpoint(model, tmp_path / "model.safetensors")
     from_checkpoint = load_model(tmp_path / "model.safetensors")
@@ -156,7 +186,12 @@ def test_a_checkpoint_and_a_folder_hold_the_same_model(name: str, tmp_path: Path
 def test_a_loaded_model_is_frozen_whole_and_named_after_its_file(checkpoint: Path, folder: Path) -> None:
     for path, name in ((checkpoint, "small"), (folder, "small")):
         model = load_model(path)
-        assert (model.name, model.path, model.prediction_type, model.zero_terminal_snr) == (name, path, "epsilon", False)
+        assert (model.name, model.path, model.prediction_type, model.zero_terminal_snr) == (
+            name,
+            path,
+            "epsilon",
+            False,
+        )
         for part in PARTS:
             module = getattr(model, part)
             assert not module.training
@@ -166,7 +201,10 @@ def test_a_loaded_model_is_frozen_whole_and_named_after_its_file(checkpoint: Pat
 
 def test_half_precision_files_stay_half_precision(small: SDXLModel, tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        half = build_model({part: {name: w.to(dtype) for name, w in getattr(small, part).state_dict().items()} for part in PARTS}, name="half")
+        half = build_model(
+            {part: {name: w.to(dtype) for name, w in getattr(small, part).state_dict().items()} for part in PARTS},
+            name="half",
+        )
         write_checkpoint(half, tmp_path / f"{dtype}.safetensors")
         write_diffusers_folder(half, tmp_path / f"{dtype}")
         for path in (tmp_path / f"{dtype}.safetensors", tmp_path / f"{dtype}"):
@@ -189,20 +227,26 @@ def test_the_folder_loads_in_the_diffusers_pipeline(embedded: SDXLModel, tmp_pat
 def test_diffusers_own_converter_reads_the_checkpoint(embedded: SDXLModel, tmp_path: Path) -> None:
     write_checkpoint(embedded, tmp_path / "model.safetensors")
     write_diffusers_folder(embedded, tmp_path / "model")
-    pipeline = StableDiffusionXLPipeline.from_single_file(tmp_path / "model.safetensors", config=str(tmp_path / "model"), local_files_only=True)
+    pipeline = StableDiffusionXLPipeline.from_single_file(
+        tmp_path / "model.safetensors", config=str(tmp_path / "model"), local_files_only=True
+    )
     assert_same_model(pipeline, embedded)
 
 
 @torch.no_grad()
 def test_text_encoder_2_in_the_checkpoint_computes_what_open_clip_computes(small: SDXLModel, checkpoint: Path) -> None:
-    weights = {name.removeprefix(TEXT_2): weight for name, weight in load_file(checkpoint).items() if name.startswith(TEXT_2)}
+    weights = {
+        name.removeprefix(TEXT_2): weight for name, weight in load_file(checkpoint).items() if name.startswith(TEXT_2)
+    }
     token_ids = torch.randint(0, 100, (1, 77), generator=torch.Generator().manual_seed(3))
     states = weights["token_embedding.weight"][token_ids] + weights["positional_embedding"]
     causal_mask = torch.full((77, 77), -math.inf).triu(1)
     for layer in range(2):
         block = {name.removeprefix(f"transformer.resblocks.{layer}."): weight for name, weight in weights.items()}
         attention = nn.MultiheadAttention(64, 1, batch_first=True)
-        attention.load_state_dict({name.removeprefix("attn."): weight for name, weight in block.items() if name.startswith("attn.")})
+        attention.load_state_dict(
+            {name.removeprefix("attn."): weight for name, weight in block.items() if name.startswith("attn.")}
+        )
         normed = nn.functional.layer_norm(states, (64,), block["ln_1.weight"], block["ln_1.bias"])
         states = states + attention(normed, normed, normed, attn_mask=causal_mask, need_weights=False)[0]
         normed = nn.functional.layer_norm(states, (64,), block["ln_2.weight"], block["ln_2.bias"])
@@ -212,7 +256,8 @@ def test_text_encoder_2_in_the_checkpoint_computes_what_open_clip_computes(small
     assert small.text_encoder_2 is not None
     output = small.text_encoder_2(token_ids)
     torch.testing.assert_close(output.last_hidden_state, normed, rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.text_embeds, normed[:, 0] @ weights["text_projection"], rtol=0, atol=1e-5)  # no END token: the first
+    # no END token: the first
+    torch.testing.assert_close(output.text_embeds, normed[:, 0] @ weights["text_projection"], rtol=0, atol=1e-5)
 
 
 def test_ldm_attention_weights_of_the_vae_are_convolutions(checkpoint: Path) -> None:
@@ -223,7 +268,9 @@ def test_ldm_attention_weights_of_the_vae_are_convolutions(checkpoint: Path) -> 
 
 
 def test_building_a_model_copies_no_weight(small: SDXLModel) -> None:
-    given: dict[Part, dict[str, Tensor]] = {part: {name: weight.clone() for name, weight in getattr(small, part).state_dict().items()} for part in PARTS}
+    given: dict[Part, dict[str, Tensor]] = {
+        part: {name: weight.clone() for name, weight in getattr(small, part).state_dict().items()} for part in PARTS
+    }
     model = build_model(given, name="shared")
     for part in PARTS:
         for name, parameter in getattr(model, part).state_dict().items():
@@ -231,17 +278,27 @@ def test_building_a_model_copies_no_weight(small: SDXLModel) -> None:
 
 
 def test_full_size_sdxl_is_built_without_memory_for_it() -> None:
-    """7 GB on paper: every given weight is one number seen many times, so that any copy would take gigabytes."""
+    """7 GB on paper: every given weight is one number seen many times, so that any copy would
+    take gigabytes.
+    """
     modules = full_size_modules()
     number = torch.zeros((), dtype=torch.float16)
-    model = build_model({part: {name: number.expand(w.shape) for name, w in module.state_dict().items()} for part, module in modules.items()}, name="SDXL")
+    model = build_model(
+        {
+            part: {name: number.expand(w.shape) for name, w in module.state_dict().items()}
+            for part, module in modules.items()
+        },
+        name="SDXL",
+    )
     assert {part: sum(parameter.numel() for parameter in getattr(model, part).parameters()) for part in PARTS} == {
         "unet": 2_567_463_684,
         "text_encoder": 123_060_480,
         "text_encoder_2": 694_659_840,
         "vae": 83_653_863,
     }
-    assert {parameter.data_ptr() for part in PARTS for parameter in getattr(model, part).parameters()} == {number.data_ptr()}
+    assert {parameter.data_ptr() for part in PARTS for parameter in getattr(model, part).parameters()} == {
+        number.data_ptr()
+    }
 
 
 @cache
@@ -260,8 +317,14 @@ def full_size_modules() -> dict[Part, nn.Module]:
         "projection_class_embeddings_input_dim": 2816,
     }
     clip_l = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    clip_g = CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280)
-    vae: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}
+    clip_g = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+    )
+    vae: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    }
     vae |= {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}
     with torch.device("meta"):
         return {
@@ -276,7 +339,9 @@ def full_size_header() -> dict[str, tuple[str, list[int]]]:
     """Of a half-precision SDXL base checkpoint, as far as its header tells what it is."""
     unet = full_size_modules()["unet"].state_dict()
     header = {UNET + ldm: ("F16", list(unet[name].shape)) for name, ldm in unet_to_ldm(unet).items()}
-    return header | header_of(TEXT_1 + "text_model.final_layer_norm.weight", TEXT_2 + "ln_final.weight", VAE + "quant_conv.weight")
+    return header | header_of(
+        TEXT_1 + "text_model.final_layer_norm.weight", TEXT_2 + "ln_final.weight", VAE + "quant_conv.weight"
+    )
 
 
 def header_of(*names: str) -> dict[str, tuple[str, list[int]]]:
@@ -318,7 +383,9 @@ def test_text_encoder_1_may_lack_the_text_model_level(changed: Any, checkpoint: 
     assert_same_model(load_model(changed({TEXT_1 + "*": None} | bare)), small)
 
 
-def test_text_encoder_2_may_have_its_projection_as_a_linear_layer(changed: Any, checkpoint: Path, small: SDXLModel) -> None:
+def test_text_encoder_2_may_have_its_projection_as_a_linear_layer(
+    changed: Any, checkpoint: Path, small: SDXLModel
+) -> None:
     projection = load_file(checkpoint)[TEXT_2 + "text_projection"]
     path = changed({TEXT_2 + "text_projection": None, TEXT_2 + "text_projection.weight": projection.T.contiguous()})
     assert_same_model(load_model(path), small)
@@ -327,25 +394,34 @@ def test_text_encoder_2_may_have_its_projection_as_a_linear_layer(changed: Any, 
 def test_old_vae_names_in_a_folder_are_understood(folder: Path, small: SDXLModel) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     renewed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    old = {re.sub(r"to_(q|k|v|out\.0)\b", lambda match: renewed[match[0]], name): tensor for name, tensor in load_file(path).items()}
+    old = {
+        re.sub(r"to_(q|k|v|out\.0)\b", lambda match: renewed[match[0]], name): tensor
+        for name, tensor in load_file(path).items()
+    }
     assert any("proj_attn" in name for name in old)
     save_file(old, path)
     assert_same_model(load_model(folder), small)
 
 
 def test_half_precision_variants_and_shards_in_a_folder_are_found(folder: Path, small: SDXLModel) -> None:
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(
+        folder / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    )
     whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(whole)
     whole.unlink()
-    shards = {f"diffusion_pytorch_model-0000{index + 1}-of-00002.safetensors": sorted(tensors)[index::2] for index in range(2)}
+    shards = {
+        f"diffusion_pytorch_model-0000{index + 1}-of-00002.safetensors": sorted(tensors)[index::2] for index in range(2)
+    }
     for shard, names in shards.items():
         save_file({name: tensors[name] for name in names}, folder / "unet" / shard)
     index = {"weight_map": {name: shard for shard, names in shards.items() for name in names}}
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     assert_same_model(load_model(folder), small)
     (folder / "unet" / next(iter(shards))).unlink()
-    with pytest.raises(ValueError, match=r"unet/ lacks diffusion_pytorch_model-00001-of-00002\.safetensors that .*index\.json names"):
+    with pytest.raises(
+        ValueError, match=r"unet/ lacks diffusion_pytorch_model-00001-of-00002\.safetensors that .*index\.json names"
+    ):
         load_model(folder)
 
 
@@ -361,7 +437,12 @@ def test_a_folder_needs_no_configs(folder: Path, small: SDXLModel) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "prediction_type", "zero_terminal_snr"),
-    [((), "epsilon", False), (("v_pred",), "v_prediction", False), (("v_pred", "ztsnr"), "v_prediction", True), (("ztsnr",), "epsilon", False)],
+    [
+        ((), "epsilon", False),
+        (("v_pred",), "v_prediction", False),
+        (("v_pred", "ztsnr"), "v_prediction", True),
+        (("ztsnr",), "epsilon", False),
+    ],
 )
 def test_the_prediction_type_is_read_from_the_keys_that_comfyui_reads(
     changed: Any, tmp_path: Path, keys: tuple[str, ...], prediction_type: str, zero_terminal_snr: bool
@@ -375,7 +456,9 @@ def test_the_prediction_type_is_read_from_the_keys_that_comfyui_reads(
         assert (again.prediction_type, again.zero_terminal_snr) == (prediction_type, zero_terminal_snr)
 
 
-def test_zero_terminal_snr_of_an_epsilon_folder_is_ignored_by_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_zero_terminal_snr_of_an_epsilon_folder_is_ignored_by_name(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     edit_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     with caplog.at_level(logging.WARNING):
         assert not load_model(folder).zero_terminal_snr
@@ -399,13 +482,17 @@ def test_a_scheduler_that_is_not_sdxl_s_is_refused(folder: Path, setting: dict[s
 # Hashes
 
 
-def test_part_hashes_see_every_weight_and_not_the_file(small: SDXLModel, checkpoint: Path, folder: Path, changed: Any) -> None:
+def test_part_hashes_see_every_weight_and_not_the_file(
+    small: SDXLModel, checkpoint: Path, folder: Path, changed: Any
+) -> None:
     for part in PARTS:
         assert small.part_hash(part) == load_model(checkpoint).part_hash(part) == load_model(folder).part_hash(part)
     name = VAE + "quant_conv.bias"
     other = load_model(changed({name: load_file(checkpoint)[name] + 1e-3}))
     assert [other.part_hash(part) == small.part_hash(part) for part in PARTS] == [True, True, True, False]
-    half = build_model({part: {key: w.half() for key, w in getattr(small, part).state_dict().items()} for part in PARTS}, name="half")
+    half = build_model(
+        {part: {key: w.half() for key, w in getattr(small, part).state_dict().items()} for part in PARTS}, name="half"
+    )
     assert half.part_hash("unet") != small.part_hash("unet")
 
 
@@ -422,18 +509,30 @@ def test_file_hashes_are_those_of_a1111(checkpoint: Path, small: SDXLModel, fold
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (header_of("lora_unet_input_blocks_4_1_proj_in.lora_down.weight"), "this is a LoRA. Choose the checkpoint that it was made for"),
+        (
+            header_of("lora_unet_input_blocks_4_1_proj_in.lora_down.weight"),
+            "this is a LoRA. Choose the checkpoint that it was made for",
+        ),
         (header_of("unet.down_blocks.1.attentions.0.proj_in.lora_A.weight"), "this is a LoRA."),
         (header_of("control_model.input_hint_block.0.weight"), "this is a ControlNet."),
         (header_of("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "this is Flux or a relative of it."),
         (header_of("double_blocks.0.img_attn.qkv.weight"), "this is Flux or a relative of it."),
-        (header_of("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"), "this is Stable Diffusion 3."),
+        (
+            header_of("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"),
+            "this is Stable Diffusion 3.",
+        ),
         (header_of("cond_stage_model.transformer.text_model.final_layer_norm.bias"), "this is Stable Diffusion 1.x."),
         (header_of("cond_stage_model.model.ln_final.bias"), "this is Stable Diffusion 2.x."),
-        (header_of("conditioner.embedders.0.model.ln_final.bias"), "this is the SDXL refiner. Choose the SDXL base model"),
+        (
+            header_of("conditioner.embedders.0.model.ln_final.bias"),
+            "this is the SDXL refiner. Choose the SDXL base model",
+        ),
         (header_of("edm_mean", "edm_std"), "this is Playground v2.5"),
         (header_of("edm_vpred.sigma_max"), "this is CosXL or a relative of it"),
-        (header_of("model.diffusion_model.scaled_fp8"), "this is a quantized model. Choose its fp16, bf16 or fp32 file"),
+        (
+            header_of("model.diffusion_model.scaled_fp8"),
+            "this is a quantized model. Choose its fp16, bf16 or fp32 file",
+        ),
         (header_of("model.diffusion_model.input_blocks.4.1.proj_in.weight_scale"), "this is a quantized model."),
         (header_of("encoder.conv_in.weight", "decoder.conv_in.weight"), "this is a VAE alone."),
         (header_of("first_stage_model.encoder.conv_in.weight"), "this is a VAE alone."),
@@ -442,10 +541,15 @@ def test_file_hashes_are_those_of_a1111(checkpoint: Path, small: SDXLModel, fold
         (header_of("text_model.encoder.layers.0.mlp.fc1.weight"), "this is a text encoder alone."),
         (header_of("blocks.0.weight"), "not an SDXL model: unknown weights such as blocks.0.weight"),
         (header_of(), "not an SDXL model: unknown weights such as (none)"),
-        (header_of("model.diffusion_model.blocks.0.self_attn.q.weight"), "not an SDXL model: SDXL has no place for blocks.0.self_attn.q.weight"),
+        (
+            header_of("model.diffusion_model.blocks.0.self_attn.q.weight"),
+            "not an SDXL model: SDXL has no place for blocks.0.self_attn.q.weight",
+        ),
     ],
 )
-def test_other_files_are_refused_by_name_from_their_header(tmp_path: Path, header: dict[str, tuple[str, list[int]]], message: str) -> None:
+def test_other_files_are_refused_by_name_from_their_header(
+    tmp_path: Path, header: dict[str, tuple[str, list[int]]], message: str
+) -> None:
     path = tmp_path / "other.safetensors"
     write_empty_file(path, header)
     with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
@@ -456,12 +560,17 @@ def test_other_files_are_refused_by_name_from_their_header(tmp_path: Path, heade
     ("shapes", "message"),
     [
         ({"input_blocks.0.0.weight": [320, 9, 3, 3]}, "this is an inpainting model: its UNet takes 9 channels, not 4"),
-        ({"input_blocks.0.0.weight": [320, 8, 3, 3]}, "this is an instruct-pix2pix model: its UNet takes 8 channels, not 4"),
+        (
+            {"input_blocks.0.0.weight": [320, 8, 3, 3]},
+            "this is an instruct-pix2pix model: its UNet takes 8 channels, not 4",
+        ),
         ({"label_emb.0.0.weight": None}, "its UNet is that of an unknown architecture: it takes no pooled text"),
         ({"time_embed.cond_proj.weight": [320, 256]}, "SDXL has no place for time_embed.cond_proj.weight"),
     ],
 )
-def test_other_unets_are_refused_by_name_from_the_header(tmp_path: Path, shapes: dict[str, list[int] | None], message: str) -> None:
+def test_other_unets_are_refused_by_name_from_the_header(
+    tmp_path: Path, shapes: dict[str, list[int] | None], message: str
+) -> None:
     header = full_size_header()
     for name, shape in shapes.items():
         if shape is None:
@@ -476,9 +585,21 @@ def test_other_unets_are_refused_by_name_from_the_header(tmp_path: Path, shapes:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("label_emb.0.0.weight", torch.zeros(128, 1664), "the UNet reads pooled text of width 128, but text encoder 2 gives 64"),
-        ("input_blocks.5.1.transformer_blocks.1.attn1.to_q.weight", None, "its UNet lacks 1 weights (down_blocks.1.attentions.1.transformer_blocks.1.attn1"),
-        ("input_blocks.5.1.transformer_blocks.1.attn1.to_q.bias", torch.zeros(64), "its UNet lacks nothing and has in excess 1 weights (down_blocks.1"),
+        (
+            "label_emb.0.0.weight",
+            torch.zeros(128, 1664),
+            "the UNet reads pooled text of width 128, but text encoder 2 gives 64",
+        ),
+        (
+            "input_blocks.5.1.transformer_blocks.1.attn1.to_q.weight",
+            None,
+            "its UNet lacks 1 weights (down_blocks.1.attentions.1.transformer_blocks.1.attn1",
+        ),
+        (
+            "input_blocks.5.1.transformer_blocks.1.attn1.to_q.bias",
+            torch.zeros(64),
+            "its UNet lacks nothing and has in excess 1 weights (down_blocks.1",
+        ),
         ("out.2.bias", torch.zeros(5), "conv_out.bias of its UNet is [5], not [4]"),
     ],
 )
@@ -488,16 +609,29 @@ def test_weights_that_do_not_fit_are_named(changed: Any, name: str, tensor: Tens
 
 
 def test_text_encoders_of_another_model_are_refused(small: SDXLModel, embedded: SDXLModel) -> None:
-    parts: dict[Part, Any] = {"unet": small.unet, "text_encoder": embedded.text_encoder, "text_encoder_2": embedded.text_encoder_2}
-    with pytest.raises(ValueError, match="the UNet reads text of width 128, but the text encoders give 192: they belong to another model"):
+    parts: dict[Part, Any] = {
+        "unet": small.unet,
+        "text_encoder": embedded.text_encoder,
+        "text_encoder_2": embedded.text_encoder_2,
+    }
+    with pytest.raises(
+        ValueError,
+        match="the UNet reads text of width 128, but the text encoders give 192: they belong to another model",
+    ):
         build_model({part: module.state_dict() for part, module in parts.items()}, name="mixed")
 
 
 @pytest.mark.parametrize(
     ("text_width", "size_width", "message"),
-    [(768, None, "that of Stable Diffusion 1.x"), (1024, None, "that of Stable Diffusion 2.x"), (1280, 2560, "this is the SDXL refiner")],
+    [
+        (768, None, "that of Stable Diffusion 1.x"),
+        (1024, None, "that of Stable Diffusion 2.x"),
+        (1280, 2560, "this is the SDXL refiner"),
+    ],
 )
-def test_folders_of_relatives_are_refused_by_name(folder: Path, text_width: int, size_width: int | None, message: str) -> None:
+def test_folders_of_relatives_are_refused_by_name(
+    folder: Path, text_width: int, size_width: int | None, message: str
+) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     for name, tensor in tensors.items():
@@ -514,7 +648,10 @@ def test_folders_of_relatives_are_refused_by_name(folder: Path, text_width: int,
 
 
 def test_missing_parts_are_named(changed: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"it has no text encoder 1 and no text encoder 2 and no VAE\. Choose a checkpoint with UNet, both"):
+    with pytest.raises(
+        ValueError,
+        match=r"it has no text encoder 1 and no text encoder 2 and no VAE\. Choose a checkpoint with UNet, both",
+    ):
         load_model(changed({"conditioner.*": None, "first_stage_model.*": None}))
     with pytest.raises(ValueError, match=r"it has no VAE\."):
         load_model(changed({"first_stage_model.*": None}))
@@ -543,7 +680,9 @@ def test_quantized_weights_are_refused(tmp_path: Path, folder: Path) -> None:
 def test_a_truncated_file_is_refused(checkpoint: Path, tmp_path: Path, num_bytes: int) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(checkpoint.read_bytes()[:num_bytes])
-    with pytest.raises(ValueError, match=r"cut\.safetensors is truncated or damaged \([\d,]+ bytes; .*\)\. Download or copy it again"):
+    with pytest.raises(
+        ValueError, match=r"cut\.safetensors is truncated or damaged \([\d,]+ bytes; .*\)\. Download or copy it again"
+    ):
         load_model(path)
 
 
@@ -557,13 +696,18 @@ def test_a_page_that_was_saved_as_safetensors_is_refused(tmp_path: Path) -> None
 def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match=rf"a \{suffix} file is a pickle, which can run any code .* Choose the \.safetensors file"):
+    with pytest.raises(
+        ValueError, match=rf"a \{suffix} file is a pickle, which can run any code .* Choose the \.safetensors file"
+    ):
         load_model(path)
 
 
 def test_a_folder_with_pickles_only_is_refused(folder: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"vae/ has only diffusion_pytorch_model\.bin, a pickle.* It needs diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(
+        ValueError,
+        match=r"vae/ has only diffusion_pytorch_model\.bin, a pickle.* It needs diffusion_pytorch_model\.safetensors",
+    ):
         load_model(folder)
 
 
@@ -580,14 +724,20 @@ def test_other_paths_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "setting", "message"),
     [
-        ("unet", {"attention_head_dim": 8}, "unet/config.json says attention_head_dim 8, but an SDXL model with these weights has (1, 1)"),
+        (
+            "unet",
+            {"attention_head_dim": 8},
+            "unet/config.json says attention_head_dim 8, but an SDXL model with these weights has (1, 1)",
+        ),
         ("unet", {"norm_num_groups": 16}, "norm_num_groups 16"),
         ("text_encoder", {"hidden_act": "gelu"}, "text_encoder/config.json says hidden_act gelu"),
         ("text_encoder_2", {"num_attention_heads": 2}, "num_attention_heads 2"),
         ("vae", {"scaling_factor": 0.18215}, "vae/config.json says scaling_factor 0.18215"),
     ],
 )
-def test_a_config_that_contradicts_the_weights_is_refused(folder: Path, part: str, setting: dict[str, Any], message: str) -> None:
+def test_a_config_that_contradicts_the_weights_is_refused(
+    folder: Path, part: str, setting: dict[str, Any], message: str
+) -> None:
     edit_json(folder / part / "config.json", **setting)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_model(folder)
@@ -605,7 +755,10 @@ def test_a_broken_config_is_named(folder: Path) -> None:
 
 
 def test_a_unet_that_diffusers_cannot_hold_is_refused(changed: Any) -> None:
-    with pytest.raises(ValueError, match=r"diffusers cannot build this UNet: down_blocks\.1 has 2 resnets, but attention after 1 of them"):
+    with pytest.raises(
+        ValueError,
+        match=r"diffusers cannot build this UNet: down_blocks\.1 has 2 resnets, but attention after 1 of them",
+    ):
         load_model(changed({UNET + "input_blocks.5.1.*": None}))
 
 
@@ -623,13 +776,26 @@ def test_nothing_is_overwritten(small: SDXLModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), OSError, "the disk is full"),
-        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), PermissionError, "Permission denied"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            OSError,
+            "the disk is full",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"),
+            PermissionError,
+            "Permission denied",
+        ),
         (KeyboardInterrupt("Ctrl-C"), KeyboardInterrupt, "Ctrl-C"),
     ],
 )
 def test_a_failed_write_leaves_nothing(
-    small: SDXLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException], message: str
+    small: SDXLModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    message: str,
 ) -> None:
     def fail(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         path.write_bytes(b"half of it")
@@ -644,7 +810,9 @@ def test_a_failed_write_leaves_nothing(
 
 
 def test_a_model_that_gave_up_a_part_cannot_be_written(small: SDXLModel, tmp_path: Path) -> None:
-    without_vae = build_model({part: getattr(small, part).state_dict() for part in PARTS if part != "vae"}, name="no VAE")
+    without_vae = build_model(
+        {part: getattr(small, part).state_dict() for part in PARTS if part != "vae"}, name="no VAE"
+    )
     assert without_vae.vae is None
     with pytest.raises(RuntimeError, match="the VAE is not there any more"):
         write_checkpoint(without_vae, tmp_path / "model.safetensors")

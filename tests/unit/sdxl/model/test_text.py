@@ -35,7 +35,9 @@ def test_a_batch_of_captions_equals_single_ones(encoders):
 
 @torch.no_grad()
 def test_a_short_caption_is_not_changed_by_a_long_one_beside_it(encoders):
-    """Repeating all tokens equally often leaves attention as it is, so the UNet's prediction is the same."""
+    """Repeating all tokens equally often leaves attention as it is, so the UNet's prediction is
+    the same.
+    """
     torch.manual_seed(0)
     unet = build_unet().eval()
     single = encode_captions(*encoders, ["a red circle"])
@@ -43,7 +45,12 @@ def test_a_short_caption_is_not_changed_by_a_long_one_beside_it(encoders):
     assert batch.prompt_embeds.shape[1] == 3 * 77
     latents = torch.randn(1, 4, 8, 8)
     predictions = [
-        unet(latents, 500, states[:1], added_cond_kwargs={"text_embeds": single.pooled_prompt_embeds, "time_ids": torch.ones(1, 6)}).sample
+        unet(
+            latents,
+            500,
+            states[:1],
+            added_cond_kwargs={"text_embeds": single.pooled_prompt_embeds, "time_ids": torch.ones(1, 6)},
+        ).sample
         for states in (single.prompt_embeds, batch.prompt_embeds)
     ]
     torch.testing.assert_close(*predictions, rtol=1e-4, atol=1e-5)
