@@ -8,6 +8,7 @@ import pytest
 
 from trainers.config import add_flags, from_mapping
 from trainers.sdxl.config import SDXLConfig
+from trainers.training.optimizer_table import OPTIMIZERS
 
 
 @pytest.mark.parametrize(
@@ -18,8 +19,7 @@ from trainers.sdxl.config import SDXLConfig
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
         (
             {"optimizer": "SGD"},
-            "optimizer must be one of AdamW, AdamW8bit, Lion, Adafactor, Prodigy, or an import path such as "
-            "torch.optim.RAdam; got 'SGD'",
+            f"optimizer must be one of {', '.join(OPTIMIZERS)}, or an import path such as torch.optim.RAdam; got 'SGD'",
         ),
         ({"save_dtype": "fp8"}, "save_dtype must be one of fp32, fp16, bf16; got 'fp8'"),
         (

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.training.optimizer_table import OPTIMIZERS, require_listed_optimizer
 from trainers.training.optimizers import (
     ParameterGroup,
     make_lr_scheduler,
@@ -24,10 +25,54 @@ def groups(*rates: float) -> list[ParameterGroup]:
     ]
 
 
+@pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_every_row_holds_as_many_bytes_of_state_as_it_says(row):
+    parts = groups(1.0 if row.finds_learning_rate else 1e-3)
+    (weight,) = parts[0].parameters
+    optimizer = make_optimizer(row.name, parts, weight_decay=0.0)
+    weight.square().mean().backward()
+    optimizer.step()
+    states = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    num_bytes = sum(state.numel() * state.element_size() for state in states)
+    # Adafactor keeps a row and a column; 8-bit states have a scale for every 256 numbers.
+    assert num_bytes / weight.numel() <= 1.25 * row.state_bytes
+    assert row.name == "Adafactor" or num_bytes / weight.numel() >= row.state_bytes
+
+
+def test_an_optimizer_can_be_named_by_its_import_path():
+    optimizer = make_optimizer("torch.optim.RAdam", groups(1e-3), weight_decay=0.0, extra_args="betas=(0.8,0.9)")
+    assert type(optimizer) is torch.optim.RAdam and optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
 @pytest.mark.parametrize(
-    ("name", "rate"), [("AdamW", 1e-2), ("AdamW8bit", 1e-2), ("Lion", 1e-3), ("Adafactor", 1e-2), ("Prodigy", 1.0)]
+    ("name", "error", "message"),
+    [
+        (
+            "no_such_package.optim.Best",
+            ModuleNotFoundError,
+            "needs the package no_such_package, which is not installed",
+        ),
+        ("torch.optim.NoSuchOptimizer", ValueError, "torch.optim has no optimizer class NoSuchOptimizer"),
+        ("torch.nn.Linear", ValueError, "torch.nn has no optimizer class Linear"),
+    ],
 )
-def test_every_optimizer_brings_a_loss_down(name, rate):
+def test_an_import_path_that_names_no_optimizer_is_an_error(name, error, message):
+    with pytest.raises(error, match=message):
+        make_optimizer(name, groups(1e-3), weight_decay=0.0)
+
+
+def test_a_workflow_may_only_choose_from_the_table():
+    for name in OPTIMIZERS:
+        require_listed_optimizer(name)
+    with pytest.raises(
+        ValueError, match="optimizer must be one of AdamW,.*An import path works on the command line only"
+    ):
+        require_listed_optimizer("torch.optim.RAdam")
+
+
+@pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_every_optimizer_brings_a_loss_down(row):
+    name, rate = row.name, 1.0 if row.finds_learning_rate else 1e-2
     parts = groups(rate)
     (weight,) = parts[0].parameters
     optimizer = make_optimizer(name, parts, weight_decay=0.0)
