@@ -65,7 +65,7 @@ def test_a_workflow_may_only_choose_from_the_table():
     for name in OPTIMIZERS:
         require_listed_optimizer(name)
     with pytest.raises(
-        ValueError, match="optimizer must be one of AdamW,.*An import path works on the command line only"
+        ValueError, match=r"optimizer must be one of AdamW,.*An import path works on the command line only"
     ):
         require_listed_optimizer("torch.optim.RAdam")
 
