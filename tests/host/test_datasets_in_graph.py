@@ -90,4 +90,4 @@ def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: Comfy
             comfyui_server.client.run(prompt)
         return
     (text,) = comfyui_server.client.run(prompt).outputs["report"]["text"]
-    assert text.splitlines()[:2] == ["1 image kept, 0 left out", "  images: 1 image, 1 with a mask"]
+    assert text.splitlines()[:2] == ["1 image kept, 0 left out", "  pictures: 1 image, 1 with a mask"]

@@ -88,4 +88,4 @@ def test_comfyui_draws_with_the_embedded_base_and_applies_a_lora_as_we_do(run_in
     torch.testing.assert_close(
         theirs["weight"].float(), torch.load(base.parent / "merged.pt", weights_only=True), rtol=1e-3, atol=1e-4
     )
-    assert theirs["picture"].shape == (1, 128, 128, 3) and torch.isfinite(theirs["picture"]).all()
+    assert theirs["image"].shape == (1, 128, 128, 3) and torch.isfinite(theirs["image"]).all()
