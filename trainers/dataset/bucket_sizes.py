@@ -9,7 +9,7 @@ Size = tuple[int, int]
 SMALL_LOSS = 0.04  # share of an image's area; the buckets cost ordinary photos as much (4032 x 3024: 3.6 %)
 
 
-def bucket_sizes(config: BucketConfig) -> list[Size]:
+def list_bucket_sizes(config: BucketConfig) -> list[Size]:
     """All sizes of multiples of bucket_reso_steps whose area is at most resolution squared, each
     side with its largest partner.
 
@@ -41,10 +41,10 @@ def choose_target(size_hw: Size, config: BucketConfig, buckets: list[Size]) -> S
     )
     if not config.bucket_no_upscale or _covers(size_hw, nearest):
         return nearest
-    return _largest_inside(size_hw, config)
+    return _find_largest_inside(size_hw, config)
 
 
-def _largest_inside(size_hw: Size, config: BucketConfig) -> Size | None:
+def _find_largest_inside(size_hw: Size, config: BucketConfig) -> Size | None:
     step, shortest = config.bucket_reso_steps, config.shortest_side
     heights, widths = (range(shortest, min(side, config.longest_side) + 1, step) for side in size_hw)
     inside = [(height, width) for height in heights for width in widths if height * width <= config.resolution**2]

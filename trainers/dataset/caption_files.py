@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..wording import name_examples
-from .caption_variants import caption_lines
+from .caption_variants import split_caption_lines
 
 CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
 METADATA_NAME = "metadata.jsonl"
@@ -27,9 +27,9 @@ def read_caption_file(image: Path) -> tuple[str, list[str]]:
         caption_file = image.with_suffix(extension)
         if not caption_file.is_file():
             continue
-        text, encoding = _decoded(caption_file.read_bytes())
+        text, encoding = _decode(caption_file.read_bytes())
         if text.strip():
-            return "\n".join(caption_lines(text)), [] if encoding == "UTF-8" else [
+            return "\n".join(split_caption_lines(text)), [] if encoding == "UTF-8" else [
                 f"{caption_file.name} is not UTF-8; it was read as {encoding}"
             ]
     return "", []
@@ -48,8 +48,8 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
         if not path.is_file():
             continue
         useless_lines = []
-        for number, line in enumerate(_decoded(path.read_bytes())[0].split("\n"), start=1):
-            name, caption = _metadata_entry(line)
+        for number, line in enumerate(_decode(path.read_bytes())[0].split("\n"), start=1):
+            name, caption = _parse_metadata_line(line)
             if name and caption:
                 captions.setdefault(Path(os.path.normpath(folder / name)), caption)
             elif line.strip():
@@ -65,7 +65,7 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
     return captions, problems
 
 
-def _metadata_entry(line: str) -> tuple[str, str]:
+def _parse_metadata_line(line: str) -> tuple[str, str]:
     try:
         entry: Any = json.loads(line)
     except ValueError:
@@ -74,10 +74,10 @@ def _metadata_entry(line: str) -> tuple[str, str]:
         return "", ""
     texts = [entry[key] for key in _METADATA_KEYS if isinstance(entry.get(key), str)]
     name = entry.get("file_name")
-    return name if isinstance(name, str) else "", "\n".join(caption_lines(texts[0])) if texts else ""
+    return name if isinstance(name, str) else "", "\n".join(split_caption_lines(texts[0])) if texts else ""
 
 
-def _decoded(text: bytes) -> tuple[str, str]:
+def _decode(text: bytes) -> tuple[str, str]:
     """The text and the name of its encoding."""
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return text.decode("utf-16", errors="replace"), "UTF-16"

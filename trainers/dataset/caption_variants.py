@@ -49,7 +49,7 @@ class CaptionConfig:
         return self.shuffle_captions or self.tag_dropout > 0 or self.use_wildcards
 
 
-def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
+def vary_caption(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
     """The caption's variants, each on one line: one where nothing random is asked for, else
     num_caption_variants (equal ones among them).
 
@@ -60,34 +60,34 @@ def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str
     switching one on leaves the others as they were.
     """
     if not config.is_random:
-        return (flat_caption(caption),)
-    lines = caption_lines(caption) if config.use_wildcards else [flat_caption(caption)]
+        return (flatten_caption(caption),)
+    lines = split_caption_lines(caption) if config.use_wildcards else [flatten_caption(caption)]
     if not lines:
         return ("",)
     order = random.Random(f"{seed}/caption lines/{key}").sample(lines, len(lines))
     return tuple(
-        _vary(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}")
+        _vary_line(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}")
         for variant in range(max(config.num_caption_variants, len(lines)))
     )
 
 
-def caption_lines(caption: str) -> list[str]:
+def split_caption_lines(caption: str) -> list[str]:
     """The lines that are not empty, without superfluous spaces."""
     return [line for line in (" ".join(line.split()) for line in caption.splitlines()) if line]
 
 
-def flat_caption(caption: str) -> str:
+def flatten_caption(caption: str) -> str:
     """All lines as one. What stands in front of every line, as the trigger word does, stands in
     front once.
     """
-    lines = caption_lines(caption)
+    lines = split_caption_lines(caption)
     lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
     if lead and all(line.startswith(lead) for line in lines):
         lines[1:] = [line.removeprefix(lead).strip() for line in lines[1:]]
     return " ".join(lines)
 
 
-def _vary(line: str, config: CaptionConfig, stream: str) -> str:
+def _vary_line(line: str, config: CaptionConfig, stream: str) -> str:
     """`stream` names the random numbers; {} in it takes the operation's name."""
     if config.use_wildcards:
         line = _choose_wildcards(line, random.Random(stream.format("wildcards")))

@@ -13,7 +13,7 @@ def read_crop(item: TrainingItem) -> Image.Image:
     resized_height, resized_width = crop.resized_hw
     if image.size != (resized_width, resized_height):
         image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
-    return image.crop(_box(crop))
+    return image.crop(_make_box(crop))
 
 
 def read_mask_crop(item: TrainingItem) -> Image.Image | None:
@@ -26,9 +26,9 @@ def read_mask_crop(item: TrainingItem) -> Image.Image | None:
     height, width = item.crop.resized_hw
     if mask.size != (width, height):
         mask = mask.resize((width, height), Image.Resampling.BILINEAR)
-    return mask.crop(_box(item.crop))
+    return mask.crop(_make_box(item.crop))
 
 
-def _box(crop: Crop) -> tuple[int, int, int, int]:
+def _make_box(crop: Crop) -> tuple[int, int, int, int]:
     (top, left), (height, width) = crop.top_left_yx, crop.target_hw
     return left, top, left + width, top + height

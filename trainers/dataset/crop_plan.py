@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..wording import format_size, pluralize
 from .bucket_config import BucketConfig
-from .bucket_sizes import Size, bucket_sizes, choose_target, measure_lost_share
+from .bucket_sizes import Size, choose_target, list_bucket_sizes, measure_lost_share
 from .crop import Crop, choose_offset, make_crop
 from .dataset import Dataset
 from .image import TrainingImage
@@ -56,18 +56,18 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
     targets: dict[int, dict[Size, Size | None]] = {}
     for resolution in config.resolutions:
         at_resolution = config.at(resolution)
-        targets[resolution] = _targets(captioned, at_resolution)
+        targets[resolution] = _choose_targets(captioned, at_resolution)
         usable = [image for image in captioned if targets[resolution][image.size_hw]]
-        for image, num_uses in _uses_per_epoch(usable, dataset.num_repeats):
+        for image, num_uses in _count_uses(usable, dataset.num_repeats):
             target_hw = targets[resolution][image.size_hw]
             assert target_hw is not None
-            notes += _cropping_notes(image, target_hw, at_resolution)
+            notes += _note_large_loss(image, target_hw, at_resolution)
             for repeat in range(num_uses):
                 crop = make_crop(
                     image.size_hw, target_hw, offset=choose_offset(config.resize_mode, seed, image.sha256, repeat)
                 )
                 items.append(TrainingItem(len(items), image, repeat, crop))
-    too_small, small_notes = _remarks_on_sizes(captioned, targets, config)
+    too_small, small_notes = _check_sizes(captioned, targets, config)
     left_out += too_small
     num_kept = len(dataset.images) - len(left_out)
     require_usable(num_kept, left_out, folder=dataset.folder_name, strict=dataset.strict)
@@ -75,18 +75,18 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
         raise ValueError(
             f"{dataset.folder_name}: nothing but regularization images. Join a dataset of what is to be learned"
         )
-    report = _plan_report(
-        dataset, items, num_kept, left_out, small_notes + notes + _balance_notes(captioned, items, dataset.num_repeats)
+    report = _build_report(
+        dataset, items, num_kept, left_out, small_notes + notes + _note_balance(captioned, items, dataset.num_repeats)
     )
     return CropPlan(items, report, dict(Counter(item.crop.target_hw for item in items)))
 
 
-def _targets(images: list[TrainingImage], config: BucketConfig) -> dict[Size, Size | None]:
-    buckets = bucket_sizes(config)
+def _choose_targets(images: list[TrainingImage], config: BucketConfig) -> dict[Size, Size | None]:
+    buckets = list_bucket_sizes(config)
     return {size: choose_target(size, config, buckets) for size in {image.size_hw for image in images}}
 
 
-def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple[TrainingImage, int]]:
+def _count_uses(images: list[TrainingImage], num_repeats: int) -> list[tuple[TrainingImage, int]]:
     """How often each image is used. Regularization images share as many samples as the others
     have, in the ratio of their repeats.
     """
@@ -103,7 +103,7 @@ def _uses_per_epoch(images: list[TrainingImage], num_repeats: int) -> list[tuple
     return uses
 
 
-def _remarks_on_sizes(
+def _check_sizes(
     images: list[TrainingImage], targets: dict[int, dict[Size, Size | None]], config: BucketConfig
 ) -> tuple[list[Remark], list[Remark]]:
     """Images that are too small for every resolution, and those that are for some."""
@@ -111,7 +111,7 @@ def _remarks_on_sizes(
     for image in images:
         too_large = [resolution for resolution in config.resolutions if targets[resolution][image.size_hw] is None]
         if len(too_large) == len(config.resolutions):
-            reason = _why_too_small(image.size_hw, config.at(min(config.resolutions)))
+            reason = _explain_too_small(image.size_hw, config.at(min(config.resolutions)))
             left_out.append(Remark(image.name, reason, RemarkKind.TOO_SMALL))
         elif too_large:
             shown = ", ".join(map(str, too_large))
@@ -125,7 +125,7 @@ def _remarks_on_sizes(
     return left_out, notes
 
 
-def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
+def _explain_too_small(size_hw: Size, config: BucketConfig) -> str:
     required = config.shortest_side if config.resize_mode == "bucket" else config.resolution
     return (
         f"{format_size(size_hw)} pixels are too small, both sides must have {required} or more. Use a larger "
@@ -133,7 +133,7 @@ def _why_too_small(size_hw: Size, config: BucketConfig) -> str:
     )
 
 
-def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Remark]:
+def _note_large_loss(image: TrainingImage, target_hw: Size, config: BucketConfig) -> list[Remark]:
     """A square crop was asked for; that a bucket cuts off much is a surprise."""
     lost = measure_lost_share(image.size_hw, target_hw)
     if config.resize_mode != "bucket" or lost < LARGE_LOSS:
@@ -147,7 +147,7 @@ def _cropping_notes(image: TrainingImage, target_hw: Size, config: BucketConfig)
     ]
 
 
-def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Remark]:
+def _note_balance(images: list[TrainingImage], items: list[TrainingItem], num_repeats: int) -> list[Remark]:
     """How regularization images came to be as many as the others."""
     regularization = [image for image in images if image.is_regularization]
     if not regularization:
@@ -166,7 +166,7 @@ def _balance_notes(images: list[TrainingImage], items: list[TrainingItem], num_r
     return [Remark("regularization", text)]
 
 
-def _plan_report(
+def _build_report(
     dataset: Dataset, items: list[TrainingItem], num_kept: int, left_out: list[Remark], notes: list[Remark]
 ) -> DatasetReport:
     scan = dataset.report

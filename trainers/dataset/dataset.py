@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..wording import pluralize
 from .image import TrainingImage
 from .report import DatasetReport
-from .trigger_word import with_trigger_word_in_each_line
+from .trigger_word import add_trigger_word_to_each_line
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Dataset:
         """
         return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
 
-    def trigger_word_of(self, image: TrainingImage) -> str:
+    def get_trigger_word(self, image: TrainingImage) -> str:
         """Regularization images have none: they show the class without what is learned."""
         if image.is_regularization:
             return ""
@@ -49,7 +49,7 @@ class Dataset:
                 "the same order; images that the report leaves out have none"
             )
         images = [
-            replace(image, caption=with_trigger_word_in_each_line(text, self.trigger_word_of(image)))
+            replace(image, caption=add_trigger_word_to_each_line(text, self.get_trigger_word(image)))
             for image, text in zip(self.images, captions, strict=True)
         ]
         changed = {new.name for old, new in zip(self.images, images, strict=True) if old.caption != new.caption}

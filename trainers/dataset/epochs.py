@@ -7,7 +7,7 @@ from .bucket_sizes import Size
 from .crop_plan import TrainingItem
 
 
-def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
+def batch_epoch(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
     """Every item once, in an order of this seed and epoch; a batch has one size, and the last batch
     of a size may be smaller.
     """

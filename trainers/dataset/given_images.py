@@ -32,8 +32,8 @@ def store_images(
         ValueError: there are neither as many captions as images, nor one for all, nor none; or
             not as many masks as images.
     """
-    captions, masks = _caption_for_each(captions, len(images)), _mask_for_each(masks, len(images))
-    target = folder / _content_hash(images, captions, masks)
+    captions, masks = _expand_captions(captions, len(images)), _expand_masks(masks, len(images))
+    target = folder / _hash_content(images, captions, masks)
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def _rename(temporary: Path, target: Path) -> None:
             raise
 
 
-def _caption_for_each(captions: Sequence[str], num_images: int) -> list[str]:
+def _expand_captions(captions: Sequence[str], num_images: int) -> list[str]:
     if not captions:
         return [""] * num_images
     if len(captions) == 1:
@@ -74,7 +74,7 @@ def _caption_for_each(captions: Sequence[str], num_images: int) -> list[str]:
     return list(captions)
 
 
-def _mask_for_each(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
+def _expand_masks(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
     if masks and len(masks) != num_images:
         raise ValueError(
             f"{pluralize(num_images, 'image')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
@@ -83,7 +83,7 @@ def _mask_for_each(masks: Sequence[Image.Image | None], num_images: int) -> list
     return list(masks) or [None] * num_images
 
 
-def _content_hash(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
+def _hash_content(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
     for image, caption, mask in zip(images, captions, masks, strict=True):
         digest.update(f"{image.mode} {image.size} {len(caption)} {caption}\n".encode())

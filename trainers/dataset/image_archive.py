@@ -24,7 +24,7 @@ from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import format_megabytes, pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
-from .image_folder import repeats_and_name
+from .image_folder import parse_repeat_folder
 
 MAX_NAME_BYTES = 240  # of one folder or file; file systems take 255
 MAX_PATH_BYTES = 800
@@ -94,9 +94,9 @@ def unpack_images(
     unpacked = folder / file_sha256(archive)[:16]
     if unpacked.is_dir():
         return unpacked
-    with _opened(archive) as zip_file:
-        entries = _wanted_entries(zip_file.infolist(), limits)
-        with _whole_folder(unpacked) as partial_folder:
+    with _open(archive) as zip_file:
+        entries = _select_entries(zip_file.infolist(), limits)
+        with _write_folder(unpacked) as partial_folder:
             _require_space(partial_folder, sum(entry.file_size for entry in entries.values()))
             for count, (path, entry) in enumerate(entries.items(), start=1):
                 on_progress(count, len(entries), path.as_posix())
@@ -104,19 +104,19 @@ def unpack_images(
     return unpacked
 
 
-class _Refused(ValueError):
+class _ArchiveError(ValueError):
     """The message is without the archive's name."""
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[ZipFile]:
+def _open(archive: Path) -> Iterator[ZipFile]:
     """zipfile's errors, and ours, as ValueErrors that name the archive."""
     try:
         with _ArchiveFile(archive) as stream:
             _require_zip(stream)
             with ZipFile(stream) as zip_file:
                 yield zip_file
-    except _Refused as error:
+    except _ArchiveError as error:
         raise ValueError(f"{archive}: {error}") from None
     except _DAMAGE as error:
         raise ValueError(
@@ -131,7 +131,7 @@ class _ArchiveFile(FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
-            raise _Refused(
+            raise _ArchiveError(
                 f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of the "
                 "images alone"
             )
@@ -147,26 +147,26 @@ def _require_zip(stream: FileIO) -> None:
     start = stream.read(4) or b""
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)
     if kind:
-        raise _Refused(
+        raise _ArchiveError(
             f"it is {kind}, not a zip archive. Give a .zip archive, or the address from which the file itself is "
             "downloaded"
         )
 
 
-def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
+def _select_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
     """Images and captions, each with the path that it gets. Nothing has been written when this
     refuses one.
     """
-    wanted = _images_with_captions(
-        [(_path_inside(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
+    wanted = _select_images_and_captions(
+        [(_parse_path(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
     )
     if not wanted:
-        raise _Refused(f"it has no images. Images are {', '.join(EXTENSIONS)}")
+        raise _ArchiveError(f"it has no images. Images are {', '.join(EXTENSIONS)}")
     _require_limits([entry for _, entry in wanted], limits)
     for _, entry in wanted:
         _require_plain(entry)
-    num_common = _num_common([path.parts[:-1] for path, _ in wanted])
-    paths = [PurePosixPath(*map(_portable, path.parts[num_common:])) for path, _ in wanted]
+    num_common = _count_common_folders([path.parts[:-1] for path, _ in wanted])
+    paths = [PurePosixPath(*map(_make_portable, path.parts[num_common:])) for path, _ in wanted]
     _require_distinct(paths)
     return dict(zip(paths, (entry for _, entry in wanted), strict=True))
 
@@ -180,23 +180,23 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS + OTHER_IMAGE_EXTENSIONS)
 
 
-def _path_inside(name: str) -> PurePosixPath:
+def _parse_path(name: str) -> PurePosixPath:
     """Backslashes are separators, as some programs of Windows write them."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-        raise _Refused(
+        raise _ArchiveError(
             f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again, from "
             "inside the folder of images"
         )
     if len(name.encode()) > MAX_PATH_BYTES:
-        raise _Refused(
+        raise _ArchiveError(
             f"{name[:60]!r}... is a path of {len(name.encode()):,} bytes; at most {MAX_PATH_BYTES}. Make the "
             "archive again with shorter names"
         )
     return path
 
 
-def _images_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
+def _select_images_and_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
     """Without hidden files, and without texts that belong to no image (a read-me)."""
     visible = [
         (path, entry)
@@ -211,28 +211,28 @@ def _images_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tu
     ]
 
 
-def _num_common(folders: list[tuple[str, ...]]) -> int:
+def _count_common_folders(folders: list[tuple[str, ...]]) -> int:
     """How many folders, from the top on, hold everything and mean nothing."""
     num_common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
     common = folders[0][:num_common]
-    is_kohyas = bool(common) and common in folders and repeats_and_name(common[-1]) is not None
+    is_kohyas = bool(common) and common in folders and parse_repeat_folder(common[-1]) is not None
     return num_common - is_kohyas
 
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     if len(entries) > limits.max_files:
-        raise _Refused(
+        raise _ArchiveError(
             f"it has {len(entries):,} images and captions; at most {limits.max_files:,}. Make a smaller archive"
         )
     largest = max(entries, key=lambda entry: entry.file_size)
     if largest.file_size > limits.max_file_bytes:
-        raise _Refused(
+        raise _ArchiveError(
             f"{largest.filename!r} has {format_megabytes(largest.file_size)}; at most "
             f"{format_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down"
         )
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_total_bytes:
-        raise _Refused(
+        raise _ArchiveError(
             f"its {pluralize(len(entries), 'file')} have {format_megabytes(total)} unpacked; at most "
             f"{format_megabytes(limits.max_total_bytes)}. Make a smaller archive"
         )
@@ -241,17 +241,19 @@ def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
 def _require_plain(entry: ZipInfo) -> None:
     """A regular file that can be read without a password."""
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise _Refused(f"{entry.filename!r} is a link or a device, not a file. Put the file itself into the archive")
+        raise _ArchiveError(
+            f"{entry.filename!r} is a link or a device, not a file. Put the file itself into the archive"
+        )
     if entry.flag_bits & _ENCRYPTED:
-        raise _Refused(f"{entry.filename!r} is encrypted. Make the archive without a password")
+        raise _ArchiveError(f"{entry.filename!r} is encrypted. Make the archive without a password")
     if entry.compress_type not in _METHODS:
-        raise _Refused(
+        raise _ArchiveError(
             f"{entry.filename!r} is compressed by method {entry.compress_type}. Make the archive with the usual "
             "method (deflate), or none"
         )
 
 
-def _portable(part: str) -> str:
+def _make_portable(part: str) -> str:
     """A name that every system takes. The dot or space at a name's end is what Windows drops."""
     portable = "".join(
         "_" if character in FORBIDDEN_CHARACTERS or ord(character) < 32 else character for character in part
@@ -260,7 +262,7 @@ def _portable(part: str) -> str:
     if portable.split(".")[0].strip().lower() in RESERVED_NAMES:
         portable = f"_{portable}"
     if len(portable.encode()) > MAX_NAME_BYTES:
-        raise _Refused(
+        raise _ArchiveError(
             f"{part[:60]!r}... is a name of {len(portable.encode())} bytes; at most {MAX_NAME_BYTES}. Give it a "
             "shorter one"
         )
@@ -273,21 +275,21 @@ def _require_distinct(paths: list[PurePosixPath]) -> None:
     """
     path_by_key: dict[str, PurePosixPath] = {}
     for path in paths:
-        other = path_by_key.setdefault(_key(path), path)
+        other = path_by_key.setdefault(_comparison_key(path), path)
         if other is not path:
-            raise _Refused(f"'{other}' and '{path}' are the same name on some systems. Rename one of them")
+            raise _ArchiveError(f"'{other}' and '{path}' are the same name on some systems. Rename one of them")
     for path in paths:
         for parent in path.parents:
-            if _key(parent) in path_by_key:
-                raise _Refused(f"'{parent}' is a file and a folder. Rename one of them")
+            if _comparison_key(parent) in path_by_key:
+                raise _ArchiveError(f"'{parent}' is a file and a folder. Rename one of them")
 
 
-def _key(path: PurePosixPath) -> str:
+def _comparison_key(path: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", path.as_posix()).casefold()
 
 
 @contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
+def _write_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which gets its name when the block ends well, and is
     removed otherwise.
     """

@@ -74,7 +74,7 @@ def inspect_image(path: Path) -> ImageFacts:
         UnusableImage: it is empty, no image, damaged, animated, or too large to be decoded in
             bounded memory.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         # The further images of an MPO file are what cameras put beside a photo: a preview, a
         # depth or gain map.
         num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
@@ -85,7 +85,7 @@ def inspect_image(path: Path) -> ImageFacts:
         width, height = image.size
         _prepare_decoding(image, max_pixels=0)
         image.load()
-        size_hw = (width, height) if _orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
+        size_hw = (width, height) if _read_orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
         return ImageFacts(size_hw, _has_alpha(image))
 
 
@@ -100,30 +100,30 @@ def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None
     Raises:
         UnusableImage: as `inspect_image`, for a file that changed since.
     """
-    with _opened(path) as image:
-        pixels = _upright_pixels(image, max_pixels)
+    with _open(path) as image:
+        pixels = _decode_upright(image, max_pixels)
         if not _has_alpha(image):
             rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
         else:
             rgba = pixels.convert("RGBA")
             rgb = Image.new("RGB", rgba.size, ImageColor.getrgb(alpha_background)[:3])
             rgb.paste(rgba, mask=rgba)
-        return _without_metadata(rgb)
+        return _drop_metadata(rgb)
 
 
 def read_alpha(path: Path) -> Image.Image | None:
     """The opacity as displayed, mode "L" (255: opaque), or None where the file has no
     transparency.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         if not _has_alpha(image):
             return None
-        return _without_metadata(_upright_pixels(image).convert("RGBA").getchannel("A"))
+        return _drop_metadata(_decode_upright(image).convert("RGBA").getchannel("A"))
 
 
 def read_grey(path: Path) -> Image.Image:
     """The image's brightness as displayed, mode "L"; what is transparent is black. For masks."""
-    return _without_metadata(read_rgb(path, alpha_background="black").convert("L"))
+    return _drop_metadata(read_rgb(path, alpha_background="black").convert("L"))
 
 
 def image_sha256(path: Path) -> str:
@@ -137,7 +137,7 @@ def image_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path) -> Iterator[Image.Image]:
     """Pillow's errors about files that are damaged or no images, as UnusableImage."""
     try:
         with _open_without_limit(path) as image:
@@ -145,7 +145,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnusableImage:
         raise
     except UnidentifiedImageError:
-        raise UnusableImage(f"it is not an image that can be read here ({', '.join(_available_formats())})") from None
+        raise UnusableImage(f"it is not an image that can be read here ({', '.join(_list_formats())})") from None
     except _DAMAGE as error:
         raise UnusableImage(f"it is damaged ({error or type(error).__name__})") from error
 
@@ -157,12 +157,12 @@ def _open_without_limit(path: Path) -> Image.Image:
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path, formats=_available_formats())
+            return Image.open(path, formats=_list_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _available_formats() -> list[str]:
+def _list_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]  # AVIF came with Pillow 11.3
 
@@ -189,7 +189,7 @@ def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
         )
 
 
-def _upright_pixels(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
+def _decode_upright(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """Decoded, eight bits to a channel, turned as its EXIF data say.
 
     Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them
@@ -197,12 +197,12 @@ def _upright_pixels(image: Image.Image, max_pixels: int | None = None) -> Image.
     """
     _prepare_decoding(image, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     image.load()
-    transposition = _UPRIGHT.get(_orientation(image))
+    transposition = _UPRIGHT.get(_read_orientation(image))
     pixels = image if transposition is None else image.transpose(transposition)
-    return _from_sixteen_bits(pixels) if _is_sixteen_bit(pixels) else pixels
+    return _convert_sixteen_bits(pixels) if _is_sixteen_bit(pixels) else pixels
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
@@ -217,13 +217,13 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I")
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+def _convert_sixteen_bits(image: Image.Image) -> Image.Image:
     """Scaled: convert alone would cut off at 255, which leaves almost everything white."""
     image.info.pop("transparency", None)
     return image.point(lambda value: value * (1 / 256)).convert("L")
 
 
-def _without_metadata(image: Image.Image) -> Image.Image:
+def _drop_metadata(image: Image.Image) -> Image.Image:
     """What described the file (a colour profile, a transparent colour) would be wrong in a copy
     that is saved.
     """

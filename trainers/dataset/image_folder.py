@@ -66,11 +66,11 @@ def list_images(folder: Path, *, recursive: bool) -> FolderContent:
         raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the images")
     content = _find_images(folder, recursive=recursive)
     if not content.images:
-        raise ValueError(_nothing_found(folder, recursive=recursive))
+        raise ValueError(_explain_no_images(folder, recursive=recursive))
     return content
 
 
-def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
+def list_dataset_files(folder: Path, *, recursive: bool) -> list[Path]:
     """Every file that a scan of the folder reads: images, masks, captions."""
     content = _find_images(folder, recursive=recursive)
     files = {image.path for image in content.images} | {image.mask for image in content.images if image.mask}
@@ -80,8 +80,8 @@ def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def _find_images(folder: Path, *, recursive: bool) -> FolderContent:
-    paths = _image_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
-    repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
+    paths = _select_images(folder, folder.rglob("*") if recursive else folder.iterdir())
+    repeat_folders = {} if any(path.parent == folder for path in paths) else _find_repeat_folders(folder)
     notes: list[Remark] = []
     if repeat_folders and recursive:
         shown = next(iter(repeat_folders)).name
@@ -94,19 +94,19 @@ def _find_images(folder: Path, *, recursive: bool) -> FolderContent:
         )
         repeat_folders = {}
     elif repeat_folders:
-        paths = [path for place in repeat_folders for path in _image_paths(folder, place.iterdir())]
-        notes += _kohya_notes(folder, repeat_folders, paths)
-    masks = _masks(folder, dict.fromkeys(path.parent for path in paths))
-    images = [_found(path, folder, masks, repeat_folders) for path in paths]
+        paths = [path for place in repeat_folders for path in _select_images(folder, place.iterdir())]
+        notes += _note_kohya_folders(folder, repeat_folders, paths)
+    masks = _find_masks(folder, dict.fromkeys(path.parent for path in paths))
+    images = [_describe_path(path, folder, masks, repeat_folders) for path in paths]
     images = [image for image in images if image.num_repeats]
     return FolderContent(
-        sorted(images, key=lambda image: _natural_order(image.name)),
+        sorted(images, key=lambda image: _natural_sort_key(image.name)),
         notes,
-        _masks_without_image(folder, masks, paths),
+        _note_orphan_masks(folder, masks, paths),
     )
 
 
-def _found(
+def _describe_path(
     path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]
 ) -> FoundImage:
     name, mask = path.relative_to(folder).as_posix(), masks.get((path.parent, path.stem))
@@ -116,7 +116,7 @@ def _found(
     return FoundImage(path, name, mask, num_repeats, class_tokens, repeat_folder=path.parent.name)
 
 
-def _image_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def _select_images(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [
         path
         for path in paths
@@ -144,16 +144,16 @@ def _is_visible_file(relative_path: Path, folder: Path) -> bool:
     )
 
 
-def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
+def _find_repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
     """kohya's subfolders that hold images, with N and name of N_name.
 
     Raises:
         ValueError: N is more than MAX_REPEATS.
     """
     found = {}
-    for place in sorted(folder.iterdir(), key=lambda place: _natural_order(place.name)):
-        meaning = repeats_and_name(place.name)
-        if meaning and place.is_dir() and _image_paths(folder, place.iterdir()):
+    for place in sorted(folder.iterdir(), key=lambda place: _natural_sort_key(place.name)):
+        meaning = parse_repeat_folder(place.name)
+        if meaning and place.is_dir() and _select_images(folder, place.iterdir()):
             found[place] = meaning
             num_repeats, name = meaning
             if num_repeats > MAX_REPEATS:
@@ -164,13 +164,13 @@ def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
     return found
 
 
-def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
+def parse_repeat_folder(folder_name: str) -> tuple[int, str] | None:
     """N and name of kohya's N_name; None for another name."""
     match = _REPEAT_FOLDER.fullmatch(folder_name)
     return (int(match[1]), match[2].strip()) if match else None
 
 
-def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
+def _note_kohya_folders(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
         num_images = sum(path.parent == place for path in paths)
@@ -185,45 +185,45 @@ def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], path
         for place in folder.iterdir()
         if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")
     ]
-    unread = sorted(place.name for place in others if _image_paths(folder, place.iterdir()))
+    unread = sorted(place.name for place in others if _select_images(folder, place.iterdir()))
     return notes + [
         Remark(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread
     ]
 
 
-def _masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
+def _find_masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
     """Masks by the folder and the name of their image: beside it, in a folder mask beside it, or
     in the same place below <folder>/mask.
     """
     masks: dict[tuple[Path, str], Path] = {}
     for place in places:
-        for file in _sorted_files(place):
+        for file in _list_images(place):
             if file.stem.endswith(MASK_SUFFIX):
                 masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
-        mirrored = [mask_folder / place.relative_to(folder) for mask_folder in _mask_folders(folder)]
-        for mask_folder in dict.fromkeys([*_mask_folders(place), *mirrored]):
-            for file in _sorted_files(mask_folder):
+        mirrored = [mask_folder / place.relative_to(folder) for mask_folder in _list_mask_folders(folder)]
+        for mask_folder in dict.fromkeys([*_list_mask_folders(place), *mirrored]):
+            for file in _list_images(mask_folder):
                 masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
     return masks
 
 
-def _mask_folders(place: Path) -> list[Path]:
+def _list_mask_folders(place: Path) -> list[Path]:
     return sorted(entry for entry in place.iterdir() if entry.name.lower() in MASK_FOLDERS and entry.is_dir())
 
 
-def _sorted_files(place: Path) -> list[Path]:
+def _list_images(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
     return sorted(file for file in place.iterdir() if _is_image_name(file) and _is_visible_file(Path(file.name), place))
 
 
-def _masks_without_image(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
+def _note_orphan_masks(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
     images = {(path.parent, path.stem) for path in paths}
     orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in images)
     return [Remark(name, "its name makes it a mask, but there is no image that it belongs to") for name in orphans]
 
 
-def _nothing_found(folder: Path, *, recursive: bool) -> str:
+def _explain_no_images(folder: Path, *, recursive: bool) -> str:
     files = [
         path
         for path in (folder.rglob("*") if recursive else folder.iterdir())
@@ -235,7 +235,7 @@ def _nothing_found(folder: Path, *, recursive: bool) -> str:
     return f"{folder}: no images, {content}. Images are {', '.join(EXTENSIONS)}.{hint}"
 
 
-def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
+def _natural_sort_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """2.png before 10.png, whatever the letters' case."""
     parts = re.split(r"(\d+)", name.lower())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name

@@ -53,9 +53,9 @@ def fingerprint(image: Image.Image) -> Fingerprint:
         ) from None
     hashes = [
         imagehash.phash(window, hash_size=HASH_SIZE).hash.ravel()
-        for window in _windows(image.convert("L"), WINDOW_SIZE)
+        for window in _cut_windows(image.convert("L"), WINDOW_SIZE)
     ]
-    colours = [np.asarray(window).ravel() for window in _windows(image, COLOUR_SIZE)]
+    colours = [np.asarray(window).ravel() for window in _cut_windows(image, COLOUR_SIZE)]
     return Fingerprint(
         image.width / image.height,
         np.where(np.array(hashes), 1, -1).astype(np.float32),
@@ -63,7 +63,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     )
 
 
-def _windows(image: Image.Image, size: int) -> list[Image.Image]:
+def _cut_windows(image: Image.Image, size: int) -> list[Image.Image]:
     """All of it, then nine windows from corner to corner, each at size x size."""
     width, height = image.size
     left_out = [(0, 0, 0.0)] + [(x, y, WINDOW_SHARE) for x, y in product((0, 0.5, 1), repeat=2)]
@@ -74,12 +74,12 @@ def _windows(image: Image.Image, size: int) -> list[Image.Image]:
     return [image.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
 
 
-def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+def group_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     """Groups of two or more images that are alike, by their positions; alike with any one of a
     group is enough.
     """
     representative = list(range(len(fingerprints)))
-    for first, second in _alike(fingerprints):
+    for first, second in _find_pairs(fingerprints):
         old, new = sorted((representative[first], representative[second]), reverse=True)
         representative = [new if position == old else position for position in representative]
     groups = defaultdict(list)
@@ -88,7 +88,7 @@ def near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _alike(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+def _find_pairs(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
     if not fingerprints:
         return []
     whole = np.stack([one.hashes[0] for one in fingerprints])  # [images, 64]

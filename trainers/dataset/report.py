@@ -56,7 +56,7 @@ class DatasetReport:
         lines += [
             f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
         ]
-        lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
+        lines += _format_section("Left out", self.left_out) + _format_section("Notes", self.notes)
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class DatasetReport:
         }
 
 
-def _section(title: str, remarks: list[Remark]) -> list[str]:
+def _format_section(title: str, remarks: list[Remark]) -> list[str]:
     return [f"{title}:", *(f"  {remark.name}: {remark.reason}" for remark in remarks)] if remarks else []
 
 

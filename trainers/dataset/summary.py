@@ -21,14 +21,14 @@ def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: 
 
 def _list_special_features(images: list[TrainingImage], num_repeats: int) -> list[str]:
     num_masks = sum(bool(image.mask_sha256) for image in images)
-    repeats = _range(image.num_repeats * num_repeats for image in images)
-    weights = _range(image.loss_weight for image in images)
+    repeats = _format_range(image.num_repeats * num_repeats for image in images)
+    weights = _format_range(image.loss_weight for image in images)
     parts = [f"{repeats} repeats each"] if repeats != "1" else []
     parts += [f"loss weight {weights}"] if weights != "1" else []
     parts += [f"{num_masks} with a mask"] if num_masks else []
     return parts
 
 
-def _range(values: Iterable[float]) -> str:
+def _format_range(values: Iterable[float]) -> str:
     ordered = sorted(set(values))
     return f"{ordered[0]:g}" if len(ordered) == 1 else f"{ordered[0]:g} to {ordered[-1]:g}"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.dataset.imagined import dataset_of
 from trainers.dataset.bucket_config import BucketConfig
-from trainers.dataset.bucket_sizes import bucket_sizes, choose_target
+from trainers.dataset.bucket_sizes import choose_target, list_bucket_sizes
 from trainers.dataset.crop_plan import plan_crops
 
 SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1536)]
@@ -18,7 +18,7 @@ def target_wh(width: int, height: int, **settings) -> tuple[int, int]:
 
 
 def test_the_list_has_every_size_sdxl_was_trained_at_and_never_more_area():
-    sizes = bucket_sizes(BucketConfig())
+    sizes = list_bucket_sizes(BucketConfig())
     assert len(sizes) == 41  # as many as sd-scripts makes with --max_bucket_reso 2048
     for width, height in SDXL_NATIVE_WH:
         assert (height, width) in sizes and (width, height) in sizes
@@ -58,7 +58,7 @@ def test_an_image_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
 )
 def test_every_bucket_is_the_target_of_an_image_of_its_own_size_and_has_sides_in_steps(settings):
     config = BucketConfig(**settings)
-    buckets = bucket_sizes(config)
+    buckets = list_bucket_sizes(config)
     assert all(choose_target(size, config, buckets) == size for size in buckets)
     assert all(side % config.bucket_reso_steps == 0 for size in buckets for side in size)
 
@@ -83,8 +83,10 @@ def test_small_images_are_enlarged_when_that_is_allowed():
 
 
 def test_small_resolutions_have_buckets_too():
-    assert bucket_sizes(BucketConfig(resolution=64)) == [(64, 64)]
-    assert {(128, 128), (160, 96), (96, 160)} <= set(bucket_sizes(BucketConfig(resolution=128, bucket_reso_steps=32)))
+    assert list_bucket_sizes(BucketConfig(resolution=64)) == [(64, 64)]
+    assert {(128, 128), (160, 96), (96, 160)} <= set(
+        list_bucket_sizes(BucketConfig(resolution=128, bucket_reso_steps=32))
+    )
 
 
 @pytest.mark.parametrize(

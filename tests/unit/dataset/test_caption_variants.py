@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from trainers.dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
+from trainers.dataset.caption_variants import CaptionConfig, flatten_caption, vary_caption
 
 TAGS = "zwx, red, blue, green, large, small"
 
 
 def variants(caption: str, *, seed: int = 0, key: str = "a", **settings) -> tuple[str, ...]:
-    return caption_variants(caption, CaptionConfig(**settings), seed=seed, key=key)
+    return vary_caption(caption, CaptionConfig(**settings), seed=seed, key=key)
 
 
 def test_without_anything_random_there_is_one_variant_on_one_line():
@@ -65,8 +65,8 @@ def test_every_line_has_its_turn():
 
 
 def test_a_word_in_front_of_every_line_stands_once_when_the_lines_become_one():
-    assert flat_caption("zwx, a toy\n zwx,  on grass\n") == "zwx, a toy on grass"
-    assert flat_caption("zwx, a toy\nit is red") == "zwx, a toy it is red"
+    assert flatten_caption("zwx, a toy\n zwx,  on grass\n") == "zwx, a toy on grass"
+    assert flatten_caption("zwx, a toy\nit is red") == "zwx, a toy it is red"
 
 
 def test_variants_are_a_function_of_seed_and_key():

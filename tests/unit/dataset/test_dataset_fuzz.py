@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import CropPlan, TrainingItem, plan_crops
 from trainers.dataset.dataset import Dataset
-from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.epochs import batch_epoch
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.join import join_datasets
 from trainers.dataset.report import DatasetReport
@@ -49,7 +49,7 @@ class Epoch:
         return plan_crops(self.dataset, self.config, seed=self.seed)
 
     def batches(self, plan: CropPlan) -> list[list[TrainingItem]]:
-        return epoch_batches(plan.items, batch_size=self.batch_size, seed=self.seed, epoch=self.number)
+        return batch_epoch(plan.items, batch_size=self.batch_size, seed=self.seed, epoch=self.number)
 
 
 # Size, repeats, captioned, regularization: one draw for an image keeps ten thousand datasets fast.

@@ -11,7 +11,7 @@ from PIL import Image
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.given_images import store_images
-from trainers.dataset.image_folder import files_of_dataset
+from trainers.dataset.image_folder import list_dataset_files
 from trainers.dataset.report import Remark
 from trainers.dataset.scan import scan_folder
 
@@ -205,6 +205,6 @@ def test_the_files_of_a_dataset_are_what_a_scan_reads(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "5_dog" / "notes.md").write_text("x")
     photo(tmp_path / "5_dog" / "deeper" / "b.png")
-    names = {file.relative_to(tmp_path).as_posix() for file in files_of_dataset(tmp_path, recursive=False)}
+    names = {file.relative_to(tmp_path).as_posix() for file in list_dataset_files(tmp_path, recursive=False)}
     assert names == {"5_dog/a.png", "5_dog/a.txt", "5_dog/mask/a.png", "metadata.jsonl"}
-    assert files_of_dataset(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]
+    assert list_dataset_files(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]

@@ -35,7 +35,7 @@ def test_joined_datasets_of_one_name_and_of_one_image_are_told_apart(tmp_path):
     )
     joined = join_datasets([one, two])
     assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
-    assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == [
+    assert joined.trigger_word == "zwx, qvy" and [joined.get_trigger_word(image) for image in joined.images] == [
         "zwx",
         "qvy",
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.dataset.folders import photo, scan
-from trainers.dataset.trigger_word import with_trigger_word
+from trainers.dataset.trigger_word import add_trigger_word
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from trainers.dataset.trigger_word import with_trigger_word
     ],
 )
 def test_the_trigger_word_is_put_in_front_once(caption, expected):
-    assert with_trigger_word(caption, "zwx") == expected
+    assert add_trigger_word(caption, "zwx") == expected
 
 
 def test_the_trigger_word_is_put_in_front_of_every_line(tmp_path):
