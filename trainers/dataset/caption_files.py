@@ -1,4 +1,4 @@
-"""Captions as they lie beside images: a text file for each image, or one metadata.jsonl for
+"""Reads the captions stored next to images: one text file per image, or one metadata.jsonl for
 all.
 """
 
@@ -18,10 +18,10 @@ _METADATA_KEYS = ("text", "caption", "prompt")
 
 
 def read_caption_file(image: Path) -> tuple[str, list[str]]:
-    """The text of the image's first caption file that has any, and what is to be noted; UTF-8, or
-    what Windows programs write instead.
+    """Return the text of the image's first caption file that is not empty, and remarks about it. It
+    may be in UTF-8 or in the encodings that Windows programs use.
 
-    Lines stay lines: with use_wildcards each is a caption of its own.
+    Line breaks are kept: with use_wildcards each line is a caption.
     """
     for extension in CAPTION_EXTENSIONS:
         caption_file = image.with_suffix(extension)
@@ -36,10 +36,10 @@ def read_caption_file(image: Path) -> tuple[str, list[str]]:
 
 
 def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
-    """Captions by image from every folder's metadata.jsonl (HF imagefolder: file_name and text,
-    caption or prompt), and what is wrong with which file.
+    """Return captions by image from every folder's metadata.jsonl (HF imagefolder: file_name and
+    text, caption or prompt), and each problem with its file.
 
-    An image that several of the files name has the caption of the first one.
+    If several files name an image, the first one counts.
     """
     captions: dict[Path, str] = {}
     problems: list[tuple[Path, str]] = []
@@ -59,7 +59,7 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
             problems.append(
                 (
                     path,
-                    f"line {shown}: no JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; passed over",
+                    f"line {shown}: not a JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; ignored",
                 )
             )
     return captions, problems
@@ -78,7 +78,7 @@ def _parse_metadata_line(line: str) -> tuple[str, str]:
 
 
 def _decode(text: bytes) -> tuple[str, str]:
-    """The text and the name of its encoding."""
+    """Return the text and the name of its encoding."""
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return text.decode("utf-16", errors="replace"), "UTF-16"
     try:

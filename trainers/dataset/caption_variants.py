@@ -1,5 +1,5 @@
-"""What a caption may become in training: its tags in another order or in part, one of several
-wordings. Which step sees which is decided elsewhere.
+"""Makes variants of a caption for training: shuffled tags, dropped tags, one of several wordings.
+Which step uses which variant is decided elsewhere.
 """
 
 import random
@@ -34,14 +34,15 @@ class CaptionConfig:
     use_wildcards: bool = param(
         False,
         "Choose at random between alternatives in braces, separated by vertical bars, and between the "
-        "lines of a caption. A doubled brace is a plain one.",
+        "lines of a caption. Write a plain brace as two braces.",
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.caption_separator.strip():
             raise ValueError(
-                f"caption_separator must have a character other than a space, got {self.caption_separator!r}. Usually ,"
+                f"caption_separator must contain a character other than a space, got {self.caption_separator!r}. "
+                "Usually ,"
             )
 
     @property
@@ -50,14 +51,14 @@ class CaptionConfig:
 
 
 def vary_caption(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
-    """The caption's variants, each on one line: one where nothing random is asked for, else
-    num_caption_variants (equal ones among them).
+    """Return the caption's variants, each on one line: one if no random option is on, else
+    num_caption_variants, some of which may be equal.
 
-    With use_wildcards every line of the caption has its turn: there are as many variants as lines,
-    if that is more. A trigger word in front of the caption is its first part: without keep_tokens 1
-    it is shuffled and dropped as any other. A pure function: `key` tells captions of the same words
-    apart, such as the image's hash. Each operation draws from a stream of its own, so that
-    switching one on leaves the others as they were.
+    With use_wildcards every line of the caption is used at least once: there are as many variants
+    as lines, if that is more. A trigger word in front is the first part of the caption, and is
+    shuffled and dropped like any other unless keep_tokens is 1 or more. The variants depend only on
+    the arguments; `key`, such as the image's hash, tells equal captions apart. Each option draws
+    from its own random stream, so turning one on does not change the others.
     """
     if not config.is_random:
         return (flatten_caption(caption),)
@@ -72,13 +73,13 @@ def vary_caption(caption: str, config: CaptionConfig, *, seed: int, key: str) ->
 
 
 def split_caption_lines(caption: str) -> list[str]:
-    """The lines that are not empty, without superfluous spaces."""
+    """Return the lines that are not empty, without superfluous spaces."""
     return [line for line in (" ".join(line.split()) for line in caption.splitlines()) if line]
 
 
 def flatten_caption(caption: str) -> str:
-    """All lines as one. What stands in front of every line, as the trigger word does, stands in
-    front once.
+    """Join all lines into one. A first tag that all lines share, such as the trigger word, is kept
+    once.
     """
     lines = split_caption_lines(caption)
     lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
@@ -88,7 +89,7 @@ def flatten_caption(caption: str) -> str:
 
 
 def _vary_line(line: str, config: CaptionConfig, stream: str) -> str:
-    """`stream` names the random numbers; {} in it takes the operation's name."""
+    """Vary one line. `stream` names the random stream; its {} becomes the operation's name."""
     if config.use_wildcards:
         line = _choose_wildcards(line, random.Random(stream.format("wildcards")))
     if not (config.shuffle_captions or config.tag_dropout):
@@ -103,11 +104,13 @@ def _vary_line(line: str, config: CaptionConfig, stream: str) -> str:
 
 
 def _choose_wildcards(text: str, rng: random.Random) -> str:
-    """{a|b} as sd-scripts' enable_wildcard reads it: not nested, {{ and }} for braces."""
+    """Replace {a|b} by one choice, as sd-scripts' enable_wildcard does: not nested, {{ and }} for
+    braces.
+    """
 
-    def replacement(match: re.Match[str]) -> str:
+    def choose(match: re.Match[str]) -> str:
         if match.group(1) is None:
             return match.group()[0]
         return rng.choice(match.group(1).split("|")).strip()
 
-    return " ".join(_WILDCARD.sub(replacement, text).split())
+    return " ".join(_WILDCARD.sub(choose, text).split())

@@ -1,4 +1,4 @@
-"""The pixels of a crop, and those of its mask."""
+"""Reads the pixels of a crop and of its mask."""
 
 from PIL import Image
 
@@ -7,7 +7,7 @@ from .crop_plan import TrainingItem
 
 
 def read_crop(item: TrainingItem) -> Image.Image:
-    """The item's image as it is trained: RGB of exactly target_hw."""
+    """Return the item's image as it is trained: RGB, exactly target_hw."""
     crop = item.crop
     image = item.image.read()
     resized_height, resized_width = crop.resized_hw
@@ -17,8 +17,8 @@ def read_crop(item: TrainingItem) -> Image.Image:
 
 
 def read_mask_crop(item: TrainingItem) -> Image.Image | None:
-    """The item's mask, resized and cut as its image: mode "L" (255: learned) of exactly
-    target_hw; None where it has none.
+    """Return the item's mask, resized and cropped like its image: mode "L" (255: learned), exactly
+    target_hw; None if it has none.
     """
     mask = item.image.read_mask()
     if mask is None:

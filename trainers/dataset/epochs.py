@@ -1,4 +1,4 @@
-"""The order of an epoch: batches of one size each."""
+"""The order of an epoch: batches, each of one size."""
 
 import random
 from collections import defaultdict
@@ -8,8 +8,8 @@ from .crop_plan import TrainingItem
 
 
 def batch_epoch(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
-    """Every item once, in an order of this seed and epoch; a batch has one size, and the last batch
-    of a size may be smaller.
+    """Return every item once, in batches of one size, in an order drawn from the seed and the
+    epoch. The last batch of a size may be smaller.
     """
     by_size: dict[Size, list[TrainingItem]] = defaultdict(list)
     for item in items:

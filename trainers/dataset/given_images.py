@@ -1,5 +1,5 @@
-"""Images that come from other programs, not from files: kept as a folder of PNG, mask and caption
-files, named by its content.
+"""Stores images that come from other programs, not from files, as a folder of PNG, mask and caption
+files that is named after its content.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ def store_images(
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write image N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode
-    "L") as 000N-masklabel.png if it has one.
+    "L") as 000N-masklabel.png if it has one. Return the folder.
 
-    They go to a folder below `folder`, whole or not at all. The same images, captions and masks
-    always give the same folder; where it exists, nothing is written.
+    The new folder inside `folder` is written completely or not at all. The same images, captions
+    and masks always give the same folder; if it exists, nothing is written.
 
     Raises:
-        ValueError: there are neither as many captions as images, nor one for all, nor none; or
-            not as many masks as images.
+        ValueError: the number of captions is not the number of images, one (for all) or zero, or
+            the number of masks is not the number of images or zero.
     """
     captions, masks = _expand_captions(captions, len(images)), _expand_masks(masks, len(images))
     target = folder / _hash_content(images, captions, masks)
@@ -57,7 +57,7 @@ def _rename(temporary: Path, target: Path) -> None:
     try:
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # another process has stored the same images meanwhile
+        if not target.is_dir():  # another process has stored the same images in the meantime
             raise
 
 
@@ -68,7 +68,7 @@ def _expand_captions(captions: Sequence[str], num_images: int) -> list[str]:
         return [captions[0]] * num_images
     if len(captions) != num_images:
         raise ValueError(
-            f"{pluralize(num_images, 'image')} came, but {len(captions)} captions. Give one caption per image, "
+            f"got {pluralize(num_images, 'image')}, but {len(captions)} captions. Give one caption per image, "
             "in the same order, or one for all"
         )
     return list(captions)
@@ -77,7 +77,7 @@ def _expand_captions(captions: Sequence[str], num_images: int) -> list[str]:
 def _expand_masks(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
     if masks and len(masks) != num_images:
         raise ValueError(
-            f"{pluralize(num_images, 'image')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
+            f"got {pluralize(num_images, 'image')}, but {pluralize(len(masks), 'mask')}. Connect one mask per "
             "image, in the same order"
         )
     return list(masks) or [None] * num_images

@@ -1,4 +1,4 @@
-"""Several datasets as one."""
+"""Joins several datasets into one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +10,11 @@ from .summary import describe_images
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
-    """One dataset of several, each image with its own repeats, weight and trigger word; its name
-    gets the folder's name in front.
+    """Join datasets into one. Every image keeps its repeats, weight and trigger word, and gets its
+    folder's name in front of its own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `datasets` is empty.
     """
     if not datasets:
         raise ValueError("no dataset to join. Connect at least one")
@@ -56,7 +56,7 @@ def _join_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> Tra
 
 
 def _make_names_distinct(names: list[str]) -> list[str]:
-    """The second "toys" is "toys (2)"."""
+    """Number repeated names: the second "toys" becomes "toys (2)"."""
     distinct: list[str] = []
     for name in names:
         number, candidate = 1, name
@@ -68,7 +68,7 @@ def _make_names_distinct(names: list[str]) -> list[str]:
 
 
 def _note_shared_images(images: list[TrainingImage]) -> list[Remark]:
-    """The same image in two datasets may be meant, and is used in both."""
+    """List images that are in several datasets. They are used in each, as that may be intended."""
     first: dict[str, TrainingImage] = {}
     again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
     return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

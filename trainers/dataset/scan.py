@@ -1,4 +1,4 @@
-"""A folder of images and captions, checked file by file. image_folder.py finds the files."""
+"""Checks a folder of images and captions, file by file. image_folder.py finds the files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usabl
 from .summary import summarize_special
 from .trigger_word import add_trigger_word_to_each_line
 
-SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its image: rounding, not another crop
+SMALL_SHAPE_DIFFERENCE = 0.02  # between mask and image: rounding, not a different crop
 
 
 def scan_folder(
@@ -25,17 +25,17 @@ def scan_folder(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Dataset:
-    """Look at every image of the folder, in the order of their names; nothing is written.
+    """Check every image of the folder, in the order of their names; write nothing.
 
-    Left out and named in the report, never replaced by another: empty, damaged, animated or huge
-    files, images with such a mask, files of other image formats, and copies of another image.
-    With `strict` that is an error. Images without any caption stay, for a captioner to come;
-    plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user
-    calls the folder, where that is not its own name.
+    The report names every file that is left out: empty, damaged, animated or huge files, images
+    with such a mask, files of other image formats, and copies of another image. With `strict`, a
+    left-out file is an error. Images without a caption stay, so that a captioner can add one;
+    plan_crops leaves them out. Hidden files and folders are ignored. `name` is the user's name for
+    the folder, if it differs from the folder's own.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no image in
-            it that can be used.
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or it has no
+            usable image.
     """
     folder = Path(config.images).expanduser()
     content = list_images(folder, recursive=config.recursive)
@@ -63,7 +63,7 @@ def scan_folder(
 
 
 def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
-    """The image and what is to be noted about it. Raises UnusableImage."""
+    """Return the image and the remarks about it. Raises UnusableImage."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
@@ -91,8 +91,8 @@ def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str)
 
 
 def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
-    """An image whose mask cannot be read is not used: without it, all of the image would be
-    learned.
+    """Return the image with its mask, and the remarks extended. Raises UnusableImage if the mask is
+    unusable: without the mask, training would learn the whole image.
     """
     place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
     try:
@@ -108,8 +108,8 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
         > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
     ):
         reason = (
-            f"its mask {place} has another shape ({mask_width} x {mask_height}, the image {width} x {height}) and "
-            "is stretched to it"
+            f"its mask {place} has a different shape ({mask_width} x {mask_height}, the image {width} x {height}) "
+            "and is stretched to fit"
         )
         notes = [*notes, Remark(image.name, reason)]
     if is_black:
@@ -118,8 +118,8 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
 
 
 def _find_caption(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
-    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
-    kohya's folder, else the trigger word alone; and notes.
+    """Return the caption and remarks about it. Sources in order: the caption file, metadata.jsonl,
+    the fallback caption, the name of kohya's folder, the trigger word alone.
     """
     trigger_word = " ".join(config.trigger_word.split())
     caption, reasons = read_caption_file(found.path)
@@ -148,7 +148,9 @@ def _read_metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[
 
 
 def _find_copies(images: list[TrainingImage]) -> list[Remark]:
-    """All images of the same bytes but one: the first that has a caption."""
+    """List the images that repeat the bytes of another. Of each set, the first image with a caption
+    is kept.
+    """
     first: dict[str, TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
         first.setdefault(image.sha256, image)

@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[3]
     epoch=st.integers(1, 3),
 )
 @settings(max_examples=100, deadline=None)
-def test_an_epoch_has_every_image_exactly_repeats_times_and_no_batch_mixes_sizes(sizes, num_repeats, batch_size, epoch):
+def test_an_epoch_uses_every_image_exactly_num_repeats_times_and_no_batch_mixes_sizes(
+    sizes, num_repeats, batch_size, epoch
+):
     plan = plan_crops(dataset_of(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
     batches = batch_epoch(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sizes) * num_repeats))
