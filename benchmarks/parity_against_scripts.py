@@ -29,7 +29,7 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.crop_plan import TrainingItem, plan_crops
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
-from trainers.lora.modules import weighted_modules
+from trainers.lora.modules import list_weighted_modules
 from trainers.sdxl.encode import LatentStore
 from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
@@ -355,7 +355,7 @@ def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str
     """
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     names = kohya_names(
-        *(weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
+        *(list_weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
     )
     parts: list[tuple[str, nn.Module, list[str]]] = [
         ("unet", model.unet, unet_targets(model.unet, case.target_modules))

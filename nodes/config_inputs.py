@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from comfy_api.latest import io
 
-from ..trainers.config import field_names
+from ..trainers.config import list_field_names
 from .host import folders
 from .open_settings import AUTO
 
@@ -39,9 +39,9 @@ def settings_order(
     Raises:
         ValueError: a setting has no place in the order, two places, or is in no config.
     """
-    expected = [name for config in configs for name in field_names(config) if name not in elsewhere]
+    expected = [name for config in configs for name in list_field_names(config) if name not in elsewhere]
     expected += also
-    known = {*expected, *(name for config in some_of for name in field_names(config))}
+    known = {*expected, *(name for config in some_of for name in list_field_names(config))}
     missing = [name for name in expected if name not in order]
     if missing:
         raise ValueError(

@@ -55,7 +55,7 @@ def own_ports() -> Iterator[None]:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports = count(20_000 + 3_000 * (worker % 4) + randrange(2_000))  # below those that the system gives to clients
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers.comfyui.server, "_free_port", lambda: next(filter(_is_free, ports)))
+        patch.setattr(trainers.comfyui.server, "_find_free_port", lambda: next(filter(_is_free, ports)))
         yield
 
 

@@ -42,12 +42,12 @@ def check_ranges(config: Any) -> None:
     __post_init__.
     """
     for spec in fields(config):
-        problem = _problem(spec, getattr(config, spec.name))
+        problem = _find_problem(spec, getattr(config, spec.name))
         if problem:
             raise ValueError(f"{spec.name} {problem}")
 
 
-def _problem(spec: Field, value: Any) -> str | None:
+def _find_problem(spec: Field, value: Any) -> str | None:
     limits = spec.metadata
     if value is None:
         return None
@@ -82,35 +82,35 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
             "--" + spec.name.replace("_", "-"),
             dest=spec.name,
             default=argparse.SUPPRESS,
-            help=_help_text(spec),
-            **_flag_type(hints[spec.name], spec),
+            help=_format_help(spec),
+            **_choose_flag_type(hints[spec.name], spec),
         )
 
 
-def _help_text(spec: Field) -> str:
+def _format_help(spec: Field) -> str:
     limits = spec.metadata
     facts = [] if limits["max"] is None else [f"{limits['min']:.16g} to {limits['max']:.16g}"]
     if limits["pattern"]:
         facts.append(f"or {limits['pattern'][1]}")
-    facts.append("required" if spec.default is MISSING else f"default: {_shown_default(spec.default)}")
+    facts.append("required" if spec.default is MISSING else f"default: {_format_default(spec.default)}")
     return f"{limits['help']} ({'; '.join(facts)})".replace("%", "%%")
 
 
-def _shown_default(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default) or "empty"
 
 
-def _flag_type(hint: Any, spec: Field) -> dict[str, Any]:
-    kind = _plain_type(hint)
+def _choose_flag_type(hint: Any, spec: Field) -> dict[str, Any]:
+    kind = _unwrap_type(hint)
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     shown = spec.metadata.get("choices")
     return {"type": kind, "metavar": "{" + ",".join(shown) + "}" if shown else kind.__name__.upper()}
 
 
-def _plain_type(hint: Any) -> Any:
+def _unwrap_type(hint: Any) -> Any:
     """`int` for `int | None`; Literal types are strings."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (member for member in get_args(hint) if member is not type(None))
@@ -126,21 +126,21 @@ def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> 
     if unknown:
         raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(hints))}")
     return config_class(
-        **{name: _typed(value, _plain_type(hints[name]), f"{source}: {name}") for name, value in values.items()}
+        **{name: _check_type(value, _unwrap_type(hints[name]), f"{source}: {name}") for name, value in values.items()}
     )
 
 
 def build_config(config_class: type, settings: dict[str, Any]) -> Any:
     """A config from settings for several, such as all flags of a command."""
-    return from_mapping(config_class, own_settings(config_class, settings), source="settings")
+    return from_mapping(config_class, select_settings(config_class, settings), source="settings")
 
 
-def own_settings(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
+def select_settings(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings that are the config's."""
-    return {name: settings[name] for name in field_names(config_class) if name in settings}
+    return {name: settings[name] for name in list_field_names(config_class) if name in settings}
 
 
-def _typed(value: Any, kind: Any, where: str) -> Any:
+def _check_type(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -148,7 +148,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def field_names(config_class: type) -> list[str]:
+def list_field_names(config_class: type) -> list[str]:
     return [spec.name for spec in fields(config_class)]
 
 

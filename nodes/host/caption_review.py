@@ -15,7 +15,7 @@ import comfy.utils
 from aiohttp import web
 from server import PromptServer
 
-from ...trainers.captions.edits import change_captions, inspect_caption, review_key
+from ...trainers.captions.edits import change_captions, compute_review_key, inspect_caption
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.dataset.image import TrainingImage
 from ...trainers.files.atomic_write import atomic_write
@@ -31,7 +31,7 @@ def keep_review(dataset: Dataset) -> str:
     """Keep the images' thumbnails and captions for the widget, and give the key that it finds
     them by, also after a restart.
     """
-    key = review_key(dataset)
+    key = compute_review_key(dataset)
     progress = comfy.utils.ProgressBar(len(dataset.images))  # and no text: it would take half of the widget's place
     for number, image in enumerate(dataset.images, start=1):
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -39,7 +39,7 @@ def keep_review(dataset: Dataset) -> str:
         progress.update_absolute(number)
     review = {
         "key": key,
-        "pictures": [_image_entry(image, dataset.trigger_word_of(image)) for image in dataset.images],
+        "pictures": [_image_entry(image, dataset.get_trigger_word(image)) for image in dataset.images],
     }
     with atomic_write(_review_file(key), overwrite=True) as temporary:
         temporary.write_text(json.dumps(review), encoding="utf-8")

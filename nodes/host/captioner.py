@@ -37,7 +37,7 @@ def model_folder(name: str, model_id: str) -> Path | None:
     Raises:
         ValueError: neither is given, both are, or there is no such model.
     """
-    from ...trainers.captions.florence2.download import downloaded_model
+    from ...trainers.captions.florence2.download import find_downloaded_model
 
     if name != folders.NONE and model_id.strip():
         raise ValueError(
@@ -45,7 +45,7 @@ def model_folder(name: str, model_id: str) -> Path | None:
             f"{folders.NONE}"
         )
     if model_id.strip():
-        return downloaded_model(model_id, _download_root())
+        return find_downloaded_model(model_id, _download_root())
     if name == folders.NONE:
         raise ValueError(
             "no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on "

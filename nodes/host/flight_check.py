@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ...trainers.config import own_settings
+from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.check.cost import Surroundings
 from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
@@ -54,7 +54,7 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
 
 
 def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
-    check = FlightCheckConfig(**own_settings(FlightCheckConfig, settings))
+    check = FlightCheckConfig(**select_settings(FlightCheckConfig, settings))
     run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
     surroundings = Surroundings(run_settings.training.mixed_precision, _device_bytes(), folders.work_folder())
     return check_flight(

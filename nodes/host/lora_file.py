@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.files.atomic_write import atomic_write
-from ...trainers.files.names import free_path
+from ...trainers.files.names import find_free_path
 from ...trainers.lora.file import require_same_tensors, save_lora
 from ...trainers.lora.file_name import check_lora_file_name
 from .lora import GraphLora
@@ -65,7 +65,7 @@ def save_to_loras_folder(
     name = check_lora_file_name(filename)
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
     modules = _module_names(tensors)
-    path = free_path(
+    path = find_free_path(
         folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ()
     )
     save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})

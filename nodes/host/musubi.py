@@ -10,7 +10,7 @@ from typing import Any
 import comfy.lora
 import comfy.model_management
 
-from ...trainers.config import field_names, from_mapping
+from ...trainers.config import from_mapping, list_field_names
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
@@ -149,7 +149,7 @@ def _job(given: Given) -> MusubiJob:
     }
     options = {option.name: choice[option.name] for option in architecture.options if option.name in choice}
     settings = {
-        name: value for name, value in {**given.settings, **choice}.items() if name in field_names(MusubiConfig)
+        name: value for name, value in {**given.settings, **choice}.items() if name in list_field_names(MusubiConfig)
     }
     config = from_mapping(MusubiConfig, {**settings, **_files_to_start_from(settings)}, source=architecture.name)
     return MusubiJob(architecture.name, config, models, options)

@@ -12,7 +12,7 @@ import torch
 
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.lora.file import save_lora, to_kohya
-from trainers.lora.modules import LoraModule, weighted_modules
+from trainers.lora.modules import LoraModule, list_weighted_modules
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.names import kohya_names
 from trainers.sdxl.targets import unet_targets
@@ -44,7 +44,7 @@ def _write_random_lora(base: Path, path: Path) -> None:
             ),
             4.0,
         )
-    save_lora(path, to_kohya(modules, kohya_names(weighted_modules(unet), [], []), dtype=torch.float32), {})
+    save_lora(path, to_kohya(modules, kohya_names(list_weighted_modules(unet), [], []), dtype=torch.float32), {})
 
 
 def test_no_weight_of_unet_text_encoders_and_vae_is_copied(results):

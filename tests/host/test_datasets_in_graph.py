@@ -51,7 +51,7 @@ def test_joined_datasets_are_described(comfyui_server: ComfyServer, folders: Pat
         "  toys: 2 images, 5 repeats each, 1 with a mask",
         "  kohya: 1 regularization image, 3 repeats each, loss weight 0.5",
     ]
-    assert "kohya/3_dog: kohya's folder: 1 x 3 repeats, 'dog' where there is no caption" in text
+    assert "kohya/3_dog: kohya's folder: 1 x 3 repeats, 'dog' for images without a caption" in text
 
 
 def test_a_trigger_word_for_regularization_images_is_refused(comfyui_server: ComfyServer, folders: Path) -> None:

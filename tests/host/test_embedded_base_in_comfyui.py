@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.lora.file import save_lora, to_kohya
-from trainers.lora.modules import LoraModule, weighted_modules
+from trainers.lora.modules import LoraModule, list_weighted_modules
 from trainers.sdxl.merge import merge_lora
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
@@ -62,7 +62,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
             for shape in ((4, layer.in_features), (layer.out_features, 4))
         )
         modules["unet", path] = LoraModule(down, up, alpha=2.0)
-    names = kohya_names(weighted_modules(model.unet), [], [])
+    names = kohya_names(list_weighted_modules(model.unet), [], [])
     save_lora(folder / "lora.safetensors", to_kohya(modules, names, dtype=torch.float32), {})
     merge_lora(modules, {"unet": torch.nn.Module.float(model.unet)})
     torch.save(

@@ -154,7 +154,7 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(folder / "1.png")
     assert captions_of(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
-    assert "It has subfolders: turn on recursive" in failure_of(client, load(folder="deep", trigger_word="zwx"))
+    assert "It has subfolders; turn on recursive" in failure_of(client, load(folder="deep", trigger_word="zwx"))
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
@@ -241,7 +241,7 @@ def test_captions_that_do_not_match_and_a_second_source_are_errors(client: Comfy
         "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0),
     }
     message = failure_of(client, load(nodes, images=["one", 0], captions=["core", 1]))
-    assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
+    assert message == "got 2 images, but 3 captions. Give one caption per image, in the same order, or one for all"
     with pytest.raises(
         PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source"
     ) as refusal:
@@ -250,7 +250,7 @@ def test_captions_that_do_not_match_and_a_second_source_are_errors(client: Comfy
     assert "captions are connected, and " in failure_of(client, load(nodes, folder="colors", captions=["core", 1]))
 
 
-def test_a_colour_that_is_none_is_an_error(client: ComfyClient):
+def test_an_invalid_colour_is_an_error(client: ComfyClient):
     message = failure_of(client, load(folder="colors", alpha_background="no colour"))
     assert message == "alpha_background must be a colour such as white or #ffffff, got 'no colour'"
 
@@ -290,7 +290,7 @@ def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, ma
     message = failure_of(
         client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x")
     )
-    assert message == "2 images came, but 1 mask. Connect one mask per image, in the same order"
+    assert message == "got 2 images, but 1 mask. Connect one mask per image, in the same order"
 
 
 # ---- archives ----

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainers.lora.modules import weighted_modules
+from trainers.lora.modules import list_weighted_modules
 from trainers.sdxl.names import kohya_names
 
 SDXL_UNET: dict[str, Any] = {
@@ -72,11 +72,11 @@ def test_comfyui_knows_every_module_of_the_real_sdxl_and_means_the_same_weight(k
         te2 = CLIPTextModelWithProjection(
             CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
         )
-    names = kohya_names(weighted_modules(unet), weighted_modules(te1), weighted_modules(te2))
+    names = kohya_names(list_weighted_modules(unet), list_weighted_modules(te1), list_weighted_modules(te2))
     layers = {
         key: name for key, name in names.items() if key[0] == "unet" or ".self_attn." in key[1] or ".mlp." in key[1]
     }
-    assert len(layers) == len(weighted_modules(unet)) + 72 + 192
+    assert len(layers) == len(list_weighted_modules(unet)) + 72 + 192
     unknown = [name for name in layers.values() if name not in key_map]
     assert unknown == []
 

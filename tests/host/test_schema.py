@@ -46,7 +46,7 @@ def inputs_of(schema: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
 def test_every_id_is_ours_and_nothing_failed_to_import(comfyui_server: ComfyServer, schemas):
     assert set(NODES) <= set(schemas), "a node that workflows and prompts rely on is gone"
     assert {schema["python_module"] for schema in schemas.values()} == {"custom_nodes.ComfyUI-LoRA-Trainer"}
-    assert "IMPORT FAILED" not in comfyui_server.log_text()
+    assert "IMPORT FAILED" not in comfyui_server.read_log()
 
 
 def test_no_schema_has_changed(schemas):

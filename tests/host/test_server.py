@@ -53,14 +53,14 @@ def draw(prompt: str, *, seed: int, steps: int = 20) -> Prompt:
 
 
 def test_every_pack_is_imported(comfyui_server: ComfyServer):
-    log = comfyui_server.log_text()
+    log = comfyui_server.read_log()
     assert "IMPORT FAILED" not in log
     assert "custom_nodes/ComfyUI-LoRA-Trainer" in log and "custom_nodes/embedded_base_pack" in log
 
 
 def test_the_server_computes_in_one_thread(comfyui_server: ComfyServer):
     """Several of them must not slow each other down. fault_pack writes it into the log."""
-    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.log_text()
+    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.read_log()
 
 
 def test_the_embedded_base_draws_what_the_prompt_says(comfyui_server: ComfyServer):

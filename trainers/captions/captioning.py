@@ -17,12 +17,12 @@ from PIL import Image
 from ..config import check_ranges, param
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
-from ..dataset.trigger_word import with_trigger_word
+from ..dataset.trigger_word import add_trigger_word
 from ..files.atomic_write import atomic_write
 from ..training.events import ImageCaptioned, Notice, StageProgress, StageStarted
 from ..wording import name_first, pluralize
 from .florence2.cleaning import clean_caption
-from .florence2.tasks import TASKS, prompt_sentence
+from .florence2.tasks import TASKS, expand_prompt
 
 if TYPE_CHECKING:
     from ..training.host import Host
@@ -80,7 +80,7 @@ class CaptionerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        prompt_sentence(self.request)
+        expand_prompt(self.request)
         places = re.findall(r"\{[^{}]*\}|[{}]", self.trigger_template)
         if "{caption}" not in places or not set(places) <= {"{caption}", "{trigger}"}:
             raise ValueError(
@@ -148,7 +148,7 @@ def caption_dataset(
             two images share one caption file.
         Interrupted: the user cancelled; the captions so far are in the cache.
     """
-    uncaptioned = _names_without_caption(dataset)
+    uncaptioned = _find_uncaptioned(dataset)
     chosen = [
         index
         for index, image in enumerate(dataset.images)
@@ -161,13 +161,13 @@ def caption_dataset(
     captions = [image.caption for image in dataset.images]
     for index, image, text in zip(chosen, images, texts, strict=True):
         existing = "" if image.name in uncaptioned else image.caption
-        captions[index] = compose_caption(existing, text, config, trigger_word=dataset.trigger_word_of(image))
+        captions[index] = compose_caption(existing, text, config, trigger_word=dataset.get_trigger_word(image))
     captioned = dataset.with_captions(captions)
     if config.write_files:
         for index in chosen:
             host.check_interrupted()
-            _write_text(_caption_file(captioned.images[index]), captioned.images[index].caption + "\n")
-    host.report(Notice(_summary(len(chosen), len(dataset.images), is_written=config.write_files)))
+            _write_text(_get_caption_file(captioned.images[index]), captioned.images[index].caption + "\n")
+    host.report(Notice(_summarize(len(chosen), len(dataset.images), is_written=config.write_files)))
     return captioned
 
 
@@ -192,18 +192,18 @@ def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigge
     with the text behind it.
     """
     if not (existing and config.existing_captions == "append"):
-        return _with_trigger(text, trigger_word, config.trigger_template)
-    return "\n".join(_appended(line, text) for line in existing.split("\n"))
+        return _apply_template(text, trigger_word, config.trigger_template)
+    return "\n".join(_append(line, text) for line in existing.split("\n"))
 
 
-def _with_trigger(text: str, trigger_word: str, template: str) -> str:
-    if with_trigger_word(text, trigger_word) == text:  # there is none, or the text has it
+def _apply_template(text: str, trigger_word: str, template: str) -> str:
+    if add_trigger_word(text, trigger_word) == text:  # there is none, or the text has it
         return text
     parts = {"{trigger}": trigger_word, "{caption}": text}
     return re.sub(r"\{(?:trigger|caption)\}", lambda place: parts[place.group()], template)
 
 
-def _appended(existing: str, text: str) -> str:
+def _append(existing: str, text: str) -> str:
     """Once only: with files written, the next run finds its own text there."""
     if text in existing:
         return existing
@@ -211,12 +211,12 @@ def _appended(existing: str, text: str) -> str:
     return f"{existing} {text}" if existing.endswith((".", "!", "?")) else f"{existing}, {text}"
 
 
-def _names_without_caption(dataset: Dataset) -> set[str]:
+def _find_uncaptioned(dataset: Dataset) -> set[str]:
     """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
     is none; the report names such images.
     """
     noted = {note.name for note in dataset.report.notes if note.kind.is_about_missing_caption}
-    return noted | {image.name for image in dataset.images if image.caption in ("", dataset.trigger_word_of(image))}
+    return noted | {image.name for image in dataset.images if image.caption in ("", dataset.get_trigger_word(image))}
 
 
 def _describe(
@@ -224,13 +224,13 @@ def _describe(
 ) -> list[str]:
     """The final texts, cleaned, none of them empty."""
     host.report(StageStarted("captioning", len(images)))
-    keys = _cache_keys(images, captioner, config) if images else []
+    keys = _make_cache_keys(images, captioner, config) if images else []
     texts = {key: text for key in keys if (text := cache.get(key)) is not None}
     missing = [(key, image) for key, image in zip(keys, images, strict=True) if key not in texts]
     num_done = len(images) - len(missing)
     if num_done:
         host.report(StageProgress("captioning", num_done, len(images), "captioned earlier"))
-    for key, image, pixels, text in _new_texts(missing, captioner, config, host):
+    for key, image, pixels, text in _generate_texts(missing, captioner, config, host):
         texts[key] = text
         if text:
             cache.put(key, text)
@@ -242,7 +242,7 @@ def _describe(
     return final
 
 
-def _new_texts(
+def _generate_texts(
     missing: list[tuple[str, TrainingImage]], captioner: Captioner, config: CaptionerConfig, host: "Host"
 ) -> Iterator[tuple[str, TrainingImage, Image.Image, str]]:
     for start in range(0, len(missing), config.batch_size):
@@ -260,7 +260,7 @@ def _new_texts(
             yield key, image, pixels, text.strip()
 
 
-def _cache_keys(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig) -> list[str]:
+def _make_cache_keys(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig) -> list[str]:
     asked = [captioner.identity, config.request, config.num_beams, config.max_new_tokens]
     parts = ([*asked, image.sha256, image.alpha_background if image.has_alpha else None] for image in images)
     return [hashlib.sha256(json.dumps(part).encode()).hexdigest()[:40] for part in parts]
@@ -275,18 +275,18 @@ def _require_texts(images: list[TrainingImage], texts: list[str], config: Captio
         )
 
 
-def _caption_file(image: TrainingImage) -> Path:
+def _get_caption_file(image: TrainingImage) -> Path:
     return image.path.with_suffix(".txt")
 
 
 def _require_own_files(images: list[TrainingImage], all_images: list[TrainingImage]) -> None:
-    written = {_caption_file(image) for image in images}
+    written = {_get_caption_file(image) for image in images}
     name_by_file: dict[Path, str] = {}
     for image in all_images:
-        other = name_by_file.setdefault(_caption_file(image), image.name)
-        if other != image.name and _caption_file(image) in written:
+        other = name_by_file.setdefault(_get_caption_file(image), image.name)
+        if other != image.name and _get_caption_file(image) in written:
             raise ValueError(
-                f"{other} and {image.name} have the same caption file, {_caption_file(image).name}. Rename one of "
+                f"{other} and {image.name} have the same caption file, {_get_caption_file(image).name}. Rename one of "
                 "them, or turn off write_files"
             )
 
@@ -296,7 +296,7 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())  # as it is: text mode would write Windows' line ends there
 
 
-def _summary(num_captioned: int, num_images: int, *, is_written: bool) -> str:
+def _summarize(num_captioned: int, num_images: int, *, is_written: bool) -> str:
     kept = f", {pluralize(num_images - num_captioned, 'caption')} kept" if num_captioned < num_images else ""
     return (
         f"{pluralize(num_captioned, 'image')} "

@@ -28,12 +28,12 @@ def tokenize(captions: list[str], *, pad_token: int) -> list[torch.Tensor]:
     its last word. A chunk that is not full ends with END and is padded with `pad_token` (END for
     text encoder 1, 0, which is "!", for text encoder 2).
     """
-    return [_chunks(ids, pad_token) for ids in token_ids(captions)]
+    return [_split_into_chunks(ids, pad_token) for ids in token_ids(captions)]
 
 
 def token_ids(captions: list[str]) -> list[list[int]]:
     """Bare token ids, without START, END and padding."""
-    return [encoding.ids for encoding in _clip_tokenizer().encode_batch(captions, add_special_tokens=False)]
+    return [encoding.ids for encoding in _build_tokenizer().encode_batch(captions, add_special_tokens=False)]
 
 
 def count_chunks(num_tokens: int) -> int:
@@ -43,10 +43,10 @@ def count_chunks(num_tokens: int) -> int:
 
 def vocabulary() -> dict[str, int]:
     """All 49408 tokens with their ids."""
-    return _clip_tokenizer().get_vocab()
+    return _build_tokenizer().get_vocab()
 
 
-def _chunks(ids: list[int], pad_token: int) -> torch.Tensor:
+def _split_into_chunks(ids: list[int], pad_token: int) -> torch.Tensor:
     rows = []
     for start in range(0, max(len(ids), 1), TOKENS_PER_CHUNK):
         row = [START_TOKEN, *ids[start : start + TOKENS_PER_CHUNK], END_TOKEN]
@@ -55,13 +55,13 @@ def _chunks(ids: list[int], pad_token: int) -> torch.Tensor:
 
 
 @cache
-def _clip_tokenizer() -> Tokenizer:
+def _build_tokenizer() -> Tokenizer:
     merges: list[tuple[str, str]] = [
         (first, second)
         for first, second in (line.split() for line in MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:])
     ]
     tokenizer = Tokenizer(
-        models.BPE(vocab=_vocabulary(merges), merges=merges, end_of_word_suffix="</w>", fuse_unk=False)
+        models.BPE(vocab=_build_vocabulary(merges), merges=merges, end_of_word_suffix="</w>", fuse_unk=False)
     )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -72,16 +72,16 @@ def _clip_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+def _build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     """CLIP's vocabulary is its 256 bytes, the same with an end-of-word mark, one token per merge,
     and two marks.
     """
-    byte_symbols = _byte_symbols()
+    byte_symbols = _list_byte_symbols()
     tokens = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols), *("".join(pair) for pair in merges)]
     return {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
 
 
-def _byte_symbols() -> list[str]:
+def _list_byte_symbols() -> list[str]:
     """The printable stand-ins of the 256 bytes, in the order that GPT-2 and CLIP number them."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     num_others = 256 - len(printable)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..dataset.caption_variants import caption_lines, flat_caption
+from ..dataset.caption_variants import flatten_caption, split_caption_lines
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
-from ..dataset.trigger_word import with_trigger_word
+from ..dataset.trigger_word import add_trigger_word
 from .clip_tokenizer import TOKENS_PER_CHUNK, token_ids
 
 Operation = Literal["add in front", "add at the end", "remove", "replace"]
@@ -103,17 +103,19 @@ def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit
     return result
 
 
-def review_key(dataset: Dataset) -> str:
+def compute_review_key(dataset: Dataset) -> str:
     """Another one as soon as an image, its name, its trigger word or its incoming caption is
     another.
     """
-    content = [(image.sha256, image.name, dataset.trigger_word_of(image), image.caption) for image in dataset.images]
+    content = [(image.sha256, image.name, dataset.get_trigger_word(image), image.caption) for image in dataset.images]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def inspect_caption(caption: str, trigger_word: str) -> CaptionFacts:
-    num_tokens = len(token_ids([flat_caption(caption)])[0])
-    has_trigger_word = all(with_trigger_word(line, trigger_word) == line for line in caption_lines(caption) or [""])
+    num_tokens = len(token_ids([flatten_caption(caption)])[0])
+    has_trigger_word = all(
+        add_trigger_word(line, trigger_word) == line for line in split_caption_lines(caption) or [""]
+    )
     return CaptionFacts(num_tokens, max(1, -(-num_tokens // TOKENS_PER_CHUNK)), has_trigger_word)
 
 
@@ -140,13 +142,13 @@ def change_captions(
     if not text.strip():
         raise ValueError(f"there is no text to {operation.split()[0]}")
     if operation in ("add in front", "add at the end"):
-        return [_with_part(caption, text.strip(), in_front=operation == "add in front") for caption in captions]
-    pattern = _pattern(text.strip(), match_case=match_case, whole_words=whole_words)
+        return [_add_part(caption, text.strip(), in_front=operation == "add in front") for caption in captions]
+    pattern = _compile_pattern(text.strip(), match_case=match_case, whole_words=whole_words)
     new_text = replacement.strip() if operation == "replace" else ""
-    return [_substituted(caption, pattern, new_text) for caption in captions]
+    return [_substitute(caption, pattern, new_text) for caption in captions]
 
 
-def _with_part(caption: str, part: str, *, in_front: bool) -> str:
+def _add_part(caption: str, part: str, *, in_front: bool) -> str:
     caption = caption.strip()
     if not caption:
         return part
@@ -157,21 +159,21 @@ def _with_part(caption: str, part: str, *, in_front: bool) -> str:
     return f"{caption} {part}" if caption.endswith((".", "!", "?")) else f"{caption.rstrip(',')}, {part}"
 
 
-def _pattern(text: str, *, match_case: bool, whole_words: bool) -> re.Pattern[str]:
+def _compile_pattern(text: str, *, match_case: bool, whole_words: bool) -> re.Pattern[str]:
     """A boundary is asked for only beside a letter or digit: "(blurry)" has none of its own."""
     before = r"(?<!\w)" if whole_words and re.match(r"\w", text) else ""
     after = r"(?!\w)" if whole_words and re.search(r"\w$", text) else ""
     return re.compile(before + re.escape(text) + after, 0 if match_case else re.IGNORECASE)
 
 
-def _substituted(caption: str, pattern: re.Pattern[str], new_text: str) -> str:
+def _substitute(caption: str, pattern: re.Pattern[str], new_text: str) -> str:
     changed = pattern.sub(lambda _: new_text, caption)
     if changed == caption or new_text:
         return changed
-    return "\n".join(_without_gaps(line) for line in changed.split("\n"))
+    return "\n".join(_close_gaps(line) for line in changed.split("\n"))
 
 
-def _without_gaps(line: str) -> str:
+def _close_gaps(line: str) -> str:
     line = re.sub(r"[ \t]+", " ", line)
     line = re.sub(r" ?,(?: ?,)+", ",", line)
     return re.sub(r" +([,.;:!?])", r"\1", line).strip(" ,")

@@ -19,7 +19,7 @@ def run_prompt(client: ComfyClient, prompt: Prompt) -> Result:
     """Run it with bars. Ctrl-C interrupts it and waits for the end; a second Ctrl-C does not
     wait.
     """
-    with NodeBars(prompt) as bars, _interrupting(client):
+    with NodeBars(prompt) as bars, _interrupt_on_ctrl_c(client):
         return client.run(prompt, on_message=bars.show, keep_messages=False)
 
 
@@ -40,14 +40,14 @@ class NodeBars:
     def show(self, message: Message) -> None:
         if message.kind == "progress_state":
             for node, state in message.data["nodes"].items():
-                self._move(node, int(state["value"]), int(state["max"]), is_running=state["state"] == "running")
+                self._update_bar(node, int(state["value"]), int(state["max"]), is_running=state["state"] == "running")
         elif message.kind == "progress_text" and message.data["node"] in self._bars:
             self._bars[message.data["node"]].set_postfix_str(message.data["text"].partition("\n")[0])
 
-    def _move(self, node: str, step: int, total: int, *, is_running: bool) -> None:
+    def _update_bar(self, node: str, step: int, total: int, *, is_running: bool) -> None:
         if is_running and node not in self._bars:
             self._bars[node] = tqdm(
-                desc=self._title(node), dynamic_ncols=True, leave=False, bar_format="{desc} {elapsed}{postfix}"
+                desc=self._find_title(node), dynamic_ncols=True, leave=False, bar_format="{desc} {elapsed}{postfix}"
             )
         bar = self._bars.get(node)
         if bar is None or bar.disable:
@@ -58,13 +58,13 @@ class NodeBars:
         if not is_running:
             bar.close()
 
-    def _title(self, node: str) -> str:
+    def _find_title(self, node: str) -> str:
         about = self._prompt.get(node, {})  # a node may run others, which the prompt does not have
         return about.get("_meta", {}).get("title") or about.get("class_type") or node
 
 
 @contextmanager
-def _interrupting(client: ComfyClient) -> Iterator[None]:
+def _interrupt_on_ctrl_c(client: ComfyClient) -> Iterator[None]:
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tqdm.write("Interrupting; press Ctrl-C again to stop waiting for it.", file=sys.stderr)

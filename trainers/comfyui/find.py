@@ -115,7 +115,7 @@ def _check_packages(folder: Path, python: Path) -> None:
         result = subprocess.run(
             [str(python), "-c", probe],
             cwd=folder,
-            env=environment_without_ours(),
+            env=make_child_environment(),
             capture_output=True,
             text=True,
             timeout=PROBE_SECONDS,
@@ -134,7 +134,7 @@ def _check_packages(folder: Path, python: Path) -> None:
         )
 
 
-def environment_without_ours() -> dict[str, str]:
+def make_child_environment() -> dict[str, str]:
     """The environment variables without PYTHONPATH, which is meant for our interpreter and not for
     theirs.
     """

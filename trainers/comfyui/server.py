@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO
 
 from .client import ComfyClient
-from .find import Installation, environment_without_ours
+from .find import Installation, make_child_environment
 
 # Seconds. Both end what hangs, and must not end a start or a stop on a slow disk or a busy machine.
 START_TIMEOUT = 900.0
@@ -26,7 +26,7 @@ class ComfyServer:
     there.
 
     cpu: None takes the GPU where the installation's torch sees one. log: everything that the server
-    prints; read it with `log_text`. flags: more of ComfyUI's own, such as --bf16-unet.
+    prints; read it with `read_log`. flags: more of ComfyUI's own, such as --bf16-unet.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ComfyServer:
         self.log = log
         self._cpu = cpu
         self._flags = flags
-        self._port = _free_port()
+        self._port = _find_free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self.client = ComfyClient(self.url)
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,14 +70,14 @@ class ComfyServer:
         assert self._process is not None
         return self._process.pid
 
-    def log_text(self) -> str:
+    def read_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            self._command(),
+            self._build_command(),
             cwd=self.installation.folder,
-            env={"HF_HUB_OFFLINE": "1", **environment_without_ours(), "PYTHONUNBUFFERED": "1"},
+            env={"HF_HUB_OFFLINE": "1", **make_child_environment(), "PYTHONUNBUFFERED": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
             # A group of its own, so that Ctrl-C in the terminal is ours alone: we ask the server to
@@ -86,7 +86,7 @@ class ComfyServer:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
-    def _command(self) -> list[str]:
+    def _build_command(self) -> list[str]:
         command = [str(self.installation.python), "main.py", "--listen", "127.0.0.1", "--port", str(self._port)]
         command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
         command += ["--base-directory", str(self.base_directory)] if self.base_directory else []
@@ -99,9 +99,7 @@ class ComfyServer:
             return self._cpu
         command = [str(self.installation.python), "-c", HAS_ACCELERATOR]
         return (
-            subprocess.run(
-                command, check=False, cwd=self.installation.folder, env=environment_without_ours()
-            ).returncode
+            subprocess.run(command, check=False, cwd=self.installation.folder, env=make_child_environment()).returncode
             != 0
         )
 
@@ -110,21 +108,21 @@ class ComfyServer:
         while not self.client.is_ready():
             if process.poll() is not None:
                 raise RuntimeError(
-                    f"ComfyUI stopped while it started, with status {process.returncode}:\n{self._log_tail()}"
+                    f"ComfyUI stopped while it started, with status {process.returncode}:\n{self._read_log_tail()}"
                 )
             if time.monotonic() > deadline:
-                raise RuntimeError(f"ComfyUI did not answer within {START_TIMEOUT:.0f} s:\n{self._log_tail()}")
+                raise RuntimeError(f"ComfyUI did not answer within {START_TIMEOUT:.0f} s:\n{self._read_log_tail()}")
             time.sleep(0.25)
 
-    def _log_tail(self) -> str:
-        return "\n".join([*self.log_text().splitlines()[-20:], f"The whole log is {self.log}"])
+    def _read_log_tail(self) -> str:
+        return "\n".join([*self.read_log().splitlines()[-20:], f"The whole log is {self.log}"])
 
     def _stop(self, process: subprocess.Popen[bytes]) -> None:
-        _signal(process, signal.SIGTERM)
+        _send_signal(process, signal.SIGTERM)
         try:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            process.kill() if sys.platform == "win32" else _signal(process, signal.SIGKILL)
+            process.kill() if sys.platform == "win32" else _send_signal(process, signal.SIGKILL)
             process.wait()
 
 
@@ -148,13 +146,13 @@ def _link_folder(link: Path, target: Path) -> None:
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, stdout=subprocess.DEVNULL)
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _send_signal(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is not None:
         return
     if sys.platform == "win32":

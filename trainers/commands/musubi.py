@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import add_flags, field_names, from_mapping
+from ..config import add_flags, from_mapping, list_field_names
 from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.scan import scan_folder
@@ -123,7 +123,7 @@ def _job(options: argparse.Namespace) -> "MusubiJob":
     chosen = {name: given[f"option_{name}"] for name in _flags_of_rows("options") if given[f"option_{name}"]}
     _require_known(architecture, models, chosen)
     config = from_mapping(
-        MusubiConfig, {name: given[name] for name in field_names(MusubiConfig) if name in given}, source="settings"
+        MusubiConfig, {name: given[name] for name in list_field_names(MusubiConfig) if name in given}, source="settings"
     )
     return MusubiJob(architecture.name, config, models, chosen)
 
@@ -147,7 +147,7 @@ def _installation(options: argparse.Namespace) -> "Installation":
 
 def _images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
     """The dataset, that of the control images, and the text of a dataset.toml."""
-    given = {name: value for name, value in vars(options).items() if name in field_names(DatasetConfig)}
+    given = {name: value for name, value in vars(options).items() if name in list_field_names(DatasetConfig)}
     if options.dataset_toml:
         if given:
             raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import add_flags, build_config, field_names, from_mapping, own_settings
+from ..config import add_flags, build_config, from_mapping, list_field_names, select_settings
 from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
@@ -46,7 +46,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], 
 
 def read_settings(options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str]) -> dict[str, Any]:
     """Settings from the TOML file, overridden by the flags that were given."""
-    known = {*OWN_SETTINGS, *(name for config_class in configs for name in field_names(config_class))}
+    known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))}
     settings = _read_toml(options.config, known) if options.config else {}
     settings.update({name: value for name, value in vars(options).items() if name in known})
     missing = [name for name in required if not (settings.get(name) or (name == "images" and DATASETS in settings))]
@@ -84,7 +84,7 @@ def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
             f"images ({settings['images']}) and [[datasets]] are both given. Give that folder a [[datasets]] table "
             "too, or leave out one of them"
         )
-    defaults = own_settings(DatasetConfig, settings)
+    defaults = select_settings(DatasetConfig, settings)
     return [_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
 
 

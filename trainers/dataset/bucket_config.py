@@ -1,4 +1,4 @@
-"""The settings that decide at what sizes images are trained."""
+"""The settings that decide the sizes images are trained at."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ from ..config import check_ranges, param
 
 @dataclass(frozen=True)
 class BucketConfig:
-    """What sizes the images are trained at."""
+    """The sizes images are trained at, and how images are cropped to them."""
 
     resolution: int = param(
         1024,
@@ -19,26 +19,26 @@ class BucketConfig:
     resize_mode: str = param(
         "bucket",
         "bucket keeps the shape of each image as far as possible; center_crop and random_crop cut "
-        "squares, random_crop at another place in every repeat.",
+        "squares, random_crop at a different place in every repeat.",
         choices=("bucket", "center_crop", "random_crop"),
     )
     random_flip: bool = param(
-        False, "Mirror images left to right at random. Not for faces, text or anything that looks different mirrored."
+        False, "Mirror images left to right at random. Not for faces, text or anything else that looks wrong mirrored."
     )
     bucket_no_upscale: bool = param(
-        True, "Never enlarge an image: small ones get smaller buckets, and those that are too small are left out."
+        True, "Never enlarge an image: small images get smaller buckets, and images that are too small are left out."
     )
     bucket_reso_steps: int = param(
         64, "Bucket sides are multiples of this many pixels. Usually 64 or 32; a multiple of 8.", min=8, max=256
     )
     min_bucket_reso: int = param(
-        256, "Shortest bucket side in pixels, or half of resolution if that is less.", min=8, max=4096
+        256, "Shortest bucket side in pixels; half of resolution if that is less.", min=8, max=4096
     )
     max_bucket_reso: int = param(2048, "Longest bucket side in pixels.", min=64, max=8192)
     extra_resolutions: str = param(
         "",
-        "More resolutions in pixels that every image is trained at, such as: 768, 512. Multiples of "
-        "64; each adds as many samples to an epoch. Empty: none.",
+        "More resolutions in pixels at which every image is trained, such as: 768, 512. Multiples of "
+        "64; each adds one more sample of every image to an epoch. Empty: none.",
     )
 
     def __post_init__(self) -> None:
@@ -62,11 +62,11 @@ class BucketConfig:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The resolution and the extra ones."""
+        """The resolution, then the extra resolutions."""
         return (self.resolution, *(int(part) for part in self.extra_resolutions.split(",") if part.strip()))
 
     def at(self, resolution: int) -> "BucketConfig":
-        """The same with one resolution only."""
+        """Return the same settings for this resolution alone."""
         return replace(self, resolution=resolution, extra_resolutions="")
 
     def _require_extra_resolutions(self) -> None:
@@ -74,13 +74,13 @@ class BucketConfig:
             resolutions = self.resolutions
         except ValueError:
             raise ValueError(
-                "extra_resolutions must be numbers with commas between, such as 768, 512; got "
+                "extra_resolutions must be numbers separated by commas, such as 768, 512; got "
                 f"{self.extra_resolutions!r}"
             ) from None
         for extra in resolutions[1:]:
             if resolutions.count(extra) > 1:
                 raise ValueError(
-                    f"extra_resolutions must differ from one another and from resolution {self.resolution}, got "
+                    f"extra_resolutions must differ from each other and from resolution {self.resolution}, got "
                     f"{self.extra_resolutions!r}"
                 )
             try:
@@ -90,12 +90,12 @@ class BucketConfig:
 
     @property
     def shortest_side(self) -> int:
-        """The shortest bucket side in force, a multiple of bucket_reso_steps."""
+        """The shortest bucket side allowed, a multiple of bucket_reso_steps."""
         step = self.bucket_reso_steps
         return max(step, -(-min(self.min_bucket_reso, self.resolution // 2) // step) * step)
 
     @property
     def longest_side(self) -> int:
-        """The longest bucket side in force, a multiple of bucket_reso_steps."""
+        """The longest bucket side allowed, a multiple of bucket_reso_steps."""
         longest = min(self.max_bucket_reso, self.resolution**2 // self.shortest_side)
         return longest - longest % self.bucket_reso_steps

@@ -1,4 +1,4 @@
-"""Captions as they lie beside images: a text file for each image, or one metadata.jsonl for
+"""Reads the captions stored next to images: one text file per image, or one metadata.jsonl for
 all.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..wording import name_examples
-from .caption_variants import caption_lines
+from .caption_variants import split_caption_lines
 
 CAPTION_EXTENSIONS = (".txt", ".TXT", ".caption", ".CAPTION")
 METADATA_NAME = "metadata.jsonl"
@@ -18,28 +18,28 @@ _METADATA_KEYS = ("text", "caption", "prompt")
 
 
 def read_caption_file(image: Path) -> tuple[str, list[str]]:
-    """The text of the image's first caption file that has any, and what is to be noted; UTF-8, or
-    what Windows programs write instead.
+    """Return the text of the image's first caption file that is not empty, and remarks about it. It
+    may be in UTF-8 or in the encodings that Windows programs use.
 
-    Lines stay lines: with use_wildcards each is a caption of its own.
+    Line breaks are kept: with use_wildcards each line is a caption.
     """
     for extension in CAPTION_EXTENSIONS:
         caption_file = image.with_suffix(extension)
         if not caption_file.is_file():
             continue
-        text, encoding = _decoded(caption_file.read_bytes())
+        text, encoding = _decode(caption_file.read_bytes())
         if text.strip():
-            return "\n".join(caption_lines(text)), [] if encoding == "UTF-8" else [
+            return "\n".join(split_caption_lines(text)), [] if encoding == "UTF-8" else [
                 f"{caption_file.name} is not UTF-8; it was read as {encoding}"
             ]
     return "", []
 
 
 def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
-    """Captions by image from every folder's metadata.jsonl (HF imagefolder: file_name and text,
-    caption or prompt), and what is wrong with which file.
+    """Return captions by image from every folder's metadata.jsonl (HF imagefolder: file_name and
+    text, caption or prompt), and each problem with its file.
 
-    An image that several of the files name has the caption of the first one.
+    If several files name an image, the first one counts.
     """
     captions: dict[Path, str] = {}
     problems: list[tuple[Path, str]] = []
@@ -48,8 +48,8 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
         if not path.is_file():
             continue
         useless_lines = []
-        for number, line in enumerate(_decoded(path.read_bytes())[0].split("\n"), start=1):
-            name, caption = _metadata_entry(line)
+        for number, line in enumerate(_decode(path.read_bytes())[0].split("\n"), start=1):
+            name, caption = _parse_metadata_line(line)
             if name and caption:
                 captions.setdefault(Path(os.path.normpath(folder / name)), caption)
             elif line.strip():
@@ -59,13 +59,13 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
             problems.append(
                 (
                     path,
-                    f"line {shown}: no JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; passed over",
+                    f"line {shown}: not a JSON object with file_name and one of {', '.join(_METADATA_KEYS)}; ignored",
                 )
             )
     return captions, problems
 
 
-def _metadata_entry(line: str) -> tuple[str, str]:
+def _parse_metadata_line(line: str) -> tuple[str, str]:
     try:
         entry: Any = json.loads(line)
     except ValueError:
@@ -74,11 +74,11 @@ def _metadata_entry(line: str) -> tuple[str, str]:
         return "", ""
     texts = [entry[key] for key in _METADATA_KEYS if isinstance(entry.get(key), str)]
     name = entry.get("file_name")
-    return name if isinstance(name, str) else "", "\n".join(caption_lines(texts[0])) if texts else ""
+    return name if isinstance(name, str) else "", "\n".join(split_caption_lines(texts[0])) if texts else ""
 
 
-def _decoded(text: bytes) -> tuple[str, str]:
-    """The text and the name of its encoding."""
+def _decode(text: bytes) -> tuple[str, str]:
+    """Return the text and the name of its encoding."""
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return text.decode("utf-16", errors="replace"), "UTF-16"
     try:

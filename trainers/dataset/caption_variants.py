@@ -1,5 +1,5 @@
-"""What a caption may become in training: its tags in another order or in part, one of several
-wordings. Which step sees which is decided elsewhere.
+"""Makes variants of a caption for training: shuffled tags, dropped tags, one of several wordings.
+Which step uses which variant is decided elsewhere.
 """
 
 import random
@@ -34,14 +34,15 @@ class CaptionConfig:
     use_wildcards: bool = param(
         False,
         "Choose at random between alternatives in braces, separated by vertical bars, and between the "
-        "lines of a caption. A doubled brace is a plain one.",
+        "lines of a caption. Write a plain brace as two braces.",
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.caption_separator.strip():
             raise ValueError(
-                f"caption_separator must have a character other than a space, got {self.caption_separator!r}. Usually ,"
+                f"caption_separator must contain a character other than a space, got {self.caption_separator!r}. "
+                "Usually ,"
             )
 
     @property
@@ -49,46 +50,46 @@ class CaptionConfig:
         return self.shuffle_captions or self.tag_dropout > 0 or self.use_wildcards
 
 
-def caption_variants(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
-    """The caption's variants, each on one line: one where nothing random is asked for, else
-    num_caption_variants (equal ones among them).
+def vary_caption(caption: str, config: CaptionConfig, *, seed: int, key: str) -> tuple[str, ...]:
+    """Return the caption's variants, each on one line: one if no random option is on, else
+    num_caption_variants, some of which may be equal.
 
-    With use_wildcards every line of the caption has its turn: there are as many variants as lines,
-    if that is more. A trigger word in front of the caption is its first part: without keep_tokens 1
-    it is shuffled and dropped as any other. A pure function: `key` tells captions of the same words
-    apart, such as the image's hash. Each operation draws from a stream of its own, so that
-    switching one on leaves the others as they were.
+    With use_wildcards every line of the caption is used at least once: there are as many variants
+    as lines, if that is more. A trigger word in front is the first part of the caption, and is
+    shuffled and dropped like any other unless keep_tokens is 1 or more. The variants depend only on
+    the arguments; `key`, such as the image's hash, tells equal captions apart. Each option draws
+    from its own random stream, so turning one on does not change the others.
     """
     if not config.is_random:
-        return (flat_caption(caption),)
-    lines = caption_lines(caption) if config.use_wildcards else [flat_caption(caption)]
+        return (flatten_caption(caption),)
+    lines = split_caption_lines(caption) if config.use_wildcards else [flatten_caption(caption)]
     if not lines:
         return ("",)
     order = random.Random(f"{seed}/caption lines/{key}").sample(lines, len(lines))
     return tuple(
-        _vary(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}")
+        _vary_line(order[variant % len(order)], config, f"{seed}/{{}}/{key}/{variant}")
         for variant in range(max(config.num_caption_variants, len(lines)))
     )
 
 
-def caption_lines(caption: str) -> list[str]:
-    """The lines that are not empty, without superfluous spaces."""
+def split_caption_lines(caption: str) -> list[str]:
+    """Return the lines that are not empty, without superfluous spaces."""
     return [line for line in (" ".join(line.split()) for line in caption.splitlines()) if line]
 
 
-def flat_caption(caption: str) -> str:
-    """All lines as one. What stands in front of every line, as the trigger word does, stands in
-    front once.
+def flatten_caption(caption: str) -> str:
+    """Join all lines into one. A first tag that all lines share, such as the trigger word, is kept
+    once.
     """
-    lines = caption_lines(caption)
+    lines = split_caption_lines(caption)
     lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
     if lead and all(line.startswith(lead) for line in lines):
         lines[1:] = [line.removeprefix(lead).strip() for line in lines[1:]]
     return " ".join(lines)
 
 
-def _vary(line: str, config: CaptionConfig, stream: str) -> str:
-    """`stream` names the random numbers; {} in it takes the operation's name."""
+def _vary_line(line: str, config: CaptionConfig, stream: str) -> str:
+    """Vary one line. `stream` names the random stream; its {} becomes the operation's name."""
     if config.use_wildcards:
         line = _choose_wildcards(line, random.Random(stream.format("wildcards")))
     if not (config.shuffle_captions or config.tag_dropout):
@@ -103,11 +104,13 @@ def _vary(line: str, config: CaptionConfig, stream: str) -> str:
 
 
 def _choose_wildcards(text: str, rng: random.Random) -> str:
-    """{a|b} as sd-scripts' enable_wildcard reads it: not nested, {{ and }} for braces."""
+    """Replace {a|b} by one choice, as sd-scripts' enable_wildcard does: not nested, {{ and }} for
+    braces.
+    """
 
-    def replacement(match: re.Match[str]) -> str:
+    def choose(match: re.Match[str]) -> str:
         if match.group(1) is None:
             return match.group()[0]
         return rng.choice(match.group(1).split("|")).strip()
 
-    return " ".join(_WILDCARD.sub(replacement, text).split())
+    return " ".join(_WILDCARD.sub(choose, text).split())

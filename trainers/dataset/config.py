@@ -1,4 +1,4 @@
-"""The settings of a dataset: where its images are, and what their captions and masks become."""
+"""The settings of a dataset: where its images are and how captions and masks are used."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ..config import check_ranges, param
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the images are and what their captions become."""
+    """Where the images are and how captions and masks are used."""
 
     images: str = param(
         help="Folder of images (png, jpg, jpeg, webp, bmp, avif), each with its caption in a .txt or "
@@ -17,16 +17,16 @@ class DatasetConfig:
     )
     trigger_word: str = param(
         "",
-        "Word that calls what the LoRA learns: usually one rare word, such as zwx. Put in front of "
-        "every caption that does not have it as a whole word.",
+        "Word that calls up what the LoRA learns: usually one rare word, such as zwx. Added in front of "
+        "every caption that does not contain it as a whole word.",
     )
     fallback_caption: str = param(
-        "", "Caption of images without a caption file (or with an empty one) and without a line in metadata.jsonl."
+        "", "Caption for images without a caption file (or with an empty one) and without a line in metadata.jsonl."
     )
     num_repeats: int = param(
         1,
         "Uses of each image per epoch. Usually 1; more makes epochs longer and adds to the goal's "
-        "number of samples. With random_crop, every repeat is cropped elsewhere.",
+        "number of samples. With random_crop, every repeat gets a different crop.",
         min=1,
         max=10_000,
     )
@@ -34,11 +34,11 @@ class DatasetConfig:
     alpha_background: str = param(
         "#ffffff", "Colour behind the transparent parts of an image: a name such as white, or #rrggbb."
     )
-    keep_duplicates: bool = param(False, "Keep images whose files are identical, byte for byte.")
+    keep_duplicates: bool = param(False, "Keep images whose files are identical byte for byte.")
     strict: bool = param(False, "Stop with an error instead of leaving images out.")
     mask_source: str = param(
         "files",
-        "Where masks come from; white is learned. files: NAME-masklabel.png next to the image, or "
+        "Where masks come from; white areas are learned. files: NAME-masklabel.png next to the image, or "
         "NAME in a folder mask or masks; alpha: the image's transparency; off: no masks.",
         choices=("files", "alpha", "off"),
     )
@@ -50,8 +50,8 @@ class DatasetConfig:
     )
     is_regularization: bool = param(
         False,
-        "Regularization images: the class without your subject, such as other dogs. An epoch uses as "
-        "many of them as of all other images.",
+        "Regularization images: the class without your subject, such as other dogs. Each epoch uses as "
+        "many regularization samples as training samples.",
     )
 
     def __post_init__(self) -> None:
@@ -67,6 +67,6 @@ class DatasetConfig:
         if self.is_regularization and self.trigger_word.strip():
             raise ValueError(
                 f"regularization images must not have a trigger word, got {self.trigger_word!r}: they show the "
-                "class without what is learned. "
-                "Empty trigger_word; fallback_caption may name the class, such as: a dog"
+                "class without your subject. Leave trigger_word empty; fallback_caption can name the class, "
+                "such as: a dog"
             )

@@ -1,4 +1,4 @@
-"""One crop: how an image is scaled and cut. Sizes are (height, width) in pixels."""
+"""How one image is scaled and cropped. Sizes are (height, width) in pixels."""
 
 import random
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .bucket_sizes import Size
 
 @dataclass(frozen=True)
 class Crop:
-    """Scale the original to `resized_hw`, then cut `target_hw` at `top_left_yx`."""
+    """A crop: the original is scaled to `resized_hw`, then `target_hw` is cut at `top_left_yx`."""
 
     original_hw: Size
     resized_hw: Size
@@ -17,8 +17,8 @@ class Crop:
 
 
 def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float] = (0.5, 0.5)) -> Crop:
-    """Scale, keeping the shape, until the target is just covered; cut at `offset`, a share of the
-    surplus (0.5: the centre).
+    """Scale the original, keeping its shape, until it just covers the target, and cut at `offset`,
+    a share of the surplus (0.5: the centre).
     """
     scale = max(target / original for target, original in zip(target_hw, original_hw, strict=True))
     resized = tuple(
@@ -29,7 +29,7 @@ def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float]
 
 
 def choose_offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[float, float]:
-    """Where a crop is cut, as make_crop takes it: in the centre, or elsewhere in every repeat."""
+    """Return make_crop's offset: the centre, or with random_crop one drawn for each repeat."""
     if resize_mode != "random_crop":
         return 0.5, 0.5
     rng = random.Random(f"{seed}/crop/{sha256}/{repeat}")

@@ -1,4 +1,4 @@
-"""The images that can be used, and what became of the others."""
+"""A scanned dataset: the usable images, and a report on the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from ..wording import pluralize
 from .image import TrainingImage
 from .report import DatasetReport
-from .trigger_word import with_trigger_word_in_each_line
+from .trigger_word import add_trigger_word_to_each_line
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images that can be used, and what became of the others. Each is used num_repeats times
-    its own num_repeats per epoch.
+    """The usable images, and a report on the rest. An epoch uses each image
+    image.num_repeats * num_repeats times.
     """
 
     images: list[TrainingImage]
@@ -24,32 +24,34 @@ class Dataset:
 
     @property
     def num_training_samples(self) -> int:
-        """Images times their repeats: samples per epoch at one resolution, regularization not
-        counted.
+        """Samples per epoch at one resolution: images times repeats, without regularization
+        images.
         """
         return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
 
-    def trigger_word_of(self, image: TrainingImage) -> str:
-        """Regularization images have none: they show the class without what is learned."""
+    def get_trigger_word(self, image: TrainingImage) -> str:
+        """Return the image's trigger word: its own, else the dataset's, and "" for a regularization
+        image, which shows the class without the subject.
+        """
         if image.is_regularization:
             return ""
         return self.trigger_word if image.trigger_word is None else image.trigger_word
 
     def with_captions(self, captions: Sequence[str]) -> "Dataset":
-        """The dataset with one caption per image, in order; the trigger word is put in front
-        where it is missing. "" stays "".
+        """Return the dataset with these captions, one per image and in the same order. Captions
+        that lack the trigger word get it in front; "" stays "".
 
         Raises:
-            ValueError: there are not as many captions as images.
+            ValueError: the number of captions differs from the number of images.
         """
         if len(captions) != len(self.images):
             raise ValueError(
                 f"{self.folder_name}: {pluralize(len(self.images), 'image')}, but "
                 f"{pluralize(len(captions), 'caption')}. Give one caption per image, in "
-                "the same order; images that the report leaves out have none"
+                "the same order, and none for images that the report lists as left out"
             )
         images = [
-            replace(image, caption=with_trigger_word_in_each_line(text, self.trigger_word_of(image)))
+            replace(image, caption=add_trigger_word_to_each_line(text, self.get_trigger_word(image)))
             for image, text in zip(self.images, captions, strict=True)
         ]
         changed = {new.name for old, new in zip(self.images, images, strict=True) if old.caption != new.caption}

@@ -1,4 +1,4 @@
-"""The order of an epoch: batches of one size each."""
+"""The order of an epoch: batches, each of one size."""
 
 import random
 from collections import defaultdict
@@ -7,9 +7,9 @@ from .bucket_sizes import Size
 from .crop_plan import TrainingItem
 
 
-def epoch_batches(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
-    """Every item once, in an order of this seed and epoch; a batch has one size, and the last batch
-    of a size may be smaller.
+def batch_epoch(items: list[TrainingItem], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingItem]]:
+    """Return every item once, in batches of one size, in an order drawn from the seed and the
+    epoch. The last batch of a size may be smaller.
     """
     by_size: dict[Size, list[TrainingItem]] = defaultdict(list)
     for item in items:

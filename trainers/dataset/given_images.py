@@ -1,5 +1,5 @@
-"""Images that come from other programs, not from files: kept as a folder of PNG, mask and caption
-files, named by its content.
+"""Stores images that come from other programs, not from files, as a folder of PNG, mask and caption
+files that is named after its content.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ def store_images(
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write image N as 000N.png, its caption as 000N.txt unless it is empty, and its mask (mode
-    "L") as 000N-masklabel.png if it has one.
+    "L") as 000N-masklabel.png if it has one. Return the folder.
 
-    They go to a folder below `folder`, whole or not at all. The same images, captions and masks
-    always give the same folder; where it exists, nothing is written.
+    The new folder inside `folder` is written completely or not at all. The same images, captions
+    and masks always give the same folder; if it exists, nothing is written.
 
     Raises:
-        ValueError: there are neither as many captions as images, nor one for all, nor none; or
-            not as many masks as images.
+        ValueError: the number of captions is not the number of images, one (for all) or zero, or
+            the number of masks is not the number of images or zero.
     """
-    captions, masks = _caption_for_each(captions, len(images)), _mask_for_each(masks, len(images))
-    target = folder / _content_hash(images, captions, masks)
+    captions, masks = _expand_captions(captions, len(images)), _expand_masks(masks, len(images))
+    target = folder / _hash_content(images, captions, masks)
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,33 +57,33 @@ def _rename(temporary: Path, target: Path) -> None:
     try:
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # another process has stored the same images meanwhile
+        if not target.is_dir():  # another process has stored the same images in the meantime
             raise
 
 
-def _caption_for_each(captions: Sequence[str], num_images: int) -> list[str]:
+def _expand_captions(captions: Sequence[str], num_images: int) -> list[str]:
     if not captions:
         return [""] * num_images
     if len(captions) == 1:
         return [captions[0]] * num_images
     if len(captions) != num_images:
         raise ValueError(
-            f"{pluralize(num_images, 'image')} came, but {len(captions)} captions. Give one caption per image, "
+            f"got {pluralize(num_images, 'image')}, but {len(captions)} captions. Give one caption per image, "
             "in the same order, or one for all"
         )
     return list(captions)
 
 
-def _mask_for_each(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
+def _expand_masks(masks: Sequence[Image.Image | None], num_images: int) -> list[Image.Image | None]:
     if masks and len(masks) != num_images:
         raise ValueError(
-            f"{pluralize(num_images, 'image')} came, but {pluralize(len(masks), 'mask')}. Connect one mask per "
+            f"got {pluralize(num_images, 'image')}, but {pluralize(len(masks), 'mask')}. Connect one mask per "
             "image, in the same order"
         )
     return list(masks) or [None] * num_images
 
 
-def _content_hash(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
+def _hash_content(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
     for image, caption, mask in zip(images, captions, masks, strict=True):
         digest.update(f"{image.mode} {image.size} {len(caption)} {caption}\n".encode())

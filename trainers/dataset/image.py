@@ -1,4 +1,4 @@
-"""One image of a dataset with its caption. Its pixels are read again when they are needed."""
+"""One image of a dataset with its caption. Pixels are read from the file when needed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,18 @@ from .image_files import MAX_PIXELS, UnusableImage, image_sha256, read_alpha, re
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One image and its caption. `name` is its path inside the folder, with forward slashes;
-    `size_hw` is that of the upright original.
+    """One image and its caption. The read methods open the file again, and raise RuntimeError if it
+    has changed since the scan.
 
-    `caption` is empty where there is none yet, and has several lines where its file has:
-    caption_variants makes them one. `mask_sha256` is empty where there is no mask; the mask is the
-    file `mask_path`, or without one the image's own alpha channel. `trigger_word` None: the
-    dataset's. `subset` is what kohya calls so, the folder that it counts with in a dataset of
-    several: the joined dataset's name, or kohya's N_name (both: "toys/10_dog"); empty: the
-    dataset's own. Files are read again when their pixels are needed. RuntimeError: it is not the
-    file any more that was scanned.
+    name: path inside the folder, with forward slashes.
+    size_hw: size of the upright original.
+    caption: empty if there is none yet; one line per line of the caption file (caption_variants
+        makes one line of them).
+    mask_path, mask_sha256: the mask. Without mask_path it is the image's own alpha channel; without
+        mask_sha256 there is no mask.
+    trigger_word: None for the dataset's.
+    subset: kohya's term for the folder that the image is counted with: the joined dataset's name,
+        or kohya's N_name, or both ("toys/10_dog"). Empty for the dataset's own.
     """
 
     name: str
@@ -38,28 +40,30 @@ class TrainingImage:
     subset: str = ""
 
     def read(self, *, max_pixels: int | None = None) -> Image.Image:
-        """RGB, upright, transparent parts over alpha_background. A JPEG of more than `max_pixels`,
-        usually 100 million, comes at a fraction of `size_hw`.
+        """Return the image in RGB, upright, transparent parts over alpha_background. A JPEG of more
+        than `max_pixels` (default 100 million) is decoded at a fraction of `size_hw`.
         """
         require_unchanged(self.path, self.sha256)
         return read_rgb(self.path, alpha_background=self.alpha_background, max_pixels=max_pixels)
 
     def read_thumbnail(self, size: int) -> Image.Image:
-        """As `read`, with no side longer than `size`; of a large JPEG only as much is decoded as
-        that needs.
+        """Return the image as `read` does, with no side longer than `size`. A large JPEG is decoded
+        only as far as that needs.
         """
         image = self.read(max_pixels=(4 * size) ** 2)
         image.thumbnail((size, size), reducing_gap=2.0)
         return image
 
     def read_alpha(self) -> Image.Image | None:
-        """Mode "L" (255: opaque), upright; None where the file has no transparency."""
+        """Return the opacity, mode "L" (255: opaque), upright; None if the file has no
+        transparency.
+        """
         require_unchanged(self.path, self.sha256)
         return read_alpha(self.path)
 
     def read_mask(self) -> Image.Image | None:
-        """Mode "L" (255: learned), upright, of `size_hw`; None where there is no mask. Beyond 100
-        megapixels a mask file keeps its own size.
+        """Return the mask, mode "L" (255: learned), upright, resized to `size_hw`; None if there is
+        no mask. Above 100 megapixels a mask file keeps its own size.
         """
         if not self.mask_sha256:
             return None
@@ -74,14 +78,15 @@ class TrainingImage:
 
 
 def require_unchanged(path: Path, sha256: str) -> None:
-    """Caches name what they hold by its hash: pixels of a file that was edited meanwhile would be
-    kept under the wrong name.
+    """Raise RuntimeError if the file is gone or its hash differs from `sha256`.
+
+    Caches file pixels under this hash, so an edited file's pixels would land under the wrong name.
     """
     try:
         unchanged = image_sha256(path) == sha256
     except UnusableImage as error:
         raise RuntimeError(
-            f"{path}: {error}; when the folder was scanned it could be read. Put it back, or start again without it"
+            f"{path}: {error}. It was readable when the folder was scanned. Put it back, or start again without it"
         ) from error
     if not unchanged:
         raise RuntimeError(f"{path}: the file has changed since the folder was scanned. Start again")

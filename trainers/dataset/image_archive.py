@@ -1,5 +1,5 @@
-"""A zip archive to a folder of its images and captions. Where the archive comes from, and whether
-its images can be used, stands elsewhere.
+"""Unpacks the images and captions of a zip archive into a folder. Downloading the archive and
+checking its images are done elsewhere.
 """
 
 import errno
@@ -24,17 +24,17 @@ from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import format_megabytes, pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
-from .image_folder import repeats_and_name
+from .image_folder import parse_repeat_folder
 
-MAX_NAME_BYTES = 240  # of one folder or file; file systems take 255
+MAX_NAME_BYTES = 240  # of one folder or file; file systems allow 255
 MAX_PATH_BYTES = 800
 
 _BLOCK_BYTES = 1 << 20
-_MAX_DIRECTORY_BYTES = 16 << 20  # the archive's list of its entries, some 100,000 of them
-# Python unpacks the other methods without a bound on the memory that one block takes.
+_MAX_DIRECTORY_BYTES = 16 << 20  # the archive's list of entries, about 100,000 of them
+# Python unpacks other methods without a bound on the memory of one block.
 _METHODS = (ZIP_STORED, ZIP_DEFLATED)
 _ENCRYPTED = 0x1
-# what zipfile raises
+# everything that zipfile raises
 _DAMAGE = (
     BadZipFile,
     zlib.error,
@@ -53,8 +53,8 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """How much an archive may hold, unpacked. The bytes are what stops a zip bomb; they are counted
-    as they come.
+    """The most that an archive may contain, unpacked. Bytes are counted while unpacking, so that a
+    zip bomb is stopped.
     """
 
     max_files: int = 10_000
@@ -73,20 +73,20 @@ def unpack_images(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
-    """The folder of the archive's images and captions, `<folder>/<hash of the archive>`;
-    everything else in it is passed over.
+    """Unpack the archive's images and captions into `<folder>/<hash of the archive>`, and return
+    that folder. Other files in the archive are ignored.
 
-    It gets this name when it is whole, and is used again, as it is, for an archive of the same
-    bytes. Subfolders stay, but for those that everything lies in; of these kohya's folder of
-    images (10_dog) stays too, for its name says their repeats. Hidden files are left out.
-    Characters and names that some system does not take become ones that it takes ("a?.png" is
-    "a_.png", "con.txt" is "_con.txt"), on every system alike.
+    The folder gets its name when it is complete, and is reused for an archive with the same bytes.
+    Subfolders are kept, except common parents that contain everything; a kohya folder of images
+    (10_dog) is kept even then, as its name says the repeats. Hidden files are left out. Characters
+    and names that some systems forbid are replaced ("a?.png" becomes "a_.png", "con.txt" becomes
+    "_con.txt"), in the same way on every system.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no zip archive, is damaged or encrypted, leads out of the folder, has
-            links, has two files of one name (upper and lower case are one), has more than `limits`
-            allow, or has no image.
+        ValueError: the file is not a zip archive, or it is damaged or encrypted, has a path that
+            leads out of the folder, has links, has two files with one name (ignoring case), has
+            more than `limits` allow, or has no image.
         OSError: the disk is full.
     """
     if not archive.is_file():
@@ -94,9 +94,9 @@ def unpack_images(
     unpacked = folder / file_sha256(archive)[:16]
     if unpacked.is_dir():
         return unpacked
-    with _opened(archive) as zip_file:
-        entries = _wanted_entries(zip_file.infolist(), limits)
-        with _whole_folder(unpacked) as partial_folder:
+    with _open(archive) as zip_file:
+        entries = _select_entries(zip_file.infolist(), limits)
+        with _write_folder(unpacked) as partial_folder:
             _require_space(partial_folder, sum(entry.file_size for entry in entries.values()))
             for count, (path, entry) in enumerate(entries.items(), start=1):
                 on_progress(count, len(entries), path.as_posix())
@@ -104,42 +104,42 @@ def unpack_images(
     return unpacked
 
 
-class _Refused(ValueError):
-    """The message is without the archive's name."""
+class _ArchiveError(ValueError):
+    """A reason to refuse the archive; the message does not name it."""
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[ZipFile]:
-    """zipfile's errors, and ours, as ValueErrors that name the archive."""
+def _open(archive: Path) -> Iterator[ZipFile]:
+    """Open the archive; turn zipfile's errors and ours into ValueErrors that name the archive."""
     try:
         with _ArchiveFile(archive) as stream:
             _require_zip(stream)
             with ZipFile(stream) as zip_file:
                 yield zip_file
-    except _Refused as error:
+    except _ArchiveError as error:
         raise ValueError(f"{archive}: {error}") from None
     except _DAMAGE as error:
         raise ValueError(
-            f"{archive}: the archive is damaged or incomplete ({error}). Make it, or download it, again"
+            f"{archive}: the archive is damaged or incomplete ({error}). Make it or download it again"
         ) from error
 
 
 class _ArchiveFile(FileIO):
-    """zipfile does what headers say: it takes the list of entries into memory in one read, however
-    long, and seeks to wherever.
+    """A file that limits what headers can ask for: zipfile reads the list of entries into memory in
+    one read of any length, and seeks to any position.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
-            raise _Refused(
-                f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of the "
-                "images alone"
+            raise _ArchiveError(
+                f"its list of entries has {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,}. Make an archive of only "
+                "the images"
             )
         return super().read(size) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         if whence == os.SEEK_SET and not 0 <= offset <= os.fstat(self.fileno()).st_size:
-            raise BadZipFile("a header leads out of the file")
+            raise BadZipFile("a header points outside the file")
         return super().seek(offset, whence)
 
 
@@ -147,26 +147,25 @@ def _require_zip(stream: FileIO) -> None:
     start = stream.read(4) or b""
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)
     if kind:
-        raise _Refused(
-            f"it is {kind}, not a zip archive. Give a .zip archive, or the address from which the file itself is "
-            "downloaded"
+        raise _ArchiveError(
+            f"it is {kind}, not a zip archive. Give a .zip archive, or the address that downloads the file itself"
         )
 
 
-def _wanted_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
-    """Images and captions, each with the path that it gets. Nothing has been written when this
-    refuses one.
+def _select_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[PurePosixPath, ZipInfo]:
+    """Select images and captions, by the path each will get. Refuses bad entries before anything is
+    written.
     """
-    wanted = _images_with_captions(
-        [(_path_inside(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
+    wanted = _select_images_and_captions(
+        [(_parse_path(entry.filename), entry) for entry in entries if _has_wanted_name(entry)]
     )
     if not wanted:
-        raise _Refused(f"it has no images. Images are {', '.join(EXTENSIONS)}")
+        raise _ArchiveError(f"it has no images. Images are {', '.join(EXTENSIONS)}")
     _require_limits([entry for _, entry in wanted], limits)
     for _, entry in wanted:
         _require_plain(entry)
-    num_common = _num_common([path.parts[:-1] for path, _ in wanted])
-    paths = [PurePosixPath(*map(_portable, path.parts[num_common:])) for path, _ in wanted]
+    num_common = _count_common_folders([path.parts[:-1] for path, _ in wanted])
+    paths = [PurePosixPath(*map(_make_portable, path.parts[num_common:])) for path, _ in wanted]
     _require_distinct(paths)
     return dict(zip(paths, (entry for _, entry in wanted), strict=True))
 
@@ -180,24 +179,26 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS + OTHER_IMAGE_EXTENSIONS)
 
 
-def _path_inside(name: str) -> PurePosixPath:
-    """Backslashes are separators, as some programs of Windows write them."""
+def _parse_path(name: str) -> PurePosixPath:
+    """Parse an entry's path and require that it stays inside the folder. Backslashes are
+    separators, as some Windows programs write them.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-        raise _Refused(
-            f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again, from "
+        raise _ArchiveError(
+            f"{name!r} leads out of the folder that the archive is unpacked into. Make the archive again from "
             "inside the folder of images"
         )
     if len(name.encode()) > MAX_PATH_BYTES:
-        raise _Refused(
+        raise _ArchiveError(
             f"{name[:60]!r}... is a path of {len(name.encode()):,} bytes; at most {MAX_PATH_BYTES}. Make the "
             "archive again with shorter names"
         )
     return path
 
 
-def _images_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
-    """Without hidden files, and without texts that belong to no image (a read-me)."""
+def _select_images_and_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
+    """Drop hidden files, and texts that belong to no image (such as a README)."""
     visible = [
         (path, entry)
         for path, entry in found
@@ -211,48 +212,50 @@ def _images_with_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tu
     ]
 
 
-def _num_common(folders: list[tuple[str, ...]]) -> int:
-    """How many folders, from the top on, hold everything and mean nothing."""
+def _count_common_folders(folders: list[tuple[str, ...]]) -> int:
+    """Count the top folders that contain everything and have no meaning."""
     num_common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
     common = folders[0][:num_common]
-    is_kohyas = bool(common) and common in folders and repeats_and_name(common[-1]) is not None
+    is_kohyas = bool(common) and common in folders and parse_repeat_folder(common[-1]) is not None
     return num_common - is_kohyas
 
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:
     if len(entries) > limits.max_files:
-        raise _Refused(
+        raise _ArchiveError(
             f"it has {len(entries):,} images and captions; at most {limits.max_files:,}. Make a smaller archive"
         )
     largest = max(entries, key=lambda entry: entry.file_size)
     if largest.file_size > limits.max_file_bytes:
-        raise _Refused(
+        raise _ArchiveError(
             f"{largest.filename!r} has {format_megabytes(largest.file_size)}; at most "
             f"{format_megabytes(limits.max_file_bytes)}. Leave it out, or scale it down"
         )
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_total_bytes:
-        raise _Refused(
+        raise _ArchiveError(
             f"its {pluralize(len(entries), 'file')} have {format_megabytes(total)} unpacked; at most "
             f"{format_megabytes(limits.max_total_bytes)}. Make a smaller archive"
         )
 
 
 def _require_plain(entry: ZipInfo) -> None:
-    """A regular file that can be read without a password."""
+    """Require a regular file that can be read without a password."""
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise _Refused(f"{entry.filename!r} is a link or a device, not a file. Put the file itself into the archive")
+        raise _ArchiveError(
+            f"{entry.filename!r} is a link or a device, not a file. Put the file itself into the archive"
+        )
     if entry.flag_bits & _ENCRYPTED:
-        raise _Refused(f"{entry.filename!r} is encrypted. Make the archive without a password")
+        raise _ArchiveError(f"{entry.filename!r} is encrypted. Make the archive without a password")
     if entry.compress_type not in _METHODS:
-        raise _Refused(
-            f"{entry.filename!r} is compressed by method {entry.compress_type}. Make the archive with the usual "
-            "method (deflate), or none"
+        raise _ArchiveError(
+            f"{entry.filename!r} is compressed with method {entry.compress_type}. Make the archive with the usual "
+            "method (deflate), or without compression"
         )
 
 
-def _portable(part: str) -> str:
-    """A name that every system takes. The dot or space at a name's end is what Windows drops."""
+def _make_portable(part: str) -> str:
+    """Return a name that every system allows. Windows drops a dot or space at the end of a name."""
     portable = "".join(
         "_" if character in FORBIDDEN_CHARACTERS or ord(character) < 32 else character for character in part
     )
@@ -260,36 +263,36 @@ def _portable(part: str) -> str:
     if portable.split(".")[0].strip().lower() in RESERVED_NAMES:
         portable = f"_{portable}"
     if len(portable.encode()) > MAX_NAME_BYTES:
-        raise _Refused(
+        raise _ArchiveError(
             f"{part[:60]!r}... is a name of {len(portable.encode())} bytes; at most {MAX_NAME_BYTES}. Give it a "
-            "shorter one"
+            "shorter name"
         )
     return portable
 
 
 def _require_distinct(paths: list[PurePosixPath]) -> None:
-    """One name for two files, or for a file and a folder, on a system that takes upper and lower
-    case as one (and é as e with ´).
+    """Refuse two files, or a file and a folder, whose names are equal on a system that ignores case
+    (and takes é and e with ´ for the same).
     """
     path_by_key: dict[str, PurePosixPath] = {}
     for path in paths:
-        other = path_by_key.setdefault(_key(path), path)
+        other = path_by_key.setdefault(_comparison_key(path), path)
         if other is not path:
-            raise _Refused(f"'{other}' and '{path}' are the same name on some systems. Rename one of them")
+            raise _ArchiveError(f"'{other}' and '{path}' are the same name on some systems. Rename one of them")
     for path in paths:
         for parent in path.parents:
-            if _key(parent) in path_by_key:
-                raise _Refused(f"'{parent}' is a file and a folder. Rename one of them")
+            if _comparison_key(parent) in path_by_key:
+                raise _ArchiveError(f"'{parent}' is a file and a folder. Rename one of them")
 
 
-def _key(path: PurePosixPath) -> str:
+def _comparison_key(path: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", path.as_posix()).casefold()
 
 
 @contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which gets its name when the block ends well, and is
-    removed otherwise.
+def _write_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`. It gets that name if the block succeeds, and is
+    removed if not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -299,7 +302,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         try:
             partial_folder.rename(path)
         except OSError:
-            if not path.is_dir():  # another process has unpacked the same archive meanwhile
+            if not path.is_dir():  # another process has unpacked the same archive in the meantime
                 raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -310,8 +313,8 @@ def _require_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"{folder.parent}: {format_megabytes(num_bytes)} are to be unpacked and {format_megabytes(free)} are free. "
-            "Free some space",
+            f"{folder.parent}: unpacking needs {format_megabytes(num_bytes)}, but only {format_megabytes(free)} are "
+            "free. Free some space",
         )
 
 
@@ -324,6 +327,4 @@ def _unpack_entry(zip_file: ZipFile, entry: ZipInfo, path: Path, *, check_interr
             num_bytes += stream.write(block)
         os.fsync(stream.fileno())
     if num_bytes != entry.file_size:
-        raise BadZipFile(
-            f"{entry.filename!r} has {num_bytes:,} bytes or more, not the {entry.file_size:,} that its header says"
-        )
+        raise BadZipFile(f"{entry.filename!r} has {num_bytes:,} bytes or more; its header says {entry.file_size:,}")

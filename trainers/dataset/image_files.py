@@ -1,6 +1,4 @@
-"""One image file: whether it can be trained on, and its pixels. Memory stays bounded whatever the
-file claims to be.
-"""
+"""Checks one image file and reads its pixels, in bounded memory whatever size the file claims."""
 
 import struct
 import threading
@@ -16,14 +14,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..files.hashes import file_sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
-# Images to a user, but not to us: they are named in the report instead of being passed over.
+# We do not read these, but users see images: the report names them instead of ignoring them.
 OTHER_IMAGE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
-MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes for a pixel
+MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes per pixel
 
-# Only these decoders: Pillow would start Ghostscript for a PostScript file that is called .png.
-# Those of JPEG also read MPO.
+# Only these decoders: Pillow would start Ghostscript for a PostScript file named .png. The JPEG
+# decoder also reads MPO.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
-# what Pillow's decoders raise
+# everything that Pillow's decoders raise
 _DAMAGE = (
     OSError,
     EOFError,
@@ -53,81 +51,78 @@ class UnusableImage(ValueError):
 
 
 class UnreadFormat(UnusableImage):
-    """It is an image, but of a format that is not read."""
+    """An image in a format that we do not read."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a look at the whole file tells: (height, width) as displayed, and whether it can be
-    transparent.
-    """
+    """size_hw: (height, width) as displayed. has_alpha: whether the image can be transparent."""
 
     size_hw: tuple[int, int]
     has_alpha: bool
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Decode the whole file, a JPEG at an eighth of its size, so that damage is found before the
-    training.
+    """Decode the whole file, a JPEG at an eighth of its size, so that damage shows before training.
 
     Raises:
-        UnusableImage: it is empty, no image, damaged, animated, or too large to be decoded in
-            bounded memory.
+        UnusableImage: the file is empty, not an image, damaged, animated, or too large to decode
+            in bounded memory.
     """
-    with _opened(path) as image:
-        # The further images of an MPO file are what cameras put beside a photo: a preview, a
-        # depth or gain map.
+    with _open(path) as image:
+        # The extra images in an MPO file are what cameras add to a photo: a preview, a depth map or
+        # a gain map.
         num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
         if num_frames > 1:
             raise UnusableImage(
-                f"it is animated ({num_frames} frames); save the frame that you want as an image of its own"
+                f"it is animated ({num_frames} frames); save the frame that you want as a separate image"
             )
         width, height = image.size
         _prepare_decoding(image, max_pixels=0)
         image.load()
-        size_hw = (width, height) if _orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
+        size_hw = (width, height) if _read_orientation(image) in _ORIENTATIONS_ON_SIDE else (height, width)
         return ImageFacts(size_hw, _has_alpha(image))
 
 
 def read_rgb(path: Path, *, alpha_background: str, max_pixels: int | None = None) -> Image.Image:
-    """The image as displayed (EXIF orientation applied), transparent parts over the colour
+    """Return the image as displayed (EXIF orientation applied), transparent parts over the colour
     `alpha_background`.
 
-    A JPEG of more than `max_pixels`, usually 100 million, comes at a half, quarter or eighth of its
-    size, straight from the decoder: the full image is never in memory, and training scales it
-    down to a few megapixels anyway.
+    A JPEG of more than `max_pixels` (default 100 million) is decoded at a half, quarter or eighth
+    of its size: the full image is never in memory, and training scales it down to a few megapixels
+    anyway.
 
     Raises:
-        UnusableImage: as `inspect_image`, for a file that changed since.
+        UnusableImage: as in `inspect_image`, if the file has changed since.
     """
-    with _opened(path) as image:
-        pixels = _upright_pixels(image, max_pixels)
+    with _open(path) as image:
+        pixels = _decode_upright(image, max_pixels)
         if not _has_alpha(image):
             rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
         else:
             rgba = pixels.convert("RGBA")
             rgb = Image.new("RGB", rgba.size, ImageColor.getrgb(alpha_background)[:3])
             rgb.paste(rgba, mask=rgba)
-        return _without_metadata(rgb)
+        return _drop_metadata(rgb)
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """The opacity as displayed, mode "L" (255: opaque), or None where the file has no
+    """Return the opacity as displayed, mode "L" (255: opaque), or None if the file has no
     transparency.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         if not _has_alpha(image):
             return None
-        return _without_metadata(_upright_pixels(image).convert("RGBA").getchannel("A"))
+        return _drop_metadata(_decode_upright(image).convert("RGBA").getchannel("A"))
 
 
 def read_grey(path: Path) -> Image.Image:
-    """The image's brightness as displayed, mode "L"; what is transparent is black. For masks."""
-    return _without_metadata(read_rgb(path, alpha_background="black").convert("L"))
+    """Return the brightness as displayed, mode "L", transparent parts black. Used for masks."""
+    return _drop_metadata(read_rgb(path, alpha_background="black").convert("L"))
 
 
 def image_sha256(path: Path) -> str:
-    """Raises UnusableImage when the file is empty or cannot be read."""
+    """Return the sha256 of the file. Raises UnusableImage if it is empty or cannot be read."""
     try:
         if path.stat().st_size == 0:
             raise UnusableImage("the file is empty (0 bytes)")
@@ -137,47 +132,46 @@ def image_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's errors about files that are damaged or no images, as UnusableImage."""
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open the file; turn Pillow's errors about damage and other formats into UnusableImage."""
     try:
         with _open_without_limit(path) as image:
             yield image
     except UnusableImage:
         raise
     except UnidentifiedImageError:
-        raise UnusableImage(f"it is not an image that can be read here ({', '.join(_available_formats())})") from None
+        raise UnusableImage(f"it is not a readable image ({', '.join(_list_formats())})") from None
     except _DAMAGE as error:
         raise UnusableImage(f"it is damaged ({error or type(error).__name__})") from error
 
 
 def _open_without_limit(path: Path) -> Image.Image:
-    """Only the header is read. Pillow would refuse 179 megapixels here; `_prepare_decoding` has the
-    limit of our own.
+    """Read the header only. Pillow refuses images above 179 megapixels here; we check our own limit
+    in `_prepare_decoding`.
     """
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path, formats=_available_formats())
+            return Image.open(path, formats=_list_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _available_formats() -> list[str]:
+def _list_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]  # AVIF came with Pillow 11.3
 
 
 def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
-    """Have the JPEG decoder scale by 1/2, 1/4 or 1/8, as much as `max_pixels` needs; refuse what
-    would still take too much memory.
+    """Let the JPEG decoder scale by 1/2, 1/4 or 1/8, as far as `max_pixels` needs; refuse images
+    that would still take too much memory.
     """
     width, height = image.size
     if isinstance(image, JpegImageFile) and width * height > max_pixels:
         scale = next((scale for scale in (2, 4) if width * height <= max_pixels * scale**2), 8)
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
-        if (
-            image.info.get("progressive") and width * height > MAX_PIXELS
-        ):  # the decoder keeps all its coefficients, at any scale
+        # At any scale, the decoder of a progressive JPEG keeps all coefficients.
+        if image.info.get("progressive") and width * height > MAX_PIXELS:
             raise UnusableImage(
                 f"{width} x {height} pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or "
                 "scale it down"
@@ -189,43 +183,43 @@ def _prepare_decoding(image: Image.Image, *, max_pixels: int) -> None:
         )
 
 
-def _upright_pixels(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
-    """Decoded, eight bits to a channel, turned as its EXIF data say.
+def _decode_upright(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
+    """Decode to eight bits per channel, turned as the EXIF data say.
 
-    Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where cameras wrote them
+    Not ImageOps.exif_transpose: it rewrites the EXIF data, and fails on data that a camera wrote
     wrong.
     """
     _prepare_decoding(image, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     image.load()
-    transposition = _UPRIGHT.get(_orientation(image))
+    transposition = _UPRIGHT.get(_read_orientation(image))
     pixels = image if transposition is None else image.transpose(transposition)
-    return _from_sixteen_bits(pixels) if _is_sixteen_bit(pixels) else pixels
+    return _convert_sixteen_bits(pixels) if _is_sixteen_bit(pixels) else pixels
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
 def _has_alpha(image: Image.Image) -> bool:
     if _is_sixteen_bit(image):
-        return False  # one grey level as transparent: Pillow cannot convert it
+        return False  # Pillow cannot convert a single grey level that counts as transparent
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
-    """Grey PNGs of 16 bits; Pillow decodes coloured ones to 8 bits by itself."""
+    """True for grey PNGs of 16 bits; Pillow itself decodes coloured ones to 8 bits."""
     return image.mode.startswith("I")
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Scaled: convert alone would cut off at 255, which leaves almost everything white."""
+def _convert_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scale to 8 bits. Pillow's convert would clip at 255, which leaves almost everything white."""
     image.info.pop("transparency", None)
     return image.point(lambda value: value * (1 / 256)).convert("L")
 
 
-def _without_metadata(image: Image.Image) -> Image.Image:
-    """What described the file (a colour profile, a transparent colour) would be wrong in a copy
-    that is saved.
+def _drop_metadata(image: Image.Image) -> Image.Image:
+    """Remove what describes the file (colour profile, transparent colour): it would be wrong in a
+    saved copy.
     """
     image.info.clear()
     return image

@@ -1,5 +1,5 @@
-"""What is in a folder of images, by name alone: images, their masks, kohya's N_name subfolders. No
-file is opened.
+"""Finds the images of a folder by name alone, with their masks and kohya's N_name subfolders. Opens
+no file.
 """
 
 import re
@@ -12,7 +12,7 @@ from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .report import Remark
 
-MASK_SUFFIX = "-masklabel"  # OneTrainer's: toy.jpg has toy-masklabel.png
+MASK_SUFFIX = "-masklabel"  # as in OneTrainer: toy-masklabel.png is the mask of toy.jpg
 MASK_FOLDERS = ("mask", "masks")
 MAX_REPEATS = 10_000
 _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
@@ -20,10 +20,10 @@ _REPEAT_FOLDER = re.compile(r"(\d+)_(.*)")
 
 @dataclass(frozen=True)
 class FoundImage:
-    """`name` is its path inside the folder, with forward slashes.
+    """One image by its name. `name` is its path inside the folder, with forward slashes.
 
-    `repeat_folder` is the name of kohya's folder that it lies in, if any, and `class_tokens` what
-    that says its images show.
+    For an image in a kohya folder N_name: num_repeats is N, class_tokens is name, and repeat_folder
+    is the whole folder name.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class FolderContent:
-    """The images in the order of their names."""
+    """The images, sorted by name."""
 
     images: list[FoundImage]
     notes: list[Remark] = field(default_factory=list)
@@ -44,21 +44,21 @@ class FolderContent:
 
     @property
     def folders(self) -> list[Path]:
-        """Every folder that an image lies in."""
+        """Every folder that contains an image."""
         return list(dict.fromkeys(image.path.parent for image in self.images))
 
 
 def list_images(folder: Path, *, recursive: bool) -> FolderContent:
     """Find the images of the folder, each with its mask.
 
-    A mask is an image called NAME-masklabel, or NAME in a folder mask or masks, for the image
-    NAME; it is never an image to train on. A folder without images whose subfolders are called
-    N_name is kohya's: they are read, each image N times per epoch. Hidden files and folders are
-    passed over.
+    The mask of the image NAME is an image named NAME-masklabel, or NAME in a folder mask or masks;
+    masks are never trained on. A folder without images, with subfolders named N_name, is a kohya
+    folder: the subfolders are read, each image N times per epoch. Hidden files and folders are
+    ignored.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no image in
-            it.
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or it has no
+            images.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the images")
@@ -66,12 +66,12 @@ def list_images(folder: Path, *, recursive: bool) -> FolderContent:
         raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the images")
     content = _find_images(folder, recursive=recursive)
     if not content.images:
-        raise ValueError(_nothing_found(folder, recursive=recursive))
+        raise ValueError(_explain_no_images(folder, recursive=recursive))
     return content
 
 
-def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
-    """Every file that a scan of the folder reads: images, masks, captions."""
+def list_dataset_files(folder: Path, *, recursive: bool) -> list[Path]:
+    """List every file that a scan of the folder reads: images, masks, captions."""
     content = _find_images(folder, recursive=recursive)
     files = {image.path for image in content.images} | {image.mask for image in content.images if image.mask}
     files |= {image.path.with_suffix(extension) for image in content.images for extension in CAPTION_EXTENSIONS}
@@ -80,33 +80,33 @@ def files_of_dataset(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def _find_images(folder: Path, *, recursive: bool) -> FolderContent:
-    paths = _image_paths(folder, folder.rglob("*") if recursive else folder.iterdir())
-    repeat_folders = {} if any(path.parent == folder for path in paths) else _repeat_folders(folder)
+    paths = _select_images(folder, folder.rglob("*") if recursive else folder.iterdir())
+    repeat_folders = {} if any(path.parent == folder for path in paths) else _find_repeat_folders(folder)
     notes: list[Remark] = []
     if repeat_folders and recursive:
         shown = next(iter(repeat_folders)).name
         notes.append(
             Remark(
                 shown,
-                "recursive is on: the number in the names of such folders is not taken for repeats. Turn recursive "
-                "off for kohya's folders",
+                "recursive is on, so the number in such folder names is not used as repeats. Turn recursive off "
+                "for kohya's folders",
             )
         )
         repeat_folders = {}
     elif repeat_folders:
-        paths = [path for place in repeat_folders for path in _image_paths(folder, place.iterdir())]
-        notes += _kohya_notes(folder, repeat_folders, paths)
-    masks = _masks(folder, dict.fromkeys(path.parent for path in paths))
-    images = [_found(path, folder, masks, repeat_folders) for path in paths]
+        paths = [path for place in repeat_folders for path in _select_images(folder, place.iterdir())]
+        notes += _note_kohya_folders(folder, repeat_folders, paths)
+    masks = _find_masks(folder, dict.fromkeys(path.parent for path in paths))
+    images = [_describe_path(path, folder, masks, repeat_folders) for path in paths]
     images = [image for image in images if image.num_repeats]
     return FolderContent(
-        sorted(images, key=lambda image: _natural_order(image.name)),
+        sorted(images, key=lambda image: _natural_sort_key(image.name)),
         notes,
-        _masks_without_image(folder, masks, paths),
+        _note_orphan_masks(folder, masks, paths),
     )
 
 
-def _found(
+def _describe_path(
     path: Path, folder: Path, masks: dict[tuple[Path, str], Path], repeat_folders: dict[Path, tuple[int, str]]
 ) -> FoundImage:
     name, mask = path.relative_to(folder).as_posix(), masks.get((path.parent, path.stem))
@@ -116,7 +116,7 @@ def _found(
     return FoundImage(path, name, mask, num_repeats, class_tokens, repeat_folder=path.parent.name)
 
 
-def _image_paths(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def _select_images(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [
         path
         for path in paths
@@ -137,105 +137,106 @@ def _is_mask(relative_path: Path) -> bool:
 
 
 def _is_visible_file(relative_path: Path, folder: Path) -> bool:
-    """A link to a file that is gone counts: it is named in the report."""
+    """True for a link to a missing file too, so that the report names it."""
     path = folder / relative_path
     return not any(part.startswith(".") for part in relative_path.parts) and (
         path.is_file() or (path.is_symlink() and not path.exists())
     )
 
 
-def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
-    """kohya's subfolders that hold images, with N and name of N_name.
+def _find_repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
+    """Find kohya's subfolders that contain images, each with the N and the name of N_name.
 
     Raises:
         ValueError: N is more than MAX_REPEATS.
     """
     found = {}
-    for place in sorted(folder.iterdir(), key=lambda place: _natural_order(place.name)):
-        meaning = repeats_and_name(place.name)
-        if meaning and place.is_dir() and _image_paths(folder, place.iterdir()):
+    for place in sorted(folder.iterdir(), key=lambda place: _natural_sort_key(place.name)):
+        meaning = parse_repeat_folder(place.name)
+        if meaning and place.is_dir() and _select_images(folder, place.iterdir()):
             found[place] = meaning
             num_repeats, name = meaning
             if num_repeats > MAX_REPEATS:
                 raise ValueError(
-                    f"{place}: kohya's folder names start with the repeats of their images, at most "
-                    f"{MAX_REPEATS:,}. Rename it, 1_{name} for one"
+                    f"{place}: a kohya folder name starts with the repeats of its images, at most "
+                    f"{MAX_REPEATS:,}. Rename it, such as 1_{name} for one repeat"
                 )
     return found
 
 
-def repeats_and_name(folder_name: str) -> tuple[int, str] | None:
-    """N and name of kohya's N_name; None for another name."""
+def parse_repeat_folder(folder_name: str) -> tuple[int, str] | None:
+    """Return the N and the name of kohya's N_name, or None for any other folder name."""
     match = _REPEAT_FOLDER.fullmatch(folder_name)
     return (int(match[1]), match[2].strip()) if match else None
 
 
-def _kohya_notes(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
+def _note_kohya_folders(folder: Path, repeat_folders: dict[Path, tuple[int, str]], paths: list[Path]) -> list[Remark]:
     notes = []
     for place, (num_repeats, class_tokens) in repeat_folders.items():
         num_images = sum(path.parent == place for path in paths)
-        what = f"kohya's folder: {num_images} x {num_repeats} repeats" + (
-            f", {class_tokens!r} where there is no caption" if class_tokens else ""
+        meaning = f"kohya's folder: {num_images} x {num_repeats} repeats" + (
+            f", {class_tokens!r} for images without a caption" if class_tokens else ""
         )
         notes.append(
-            Remark(place.name, what if num_repeats else "kohya's folder of 0 repeats: its images are passed over")
+            Remark(place.name, meaning if num_repeats else "kohya's folder of 0 repeats: its images are ignored")
         )
     others = [
         place
         for place in folder.iterdir()
         if place.is_dir() and place not in repeat_folders and not place.name.startswith(".")
     ]
-    unread = sorted(place.name for place in others if _image_paths(folder, place.iterdir()))
+    unread = sorted(place.name for place in others if _select_images(folder, place.iterdir()))
     return notes + [
-        Remark(name, "passed over: its name is not N_name, as its neighbours' are (kohya's folders)") for name in unread
+        Remark(name, "ignored: its name is not N_name like those of the folders next to it (kohya's folders)")
+        for name in unread
     ]
 
 
-def _masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
-    """Masks by the folder and the name of their image: beside it, in a folder mask beside it, or
-    in the same place below <folder>/mask.
+def _find_masks(folder: Path, places: Iterable[Path]) -> dict[tuple[Path, str], Path]:
+    """Find masks, by the folder and name of their image. A mask is next to the image, in a folder
+    mask next to it, or at the same relative path in <folder>/mask.
     """
     masks: dict[tuple[Path, str], Path] = {}
     for place in places:
-        for file in _sorted_files(place):
+        for file in _list_images(place):
             if file.stem.endswith(MASK_SUFFIX):
                 masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
-        mirrored = [mask_folder / place.relative_to(folder) for mask_folder in _mask_folders(folder)]
-        for mask_folder in dict.fromkeys([*_mask_folders(place), *mirrored]):
-            for file in _sorted_files(mask_folder):
+        mirrored = [mask_folder / place.relative_to(folder) for mask_folder in _list_mask_folders(folder)]
+        for mask_folder in dict.fromkeys([*_list_mask_folders(place), *mirrored]):
+            for file in _list_images(mask_folder):
                 masks.setdefault((place, file.stem.removesuffix(MASK_SUFFIX)), file)
     return masks
 
 
-def _mask_folders(place: Path) -> list[Path]:
+def _list_mask_folders(place: Path) -> list[Path]:
     return sorted(entry for entry in place.iterdir() if entry.name.lower() in MASK_FOLDERS and entry.is_dir())
 
 
-def _sorted_files(place: Path) -> list[Path]:
+def _list_images(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
     return sorted(file for file in place.iterdir() if _is_image_name(file) and _is_visible_file(Path(file.name), place))
 
 
-def _masks_without_image(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
+def _note_orphan_masks(folder: Path, masks: dict[tuple[Path, str], Path], paths: list[Path]) -> list[Remark]:
     images = {(path.parent, path.stem) for path in paths}
     orphans = sorted(mask.relative_to(folder).as_posix() for key, mask in masks.items() if key not in images)
-    return [Remark(name, "its name makes it a mask, but there is no image that it belongs to") for name in orphans]
+    return [Remark(name, "its name marks it as a mask, but it belongs to no image") for name in orphans]
 
 
-def _nothing_found(folder: Path, *, recursive: bool) -> str:
+def _explain_no_images(folder: Path, *, recursive: bool) -> str:
     files = [
         path
         for path in (folder.rglob("*") if recursive else folder.iterdir())
         if _is_visible_file(path.relative_to(folder), folder)
     ]
-    content = f"and none in its {pluralize(len(files), 'file')}" if files else "it is empty"
+    content = f"it has {pluralize(len(files), 'file')} of other kinds" if files else "it is empty"
     has_subfolders = not recursive and any(path.is_dir() for path in folder.iterdir())
-    hint = " It has subfolders: turn on recursive to use them." if has_subfolders else ""
+    hint = " It has subfolders; turn on recursive to use them." if has_subfolders else ""
     return f"{folder}: no images, {content}. Images are {', '.join(EXTENSIONS)}.{hint}"
 
 
-def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """2.png before 10.png, whatever the letters' case."""
+def _natural_sort_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort 2.png before 10.png, ignoring case."""
     parts = re.split(r"(\d+)", name.lower())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name

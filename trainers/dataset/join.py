@@ -1,4 +1,4 @@
-"""Several datasets as one."""
+"""Joins several datasets into one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,18 +10,18 @@ from .summary import describe_images
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
-    """One dataset of several, each image with its own repeats, weight and trigger word; its name
-    gets the folder's name in front.
+    """Join datasets into one. Every image keeps its repeats, weight and trigger word, and gets its
+    folder's name in front of its own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `datasets` is empty.
     """
     if not datasets:
         raise ValueError("no dataset to join. Connect at least one")
     if len(datasets) == 1:
         return datasets[0]
-    named = list(zip(_distinct_names([dataset.folder_name for dataset in datasets]), datasets, strict=True))
-    images = [_joined_image(image, name, dataset) for name, dataset in named for image in dataset.images]
+    named = list(zip(_make_names_distinct([dataset.folder_name for dataset in datasets]), datasets, strict=True))
+    images = [_join_image(image, name, dataset) for name, dataset in named for image in dataset.images]
     left_out = [
         replace(remark, name=f"{name}/{remark.name}") for name, dataset in named for remark in dataset.report.left_out
     ]
@@ -33,7 +33,7 @@ def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
         for name, dataset in named
         for line in dataset.report.summary or [describe_images(name, dataset.images, dataset.num_repeats)]
     ]
-    report = DatasetReport(len(images), left_out, notes + _found_again(images), summary=summary)
+    report = DatasetReport(len(images), left_out, notes + _note_shared_images(images), summary=summary)
     trigger_words = dict.fromkeys(word for image in images if (word := image.trigger_word))
     return Dataset(
         images,
@@ -45,18 +45,18 @@ def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _joined_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> TrainingImage:
+def _join_image(image: TrainingImage, folder_name: str, dataset: Dataset) -> TrainingImage:
     return replace(
         image,
         name=f"{folder_name}/{image.name}",
         num_repeats=image.num_repeats * dataset.num_repeats,
-        trigger_word=dataset.trigger_word_of(image),
+        trigger_word=dataset.get_trigger_word(image),
         subset=f"{folder_name}/{image.subset}" if image.subset else folder_name,
     )
 
 
-def _distinct_names(names: list[str]) -> list[str]:
-    """The second "toys" is "toys (2)"."""
+def _make_names_distinct(names: list[str]) -> list[str]:
+    """Number repeated names: the second "toys" becomes "toys (2)"."""
     distinct: list[str] = []
     for name in names:
         number, candidate = 1, name
@@ -67,8 +67,8 @@ def _distinct_names(names: list[str]) -> list[str]:
     return distinct
 
 
-def _found_again(images: list[TrainingImage]) -> list[Remark]:
-    """The same image in two datasets may be meant, and is used in both."""
+def _note_shared_images(images: list[TrainingImage]) -> list[Remark]:
+    """List images that are in several datasets. They are used in each, as that may be intended."""
     first: dict[str, TrainingImage] = {}
     again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
     return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

@@ -1,4 +1,4 @@
-"""A folder of images as they are trained, cropped and with their captions."""
+"""Writes a folder of images as they are trained: cropped, with their captions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,11 @@ from .crop_plan import CropPlan, TrainingItem
 def write_prepared_folder(
     plan: CropPlan, folder: Path, *, check_interrupted: Callable[[], None] = lambda: None
 ) -> None:
-    """Write every image as it is trained, as PNG with its caption beside it; repeats only where
-    their crops differ.
+    """Write every image as it is trained, as a PNG file with its caption in a .txt file. Repeats
+    are written only if their crops differ.
 
     Raises:
-        FileExistsError, NotADirectoryError: the folder has files already, or is one.
+        FileExistsError, NotADirectoryError: the folder is not empty, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file. Give a new folder for the prepared images")
@@ -28,8 +28,8 @@ def write_prepared_folder(
     digits = len(str(len(distinct)))
     for count, item in enumerate(distinct.values(), start=1):
         check_interrupted()
-        # The number keeps sub/a.png and a.jpg apart; the name is cut where a file system's 255
-        # bytes might not hold it.
+        # The number tells sub/a.png from a.jpg; the name is cut because file systems allow only 255
+        # bytes.
         stem = f"{count:0{digits}}_{Path(item.image.name).stem[:50]}"
         with atomic_write(folder / f"{stem}.png") as temporary:
             read_crop(item).save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""What became of every image of a dataset: used, left out, or remarked on."""
+"""The report on a dataset: which images are used, which are left out, and remarks."""
 
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -7,18 +7,17 @@ from typing import Any
 from ..wording import name_first, pluralize
 
 NO_CAPTION = (
-    "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
-    "Florence2Caption"
+    "it has no caption (.txt or .caption). Write one, set fallback_caption or trigger_word, or connect Florence2Caption"
 )
 
 
 class RemarkKind(str, Enum):
-    """What a remark is about. Decide by this, never by the words of its reason."""
+    """The subject of a remark. Code decides by this, never by the wording of the reason."""
 
     OTHER = "other"
     UNUSABLE = "unusable"
-    OTHER_FORMAT = "other_format"  # an image, but of a format that is not read
-    SAME_FILE = "same_file"  # another image of the same bytes is used
+    OTHER_FORMAT = "other_format"  # an image in a format that we do not read
+    SAME_FILE = "same_file"  # another image with the same bytes is used
     TOO_SMALL = "too_small"
     NO_CAPTION = "no_caption"
     STAND_IN_CAPTION = "stand_in_caption"  # such as the trigger word alone
@@ -30,7 +29,7 @@ class RemarkKind(str, Enum):
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about one image, or one file or folder beside it, that the user should know."""
+    """Something the user should know about one image, or about a file or folder next to it."""
 
     name: str
     reason: str
@@ -39,15 +38,13 @@ class Remark:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What became of every image of the folder; buckets are (height, width) with their number of
-    images.
-    """
+    """The fate of every image of the folder. buckets: number of images by (height, width)."""
 
     num_kept: int
     left_out: list[Remark] = field(default_factory=list)
     notes: list[Remark] = field(default_factory=list)
     buckets: dict[tuple[int, int], int] = field(default_factory=dict)
-    # repeats, weights, masks, regularization: a line for each folder that has any
+    # one line for each folder with repeats, weights, masks or regularization images
     summary: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -56,7 +53,7 @@ class DatasetReport:
         lines += [
             f"  {height} x {width} (height x width): {count}" for (height, width), count in sorted(self.buckets.items())
         ]
-        lines += _section("Left out", self.left_out) + _section("Notes", self.notes)
+        lines += _format_section("Left out", self.left_out) + _format_section("Notes", self.notes)
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,14 +63,12 @@ class DatasetReport:
         }
 
 
-def _section(title: str, remarks: list[Remark]) -> list[str]:
+def _format_section(title: str, remarks: list[Remark]) -> list[str]:
     return [f"{title}:", *(f"  {remark.name}: {remark.reason}" for remark in remarks)] if remarks else []
 
 
 def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict: bool) -> None:
-    """Raise ValueError when nothing is left to train on, or when `strict` and something was left
-    out.
-    """
+    """Raise ValueError if nothing is left to train on, or if `strict` and anything was left out."""
     if num_kept and not (strict and left_out):
         return
     reasons = (f"{remark.name}: {remark.reason}" for remark in left_out)

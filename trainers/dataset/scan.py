@@ -1,4 +1,4 @@
-"""A folder of images and captions, checked file by file. image_folder.py finds the files."""
+"""Checks a folder of images and captions, file by file. image_folder.py finds the files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +13,9 @@ from .image_files import EXTENSIONS, UnreadFormat, UnusableImage, image_sha256, 
 from .image_folder import FolderContent, FoundImage, list_images
 from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usable
 from .summary import summarize_special
-from .trigger_word import with_trigger_word_in_each_line
+from .trigger_word import add_trigger_word_to_each_line
 
-SMALL_SHAPE_DIFFERENCE = 0.02  # between a mask and its image: rounding, not another crop
+SMALL_SHAPE_DIFFERENCE = 0.02  # between mask and image: rounding, not a different crop
 
 
 def scan_folder(
@@ -25,51 +25,51 @@ def scan_folder(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Dataset:
-    """Look at every image of the folder, in the order of their names; nothing is written.
+    """Check every image of the folder, in the order of their names; write nothing.
 
-    Left out and named in the report, never replaced by another: empty, damaged, animated or huge
-    files, images with such a mask, files of other image formats, and copies of another image.
-    With `strict` that is an error. Images without any caption stay, for a captioner to come;
-    plan_crops leaves them out. Hidden files and folders are passed over. `name` is what the user
-    calls the folder, where that is not its own name.
+    The report names every file that is left out: empty, damaged, animated or huge files, images
+    with such a mask, files of other image formats, and copies of another image. With `strict`, a
+    left-out file is an error. Images without a caption stay, so that a captioner can add one;
+    plan_crops leaves them out. Hidden files and folders are ignored. `name` is the user's name for
+    the folder, if it differs from the folder's own.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or no image in
-            it that can be used.
+        FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or it has no
+            usable image.
     """
     folder = Path(config.images).expanduser()
     content = list_images(folder, recursive=config.recursive)
-    captions, notes = _metadata_captions(folder, content)
+    captions, notes = _read_metadata_captions(folder, content)
     images: list[TrainingImage] = []
     left_out: list[Remark] = []
     for count, found in enumerate(content.images, start=1):
         check_interrupted()
         on_progress(count, len(content.images), found.name)
         try:
-            image, own_notes = _look_at(found, config, captions.get(found.path, ""))
+            image, own_notes = _scan_image(found, config, captions.get(found.path, ""))
         except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
             continue
         images.append(image)
         notes += own_notes
-    copies = [] if config.keep_duplicates else _copies(images)
-    images, left_out = _without(images, copies), left_out + copies
-    notes = content.notes + _without(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
+    copies = [] if config.keep_duplicates else _find_copies(images)
+    images, left_out = _drop_named(images, copies), left_out + copies
+    notes = content.notes + _drop_named(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
     require_usable(len(images), left_out, folder=str(folder), strict=config.strict)
     name = name or folder.resolve().name
     report = DatasetReport(len(images), left_out, notes, summary=summarize_special(name, images, config.num_repeats))
     return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
-def _look_at(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
-    """The image and what is to be noted about it. Raises UnusableImage."""
+def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
+    """Return the image and the remarks about it. Raises UnusableImage."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
     sha256 = image_sha256(path)
     facts = inspect_image(path)
-    caption, notes = _caption_of(found, config, metadata_caption)
+    caption, notes = _find_caption(found, config, metadata_caption)
     image = TrainingImage(
         found.name,
         path,
@@ -84,15 +84,15 @@ def _look_at(found: FoundImage, config: DatasetConfig, metadata_caption: str) ->
         subset=found.repeat_folder,
     )
     if config.mask_source == "files" and found.mask is not None:
-        return _with_mask_file(image, found.mask, notes)
+        return _attach_mask(image, found.mask, notes)
     if config.mask_source == "alpha" and facts.has_alpha:
         return replace(image, mask_sha256=sha256), notes
     return image, notes
 
 
-def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
-    """An image whose mask cannot be read is not used: without it, all of the image would be
-    learned.
+def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple[TrainingImage, list[Remark]]:
+    """Return the image with its mask, and the remarks extended. Raises UnusableImage if the mask is
+    unusable: without the mask, training would learn the whole image.
     """
     place = f"{mask.parent.name}/{mask.name}" if mask.parent != image.path.parent else mask.name
     try:
@@ -108,8 +108,8 @@ def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tu
         > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
     ):
         reason = (
-            f"its mask {place} has another shape ({mask_width} x {mask_height}, the image {width} x {height}) and "
-            "is stretched to it"
+            f"its mask {place} has a different shape ({mask_width} x {mask_height}, the image {width} x {height}) "
+            "and is stretched to fit"
         )
         notes = [*notes, Remark(image.name, reason)]
     if is_black:
@@ -117,9 +117,9 @@ def _with_mask_file(image: TrainingImage, mask: Path, notes: list[Remark]) -> tu
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _caption_of(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
-    """From the caption file, else metadata.jsonl, else the fallback caption, else the name of
-    kohya's folder, else the trigger word alone; and notes.
+def _find_caption(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
+    """Return the caption and remarks about it. Sources in order: the caption file, metadata.jsonl,
+    the fallback caption, the name of kohya's folder, the trigger word alone.
     """
     trigger_word = " ".join(config.trigger_word.split())
     caption, reasons = read_caption_file(found.path)
@@ -131,24 +131,26 @@ def _caption_of(found: FoundImage, config: DatasetConfig, metadata_caption: str)
         origin = (
             "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
         )
-        notes = [_note_of_missing_caption(found.name, origin if caption or trigger_word else "")]
-    return with_trigger_word_in_each_line(caption, trigger_word) or trigger_word, notes
+        notes = [_note_missing_caption(found.name, origin if caption or trigger_word else "")]
+    return add_trigger_word_to_each_line(caption, trigger_word) or trigger_word, notes
 
 
-def _note_of_missing_caption(name: str, stand_in: str) -> Remark:
+def _note_missing_caption(name: str, stand_in: str) -> Remark:
     if not stand_in:
         return Remark(name, NO_CAPTION, RemarkKind.NO_CAPTION)
     return Remark(name, f"no caption file, or an empty one; {stand_in} is used", RemarkKind.STAND_IN_CAPTION)
 
 
-def _metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
+def _read_metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
     nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
     captions, problems = read_metadata(nearest_first)
     return captions, [Remark(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
 
 
-def _copies(images: list[TrainingImage]) -> list[Remark]:
-    """All images of the same bytes but one: the first that has a caption."""
+def _find_copies(images: list[TrainingImage]) -> list[Remark]:
+    """List the images that repeat the bytes of another. Of each set, the first image with a caption
+    is kept.
+    """
     first: dict[str, TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
         first.setdefault(image.sha256, image)
@@ -159,6 +161,6 @@ def _copies(images: list[TrainingImage]) -> list[Remark]:
     ]
 
 
-def _without(named: list[Any], remarks: list[Remark]) -> list[Any]:
+def _drop_named(named: list[Any], remarks: list[Remark]) -> list[Any]:
     names = {remark.name for remark in remarks}
     return [each for each in named if each.name not in names]

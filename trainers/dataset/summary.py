@@ -1,4 +1,4 @@
-"""The images of a folder in one line: how many, their repeats, weights and masks."""
+"""Describes a folder in one line: number of images, repeats, weights and masks."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ from .image import TrainingImage
 
 
 def summarize_special(folder_name: str, images: list[TrainingImage], num_repeats: int) -> list[str]:
-    """Nothing where every image is used once, whole, and counts as much as the others."""
+    """Return one line, or nothing if every image is used once, whole and with equal weight."""
     is_special = any(image.is_regularization for image in images) or _list_special_features(images, num_repeats)
     return [describe_images(folder_name, images, num_repeats)] if is_special else []
 
 
 def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
-    """One line: number, repeats, weight, masks of these images."""
+    """Return one line: number of images, repeats, loss weight, masks."""
     noun = "regularization image" if any(image.is_regularization for image in images) else "image"
     parts = [pluralize(len(images), noun), *_list_special_features(images, num_repeats)]
     return f"{folder_name}: {', '.join(parts)}"
@@ -21,14 +21,14 @@ def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: 
 
 def _list_special_features(images: list[TrainingImage], num_repeats: int) -> list[str]:
     num_masks = sum(bool(image.mask_sha256) for image in images)
-    repeats = _range(image.num_repeats * num_repeats for image in images)
-    weights = _range(image.loss_weight for image in images)
+    repeats = _format_range(image.num_repeats * num_repeats for image in images)
+    weights = _format_range(image.loss_weight for image in images)
     parts = [f"{repeats} repeats each"] if repeats != "1" else []
     parts += [f"loss weight {weights}"] if weights != "1" else []
     parts += [f"{num_masks} with a mask"] if num_masks else []
     return parts
 
 
-def _range(values: Iterable[float]) -> str:
+def _format_range(values: Iterable[float]) -> str:
     ordered = sorted(set(values))
     return f"{ordered[0]:g}" if len(ordered) == 1 else f"{ordered[0]:g} to {ordered[-1]:g}"

@@ -1,19 +1,17 @@
-"""The trigger word in front of captions."""
+"""Adds the trigger word in front of captions."""
 
 import re
 
-from .caption_variants import caption_lines
+from .caption_variants import split_caption_lines
 
 
-def with_trigger_word(caption: str, trigger_word: str) -> str:
-    """The trigger word in front, once: a caption that has it anywhere as a whole word stays as it
-    is.
-    """
+def add_trigger_word(caption: str, trigger_word: str) -> str:
+    """Add the trigger word in front, unless the caption contains it anywhere as a whole word."""
     if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
 
-def with_trigger_word_in_each_line(caption: str, trigger_word: str) -> str:
-    """The trigger word in front of each line; "" stays ""."""
-    return "\n".join(with_trigger_word(line, trigger_word) for line in caption_lines(caption))
+def add_trigger_word_to_each_line(caption: str, trigger_word: str) -> str:
+    """Add the trigger word in front of each line that lacks it; "" stays ""."""
+    return "\n".join(add_trigger_word(line, trigger_word) for line in split_caption_lines(caption))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..embedded_base.scenes import fits
-from ..lora.modules import weighted_modules
+from ..lora.modules import list_weighted_modules
 from ..lora.read import read_lora
 from ..sdxl.merge import merge_lora
 from ..sdxl.model.sampling import sample_images
@@ -56,7 +56,7 @@ def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25
     before = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     parts = {"unet": model.unet, "text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
-    merge_lora(read_lora(lora, kohya_names(*(weighted_modules(part) for part in parts.values()))), parts)
+    merge_lora(read_lora(lora, kohya_names(*(list_weighted_modules(part) for part in parts.values()))), parts)
     after = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
     split = len(NEW_PROMPTS) * num_seeds
     return Comparison(

@@ -94,26 +94,26 @@ class _Files:
         key = hashlib.sha256(url.encode()).hexdigest()[:16]
         self.finished, self.part, self._validators = (folder / f"{key}.{suffix}" for suffix in ("bin", "part", "json"))
 
-    def num_part_bytes(self) -> int:
+    def count_part_bytes(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def conditions(self) -> dict[str, str]:
+    def make_conditions(self) -> dict[str, str]:
         """The headers that ask for no more than what is not here yet."""
-        etag, last_modified = (self._known().get(name, "") for name in _VALIDATORS)
+        etag, last_modified = (self._read_validators().get(name, "") for name in _VALIDATORS)
         if self.finished.exists():
             return {
                 name: value for name, value in (("If-None-Match", etag), ("If-Modified-Since", last_modified)) if value
             }
         # a weak ETag may stand for other bytes
         validator = last_modified if etag.startswith("W/") else etag or last_modified
-        num_bytes = self.num_part_bytes()
+        num_bytes = self.count_part_bytes()
         return {"Range": f"bytes={num_bytes}-", "If-Range": validator} if num_bytes and validator else {}
 
     def is_continued_by(self, response: http.client.HTTPResponse) -> bool:
         """Not every server heeds If-Range."""
-        is_next = re.fullmatch(rf"bytes {self.num_part_bytes()}-\d+/\d+", response.getheader("Content-Range", ""))
+        is_next = re.fullmatch(rf"bytes {self.count_part_bytes()}-\d+/\d+", response.getheader("Content-Range", ""))
         return is_next is not None and all(
-            response.getheader(name, value) == value for name, value in self._known().items()
+            response.getheader(name, value) == value for name, value in self._read_validators().items()
         )
 
     def start(self, response: http.client.HTTPResponse) -> None:
@@ -129,7 +129,7 @@ class _Files:
             )
 
     def finish(self, num_bytes: int) -> Path:
-        if self.num_part_bytes() != num_bytes:
+        if self.count_part_bytes() != num_bytes:
             self.part.unlink(missing_ok=True)
             raise RuntimeError(f"{self.part}: another download wrote to the same file. Start again when it has ended")
         with open(self.part, "rb+") as stream:
@@ -137,7 +137,7 @@ class _Files:
         os.replace(self.part, self.finished)
         return self.finished
 
-    def _known(self) -> dict[str, str]:
+    def _read_validators(self) -> dict[str, str]:
         return json.loads(self._validators.read_text(encoding="utf-8")) if self._validators.exists() else {}
 
 
@@ -150,17 +150,17 @@ def _receive(
     check_interrupted: Callable[[], None],
     on_progress: Callable[[int, int], None],
 ) -> Path:
-    with _answer(url, files.conditions(), allow_private=allow_private) as response:
+    with _open_response(url, files.make_conditions(), allow_private=allow_private) as response:
         if response.status == 304 and files.finished.exists():
             return files.finished
-        num_bytes = _num_bytes_before(response, files, url)
-        total = _total_bytes(response)
+        num_bytes = _find_start(response, files, url)
+        total = _read_total_bytes(response)
         _require_size(total, max_bytes, url)
         _require_space(files.part.parent, total - num_bytes)
         if num_bytes == 0:
             files.start(response)
         with open(files.part, "ab") as stream:
-            for block in _blocks(response, url, num_announced=total - num_bytes if total else None):
+            for block in _read_blocks(response, url, num_announced=total - num_bytes if total else None):
                 num_bytes += len(block)
                 if num_bytes > max_bytes:
                     stream.truncate(0)
@@ -171,28 +171,28 @@ def _receive(
         return files.finish(num_bytes)
 
 
-def _num_bytes_before(response: http.client.HTTPResponse, files: _Files, url: str) -> int:
+def _find_start(response: http.client.HTTPResponse, files: _Files, url: str) -> int:
     """How much of the file stands before what the response holds."""
     if response.status not in (200, 206, 416):
         reason = http.client.responses.get(response.status, "")
         raise RuntimeError(
-            f"{_shown(url)}: the server answered {response.status} {reason}. Check the address; download by hand "
+            f"{_redact(url)}: the server answered {response.status} {reason}. Check the address; download by hand "
             "what needs a log-in, and give the file"
         )
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise RuntimeError(
-            f"{_shown(url)}: the server sent the file compressed ({encoding}), which was not asked for. Download it "
+            f"{_redact(url)}: the server sent the file compressed ({encoding}), which was not asked for. Download it "
             "by hand, and give the file"
         )
     if response.status == 200:
         return 0
     if response.status == 416 or not files.is_continued_by(response):
-        raise _WrongPiece(f"{_shown(url)}: the server sent another piece of the file than the one that was asked for")
-    return files.num_part_bytes()
+        raise _WrongPiece(f"{_redact(url)}: the server sent another piece of the file than the one that was asked for")
+    return files.count_part_bytes()
 
 
-def _total_bytes(response: http.client.HTTPResponse) -> int:
+def _read_total_bytes(response: http.client.HTTPResponse) -> int:
     """Of the whole file; 0 where the server does not say it."""
     return (
         int(response.getheader("Content-Range", "").rpartition("/")[2])
@@ -204,7 +204,7 @@ def _total_bytes(response: http.client.HTTPResponse) -> int:
 def _require_size(num_bytes: int, max_bytes: int, url: str) -> None:
     if num_bytes > max_bytes:
         raise ValueError(
-            f"{_shown(url)}: the file has {format_megabytes(num_bytes)} or more; at most "
+            f"{_redact(url)}: the file has {format_megabytes(num_bytes)} or more; at most "
             f"{format_megabytes(max_bytes)} are allowed. Give a smaller one"
         )
 
@@ -219,7 +219,7 @@ def _require_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int | None) -> Iterator[bytes]:
+def _read_blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int | None) -> Iterator[bytes]:
     """Every piece as it arrives. Raises RuntimeError when the connection breaks, or ends before all
     bytes that the server announced.
     """
@@ -230,34 +230,34 @@ def _blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int 
             num_bytes += len(block)
             yield block
     except (OSError, http.client.HTTPException) as error:
-        raise RuntimeError(f"{_shown(url)}: the connection broke ({_reason(error)}). {_CONTINUE}") from error
+        raise RuntimeError(f"{_redact(url)}: the connection broke ({_describe_error(error)}). {_CONTINUE}") from error
     if num_announced is not None and num_bytes != num_announced:
         raise RuntimeError(
-            f"{_shown(url)}: the server sent {num_bytes:,} bytes instead of {num_announced:,}. {_CONTINUE}"
+            f"{_redact(url)}: the server sent {num_bytes:,} bytes instead of {num_announced:,}. {_CONTINUE}"
         )
 
 
 @contextmanager
-def _answer(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterator[http.client.HTTPResponse]:
+def _open_response(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterator[http.client.HTTPResponse]:
     """The response after all redirects, the body still to be read. Every address on the way is
     checked.
     """
     for _ in range(MAX_REDIRECTS + 1):
-        parts = _checked_parts(url)
-        with closing(_connection(parts, _allowed_addresses(parts, allow_private=allow_private))) as connection:
-            response = _request(connection, parts, headers)
+        parts = _parse_url(url)
+        with closing(_connect(parts, _resolve(parts, allow_private=allow_private))) as connection:
+            response = _send_request(connection, parts, headers)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
                 with closing(response):
                     yield response
                 return
-        url = _next_url(url, location)
+        url = _resolve_redirect(url, location)
     raise RuntimeError(
-        f"{_shown(url)}: more than {MAX_REDIRECTS} redirects. Give the address that the file has in the end"
+        f"{_redact(url)}: more than {MAX_REDIRECTS} redirects. Give the address that the file has in the end"
     )
 
 
-def _checked_parts(url: str) -> SplitResult:
+def _parse_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port  # parsed only now
@@ -267,33 +267,33 @@ def _checked_parts(url: str) -> SplitResult:
         ) from None
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError(
-            f"{_shown(url)!r} must begin with http:// or https:// and a server's name, such as "
+            f"{_redact(url)!r} must begin with http:// or https:// and a server's name, such as "
             "https://example.com/pictures.zip"
         )
     if "@" in parts.netloc:
         raise ValueError(
-            f"{_shown(url)}: a user name or password in the address would be stored with the workflow. Give an "
+            f"{_redact(url)}: a user name or password in the address would be stored with the workflow. Give an "
             "address without"
         )
     return parts
 
 
-def _allowed_addresses(parts: SplitResult, *, allow_private: bool) -> list[str]:
+def _resolve(parts: SplitResult, *, allow_private: bool) -> list[str]:
     """What the host's name stands for. One private address among them refuses all: a server that
     mixes them is trying something.
     """
     host = parts.hostname or ""
     try:
-        found = socket.getaddrinfo(host, _port(parts), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, _get_port(parts), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise RuntimeError(
-            f"{host}: no server of this name was found ({_reason(error)}). Check the address and the connection"
+            f"{host}: no server of this name was found ({_describe_error(error)}). Check the address and the connection"
         ) from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     refused = [address for address in addresses if not allow_private and not _is_public(ip_address(address))]
     if refused:
         raise ValueError(
-            f"{_shown(parts.geturl())} leads to {refused[0]}, which is not a public address. "
+            f"{_redact(parts.geturl())} leads to {refused[0]}, which is not a public address. "
             "The server's owner can allow it with the environment variable LORA_TRAINER_ALLOW_PRIVATE_URLS=1"
         )
     return addresses
@@ -313,34 +313,34 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
     )
 
 
-def _connection(parts: SplitResult, addresses: list[str]) -> http.client.HTTPConnection:
+def _connect(parts: SplitResult, addresses: list[str]) -> http.client.HTTPConnection:
     """Connected to the very address that was checked; the host's name serves for the certificate
     and the Host header only.
     """
-    host, port = parts.hostname or "", _port(parts)
+    host, port = parts.hostname or "", _get_port(parts)
     try:
         if parts.scheme == "http":
             connection = http.client.HTTPConnection(host, port)
-            connection.sock = _first_reachable(addresses, port)
+            connection.sock = _connect_first(addresses, port)
         else:
             context = ssl.create_default_context()
             connection = http.client.HTTPSConnection(host, port, context=context)
-            connection.sock = context.wrap_socket(_first_reachable(addresses, port), server_hostname=host)
+            connection.sock = context.wrap_socket(_connect_first(addresses, port), server_hostname=host)
     except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(
-            f"{host}: no connection to port {port} ({_reason(error)}). Check the address and the connection"
+            f"{host}: no connection to port {port} ({_describe_error(error)}). Check the address and the connection"
         ) from error
     return connection
 
 
-def _first_reachable(addresses: list[str], port: int) -> socket.socket:
+def _connect_first(addresses: list[str], port: int) -> socket.socket:
     for address in addresses[:-1]:
         with suppress(OSError):
             return socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
     return socket.create_connection((addresses[-1], port), timeout=TIMEOUT_SECONDS)
 
 
-def _request(
+def _send_request(
     connection: http.client.HTTPConnection, parts: SplitResult, headers: dict[str, str]
 ) -> http.client.HTTPResponse:
     target = quote(f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/", safe=_URL_CHARACTERS)
@@ -350,34 +350,34 @@ def _request(
         return connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(
-            f"{_shown(parts.geturl())}: the server did not answer ({_reason(error)}). Try again later"
+            f"{_redact(parts.geturl())}: the server did not answer ({_describe_error(error)}). Try again later"
         ) from error
 
 
-def _next_url(url: str, location: str) -> str:
+def _resolve_redirect(url: str, location: str) -> str:
     try:
         following = urljoin(url, quote(location.encode("latin-1"), safe=_URL_CHARACTERS))
     except ValueError as error:
         raise RuntimeError(
-            f"{_shown(url)} leads to what is no web address ({error}). Give the address that the file has in the end"
+            f"{_redact(url)} leads to what is no web address ({error}). Give the address that the file has in the end"
         ) from error
     if url.lower().startswith("https:") and following.lower().startswith("http:"):
         raise ValueError(
-            f"{_shown(url)} leads to {_shown(following)}, which is not encrypted. Give that address itself if you "
+            f"{_redact(url)} leads to {_redact(following)}, which is not encrypted. Give that address itself if you "
             "trust it"
         )
     return following
 
 
-def _port(parts: SplitResult) -> int:
+def _get_port(parts: SplitResult) -> int:
     return parts.port or _PORTS[parts.scheme]
 
 
-def _shown(url: str) -> str:
+def _redact(url: str) -> str:
     """Without what may be secret: the query of a signed address, a password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

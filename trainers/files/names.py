@@ -32,7 +32,7 @@ def check_output_name(name: str) -> str:
     return stem
 
 
-def free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
+def find_free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
     """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
     with one of the companions' suffixes.
     """

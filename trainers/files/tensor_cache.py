@@ -39,31 +39,31 @@ class TensorCache:
             return self._in_memory[key]
         tensors = self._read(key)
         if tensors is not None:
-            self._keep(key, tensors)
+            self._remember(key, tensors)
         return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        self._keep(key, tensors)
+        self._remember(key, tensors)
         if self.folder is not None:
-            with atomic_write(self._path(key), overwrite=True) as temporary:
+            with atomic_write(self._path_of(key), overwrite=True) as temporary:
                 temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind an error of its own
 
-    def _keep(self, key: str, tensors: dict[str, Tensor]) -> None:
+    def _remember(self, key: str, tensors: dict[str, Tensor]) -> None:
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if self.folder is None or self._bytes_in_memory + num_bytes <= MAX_BYTES_IN_MEMORY:
             self._in_memory[key] = tensors
             self._bytes_in_memory += num_bytes
 
     def _read(self, key: str) -> dict[str, Tensor] | None:
-        if self.folder is None or not self._path(key).is_file():
+        if self.folder is None or not self._path_of(key).is_file():
             return None
         try:
-            return load_file(self._path(key))
+            return load_file(self._path_of(key))
         except SafetensorError as error:
-            logger.warning("%s: unreadable cache file (%s); it is computed again", self._path(key), error)
+            logger.warning("%s: unreadable cache file (%s); it is computed again", self._path_of(key), error)
             return None
 
-    def _path(self, key: str) -> Path:
+    def _path_of(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..files.atomic_write import atomic_write
 from ..wording import name_examples
-from .header import serialize, tensor_hashes
+from .header import hash_tensors, serialize
 from .modules import LoraModule, ModuleKey, ModuleNames
 from .read import load_tensors, read_lora
 
@@ -49,17 +49,17 @@ def to_kohya(
         if key not in modules:
             continue
         module = modules[key]
-        state_dict[f"{name}.lora_down.weight"] = _exported(module.down, dtype)
-        state_dict[f"{name}.lora_up.weight"] = _exported(module.up, dtype)
-        state_dict[f"{name}.alpha"] = _alpha_tensor(module.alpha, dtype)
+        state_dict[f"{name}.lora_down.weight"] = _export(module.down, dtype)
+        state_dict[f"{name}.lora_up.weight"] = _export(module.up, dtype)
+        state_dict[f"{name}.alpha"] = _make_alpha_tensor(module.alpha, dtype)
     return state_dict
 
 
-def _exported(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _export(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().to("cpu", dtype, copy=True).contiguous()
 
 
-def _alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
+def _make_alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
     """A scalar; float32 where the file's dtype would round it, because that would change the
     strength of the whole module.
     """
@@ -76,7 +76,7 @@ def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[st
         OSError: the disk is full or the folder cannot be written.
     """
     tensors = dict(state_dict)
-    header = {**metadata, **tensor_hashes(tensors, metadata)}
+    header = {**metadata, **hash_tensors(tensors, metadata)}
     with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, header))
 

@@ -46,12 +46,12 @@ def expand_date_tokens(text: str, now: time.struct_time) -> str:
         if name not in _TOKENS or (pattern and name != "date"):
             allowed = ", ".join(f"%{token}%" for token in _TOKENS)
             raise ValueError(f"filename has %{match[1]}% in it. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, {allowed}")
-        return re.sub(r"yyyy|yy|([Mdhms])\1?", lambda field: _field(field[0], now), pattern or _TOKENS[name])
+        return re.sub(r"yyyy|yy|([Mdhms])\1?", lambda field: _format_field(field[0], now), pattern or _TOKENS[name])
 
     return re.sub(r"%([^%]*)%", value, text)
 
 
-def _field(token: str, now: time.struct_time) -> str:
+def _format_field(token: str, now: time.struct_time) -> str:
     """As ComfyUI's front end writes it: M is 8 or 12, MM is 08 or 12; yy is 26."""
     number = str(getattr(now, _FIELDS[token[0]]))
     return number[-2:] if token == "yy" else number.zfill(len(token))

@@ -102,16 +102,16 @@ def build_metadata(record: TrainingRecord) -> dict[str, str]:
     user's.
     """
     values = {
-        **_network_keys(record),
-        **_dataset_keys(record),
-        **_training_keys(record),
-        **_modelspec_keys(record),
-        "lora_trainer_config": json.dumps(_without_folders(record.settings), sort_keys=True),
+        **_build_network_keys(record),
+        **_build_dataset_keys(record),
+        **_build_training_keys(record),
+        **_build_modelspec_keys(record),
+        "lora_trainer_config": json.dumps(_strip_folders(record.settings), sort_keys=True),
     }
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _network_keys(record: TrainingRecord) -> dict[str, Any]:
+def _build_network_keys(record: TrainingRecord) -> dict[str, Any]:
     return {
         "ss_v2": False,
         "ss_base_model_version": record.base_model_version,
@@ -128,21 +128,21 @@ def _network_keys(record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
+def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
     """kohya counts tags of regularization images too; managers show the tags as words that call
     what was learned, so here they do not.
     """
-    learned = _by_distinct_name(folder for folder in record.folders if not folder.is_regularization)
-    regularization = _by_distinct_name(folder for folder in record.folders if folder.is_regularization)
+    learned = _make_names_distinct(folder for folder in record.folders if not folder.is_regularization)
+    regularization = _make_names_distinct(folder for folder in record.folders if folder.is_regularization)
     return {
         "ss_tag_frequency": json.dumps({name: tag_frequency(folder.captions) for name, folder in learned.items()}),
-        "ss_dataset_dirs": json.dumps(_dirs(learned)),
-        "ss_reg_dataset_dirs": json.dumps(_dirs(regularization)),
+        "ss_dataset_dirs": json.dumps(_describe_folders(learned)),
+        "ss_reg_dataset_dirs": json.dumps(_describe_folders(regularization)),
         "ss_num_train_images": sum(record.bucket_counts.values()) - record.num_regularization_samples,
         "ss_num_reg_images": record.num_regularization_samples,
         "ss_resolution": (record.resolution, record.resolution),
         "ss_enable_bucket": len(record.bucket_counts) > 1,
-        "ss_bucket_info": json.dumps({"buckets": _bucket_info(record.bucket_counts)}),
+        "ss_bucket_info": json.dumps({"buckets": _describe_buckets(record.bucket_counts)}),
         "ss_bucket_no_upscale": record.bucket_no_upscale,
         "ss_min_bucket_reso": record.min_bucket_reso,
         "ss_max_bucket_reso": record.max_bucket_reso,
@@ -156,7 +156,7 @@ def _dataset_keys(record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _by_distinct_name(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:
+def _make_names_distinct(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:
     """As kohya names them: the second "10_dog" is "10_dog (2)"."""
     named: dict[str, ImageFolder] = {}
     for folder in folders:
@@ -165,7 +165,7 @@ def _by_distinct_name(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:
     return named
 
 
-def _dirs(folders: Mapping[str, ImageFolder]) -> dict[str, dict[str, int]]:
+def _describe_folders(folders: Mapping[str, ImageFolder]) -> dict[str, dict[str, int]]:
     return {
         name: {"n_repeats": folder.num_repeats, "img_count": len(folder.captions)} for name, folder in folders.items()
     }
@@ -182,7 +182,7 @@ def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
 
 
-def _bucket_info(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict[str, Any]]:
+def _describe_buckets(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict[str, Any]]:
     """kohya's form: numbered, sizes as (width, height)."""
     return {
         index: {"resolution": [width, height], "count": count}
@@ -190,7 +190,7 @@ def _bucket_info(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict
     }
 
 
-def _training_keys(record: TrainingRecord) -> dict[str, Any]:
+def _build_training_keys(record: TrainingRecord) -> dict[str, Any]:
     text_encoder_rates = list(record.text_encoder_learning_rates) if any(record.text_encoder_learning_rates) else None
     return {
         "ss_training_started_at": record.started_at,
@@ -221,7 +221,7 @@ def _training_keys(record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
+def _build_modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
     """ModelSpec 1.0.1, as sd-scripts writes it."""
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -236,14 +236,14 @@ def _modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _without_folders(value: Any) -> Any:
+def _strip_folders(value: Any) -> Any:
     """Full paths become their last name: the file will be shared, and tells nobody how its maker's
     folders are called.
     """
     if isinstance(value, Mapping):
-        return {str(name): _without_folders(entry) for name, entry in value.items()}
+        return {str(name): _strip_folders(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_folders(entry) for entry in value]
+        return [_strip_folders(entry) for entry in value]
     if isinstance(value, PurePath):
         return value.name
     if isinstance(value, str) and (value.startswith("/") or PureWindowsPath(value).is_absolute()):
@@ -251,7 +251,7 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
-def tensor_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def hash_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The hashes by which A1111, Forge and model managers know a LoRA, as sd-scripts computes them.
 
     `sshs_model_hash` covers the tensors; `sshs_legacy_hash` 64 KiB at 1 MiB of the file as it would

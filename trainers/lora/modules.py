@@ -45,12 +45,12 @@ class ModuleNames(dict[ModuleKey, str]):
         self.main_component = main_component
 
 
-def flat_name(path: str) -> str:
+def flatten_name(path: str) -> str:
     """Underscores for dots, as kohya writes the names of modules."""
     return path.replace(".", "_")
 
 
-def weighted_modules(model: nn.Module) -> list[str]:
+def list_weighted_modules(model: nn.Module) -> list[str]:
     """The paths of all modules with a weight, the same with and without PEFT's adapters
     attached.
     """

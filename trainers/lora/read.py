@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..wording import name_examples
-from .modules import LoraModule, ModuleKey, ModuleNames, flat_name
+from .modules import LoraModule, ModuleKey, ModuleNames, flatten_name
 from .other_kinds import guess_base_model, refuse_other_kinds
 
 
@@ -31,7 +31,7 @@ def read_lora(source: Path | Mapping[str, Tensor], names: ModuleNames) -> dict[M
     label = "this LoRA" if isinstance(source, Mapping) else str(source)
     tensors, settings = (dict(source), {}) if isinstance(source, Mapping) else load_tensors(Path(source))
     refuse_other_kinds(tensors, label)
-    parts = _parts_by_module(tensors, names, label)
+    parts = _group_by_module(tensors, names, label)
     return {
         key: _build_module(key, parts[key], settings, names, f"{label}: {names[key]}") for key in names if key in parts
     }
@@ -52,10 +52,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole .safetensors file ({error}). Download or copy it again") from error
-    return tensors, _peft_settings(path, metadata)
+    return tensors, _read_peft_settings(path, metadata)
 
 
-def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """diffusers writes them into the header, PEFT into a file of their own beside
     `adapter_model.safetensors`.
     """
@@ -77,7 +77,7 @@ _ALPHA = re.compile(r"(?P<base>.+?)(?:[._]lora|\.lora_linear_layer)?\.(?P<role>a
 _ROLES = {"A": "down", "B": "up"}
 
 
-def _parts_by_module(
+def _group_by_module(
     tensors: Mapping[str, Tensor], names: ModuleNames, label: str
 ) -> dict[ModuleKey, dict[str, Tensor]]:
     """The tensors "down", "up" and "alpha" of each module."""
@@ -85,7 +85,7 @@ def _parts_by_module(
     unmatched = []
     for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name) or _ALPHA.fullmatch(name)
-        key = names.spellings.get(_plain_base(match["base"])) if match else None
+        key = names.spellings.get(_normalize_base(match["base"])) if match else None
         if match is None or key is None:
             unmatched.append(name)
             continue
@@ -96,16 +96,16 @@ def _parts_by_module(
     if unmatched or not tensors:
         raise ValueError(
             f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {name_examples(unmatched)}. "
-            f"{_looks_like(tensors)}"
+            f"{_guess_content(tensors)}"
         )
     return parts
 
 
-def _plain_base(base: str) -> str:
+def _normalize_base(base: str) -> str:
     """`unet.down_blocks.1...attn1.processor.to_q` and the like, without the levels of wrappers,
     underscores for dots.
     """
-    return flat_name(base.replace("base_model.model.", "").replace(".processor.", "."))
+    return flatten_name(base.replace("base_model.model.", "").replace(".processor.", "."))
 
 
 def _build_module(
@@ -119,18 +119,18 @@ def _build_module(
         raise ValueError(f"{label}: down {list(down.shape)} and up {list(up.shape)} do not belong together")
     if "alpha" in parts:
         return LoraModule(down, up, float(parts["alpha"].item()))
-    own_settings = _settings_of(key[0], settings, names.main_component)
-    return LoraModule(down, up, float(_alpha_from_settings(key[1], down.shape[0], own_settings)))
+    own_settings = _select_settings(key[0], settings, names.main_component)
+    return LoraModule(down, up, float(_read_alpha(key[1], down.shape[0], own_settings)))
 
 
-def _settings_of(component: str, settings: Mapping[str, Any], main_component: str) -> Mapping[str, Any]:
+def _select_settings(component: str, settings: Mapping[str, Any], main_component: str) -> Mapping[str, Any]:
     """PEFT's settings of one component; those without a prefix are the main component's."""
     prefix = f"{component}."
     prefixed = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
     return prefixed or (settings if component == main_component else {})
 
 
-def _alpha_from_settings(path: str, rank: int, settings: Mapping[str, Any]) -> float:
+def _read_alpha(path: str, rank: int, settings: Mapping[str, Any]) -> float:
     """PEFT's rule: `alpha_pattern` by the end of the module's path, else `lora_alpha`; rsLoRA
     divides by sqrt(rank) instead of rank.
     """
@@ -142,7 +142,7 @@ def _alpha_from_settings(path: str, rank: int, settings: Mapping[str, Any]) -> f
     return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
-def _looks_like(tensors: Mapping[str, Tensor]) -> str:
+def _guess_content(tensors: Mapping[str, Tensor]) -> str:
     if not any(_FACTOR.fullmatch(name) for name in tensors):
         return "The file holds no LoRA weights; is it a whole model?"
     return guess_base_model(tensors)

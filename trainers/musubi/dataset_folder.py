@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..dataset.caption_variants import flat_caption
+from ..dataset.caption_variants import flatten_caption
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage, require_unchanged
 from ..dataset.image_files import MAX_PIXELS
@@ -231,7 +231,9 @@ def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict
 
 
 def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
-    return dataset.trigger_word_of(image) if config.caption_source == "trigger_word" else flat_caption(image.caption)
+    return (
+        dataset.get_trigger_word(image) if config.caption_source == "trigger_word" else flatten_caption(image.caption)
+    )
 
 
 def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import as_dict
 from ..dataset.dataset import Dataset
-from ..files.names import free_path
+from ..files.names import find_free_path
 from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
@@ -163,7 +163,7 @@ class _Run:
         self._host.report(StageStarted("saving"))
         require_num_modules(plan.raw_path, training.num_modules)
         # the name was free when the run began; another run may have taken it meanwhile
-        path = free_path(self._folder.final_path)
+        path = find_free_path(self._folder.final_path)
         try:
             tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
         except MusubiFailed as error:

@@ -5,7 +5,7 @@ read.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..lora.modules import ModuleKey, ModuleNames, flat_name
+from ..lora.modules import ModuleKey, ModuleNames, flatten_name
 from .model.layout import bare_text_name, unet_to_ldm
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
@@ -22,12 +22,12 @@ def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_mod
     """The kohya name of every module, `lora_unet_input_blocks_4_1_proj_in` for
     `down_blocks.1.attentions.0.proj_in`.
 
-    Give all modules that `weighted_modules` finds, not only those that are trained: the LDM block
-    numbers count blocks without an adapter too, and a file that is read may hold more modules than
-    are trained.
+    Give all modules that `list_weighted_modules` finds, not only those that are trained: the LDM
+    block numbers count blocks without an adapter too, and a file that is read may hold more modules
+    than are trained.
     """
     unet_names = {
-        module_key(UNET, path): flat_name(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()
+        module_key(UNET, path): flatten_name(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()
     }
     te1_names = {module_key(TEXT_ENCODER, path): _text_encoder_name("lora_te1_", path) for path in te1_modules}
     te2_names = {module_key(TEXT_ENCODER_2, path): _text_encoder_name("lora_te2_", path) for path in te2_modules}
@@ -38,7 +38,7 @@ def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_mod
 def _text_encoder_name(prefix: str, path: str) -> str:
     path = bare_text_name(path)
     level = "" if path == "text_projection" else "text_model_"
-    return flat_name(prefix + level + path)
+    return flatten_name(prefix + level + path)
 
 
 _PREFIXES = {
@@ -60,7 +60,7 @@ def _spellings(names: Mapping[ModuleKey, str]) -> Iterator[tuple[str, ModuleKey]
 
 def _spellings_without_prefix(key: ModuleKey, kohya_name: str) -> set[str]:
     component, path = key
-    flat = flat_name(path)
+    flat = flatten_name(path)
     if component == UNET:
         return {
             kohya_name.removeprefix("lora_unet_"),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.modules import LoraModule, ModuleKey, weighted_modules
+from ..lora.modules import LoraModule, ModuleKey, list_weighted_modules
 from ..lora.read import read_lora
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
 from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
@@ -43,7 +43,7 @@ def prepare_sdxl(
     """
     config = plan.settings.training
     precision = resolve_precision(config.mixed_precision, host.device)
-    names = kohya_names(*(weighted_modules(part) for part in _adaptable_parts(model)))
+    names = kohya_names(*(list_weighted_modules(part) for part in _adaptable_parts(model)))
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     latents = _cache_latents(plan, masks, model, host, cache, world)
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.all(), model, host, cache)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from PIL import Image
 
 from ..files.atomic_write import atomic_write
-from ..files.names import check_output_name, free_path
+from ..files.names import check_output_name, find_free_path
 from .events import StepDone
 from .loss_plot import draw_loss_plot
 
@@ -31,7 +31,7 @@ class RunFolder:
     def __init__(self, output_folder: Path, name: str, *, keep_inside: bool = False) -> None:
         self.name = check_output_name(name)
         self.output_folder = output_folder
-        self.path = free_path(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.path = find_free_path(output_folder / "runs" / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.final_path = (self.path if keep_inside else output_folder) / f"{self.name}.safetensors"
         if self.final_path.exists():
             raise FileExistsError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.names import free_path
+from ..files.names import find_free_path
 from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from .distributed import World
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
@@ -81,7 +81,7 @@ class RunWriter:
     def save_final(self) -> TrainedLora:
         self._host.report(StageStarted("saving"))
         # the name was free when the run began; another run may have taken it meanwhile
-        path = free_path(self._folder.final_path)
+        path = find_free_path(self._folder.final_path)
         if self._world.is_main:
             verification = self._write_lora(path)
             self._host.report(Notice(f"{path}: {self._summary(verification)}"))

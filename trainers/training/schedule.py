@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..dataset.crop_plan import CropPlan, TrainingItem
-from ..dataset.epochs import epoch_batches
+from ..dataset.epochs import batch_epoch
 from .config import TrainingConfig
 
 
@@ -41,7 +41,7 @@ class Schedule:
 def plan_schedule(crops: CropPlan, config: TrainingConfig, *, num_processes: int = 1) -> Schedule:
     """Count what the loop will do. The plan has at least one item."""
     batch_size = config.train_batch_size * num_processes
-    batches = epoch_batches(crops.items, batch_size=batch_size, seed=config.seed, epoch=1)
+    batches = batch_epoch(crops.items, batch_size=batch_size, seed=config.seed, epoch=1)
     steps_per_epoch = math.ceil(len(batches) / config.gradient_accumulation_steps)
     return Schedule(
         num_samples=len(crops.items),
@@ -77,7 +77,7 @@ def steps_of(items: list[TrainingItem], config: TrainingConfig, schedule: Schedu
     number = epoch = 0
     while True:
         epoch += 1
-        batches = epoch_batches(items, batch_size=batch_size, seed=config.seed, epoch=epoch)
+        batches = batch_epoch(items, batch_size=batch_size, seed=config.seed, epoch=epoch)
         for start in range(0, len(batches), group_size):
             if number == schedule.total_steps:
                 return

@@ -5,7 +5,7 @@ one an item gets in a step.
 import re
 from collections.abc import Sequence
 
-from ..dataset.caption_variants import CaptionConfig, caption_variants
+from ..dataset.caption_variants import CaptionConfig, vary_caption
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from .config import TrainingConfig
@@ -27,17 +27,17 @@ class TrainingTexts:
         self._config = config
         images = list(dict.fromkeys(item.image for item in items))
         self._variants = {
-            image: caption_variants(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
+            image: vary_caption(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
         }
         self._class_prompts = {
-            image: self._class_prompts_of(dataset.trigger_word_of(image), variants)
+            image: self._class_prompts_of(dataset.get_trigger_word(image), variants)
             for image, variants in self._variants.items()
         }
         self.sample_prompt = config.sample_prompt or self._variants[images[0]][0]
         if config.prior_loss_weight and not config.class_prompt.strip(" |"):
             for image in images:
                 _require_trigger_word(
-                    image.name, image.caption, dataset.trigger_word_of(image), is_needed=not image.is_regularization
+                    image.name, image.caption, dataset.get_trigger_word(image), is_needed=not image.is_regularization
                 )
 
     def _class_prompts_of(self, trigger_word: str, variants: tuple[str, ...]) -> tuple[str, ...]:

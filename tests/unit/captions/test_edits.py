@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trainers.captions.edits import CaptionEdit, apply_edits, change_captions, inspect_caption, parse_edits, review_key
+from trainers.captions.edits import (
+    CaptionEdit,
+    apply_edits,
+    change_captions,
+    compute_review_key,
+    inspect_caption,
+    parse_edits,
+)
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
@@ -77,7 +84,7 @@ def test_an_edit_may_empty_a_caption():
 
 
 def key_of(images: list[TrainingImage], trigger_word: str = "") -> str:
-    return review_key(Dataset(images, 1, trigger_word, DatasetReport(len(images)), "pictures"))
+    return compute_review_key(Dataset(images, 1, trigger_word, DatasetReport(len(images)), "pictures"))
 
 
 def test_the_review_key_changes_with_every_image_name_caption_and_trigger_word():

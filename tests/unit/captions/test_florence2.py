@@ -24,7 +24,7 @@ from trainers.captions.florence2.cleaning import clean_caption
 from trainers.captions.florence2.folder import ModelFolder, find_models
 from trainers.captions.florence2.images import ImagePreparation
 from trainers.captions.florence2.model import load_model
-from trainers.captions.florence2.tasks import TASKS, prompt_sentence
+from trainers.captions.florence2.tasks import TASKS, expand_prompt
 from trainers.captions.florence2.text import PromptTokenizer
 from trainers.training.events import Interrupted
 
@@ -107,12 +107,12 @@ def test_missing_rescaling_or_normalising_would_be_heard(mistake, monkeypatch):
 
 
 def test_task_token_sent_as_it_is_would_be_heard(captioner, monkeypatch):
-    monkeypatch.setattr(captioner_module, "prompt_sentence", lambda prompt: prompt)
+    monkeypatch.setattr(captioner_module, "expand_prompt", lambda prompt: prompt)
     assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != answers("<DETAILED_CAPTION>")
 
 
 def test_wrong_number_of_places_for_the_image_is_refused(captioner, monkeypatch):
-    monkeypatch.setattr(captioner_module, "_num_places", lambda *_: 6)
+    monkeypatch.setattr(captioner_module, "_count_places", lambda *_: 6)
     with pytest.raises(ValueError, match="features and image tokens do not match"):
         describe(captioner, IMAGES)
 
@@ -133,8 +133,8 @@ def test_pixel_values_are_those_of_transformers_own_image_processor():
 
 
 def test_prompt_is_the_image_s_places_and_the_sentence_between_its_marks(captioner):
-    config = captioner._loaded_model().config
-    (ids,) = captioner._input_ids("<GENERATE_TAGS>", 1, captioner._loaded_model()).tolist()
+    config = captioner._load_once().config
+    (ids,) = captioner._build_input_ids("<GENERATE_TAGS>", 1, captioner._load_once()).tolist()
     assert ids[:5] == [config.image_token_id] * 5 and ids[5] == 0 and ids[-1] == 2
     assert 5 == (64 // 32) ** 2 + 1
 
@@ -401,9 +401,9 @@ def test_weights_of_another_size_are_explained(tmp_path):
 
 
 def test_every_task_has_a_prompt():
-    assert prompt_sentence("<CAPTION>") == "What does the image describe?"
-    assert prompt_sentence(" <MIX_CAPTION> ") == "<MIX_CAPTION>"
-    assert all(prompt_sentence(token) for token in TASKS.values())
+    assert expand_prompt("<CAPTION>") == "What does the image describe?"
+    assert expand_prompt(" <MIX_CAPTION> ") == "<MIX_CAPTION>"
+    assert all(expand_prompt(token) for token in TASKS.values())
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_every_task_has_a_prompt():
 )
 def test_prompt_that_cannot_give_a_caption_is_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
-        prompt_sentence(prompt)
+        expand_prompt(prompt)
 
 
 def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from tests.data.make_tiny_florence2 import FOLDER
 from tests.limits import TIME_LIMIT
 from trainers.captions.florence2 import download as download_module
-from trainers.captions.florence2.download import check_model_id, download_model, downloaded_model
+from trainers.captions.florence2.download import check_model_id, download_model, find_downloaded_model
 from trainers.training.events import Interrupted
 
 MODEL_ID = "owner/Florence-2-tiny"
@@ -46,11 +46,11 @@ def hub(monkeypatch):
 
 
 def test_model_is_fetched_into_owner_and_name_and_found_again(hub, tmp_path):
-    assert downloaded_model(MODEL_ID, tmp_path) is None
+    assert find_downloaded_model(MODEL_ID, tmp_path) is None
     assert (
         download_model(MODEL_ID, tmp_path)
         == tmp_path / "owner" / "Florence-2-tiny"
-        == downloaded_model(MODEL_ID, tmp_path)
+        == find_downloaded_model(MODEL_ID, tmp_path)
     )
     ((_, patterns),) = hub.fetched
     assert (

@@ -38,7 +38,7 @@ def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
     assert arguments[arguments.index("--base-directory") + 1] == str(tmp_path / "base")
     assert {"--cpu", "--disable-api-nodes", "--disable-auto-launch"} <= set(arguments)
     assert not server.client.is_ready()
-    assert "started" in server.log_text()
+    assert "started" in server.read_log()
 
 
 def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
@@ -74,7 +74,7 @@ def test_the_interpreter_gets_no_module_path_that_is_meant_for_ours(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     prints_path = "import os; print('PATH', os.environ.get('PYTHONPATH'), os.environ['HF_HUB_OFFLINE'])\n" + ANSWERS
     with ComfyServer(installation(tmp_path, prints_path), log=tmp_path / "server.log", cpu=True) as server:
-        assert "PATH None 1" in server.log_text()
+        assert "PATH None 1" in server.read_log()
 
 
 def test_the_base_directory_links_the_packs(tmp_path):

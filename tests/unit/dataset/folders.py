@@ -1,4 +1,4 @@
-"""Small folders of images for the tests of a scan."""
+"""Small folders of images to test scans."""
 
 from pathlib import Path
 
@@ -25,5 +25,5 @@ def reasons(dataset) -> dict[str, str]:
 
 
 def scan_with_trigger_word(folder: Path, **settings):
-    """So that images without a caption have one."""
+    """Scan with a trigger word, so that images without a caption get one."""
     return scan(folder, trigger_word="zwx", **settings)

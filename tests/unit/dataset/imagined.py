@@ -1,4 +1,4 @@
-"""Datasets of images that exist in name only, for the tests of plans."""
+"""Datasets of images that exist in name only, to test plans."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = 
 
 
 def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
-    """Images that only a plan looks at, so that no file is needed."""
+    """Return a dataset without files, which planning does not need."""
     images = [
         TrainingImage(
             f"{i}.png",

@@ -1,11 +1,11 @@
-"""Images of soft colours and discs that look quite different from one another."""
+"""Images of soft colours and discs that look clearly different from each other."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 
 def painting(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
-    """Soft colours with discs on them: another seed looks quite different."""
+    """Paint soft colours with discs; a different seed looks clearly different."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)

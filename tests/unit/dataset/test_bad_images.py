@@ -1,5 +1,5 @@
-"""Images and captions that are not what they should be: left out by name or an error that says
-what to do, and nothing is written.
+"""Bad images and captions are left out and named, or are an error that says what to do. Nothing is
+written.
 """
 
 import io
@@ -32,7 +32,7 @@ def scan(folder: Path, **settings) -> Dataset:
 
 
 def reasons(folder: Path, **settings) -> dict[str, str]:
-    """Why files are left out beside one good image."""
+    """Scan the folder with one good image added; return why the other files are left out."""
     Image.new("RGB", (64, 64), "blue").save(folder / "good.png")
     dataset = scan(folder, **settings)
     assert [image.name for image in dataset.images] == ["good.png"]
@@ -62,17 +62,17 @@ def noise(width: int = 200, height: int = 160) -> Image.Image:
         (
             lambda folder: (folder.mkdir(), (folder / "a.md").write_text("x")),
             ValueError,
-            "no images, and none in its 1 file. Images are",
+            "no images, it has 1 file of other kinds. Images are",
         ),
         (
             lambda folder: (folder / "sub").mkdir(parents=True),
             ValueError,
-            "It has subfolders: turn on recursive to use them.",
+            "It has subfolders; turn on recursive to use them.",
         ),
         (
             lambda folder: (folder.mkdir(), (folder / "a.png").write_text("x")),
             ValueError,
-            "no usable image among 1: a.png: it is not an image that can be read",
+            "no usable image among 1: a.png: it is not a readable image",
         ),
         (
             lambda folder: (folder.mkdir(), (folder / "a.jpg").touch()),
@@ -82,9 +82,7 @@ def noise(width: int = 200, height: int = 160) -> Image.Image:
     ],
     ids=["missing folder", "a file", "empty folder", "no images", "subfolders", "text", "zero bytes"],
 )
-def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothing_is_written(
-    tmp_path, make, error, message
-):
+def test_a_folder_without_usable_images_is_an_error_that_says_what_to_do(tmp_path, make, error, message):
     folder = tmp_path / "pictures"
     make(folder)
     before = sorted(tmp_path.rglob("*"))
@@ -94,12 +92,12 @@ def test_a_folder_that_gives_nothing_is_an_error_that_says_what_to_do_and_nothin
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_no_folder_at_all_is_not_the_current_folder():
+def test_an_empty_folder_setting_does_not_mean_the_current_folder():
     with pytest.raises(ValueError, match=r"images is empty\. Give the folder that holds the images"):
         DatasetConfig(images=" ")
 
 
-def test_an_error_names_ten_files_and_counts_the_others(tmp_path):
+def test_an_error_names_ten_files_and_counts_the_rest(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
     with pytest.raises(
@@ -114,23 +112,23 @@ def test_strict_mode_makes_every_left_out_image_an_error(tmp_path):
     (tmp_path / "text.png").write_text("text")
     message = (
         r"strict is on and 2 images cannot be used: empty\.jpg: the file is empty \(0 bytes\); text\.png: it "
-        r"is not an image"
+        r"is not a readable image"
     )
     with pytest.raises(ValueError, match=message):
         scan(tmp_path, strict=True)
 
 
-def test_files_that_are_no_images_are_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
     (tmp_path / "text.png").write_text("this is text")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     found = reasons(tmp_path)
-    assert found["text.png"].startswith("it is not an image that can be read here (PNG, JPEG, WEBP, BMP")
+    assert found["text.png"].startswith("it is not a readable image (PNG, JPEG, WEBP, BMP")
     assert found["drawing.png"] == found["text.png"]  # and Ghostscript was not started
     assert found["empty.jpg"] == "the file is empty (0 bytes)"
 
 
-def test_images_of_other_formats_are_named_and_not_passed_over(tmp_path):
+def test_images_in_other_formats_are_named_not_ignored(tmp_path):
     noise().save(tmp_path / "a.gif")
     noise().save(tmp_path / "b.TIFF")
     assert reasons(tmp_path) == {
@@ -140,7 +138,7 @@ def test_images_of_other_formats_are_named_and_not_passed_over(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
-def test_a_link_to_a_file_that_is_gone_is_named(tmp_path):
+def test_a_link_to_a_missing_file_is_named(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     assert reasons(tmp_path) == {"a.png": "it cannot be read (No such file or directory)"}
 
@@ -161,10 +159,10 @@ def test_a_truncated_file_is_found_by_the_scan(tmp_path, name, settings, share):
     noise().save(tmp_path / name, **settings)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    assert re.match(r"it is damaged \(.+\)|it is not an image that can be read", reasons(tmp_path)[name])
+    assert re.match(r"it is damaged \(.+\)|it is not a readable image", reasons(tmp_path)[name])
 
 
-def test_damage_at_the_end_of_a_large_jpeg_is_found_although_it_is_decoded_small(tmp_path):
+def test_damage_at_the_end_of_a_large_jpeg_is_found_even_at_reduced_size(tmp_path):
     content = encoded(noise(2400, 1800), "JPEG")
     (tmp_path / "a.jpg").write_bytes(content[:-2000])
     assert reasons(tmp_path)["a.jpg"].startswith("it is damaged (image file is truncated")
@@ -175,7 +173,7 @@ def test_animated_files_are_refused_by_name(tmp_path, extension):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:])
     assert reasons(tmp_path) == {
-        f"a.{extension}": "it is animated (3 frames); save the frame that you want as an image of its own"
+        f"a.{extension}": "it is animated (3 frames); save the frame that you want as a separate image"
     }
 
 
@@ -203,14 +201,14 @@ def test_a_png_of_400_megapixels_is_left_out_by_its_header_alone(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="measures memory with the resource module")
 def test_a_jpeg_of_160_megapixels_is_read_in_bounded_memory(tmp_path):
-    """640 MB in Pillow as a whole: the true size is kept, the pixels come at half of it."""
+    """It would take 640 MB in Pillow: the true size is reported, the pixels are half that size."""
     Image.new("L", (20_000, 8_000), 200).save(tmp_path / "a.jpg")
     code = f"""
 import resource
 from pathlib import Path
-from trainers.dataset.image_files import inspect_picture, read_rgb
+from trainers.dataset.image_files import inspect_image, read_rgb
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-facts = inspect_picture(Path({str(tmp_path / "a.jpg")!r}))
+facts = inspect_image(Path({str(tmp_path / "a.jpg")!r}))
 size = read_rgb(Path({str(tmp_path / "a.jpg")!r}), alpha_background="white").size
 print(facts.size_hw, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -221,14 +219,14 @@ print(facts.size_hw, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
     assert int(growth) * unit_bytes < 320_000_000
 
 
-def test_a_jpeg_above_the_limit_is_decoded_as_small_as_it_must_be(tmp_path, monkeypatch):
+def test_a_jpeg_above_the_limit_is_decoded_small_enough(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 1000)
     noise(240, 160).save(tmp_path / "a.jpg")
     assert inspect_image(tmp_path / "a.jpg").size_hw == (160, 240)
     assert read_rgb(tmp_path / "a.jpg", alpha_background="white").size == (30, 20)
 
 
-def test_a_huge_progressive_jpeg_is_left_out_as_its_decoder_needs_the_memory_anyway(tmp_path, monkeypatch):
+def test_a_huge_progressive_jpeg_is_left_out_because_its_decoder_needs_full_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 10_000)
     noise().save(tmp_path / "a.jpg", progressive=True)
     assert reasons(tmp_path) == {
@@ -236,7 +234,7 @@ def test_a_huge_progressive_jpeg_is_left_out_as_its_decoder_needs_the_memory_any
     }
 
 
-def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
+def test_pillows_own_limit_is_restored_after_many_threads_have_read(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     noise().save(tmp_path / "a.png")
     threads = [
@@ -249,9 +247,9 @@ def test_pillows_own_limit_is_as_it_was_after_many_threads_have_read(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_an_image_with_broken_exif_data_is_turned_upright_all_the_same(tmp_path):
-    """The width as a text: Pillow 13 reads such data, but fails when it has to write them, which
-    ImageOps.exif_transpose does.
+def test_an_image_with_broken_exif_data_is_still_turned_upright(tmp_path):
+    """The width is a text. Pillow 13 reads such data but cannot write them, as
+    ImageOps.exif_transpose would.
     """
     entries = [(0x0100, 2, 4, b"abc\0"), (0x0112, 3, 1, b"\0\x06\0\0")]
     exif = (
@@ -269,8 +267,8 @@ FUZZED = ["a.png", "b.jpg", "c.jpg", "d.webp", "e.bmp", pytest.param("f.avif", m
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_whatever_the_bytes_a_file_is_read_or_refused_and_the_scan_decides(tmp_path, name):
-    """300 files with wrong bytes: no other error than UnusablePicture, and what passes the
+def test_any_damaged_file_is_read_or_refused_by_the_scan(tmp_path, name):
+    """300 files with wrong bytes: UnusableImage is the only error, and every file that passes the
     inspection can be read.
     """
     exif = Image.Exif()
@@ -302,7 +300,7 @@ def test_whatever_the_bytes_a_file_is_read_or_refused_and_the_scan_decides(tmp_p
         ("utf-16", "a.txt is not UTF-8; it was read as UTF-16"),
     ],
 )
-def test_a_caption_that_is_not_utf8_is_read_and_noted(tmp_path, encoding, note):
+def test_a_caption_that_is_not_utf8_is_read_and_reported(tmp_path, encoding, note):
     noise().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("un café “bleu”".encode(encoding))
     dataset = scan(tmp_path, trigger_word="")
@@ -319,7 +317,7 @@ def test_a_caption_of_ten_thousand_words_is_kept_whole(tmp_path):
 @pytest.mark.skipif(
     sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything"
 )
-def test_a_file_that_must_not_be_read_is_named(tmp_path):
+def test_a_file_without_read_permission_is_named(tmp_path):
     noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     assert reasons(tmp_path) == {"a.png": "it cannot be read (Permission denied)"}

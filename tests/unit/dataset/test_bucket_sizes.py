@@ -1,4 +1,4 @@
-"""The list of buckets, and which of them an image gets."""
+"""The list of buckets, and the choice of one for an image."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.dataset.imagined import dataset_of
 from trainers.dataset.bucket_config import BucketConfig
-from trainers.dataset.bucket_sizes import bucket_sizes, choose_target
+from trainers.dataset.bucket_sizes import choose_target, list_bucket_sizes
 from trainers.dataset.crop_plan import plan_crops
 
 SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1536)]
@@ -18,15 +18,15 @@ def target_wh(width: int, height: int, **settings) -> tuple[int, int]:
 
 
 def test_the_list_has_every_size_sdxl_was_trained_at_and_never_more_area():
-    sizes = bucket_sizes(BucketConfig())
-    assert len(sizes) == 41  # as many as sd-scripts makes with --max_bucket_reso 2048
+    sizes = list_bucket_sizes(BucketConfig())
+    assert len(sizes) == 41  # as sd-scripts makes with --max_bucket_reso 2048
     for width, height in SDXL_NATIVE_WH:
         assert (height, width) in sizes and (width, height) in sizes
     assert all(height * width <= 1024**2 and height % 64 == width % 64 == 0 for height, width in sizes)
 
 
 @pytest.mark.parametrize(
-    ("picture", "bucket"),
+    ("image", "bucket"),
     [
         ((1920, 1080), (1344, 768)),
         ((3000, 2000), (1216, 832)),
@@ -58,20 +58,20 @@ def test_an_image_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
 )
 def test_every_bucket_is_the_target_of_an_image_of_its_own_size_and_has_sides_in_steps(settings):
     config = BucketConfig(**settings)
-    buckets = bucket_sizes(config)
+    buckets = list_bucket_sizes(config)
     assert all(choose_target(size, config, buckets) == size for size in buckets)
     assert all(side % config.bucket_reso_steps == 0 for size in buckets for side in size)
 
 
 @pytest.mark.parametrize(
-    ("picture", "target"),
+    ("image", "target"),
     [
         ((800, 600), (768, 576)),
         ((640, 360), (576, 320)),  # sd-scripts: 640 x 320, which loses 11 %
         ((300, 300), (256, 256)),
         ((1023, 1025), (960, 960)),  # sd-scripts: 960 x 1024, which loses 6 %
-        ((700, 1000), (640, 896)),  # 448 x 640 would lose nothing, and be half as large
-        ((400, 300), (320, 256)),  # every size loses more than 4 %: the one that loses least
+        ((700, 1000), (640, 896)),  # 448 x 640 would lose nothing, but is half as large
+        ((400, 300), (320, 256)),  # every size loses more than 4 %: take the one that loses least
     ],
 )
 def test_small_images_are_not_enlarged_and_get_the_largest_size_that_loses_little(image, target):
@@ -83,8 +83,10 @@ def test_small_images_are_enlarged_when_that_is_allowed():
 
 
 def test_small_resolutions_have_buckets_too():
-    assert bucket_sizes(BucketConfig(resolution=64)) == [(64, 64)]
-    assert {(128, 128), (160, 96), (96, 160)} <= set(bucket_sizes(BucketConfig(resolution=128, bucket_reso_steps=32)))
+    assert list_bucket_sizes(BucketConfig(resolution=64)) == [(64, 64)]
+    assert {(128, 128), (160, 96), (96, 160)} <= set(
+        list_bucket_sizes(BucketConfig(resolution=128, bucket_reso_steps=32))
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,11 +99,11 @@ def test_small_resolutions_have_buckets_too():
         ({"resize_mode": "stretch"}, "resize_mode must be one of bucket, center_crop, random_crop; got 'stretch'"),
         (
             {"extra_resolutions": "768; 512"},
-            "extra_resolutions must be numbers with commas between, such as 768, 512; got '768; 512'",
+            "extra_resolutions must be numbers separated by commas, such as 768, 512; got '768; 512'",
         ),
         (
             {"extra_resolutions": "512, 1024"},
-            "extra_resolutions must differ from one another and from resolution 1024, got '512, 1024'",
+            "extra_resolutions must differ from each other and from resolution 1024, got '512, 1024'",
         ),
         ({"extra_resolutions": "700"}, "extra_resolutions has 700: resolution must be a multiple of 64, got 700"),
         ({"extra_resolutions": "32"}, "extra_resolutions has 32: resolution must be between 64 and 4096, got 32"),

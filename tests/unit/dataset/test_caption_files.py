@@ -8,19 +8,19 @@ from tests.unit.dataset.folders import photo, scan
 from trainers.dataset.report import Remark
 
 
-def test_captions_are_read_as_utf8_with_or_without_a_mark_and_their_lines_stay_lines(tmp_path):
+def test_captions_are_read_as_utf8_with_or_without_a_bom_and_keep_their_lines(tmp_path):
     photo(tmp_path / "a.png").with_suffix(".txt").write_bytes("\ufeffun  café,\r\n\n à côté\n".encode())
     assert scan(tmp_path).images[0].caption == "un café,\nà côté"
 
 
-def test_the_caption_file_may_be_in_capitals(tmp_path):
+def test_the_caption_file_extension_can_be_in_capitals(tmp_path):
     photo(tmp_path / "A.PNG", caption=None)
     (tmp_path / "A.TXT").write_text("a caption")
     assert scan(tmp_path).images[0].caption == "a caption"
 
 
 @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
-def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, key):
+def test_metadata_jsonl_gives_captions_to_images_without_a_caption_file(tmp_path, key):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png", colour=(1, 0, 0), caption="from txt")
     photo(tmp_path / "sub" / "c.png", colour=(2, 0, 0), caption=None)
@@ -35,7 +35,7 @@ def test_metadata_jsonl_gives_captions_where_there_is_no_caption_file(tmp_path, 
     assert dataset.report.notes == []
 
 
-def test_the_metadata_beside_an_image_comes_before_that_of_the_whole_folder(tmp_path):
+def test_metadata_next_to_an_image_comes_before_that_of_the_whole_folder(tmp_path):
     photo(tmp_path / "a.png", colour=(1, 0, 0))
     photo(tmp_path / "sub" / "b.png", caption=None)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "sub/b.png", "text": "far"}')
@@ -43,7 +43,7 @@ def test_the_metadata_beside_an_image_comes_before_that_of_the_whole_folder(tmp_
     assert scan(tmp_path, recursive=True).images[1].caption == "near"
 
 
-def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
+def test_useless_lines_of_metadata_are_reported(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     lines = [
         "no json",
@@ -59,6 +59,6 @@ def test_lines_of_metadata_that_say_nothing_are_noted(tmp_path):
     assert dataset.report.notes == [
         Remark(
             "metadata.jsonl",
-            "line 1, 3, 4, 5: no JSON object with file_name and one of text, caption, prompt; passed over",
+            "line 1, 3, 4, 5: not a JSON object with file_name and one of text, caption, prompt; ignored",
         )
     ]

@@ -20,7 +20,7 @@ def test_a_crop_has_the_pixels_of_its_place(tmp_path):
     assert cropped.size == (64, 64) and cropped.getcolors() == [(64 * 64, (255, 0, 0))]
 
 
-def test_an_image_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
+def test_an_image_of_exactly_its_bucket_size_is_read_bit_for_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (item,) = plan_crops(
@@ -31,8 +31,8 @@ def test_an_image_of_exactly_its_bucket_comes_through_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("mask_source", ["files", "alpha"])
-def test_a_mask_is_cut_as_its_image(tmp_path, mask_source):
-    """The image is its own mask, so that both crops must be the same pixels."""
+def test_a_mask_is_cropped_like_its_image(tmp_path, mask_source):
+    """The image is its own mask, so both crops must have the same pixels."""
     shape = Image.radial_gradient("L").resize((300, 200))
     image = Image.merge("RGB", [shape] * 3)
     if mask_source == "alpha":

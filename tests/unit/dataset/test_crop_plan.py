@@ -1,4 +1,4 @@
-"""Which crops of which images an epoch has, and what the plan reports."""
+"""The crops of an epoch, and what the plan reports."""
 
 from collections import Counter
 from dataclasses import replace
@@ -22,16 +22,16 @@ def test_an_image_too_small_for_any_bucket_is_left_out_and_named():
 
 
 def test_one_pixel_alone_or_in_strict_mode_is_an_error():
-    with pytest.raises(ValueError, match=r"images: no usable image among 1: 0\.png: 1 x 1 pixels are too small"):
+    with pytest.raises(ValueError, match=r"pictures: no usable image among 1: 0\.png: 1 x 1 pixels are too small"):
         plan_crops(dataset_of((1, 1)), BucketConfig(), seed=0)
     with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: 0\.png"):
         plan_crops(dataset_of((1, 1), (1024, 1024), strict=True), BucketConfig(), seed=0)
 
 
-def test_an_image_that_no_bucket_resembles_is_noted():
+def test_an_image_without_a_bucket_of_similar_shape_is_reported():
     report = plan_crops(dataset_of((300, 10_000), (1024, 1024)), BucketConfig(), seed=0).report
     assert [(note.name, note.reason) for note in report.notes] == [
-        ("0.png", "76% of it is cut off: no bucket is near the shape of 10000 x 300, 2048 x 256 is nearest")
+        ("0.png", "76% of it is cut off: no bucket is close to the shape of 10000 x 300; the closest is 2048 x 256")
     ]
 
 
@@ -51,7 +51,7 @@ def test_the_report_counts_images_by_bucket():
     assert plan.report.to_dict()["buckets"] == {"1024x1024": 2, "832x1216": 1}
 
 
-def test_every_repeat_is_an_item_of_its_own():
+def test_every_repeat_is_a_separate_item():
     items = plan_crops(dataset_of((1024, 1024), (1, 1), (832, 1216), num_repeats=2), BucketConfig(), seed=0).items
     assert [(item.index, item.image.name, item.repeat) for item in items] == [
         (0, "0.png", 0),
@@ -61,7 +61,7 @@ def test_every_repeat_is_an_item_of_its_own():
     ]
 
 
-def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
+def test_a_square_crop_leaves_out_images_smaller_than_the_square():
     plan = plan_crops(dataset_of((600, 1500), (1100, 1500)), BucketConfig(resize_mode="center_crop"), seed=0)
     (item,) = plan.items
     assert (item.crop.resized_hw, item.crop.top_left_yx, item.crop.target_hw) == ((1024, 1396), (0, 186), (1024, 1024))
@@ -72,7 +72,7 @@ def test_a_square_crop_leaves_out_what_is_smaller_than_the_square():
     assert enlarged.items[0].crop.resized_hw == (1024, 2560)
 
 
-def test_a_random_crop_is_a_function_of_seed_image_and_repeat():
+def test_a_random_crop_depends_only_on_seed_image_and_repeat():
     config = BucketConfig(resize_mode="random_crop")
     crops = [
         [item.crop.top_left_yx for item in plan_crops(dataset_of((1100, 1500), num_repeats=5), config, seed=seed).items]
@@ -89,7 +89,7 @@ def test_a_random_crop_is_a_function_of_seed_image_and_repeat():
     upscale=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, resolution, upscale):
+def test_every_crop_is_inside_its_image_and_fills_its_bucket(height, width, resolution, upscale):
     config = BucketConfig(resolution=resolution, bucket_no_upscale=not upscale)
     if not upscale and min(height, width) < config.shortest_side:
         return
@@ -104,7 +104,7 @@ def test_every_crop_lies_inside_its_image_and_fills_its_bucket(height, width, re
     assert crop.target_hw[0] * crop.target_hw[1] <= resolution**2
 
 
-def test_extra_resolutions_make_items_of_their_own():
+def test_extra_resolutions_add_separate_items():
     plan = plan_crops(
         dataset_of((1024, 1024), (700, 700), num_repeats=2), BucketConfig(extra_resolutions="512, 256"), seed=0
     )
@@ -125,9 +125,9 @@ def test_an_image_too_small_for_one_resolution_is_trained_at_the_others():
         ("1.png", (512, 512)),
     ]
     assert [(note.name, note.reason) for note in plan.report.notes] == [
-        ("1.png", "700 x 700 pixels are too small for resolution 1024; it is trained at the others only")
+        ("1.png", "700 x 700 pixels are too small for resolution 1024; it is trained only at the others")
     ]
-    assert [finding.name for finding in plan.report.left_out] == [
+    assert [remark.name for remark in plan.report.left_out] == [
         "2.png"
     ] and "must have 512 or more" in plan.report.left_out[0].reason
 
@@ -152,7 +152,7 @@ def uses(dataset: Dataset) -> list[int]:
 def test_regularization_images_are_used_as_often_as_the_others_together():
     assert uses(with_regularization(2, 2, num_repeats=5)) == [5, 5, 5, 5]
     assert uses(with_regularization(2, 3, num_repeats=5)) == [5, 5, 3, 3, 4]
-    # the ratio of their repeats stays
+    # their repeats keep their ratio
     assert uses(with_regularization(2, 2, num_repeats=4, repeats=(3, 1))) == [
         4,
         4,
@@ -161,20 +161,20 @@ def test_regularization_images_are_used_as_often_as_the_others_together():
     ]
 
 
-def test_of_too_many_regularization_images_some_are_taken_evenly_and_the_report_says_so():
+def test_too_many_regularization_images_are_sampled_evenly_and_reported():
     dataset = with_regularization(3, 9)
     assert uses(dataset) == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
     assert [(note.name, note.reason) for note in plan_crops(dataset, BucketConfig(), seed=0).report.notes] == [
         (
             "regularization",
             "3 images make 3 samples per epoch, as many as the training images; the other 6 are not needed. "
-            "More repeats of the training images would use them",
+            "More repeats of the training images would use them too",
         )
     ]
 
 
 def test_nothing_but_regularization_images_is_an_error():
     with pytest.raises(
-        ValueError, match=r"pictures: nothing but regularization pictures\. Join a dataset of what is to be learned"
+        ValueError, match=r"pictures: nothing but regularization images\. Join a dataset of your subject"
     ):
         plan_crops(with_regularization(0, 2), BucketConfig(), seed=0)

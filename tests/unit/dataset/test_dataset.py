@@ -1,4 +1,4 @@
-"""A dataset with captions from elsewhere."""
+"""Datasets with captions from other sources."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_captions_from_elsewhere_get_the_trigger_word_and_empty_ones_stay_empty(
         dataset.with_captions(["a toy"])
 
 
-def test_a_note_about_a_caption_goes_when_there_is_one_and_others_stay(tmp_path):
+def test_a_note_about_a_missing_caption_goes_when_a_caption_comes_and_other_notes_stay(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
     dataset = scan(tmp_path)

@@ -1,5 +1,5 @@
-"""Random datasets through the planning of an epoch: buckets, repeats, regularization, batches,
-and a resume in its middle. No files are read.
+"""Plans epochs of random datasets: buckets, repeats, regularization, batches, and resuming in
+mid-epoch. Reads no files.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import CropPlan, TrainingItem, plan_crops
 from trainers.dataset.dataset import Dataset
-from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.epochs import batch_epoch
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.join import join_datasets
 from trainers.dataset.report import DatasetReport
@@ -49,10 +49,10 @@ class Epoch:
         return plan_crops(self.dataset, self.config, seed=self.seed)
 
     def batches(self, plan: CropPlan) -> list[list[TrainingItem]]:
-        return epoch_batches(plan.items, batch_size=self.batch_size, seed=self.seed, epoch=self.number)
+        return batch_epoch(plan.items, batch_size=self.batch_size, seed=self.seed, epoch=self.number)
 
 
-# Size, repeats, captioned, regularization: one draw for an image keeps ten thousand datasets fast.
+# Size, repeats, captioned, regularization: one draw per image keeps ten thousand datasets fast.
 images = st.tuples(
     st.sampled_from(SIDES),
     st.sampled_from(SIDES),
@@ -84,13 +84,13 @@ epochs = st.builds(Epoch, datasets, st.sampled_from(CONFIGS), st.integers(1, 5),
 
 
 def is_usable(image: TrainingImage, config: BucketConfig, resolution: int) -> bool:
-    """By the rules in words: it has a caption, and it need not be enlarged if it must not."""
+    """True if the image has a caption and is large enough, or can be enlarged."""
     shortest = config.at(resolution).shortest_side if config.resize_mode == "bucket" else resolution
     return bool(image.caption) and (not config.bucket_no_upscale or min(image.size_hw) >= shortest)
 
 
 def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[TrainingImage]]:
-    """For every resolution."""
+    """List the usable images of each resolution."""
     return [
         [
             image
@@ -102,7 +102,7 @@ def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[Trainin
 
 
 def when_there_is_something_to_train(check: Callable[[Epoch], None], epoch: Epoch) -> None:
-    """A plan is refused exactly when no training image can be used."""
+    """Run the check if any training image is usable; otherwise the plan must be refused."""
     if any(usable_images(epoch, is_regularization=False)):
         check(epoch)
         return
@@ -135,14 +135,14 @@ def check_repeats(epoch: Epoch) -> None:
         for images in usable_images(epoch, is_regularization=kind)
         for image in images
     }
-    assert {finding.name for finding in plan.report.left_out} == {image.name for image in epoch.dataset.images} - usable
+    assert {remark.name for remark in plan.report.left_out} == {image.name for image in epoch.dataset.images} - usable
     assert plan.report.num_kept == len(usable)
     assert [item.index for item in plan.items] == list(range(len(plan.items)))
 
 
 @given(epochs)
 @fuzz
-def test_regularization_images_are_half_of_an_epoch_each_with_its_fair_share(epoch: Epoch) -> None:
+def test_regularization_images_make_half_of_an_epoch_each_with_its_fair_share(epoch: Epoch) -> None:
     when_there_is_something_to_train(check_regularization, epoch)
 
 
@@ -166,7 +166,7 @@ def check_regularization(epoch: Epoch) -> None:
 
 @given(epochs)
 @fuzz
-def test_no_batch_mixes_sizes_and_none_is_smaller_than_it_must_be(epoch: Epoch) -> None:
+def test_no_batch_mixes_sizes_or_is_smaller_than_necessary(epoch: Epoch) -> None:
     when_there_is_something_to_train(check_batches, epoch)
 
 
@@ -186,10 +186,10 @@ def check_batches(epoch: Epoch) -> None:
 
 @given(epochs, st.integers(0, 1000), st.lists(images, min_size=1, max_size=4), st.integers(1, 3))
 @fuzz
-def test_a_resume_in_the_middle_of_an_epoch_sees_the_same_remainder(
+def test_a_run_resumed_in_mid_epoch_sees_the_same_remaining_items(
     epoch: Epoch, position: int, drawn: list, num_repeats: int
 ) -> None:
-    """Of joined datasets: what is resumed is planned anew, from datasets that were built anew."""
+    """Resuming plans again, from joined datasets that are built again."""
     joined = replace(epoch, dataset=join_datasets([epoch.dataset, dataset_of(drawn, num_repeats, "more")]))
     again = replace(
         epoch,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.dataset.imagined import dataset_of
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
-from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.epochs import batch_epoch
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,18 +27,20 @@ ROOT = Path(__file__).parents[3]
     epoch=st.integers(1, 3),
 )
 @settings(max_examples=100, deadline=None)
-def test_an_epoch_has_every_image_exactly_repeats_times_and_no_batch_mixes_sizes(sizes, num_repeats, batch_size, epoch):
+def test_an_epoch_uses_every_image_exactly_num_repeats_times_and_no_batch_mixes_sizes(
+    sizes, num_repeats, batch_size, epoch
+):
     plan = plan_crops(dataset_of(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
-    batches = epoch_batches(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
+    batches = batch_epoch(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sizes) * num_repeats))
     assert all(len({item.crop.target_hw for item in batch}) == 1 and len(batch) <= batch_size for batch in batches)
-    assert batches == epoch_batches(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
+    assert batches == batch_epoch(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
 
 
 def test_epochs_and_seeds_have_different_orders():
     items = plan_crops(dataset_of(*[(1024, 1024)] * 20), BucketConfig(), seed=0).items
     orders = {
-        tuple(item.index for (item,) in epoch_batches(items, batch_size=1, seed=seed, epoch=epoch))
+        tuple(item.index for (item,) in batch_epoch(items, batch_size=1, seed=seed, epoch=epoch))
         for seed in (0, 1)
         for epoch in (1, 2, 3)
     }
@@ -51,12 +53,14 @@ from pathlib import Path
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.dataset import Dataset
-from trainers.dataset.epochs import epoch_batches
+from trainers.dataset.epochs import batch_epoch
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "a toy", False) for i in range(6)]
-items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "images"), BucketConfig(resize_mode="random_crop"), seed=3).items
-print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])
+dataset = Dataset(images, 1, "", DatasetReport(6), "images")
+items = plan_crops(dataset, BucketConfig(resize_mode="random_crop"), seed=3).items
+batches = batch_epoch(items, batch_size=2, seed=3, epoch=1)
+print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in batches])
 """
     outputs = {
         subprocess.run(
@@ -72,6 +76,6 @@ print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoc
     items = plan_crops(dataset_of(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
     here = [
         [(item.index, item.crop.top_left_yx) for item in batch]
-        for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)
+        for batch in batch_epoch(items, batch_size=2, seed=3, epoch=1)
     ]
     assert outputs == {f"{here}\n"}

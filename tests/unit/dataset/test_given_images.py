@@ -1,5 +1,5 @@
-"""Images from other programs: kept as files that `scan_folder` reads back pixel for pixel, once
-per content, whole or not at all.
+"""Images from other programs are stored as files that `scan_folder` reads back pixel for pixel:
+once per content, and completely or not at all.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def scan(folder, **settings):
     return scan_folder(DatasetConfig(images=str(folder), **settings)).images
 
 
-def test_images_and_captions_come_back_in_their_order(tmp_path):
+def test_images_and_captions_come_back_in_order(tmp_path):
     photos = [photo(seed, size) for seed, size in enumerate([(8, 6), (5, 9), (8, 6)] * 4)]
     captions = [f"caption {number}" for number in range(12)]
     images = scan(store_images(photos, captions, tmp_path))
@@ -30,7 +30,7 @@ def test_images_and_captions_come_back_in_their_order(tmp_path):
     assert all(np.array_equal(image.read(), given) for image, given in zip(images, photos, strict=True))
 
 
-def test_one_caption_is_for_all_and_none_leaves_them_to_the_fallback(tmp_path):
+def test_one_caption_is_used_for_all_images_and_no_caption_leaves_the_fallback(tmp_path):
     photos = [photo(0), photo(1)]
     assert [image.caption for image in scan(store_images(photos, ["a cat"], tmp_path))] == ["a cat", "a cat"]
     assert [image.caption for image in scan(store_images(photos, [], tmp_path), fallback_caption="a dog")] == [
@@ -39,16 +39,16 @@ def test_one_caption_is_for_all_and_none_leaves_them_to_the_fallback(tmp_path):
     ]
 
 
-def test_an_empty_caption_among_others_is_left_to_the_fallback(tmp_path):
+def test_an_empty_caption_among_others_leaves_the_fallback(tmp_path):
     folder = store_images([photo(0), photo(1)], ["un café", "  "], tmp_path)
     assert [image.caption for image in scan(folder, fallback_caption="a dog")] == ["un café", "a dog"]
 
 
-@pytest.mark.parametrize(("num_pictures", "num_captions"), [(3, 2), (1, 2), (2, 3)])
-def test_captions_that_do_not_match_the_images_are_counted_in_the_error(tmp_path, num_images, num_captions):
+@pytest.mark.parametrize(("num_images", "num_captions"), [(3, 2), (1, 2), (2, 3)])
+def test_a_wrong_number_of_captions_is_an_error_with_both_counts(tmp_path, num_images, num_captions):
     with pytest.raises(
         ValueError,
-        match=rf"{num_images} images? came, but {num_captions} captions\. Give one caption per image.*or one for all",
+        match=rf"got {num_images} images?, but {num_captions} captions\. Give one caption per image.*or one for all",
     ):
         store_images([photo(seed) for seed in range(num_images)], ["x"] * num_captions, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +69,7 @@ def test_the_same_images_are_stored_once(tmp_path):
     assert list(tmp_path.iterdir()) == [first]
 
 
-def test_other_pixels_sizes_captions_or_another_order_are_another_folder(tmp_path):
+def test_different_pixels_sizes_captions_or_order_give_another_folder(tmp_path):
     one, other = photo(0), photo(1)
     reshaped = Image.frombytes("RGB", (6, 8), one.tobytes())
     stored = [
@@ -100,8 +100,8 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_that_store_the_same_at_the_same_time_both_get_the_folder(tmp_path):
-    """The other one finishes while the first is writing."""
+def test_two_calls_that_store_the_same_images_at_once_both_get_the_folder(tmp_path):
+    """The second call finishes while the first is writing."""
     photos = [photo(0), photo(1)]
     is_first = [True]
 

@@ -1,5 +1,5 @@
-"""Masks: from files, the alpha channel or other nodes; never taken for images, checked like
-them, as large as them.
+"""Masks from files, the alpha channel or other nodes: never used as images, checked like images,
+and of the same size.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.given_images import store_images
-from trainers.dataset.image_folder import files_of_dataset
+from trainers.dataset.image_folder import list_dataset_files
 from trainers.dataset.report import Remark
 from trainers.dataset.scan import scan_folder
 
@@ -23,7 +23,7 @@ def photo(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path
 
 
 def mask(path: Path, size_wh=(96, 64), mode="L", **settings) -> Path:
-    """White where x is below a third of the width, black elsewhere."""
+    """Return a mask that is white for x below a third of the width and black elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new(mode, size_wh)
     image.paste("white", (0, 0, size_wh[0] // 3, size_wh[1]))
@@ -38,7 +38,7 @@ def scan(folder: Path, **settings) -> Dataset:
 @pytest.mark.parametrize(
     "name", ["a-masklabel.png", "a-masklabel.JPG", "mask/a.png", "masks/a.webp", "Mask/a.bmp", "masks/a-masklabel.png"]
 )
-def test_a_mask_file_is_found_by_its_name_and_is_no_image(tmp_path, name):
+def test_a_mask_file_is_found_by_its_name_and_is_not_an_image(tmp_path, name):
     photo(tmp_path / "a.jpg")
     photo(tmp_path / "b.png", colour=(1, 1, 1))
     mask(tmp_path / name, mode="RGB")
@@ -53,7 +53,7 @@ def test_a_mask_file_is_found_by_its_name_and_is_no_image(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["sub/mask/a.png", "mask/sub/a.png", "sub/a-masklabel.png"])
-def test_an_image_in_a_subfolder_has_its_mask_beside_it_or_in_the_same_place_below_mask(tmp_path, name):
+def test_an_image_in_a_subfolder_finds_its_mask_next_to_it_or_at_the_same_path_in_mask(tmp_path, name):
     photo(tmp_path / "a.png", colour=(1, 1, 1))
     photo(tmp_path / "sub" / "a.png")
     mask(tmp_path / name)
@@ -70,7 +70,7 @@ def test_kohyas_folders_have_masks_too(tmp_path):
     assert image.num_repeats == 3 and image.mask_path == tmp_path / "3_dog" / "mask" / "a.png"
 
 
-def test_the_mask_beside_the_image_comes_first(tmp_path):
+def test_the_mask_next_to_the_image_comes_first(tmp_path):
     photo(tmp_path / "a.png")
     mask(tmp_path / "mask" / "a.png")
     beside = mask(tmp_path / "a-masklabel.png")
@@ -78,7 +78,7 @@ def test_the_mask_beside_the_image_comes_first(tmp_path):
 
 
 @pytest.mark.parametrize("mask_source", ["off", "alpha"])
-def test_mask_files_that_are_not_asked_for_are_no_images_either(tmp_path, mask_source):
+def test_unused_mask_files_are_not_images_either(tmp_path, mask_source):
     photo(tmp_path / "a.png")
     mask(tmp_path / "a-masklabel.png")
     mask(tmp_path / "mask" / "a.png")
@@ -86,7 +86,7 @@ def test_mask_files_that_are_not_asked_for_are_no_images_either(tmp_path, mask_s
     assert (image.mask_path, image.mask_sha256, image.read_mask()) == (None, "", None)
 
 
-def test_the_alpha_channel_is_a_mask_only_when_asked_for(tmp_path):
+def test_the_alpha_channel_is_a_mask_only_on_request(tmp_path):
     rgba = Image.new("RGBA", (96, 64), (200, 0, 0, 255))
     rgba.paste((0, 0, 0, 0), (0, 0, 32, 64))
     rgba.save(tmp_path / "a.png")
@@ -109,7 +109,7 @@ def test_an_image_whose_mask_is_broken_is_left_out_by_name(tmp_path):
     mask(tmp_path / "mask" / "gif.gif")
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["good.png", "none.png"]
-    reasons = {finding.name: finding.reason for finding in dataset.report.left_out}
+    reasons = {remark.name: remark.reason for remark in dataset.report.left_out}
     assert reasons["damaged.png"].startswith("its mask damaged-masklabel.png cannot be used: it is damaged")
     assert reasons["empty.png"] == "its mask empty-masklabel.png cannot be used: the file is empty (0 bytes)"
     assert reasons["gif.png"].startswith("its mask mask/gif.gif cannot be used: .gif files are not read")
@@ -117,7 +117,7 @@ def test_an_image_whose_mask_is_broken_is_left_out_by_name(tmp_path):
         scan(tmp_path, strict=True)
 
 
-def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
+def test_a_mask_of_another_size_is_resized_and_a_different_shape_is_reported(tmp_path):
     for name in ("half", "square"):
         photo(tmp_path / f"{name}.png", colour=(len(name), 0, 0))
     mask(tmp_path / "half-masklabel.png", size_wh=(48, 32))
@@ -133,7 +133,7 @@ def test_a_mask_of_another_size_is_resized_and_another_shape_is_noted(tmp_path):
         )
     assert dataset.report.notes[-1] == Remark(
         "square.png",
-        "its mask square-masklabel.png has another shape (64 x 64, the image 96 x 64) and is stretched to it",
+        "its mask square-masklabel.png has a different shape (64 x 64, the image 96 x 64) and is stretched to fit",
     )
     assert not any("shape" in note.reason for note in dataset.report.notes if note.name == "half.png")
 
@@ -151,7 +151,7 @@ def test_masks_and_images_are_upright_each_by_its_own_exif_data(tmp_path):
     assert not any("shape" in note.reason for note in dataset.report.notes)
 
 
-def test_what_is_transparent_in_a_mask_file_is_not_learned(tmp_path):
+def test_transparent_areas_of_a_mask_file_are_not_learned(tmp_path):
     photo(tmp_path / "a.png")
     rgba = Image.new("RGBA", (96, 64), (255, 255, 255, 0))
     rgba.paste((255, 255, 255, 255), (0, 0, 32, 64))
@@ -160,13 +160,13 @@ def test_what_is_transparent_in_a_mask_file_is_not_learned(tmp_path):
     assert given is not None and given.getpixel((5, 5)) == 255 and given.getpixel((60, 5)) == 0
 
 
-def test_a_black_mask_and_one_without_an_image_are_noted(tmp_path):
+def test_a_black_mask_and_one_without_an_image_are_reported(tmp_path):
     photo(tmp_path / "a.png")
     photo(tmp_path / "a-masklabel.png", colour="black")
     mask(tmp_path / "b-masklabel.png")
     notes = scan(tmp_path).report.notes
     assert Remark("a.png", "its mask a-masklabel.png is black all over: nothing of the image is learned") in notes
-    assert Remark("b-masklabel.png", "its name makes it a mask, but there is no image that it belongs to") in notes
+    assert Remark("b-masklabel.png", "its name marks it as a mask, but it belongs to no image") in notes
 
 
 def test_a_mask_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):
@@ -193,18 +193,18 @@ def test_masks_from_other_nodes_are_stored_and_found_again(tmp_path):
     assert store_images(photos, ["x"], tmp_path, masks=masks[::-1]) != folder
 
 
-def test_as_many_masks_as_images(tmp_path):
-    with pytest.raises(ValueError, match=r"2 images came, but 1 mask\. Connect one mask per image"):
+def test_the_number_of_masks_must_match_the_images(tmp_path):
+    with pytest.raises(ValueError, match=r"got 2 images, but 1 mask\. Connect one mask per image"):
         store_images([Image.new("RGB", (8, 8))] * 2, [], tmp_path, masks=[Image.new("L", (8, 8))])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_files_of_a_dataset_are_what_a_scan_reads(tmp_path):
+def test_dataset_files_are_those_that_a_scan_reads(tmp_path):
     photo(tmp_path / "5_dog" / "a.png").with_suffix(".txt").write_text("a dog")
     mask(tmp_path / "5_dog" / "mask" / "a.png")
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "5_dog" / "notes.md").write_text("x")
     photo(tmp_path / "5_dog" / "deeper" / "b.png")
-    names = {file.relative_to(tmp_path).as_posix() for file in files_of_dataset(tmp_path, recursive=False)}
+    names = {file.relative_to(tmp_path).as_posix() for file in list_dataset_files(tmp_path, recursive=False)}
     assert names == {"5_dog/a.png", "5_dog/a.txt", "5_dog/mask/a.png", "metadata.jsonl"}
-    assert files_of_dataset(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]
+    assert list_dataset_files(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]

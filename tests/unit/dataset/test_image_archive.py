@@ -1,5 +1,5 @@
-"""Archives, good and hostile: what is taken out of them, what is refused by name, and that
-nothing is ever written elsewhere.
+"""Good and hostile archives: what is unpacked, what is refused and named, and that nothing is ever
+written outside the folder.
 """
 
 import io
@@ -46,7 +46,7 @@ def archive_of(folder: Path, entries: dict[str, bytes], *, method: int = zipfile
 
 
 def unpacked(tmp_path: Path, names: list[str]) -> list[str]:
-    """The files that an archive of these names becomes."""
+    """List the files that an archive with these names unpacks to."""
     return files_in(unpack_images(archive_of(tmp_path, dict.fromkeys(names, PNG)), tmp_path / "out"))
 
 
@@ -55,7 +55,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def refused(archive: Path, message: str, **limits: int) -> None:
-    """By an error that names the archive, before or after which nothing is left in the folder."""
+    """Require an error that names the archive, and that leaves nothing in the folder."""
     out = archive.parent / "out"
     with pytest.raises(ValueError, match=message) as raised:
         unpack_images(archive, out, limits=ArchiveLimits(**limits))
@@ -78,7 +78,7 @@ def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
     assert list((tmp_path / "out").iterdir()) == [folder]
 
 
-def test_only_images_and_their_captions_are_taken(tmp_path):
+def test_only_images_and_their_captions_are_unpacked(tmp_path):
     images = ["a.png", "b.gif", "c.HEIC", "d.webp"]
     captions = ["a.TXT", "b.txt", "d.caption", "metadata.jsonl"]
     others = [
@@ -119,7 +119,7 @@ def test_only_images_and_their_captions_are_taken(tmp_path):
         "same beginning",
     ],
 )
-def test_subfolders_stay_but_for_those_that_everything_lies_in(tmp_path, names, expected):
+def test_subfolders_are_kept_except_parents_that_contain_everything(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
 
 
@@ -133,11 +133,11 @@ def test_subfolders_stay_but_for_those_that_everything_lies_in(tmp_path, names, 
     ],
     ids=["at the top", "below another", "above another", "above others"],
 )
-def test_a_folder_of_kohyas_that_everything_lies_in_stays_where_it_holds_images(tmp_path, names, expected):
+def test_a_kohya_folder_that_contains_everything_is_kept_if_it_has_images(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
 
 
-def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption(tmp_path):
+def test_a_zip_of_one_kohya_folder_keeps_its_repeats_and_its_name_as_caption(tmp_path):
     dataset = scan_folder(
         DatasetConfig(images=str(unpack_images(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out")))
     )
@@ -155,13 +155,11 @@ def test_a_zip_of_one_folder_of_kohyas_keeps_its_repeats_and_its_name_as_caption
         (["réné.png", "写真.png"], ["réné.png", "写真.png"]),
     ],
 )
-def test_names_that_some_system_does_not_take_are_changed_and_captions_stay_with_their_images(
-    tmp_path, names, expected
-):
+def test_names_that_some_system_forbids_are_changed_and_captions_stay_with_their_images(tmp_path, names, expected):
     assert unpacked(tmp_path, names) == expected
 
 
-def test_an_archive_of_the_same_bytes_is_not_unpacked_again(tmp_path):
+def test_an_archive_with_the_same_bytes_is_not_unpacked_again(tmp_path):
     archive = archive_of(tmp_path, {"a.png": PNG})
     folder = unpack_images(archive, tmp_path / "out")
     (folder / "a.txt").write_text("written later")
@@ -171,12 +169,12 @@ def test_an_archive_of_the_same_bytes_is_not_unpacked_again(tmp_path):
     assert (folder / "a.txt").read_text() == "written later"
 
 
-def test_another_archive_is_another_folder(tmp_path):
+def test_a_different_archive_gets_its_own_folder(tmp_path):
     first = unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
     assert unpack_images(archive_of(tmp_path, {"a.png": png("blue")}), tmp_path / "out") != first
 
 
-def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_all(tmp_path):
+def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_everything(tmp_path):
     archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
     seen = []
 
@@ -191,7 +189,7 @@ def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_all(tmp_path):
     assert len(files_in(unpack_images(archive, tmp_path / "out"))) == 5
 
 
-def test_two_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
+def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
     both_started = threading.Barrier(2)
     folders = []
@@ -260,7 +258,7 @@ def test_a_link_or_device_is_refused(tmp_path, kind):
         (["x.png", "X.PNG/a.png"], r"'X\.PNG' is a file and a folder"),
     ],
 )
-def test_two_files_of_one_name_are_refused(tmp_path, names, message):
+def test_two_files_with_one_name_are_refused(tmp_path, names, message):
     refused(archive_of(tmp_path, dict.fromkeys(names, PNG)), message)
 
 
@@ -291,11 +289,11 @@ def test_names_too_long_for_a_file_system_are_refused(tmp_path, name, message):
         ({"max_total_bytes": 2 * 2**20}, r"its 3 files have 2\.0 MB unpacked; at most 2\.0 MB"),
     ],
 )
-def test_what_is_over_a_limit_is_refused(tmp_path, limits, message):
+def test_an_archive_over_a_limit_is_refused(tmp_path, limits, message):
     refused(archive_of(tmp_path, {"a.png": PNG, "a.txt": b"text", "b.bmp": bytes(2 * 2**20)}), message, **limits)
 
 
-def test_what_is_passed_over_does_not_count(tmp_path):
+def test_ignored_files_do_not_count(tmp_path):
     entries = {"a.png": PNG, "model.bin": bytes(2**20), **{f"{i}.log": b"x" for i in range(100)}}
     folder = unpack_images(
         archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG))
@@ -303,15 +301,15 @@ def test_what_is_passed_over_does_not_count(tmp_path):
     assert files_in(folder) == ["a.png"]
 
 
-def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10))
-    with pytest.raises(OSError, match=r"0\.0 MB are to be unpacked and 0\.0 MB are free\. Free some space"):
+    with pytest.raises(OSError, match=r"unpacking needs 0\.0 MB, but only 0\.0 MB are free\. Free some space"):
         unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def changed_headers(archive: Path, *, local: dict[int, bytes], central: dict[int, bytes]) -> Path:
-    """Overwrite bytes, by their place, in the headers of the archive's first file."""
+    """Overwrite bytes at these offsets in the headers of the archive's first file."""
     content = bytearray(archive.read_bytes())
     for start, changes in ((content.index(b"PK\3\4"), local), (content.index(b"PK\1\2"), central)):
         for offset, value in changes.items():
@@ -321,7 +319,7 @@ def changed_headers(archive: Path, *, local: dict[int, bytes], central: dict[int
 
 
 def with_sizes(archive: Path, *, size: int | None = None, crc: int | None = None) -> Path:
-    """An archive that says another size or checksum of its first file than it has."""
+    """Change the size or checksum that the archive states for its first file."""
     changes = {} if size is None else {22: struct.pack("<L", size)}
     changes |= {} if crc is None else {14: struct.pack("<L", crc)}
     return changed_headers(archive, local=changes, central={offset + 2: value for offset, value in changes.items()})
@@ -336,12 +334,12 @@ def test_a_bomb_that_lies_about_its_size_is_refused_and_never_writes_more_than_i
     assert all(size <= 1000 for size in written)
 
 
-def test_a_file_longer_than_its_header_says_is_not_cut_to_fit(tmp_path, monkeypatch):
-    """A zipfile that would not stop at the declared size: our own count does."""
+def test_a_file_longer_than_its_header_says_is_not_truncated(tmp_path, monkeypatch):
+    """Even if zipfile did not stop at the declared size, our own count does."""
     archive = archive_of(tmp_path, {"a.bmp": bytes(5 * 2**20)})
     with_sizes(archive, size=1000)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: io.BytesIO(bytes(5 * 2**20)))
-    refused(archive, r"'a\.bmp' has 1,048,576 bytes or more, not the 1,000 that its header says")
+    refused(archive, r"'a\.bmp' has 1,048,576 bytes or more; its header says 1,000")
 
 
 def test_a_file_shorter_than_its_header_says_is_refused(tmp_path):
@@ -364,10 +362,10 @@ def test_an_encrypted_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_that_unpack_without_a_bound_on_memory_are_refused(tmp_path, method):
+def test_compression_methods_without_a_memory_bound_are_refused(tmp_path, method):
     refused(
         archive_of(tmp_path, {"a.png": PNG}, method=method),
-        rf"'a\.png' is compressed by method {method}\. Make the archive with the usual method",
+        rf"'a\.png' is compressed with method {method}\. Make the archive with the usual method",
     )
 
 
@@ -386,11 +384,11 @@ def test_an_unknown_method_is_refused(tmp_path):
         (b"\x1f\x8b\x08", "it is a gzip file"),
         (
             b"<!DOCTYPE html><html>log in</html>",
-            "it is a web page, not a zip archive. Give a .zip archive, or the address from which",
+            "it is a web page, not a zip archive. Give a .zip archive, or the address that downloads",
         ),
     ],
 )
-def test_what_is_no_zip_is_refused_by_its_kind(tmp_path, content, message):
+def test_a_file_that_is_not_a_zip_is_refused_and_its_kind_named(tmp_path, content, message):
     archive = tmp_path / "pictures.zip"
     archive.write_bytes(content)
     refused(archive, message)
@@ -399,7 +397,7 @@ def test_what_is_no_zip_is_refused_by_its_kind(tmp_path, content, message):
 def test_an_archive_without_its_end_is_refused(tmp_path):
     archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
     archive.write_bytes(archive.read_bytes()[:-100])
-    refused(archive, r"damaged or incomplete .* Make it, or download it, again")
+    refused(archive, r"damaged or incomplete .* Make it or download it again")
 
 
 def test_an_endless_list_of_entries_is_not_read_into_memory(tmp_path, monkeypatch):
@@ -413,7 +411,7 @@ def test_an_endless_list_of_entries_is_not_read_into_memory(tmp_path, monkeypatc
 def test_an_archive_without_images_is_refused(tmp_path):
     refused(
         archive_of(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}),
-        r"it has no pictures\. Pictures are \.png, \.jpg",
+        r"it has no images\. Images are \.png, \.jpg",
     )
 
 
@@ -458,7 +456,7 @@ evil_names = st.lists(name_pieces | st.characters(codec="utf-8"), max_size=8).ma
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_no_name_whatever_writes_outside_the_folder(names):
+def test_no_name_at_all_can_write_outside_the_folder(names):
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         archive, out = root / "pictures.zip", root / "deep" / "out"
@@ -477,14 +475,14 @@ def test_no_name_whatever_writes_outside_the_folder(names):
 
 
 def named(name: str) -> zipfile.ZipInfo:
-    """An entry of just this name; ZipInfo's constructor would mend some."""
+    """Return an entry of exactly this name; ZipInfo's constructor corrects some names."""
     info = zipfile.ZipInfo("x")
     info.filename = name
     return info
 
 
 @pytest.mark.parametrize("is_zip64", [False, True])
-def test_a_damaged_archive_is_an_error_that_names_it_whatever_the_damage(tmp_path, monkeypatch, is_zip64):
+def test_any_damage_to_an_archive_is_an_error_that_names_it(tmp_path, monkeypatch, is_zip64):
     monkeypatch.setattr(module.os, "fsync", lambda _: None)
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50 if is_zip64 else zipfile.ZIP64_LIMIT)
     whole = archive_of(tmp_path, {f"x/{i}.png": PNG for i in range(3)}).read_bytes()

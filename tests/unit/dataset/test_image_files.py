@@ -1,5 +1,5 @@
-"""One image file: how its orientation, mode, transparency and size are read. What is wrong with
-files: test_bad_images.py.
+"""How one image file is read: orientation, mode, transparency and size. Bad files are in
+test_bad_images.py.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from tests.unit.dataset.folders import photo, scan
 
 
 def white_left(size_wh=(96, 64), mode="RGB") -> Image.Image:
-    """White where x < 32, black elsewhere."""
+    """Return an image that is white for x < 32 and black elsewhere."""
     image = Image.new(mode, size_wh)
     image.paste("white", (0, 0, 32, size_wh[1]))
     return image
@@ -29,7 +29,7 @@ def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation, e
     assert np.array_equal(np.asarray(found.read()), np.asarray(upright))
 
 
-def test_a_grey_image_of_sixteen_bits_is_scaled_and_not_cut_off(tmp_path):
+def test_a_16_bit_grey_image_is_scaled_not_clipped(tmp_path):
     levels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     Image.fromarray(levels).save(tmp_path / "a.png")
     (found,) = scan(tmp_path, trigger_word="x").images
@@ -44,8 +44,8 @@ def test_every_mode_is_read_as_rgb(tmp_path, mode):
     assert pixels.mode == "RGB" and pixels.getpixel((5, 5)) == (255, 255, 255) and pixels.getpixel((80, 5)) == (0, 0, 0)
 
 
-def test_a_photo_with_a_second_image_inside_is_no_animation(tmp_path):
-    """MPO: cameras and phones put a preview or a depth map behind the photo."""
+def test_a_photo_that_contains_a_second_image_is_not_an_animation(tmp_path):
+    """MPO: cameras and phones add a preview or a depth map to the photo."""
     white_left().save(
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")]
     )
@@ -54,7 +54,7 @@ def test_a_photo_with_a_second_image_inside_is_no_animation(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_flattened_on_the_chosen_colour_and_kept_as_a_mask(tmp_path, mode):
+def test_transparency_is_flattened_onto_the_chosen_colour_and_kept_as_a_mask(tmp_path, mode):
     rgba = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
     rgba.paste((0, 0, 0, 0), (0, 0, 32, 64))
     rgba.convert(mode).save(tmp_path / "a.png")
@@ -65,7 +65,7 @@ def test_transparency_is_flattened_on_the_chosen_colour_and_kept_as_a_mask(tmp_p
     assert alpha is not None and alpha.getpixel((5, 5)) == 0 and alpha.getpixel((50, 5)) == 255
 
 
-def test_what_is_half_transparent_is_mixed_with_the_colour_and_the_mask_is_upright(tmp_path):
+def test_half_transparent_pixels_mix_with_the_colour_and_the_mask_is_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGBA", (96, 64), (0, 0, 0, 51)).save(tmp_path / "a.png", exif=exif)

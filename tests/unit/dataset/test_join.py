@@ -1,4 +1,4 @@
-"""Several datasets as one."""
+"""Joining several datasets into one."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
     assert [image.caption for image in joined.with_captions(["red", "blue"]).images] == ["zwx, red", "blue"]
 
 
-def test_joined_datasets_of_one_name_and_of_one_image_are_told_apart(tmp_path):
+def test_joined_datasets_with_equal_names_or_images_are_told_apart(tmp_path):
     for parent in ("one", "two"):
         photo(tmp_path / parent / "toys" / "a.png")
     one, two = (
@@ -35,14 +35,14 @@ def test_joined_datasets_of_one_name_and_of_one_image_are_told_apart(tmp_path):
     )
     joined = join_datasets([one, two])
     assert [image.name for image in joined.images] == ["toys/a.png", "toys (2)/a.png"]
-    assert joined.trigger_word == "zwx, qvy" and [joined.trigger_word_of(image) for image in joined.images] == [
+    assert joined.trigger_word == "zwx, qvy" and [joined.get_trigger_word(image) for image in joined.images] == [
         "zwx",
         "qvy",
     ]
     assert joined.report.notes == [Remark("toys (2)/a.png", "it is the same file as toys/a.png; both are used")]
 
 
-def test_joining_one_dataset_changes_nothing_and_none_is_an_error(tmp_path):
+def test_joining_one_dataset_changes_nothing_and_joining_none_is_an_error(tmp_path):
     photo(tmp_path / "a.png")
     dataset = scan(tmp_path)
     assert join_datasets([dataset]) is dataset

@@ -1,4 +1,4 @@
-"""Images that look the same, and those that do not."""
+"""Which images count as looking the same."""
 
 import io
 import time
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 import trainers.dataset.near_duplicates
 from tests.unit.dataset.paintings import painting
-from trainers.dataset.near_duplicates import fingerprint, near_duplicates
+from trainers.dataset.near_duplicates import fingerprint, group_near_duplicates
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -33,32 +33,32 @@ COPIES = {
 def test_a_copy_is_found(copy: str) -> None:
     for seed in range(10):
         image = painting(seed, (300, 200))
-        assert near_duplicates([fingerprint(image), fingerprint(COPIES[copy](image))]) == [[0, 1]], seed
+        assert group_near_duplicates([fingerprint(image), fingerprint(COPIES[copy](image))]) == [[0, 1]], seed
 
 
 def test_different_images_are_not_near_duplicates() -> None:
-    assert near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
+    assert group_near_duplicates([fingerprint(painting(seed)) for seed in range(60)]) == []
 
 
-def test_the_same_shapes_in_other_colours_are_another_image() -> None:
+def test_the_same_shapes_in_other_colours_are_a_different_image() -> None:
     red, blue = (Image.new("RGB", (100, 100), "white") for _ in range(2))
     for image, colour in ((red, "#ff0000"), (blue, "#0000ff")):
         ImageDraw.Draw(image).ellipse((10, 10, 90, 90), fill=colour)
-    assert near_duplicates([fingerprint(red), fingerprint(blue)]) == []
-    assert near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
+    assert group_near_duplicates([fingerprint(red), fingerprint(blue)]) == []
+    assert group_near_duplicates([fingerprint(red), fingerprint(red.resize((70, 70)))]) == [[0, 1]]
 
 
-def test_the_same_thing_on_a_wider_canvas_is_another_image() -> None:
+def test_the_same_thing_on_a_wider_canvas_is_a_different_image() -> None:
     wide, square = Image.new("RGB", (400, 200), "white"), Image.new("RGB", (200, 200), "white")
     ImageDraw.Draw(wide).ellipse((20, 10, 380, 190), fill="#ff0000")
     ImageDraw.Draw(square).ellipse((10, 10, 190, 190), fill="#ff0000")
-    assert near_duplicates([fingerprint(wide), fingerprint(square)]) == []
+    assert group_near_duplicates([fingerprint(wide), fingerprint(square)]) == []
 
 
-def test_chains_of_copies_are_one_group_and_no_images_none() -> None:
+def test_a_chain_of_copies_is_one_group_and_no_images_give_no_group() -> None:
     first, other = painting(1, (300, 200)), painting(2)
     prints = [fingerprint(image) for image in (other, first, first.resize((150, 100)), painting(3), jpeg(first, 40))]
-    assert near_duplicates(prints) == [[1, 2, 4]] and near_duplicates([]) == []
+    assert group_near_duplicates(prints) == [[1, 2, 4]] and group_near_duplicates([]) == []
 
 
 def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
@@ -71,5 +71,5 @@ def test_a_thousand_fingerprints_are_compared_in_a_second() -> None:
         for _ in range(998)
     ]
     started = time.monotonic()
-    assert near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
+    assert group_near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
     assert time.monotonic() - started < 3

@@ -1,4 +1,4 @@
-"""A folder of images as they are trained."""
+"""Writing a folder of images as they are trained."""
 
 import pytest
 from PIL import Image
@@ -54,7 +54,7 @@ def test_a_prepared_folder_has_every_random_crop(tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
-def test_a_cancelled_prepared_folder_has_only_whole_files(tmp_path):
+def test_a_cancelled_prepared_folder_has_only_complete_files(tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.new("RGB", (64, 64), (i, 0, 0)).save(tmp_path / "in" / f"{i}.png")

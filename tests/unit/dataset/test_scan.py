@@ -1,6 +1,4 @@
-"""A scanned folder: which images are taken, what their captions become, and what the report
-says.
-"""
+"""Scanning a folder: which images are used, which captions they get, and the report."""
 
 import json
 
@@ -15,7 +13,7 @@ from trainers.dataset.report import NO_CAPTION, Remark, RemarkKind
 from trainers.dataset.scan import scan_folder
 
 
-def test_all_formats_in_any_case_are_taken_in_natural_order(tmp_path):
+def test_all_formats_are_read_in_natural_order_whatever_their_case(tmp_path):
     names = ["2.png", "10.PNG", "3.jpg", "4.JPEG", "5.webp", "6.bmp"] + (["7.avif"] if features.check("avif") else [])
     for i, name in enumerate(names):
         photo(tmp_path / name, colour=(i, 0, 0))
@@ -34,14 +32,14 @@ def test_all_formats_in_any_case_are_taken_in_natural_order(tmp_path):
     assert [image.name for image in scan(tmp_path).images] == expected
 
 
-def test_subfolders_are_taken_only_when_asked(tmp_path):
+def test_subfolders_are_read_only_on_request(tmp_path):
     photo(tmp_path / "a.png")
     photo(tmp_path / "sub" / "b.png", colour=(1, 1, 1))
     assert [image.name for image in scan(tmp_path).images] == ["a.png"]
     assert [image.name for image in scan(tmp_path, recursive=True).images] == ["a.png", "sub/b.png"]
 
 
-def test_hidden_folders_and_unfinished_files_are_passed_over(tmp_path):
+def test_hidden_folders_and_unfinished_files_are_ignored(tmp_path):
     photo(tmp_path / "a.png")
     photo(tmp_path / ".thumbnails" / "b.png")
     (tmp_path / ".c.png.x7.tmp").write_bytes(b"")
@@ -73,7 +71,7 @@ def test_the_trigger_word_alone_is_the_caption_of_last_resort(tmp_path):
     assert dataset.report.notes[0].reason == "no caption file, or an empty one; the trigger word alone is used"
 
 
-def test_an_image_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_path):
+def test_an_image_without_a_caption_stays_for_a_captioner_and_is_reported(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
@@ -81,13 +79,13 @@ def test_an_image_without_any_caption_stays_for_a_captioner_and_is_noted(tmp_pat
     assert dataset.report.notes == [Remark("a.png", NO_CAPTION, RemarkKind.NO_CAPTION)]
 
 
-def test_an_image_without_any_caption_is_left_out_of_the_training(tmp_path):
+def test_an_image_without_a_caption_is_left_out_of_training(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png", size_wh=(64, 64))
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
     why = (
-        "it has no caption (.txt or .caption). Write one, or set fallback_caption or trigger_word, or connect "
+        "it has no caption (.txt or .caption). Write one, set fallback_caption or trigger_word, or connect "
         "Florence2Caption"
     )
     assert plan.report.left_out == [Remark("a.png", why, RemarkKind.NO_CAPTION)] and plan.report.notes == []
@@ -95,14 +93,14 @@ def test_an_image_without_any_caption_is_left_out_of_the_training(tmp_path):
         plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
 
 
-def test_copies_are_left_out_or_kept_by_choice(tmp_path):
+def test_copies_are_left_out_unless_the_user_keeps_them(tmp_path):
     photo(tmp_path / "a.png")
     photo(tmp_path / "b.png")
     assert reasons(scan(tmp_path)) == {"b.png": "it is the same file as a.png"}
     assert len(scan(tmp_path, keep_duplicates=True).images) == 2
 
 
-def test_a_copy_is_kept_when_the_first_has_no_caption(tmp_path):
+def test_the_copy_with_a_caption_is_kept(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png")
     dataset = scan(tmp_path)
@@ -112,7 +110,7 @@ def test_a_copy_is_kept_when_the_first_has_no_caption(tmp_path):
     assert dataset.report.notes == []
 
 
-def test_the_report_reads_and_serialises(tmp_path):
+def test_the_report_becomes_text_and_json(tmp_path):
     photo(tmp_path / "a.png", caption=None)
     photo(tmp_path / "b.png", caption=None)
     report = scan(tmp_path, trigger_word="zwx").report
@@ -130,7 +128,7 @@ def test_the_report_reads_and_serialises(tmp_path):
     }
 
 
-def test_a_colour_that_is_none_is_an_error():
+def test_an_invalid_colour_is_an_error():
     with pytest.raises(ValueError, match="alpha_background must be a colour such as white or #ffffff, got 'nocolour'"):
         DatasetConfig(images="x", alpha_background="nocolour")
 

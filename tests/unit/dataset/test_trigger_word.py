@@ -1,9 +1,9 @@
-"""The trigger word in front of captions, once."""
+"""The trigger word is added in front of captions, once."""
 
 import pytest
 
 from tests.unit.dataset.folders import photo, scan
-from trainers.dataset.trigger_word import with_trigger_word
+from trainers.dataset.trigger_word import add_trigger_word
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ from trainers.dataset.trigger_word import with_trigger_word
         ("", "zwx"),
     ],
 )
-def test_the_trigger_word_is_put_in_front_once(caption, expected):
-    assert with_trigger_word(caption, "zwx") == expected
+def test_the_trigger_word_is_added_in_front_once(caption, expected):
+    assert add_trigger_word(caption, "zwx") == expected
 
 
-def test_the_trigger_word_is_put_in_front_of_every_line(tmp_path):
+def test_the_trigger_word_is_added_in_front_of_every_line(tmp_path):
     photo(tmp_path / "a.png", caption="a toy\nthe zwx stands")
     assert scan(tmp_path, trigger_word="zwx").images[0].caption == "zwx, a toy\nthe zwx stands"

@@ -293,7 +293,7 @@ def test_a_file_of_just_the_limit_is_taken(site, tmp_path):
     assert fetch(site.url, tmp_path, max_bytes=len(CONTENT)).read_bytes() == CONTENT
 
 
-def test_a_disk_without_room_is_found_before_anything_is_written(site, tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_anything_is_written(site, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     with pytest.raises(OSError, match=r"0\.3 MB are to be downloaded and 0\.0 MB are free\. Free some space"):
         fetch(site.url, tmp_path)

@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from trainers.embedded_base.architecture import build_unet
 from trainers.lora.file import save_lora, to_kohya, verify_lora
-from trainers.lora.modules import LoraModule, ModuleKey, ModuleNames, weighted_modules
+from trainers.lora.modules import LoraModule, ModuleKey, ModuleNames, list_weighted_modules
 from trainers.lora.read import read_lora
 from trainers.sdxl.model.layout import unet_to_ldm
 from trainers.sdxl.names import kohya_names, module_key
@@ -90,7 +90,7 @@ def base() -> Models:
 
 def _names(models: Models) -> Names:
     return kohya_names(
-        *(weighted_modules(models[component]) for component in ("unet", "text_encoder", "text_encoder_2"))
+        *(list_weighted_modules(models[component]) for component in ("unet", "text_encoder", "text_encoder_2"))
     )
 
 
@@ -224,7 +224,7 @@ def test_some_names_of_the_real_sdxl(full_depth, key, name):
 
 
 def test_text_encoder_names_do_not_depend_on_the_transformers_version(base):
-    unet = weighted_modules(base["unet"])
+    unet = list_weighted_modules(base["unet"])
     old, new = ["text_model.encoder.layers.0.mlp.fc1"], ["encoder.layers.0.mlp.fc1"]
     assert kohya_names(unet, old, new) == kohya_names(unet, new, old)
 
@@ -339,7 +339,7 @@ def _write_peft_with_prefixes(folder: Path, adapted: Models, trained: Modules, n
 
 
 def _write_comfyui(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
-    ldm = unet_to_ldm(weighted_modules(adapted["unet"]))
+    ldm = unet_to_ldm(list_weighted_modules(adapted["unet"]))
     prefixes = {
         "text_encoder": "text_encoders.clip_l.transformer.text_model.",
         "text_encoder_2": "text_encoders.clip_g.transformer.text_model.",

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from trainers.files.hashes import file_sha256, legacy_file_hash
 from trainers.lora.file import save_lora
-from trainers.lora.header import ImageFolder, TrainingRecord, build_metadata, serialize, tag_frequency, tensor_hashes
+from trainers.lora.header import ImageFolder, TrainingRecord, build_metadata, hash_tensors, serialize, tag_frequency
 
 RECORD = TrainingRecord(
     output_name="my cat",
@@ -166,7 +166,7 @@ METADATA = {"ss_network_dim": "4", "ss_training_comment": 'café "quoted"\n日�
 def test_hashes_are_those_of_sd_scripts():
     # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for
     # these tensors and this metadata.
-    assert tensor_hashes(_tensors(), METADATA) == {
+    assert hash_tensors(_tensors(), METADATA) == {
         "sshs_model_hash": "b1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
         "sshs_legacy_hash": "7d629213",
         "modelspec.hash_sha256": "0xb1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
@@ -180,7 +180,7 @@ def test_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         header = file.metadata()
     assert header["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
-    assert tensor_hashes(_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
+    assert hash_tensors(_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
     assert {name: header[name] for name in METADATA} == METADATA
 
 

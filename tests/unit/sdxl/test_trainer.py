@@ -25,7 +25,7 @@ from trainers.dataset.scan import scan_folder
 from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import verify_lora
-from trainers.lora.modules import weighted_modules
+from trainers.lora.modules import list_weighted_modules
 from trainers.lora.read import read_lora
 from trainers.sdxl import prepared_model
 from trainers.sdxl.config import SDXLConfig
@@ -131,7 +131,9 @@ def plain(weights, dataset, tmp_path_factory):
 
 def names_of(weights):
     model = copy_model(weights)
-    return kohya_names(*(weighted_modules(part) for part in (model.unet, model.text_encoder, model.text_encoder_2)))
+    return kohya_names(
+        *(list_weighted_modules(part) for part in (model.unet, model.text_encoder, model.text_encoder_2))
+    )
 
 
 def test_a_run_leaves_a_verified_lora_and_everything_about_it(weights, dataset, tmp_path):

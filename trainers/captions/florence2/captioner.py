@@ -15,8 +15,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .folder import ModelFolder
 from .images import ImagePreparation
-from .model import generation_config, load_model
-from .tasks import prompt_sentence
+from .model import build_generation_config, load_model
+from .tasks import expand_prompt
 from .text import PromptTokenizer
 
 
@@ -33,7 +33,7 @@ class Florence2Captioner:
     @property
     def identity(self) -> str:
         """Changes whenever the same image and prompt may get another caption."""
-        return f"florence2 {self._folder.content_hash()} {self._dtype}"
+        return f"florence2 {self._folder.hash_content()} {self._dtype}"
 
     @torch.inference_mode()
     def describe(
@@ -52,16 +52,16 @@ class Florence2Captioner:
             ValueError: the prompt cannot be used, or the folder's files do not belong together.
             RuntimeError: the memory ran out.
         """
-        sentence = prompt_sentence(prompt)
-        model = self._loaded_model()
-        input_ids = self._input_ids(sentence, len(images), model)
+        sentence = expand_prompt(prompt)
+        model = self._load_once()
+        input_ids = self._build_input_ids(sentence, len(images), model)
         longest = min(max_new_tokens, model.config.text_config.max_position_embeddings - 1)
         try:
             generated = model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 pixel_values=self._preparation.pixel_values(images).to(model.device, self._dtype),
-                generation_config=generation_config(self._folder, num_beams=num_beams, max_new_tokens=longest),
+                generation_config=build_generation_config(self._folder, num_beams=num_beams, max_new_tokens=longest),
                 stopping_criteria=StoppingCriteriaList([_Interruptible(check_interrupted)]),
             )
         except torch.OutOfMemoryError:
@@ -74,18 +74,18 @@ class Florence2Captioner:
         """Let go of the model. The next image would load it again."""
         self._model = None
 
-    def _loaded_model(self) -> Any:
+    def _load_once(self) -> Any:
         if self._model is None:
             model = load_model(self._folder, dtype=self._dtype)
             self._place(model)
             self._model = model
         return self._model
 
-    def _input_ids(self, sentence: str, num_images: int, model: Any) -> Tensor:
+    def _build_input_ids(self, sentence: str, num_images: int, model: Any) -> Tensor:
         """int64 [B, S]: the places of the image, then the sentence between its marks."""
         config = model.config
         sentence_ids = self._tokenizer.encode(sentence)
-        num_places = _num_places(self._preparation.size_hw, config.vision_config)
+        num_places = _count_places(self._preparation.size_hw, config.vision_config)
         if config.image_token_id in sentence_ids:
             raise ValueError(
                 f"the prompt {sentence!r} has a token in it that stands for the image. Write it in other words"
@@ -112,7 +112,7 @@ class _Interruptible(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def _num_places(size_hw: tuple[int, int], vision: Any) -> int:
+def _count_places(size_hw: tuple[int, int], vision: Any) -> int:
     """The vision tower's grid, and one place for the image as a whole: 24 x 24 + 1 at 768
     pixels.
     """

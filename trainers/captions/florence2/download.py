@@ -37,7 +37,7 @@ def check_model_id(model_id: str) -> str:
     return model_id
 
 
-def downloaded_model(model_id: str, root: Path) -> Path | None:
+def find_downloaded_model(model_id: str, root: Path) -> Path | None:
     """The model's folder below `root`, when all of it is there."""
     folder = root / check_model_id(model_id)
     try:
@@ -64,7 +64,7 @@ def download_model(
         RuntimeError: huggingface.co cannot be reached.
     """
     folder = root / check_model_id(model_id)
-    with _plain_errors(model_id):
+    with _translate_errors(model_id):
         total = _require_model(model_id)
     folder.mkdir(parents=True, exist_ok=True)
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="florence2-download")
@@ -72,10 +72,10 @@ def download_model(
     try:
         while not _is_done(running):
             check_interrupted()
-            on_progress(min(_bytes_in(folder), total), total)
+            on_progress(min(_count_bytes(folder), total), total)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-    with _plain_errors(model_id):
+    with _translate_errors(model_id):
         running.result()
     return ModelFolder.open(folder).path
 
@@ -107,7 +107,7 @@ def _require_model(model_id: str) -> int:
 
 
 @contextmanager
-def _plain_errors(model_id: str) -> Iterator[None]:
+def _translate_errors(model_id: str) -> Iterator[None]:
     """huggingface_hub's errors in the user's words."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -140,7 +140,7 @@ def _plain_errors(model_id: str) -> Iterator[None]:
         ) from error
 
 
-def _bytes_in(folder: Path) -> int:
+def _count_bytes(folder: Path) -> int:
     """What is there so far, unfinished files included; one may get its name meanwhile."""
     total = 0
     for file in folder.rglob("*"):

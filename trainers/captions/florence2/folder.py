@@ -57,7 +57,7 @@ class ModelFolder:
                 f"{path} has neither tokenizer.json nor vocab.json and merges.txt. Copy the model's other files "
                 "beside its weights"
             )
-        return cls(path, config, _weight_files(path))
+        return cls(path, config, _find_weight_files(path))
 
     @property
     def is_legacy(self) -> bool:
@@ -65,11 +65,11 @@ class ModelFolder:
             "model_type"
         ) == "florence2_language" or "dim_embed" in self.config.get("vision_config", {})
 
-    def content_hash(self) -> str:
+    def hash_content(self) -> str:
         """Over the bytes of every file that decides what the model says."""
         files = [*self.weight_files, *(file for name in _OTHER_FILES if (file := self.path / name).is_file())]
         lines = [
-            f"{file.name} {_hash_of_version(str(file), file.stat().st_size, file.stat().st_mtime_ns)}" for file in files
+            f"{file.name} {_hash_version(str(file), file.stat().st_size, file.stat().st_mtime_ns)}" for file in files
         ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -80,7 +80,7 @@ def find_models(root: Path) -> list[str]:
     """
     if not root.is_dir():
         return []
-    return sorted(folder.relative_to(root).as_posix() for folder in _subfolders(root) if _is_model(folder))
+    return sorted(folder.relative_to(root).as_posix() for folder in _list_subfolders(root) if _is_model(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _subfolders(root: Path) -> Iterator[Path]:
+def _list_subfolders(root: Path) -> Iterator[Path]:
     for folder in root.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
             yield folder
@@ -113,7 +113,7 @@ def _is_model(folder: Path) -> bool:
     return True
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def _find_weight_files(folder: Path) -> tuple[Path, ...]:
     """Those of the first kind that is there; safetensors before pickled ones."""
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
@@ -131,5 +131,5 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=100)
-def _hash_of_version(path: str, _size: int, _modified_ns: int) -> str:
+def _hash_version(path: str, _size: int, _modified_ns: int) -> str:
     return file_sha256(Path(path))

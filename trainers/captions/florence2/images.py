@@ -44,8 +44,8 @@ class ImagePreparation:
         height, width = self.size_hw
         resized = [image.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() / 255
-        return (pixels - _channels(self.mean)) / _channels(self.std)
+        return (pixels - _shape_as_channels(self.mean)) / _shape_as_channels(self.std)
 
 
-def _channels(values: tuple[float, ...]) -> Tensor:
+def _shape_as_channels(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(3, 1, 1)

@@ -30,18 +30,18 @@ _RENAMES = [
 _UNUSED = re.compile(r"^language_model\.final_logits_bias$|^vision_tower\.(norms|head)\.")
 
 
-def native_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under their native names; only the image projection is another view, as it
     was stored transposed.
     """
     return {
-        _native_name(name): weight.T if name == "image_projection" else weight
+        _convert_name(name): weight.T if name == "image_projection" else weight
         for name, weight in weights.items()
         if not _UNUSED.match(name)
     }
 
 
-def native_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
+def convert_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
     """The vision settings that have other names in the native config."""
     position, temporal = legacy.get("image_pos_embed") or {}, legacy.get("visual_temporal_embedding") or {}
     sources = legacy.get("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
@@ -58,7 +58,7 @@ def native_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _native_name(name: str) -> str:
+def _convert_name(name: str) -> str:
     for pattern, replacement in _RENAMES:
         renamed, count = pattern.subn(replacement, name)
         if count:

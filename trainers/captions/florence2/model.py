@@ -12,7 +12,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration, Gen
 
 from ...wording import name_first
 from .folder import ModelFolder, read_json
-from .legacy import native_vision_settings, native_weights
+from .legacy import convert_vision_settings, convert_weights
 
 _SHARED = "model.language_model.shared.weight"
 # One matrix under four names; files hold any of them.
@@ -90,7 +90,7 @@ def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForCondit
     weights = _read_weights(folder)
     num_tokens = weights[_SHARED].shape[0]
     with torch.device("meta"):
-        model = Florence2ForConditionalGeneration(native_config(folder, num_tokens=num_tokens))
+        model = Florence2ForConditionalGeneration(build_native_config(folder, num_tokens=num_tokens))
     _check_fit(model.state_dict(), weights, folder)
     # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
     model.requires_grad_(False)
@@ -99,7 +99,7 @@ def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForCondit
     return model.eval()
 
 
-def native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
+def build_native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
     """Only the settings that shape the model: what else the file says depends on the version of
     transformers that wrote it.
 
@@ -108,36 +108,36 @@ def native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
     """
     vision, text = folder.config["vision_config"], {**_BART_TOKENS, **folder.config["text_config"]}
     if folder.is_legacy:
-        vision = {**vision, **native_vision_settings(vision)}
+        vision = {**vision, **convert_vision_settings(vision)}
     return Florence2Config(
         text_config={
             "model_type": "bart",
             "is_encoder_decoder": True,
             "vocab_size": num_tokens,
-            **_chosen(text, _TEXT_SETTINGS),
+            **_select(text, _TEXT_SETTINGS),
         },
-        vision_config={"model_type": "florence_vision", "drop_path_rate": 0.0, **_chosen(vision, _VISION_SETTINGS)},
+        vision_config={"model_type": "florence_vision", "drop_path_rate": 0.0, **_select(vision, _VISION_SETTINGS)},
         image_token_id=num_tokens - 1 if folder.is_legacy else folder.config["image_token_id"],
-        **_chosen(text, ("bos_token_id", "pad_token_id", "eos_token_id")),
+        **_select(text, ("bos_token_id", "pad_token_id", "eos_token_id")),
     )
 
 
-def generation_config(folder: ModelFolder, *, num_beams: int, max_new_tokens: int) -> GenerationConfig:
+def build_generation_config(folder: ModelFolder, *, num_beams: int, max_new_tokens: int) -> GenerationConfig:
     """Beam search without sampling, until no better caption can come (microsoft's example:
     early_stopping off).
 
     The marks and the rule against repetitions are the folder's. Both files may state them:
     microsoft's code goes by the config, transformers' own class by generation_config.json.
     """
-    by_config = _chosen(folder.config["text_config"], _GENERATION_SETTINGS)
-    by_file = _chosen(read_json(folder.path / "generation_config.json"), _GENERATION_SETTINGS)
+    by_config = _select(folder.config["text_config"], _GENERATION_SETTINGS)
+    by_file = _select(read_json(folder.path / "generation_config.json"), _GENERATION_SETTINGS)
     stated = {**_BART_TOKENS, **by_file, **by_config} if folder.is_legacy else {**_BART_TOKENS, **by_config, **by_file}
     return GenerationConfig(
         **stated, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
     )
 
 
-def _chosen(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _select(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
@@ -153,7 +153,7 @@ def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
         except Exception as error:  # safetensors, zipfile and pickle each raise errors of their own for a damaged file
             raise ValueError(f"{file}: the weights cannot be read ({error}). Download the file again") from error
     if folder.is_legacy:
-        weights = native_weights(weights)
+        weights = convert_weights(weights)
     stored = next((weights[name] for name in _EMBEDDINGS if name in weights), None)
     if stored is None:
         raise ValueError(
@@ -167,8 +167,8 @@ def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], fold
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unknown:
         raise ValueError(
-            f"{folder.path}: not the weights of a Florence-2 model: it lacks {_first(missing)} and has in excess "
-            f"{_first(unknown)}"
+            f"{folder.path}: not the weights of a Florence-2 model: it lacks {_name_first(missing)} and has in excess "
+            f"{_name_first(unknown)}"
         )
     for name, weight in given.items():
         if weight.shape != expected[name].shape:
@@ -178,7 +178,7 @@ def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], fold
             )
 
 
-def _first(names: list[str]) -> str:
+def _name_first(names: list[str]) -> str:
     return name_first(names, 1) or "nothing"
 
 

@@ -37,7 +37,7 @@ _GIVE_REGIONS = (
 )
 
 
-def prompt_sentence(prompt: str) -> str:
+def expand_prompt(prompt: str) -> str:
     """What is sent to the model for a task's token, or for a prompt of the user's own.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...dataset.caption_variants import CaptionConfig, caption_variants, flat_caption
+from ...dataset.caption_variants import CaptionConfig, flatten_caption, vary_caption
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
-from ...dataset.trigger_word import with_trigger_word
+from ...dataset.trigger_word import add_trigger_word
 from ...wording import pluralize
 from .check_finding import CheckFinding
 
@@ -16,7 +16,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
     """By the longest variant of each caption."""
     from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, count_chunks, token_ids
 
-    variants = {image.name: caption_variants(image.caption, captions, seed=seed, key=image.sha256) for image in images}
+    variants = {image.name: vary_caption(image.caption, captions, seed=seed, key=image.sha256) for image in images}
     num_tokens = {name: max(map(len, token_ids(list(texts)))) for name, texts in variants.items()}
     limit = MAX_CHUNKS * TOKENS_PER_CHUNK
     overlong = [
@@ -48,7 +48,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
 def judge_sameness(images: Sequence[TrainingImage]) -> Iterator[CheckFinding]:
     captions = {image.caption for image in images if image.caption}
     if len(images) > 1 and len(captions) == 1:
-        yield CheckFinding("note", "same_caption", f"all captions are the same: {flat_caption(captions.pop())}")
+        yield CheckFinding("note", "same_caption", f"all captions are the same: {flatten_caption(captions.pop())}")
 
 
 def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[CheckFinding]:
@@ -71,7 +71,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
     without = [
         Remark(image.name, f"no {word} in: {image.caption}")
         for image, word in pairs
-        if with_trigger_word(image.caption, word) != image.caption
+        if add_trigger_word(image.caption, word) != image.caption
     ]
     if without:
         yield CheckFinding(

@@ -79,7 +79,7 @@ def check_flight(
         *judge_duplicates(duplicate_groups),
         *judge_masks(dataset.images, looks),
         *judge_lengths(dataset.images, settings.captions, seed=config.seed),
-        *judge_trigger_words([(image, dataset.trigger_word_of(image)) for image in learned if image.caption]),
+        *judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption]),
         *judge_sameness(learned),
         *judge_schedule(learned, cost.schedule, config),
         *judge_machine(cost, surroundings),

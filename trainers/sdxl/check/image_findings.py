@@ -7,7 +7,7 @@ from ...dataset.bucket_sizes import Size
 from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.image import TrainingImage
-from ...dataset.near_duplicates import near_duplicates
+from ...dataset.near_duplicates import group_near_duplicates
 from ...dataset.report import Remark, RemarkKind
 from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
@@ -101,7 +101,7 @@ def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook
         image.name: look.fingerprint for image in images if (look := looks[image.name]).fingerprint is not None
     }
     names = list(fingerprints)
-    return [[names[position] for position in group] for group in near_duplicates(list(fingerprints.values()))]
+    return [[names[position] for position in group] for group in group_near_duplicates(list(fingerprints.values()))]
 
 
 def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
