@@ -32,7 +32,10 @@ def is_accepted(document):
     except Exception:
         return False
 answer = {
-    "keys": [sorted(schema) for schema in (sanitizer.general_schema, sanitizer.image_dataset_schema, sanitizer.video_dataset_schema)],
+    "keys": [
+        sorted(schema)
+        for schema in (sanitizer.general_schema, sanitizer.image_dataset_schema, sanitizer.video_dataset_schema)
+    ],
     "accepted": [is_accepted(document) for document in given["documents"]],
     "read": [toml.loads(text) for text in given["texts"]],
 }

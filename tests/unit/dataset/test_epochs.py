@@ -55,8 +55,10 @@ from trainers.dataset.epochs import epoch_batches
 from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 images = [TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", (1100, 1500), "a toy", False) for i in range(6)]
-items = plan_crops(Dataset(images, 1, "", DatasetReport(6), "images"), BucketConfig(resize_mode="random_crop"), seed=3).items
-print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in epoch_batches(items, batch_size=2, seed=3, epoch=1)])
+dataset = Dataset(images, 1, "", DatasetReport(6), "images")
+items = plan_crops(dataset, BucketConfig(resize_mode="random_crop"), seed=3).items
+batches = epoch_batches(items, batch_size=2, seed=3, epoch=1)
+print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in batches])
 """
     outputs = {
         subprocess.run(

@@ -72,7 +72,8 @@ if "--base_weights" in given:
     say(f"INFO:musubi_tuner.networks.lora:create LoRA for U-Net/DiT: {wrong.get('merged', 2)} modules.")
 say(f"INFO:musubi_tuner.networks.lora:create LoRA for U-Net/DiT: {wrong.get('modules', 2)} modules.")
 if "--network_weights" in given:
-    say(f"load network weights from {given['--network_weights']}: {wrong.get('loaded', '<All keys matched successfully>')}")
+    loaded = wrong.get("loaded", "<All keys matched successfully>")
+    say(f"load network weights from {given['--network_weights']}: {loaded}")
 say(f"  num train items / x: {wrong.get('items', 2)}")
 say("\\rsteps:   0%|          | 0/8 [00:00<?, ?it/s]\\nepoch 1/1")
 (folder / "sample").mkdir(exist_ok=True)
@@ -97,7 +98,12 @@ CONVERT = """
 if "convert" in wrong:
     raise RuntimeError(wrong["convert"])
 if given["--target"] == "other":
-    renamed = {"lora_unet_layers_": "diffusion_model.layers.", "_attention_to_q": ".attention.to_q", "lora_down": "lora_A", "lora_up": "lora_B"}
+    renamed = {
+        "lora_unet_layers_": "diffusion_model.layers.",
+        "_attention_to_q": ".attention.to_q",
+        "lora_down": "lora_A",
+        "lora_up": "lora_B",
+    }
     tensors = {}
     for name, tensor in load_file(given["--input"]).items():
         for old, new in renamed.items():
