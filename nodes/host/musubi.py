@@ -14,7 +14,7 @@ from ...trainers.config import from_mapping, list_field_names
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
-from ...trainers.musubi.conversion import module_names
+from ...trainers.musubi.conversion import list_modules
 from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
 from ...trainers.musubi.plan import MusubiJob
@@ -99,7 +99,7 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     with cancellable():
         _free_the_gpu()
         result = trainer.train(given.dataset, host, control=given.control, dataset_toml=given.dataset_toml)
-    num_modules = len(module_names(result.state_dict))
+    num_modules = len(list_modules(result.state_dict))
     if model is not None:
         model = _with_lora(model, result, num_modules)
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)

@@ -19,9 +19,12 @@ READY = (
 )
 RECORD_EVENTS = """() => {
     window.recorded = [];
-    for (const kind of ["progress", "progress_text", "executed", "execution_success", "execution_error", "execution_interrupted"])
+    const ends = ["execution_success", "execution_error", "execution_interrupted"];
+    for (const kind of ["progress", "progress_text", "executed", ...ends])
         app.api.addEventListener(kind, (event) => window.recorded.push({ kind, ...event.detail }));
-    app.api.addEventListener("b_preview_with_metadata", (event) => window.recorded.push({ kind: "preview", node: event.detail.nodeId }));
+    app.api.addEventListener("b_preview_with_metadata", (event) => {
+        window.recorded.push({ kind: "preview", node: event.detail.nodeId });
+    });
 }"""
 SET_WIDGET = """([id, name, value]) => {
     const node = app.graph.getNodeById(id);

@@ -48,9 +48,7 @@ def test_a_refusal_exits_with_1_and_writes_the_image_all_the_same(images, tmp_pa
     (images / "broken.png").write_bytes(b"no image")
     bad = check(tmp_path, "--images", images, "--max-train-steps", 300, "--picture", "check.png")
     assert (
-        bad.returncode == 1
-        and "broken.png: it is not a readable image" in bad.stdout
-        and "Traceback" not in bad.stderr
+        bad.returncode == 1 and "broken.png: it is not a readable image" in bad.stdout and "Traceback" not in bad.stderr
     )
     assert Image.open(tmp_path / "check.png").width == 1280
     assert sorted(path.name for path in tmp_path.iterdir()) == ["check.png", "pictures"]

@@ -21,7 +21,9 @@ from comfy.cli_args import args
 args.cpu = True
 try:
     import torchvision
-except RuntimeError:  # PyPI's torchvision beside the CPU build of torch: its operators do not load, but declared they let it be imported
+except RuntimeError:
+    # The operators of PyPI's torchvision do not load with the CPU build of torch. Declaring them
+    # is enough to import it.
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

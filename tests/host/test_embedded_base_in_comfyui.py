@@ -39,7 +39,8 @@ with torch.inference_mode():
     key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     weight = patched.patch_weight_to_device(key, return_weight=True)
     image = vae.decode(torch.zeros(1, 4, 16, 16))
-    save_file({{"embeddings": embeddings.clone(), "pooled": pooled.clone(), "weight": weight.clone(), "image": image.contiguous()}}, output)
+    tensors = {{"embeddings": embeddings, "pooled": pooled, "weight": weight, "image": image}}
+    save_file({{name: tensor.clone().contiguous() for name, tensor in tensors.items()}}, output)
 print("RESULT" + json.dumps({{"patches": len(patched.patches)}}))
 """
 

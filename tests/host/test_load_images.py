@@ -343,7 +343,9 @@ import importlib.util
 import json
 import sys
 
-spec = importlib.util.spec_from_file_location("lora_trainer", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]])
+spec = importlib.util.spec_from_file_location(
+    "lora_trainer", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]]
+)
 sys.modules["lora_trainer"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["lora_trainer"])
 import folder_paths

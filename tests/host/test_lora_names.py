@@ -37,9 +37,12 @@ from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 SDXL = dict(
-    image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], num_head_channels=64,
-    transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_middle=10, transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    use_spatial_transformer=True, use_linear_in_transformer=True, context_dim=2048, num_classes="sequential", adm_in_channels=2816,
+    image_size=32, in_channels=4, out_channels=4, model_channels=320,
+    num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], num_head_channels=64,
+    transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_middle=10,
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+    use_spatial_transformer=True, use_linear_in_transformer=True,
+    context_dim=2048, num_classes="sequential", adm_in_channels=2816,
 )
 on_meta = dict(dtype=torch.float16, device="meta", operations=comfy.ops.disable_weight_init)
 
@@ -50,7 +53,10 @@ def encoder_weights(name, config_name):
 
 
 unet_weights = {f"diffusion_model.{key}": None for key in UNetModel(**SDXL, **on_meta).state_dict()}
-clip_weights = {**encoder_weights("clip_l", "sd1_clip_config.json"), **encoder_weights("clip_g", "clip_config_bigg.json")}
+clip_weights = {
+    **encoder_weights("clip_l", "sd1_clip_config.json"),
+    **encoder_weights("clip_g", "clip_config_bigg.json"),
+}
 model = SimpleNamespace(state_dict=lambda: unet_weights, model_config=SimpleNamespace(unet_config=SDXL))
 clip = SimpleNamespace(state_dict=lambda: clip_weights)
 key_map = comfy.lora.model_lora_keys_clip(clip, comfy.lora.model_lora_keys_unet(model, {}))

@@ -328,7 +328,9 @@ pack, user_folder = sys.argv[1:3]
 args.multi_user = len(sys.argv) > 3
 folder_paths.set_user_directory(user_folder)
 (Path(user_folder) / "default").mkdir(exist_ok=True)
-(Path(user_folder) / "default" / "comfy.settings.json").write_text('{"LoRATrainer.Musubi.Folder": " /a/folder ", "LoRATrainer.Musubi.Python": null}')
+(Path(user_folder) / "default" / "comfy.settings.json").write_text(
+    '{"LoRATrainer.Musubi.Folder": " /a/folder ", "LoRATrainer.Musubi.Python": null}'
+)
 
 
 async def load():
@@ -339,7 +341,8 @@ async def load():
 asyncio.run(load())
 import importlib
 
-settings = importlib.import_module(next(name for name in sys.modules if name.endswith(".nodes.host.folders")).replace(".folders", ".musubi_settings"))
+folders = next(name for name in sys.modules if name.endswith(".nodes.host.folders"))
+settings = importlib.import_module(folders.replace(".folders", ".musubi_settings"))
 print("RESULT" + json.dumps(settings.musubi_settings()))
 """
 

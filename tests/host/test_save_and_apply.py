@@ -363,7 +363,11 @@ NAME = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 
 def pair(name, value=1.0):
-    return {f"{name}.lora_down.weight": torch.ones(2, 192), f"{name}.lora_up.weight": torch.full((128, 2), value), f"{name}.alpha": torch.tensor(2.0)}
+    return {
+        f"{name}.lora_down.weight": torch.ones(2, 192),
+        f"{name}.lora_up.weight": torch.full((128, 2), value),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
 
 
 def message(function, *arguments, **settings):

@@ -209,7 +209,8 @@ async def start():
         imported.append(sorted(set(sys.modules) - before))
     prompt_server.app.freeze()
     await prompt_server.app.startup()
-    prompt = {name: {"class_type": name, "inputs": {}} for name in ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")}
+    names = ("LoadImages", "LoRATrainSDXL", "Florence2Caption", "SaveLoRA", "KSampler")
+    prompt = {name: {"class_type": name, "inputs": {}} for name in names}
     prompt_server.trigger_on_prompt({"prompt": prompt})
     return {"imported": imported, "class_types": {name: entry["class_type"] for name, entry in prompt.items()}}
 

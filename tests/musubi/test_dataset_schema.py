@@ -11,7 +11,7 @@ import pytest
 from tests.limits import TIME_LIMIT
 from trainers.musubi.dataset_toml import GENERAL_KEYS, IMAGE_KEYS, KINDS, VIDEO_KEYS, write_toml
 from trainers.musubi.installation import NoMusubi, find_installation
-from trainers.musubi.process import environment_for
+from trainers.musubi.process import build_environment
 
 try:
     INSTALLATION = find_installation()
@@ -32,7 +32,10 @@ def is_accepted(document):
     except Exception:
         return False
 answer = {
-    "keys": [sorted(schema) for schema in (sanitizer.general_schema, sanitizer.image_dataset_schema, sanitizer.video_dataset_schema)],
+    "keys": [
+        sorted(schema)
+        for schema in (sanitizer.general_schema, sanitizer.image_dataset_schema, sanitizer.video_dataset_schema)
+    ],
     "accepted": [is_accepted(document) for document in given["documents"]],
     "read": [toml.loads(text) for text in given["texts"]],
 }
@@ -85,7 +88,7 @@ def answer(cases) -> dict:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env=environment_for(INSTALLATION),
+        env=build_environment(INSTALLATION),
         timeout=TIME_LIMIT,
     )
     assert result.returncode == 0, result.stderr[-2000:]

@@ -145,11 +145,13 @@ def _import_as_custom_node(*, search_path: list[Path], stand_in: str = "") -> di
         _python(f"""
             import importlib.util, json, sys
             sys.path[:0] = {[str(path) for path in search_path]!r}
-            spec = importlib.util.spec_from_file_location("custom_pack", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}])
+            init, folders = {str(ROOT / "__init__.py")!r}, [{str(ROOT)!r}]
+            spec = importlib.util.spec_from_file_location("custom_pack", init, submodule_search_locations=folders)
             {stand_in}
             module = sys.modules["custom_pack"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            print(json.dumps({{name: value for name, value in vars(module).items() if not name.startswith("__")}}, default=str))
+            public = {{name: value for name, value in vars(module).items() if not name.startswith("__")}}
+            print(json.dumps(public, default=str))
         """)
     )
 
