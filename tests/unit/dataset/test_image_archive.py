@@ -371,7 +371,7 @@ def test_compression_methods_without_a_memory_bound_are_refused(tmp_path, method
 
 def test_an_unknown_method_is_refused(tmp_path):
     archive = changed_headers(archive_of(tmp_path, {"a.png": PNG}), local={8: b"\x09\0"}, central={10: b"\x09\0"})
-    refused(archive, "compressed by method 9")
+    refused(archive, "compressed with method 9")
 
 
 @pytest.mark.parametrize(
