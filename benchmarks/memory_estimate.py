@@ -27,7 +27,7 @@ from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 from trainers.training.adapters import AdapterSettings, attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
 from trainers.wording import GIBIBYTE
@@ -135,7 +135,7 @@ def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -
         unet = UNet2DConditionModel(**settings)
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
     adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    attach_adapters(unet, unet_targets(unet, config.target_modules), adapters, component="unet")
+    attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
     unet.train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -38,8 +38,8 @@ from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.names import kohya_names, module_key
 from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
-from trainers.sdxl.targets import text_encoder_targets, unet_targets
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+from trainers.sdxl.targets import find_text_encoder_targets, find_unet_targets
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
 from trainers.training.console_host import ConsoleHost
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
@@ -358,20 +358,24 @@ def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str
         *(list_weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
     )
     parts: list[tuple[str, nn.Module, list[str]]] = [
-        ("unet", model.unet, unet_targets(model.unet, case.target_modules))
+        ("unet", model.unet, find_unet_targets(model.unet, case.target_modules))
     ]
     if case.train_text_encoders:
         parts.append(
-            ("text_encoder", model.text_encoder, text_encoder_targets(model.text_encoder, uses_last_layer=False))
+            ("text_encoder", model.text_encoder, find_text_encoder_targets(model.text_encoder, uses_last_layer=False))
         )
         parts.append(
-            ("text_encoder_2", model.text_encoder_2, text_encoder_targets(model.text_encoder_2, uses_last_layer=True))
+            (
+                "text_encoder_2",
+                model.text_encoder_2,
+                find_text_encoder_targets(model.text_encoder_2, uses_last_layer=True),
+            )
         )
     settings = AdapterSettings(case.rank, case.alpha, dropout=0.0, seed=0)
     parameters: dict[str, nn.Parameter] = {}
     for component, module, targets in parts:
         attach_adapters(module, targets, settings, component=component)
-        for path, layer in adapter_layers(module).items():
+        for path, layer in find_adapter_layers(module).items():
             kohya_name = names[module_key(component, path)]
             from_sd_scripts = "0/vector" in recording
             names_there = (

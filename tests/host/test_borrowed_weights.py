@@ -15,7 +15,7 @@ from trainers.lora.file import save_lora, to_kohya
 from trainers.lora.modules import LoraModule, list_weighted_modules
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.names import kohya_names
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 
 PACK = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"
@@ -35,7 +35,7 @@ def _write_random_lora(base: Path, path: Path) -> None:
     unet = load_model(base).unet
     generator = torch.Generator().manual_seed(0)
     modules = {}
-    for name in unet_targets(unet, "attention_mlp"):
+    for name in find_unet_targets(unet, "attention_mlp"):
         layer = unet.get_submodule(name)
         modules["unet", name] = LoraModule(
             *(

@@ -17,7 +17,7 @@ from trainers.sdxl.merge import merge_lora
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
 from trainers.sdxl.names import kohya_names
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 
 PROMPT = "a small red circle on the left on a white background"
 
@@ -55,7 +55,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     model = load_model(folder / "base.safetensors")
     generator = torch.Generator().manual_seed(0)
     modules = {}
-    for path in unet_targets(model.unet, "attention_mlp"):
+    for path in find_unet_targets(model.unet, "attention_mlp"):
         layer = model.unet.get_submodule(path)
         assert isinstance(layer, torch.nn.Linear)
         down, up = (

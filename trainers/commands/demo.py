@@ -1,8 +1,8 @@
-"""Train a LoRA from a folder of twelve images on the embedded base model, and show what it
-learned. No GPU, no download.
+"""Train a LoRA on the embedded base model from twelve images, and show what it learned. No GPU, no
+download.
 
-Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the
-training core runs alone.
+If it finds a ComfyUI, its server runs the prompt in example_workflows/api. If not, the training
+core runs alone.
 """
 
 import argparse
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
-# What differs from the defaults: the base model draws 128 x 128 pixels, and so small a model needs
+# Different from the defaults: the base model draws 128 x 128 pixels, and is so small that it needs
 # a high learning rate.
 SETTINGS = {
     "resolution": 128,
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         installation = None if options.core else find_comfyui()
     except NoComfyUI as reason:
-        print(f"Without ComfyUI, by the training core alone: {reason}\n", file=sys.stderr)
+        print(f"Using the training core without ComfyUI: {reason}\n", file=sys.stderr)
         installation = None
     if installation is None:
         _run_core(options, folder)

@@ -1,6 +1,6 @@
 """Everything that a run writes: manifest, dataset report, losses, samples, checkpoints, the LoRA.
 
-Only the main of several processes writes.
+With several processes only the main one writes.
 """
 
 import time
@@ -43,13 +43,13 @@ class RunWriter:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Make the run folder; the log and the losses are open inside the block, and plotted after
-        it.
+        """Make the run folder, keep its logs open inside the block, and plot the losses at its
+        end.
         """
         if not self._world.is_main:
             yield
             return
-        self._folder.create(self._manifest())
+        self._folder.create(self._build_manifest())
         self._folder.write_text("dataset.txt", self._plan.crops.report.text())
         with self._folder.log() as self._loss_log:
             try:
@@ -64,11 +64,11 @@ class RunWriter:
             self._loss_log.add(event)
 
     def save_due_checkpoints(self, step: int, epoch: int) -> None:
-        for path in self._due_checkpoints(step, epoch):
+        for path in self._list_due_checkpoints(step, epoch):
             self._save_checkpoint(path)
 
     def save_last_step(self) -> None:
-        """For a run that ends early: a checkpoint of the last finished step, if there is one."""
+        """Save a checkpoint of the last finished step, if any, of a run that ends early."""
         self._save_checkpoint(self._folder.checkpoint_path(step=len(self._losses)))
 
     def draw_due_samples(self, step: int) -> None:
@@ -80,21 +80,21 @@ class RunWriter:
 
     def save_final(self) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        # the name was free when the run began; another run may have taken it meanwhile
+        # another run may have taken the name since this one began
         path = find_free_path(self._folder.final_path)
         if self._world.is_main:
             verification = self._write_lora(path)
-            self._host.report(Notice(f"{path}: {self._summary(verification)}"))
+            self._host.report(Notice(f"{path}: {self._summarize(verification)}"))
         self._world.wait_for_all()
-        state_dict, metadata = self._lora(path.stem)
+        state_dict, metadata = self._build_lora(path.stem)
         return TrainedLora(state_dict, metadata, self._losses, len(self._losses), path, self._checkpoints)
 
-    def _summary(self, verification: Verification) -> str:
+    def _summarize(self, verification: Verification) -> str:
         duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
         num_parameters = self._model.adapted.num_parameters
         return f"{verification.text()}, {num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
 
-    def _due_checkpoints(self, step: int, epoch: int) -> Iterator[Path]:
+    def _list_due_checkpoints(self, step: int, epoch: int) -> Iterator[Path]:
         every_steps, every_epochs = self._config.save_every_n_steps, self._config.save_every_n_epochs
         schedule = self._plan.schedule
         if step == schedule.total_steps:
@@ -105,25 +105,25 @@ class RunWriter:
             yield self._folder.checkpoint_path(step=step, epoch=epoch)
 
     def _save_checkpoint(self, path: Path) -> None:
-        """Unless no step is finished yet, or its weights are saved already."""
+        """Save a checkpoint, unless no step is finished or these weights are already saved."""
         if self._losses and self._world.is_main and not path.exists():
             self._write_lora(path)
             self._checkpoints.append(path)
             self._host.report(CheckpointSaved(path, len(self._losses)))
 
     def _write_lora(self, path: Path) -> Verification:
-        """Save, load back, verify."""
-        save_lora(path, *self._lora(path.stem))
+        """Save the LoRA, load it back and verify it."""
+        save_lora(path, *self._build_lora(path.stem))
         adapted = self._model.adapted
         return verify_lora(path, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)))
 
-    def _lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _build_lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         adapted = self._model.adapted
         modules = adapted.read(alpha=self._config.alpha)
         tensors = to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
         return tensors, self._model.metadata(Progress(title, len(self._losses), self._started_at))
 
-    def _manifest(self) -> dict[str, Any]:
+    def _build_manifest(self) -> dict[str, Any]:
         plan, adapted = self._plan, self._model.adapted
         return {
             **plan.settings.to_dict(),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from trainers.commands.sdxl import CONFIGS, REQUIRED, add_arguments
-from trainers.commands.settings import dataset_configs, read_settings, scan_datasets
+from trainers.commands.settings import read_dataset_configs, read_settings, scan_datasets
 
 BASE = 'base = "x"\noutput = "y"\n'
 
@@ -42,7 +42,7 @@ def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_de
         fallback_caption = "a dog"
         num_repeats = 1
     """
-    dataset = scan_datasets(dataset_configs(settings(tmp_path, text)))
+    dataset = scan_datasets(read_dataset_configs(settings(tmp_path, text)))
     assert [
         (image.name, image.caption, image.num_repeats, image.loss_weight, image.is_regularization)
         for image in dataset.images
@@ -53,12 +53,12 @@ def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_de
 
 
 def test_flags_are_defaults_of_the_tables_too(tmp_path):
-    (config,) = dataset_configs(settings(tmp_path, "[[datasets]]\nimages = 'x'", "--num-repeats", "3"))
+    (config,) = read_dataset_configs(settings(tmp_path, "[[datasets]]\nimages = 'x'", "--num-repeats", "3"))
     assert (config.images, config.num_repeats) == ("x", 3)
 
 
 def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
-    (config,) = dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
+    (config,) = read_dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
     assert (config.images, config.mask_source) == ("x", "alpha")
 
 
@@ -82,4 +82,4 @@ def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
 )
 def test_what_cannot_be_meant_is_an_error(tmp_path, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        dataset_configs(settings(tmp_path, text))
+        read_dataset_configs(settings(tmp_path, text))

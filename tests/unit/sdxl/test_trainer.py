@@ -35,7 +35,7 @@ from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepared_model import PreparedSDXL
 from trainers.sdxl.step import Batch
-from trainers.training.adapters import AdaptedModel, adapter_layers
+from trainers.training.adapters import AdaptedModel, find_adapter_layers
 from trainers.training.device import DeviceMemory
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
 from trainers.training.loop import TrainingLoop, train_lora
@@ -606,7 +606,7 @@ def brightness_as_latents(monkeypatch) -> None:
     def grey(vae, pixel_values, name):
         return torch.nn.functional.avg_pool2d((pixel_values[:, :1] + 1) / 2, 8)[0].expand(4, -1, -1).contiguous()
 
-    monkeypatch.setattr(encode, "_encode_picture", grey)
+    monkeypatch.setattr(encode, "_encode_image", grey)
 
 
 @pytest.mark.parametrize("resize_mode", ["bucket", "random_crop"])
@@ -818,7 +818,7 @@ def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tm
     layers = [
         layer
         for part in (model.unet, model.text_encoder, model.text_encoder_2)
-        for layer in adapter_layers(part).values()
+        for layer in find_adapter_layers(part).values()
     ]
     assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
     assert all(parameter.requires_grad for parameter in loops[0]._model.adapted.parameters) and torch.is_grad_enabled()

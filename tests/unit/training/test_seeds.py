@@ -1,10 +1,10 @@
 """Decisions depend on the seed and on what they are for, and never change between versions."""
 
-from trainers.training.seeds import derived_seed, happens
+from trainers.training.seeds import derive_seed, happens
 
 
 def test_derived_seeds_never_change_between_versions():
-    assert derived_seed(0, "noise", 1, 2) == 4294442165427462769
+    assert derive_seed(0, "noise", 1, 2) == 4294442165427462769
 
 
 def test_something_happens_as_often_as_its_probability_says():

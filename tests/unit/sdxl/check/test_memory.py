@@ -107,7 +107,7 @@ def _step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool
     with PeakMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(torch.bfloat16):
         weighted_losses(unet, batch, objective).sum().backward()
         if prior:
-            with adapted.switched_off():
+            with adapted.disable_adapters():
                 base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
             prior_losses(unet, batch, base_pred, objective).sum().backward()
     return memory.peak_bytes
