@@ -59,5 +59,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     # As an exception, so that a server that was started is stopped too, and a file that is half
     # written is removed.
-    signal.signal(signal.SIGTERM, _end)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     sys.exit(main())

@@ -137,9 +137,13 @@ class TrainingProgress(Listener):
         return "" if done == self._plan.num_steps else f"it trained {done} of {self._plan.num_steps} steps"
 
     def finish(self) -> None:
-        """Whatever its end was."""
-        if self.losses:
+        """Whatever its end was. A plot that cannot be written stops nothing."""
+        if not self.losses:
+            return
+        try:
             self._folder.write_loss_plot(self.losses)
+        except OSError as error:
+            self._host.report(Notice(f"the loss curve could not be written: {error}"))
 
     def report_last(self) -> None:
         """What was said and drawn behind the last step."""
