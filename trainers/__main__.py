@@ -58,5 +58,7 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     # An exception, so that a started server is stopped and a half-written file is removed.
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _exit_on_signal)
     sys.exit(main())

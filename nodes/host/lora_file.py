@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.files.atomic_write import atomic_write
-from ...trainers.files.names import find_free_path
+from ...trainers.files.names import save_under_free_name
 from ...trainers.lora.file import require_same_tensors, save_lora
 from ...trainers.lora.file_name import check_lora_file_name
 from .lora import GraphLora
@@ -59,21 +59,19 @@ def save_to_loras_folder(
     Raises:
         ValueError: the name cannot be a file's, this is no LORA_MODEL, or its values are not
             finite.
-        RuntimeError: what was read back is not what was written, or changes nothing. The file is
-            removed.
+        RuntimeError: what was read back is not what was written, or changes nothing. There is no
+            file then.
     """
     name = check_lora_file_name(filename)
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
     modules = _module_names(tensors)
-    path = find_free_path(
-        folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ()
-    )
-    save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})
-    try:
-        require_same_tensors(path, tensors)
-    except RuntimeError:
-        path.unlink()
-        raise
+    metadata = lora.metadata if isinstance(lora, GraphLora) else {}
+    wanted = folder / name.with_name(f"{name.name}.safetensors")
+
+    def save(path: Path) -> None:
+        save_lora(path, tensors, metadata, check=lambda found: require_same_tensors(path, found, tensors))
+
+    path, _ = save_under_free_name(wanted, save, companions=(".png",) if preview is not None else ())
     if preview is not None:
         _save_preview(preview, path.with_suffix(".png"))
     num_that_load = lora.num_modules if isinstance(lora, GraphLora) else None

@@ -22,8 +22,8 @@ def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_mod
     """Return the kohya name of every module, such as `lora_unet_input_blocks_4_1_proj_in` for
     `down_blocks.1.attentions.0.proj_in`.
 
-    Pass all modules that `list_weighted_modules` finds, not only the trained ones: LDM block numbers
-    count blocks without adapters too, and a file may hold more modules than we train.
+    Pass all modules that `list_weighted_modules` finds, not only the trained ones: LDM block
+    numbers count blocks without adapters too, and a file may hold more modules than we train.
     """
     unet_names = {
         module_key(UNET, path): flatten_name(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()

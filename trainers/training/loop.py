@@ -7,11 +7,11 @@ import torch
 from ..files.tensor_cache import TensorCache
 from .clock import StepClock
 from .distributed import World
-from .events import Interrupted, Notice, StageStarted
+from .events import Notice, StageStarted
 from .family import ModelFamily, PreparedModel
 from .generators import seed_globals
 from .host import Host
-from .optimizer_step import NonFiniteLoss, OptimizerStep
+from .optimizer_step import OptimizerStep
 from .plan import TrainingPlan
 from .run_folder import RunFolder
 from .run_writer import RunWriter
@@ -32,9 +32,10 @@ def train_lora(
 
     Raises:
         ValueError: a setting or the base model cannot be used; nothing was written.
-        Interrupted: the host cancelled; a checkpoint of the last step was saved.
-        NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step was
-            saved.
+        Interrupted: the host cancelled.
+        NonFiniteLoss: the loss became NaN or infinite.
+
+    Whatever ends a run early, a checkpoint of its last step is kept.
     """
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
@@ -71,10 +72,10 @@ class TrainingLoop:
             self._host.reset_peak_memory()
             try:
                 self._run_steps()
-            except (Interrupted, NonFiniteLoss, torch.OutOfMemoryError):
+            except BaseException:  # Ctrl-C, SIGTERM or a bug: whatever it is, the work is not lost
                 self._writer.save_last_step()
                 raise
-        return self._writer.save_final()
+            return self._writer.save_final()
 
     def _run_steps(self) -> None:
         self._writer.draw_due_samples(0)

@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -73,10 +73,12 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package_logger = logging.getLogger(__name__.rsplit(".", 2)[0])
         package_logger.addHandler(handler)
+        stream = open(self.path / "loss.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         try:
-            with open(self.path / "loss.csv", "w", newline="", encoding="utf-8") as stream:
-                yield LossLog(stream)
+            yield LossLog(stream)
         finally:
+            with suppress(OSError):  # a full disk: the last second of the log is lost, and nothing else
+                stream.close()
             package_logger.removeHandler(handler)
             handler.close()
 
