@@ -48,13 +48,24 @@ def training_mode() -> Iterator[None]:
     Every model of the graph is unloaded first: its weights lie then unpatched in main memory, and
     the device is free.
     """
-    comfy.model_management.unload_all_models()
-    comfy.model_management.soft_empty_cache()
+    unload_models()
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         comfy.model_management.soft_empty_cache()
+
+
+def unload_models() -> None:
+    """Unload every model that ComfyUI has loaded, wherever it computes, and free the device.
+
+    ComfyUI's unload_all_models asks its GPUs only: on a machine with one, a model that computes on
+    the CPU would keep another branch's LoRA in its weights.
+    """
+    comfy.model_management.unload_all_models()
+    for device in {loaded.device for loaded in comfy.model_management.current_loaded_models}:
+        comfy.model_management.free_memory(1e30, device)
+    comfy.model_management.soft_empty_cache()
 
 
 def borrow_model(base: GraphModel) -> SDXLModel:
@@ -114,7 +125,17 @@ def _patcher(socket: str, owner: Any) -> Any:
             f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are no part of its weights. "
             "Remove them before training"
         )
+    _move_to_main_memory(patcher)
     return patcher
+
+
+def _move_to_main_memory(patcher: Any) -> None:
+    """With --highvram and --gpu-only an unloaded model stays on the GPU. There, a copy in the
+    training's precision would be a second one, and VAE and text encoders would stay for the whole
+    run.
+    """
+    if not comfy.model_management.is_device_cpu(patcher.offload_device):
+        patcher.unpatch_model(torch.device("cpu"))
 
 
 def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
@@ -126,9 +147,12 @@ def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
 
 
 def _weight(socket: str, patcher: Any, name: str) -> Tensor:
+    """A weight in main memory. The device applies the patches, as it does for sampling, but the
+    patched weight does not stay there: images and captions are cached first.
+    """
     with torch.inference_mode():
         if name in patcher.patches:
-            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
+            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
         else:
             weight = patcher.model.get_parameter(name)
         weight = _plain(socket, name, weight)

@@ -77,6 +77,20 @@ def test_after_sampling_with_a_lora_the_plain_model_is_borrowed_plain(results):
     assert results["after_sampling_with_a_lora"] == 0
 
 
+@pytest.mark.parametrize("name", ["plain", "patched"])
+def test_a_model_that_computes_on_the_cpu_of_a_machine_with_a_gpu_is_borrowed_without_what_sampling_left(results, name):
+    was_patched, difference = results[f"beside_a_gpu_{name}"]
+    assert was_patched and difference == 0
+
+
+def test_with_highvram_the_graphs_models_leave_the_gpu(results):
+    assert results["moved_from_the_gpu"] == ["cpu"]
+
+
+def test_patched_weights_are_brought_back_to_main_memory(results):
+    assert results["patched_weights_brought_back"] == 192
+
+
 def test_8_bit_weights_are_converted_one_by_one(results):
     assert results["float8"] == ["torch.bfloat16", 0.0]
     assert results["quantized"] < 0.1

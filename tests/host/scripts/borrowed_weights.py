@@ -127,6 +127,35 @@ with torch.inference_mode():
     base = borrow(model, clip, vae)
     results["after_sampling_with_a_lora"] = len(pointers(base.unet) - host_pointers)
 
+    # The same on a machine with a GPU, whose list of devices lacks the CPU: borrowing the plain
+    # model sees no LoRA, and the patched one sees it once.
+    list_devices = comfy.model_management.get_all_torch_devices
+    comfy.model_management.get_all_torch_devices = lambda exclude_current=False: []
+    plain_weight = model.model.get_parameter(KEY).clone()
+    for name, wanted, expected in (("plain", model, plain_weight), ("patched", with_lora, sampled)):
+        comfy.model_management.load_models_gpu([with_lora])
+        is_patched = not torch.equal(model.model.get_parameter(KEY), plain_weight)
+        difference = float((unet_weight(borrow(wanted, clip, vae)) - expected).abs().max())
+        results["beside_a_gpu_" + name] = [is_patched, difference]
+    comfy.model_management.get_all_torch_devices = list_devices
+
+    # With --highvram unloaded models stay on the GPU: they are moved to main memory.
+    moved = []
+    for owner in (model, clip.patcher, vae.patcher):
+        owner.offload_device, owner.unpatch_model = torch.device("cuda", 0), moved.append
+    borrow(model, clip, vae)
+    results["moved_from_the_gpu"] = sorted({str(device) for device in moved})
+    for owner in (model, clip.patcher, vae.patcher):
+        owner.offload_device = torch.device("cpu")
+        del owner.unpatch_model
+
+    # Patches are applied on the device; their results are brought back to main memory.
+    brought_back, cpu = [], torch.Tensor.cpu
+    torch.Tensor.cpu = lambda weight: brought_back.append(weight) or cpu(weight)
+    borrow(with_lora, clip, vae)
+    torch.Tensor.cpu = cpu
+    results["patched_weights_brought_back"] = len(brought_back)
+
     # Number formats.
     unet_file = folder / "unet.safetensors"
     save_file(
