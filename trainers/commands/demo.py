@@ -80,8 +80,9 @@ New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:
 
 def _run_core(options: argparse.Namespace, folder: Path) -> None:
     from PIL import Image
+    from tqdm import tqdm
 
-    from ..demo.before_after import compare, draw_grid
+    from ..demo.before_after import compare, count_compare_steps, draw_grid
     from ..demo.concept import IMAGES, TRIGGER_WORD
     from ..embedded_base import write_embedded_checkpoint
     from ..files.atomic_write import atomic_write
@@ -104,7 +105,8 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
     )
     assert lora.path is not None
     print("Sampling the same seeds without and with the LoRA ...", file=sys.stderr)
-    comparison = compare(load_model(base), lora.path, num_seeds=NUM_SEEDS)
+    with tqdm(total=count_compare_steps(NUM_SEEDS), desc="sampling", dynamic_ncols=True) as bar:
+        comparison = compare(load_model(base), lora.path, num_seeds=NUM_SEEDS, on_step=bar.update)
     grid: Image.Image = draw_grid(comparison, num_seeds=NUM_SEEDS)
     with atomic_write(folder / "before_after.png") as temporary:
         grid.save(temporary, format="PNG")

@@ -2,6 +2,7 @@
 with and without the trigger word.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..embedded_base.scenes import fits
 from ..lora.modules import list_weighted_modules
 from ..lora.read import read_lora
 from ..sdxl.merge import merge_lora
-from ..sdxl.model.sampling import sample_images
+from ..sdxl.model.sampling import count_sampler_steps, sample_images
 from ..sdxl.model.sdxl_model import SDXLModel
 from ..sdxl.names import kohya_names
 from .concept import TRIGGER_WORD, fidelity
@@ -50,14 +51,24 @@ class Comparison:
     drift: float
 
 
-def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25) -> Comparison:
-    """Sample, merge the LoRA into the model, which changes it for good, and sample again."""
+def compare(
+    model: SDXLModel,
+    lora: Path,
+    *,
+    num_seeds: int,
+    num_steps: int = 25,
+    on_step: Callable[[], object] | None = None,
+) -> Comparison:
+    """Sample, merge the LoRA into the model, which changes it for good, and sample again.
+
+    `on_step` is called count_compare_steps times.
+    """
     prompts, seeds = NEW_PROMPTS + OLD_PROMPTS, list(range(num_seeds))
-    before = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
+    before = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps, on_step=on_step)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     parts = {"unet": model.unet, "text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
     merge_lora(read_lora(lora, kohya_names(*(list_weighted_modules(part) for part in parts.values()))), parts)
-    after = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
+    after = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps, on_step=on_step)
     split = len(NEW_PROMPTS) * num_seeds
     return Comparison(
         before=before,
@@ -68,6 +79,11 @@ def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25
         old_right_after=_share_right(after[split:], num_seeds),
         drift=float(np.abs(after[split:].astype(float) - before[split:]).mean()),
     )
+
+
+def count_compare_steps(num_seeds: int, *, num_steps: int = 25) -> int:
+    num_images = len(NEW_PROMPTS + OLD_PROMPTS) * num_seeds
+    return 2 * count_sampler_steps(num_images, num_steps=num_steps)
 
 
 def _mean_fidelity(images: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from .model.text import TextEmbeddings
 SEEDS = (0, 1)
 NUM_STEPS = 20
 GUIDANCE_SCALE = 5.0
-TILED_FROM = 768  # pixels; untiled, decoding 1024 x 1024 takes more than 4 GB in float32
+TILE_LATENTS = 64  # 512 x 512 pixels; decoded whole in float32, 1024 x 1024 pixels take about 9 GB
 
 
 @torch.no_grad()
@@ -35,6 +35,9 @@ def draw_samples(
     """Draw one image per seed of SEEDS, side by side, with the model as it is, LoRA included.
 
     This changes neither the weights nor the random numbers of the training.
+
+    Raises:
+        Interrupted: the host cancelled.
     """
     embeddings = embed([""] * len(SEEDS) + [prompt] * len(SEEDS))
     scheduler = make_noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
@@ -50,6 +53,7 @@ def draw_samples(
                 size_hw=size_hw,
                 num_steps=NUM_STEPS,
                 guidance_scale=GUIDANCE_SCALE,
+                on_step=host.check_interrupted,
             )
     finally:
         model.unet.train(was_training)
@@ -59,10 +63,22 @@ def draw_samples(
 def _decode(model: SDXLModel, latents: torch.Tensor, host: Host) -> np.ndarray:
     vae = model.vae
     assert isinstance(vae, AutoencoderKL)
-    if max(latents.shape[-2:]) * 8 >= TILED_FROM:
-        vae.enable_tiling()
+    decode_in_tiles(vae)
     move_module(vae, host.device)
-    images = np.concatenate([decode_latents(vae, latent[None]) for latent in latents])
-    move_module(vae, torch.device("cpu"))
-    host.release_memory()
-    return images
+    images = []
+    try:
+        for latent in latents:
+            host.check_interrupted()
+            images.append(decode_latents(vae, latent[None]))
+    finally:
+        move_module(vae, torch.device("cpu"))
+        host.release_memory()
+    return np.concatenate(images)
+
+
+def decode_in_tiles(vae: AutoencoderKL) -> None:
+    """Let the VAE decode larger images in tiles that overlap by a quarter. Its own tiles have the
+    size of an SDXL image, so that enable_tiling alone changes nothing up to 1024 x 1024.
+    """
+    vae.enable_tiling()
+    vae.tile_latent_min_size, vae.tile_sample_min_size = TILE_LATENTS, TILE_LATENTS * 8

@@ -83,6 +83,39 @@ def estimate_unet_peak(unet: UNet2DConditionModel, rules: GradientRules, size_hw
     )
 
 
+def estimate_forward_peak(unet: UNet2DConditionModel, number_bytes: int, size_hw: Size) -> int:
+    """Estimate the peak of one image without gradients: all skip connections, and the widest
+    layer.
+    """
+    widest = max(
+        num_positions * _count_forward(module, number_bytes) for module, num_positions in _list_layers(unet, size_hw)
+    )
+    return sum(_list_skips(unet, size_hw)) * number_bytes + widest
+
+
+def _list_skips(unet: Any, size_hw: Size) -> Iterator[int]:
+    """Yield the number of values in each skip connection."""
+    num_positions = size_hw[0] * size_hw[1] // 64
+    yield num_positions * unet.conv_in.out_channels
+    for block in unet.down_blocks:
+        yield from (num_positions * resnet.out_channels for resnet in block.resnets)
+        for sampler in block.downsamplers or ():
+            num_positions = -(-num_positions // 4)
+            yield num_positions * sampler.channels
+
+
+def _count_forward(module: Any, number_bytes: int) -> int:
+    """Count the bytes per position: a ResNet block's input twice, its norm and activation; a
+    transformer's projections of 8 x, 4 x and 4 x width, and six tensors of its width.
+    """
+    match module:
+        case ResnetBlock2D():
+            return module.in_channels * (2 * number_bytes + 2 * FLOAT32)
+        case Transformer2DModel():
+            return 22 * module.inner_dim * number_bytes
+    return 0
+
+
 def estimate_text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
     """Estimate the peak of one caption: per layer two norms, query, key, value, output, two inputs
     of 4 x width, and the casts of the adapters' inputs.

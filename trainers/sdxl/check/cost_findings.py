@@ -54,13 +54,14 @@ def judge_schedule(
         yield CheckFinding("note", "partial_batches", f"{message}, because all images of a batch have one size")
 
 
-def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFinding]:
+def judge_machine(cost: Cost, surroundings: Surroundings, config: SDXLConfig) -> Iterator[CheckFinding]:
     if cost.memory_bytes is None or cost.disk is None:
         return
     if surroundings.device_bytes is not None and cost.memory_bytes > surroundings.device_bytes:
         has, needs = format_bytes(surroundings.device_bytes), format_bytes(cost.memory_bytes)
+        samples_off = "Set sample_every_n_steps to 0, lower" if config.sample_every_n_steps else "Lower"
         message = (
-            f"the training needs about {needs} of memory, but the GPU has {has}. Lower train_batch_size or "
+            f"the training needs about {needs} of memory, but the GPU has {has}. {samples_off} train_batch_size or "
             "resolution, or turn gradient_checkpointing on"
         )
         yield CheckFinding("error", "memory", message)

@@ -82,7 +82,7 @@ def check_flight(
         *judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption]),
         *judge_sameness(learned),
         *judge_schedule(learned, cost.schedule, config),
-        *judge_machine(cost, surroundings),
+        *judge_machine(cost, surroundings, config),
     ]
     findings += gather_remarks(crops, findings)
     left_out = {finding.name for finding in crops.report.left_out}

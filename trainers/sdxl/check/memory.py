@@ -16,7 +16,8 @@ from ...training.device import COMPUTE_DTYPES
 from ...training.optimizer_table import find_optimizer
 from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
-from .activations import FLOAT32, GradientRules, estimate_text_peak, estimate_unet_peak
+from ..samples import SEEDS, TILE_LATENTS
+from .activations import FLOAT32, GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
 CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
@@ -24,6 +25,7 @@ FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds without using 
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # full-size ones that the first level of the encoder holds at once
+VAE_DECODER_FEATURE_MAPS = 6  # likewise, of the decoder's last level
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class MemoryEstimate:
     activations_bytes: int
     caching_bytes: int  # for latents or for captions, whichever needs more, weights included
     overhead_bytes: int
+    samples_bytes: int = 0  # for drawing sample images, in addition to weights and adapters
 
     @property
     def training_bytes(self) -> int:
-        return self.weights_bytes + self.adapters_bytes + self.activations_bytes
+        """The samples are drawn between two steps, which then hold no activations."""
+        return self.weights_bytes + self.adapters_bytes + max(self.activations_bytes, self.samples_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -46,7 +50,11 @@ class MemoryEstimate:
 
     def text(self) -> str:
         """Return one line: "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA 0.9"."""
-        parts = {"weights": self.weights_bytes, "adapters": self.adapters_bytes, "activations": self.activations_bytes}
+        parts = {"weights": self.weights_bytes, "adapters": self.adapters_bytes}
+        if self.samples_bytes > self.activations_bytes:
+            parts["samples"] = self.samples_bytes
+        else:
+            parts["activations"] = self.activations_bytes
         if self.caching_bytes > self.training_bytes:
             parts = {"caching latents and captions": self.caching_bytes}
         parts["CUDA"] = self.overhead_bytes
@@ -90,19 +98,32 @@ def estimate_memory(
     if rules.uses_autocast and not rules.checkpointing:
         activations_bytes += rules.number_bytes * num_adapter_parameters  # the adapters' casts
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
-    stage_bytes = max(weights_bytes + adapters_bytes + activations_bytes, caching_bytes)
+    samples_bytes = _estimate_samples(unet, rules.number_bytes, size_hw) if config.sample_every_n_steps else 0
+    stage_bytes = max(weights_bytes + adapters_bytes + max(activations_bytes, samples_bytes), caching_bytes)
     return MemoryEstimate(
         weights_bytes,
         adapters_bytes,
         activations_bytes,
         caching_bytes,
         CUDA_CONTEXT_BYTES + round(FRAGMENTATION * stage_bytes),
+        samples_bytes,
     )
 
 
 def _estimate_latents_caching(size_hw: Size) -> int:
     """Estimate the VAE and what its encoder holds for one image, in float32."""
     return FLOAT32 * (VAE_PARAMETERS + VAE_FEATURE_MAPS * VAE_CHANNELS * size_hw[0] * size_hw[1])
+
+
+def _estimate_samples(unet: UNet2DConditionModel, number_bytes: int, size_hw: Size) -> int:
+    """Estimate the larger of two stages: the UNet draws all seeds at once, twice for guidance; then
+    the VAE decodes one image after the other in tiles, in float32.
+    """
+    drawing_bytes = 2 * len(SEEDS) * estimate_forward_peak(unet, number_bytes, size_hw)
+    tile_height, tile_width = (min(length, TILE_LATENTS * 8) for length in size_hw)
+    tile_values = VAE_DECODER_FEATURE_MAPS * VAE_CHANNELS * tile_height * tile_width
+    image_values = 2 * 3 * size_hw[0] * size_hw[1]  # the tiles, and the image that is made from them
+    return max(drawing_bytes, FLOAT32 * (VAE_PARAMETERS + tile_values + image_values))
 
 
 def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int:

@@ -29,6 +29,8 @@ def smaller_settings(
 
 def _propose_changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield (description, fields to change, new resolution or 0)."""
+    if config.sample_every_n_steps:
+        yield "sample_every_n_steps 0", {"sample_every_n_steps": 0}, 0
     if config.mixed_precision == "no":
         yield "mixed_precision auto", {"mixed_precision": "auto"}, 0
     if not config.gradient_checkpointing:

@@ -4,7 +4,8 @@ tests.
 Letters: B images, H W latent height and width.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,17 +28,26 @@ def sample_images(
     num_steps: int = 25,
     guidance_scale: float = 4.0,
     batch_size: int = 16,
+    on_step: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Draw images, uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt. A seed
     gives every prompt the same noise.
 
     DDIM (Song et al. 2020) with trailing timesteps, which zero-terminal-SNR models need, and
     classifier-free guidance against "". On a CPU this converts the model to float32 for good.
+    `on_step` is called after each of count_sampler_steps.
     """
     use_float32_on_cpu(model)
     prompts_and_seeds = [(prompt, seed) for prompt in prompts for seed in seeds]
     chunks = [prompts_and_seeds[start : start + batch_size] for start in range(0, len(prompts_and_seeds), batch_size)]
-    return np.concatenate([_sample_chunk(model, chunk, size_hw, num_steps, guidance_scale) for chunk in chunks])
+    return np.concatenate(
+        [_sample_chunk(model, chunk, size_hw, num_steps, guidance_scale, on_step) for chunk in chunks]
+    )
+
+
+def count_sampler_steps(num_images: int, *, num_steps: int = 25, batch_size: int = 16) -> int:
+    """Return the number of UNet calls of sample_images, for a progress bar."""
+    return math.ceil(num_images / batch_size) * num_steps
 
 
 def use_float32_on_cpu(model: SDXLModel) -> None:
@@ -55,6 +65,7 @@ def _sample_chunk(
     size_hw: tuple[int, int],
     num_steps: int,
     guidance_scale: float,
+    on_step: Callable[[], object] | None,
 ) -> np.ndarray:
     vae = model.vae
     assert vae is not None and model.text_encoder is not None and model.text_encoder_2 is not None
@@ -70,6 +81,7 @@ def _sample_chunk(
         size_hw=size_hw,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        on_step=on_step,
     )
     return decode_latents(vae, latents)
 
@@ -84,9 +96,10 @@ def denoise(
     size_hw: tuple[int, int],
     num_steps: int,
     guidance_scale: float,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Draw scaled latents [B, 4, H, W] float32, one per seed. `embeddings` has 2 B captions: the
-    negative ones first.
+    negative ones first. `on_step` is called after every step; what it raises ends the drawing.
     """
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * len(seeds)), dtype=torch.float32, device=device)
@@ -100,6 +113,8 @@ def denoise(
         unconditional, conditional = prediction.chunk(2)
         guided = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(guided, int(timestep), latents, return_dict=False)[0]
+        if on_step is not None:
+            on_step()
     return latents
 
 

@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
 from trainers.embedded_base.architecture import UNET
+from trainers.sdxl.check.activations import estimate_forward_peak
 from trainers.sdxl.check.memory import MemoryEstimate, estimate_memory
 from trainers.sdxl.check.smaller_settings import smaller_settings
 from trainers.sdxl.check.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
@@ -17,6 +18,7 @@ from trainers.sdxl.model.sdxl_model import SDXLModel
 from trainers.sdxl.names import kohya_names
 from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
 from trainers.training.adapters import AdaptedComponent, AdaptedModel
+from trainers.training.device import COMPUTE_DTYPES
 from trainers.training.optimizers import ParameterGroup
 from trainers.wording import GIBIBYTE
 
@@ -111,6 +113,30 @@ def _step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool
                 base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
             prior_losses(unet, batch, base_pred, objective).sum().backward()
     return memory.peak_bytes
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_the_estimate_of_drawing_samples_is_within_a_tenth_of_what_the_real_unet_holds(precision: str) -> None:
+    dtype = COMPUTE_DTYPES[precision]
+    unet = meta_unet(UNET, SDXLConfig(gradient_checkpointing=False), precision=precision).eval()
+    batch = meta_batch(unet, size_hw=SIZE, batch_size=4, dtype=dtype)
+    conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
+    with torch.no_grad(), PeakMemory(leave_out=list(unet.parameters())) as memory, cuda_autocast(dtype):
+        unet(batch.latents.to(dtype), batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions)
+    assert 4 * estimate_forward_peak(unet, dtype.itemsize, SIZE) == pytest.approx(memory.peak_bytes, rel=0.1)
+
+
+def test_samples_count_where_they_need_more_than_a_step(sdxl: UNet2DConditionModel) -> None:
+    estimate = partial(estimate_memory, sdxl, size_hw=(1024, 1024), precision="bf16")
+    off, on = estimate(SDXLConfig()), estimate(SDXLConfig(sample_every_n_steps=250))
+    assert off.samples_bytes == 0 and GIBIBYTE < on.samples_bytes < 1.5 * GIBIBYTE
+    assert on.total_bytes > off.total_bytes and "samples 1." in on.text() and "activations" not in on.text()
+    assert estimate(SDXLConfig(sample_every_n_steps=250, train_batch_size=4)).text().count("activations") == 1
+
+
+def test_turning_samples_off_is_the_first_remedy(sdxl: UNet2DConditionModel) -> None:
+    steps = smaller_settings(SDXLConfig(sample_every_n_steps=250), (1024, 1024), partial(_bf16_estimate, sdxl))
+    assert steps[0][0] == "sample_every_n_steps 0" and steps[0][1].samples_bytes == 0
 
 
 def test_a_unet_that_has_its_adapters_needs_what_it_needed_before() -> None:
