@@ -3,6 +3,7 @@ checks a dataset, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Return its exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    _write_any_letter()
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # bitsandbytes 0.50 warns at import about CPU kernels that nothing here uses
@@ -50,6 +52,16 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY, description=command.__doc__))
     return parser
+
+
+def _write_any_letter() -> None:
+    """Let names and captions in any script be written: redirected output on Windows has an encoding
+    such as cp1252, which lacks most letters.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_free = not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(encoding="utf-8" if is_free else None, errors="backslashreplace")
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 training and for its flight check.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import comfy.model_management
@@ -11,7 +10,9 @@ import torch
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
+from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
+from ...trainers.training.optimizers import can_step
 from ...trainers.training.plan import RunSettings
 from ..open_settings import AUTO, chosen_settings
 
@@ -28,8 +29,9 @@ def resolve_settings(
     given = chosen_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = compute_precision(weight_dtype)
-    if find_spec("bitsandbytes") is None:  # there is none for macOS
-        given.setdefault("optimizer", "AdamW")
+    require_supported(comfy.model_management.get_torch_device())
+    if "optimizer" not in given and not can_step("AdamW8bit", comfy.model_management.get_torch_device()):
+        given["optimizer"] = "AdamW"
     require_listed_optimizer(given.get("optimizer", "AdamW"))
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
@@ -37,12 +39,14 @@ def resolve_settings(
 
 
 def compute_precision(weight_dtype: torch.dtype) -> str:
-    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype,
-    so that they need not be copied.
+    """mixed_precision "auto", by the command line's rule for ComfyUI's device; on a CPU the
+    weights' own dtype, so that they need not be copied.
+
+    Raises:
+        ValueError: the device is DirectML's.
     """
     device = comfy.model_management.get_torch_device()
+    require_supported(device)
     if comfy.model_management.is_device_cpu(device):
         return "bf16" if weight_dtype == torch.bfloat16 else "no"
-    if comfy.model_management.should_use_bf16(device):
-        return "bf16"
-    return "fp16" if comfy.model_management.should_use_fp16(device) else "no"
+    return usual_precision(device)

@@ -124,6 +124,13 @@ def test_bad_input_ends_with_status_1_and_one_line_on_stderr(base, images, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_output_in_an_encoding_of_windows_loses_no_run(tmp_path):
+    name = "\u308f\u305f\u3057"
+    result = run(command("check", "--images", name), tmp_path, PYTHONIOENCODING="cp1252")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: \\u308f\\u305f\\u3057: there is no such folder")
+
+
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
@@ -187,11 +194,7 @@ def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, ima
         "no",
     ]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = [
-        part
-        for part in sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:]
-        if part not in ("--device", "cpu")
-    ]
+    arguments = sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:]
     two = run([*launch, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
     assert two.returncode == 0, two.stderr
     weights = {name: load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("one", "two")}

@@ -71,11 +71,13 @@ def caption(
 
 
 def _choose_dtype(device: Any) -> Any:
-    """Choose half precision on CUDA only: in fp16 on Apple's devices Florence-2 gives empty
-    captions.
+    """Choose half precision on GPUs, but for Apple's: there Florence-2 gives empty captions in
+    fp16.
     """
     import torch
 
     from ..training.device import usual_precision
 
+    if device.type == "mps":
+        return torch.float32
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[usual_precision(device)]

@@ -67,10 +67,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
 
 
 def _find_surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
-    import torch
-
-    from ..training.device import choose_device, resolve_precision
+    from ..training.device import choose_device, count_memory_bytes, resolve_precision
 
     device = choose_device(device_name)
-    device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Surroundings(resolve_precision(config.mixed_precision, device), device_bytes, output_folder)
+    return Surroundings(resolve_precision(config.mixed_precision, device), count_memory_bytes(device), output_folder)

@@ -41,8 +41,6 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
     # torch and diffusers take seconds to import: errors in settings and folders come first
-    import torch
-
     from ..files.tensor_cache import TensorCache
     from ..sdxl.family import SDXLFamily
     from ..sdxl.model.sdxl_model import load_model
@@ -50,9 +48,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     from ..training.distributed import current_world
     from ..training.loop import train_lora
 
-    world, device = current_world()
-    if "device" in settings:
-        device = torch.device(settings["device"])
+    world, device = current_world(settings.get("device"))
     with ConsoleHost(device, quiet=not world.is_main) as host:
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)

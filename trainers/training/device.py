@@ -13,23 +13,85 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """Return the GPU that torch uses at present, of whatever maker, or the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, torch.accelerator.current_device_index())
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device that torch calls `name`, or the best one available."""
-    return torch.device(name) if name else default_device()
+    """Return the device that torch calls `name`, or the best one available.
+
+    Raises:
+        ValueError: torch does not know it, the machine lacks it, or it is DirectML's.
+    """
+    if not name:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is none that torch knows. This machine has {_list_devices()}") from None
+    require_supported(device)
+    is_there = device.type == default_device().type and (device.index or 0) < torch.accelerator.device_count()
+    if device.type != "cpu" and not is_there:
+        raise ValueError(f"device {name!r} is not there. This machine has {_list_devices()}")
+    return device
+
+
+def require_supported(device: torch.device) -> None:
+    """Refuse DirectML, which torch calls privateuseone and which lacks what a backward pass needs.
+
+    Raises:
+        ValueError: it is DirectML.
+    """
+    if device.type == "privateuseone":
+        raise ValueError(
+            "DirectML cannot train: its torch lacks parts of the backward pass. Use torch with ROCm for AMD, with XPU "
+            "for Intel, or the CPU"
+        )
+
+
+def _list_devices() -> str:
+    kind = default_device().type
+    num_devices = torch.accelerator.device_count() if kind != "cpu" else 0
+    return ", ".join([*(f"{kind}:{index}" for index in range(num_devices)), "cpu"])
 
 
 def usual_precision(device: torch.device) -> str:
-    """Return "bf16" or "fp16" on CUDA, whichever the GPU computes natively, and "no" elsewhere."""
-    if device.type != "cuda":
+    """Return "bf16" where the GPU computes it natively, "no" on a CPU and where half precision
+    gives wrong numbers, and else "fp16".
+    """
+    if device.type == "cpu":
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if _computes_bf16(device):
+        return "bf16"
+    return "no" if device.type == "mps" or _is_gtx_16(device) else "fp16"
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return getattr(torch.get_device_module(device), "is_bf16_supported", lambda: False)()
+
+
+def _is_gtx_16(device: torch.device) -> bool:
+    """Tell whether convolutions in fp16 give NaN, as they do on the GTX 16 series and its kin."""
+    if device.type != "cuda":
+        return False
+    name = torch.cuda.get_device_name(device)
+    kin = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
+    return any(model in name for model in kin)
+
+
+def count_memory_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU; None where it is not known, or shared with the rest."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    return torch.get_device_module(device).get_device_properties(device).total_memory
 
 
 def resolve_precision(setting: str, device: torch.device) -> str:
@@ -52,21 +114,19 @@ class DeviceMemory:
         self.device = device
 
     def reset_peak_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.device.type in ("cuda", "xpu"):
+            torch.get_device_module(self.device).reset_peak_memory_stats(self.device)
 
     def peak_memory_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+        if self.device.type in ("cuda", "xpu"):
+            return torch.get_device_module(self.device).max_memory_allocated(self.device)
         if self.device.type == "mps":
             return torch.mps.driver_allocated_memory()
         return _process_peak_bytes()
 
     def release_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        if self.device.type in ("cuda", "xpu", "mps"):
+            torch.get_device_module(self.device).empty_cache()
 
 
 def _process_peak_bytes() -> int:

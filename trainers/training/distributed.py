@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .device import choose_device
+
 T = TypeVar("T")
 
 
@@ -47,13 +49,21 @@ class World:
             torch.distributed.barrier()
 
 
-def current_world() -> tuple[World, torch.device | None]:
-    """Return the world that `accelerate launch` made and this process's device. Without it: one
-    process, and None.
+def current_world(device_name: str | None = None) -> tuple[World, torch.device]:
+    """Return the world that `accelerate launch` made, and this process's device. Without it: one
+    process, and the device called `device_name` or the best one.
+
+    Raises:
+        ValueError: there is no such device, or several processes would all use it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World(), None
+        return World(), choose_device(device_name)
+    if device_name not in (None, "cpu"):
+        raise ValueError(
+            f"device {device_name!r} would be every process's. accelerate launch gives each process its own: leave "
+            "device out, and choose GPUs by accelerate's --gpu_ids. Only cpu may be given"
+        )
     from accelerate import PartialState  # starts the process group, so only if there are several processes
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=device_name == "cpu" or not torch.accelerator.is_available())
     return World(state.process_index, state.num_processes), state.device

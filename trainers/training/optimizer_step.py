@@ -40,6 +40,9 @@ class OptimizerStep:
             num_cycles=config.lr_num_cycles,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        # The scaler makes its scale at the first loss. A process whose share of the first batch is
+        # empty has none.
+        self._scaler.scale(torch.zeros((), device=device))
 
     @property
     def learning_rate(self) -> float:

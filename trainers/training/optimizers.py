@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -46,6 +47,22 @@ def make_optimizer(
         return optimizer_class(param_groups, **settings)
     except TypeError as error:
         raise ValueError(f"optimizer_args {extra_args!r}: {name} does not take them ({error})") from error
+
+
+def can_step(name: str, device: torch.device) -> bool:
+    """Tell whether the optimizer `name` works on the device, by one step. bitsandbytes may be
+    installed without kernels for it.
+    """
+    with torch.inference_mode(False):
+        # 8-bit states begin at 4096 values
+        weight = nn.Parameter(torch.ones(8192, device=device))
+        weight.grad = torch.ones_like(weight)
+        try:
+            make_optimizer(name, [ParameterGroup("trial", [weight], 0.1)], weight_decay=0.0).step()
+        # what bitsandbytes raises without its library, its kernels or a working CUDA
+        except (ImportError, OSError, RuntimeError, AttributeError):
+            return False
+        return bool((weight.detach() < 1).all())
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:
