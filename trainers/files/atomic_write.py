@@ -1,4 +1,4 @@
-"""Writing a file so that its final name only ever holds the whole of it."""
+"""Writes files so that the final name never has a partial file."""
 
 import errno
 import os
@@ -10,16 +10,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; when the block ends well, fsync it and give it its
-    final name.
+    """Yield a temporary path in the same folder; if the block succeeds, fsync the file and give it
+    its final name.
 
-    On any error, an interrupt included, the temporary file is removed and `path` is as it was
-    before.
+    On any error, also on an interrupt, the temporary file is removed and `path` does not change.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
-        OSError: the disk is full or the folder cannot be written; the message names path and
-            remedy.
+        OSError: the disk is full or the folder is not writable. The message names the path and
+            what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -47,7 +46,7 @@ def _give_name(temporary: Path, path: Path, overwrite: bool) -> None:
         os.replace(temporary, path)
         return
     try:
-        os.link(temporary, path)  # unlike rename, fails when the name is taken, without a gap between test and act
+        os.link(temporary, path)  # fails if the name is taken, with no gap between check and action
     except FileExistsError:
         raise FileExistsError(
             errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten"
@@ -55,7 +54,7 @@ def _give_name(temporary: Path, path: Path, overwrite: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        # A file system without hard links (exFAT): test, then rename.
+        # A file system without hard links (exFAT): check, then rename.
         if path.exists():
             raise FileExistsError(
                 errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten"

@@ -1,4 +1,4 @@
-"""Names for files that this pack writes: whether one is allowed, and which one is free."""
+"""Checks names for files that this pack writes, and finds free ones."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
 
 
 def check_output_name(name: str) -> str:
-    """The name, if it can be a file's on every system.
+    """Return the name without .safetensors, if every system allows it as a file name.
 
     Raises:
-        ValueError: it is empty, has a folder in it, or has characters or a name that some system
-            reserves.
+        ValueError: the name is empty, contains a folder, or has characters or is a name that some
+            system reserves.
     """
     stem = name.removesuffix(".safetensors")
     bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
     if bad:
         raise ValueError(
-            f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, "
+            f"output name {name!r} contains {' '.join(map(repr, bad))}. Give a plain file name without folders, "
             "such as my_lora"
         )
     if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):
@@ -33,8 +33,8 @@ def check_output_name(name: str) -> str:
 
 
 def find_free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
-    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
-    with one of the companions' suffixes.
+    """Return the path, or the path with -2, -3, ... before its .safetensors: the first that does
+    not exist, also not with a companion's suffix.
     """
     stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
     candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
