@@ -17,7 +17,7 @@ def check_output_name(name: str) -> str:
     bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
     if bad:
         raise ValueError(
-            f"output name {name!r} contains {' '.join(map(repr, bad))}. Give a plain file name without folders, "
+            f"output name {name!r} has {' '.join(map(repr, bad))} in it. Give a plain file name without folders, "
             "such as my_lora"
         )
     if not stem.strip(". ") or stem != stem.strip() or stem.endswith("."):

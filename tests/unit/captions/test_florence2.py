@@ -1,5 +1,5 @@
-"""Florence-2 from native and legacy folders: the tiny trained model says what it was trained on, and
-every usual mistake would change its text.
+"""Florence-2 from native and legacy folders: the tiny trained model says what it was trained on,
+and every usual mistake would change its text.
 """
 
 import dataclasses

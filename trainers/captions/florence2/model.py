@@ -67,8 +67,8 @@ _GENERATION_SETTINGS = (
     ),
     "no_repeat_ngram_size",
 )
-# BART's tokens, which every Florence-2 uses. Some folders leave them to the defaults in their Python
-# files.
+    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, its weights are
+    mapped into memory, not copied.
 _BART_TOKENS = {
     "bos_token_id": 0,
     "pad_token_id": 1,
