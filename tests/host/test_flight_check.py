@@ -66,10 +66,7 @@ def test_a_refusal_names_what_to_mend_and_shows_the_image(comfyui_server: ComfyS
             on_message=lambda message: previews.append(message) if message.kind == "preview" else None,
         )
     message = str(failure.value)
-    assert (
-        "3 steps do not reach every image" in message
-        and "set stop_at to error or never to go on in spite of it" in message
-    )
+    assert "3 steps do not reach every image" in message and "set stop_at to error or never to train anyway" in message
     assert Image.open(io.BytesIO(previews[-1].data["image"])).width > 500
 
 
