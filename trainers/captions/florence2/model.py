@@ -67,8 +67,8 @@ _GENERATION_SETTINGS = (
     ),
     "no_repeat_ngram_size",
 )
-    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, its weights are
-    mapped into memory, not copied.
+# BART's tokens, which every Florence-2 uses. Some folders leave them to the defaults in their
+# Python files.
 _BART_TOKENS = {
     "bos_token_id": 0,
     "pad_token_id": 1,
@@ -80,8 +80,8 @@ _BART_TOKENS = {
 
 
 def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, the weights are
-    the mapped file itself.
+    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, its weights are
+    mapped into memory, not copied.
 
     Raises:
         ValueError: the weights are damaged or do not match the folder's config; the message names
