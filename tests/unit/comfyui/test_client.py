@@ -200,7 +200,7 @@ def test_a_prompt_that_is_only_partly_valid_is_withdrawn(server: StandIn):
 
 
 def test_the_error_of_a_node_is_raised_with_its_message(server: StandIn):
-    report = {"node_id": "5", "node_type": "Foo", "exception_message": "no pictures\n", "traceback": []}
+    report = {"node_id": "5", "node_type": "Foo", "exception_message": "no images\n", "traceback": []}
     server.script = [event("execution_start"), event("execution_error", **report)]
     with pytest.raises(PromptFailed, match=r"^node 5 \(Foo\): no images$") as failure:
         ComfyClient(server.url).run(PROMPT)
@@ -283,8 +283,8 @@ def test_a_malformed_setting_is_refused(text: str):
     [
         ("{", "not valid JSON"),
         ('{"nodes": [], "links": []}', "Export"),
-        ("[]", "no prompt in API format"),
-        ('{"1": {"inputs": {}}}', "no prompt in API format"),
+        ("[]", "not a prompt in API format"),
+        ('{"1": {"inputs": {}}}', "not a prompt in API format"),
     ],
 )
 def test_a_file_that_is_not_a_prompt_is_refused(text: str, message: str, tmp_path: Path):

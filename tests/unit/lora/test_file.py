@@ -1,5 +1,5 @@
-"""The LoRA file: names compared with those of sd-scripts and ComfyUI, and our reader and writer with
-the real ones.
+"""The LoRA file: names compared with those of sd-scripts and ComfyUI, and our reader and writer
+with the real ones.
 """
 
 import copy
@@ -33,7 +33,10 @@ TEXT_ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_pro
 ATTENTION_MLP = (
     r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
 )
-UNET_LAYERS = rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv|(time|add)_embedding\.linear_[12]"
+UNET_LAYERS = (
+    rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv|"
+    r"(time|add)_embedding\.linear_[12]"
+)
 TARGETS: dict[str, str] = {
     "unet": UNET_LAYERS,
     "text_encoder": TEXT_ENCODER_LAYERS,

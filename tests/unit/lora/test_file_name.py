@@ -1,4 +1,4 @@
-"""Names of LoRA files: date tokens as in ComfyUI, subfolders, and no way out of the loras folder."""
+"""Names of LoRA files: ComfyUI's date tokens, subfolders, no way out of the loras folder."""
 
 import time
 from pathlib import PurePosixPath
