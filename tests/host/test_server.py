@@ -134,7 +134,7 @@ def test_a_prompt_that_waits_in_the_queue_can_be_taken_out(comfyui_server: Comfy
 
     def run_another(message: Message) -> None:
         if message.kind == "progress" and not failures:
-            with pytest.raises(PromptInterrupted, match="taken out of the queue") as failure:
+            with pytest.raises(PromptInterrupted, match="removed from the queue") as failure:
                 run_in_thread(lambda: waiting.run(draw("x", seed=8), on_message=lambda _: waiting.interrupt()))
             failures.append(failure)
             running.interrupt()

@@ -1,4 +1,4 @@
-"""Where a ComfyUI is looked for, and what is said where one is missing, old or incomplete."""
+"""Finding ComfyUI, and the messages if it is missing, old or incomplete."""
 
 import sys
 import venv
@@ -41,7 +41,7 @@ def test_the_comfyui_around_the_pack_comes_before_the_one_in_the_home_folder(tmp
     assert find_comfyui().folder == tmp_path / "around"
 
 
-def test_a_wrong_comfyui_dir_is_an_error_although_there_is_another(tmp_path, empty_home, monkeypatch):
+def test_a_wrong_comfyui_dir_is_an_error_even_if_another_comfyui_exists(tmp_path, empty_home, monkeypatch):
     checkout(empty_home / "comfy" / "ComfyUI")
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=r"COMFYUI_DIR is .* which has no main\.py"):
@@ -51,11 +51,11 @@ def test_a_wrong_comfyui_dir_is_an_error_although_there_is_another(tmp_path, emp
 def test_a_wrong_comfyui_python_is_an_error(empty_home, monkeypatch):
     checkout(empty_home / "comfy" / "ComfyUI")
     monkeypatch.setenv("COMFYUI_PYTHON", "/nowhere/python")
-    with pytest.raises(ValueError, match=r"COMFYUI_PYTHON is /nowhere/python, which is no file"):
+    with pytest.raises(ValueError, match=r"COMFYUI_PYTHON is /nowhere/python, which is not a file"):
         find_comfyui()
 
 
-def test_nothing_found_says_where_it_looked_and_how_to_get_one(empty_home):
+def test_if_nothing_is_found_the_error_says_where_it_looked_and_how_to_get_comfyui(empty_home):
     with pytest.raises(NoComfyUI) as reason:
         find_comfyui()
     assert str(empty_home / "comfy" / "ComfyUI") in str(
@@ -65,7 +65,7 @@ def test_nothing_found_says_where_it_looked_and_how_to_get_one(empty_home):
 
 def test_an_old_version_is_refused(empty_home):
     checkout(empty_home / "comfy" / "ComfyUI", "0.3.70")
-    with pytest.raises(NoComfyUI, match=r"has version 0\.3\.70, and 0\.33 or newer is needed"):
+    with pytest.raises(NoComfyUI, match=r"has version 0\.3\.70; 0\.33 or newer is needed"):
         find_comfyui()
 
 
@@ -76,7 +76,7 @@ def test_a_checkout_without_an_interpreter_asks_for_one(empty_home):
 
 
 @pytest.mark.parametrize("name", ["venv", ".venv"])
-def test_packages_that_its_own_environment_lacks_are_named_with_the_remedy(name, empty_home):
+def test_packages_that_comfyui_lacks_are_named_with_advice(name, empty_home):
     folder = checkout(empty_home / "comfy" / "ComfyUI")
     venv.create(folder / name, with_pip=False)
     with pytest.raises(NoComfyUI, match="lacks torch, aiohttp, transformers, diffusers, peft") as reason:
@@ -85,7 +85,7 @@ def test_packages_that_its_own_environment_lacks_are_named_with_the_remedy(name,
     assert f"Run: {python} -m pip install -r {folder / 'requirements.txt'}" in str(reason.value)
 
 
-def test_only_our_packages_missing_points_to_our_requirements(empty_home, monkeypatch):
+def test_if_only_our_packages_are_missing_the_error_names_our_requirements(empty_home, monkeypatch):
     folder = checkout(empty_home / "comfy" / "ComfyUI")
     venv.create(folder / "venv", with_pip=False)
     monkeypatch.setattr(find, "HOST_PACKAGES", ("json",))

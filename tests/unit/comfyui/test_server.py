@@ -41,7 +41,7 @@ def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
     assert "started" in server.read_log()
 
 
-def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
+def test_the_server_is_gone_after_an_error_or_ctrl_c_in_the_block(tmp_path):
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with (
             pytest.raises(error),
@@ -51,7 +51,7 @@ def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
         assert not server.client.is_ready()
 
 
-def test_a_server_that_dies_while_it_starts_shows_the_end_of_its_log(tmp_path):
+def test_a_server_that_dies_during_its_start_shows_the_end_of_its_log(tmp_path):
     broken = installation(tmp_path, "print('x\\n' * 100); raise SystemExit('No module named torchaudio')")
     with (
         pytest.raises(RuntimeError, match=r"(?s)with status 1:.*No module named torchaudio.*server\.log") as failure,
@@ -70,7 +70,7 @@ def test_a_server_that_ignores_the_request_to_stop_is_killed(tmp_path, monkeypat
     assert not server.client.is_ready()
 
 
-def test_the_interpreter_gets_no_module_path_that_is_meant_for_ours(tmp_path, monkeypatch):
+def test_comfyuis_interpreter_does_not_get_our_pythonpath(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     prints_path = "import os; print('PATH', os.environ.get('PYTHONPATH'), os.environ['HF_HUB_OFFLINE'])\n" + ANSWERS
     with ComfyServer(installation(tmp_path, prints_path), log=tmp_path / "server.log", cpu=True) as server:

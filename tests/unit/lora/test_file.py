@@ -1,5 +1,5 @@
-"""The LoRA file: names against the lists of sd-scripts and ComfyUI, and every reader and writer
-against the real ones.
+"""The LoRA file: names compared with those of sd-scripts and ComfyUI, and our reader and writer
+with the real ones.
 """
 
 import copy
@@ -43,12 +43,12 @@ TARGETS: dict[str, str] = {
     "text_encoder_2": TEXT_ENCODER_LAYERS,
 }
 
-Models = dict[str, Any]  # diffusers gives its models' config no types
+Models = dict[str, Any]  # diffusers does not type its models' config
 Modules = dict[ModuleKey, LoraModule]
 Names = dict[ModuleKey, str]
 
 
-# Real classes; the pretrained model's sizes do not matter to names.
+# The real classes; the sizes of the pretrained model do not affect names.
 
 
 def _unet(**sizes: Any) -> UNet2DConditionModel:
@@ -122,7 +122,7 @@ def _with_adapters(base: Models, alphas: dict[str, int]) -> Models:
 
 
 def _adapter_weights(adapted: Models) -> Modules:
-    """What the adapters hold, read straight from their layers."""
+    """Read the adapters' weights directly from their layers."""
     return {
         key: LoraModule(
             layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data, float(layer.lora_alpha["default"])
@@ -239,14 +239,14 @@ def test_attached_adapters_do_not_change_the_names(adapted, names):
 # Writing
 
 
-def test_what_is_written_is_read_back_equal_for_linear_and_convolution(tmp_path, trained, names):
+def test_written_modules_are_read_back_equal_for_linear_and_convolution(tmp_path, trained, names):
     save_lora(tmp_path / "lora.safetensors", to_kohya(trained, names, dtype=torch.float32), {})
     assert_same_modules(read_lora(tmp_path / "lora.safetensors", names), trained)
     assert {module.down.ndim for module in trained.values()} == {2, 4}
     assert len({(module.rank, module.alpha) for module in trained.values()}) > 3
 
 
-def test_tensors_are_contiguous_copies_in_the_dtype_asked_for(trained, names):
+def test_tensors_are_contiguous_copies_in_the_requested_dtype(trained, names):
     key = ("unet", "conv_in")
     transposed = LoraModule(trained[key].down.transpose(2, 3), trained[key].up, 2.0)
     state_dict = to_kohya({key: transposed}, names, dtype=torch.bfloat16)
@@ -259,7 +259,7 @@ def test_tensors_are_contiguous_copies_in_the_dtype_asked_for(trained, names):
     assert float32["lora_unet_input_blocks_0_0.lora_up.weight"].data_ptr() != transposed.up.data_ptr()
 
 
-def test_an_alpha_that_the_dtype_would_round_stays_exact(trained, names):
+def test_an_alpha_that_the_dtype_would_round_is_kept_exact(trained, names):
     key = ("unet", "conv_in")
     state_dict = to_kohya({key: replace(trained[key], alpha=0.1)}, names, dtype=torch.bfloat16)
     torch.testing.assert_close(state_dict["lora_unet_input_blocks_0_0.alpha"].item(), 0.1, rtol=1e-7, atol=0)
@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# Reading. Each writer makes a file of the trained modules in its own way.
+# Reading. Each writer writes the trained modules in its own way.
 
 
 def _peft_tensors(adapted: Models) -> dict[str, dict[str, Tensor]]:
@@ -410,19 +410,19 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=[write.__name__.removeprefix("_write_") for write in WRITERS])
-def test_every_spelling_reads_as_the_same_modules(tmp_path, write, adapted, trained, names):
+def test_every_spelling_gives_the_same_modules(tmp_path, write, adapted, trained, names):
     path = write(tmp_path, adapted, trained, names)
     assert_same_modules(read_lora(path, names), trained)
 
 
-def test_the_units_own_diffusers_file_reads_without_prefix(tmp_path, base, adapted, trained, names):
+def test_the_unets_own_diffusers_file_is_read_without_prefix(tmp_path, base, adapted, trained, names):
     unet = adapted["unet"]
     unet.save_lora_adapter(tmp_path)
     expected = {key: module for key, module in trained.items() if key[0] == "unet"}
     assert_same_modules(read_lora(tmp_path / "pytorch_lora_weights.safetensors", names), expected)
 
 
-def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base, names):
+def test_a_peft_folder_is_read_with_the_alpha_of_its_adapter_config(tmp_path, base, names):
     model = get_peft_model(
         copy.deepcopy(base["unet"]), LoraConfig(r=4, lora_alpha=1, target_modules=ATTENTION_MLP, use_rslora=True)
     )
@@ -433,7 +433,7 @@ def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base
     assert {module.alpha for module in modules.values()} == {2.0}
 
 
-def test_diffusers_kohya_file_reads_with_alpha_equal_to_rank(tmp_path, adapted, trained, names):
+def test_diffusers_kohya_file_is_read_with_alpha_equal_to_rank(tmp_path, adapted, trained, names):
     # convert_state_dict_to_kohya writes alpha = rank, whatever the adapter's alpha was, and under
     # transformers 5 leaves `text_model` out.
     tensors = {
@@ -446,11 +446,11 @@ def test_diffusers_kohya_file_reads_with_alpha_equal_to_rank(tmp_path, adapted, 
     assert_same_modules(read_lora(tmp_path / "lora.safetensors", names), expected)
 
 
-def test_a_dict_of_tensors_reads_as_the_file_does(trained, names):
+def test_a_dict_of_tensors_is_read_like_the_file(trained, names):
     assert_same_modules(read_lora(to_kohya(trained, names, dtype=torch.float32), names), trained)
 
 
-def test_without_alpha_the_rank_is_taken(trained, names):
+def test_without_alpha_the_rank_is_used(trained, names):
     state_dict = {
         name: tensor
         for name, tensor in to_kohya(trained, names, dtype=torch.float32).items()
@@ -514,7 +514,7 @@ def _pair(base: str, width: int = 8) -> dict[str, Tensor]:
         ({}, "holds no LoRA weights"),
     ],
 )
-def test_a_lora_of_another_model_is_refused_and_guessed(tensors, looks_like, names):
+def test_a_lora_for_another_model_is_refused_and_the_model_guessed(tensors, looks_like, names):
     with pytest.raises(ValueError, match=looks_like):
         read_lora(tensors, names)
 
@@ -564,7 +564,7 @@ def test_half_a_module_is_refused(names):
         read_lora({f"{NAME}.lora_down.weight": torch.ones(2, 8)}, names)
 
 
-def test_factors_that_do_not_belong_together_are_refused(names):
+def test_factors_that_do_not_fit_together_are_refused(names):
     with pytest.raises(ValueError, match=r"down \[2, 8\] and up \[8, 3\] do not belong together"):
         read_lora({f"{NAME}.lora_down.weight": torch.ones(2, 8), f"{NAME}.lora_up.weight": torch.ones(8, 3)}, names)
 
@@ -589,7 +589,7 @@ def test_verification_counts_what_loads(tmp_path, trained, names):
     torch.testing.assert_close(verification.up_norm, float(squares**0.5), rtol=1e-12, atol=0)
 
 
-def test_without_expected_all_names_must_be_there(tmp_path, trained, names):
+def test_by_default_verification_expects_all_modules(tmp_path, trained, names):
     path = _saved(tmp_path, trained, names)
     fewer = ModuleNames(
         {key: names[key] for key in trained}, names.spellings.items(), main_component=names.main_component
@@ -616,7 +616,7 @@ def test_verification_fails_when_nothing_was_learned(tmp_path, trained, names):
         verify_lora(_saved(tmp_path, untouched, names), names, expected=trained)
 
 
-def test_verification_fails_on_a_missing_module_and_on_one_too_many(tmp_path, trained, names):
+def test_verification_fails_on_a_missing_or_surplus_module(tmp_path, trained, names):
     fewer = {key: module for key, module in trained.items() if key != ("unet", "conv_in")}
     path = _saved(tmp_path, fewer, names)
     with pytest.raises(RuntimeError, match=f"1 of {len(trained)} modules are missing: unet conv_in"):
@@ -635,7 +635,7 @@ def test_verification_fails_on_a_file_that_cannot_be_read(tmp_path, names):
 
 
 def _predictions(models: Models) -> dict[str, Tensor]:
-    """Fixed inputs through the UNet and both text encoders."""
+    """Run fixed inputs through the UNet and both text encoders."""
     config = models["unet"].config
     pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     generator = torch.Generator().manual_seed(3)
@@ -657,15 +657,15 @@ def _predictions(models: Models) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("attention_at_all_levels", [False, True], ids=["sdxl", "embedded_base"])
-def test_our_file_loads_whole_in_diffusers_and_acts_with_the_strength_of_the_training(
+def test_our_file_loads_completely_in_diffusers_and_acts_at_the_trained_strength(
     tmp_path, base, attention_at_all_levels
 ):
     if attention_at_all_levels:
         torch.manual_seed(0)
         base = {**base, "unet": build_unet().eval()}
     names = _names(base)
-    # One alpha for all modules, as in every training: diffusers 0.42 loses the alphas of modules
-    # that differ from the rest.
+    # One alpha for all modules, as in every run: diffusers 0.42 loses alphas that differ from the
+    # rest.
     adapted = _with_adapters(base, alphas={})
     trained = _adapter_weights(adapted)
     models = copy.deepcopy(base)

@@ -1,5 +1,5 @@
-"""The header of a LoRA file, against the formulas and against what sd-scripts computes for the
-same tensors.
+"""The header of a LoRA file, compared with the formulas and with sd-scripts' results for the same
+tensors.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ RECORD = TrainingRecord(
 )
 
 
-def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
+def test_every_value_is_a_string_and_inapplicable_keys_are_left_out():
     metadata = build_metadata(RECORD)
     assert all(isinstance(value, str) for value in metadata.values())
     assert "None" not in metadata.values()
@@ -58,7 +58,7 @@ def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
     assert not absent & set(metadata)
 
 
-def test_network_keys_are_what_sd_scripts_needs_to_load_the_file():
+def test_network_keys_are_those_that_sd_scripts_needs_to_load_the_file():
     metadata = build_metadata(RECORD)
     expected = {
         "ss_v2": "False",
@@ -94,7 +94,7 @@ def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
     assert metadata["ss_enable_bucket"] == "True"
 
 
-def test_folders_of_one_name_are_told_apart_and_regularization_stands_by_itself():
+def test_folders_with_one_name_are_told_apart_and_regularization_is_separate():
     folders = [
         ImageFolder("10_dog", ["a, b"], 10),
         ImageFolder("10_dog", ["b"], 10),
@@ -117,7 +117,7 @@ def test_total_batch_size_counts_processes_and_accumulation():
     assert (metadata["ss_batch_size_per_device"], metadata["ss_total_batch_size"]) == ("2", "16")
 
 
-def test_text_encoder_learning_rates_stand_for_both_encoders():
+def test_text_encoder_learning_rates_are_listed_for_both_encoders():
     assert (
         build_metadata(replace(RECORD, text_encoder_learning_rates=(5e-5, None)))["ss_text_encoder_lr"]
         == "[5e-05, None]"
@@ -152,7 +152,7 @@ def test_settings_are_kept_without_the_users_folders():
 
 
 def _tensors() -> dict[str, torch.Tensor]:
-    """More than 1 MiB, where the legacy hash begins."""
+    """Make tensors of more than 1 MiB, where the legacy hash begins."""
     return {
         "lora_unet_a.lora_down.weight": torch.arange(320_000, dtype=torch.float32).reshape(4, -1) / 7,
         "lora_unet_a.lora_up.weight": torch.arange(-40, 40, dtype=torch.float16).reshape(20, 4),
@@ -173,7 +173,7 @@ def test_hashes_are_those_of_sd_scripts():
     }
 
 
-def test_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
+def test_the_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
     save_lora(tmp_path / "a.safetensors", _tensors(), METADATA)
     content = (tmp_path / "a.safetensors").read_bytes()
     data = content[8 + int.from_bytes(content[:8], "little") :]
@@ -184,7 +184,7 @@ def test_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
     assert {name: header[name] for name in METADATA} == METADATA
 
 
-def test_serialized_bytes_are_a_safetensors_file_and_do_not_depend_on_the_order_of_metadata():
+def test_serialized_bytes_are_a_safetensors_file_and_ignore_the_order_of_metadata():
     content = serialize(_tensors(), METADATA)
     assert content == serialize(_tensors(), dict(reversed(METADATA.items())))
     assert int.from_bytes(content[:8], "little") % 8 == 0
