@@ -47,8 +47,8 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
     take them evenly. Repeats keep their ratio.
 
     Raises:
-        ValueError: no image is large enough and has a caption, or the dataset is strict and one
-            image is not or has none, or all are regularization images.
+        ValueError: no image has a caption and is large enough, or the dataset is strict and an
+            image is left out, or all images are regularization images.
     """
     left_out = [Remark(image.name, NO_CAPTION, RemarkKind.NO_CAPTION) for image in dataset.images if not image.caption]
     captioned = [image for image in dataset.images if image.caption]

@@ -84,7 +84,7 @@ def scan(folder: Path, **settings: object) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **settings))
 
 
-def captions_of(dataset: Dataset) -> list[str]:
+def list_captions(dataset: Dataset) -> list[str]:
     return [image.caption for image in dataset.images]
 
 
@@ -98,7 +98,7 @@ def run(
     captioned = caption_dataset(
         dataset, captioner or Namer(), CaptionerConfig(**settings), host or RecordingHost(), cache or CaptionCache(None)
     )
-    return captions_of(captioned)
+    return list_captions(captioned)
 
 
 # ---- which captions, in which order ----
@@ -196,7 +196,7 @@ def test_a_second_run_does_not_even_load_the_model(tmp_path):
     def captions() -> list[str]:
         captioner = Florence2Captioner(FOLDER, dtype=torch.float32, place=placed.append)
         config = CaptionerConfig(task="caption")
-        return captions_of(
+        return list_captions(
             caption_dataset(scan(folder), captioner, config, RecordingHost(), CaptionCache(tmp_path / "cache"))
         )
 
@@ -300,7 +300,7 @@ def test_files_are_written_in_utf8_and_only_for_new_captions(tmp_path):
     assert (folder / "1.txt").read_bytes() == b"kept\r\nas it was"
     assert (folder / "2.txt").read_bytes() == "sks, un café, 東京\n".encode()
     assert sorted(file.name for file in folder.iterdir()) == ["1.png", "1.txt", "2.png", "2.txt"]
-    assert captions_of(scan(folder))[1] == "sks, un café, 東京"
+    assert list_captions(scan(folder))[1] == "sks, un café, 東京"
 
 
 def test_files_are_written_only_on_request(tmp_path):
@@ -341,7 +341,7 @@ def test_invalid_settings_are_refused(settings, message):
 
 def test_captions_from_another_node_must_match_in_number_and_not_be_empty(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None, "old"]), trigger_word="sks")
-    assert captions_of(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
+    assert list_captions(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
     with pytest.raises(ValueError, match="2 images, but 3 captions"):
         set_captions(dataset, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"^2\.png: got an empty caption"):

@@ -18,11 +18,11 @@ from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 
 
-def image(name: str, caption: str) -> TrainingImage:
+def make_image(name: str, caption: str) -> TrainingImage:
     return TrainingImage(name, Path(name), f"sha of {name}", (64, 64), caption, False)
 
 
-IMAGES = [image("a.png", "a red cat"), image("b.png", "a dog"), image("c.png", "")]
+IMAGES = [make_image("a.png", "a red cat"), make_image("b.png", "a dog"), make_image("c.png", "")]
 
 
 def test_an_empty_text_has_no_edits():
@@ -81,15 +81,18 @@ def test_an_edit_can_empty_a_caption():
     assert result.captions[0] == "" and result.edited == ["a.png"]
 
 
-def key_of(images: list[TrainingImage], trigger_word: str = "") -> str:
+def compute_key(images: list[TrainingImage], trigger_word: str = "") -> str:
     return compute_review_key(Dataset(images, 1, trigger_word, DatasetReport(len(images)), "pictures"))
 
 
 def test_the_review_key_changes_with_every_image_name_caption_and_trigger_word():
-    keys = {key_of(IMAGES), key_of(IMAGES, "sks"), key_of(IMAGES[:2]), key_of(IMAGES[::-1])}
-    keys |= {key_of([image("a.png", "another"), *IMAGES[1:]]), key_of([image("d.png", "a red cat"), *IMAGES[1:]])}
+    keys = {compute_key(IMAGES), compute_key(IMAGES, "sks"), compute_key(IMAGES[:2]), compute_key(IMAGES[::-1])}
+    keys |= {
+        compute_key([make_image("a.png", "another"), *IMAGES[1:]]),
+        compute_key([make_image("d.png", "a red cat"), *IMAGES[1:]]),
+    }
     assert len(keys) == 6
-    assert key_of(list(IMAGES)) == key_of(IMAGES)
+    assert compute_key(list(IMAGES)) == compute_key(IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def describe(
     return captioner.describe(images, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
 
-def answers(prompt: str) -> list[str]:
+def list_answers(prompt: str) -> list[str]:
     return [ANSWERS[prompt].format(colour) for colour in COLOURS]
 
 
@@ -67,7 +67,7 @@ def captioner() -> Florence2Captioner:
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("prompt", ANSWERS)
 def test_a_trained_model_says_what_it_was_trained_on(captioner, prompt, num_beams):
-    assert describe(captioner, IMAGES, prompt, num_beams=num_beams) == answers(prompt)
+    assert describe(captioner, IMAGES, prompt, num_beams=num_beams) == list_answers(prompt)
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
@@ -103,12 +103,12 @@ def test_swapped_colour_channels_would_change_the_text(captioner):
 def test_missing_rescaling_or_normalising_would_change_the_text(mistake, monkeypatch):
     wrong = open_captioner()
     monkeypatch.setattr(wrong, "_preparation", dataclasses.replace(wrong._preparation, **mistake))
-    assert describe(wrong, IMAGES) != answers("<CAPTION>")
+    assert describe(wrong, IMAGES) != list_answers("<CAPTION>")
 
 
 def test_sending_the_bare_task_token_would_change_the_text(captioner, monkeypatch):
     monkeypatch.setattr(captioner_module, "expand_prompt", lambda prompt: prompt)
-    assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != answers("<DETAILED_CAPTION>")
+    assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != list_answers("<DETAILED_CAPTION>")
 
 
 def test_a_wrong_number_of_image_positions_is_refused(captioner, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_caption_is_cut_at_the_maximum_length(captioner):
 
 
 def test_no_more_tokens_are_generated_than_the_model_has_positions(captioner):
-    assert describe(captioner, IMAGES, max_new_tokens=1023) == answers("<CAPTION>")
+    assert describe(captioner, IMAGES, max_new_tokens=1023) == list_answers("<CAPTION>")
 
 
 def test_an_interrupt_takes_effect_in_the_middle_of_a_caption(captioner):
@@ -164,7 +164,7 @@ def test_an_interrupt_takes_effect_in_the_middle_of_a_caption(captioner):
 
 def test_captioning_works_in_comfyuis_inference_mode():
     with torch.inference_mode():
-        assert describe(open_captioner(), IMAGES) == answers("<CAPTION>")
+        assert describe(open_captioner(), IMAGES) == list_answers("<CAPTION>")
 
 
 def test_captioning_needs_no_package_of_the_remote_code(captioner):
@@ -200,8 +200,8 @@ def legacy_name(name: str) -> str:
 
 
 def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
-    """The tiny model as microsoft's folders are: remote code's names and config, projection
-    transposed, no <image> token, what the native class drops.
+    """Write the tiny model like microsoft's folders: with the names and config of remote code, the
+    projection transposed, no <image> token, and the weights that the native class drops.
     """
     folder.mkdir()
     weights = {legacy_name(name): weight for name, weight in load_file(FOLDER / "model.safetensors").items()}
@@ -257,7 +257,7 @@ def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
 def test_a_legacy_folder_gives_the_same_texts_as_the_native_one(tmp_path, pickled):
     captioner = open_captioner(write_legacy_folder(tmp_path / "legacy", pickled=pickled))
     for prompt in ANSWERS:
-        assert describe(captioner, IMAGES, prompt) == answers(prompt)
+        assert describe(captioner, IMAGES, prompt) == list_answers(prompt)
 
 
 def test_legacy_weights_equal_the_native_ones(tmp_path):
@@ -275,7 +275,7 @@ def test_the_tokenizer_is_also_read_from_vocabulary_and_merges(tmp_path):
     (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    assert describe(open_captioner(folder), IMAGES, "<GENERATE_TAGS>") == answers("<GENERATE_TAGS>")
+    assert describe(open_captioner(folder), IMAGES, "<GENERATE_TAGS>") == list_answers("<GENERATE_TAGS>")
 
 
 def test_embeddings_share_one_parameter_and_an_untied_head_stays_separate(tmp_path):
@@ -320,7 +320,7 @@ def test_sharded_weights_are_read(tmp_path):
         save_file(shard, folder / name)
     index = {"weight_map": {weight: name for name, shard in shards.items() for weight in shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert describe(open_captioner(folder), IMAGES) == answers("<CAPTION>")
+    assert describe(open_captioner(folder), IMAGES) == list_answers("<CAPTION>")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors"):
         ModelFolder.open(folder)

@@ -22,12 +22,15 @@ OUTPUTS = {"5": {"images": [{"filename": "a.png", "subfolder": "s", "type": "out
 
 
 class StandIn:
-    """script: what the websocket says once a prompt is queued; "ID" stands for its id. None at
-    the end closes the connection.
+    """A server. script: the websocket's messages after a prompt is queued; "ID" becomes its id.
+    None at the end closes the connection.
     """
 
     def __init__(self) -> None:
-        self.script: list[dict[str, Any] | bytes | None] = [event("execution_start"), event("execution_success")]
+        self.script: list[dict[str, Any] | bytes | None] = [
+            make_event("execution_start"),
+            make_event("execution_success"),
+        ]
         self.answer: tuple[int, dict[str, Any]] = (200, {"node_errors": {}})
         self.requests: list[tuple[str, Any]] = []
         self.is_queued = True
@@ -94,7 +97,7 @@ class StandIn:
         ]
 
 
-def event(kind: str, **more: Any) -> dict[str, Any]:
+def make_event(kind: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "data": {"prompt_id": "ID", **more}}
 
 
@@ -130,14 +133,14 @@ def test_messages_that_come_before_the_prompt_is_acknowledged_are_kept(server: S
     old_preview, unknown = struct.pack(">II", 1, 1) + b"JPEG", struct.pack(">I", 99)
     other = {"type": "executing", "data": {"prompt_id": "another", "node": "7"}}
     server.script = [
-        event("execution_start"),
+        make_event("execution_start"),
         other,
-        event("executing", node="5"),
+        make_event("executing", node="5"),
         text,
         unknown,
         preview,
         old_preview,
-        event("execution_success"),
+        make_event("execution_success"),
     ]
     seen = []
     result = ComfyClient(server.url + "/").run(PROMPT, on_message=lambda message: seen.append(message.kind))
@@ -201,14 +204,18 @@ def test_a_prompt_that_is_only_partly_valid_is_withdrawn(server: StandIn):
 
 def test_the_error_of_a_node_is_raised_with_its_message(server: StandIn):
     report = {"node_id": "5", "node_type": "Foo", "exception_message": "no images\n", "traceback": []}
-    server.script = [event("execution_start"), event("execution_error", **report)]
+    server.script = [make_event("execution_start"), make_event("execution_error", **report)]
     with pytest.raises(PromptFailed, match=r"^node 5 \(Foo\): no images$") as failure:
         ComfyClient(server.url).run(PROMPT)
     assert failure.value.error["traceback"] == []
 
 
 def test_an_interrupt_names_the_prompt_and_ends_the_run(server: StandIn):
-    server.script = [event("execution_start"), event("executing", node="5"), event("execution_interrupted")]
+    server.script = [
+        make_event("execution_start"),
+        make_event("executing", node="5"),
+        make_event("execution_interrupted"),
+    ]
     client = ComfyClient(server.url)
     with pytest.raises(PromptInterrupted):
         client.run(PROMPT, on_message=lambda message: client.interrupt() if message.kind == "executing" else None)
@@ -234,7 +241,7 @@ def test_removing_a_prompt_from_the_queue_ends_the_run(server: StandIn):
 
 
 def test_a_server_that_disappears_is_an_error(server: StandIn):
-    server.script = [event("execution_start"), None]
+    server.script = [make_event("execution_start"), None]
     with pytest.raises(ConnectionError, match="closed the connection"):
         ComfyClient(server.url).run(PROMPT)
 
@@ -313,7 +320,7 @@ def test_each_node_has_a_bar_with_its_text_and_only_counting_nodes_leave_it(
         state("5", 3, "running"),
         text,
     ]
-    server.script += [state("5", 4, "finished"), event("execution_success")]
+    server.script += [state("5", 4, "finished"), make_event("execution_success")]
     prompt = {"4": {"class_type": "Quick"}, "5": {"class_type": "Foo", "_meta": {"title": "Train"}}}
     with NodeBars(prompt) as bars:
         ComfyClient(server.url).run(prompt, on_message=bars.show)

@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(context: ssl.SSLContext | None = None) -> Iterator[Site]:
+def serve(context: ssl.SSLContext | None = None) -> Iterator[Site]:
     site = Site()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
     server.daemon_threads = True
@@ -107,7 +107,7 @@ def served(context: ssl.SSLContext | None = None) -> Iterator[Site]:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    with served() as site:
+    with serve() as site:
         yield site
 
 
@@ -115,14 +115,14 @@ def fetch(url: str, folder: Path, **settings) -> Path:
     return download(url, folder, **{"max_bytes": 10**6, "allow_private": True, **settings})
 
 
-def names(folder: Path) -> list[str]:
+def list_suffixes(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
 
 
 @dataclass
 class Internet:
-    """Names that resolve to what a test says; and where connections went, all of which end at
-    the local server.
+    """Resolves names to the test's addresses, and records connections, which all go to the local
+    server.
     """
 
     addresses: dict[str, list[str]]
@@ -132,10 +132,10 @@ class Internet:
 
 @pytest.fixture
 def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
-    return pretended_internet(site, monkeypatch)
+    return fake_internet(site, monkeypatch)
 
 
-def pretended_internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
+def fake_internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
     internet = Internet({"pictures.example": [PUBLIC]})
     local = int(site.url.split(":")[2].split("/")[0])
     connect: Callable[..., socket.socket] = socket.create_connection
@@ -161,7 +161,7 @@ def test_a_file_arrives_complete_and_reports_progress(site, tmp_path):
     path = fetch(site.url, tmp_path / "new" / "folder", on_progress=lambda *numbers: progress.append(numbers))
     assert path.read_bytes() == CONTENT
     assert progress[-1] == (len(CONTENT), len(CONTENT)) and progress == sorted(progress)
-    assert names(path.parent) == [".bin", ".json"]
+    assert list_suffixes(path.parent) == [".bin", ".json"]
 
 
 def test_two_addresses_give_two_files(site, tmp_path):
@@ -184,7 +184,7 @@ def test_a_broken_download_continues_where_it_stopped(site, tmp_path, validator)
     vars(site).update(validator, cut_after=100_000)
     with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:\d+/pictures\.zip: .*Run it again to continue from there"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == [".json", ".part"]
+    assert list_suffixes(tmp_path) == [".json", ".part"]
     site.cut_after = -1
     progress = []
     path = fetch(site.url, tmp_path, on_progress=lambda *numbers: progress.append(numbers))
@@ -231,7 +231,7 @@ def test_a_download_that_cannot_continue_starts_again(site, tmp_path, change, st
     vars(site).update(change, cut_after=-1)
     assert fetch(site.url, tmp_path).read_bytes() == site.content
     assert site.statuses == statuses
-    assert names(tmp_path) == [".bin", ".json"]
+    assert list_suffixes(tmp_path) == [".bin", ".json"]
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"v1"'], ids=["none", "weak"])
@@ -271,7 +271,7 @@ def test_an_old_file_does_not_pass_for_a_new_one_that_arrived_in_part(site, tmp_
 def test_a_file_announced_as_too_large_is_refused_before_it_is_read(site, tmp_path):
     with pytest.raises(ValueError, match=r"pictures\.zip: the file has 0\.3 MB or more; at most 0\.1 MB are allowed"):
         fetch(site.url, tmp_path, max_bytes=100_000)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
 def test_the_limit_applies_to_a_file_of_unknown_size(site, tmp_path):
@@ -297,7 +297,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(site, tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     with pytest.raises(OSError, match=r"the download needs 0\.3 MB, but only 0\.0 MB are free\. Free some space"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
 def test_a_second_writer_of_the_same_file_is_noticed(site, tmp_path):
@@ -315,7 +315,7 @@ def test_an_error_from_the_server_is_reported(site, tmp_path, status):
     site.status = status
     with pytest.raises(RuntimeError, match=rf"pictures\.zip: the server answered {status} [A-Z].*\. Check the address"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
 def test_a_compressed_answer_is_refused(site, tmp_path):
@@ -343,9 +343,9 @@ def test_a_missing_server_is_named(tmp_path):
 
 
 @contextmanager
-def saying(text: bytes) -> Iterator[str]:
-    """The address of a server that says this to the first who asks, and keeps the connection
-    until the block ends.
+def serve_text(text: bytes) -> Iterator[str]:
+    """Yield the address of a server that sends this text to its first client, and keeps the
+    connection open until the block ends.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
@@ -369,19 +369,22 @@ def _say(server: socket.socket, text: bytes, ended: threading.Event) -> None:
 
 
 def test_a_server_that_does_not_speak_http_is_named(tmp_path):
-    with saying(b"220 mail.example ESMTP\r\n") as url, pytest.raises(RuntimeError, match="the server did not answer"):
+    with (
+        serve_text(b"220 mail.example ESMTP\r\n") as url,
+        pytest.raises(RuntimeError, match="the server did not answer"),
+    ):
         fetch(url, tmp_path)
 
 
 def test_the_download_ends_with_the_last_byte_even_if_the_connection_stays_open(tmp_path):
-    with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole") as url:
+    with serve_text(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole") as url:
         assert fetch(url, tmp_path).read_bytes() == b"whole"
 
 
 def test_a_server_that_stops_in_the_middle_is_given_up_and_the_part_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 5)  # the first half arrives sooner, however busy the machine is
     with (
-        saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url,
+        serve_text(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url,
         pytest.raises(RuntimeError, match=r"the connection broke \(timed out\)"),
     ):
         fetch(url, tmp_path)
@@ -390,7 +393,7 @@ def test_a_server_that_stops_in_the_middle_is_given_up_and_the_part_is_kept(tmp_
 
 def test_a_broken_chunked_download_is_noticed(tmp_path):
     with (
-        saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url,
+        serve_text(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url,
         pytest.raises(RuntimeError, match="broke"),
     ):
         fetch(url, tmp_path)
@@ -398,7 +401,7 @@ def test_a_broken_chunked_download_is_noticed(tmp_path):
 
 
 def test_chunks_become_one_file(tmp_path):
-    with saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\nhalf\r\n0\r\n\r\n") as url:
+    with serve_text(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\nhalf\r\n0\r\n\r\n") as url:
         assert fetch(url, tmp_path).read_bytes() == b"halfhalf"
 
 
@@ -581,7 +584,7 @@ def test_a_redirect_cannot_lead_where_the_address_itself_could_not(site, tmp_pat
     site.redirects = {"/pictures.zip": location}
     with pytest.raises(ValueError, match=re.escape(message)):
         fetch("http://pictures.example/pictures.zip", tmp_path, allow_private=False)
-    assert internet.connections == [PUBLIC] and names(tmp_path) == []
+    assert internet.connections == [PUBLIC] and list_suffixes(tmp_path) == []
 
 
 def test_a_redirect_to_an_invalid_address_is_reported(site, tmp_path):
@@ -654,7 +657,7 @@ def secure_site(certificate: Path) -> Iterator[tuple[Site, list[str]]]:
     context.load_cert_chain(certificate)
     asked: list[str] = []
     context.sni_callback = lambda _, name, __: asked.append(name)
-    with served(context) as site:
+    with serve(context) as site:
         yield site, asked
 
 
@@ -662,7 +665,7 @@ def test_https_checks_the_certificate_for_the_name_although_it_connects_to_the_a
     secure_site, certificate, tmp_path, monkeypatch
 ):
     site, asked = secure_site
-    internet = pretended_internet(site, monkeypatch)
+    internet = fake_internet(site, monkeypatch)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert fetch("https://pictures.example/a.zip", tmp_path, allow_private=False).read_bytes() == CONTENT
     assert asked == ["pictures.example"] and internet.connections == [PUBLIC]
@@ -674,7 +677,7 @@ def test_https_checks_the_certificate_for_the_name_although_it_connects_to_the_a
 
 def test_an_untrusted_certificate_is_refused(secure_site, tmp_path, monkeypatch):
     site, _ = secure_site
-    pretended_internet(site, monkeypatch)
+    fake_internet(site, monkeypatch)
     with pytest.raises(RuntimeError, match="certificate verify failed"):
         fetch("https://pictures.example/a.zip", tmp_path, allow_private=False)
     assert site.requests == []
@@ -682,7 +685,7 @@ def test_an_untrusted_certificate_is_refused(secure_site, tmp_path, monkeypatch)
 
 def test_a_redirect_from_https_to_http_is_refused(secure_site, certificate, tmp_path, monkeypatch):
     site, _ = secure_site
-    pretended_internet(site, monkeypatch)
+    fake_internet(site, monkeypatch)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     site.redirects = {"/a.zip": "http://pictures.example/a.zip"}
     with pytest.raises(ValueError, match="which is not encrypted"):

@@ -151,7 +151,7 @@ def test_settings_are_kept_without_the_users_folders():
     assert kept == {"images": "photos", "base": "base.safetensors", "out": "x", "rank": 8, "parts": [{"path": "b"}]}
 
 
-def _tensors() -> dict[str, torch.Tensor]:
+def _make_tensors() -> dict[str, torch.Tensor]:
     """Make tensors of more than 1 MiB, where the legacy hash begins."""
     return {
         "lora_unet_a.lora_down.weight": torch.arange(320_000, dtype=torch.float32).reshape(4, -1) / 7,
@@ -166,7 +166,7 @@ METADATA = {"ss_network_dim": "4", "ss_training_comment": 'café "quoted"\n日�
 def test_hashes_are_those_of_sd_scripts():
     # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for
     # these tensors and this metadata.
-    assert hash_tensors(_tensors(), METADATA) == {
+    assert hash_tensors(_make_tensors(), METADATA) == {
         "sshs_model_hash": "b1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
         "sshs_legacy_hash": "7d629213",
         "modelspec.hash_sha256": "0xb1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
@@ -174,23 +174,23 @@ def test_hashes_are_those_of_sd_scripts():
 
 
 def test_the_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
-    save_lora(tmp_path / "a.safetensors", _tensors(), METADATA)
+    save_lora(tmp_path / "a.safetensors", _make_tensors(), METADATA)
     content = (tmp_path / "a.safetensors").read_bytes()
     data = content[8 + int.from_bytes(content[:8], "little") :]
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         header = file.metadata()
     assert header["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
-    assert hash_tensors(_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
+    assert hash_tensors(_make_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
     assert {name: header[name] for name in METADATA} == METADATA
 
 
 def test_serialized_bytes_are_a_safetensors_file_and_ignore_the_order_of_metadata():
-    content = serialize(_tensors(), METADATA)
-    assert content == serialize(_tensors(), dict(reversed(METADATA.items())))
+    content = serialize(_make_tensors(), METADATA)
+    assert content == serialize(_make_tensors(), dict(reversed(METADATA.items())))
     assert int.from_bytes(content[:8], "little") % 8 == 0
     loaded = load(content)
-    assert set(loaded) == set(_tensors())
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in _tensors().items())
+    assert set(loaded) == set(_make_tensors())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in _make_tensors().items())
 
 
 def test_file_hashes_are_a1111s_old_and_new_model_hash(tmp_path):

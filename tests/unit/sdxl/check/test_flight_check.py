@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.unit.dataset.imagined import imagined
-from tests.unit.dataset.paintings import painting
+from tests.unit.dataset.imagined import imagine_dataset
+from tests.unit.dataset.paintings import paint
 from trainers.__main__ import main
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "toys"
     folder.mkdir()
     for seed in range(6):
-        add(folder, f"{seed}.png", painting(seed), caption=f"zwx, toy number {seed} on a table")
+        add(folder, f"{seed}.png", paint(seed), caption=f"zwx, toy number {seed} on a table")
     return folder
 
 
@@ -125,7 +125,7 @@ def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
     (folder / "film.gif").write_bytes(b"GIF89a")
     (folder / "again.png").write_bytes((folder / "2.png").read_bytes())
     add(folder, "tiny.png", Image.new("RGB", (9, 9)))
-    add(folder, "bare.png", painting(7), caption="")
+    add(folder, "bare.png", paint(7), caption="")
     dataset = scan(folder, trigger_word="")
     left_out = [replace(remark, reason="other words") for remark in dataset.report.left_out]
     notes = [replace(note, reason="other words") for note in dataset.report.notes]
@@ -141,7 +141,7 @@ def test_rewording_the_scans_report_changes_no_finding(folder: Path) -> None:
 
 
 def test_images_without_any_caption_are_an_error(folder: Path) -> None:
-    add(folder, "bare.png", painting(7), caption="")
+    add(folder, "bare.png", paint(7), caption="")
     report = check(scan(folder, trigger_word=""))
     assert list_lines(report, "no_caption") == [
         "error",
@@ -153,7 +153,7 @@ def test_images_without_any_caption_are_an_error(folder: Path) -> None:
 
 
 def test_if_nothing_can_be_trained_the_trainers_message_is_the_finding(tmp_path: Path) -> None:
-    add(tmp_path / "bare", "a.png", painting(0), caption="")
+    add(tmp_path / "bare", "a.png", paint(0), caption="")
     report = check(scan(tmp_path / "bare", trigger_word=""))
     assert find_finding(report, "refused_by_trainer").message.startswith(
         "the trainer would stop: bare: no usable image among 1: a.png: it has no caption"
@@ -163,7 +163,7 @@ def test_if_nothing_can_be_trained_the_trainers_message_is_the_finding(tmp_path:
 
 
 def test_a_strict_refusal_is_an_error_and_the_rest_is_planned(folder: Path) -> None:
-    add(folder, "tiny.png", painting(7, (40, 40)))
+    add(folder, "tiny.png", paint(7, (40, 40)))
     report = check(scan(folder, strict=True))
     assert find_finding(report, "refused_by_trainer").message.startswith(
         "the trainer would stop: toys: strict is on and 1 image cannot be used: tiny.png: 40 x 40"
@@ -172,15 +172,15 @@ def test_a_strict_refusal_is_an_error_and_the_rest_is_planned(folder: Path) -> N
 
 
 def test_images_that_are_too_small_are_named(folder: Path) -> None:
-    add(folder, "tiny.png", painting(7, (40, 40)))
+    add(folder, "tiny.png", paint(7, (40, 40)))
     level, message, image = list_lines(check(scan(folder)), "too_small")
     assert (level, message) == ("warning", "  1 image left out as too small")
     assert image.startswith("    tiny.png: 40 x 40 pixels are too small, both sides must have 64 or more")
 
 
 def test_heavy_cropping_is_reported_worst_first(folder: Path) -> None:
-    add(folder, "wide.png", painting(7, (512, 128)))
-    add(folder, "wider.png", painting(8, (640, 128)))
+    add(folder, "wide.png", paint(7, (512, 128)))
+    add(folder, "wider.png", paint(8, (640, 128)))
     report = check(scan(folder), resize_mode="center_crop")
     assert list_lines(report, "heavy_crop") == [
         "warning",
@@ -193,7 +193,7 @@ def test_heavy_cropping_is_reported_worst_first(folder: Path) -> None:
 
 
 def test_enlarged_and_small_images_are_reported_separately(folder: Path) -> None:
-    add(folder, "small.png", painting(7, (80, 80)))
+    add(folder, "small.png", paint(7, (80, 80)))
     report = check(scan(folder), bucket_no_upscale=False)
     assert list_lines(report, "enlarged") == [
         "warning",
@@ -208,7 +208,7 @@ def test_enlarged_and_small_images_are_reported_separately(folder: Path) -> None
 
 
 def test_near_duplicates_are_found_and_grouped(folder: Path) -> None:
-    image = painting(20, (300, 200))
+    image = paint(20, (300, 200))
     add(folder, "a.png", image)
     add(folder, "b.jpg", image.resize((210, 140)), quality=40)
     add(folder, "c.png", image.crop((12, 4, 300, 196)))
@@ -220,8 +220,8 @@ def test_near_duplicates_are_found_and_grouped(folder: Path) -> None:
 
 
 def test_long_and_overlong_captions_are_counted_in_tokens(folder: Path) -> None:
-    add(folder, "long.png", painting(7), caption="zwx, " + "red " * 90)
-    add(folder, "overlong.png", painting(8), caption="zwx, " + "red " * 300)
+    add(folder, "long.png", paint(7), caption="zwx, " + "red " * 90)
+    add(folder, "overlong.png", paint(8), caption="zwx, " + "red " * 300)
     report = check(scan(folder))
     assert list_lines(report, "long_caption") == [
         "note",
@@ -243,13 +243,13 @@ def count_tokens(text: str) -> int:
 
 
 def test_caption_lines_chosen_at_random_are_counted_one_by_one(folder: Path) -> None:
-    add(folder, "lines.png", painting(7), caption="zwx, " + "red " * 50 + "\nzwx, " + "blue " * 50)
+    add(folder, "lines.png", paint(7), caption="zwx, " + "red " * 50 + "\nzwx, " + "blue " * 50)
     assert "long_caption" in list_kinds(check(scan(folder)))
     assert "long_caption" not in list_kinds(check(scan(folder), captions=CaptionConfig(use_wildcards=True)))
 
 
 def test_captions_with_only_the_trigger_word_are_reported_once(folder: Path) -> None:
-    add(folder, "bare.png", painting(7), caption="")
+    add(folder, "bare.png", paint(7), caption="")
     meaning = "it will mean everything these images show. Write captions, or connect Florence2Caption"
     report = check(scan(folder))
     assert list_lines(report, "trigger_word_alone") == [
@@ -270,7 +270,7 @@ def test_captions_without_the_trigger_word_are_found(folder: Path) -> None:
 
 def test_the_same_caption_everywhere_is_noted(tmp_path: Path) -> None:
     for seed in range(5):
-        add(tmp_path / "same", f"{seed}.png", painting(seed), caption="zwx, a toy")
+        add(tmp_path / "same", f"{seed}.png", paint(seed), caption="zwx, a toy")
     assert list_lines(check(scan(tmp_path / "same")), "same_caption") == [
         "note",
         "  all captions are the same: zwx, a toy",
@@ -334,7 +334,7 @@ def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
 
 def test_regularization_images_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:
     for seed in range(30, 33):
-        add(tmp_path / "class", f"{seed}.png", painting(seed), caption="a toy")
+        add(tmp_path / "class", f"{seed}.png", paint(seed), caption="a toy")
     report = check(join_datasets([scan(folder), scan(tmp_path / "class", trigger_word="", is_regularization=True)]))
     assert (report.num_images, report.num_regularization) == (6, 3)
     assert list_kinds(report) <= {"remarks"}
@@ -462,15 +462,15 @@ def write_run(
 
 def test_a_thousand_images_are_planned_in_seconds() -> None:
     started = time.monotonic()
-    plan = plan_crops(imagined(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
+    plan = plan_crops(imagine_dataset(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
     assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
     assert time.monotonic() - started < 10
 
 
 def test_the_image_shows_every_section(folder: Path) -> None:
     plain = draw_flight_check(check(scan(folder)))
-    add(folder, "wide.png", painting(1, (512, 128)))
-    add(folder, "copy.jpg", painting(2).resize((140, 140)))
+    add(folder, "wide.png", paint(1, (512, 128)))
+    add(folder, "copy.jpg", paint(2).resize((140, 140)))
     (folder / "empty.png").touch()
     full = draw_flight_check(check(scan(folder)))
     assert plain.mode == "RGB" and plain.width == full.width == 1280 and full.height > plain.height + 200
