@@ -86,7 +86,7 @@ def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: Comfy
         "report": preview("pictures", 2),
     }
     if mask_source == "off":
-        with pytest.raises(PromptFailed, match="masks are connected, and mask_source is off"):
+        with pytest.raises(PromptFailed, match="masks are connected, but mask_source is off"):
             comfyui_server.client.run(prompt)
         return
     (text,) = comfyui_server.client.run(prompt).outputs["report"]["text"]

@@ -183,7 +183,7 @@ def test_images_of_other_nodes_get_no_files_and_the_report_says_so(client: Comfy
     before = set(stored.rglob("*.txt"))
     result = client.run(prompt)
     assert result.outputs["captions"]["text"] == ["sks, A red square."]
-    assert "No files were written" in "".join(result.outputs["captioner"]["text"])
+    assert "No caption files were written" in "".join(result.outputs["captioner"]["text"])
     assert set(stored.rglob("*.txt")) == before
 
 

@@ -91,7 +91,7 @@ def prompt(**settings: Any) -> Prompt:
     }
 
 
-def facts_of(result: Result) -> dict[str, Any]:
+def get_facts(result: Result) -> dict[str, Any]:
     return result.outputs["trainer"]["lora_trainer"][0]
 
 
@@ -128,13 +128,13 @@ def test_the_model_that_comes_out_is_the_weights_plus_the_lora(trained: Result):
 def test_every_module_has_its_place_and_the_node_says_so(trained: Result):
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["trainer"]["text"][0]
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["save"]["text"][0]
-    facts = facts_of(trained)
+    facts = get_facts(trained)
     assert facts["steps"] == 8 and facts["modules"] == NUM_MODULES and len(facts["loss"]) == 8
 
 
 def test_the_run_folder_and_history_tell_everything(server: ComfyServer, trained: Result):
     (run,) = runs(server, "toadstool")
-    assert Path(facts_of(trained)["path"]) == run / "toadstool.safetensors"
+    assert Path(get_facts(trained)["path"]) == run / "toadstool.safetensors"
     assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.toml"} <= {path.name for path in run.iterdir()}
     assert trained.texts("trainer")[-1] == trained.outputs["trainer"]["text"][0].replace("\n", "  \n")
     assert trained.previews("trainer")
@@ -143,7 +143,7 @@ def test_the_run_folder_and_history_tell_everything(server: ComfyServer, trained
 def test_the_same_prompt_trains_once(client: ComfyClient):
     first, again = client.run(prompt(seed=1)), client.run(prompt(seed=1))
     assert "trainer" in first.executed_nodes() and "trainer" not in again.executed_nodes()
-    assert facts_of(first) == facts_of(again)
+    assert get_facts(first) == get_facts(again)
 
 
 def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServer, client: ComfyClient):
@@ -205,9 +205,9 @@ def without(name: str) -> Prompt:
         (prompt(**{"architecture.t5": "ae.safetensors"}), "z-image has no t5. It has"),
         (
             {**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}},
-            "dit came without the architecture. Write architecture.dit",
+            "dit must be given with the architecture. Write architecture.dit",
         ),
-        (without("dataset"), "there is no dataset. Connect Load Images"),
+        (without("dataset"), "no dataset: connect Load Images"),
         (without("architecture"), "architecture must be one of z-image, krea-2"),
         (prompt(control=["pictures", 0]), "control"),
         (prompt(resolution=72), "resolution"),
@@ -247,7 +247,7 @@ def test_without_a_model_nodes_behind_the_model_output_are_stopped(client: Comfy
         "shifted": merge,
         "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}},
     }
-    with pytest.raises(PromptFailed, match="got no model to put the LoRA on"):
+    with pytest.raises(PromptFailed, match="has no model to apply the LoRA to"):
         client.run(behind)
 
 
@@ -343,7 +343,7 @@ import importlib
 
 folders = next(name for name in sys.modules if name.endswith(".nodes.host.folders"))
 settings = importlib.import_module(folders.replace(".folders", ".musubi_settings"))
-print("RESULT" + json.dumps(settings.musubi_settings()))
+print("RESULT" + json.dumps(settings.read_musubi_settings()))
 """
 
 

@@ -35,7 +35,7 @@ from lora_trainer.trainers.dataset.config import DatasetConfig
 from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.captions.florence2.captioner import Florence2Captioner
 
-seen = {"loaded": [], "names": graph_captioner.model_names()}
+seen = {"loaded": [], "names": graph_captioner.list_models()}
 models = []
 describe = Florence2Captioner.describe
 
