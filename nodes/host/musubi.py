@@ -186,7 +186,7 @@ def _require_kind(model: Any, architecture: Architecture) -> None:
     places = comfy.lora.model_lora_keys_unet(model.model, {})
     if not any(architecture.fits(name) for name in places):
         raise ValueError(
-            f"the MODEL is a {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would not "
+            f"the MODEL is {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would not "
             "fit it. "
             "Connect a model of that architecture, or none"
         )

@@ -1,5 +1,5 @@
-"""Runs in ComfyUI's interpreter: where the captioner's weights are while it captions, and that
-nothing of it is left afterwards. Prints JSON.
+"""Runs in ComfyUI's interpreter: finds where the captioner's weights are while it captions, and
+what is left of it afterwards. Prints JSON.
 
 Arguments: the pack's folder, the folder of a Florence-2 model, a folder of images, a base directory
 for models and output.
