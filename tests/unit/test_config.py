@@ -61,6 +61,6 @@ def test_a_mapping_becomes_a_config_and_floats_can_be_whole_numbers():
         ({"rank": True}, "x.toml: rank must be int, got bool True"),
     ],
 )
-def test_a_wrong_mapping_names_its_source(values, message):
+def test_the_error_for_a_wrong_mapping_names_its_source(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         from_mapping(SDXLConfig, values, source="x.toml")

@@ -106,9 +106,9 @@ def _list_installs(python: Path, requirements: Path) -> set[str]:
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--dry-run", "--quiet", "--retries=1"]
     result = _run([*command, "--report=-", f"--requirement={requirements}"])
     if "No module named pip" in result.stderr:
-        pytest.skip(f"{sys.executable} has no pip: what an installation changes was not checked")
+        pytest.skip(f"{sys.executable} has no pip, so the effect of an installation was not checked")
     if result.returncode and UNREACHABLE.search(result.stderr):
-        pytest.skip("the package index cannot be reached: what an installation changes was not checked")
+        pytest.skip("the package index cannot be reached, so the effect of an installation was not checked")
     assert result.returncode == 0, result.stderr
     return {entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(result.stdout)["install"]}
 
