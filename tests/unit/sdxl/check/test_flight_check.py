@@ -327,7 +327,7 @@ def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
     assert report.num_masks == 2
     assert list_lines(report, "empty_mask") == [
         "error",
-        "  the masks of 1 image are all black, so nothing is learned. White is what is learned: are they inverted?",
+        "  the masks of 1 image are all black, so nothing is learned. White areas are learned: are the masks inverted?",
         "    1.png",
     ]
 
