@@ -45,7 +45,7 @@ SDXL = [
     (["--resolution", "1000"], "resolution must be a multiple of 64, got 1000"),
     (["--output", "nul"], "is reserved on Windows"),
 ]
-BASE = [(["--base", "nowhere.safetensors"], "nowhere.safetensors: there is no such base model")]
+BASE = [(["--base", "nowhere.safetensors"], "nowhere.safetensors: no such base model")]
 TOML = [
     (["--config", "broken.toml"], "broken.toml: not valid TOML"),
     (["--config", "unknown.toml"], "unknown.toml: unknown setting network_dim"),

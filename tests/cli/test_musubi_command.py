@@ -102,5 +102,5 @@ def test_all_mistakes_are_reported_at_once_and_in_words(
     broken = said_of("--text-encoder", "gone.safetensors")
     assert "vae.safetensors: there is no such file" in broken and "gone.safetensors: there is no" in broken
     assert "z-image has no --task. It has --dit, --text-encoder, --vae" in said_of("--task", "t2v-14B")
-    assert "--dataset-toml stands for all images: leave out --images" in said_of("--dataset-toml", "x.toml")
+    assert "--dataset-toml replaces the image flags: leave out --images" in said_of("--dataset-toml", "x.toml")
     assert "there is no such folder" in said_of("--musubi-dir", tmp_path / "gone")

@@ -1,5 +1,5 @@
-"""The ComfyUI that is found, as scripts in its interpreter and as a running server; skips,
-saying what is missing, where there is none.
+"""Fixtures that run scripts in ComfyUI's interpreter and start its server. Tests are skipped, with
+a reason, if ComfyUI is missing.
 """
 
 import os
@@ -21,7 +21,9 @@ from comfy.cli_args import args
 args.cpu = True
 try:
     import torchvision
-except RuntimeError:  # PyPI's torchvision beside the CPU build of torch: its operators do not load, but declared they let it be imported
+except RuntimeError:
+    # The operators of PyPI's torchvision do not load with the CPU build of torch. Declaring them
+    # is enough to import it.
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -38,8 +40,8 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def run_in_comfyui(installation: Installation) -> Callable[..., str]:
-    """run(script, *arguments) gives what the script prints; ComfyUI's modules are importable in
-    it, on the CPU.
+    """run(script, *arguments) returns the script's output. The script can import ComfyUI's modules,
+    on the CPU.
     """
 
     def run(script: str, *arguments: object) -> str:
@@ -62,8 +64,8 @@ def run_in_comfyui(installation: Installation) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and
-    the demo's images in input/toadstools.
+    """Start a server on the CPU with this pack, the checkpoint `embedded_base.safetensors` and the
+    demo's images in input/toadstools.
     """
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)

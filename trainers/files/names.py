@@ -1,17 +1,21 @@
-"""Checks names for files that this pack writes, and finds free ones."""
+"""Names for files that this pack writes: whether one is allowed, and which one is free."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+ResultT = TypeVar("ResultT")
 
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
 
 
 def check_output_name(name: str) -> str:
-    """Return the name without .safetensors, if every system allows it as a file name.
+    """The name, if it can be a file's on every system.
 
     Raises:
-        ValueError: the name is empty, contains a folder, or has characters or is a name that some
-            system reserves.
+        ValueError: it is empty, has a folder in it, or has characters or a name that some system
+            reserves.
     """
     stem = name.removesuffix(".safetensors")
     bad = sorted({character for character in stem if character in FORBIDDEN_CHARACTERS or ord(character) < 32})
@@ -33,13 +37,30 @@ def check_output_name(name: str) -> str:
 
 
 def find_free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
-    """Return the path, or the path with -2, -3, ... before its .safetensors: the first that does
-    not exist, also not with a companion's suffix.
+    """Return the first of list_free_paths. Another process may take it a moment later."""
+    return next(list_free_paths(path, companions=companions))
+
+
+def save_under_free_name(
+    wanted: Path, save: Callable[[Path], ResultT], *, companions: tuple[str, ...] = ()
+) -> tuple[Path, ResultT]:
+    """Call `save` with the first free name, and with the next one if another process took it
+    meanwhile; returns the name and what `save` returned.
+    """
+    for path in list_free_paths(wanted, companions=companions):
+        try:
+            return path, save(path)
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"{wanted} and the 10,000 names after it exist already. Choose another name")
+
+
+def list_free_paths(path: Path, *, companions: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the path, then with -2, -3, ... before its .safetensors: those that do not exist, nor
+    with one of the companions' suffixes.
     """
     stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
     candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
-    return next(
-        candidate
-        for candidate in candidates
-        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions)))
-    )
+    for candidate in candidates:
+        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions))):
+            yield candidate

@@ -5,18 +5,23 @@ diffusers all load completely and at the right strength.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files.atomic_write import atomic_write
 from ..wording import name_examples
 from .header import hash_tensors, serialize
 from .modules import LoraModule, ModuleKey, ModuleNames
-from .read import load_tensors, read_lora
+from .read import read_lora
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,17 @@ def _make_alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
     return rounded if rounded.item() == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a `.safetensors` file, completely or not at all, with the hashes by which model
-    managers identify it.
+def save_lora(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    check: Callable[[dict[str, Tensor]], ResultT] = lambda _: None,
+) -> ResultT:
+    """Write a `.safetensors` file with the hashes by which model managers find it again.
+
+    `check` gets the tensors that were read back, before the file gets its name: if it raises, there
+    is no file. Returns what it returns.
 
     Raises:
         FileExistsError: the name is taken; nothing is overwritten.
@@ -79,19 +92,34 @@ def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[st
     header = {**metadata, **hash_tensors(tensors, metadata)}
     with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, header))
+        return check(_read_back(temporary, path))
 
 
-def verify_lora(path: Path, names: ModuleNames, *, expected: Collection[ModuleKey] | None = None) -> Verification:
-    """Load a newly written file and check that it has the trained modules: `expected`, by default
-    all of `names`.
+def _read_back(temporary: Path, path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(temporary)
+    except SafetensorError as error:
+        raise RuntimeError(f"{path}: what was written cannot be read back ({error}). Is the disk damaged?") from error
+
+
+def verify_lora(
+    source: Path | Mapping[str, Tensor],
+    names: ModuleNames,
+    *,
+    expected: Collection[ModuleKey] | None = None,
+    label: Path | None = None,
+) -> Verification:
+    """Check that a file, or the tensors of one, hold what was trained: the `expected` modules, by
+    default all of `names`. Errors call tensors by `label`.
 
     Raises:
         RuntimeError: the file cannot be read, a module is missing or was not trained, a value is
             not finite, or all updates are zero.
     """
     expected = dict.fromkeys(names if expected is None else expected)
+    path = label or (source if isinstance(source, Path) else Path("the LoRA"))
     try:
-        modules = read_lora(path, names)
+        modules = read_lora(source, names)
     except ValueError as error:
         raise RuntimeError(f"the saved LoRA cannot be loaded: {error}") from error
     _check_complete(path, modules, names, expected)
@@ -109,13 +137,12 @@ def verify_lora(path: Path, names: ModuleNames, *, expected: Collection[ModuleKe
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
-def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Load a newly written file of any kind of LoRA and compare it with the original tensors.
+def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Compare what was read back, of whatever LoRA, with what was written.
 
     Raises:
         RuntimeError: a tensor differs, a value is not finite, or all up weights are zero.
     """
-    found, _ = load_tensors(path)
     different = [
         name
         for name in {**tensors, **found}

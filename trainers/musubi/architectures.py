@@ -1,6 +1,4 @@
-"""What Musubi Tuner trains with images: one row per architecture. Adding an architecture is
-adding a row.
-"""
+"""The architectures that Musubi Tuner trains on images, one row each. To add one, add a row."""
 
 import re
 from collections.abc import Mapping
@@ -9,20 +7,21 @@ from typing import Any, Literal
 
 Stage = Literal["latents", "text", "train"]
 
-MUSUBI_VERSION = "0.3.4"  # that the table, the parsers recorded for the tests and all commands are of
+# The version that the table, all commands and the parsers recorded for the tests are written for.
+MUSUBI_VERSION = "0.3.4"
 ALL_STAGES: tuple[Stage, ...] = ("latents", "text", "train")
 HALF_AND_FULL = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file that the user picks from ComfyUI's list `folder`; `flag` is Musubi's, in the scripts
-    of `stages`.
+    """A file that the user picks from ComfyUI's list `folder`. `flag` is Musubi's flag for it in
+    the scripts of `stages`.
 
-    `weight_dtypes` are the number formats, as safetensors headers name them, that its large tensors
-    may have. `only_with` names an option and the one value of it with which the file is needed, and
-    is of use. `may_be_pickled`: Musubi also reads a .pt or .pth file there, without running code
-    from it (weights_only).
+    `weight_dtypes` are the number formats that its large tensors may have, as safetensors headers
+    name them. `only_with` names an option and the only value with which the file is used (and then
+    it is required). `may_be_pickled`: Musubi also reads a .pt or .pth file here, without running
+    code from it (weights_only).
     """
 
     name: str
@@ -38,8 +37,8 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of an option, and what is different with it. `value` is Musubi's name of it, where
-    that is another.
+    """One value of an option, and what differs with it. `value` is Musubi's name for it, if that is
+    not `name`.
     """
 
     name: str
@@ -53,7 +52,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Option:
-    """A choice that only this architecture has. `flag` is Musubi's, in the scripts of `stages`."""
+    """A choice that only this architecture has. `flag` is Musubi's flag for it in the scripts of
+    `stages`.
+    """
 
     name: str
     flag: str
@@ -66,7 +67,7 @@ class Option:
     def choices(self) -> tuple[str, ...]:
         return tuple(variant.name for variant in self.variants)
 
-    def variant(self, name: str) -> Variant:
+    def find_variant(self, name: str) -> Variant:
         return next(variant for variant in self.variants if variant.name == name)
 
 
@@ -74,21 +75,25 @@ class Option:
 class Architecture:
     """A row of the table.
 
-    defaults            what MusubiConfig's open values become fixed_arguments     that the scripts
-    need or do better with, by stage fp8_arguments       of the training script, for 8-bit model
-    weights; empty: the file is in 8 bits already, or it cannot be fp8_text_encoder    flag of the
-    text and training scripts for an 8-bit text encoder; "": there is none resolution_step
-    resolutions must be multiples of it control_images      images that are shown with the prompt:
-    "none", "optional" or "required"; max_control_images per image, 0: any number conversion
-    what makes Musubi's file one that ComfyUI loads whole: nothing, one of Musubi's scripts, or our
-    own renaming key_pattern         what the name of every module in the file for ComfyUI matches,
-    whole; modules without `.lora_down.weight` and the like num_modules         how many modules
-    Musubi trains in the full-size model, where it is one number tokenizers          Hugging Face
-    repositories that Musubi downloads at the first run precision_follows_dit   mixed_precision must
-    be the number format of the model file allows_weighting    weighting_scheme may be something
-    else than none swap_needs_single_images  blocks_to_swap with control images or flash_attn
-    needs train_batch_size 1 excluded_by_default     layers that Musubi leaves out only as long as
-    no exclude_patterns are given
+    - defaults: the values of MusubiConfig's open settings.
+    - fixed_arguments: arguments that the scripts always get, by stage.
+    - fp8_arguments: arguments of the training script for 8-bit model weights. Empty: the file
+      already has 8-bit weights, or they are not possible.
+    - fp8_text_encoder: flag of the text and training scripts for an 8-bit text encoder; "": none.
+    - resolution_step: resolutions must be multiples of it.
+    - control_images: whether images come with the prompt. max_control_images: how many per image;
+      0: any number.
+    - conversion: how Musubi's file becomes one that ComfyUI loads whole: not at all, by one of
+      Musubi's scripts, or by our own renaming.
+    - key_pattern: matches the whole name of each module in the file for ComfyUI, without endings
+      such as `.lora_down.weight`.
+    - num_modules: how many modules Musubi trains in the full-size model; 0: it varies.
+    - tokenizers: Hugging Face repositories that Musubi downloads on its first run.
+    - precision_follows_dit: mixed_precision must be the number format of the model file.
+    - allows_weighting: weighting_scheme may be something other than none.
+    - swap_needs_single_images: blocks_to_swap with control images or flash_attn needs
+      train_batch_size 1.
+    - excluded_by_default: layers that Musubi leaves out unless exclude_patterns are given.
     """
 
     name: str
@@ -118,34 +123,44 @@ class Architecture:
     swap_needs_single_images: bool = False
     excluded_by_default: tuple[str, ...] = ()
 
-    def chosen(self, options: Mapping[str, str]) -> tuple[Variant, ...]:
-        """The variants that these options choose; an option that is not given has its default."""
-        return tuple(option.variant(options.get(option.name, option.default)) for option in self.options)
+    def choose_variants(self, options: Mapping[str, str]) -> tuple[Variant, ...]:
+        """Return the variant that each option chooses; options that are not given have defaults."""
+        return tuple(option.find_variant(options.get(option.name, option.default)) for option in self.options)
 
-    def swap_limit(self, options: Mapping[str, str]) -> int:
-        """The most blocks that can wait in the computer's memory."""
+    def find_swap_limit(self, options: Mapping[str, str]) -> int:
+        """Return the largest number of blocks that can wait in main memory."""
         return next(
-            (variant.max_blocks_to_swap for variant in self.chosen(options) if variant.max_blocks_to_swap is not None),
+            (
+                variant.max_blocks_to_swap
+                for variant in self.choose_variants(options)
+                if variant.max_blocks_to_swap is not None
+            ),
             self.max_blocks_to_swap,
         )
 
-    def control_limit(self, options: Mapping[str, str]) -> int:
-        """The most control images per image; 0: any number."""
+    def find_control_limit(self, options: Mapping[str, str]) -> int:
+        """Return the largest number of control images per image; 0: any number."""
         return next(
-            (variant.max_control_images for variant in self.chosen(options) if variant.max_control_images is not None),
+            (
+                variant.max_control_images
+                for variant in self.choose_variants(options)
+                if variant.max_control_images is not None
+            ),
             self.max_control_images,
         )
 
-    def needed_tokenizers(self, options: Mapping[str, str]) -> tuple[str, ...]:
+    def list_tokenizers(self, options: Mapping[str, str]) -> tuple[str, ...]:
         return self.tokenizers + tuple(
-            repository for variant in self.chosen(options) for repository in variant.tokenizers
+            repository for variant in self.choose_variants(options) for repository in variant.tokenizers
         )
 
     def has_fp8_text_encoder(self, options: Mapping[str, str]) -> bool:
-        return bool(self.fp8_text_encoder) and all(variant.has_fp8_text_encoder for variant in self.chosen(options))
+        return bool(self.fp8_text_encoder) and all(
+            variant.has_fp8_text_encoder for variant in self.choose_variants(options)
+        )
 
     def fits(self, module: str) -> bool:
-        """Whether a module of a file for ComfyUI has a name of this architecture."""
+        """Return whether a module of a file for ComfyUI is named as in this architecture."""
         return re.fullmatch(self.key_pattern, module) is not None
 
 
@@ -525,8 +540,8 @@ _KANDINSKY_5 = Architecture(
         _vae("VAE of HunyuanVideo with Tencent's layer names.", may_be_pickled=True),
     ),
     options=(
-        # Not k5-lite-t2i-hd: that model has FLUX's VAE, but Musubi caches every Kandinsky's latents
-        # with HunyuanVideo's.
+        # Without k5-lite-t2i-hd: it needs FLUX's VAE, but Musubi caches the latents of every
+        # Kandinsky model with HunyuanVideo's VAE.
         Option(
             "task",
             "--task",
@@ -569,7 +584,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """Raises ValueError with all names when there is none of this name."""
+    """Return the row of that name. Raises ValueError with all names if there is none."""
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {name!r}")
     return ARCHITECTURES[name]

@@ -1,5 +1,5 @@
-"""What would stop or spoil a training by Musubi Tuner, found before it starts: files, number
-formats, settings, disk space.
+"""Checks before Musubi Tuner starts: files, number formats, settings and disk space that would stop
+or spoil the training.
 """
 
 import re
@@ -20,8 +20,8 @@ _SPLIT = re.compile(r"(?P<start>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safet
 _STATE_FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl")
 _STATE_NAME = re.compile(r".+?(-after(?P<before>\d{8}))?-step(?P<step>\d{8})-state")
 _DISTILLED = re.compile(r"(?<!de)(?<!de[_-])turbo|lightning|distill", re.IGNORECASE)  # De-Turbo is made for training
-# of an image at one resolution, and its caption: generous for all but Ideogram 4's 13 layers of
-# text
+# Per image and resolution, its caption included: more than enough for all but Ideogram 4, which
+# caches 13 layers of text.
 _CACHE_BYTES = 12 << 20
 _MARGIN_BYTES = 1 << 30
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -29,43 +29,43 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the headers of the model files say; nothing for files that are missing."""
+    """The headers of the model files that exist."""
 
     headers: Mapping[str, dict[str, TensorFacts]]
 
     @property
     def dit_dtype(self) -> str:
-        """ "BF16" and the like; "" where it is not known."""
+        """Number format as a safetensors header has it ("BF16"); "" if unknown."""
         return main_dtype(self.headers.get("dit", {}))
 
 
 def check_models(
     architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]
 ) -> tuple[ModelFacts, list[str]]:
-    """Read the headers of the model files; and everything that is wrong with files and options,
+    """Read the headers of the model files. Return them, and every problem with files and options,
     each with its remedy.
     """
-    problems = _name_problems("option", options, (option.name for option in architecture.options), architecture)
-    problems += _name_problems("model file", models, (file.name for file in architecture.models), architecture)
+    problems = _check_names("option", options, (option.name for option in architecture.options), architecture)
+    problems += _check_names("model file", models, (file.name for file in architecture.models), architecture)
     for option in architecture.options:
         if options.get(option.name, option.default) not in option.choices:
             problems.append(f"{option.name} must be one of {', '.join(option.choices)}; got {options[option.name]!r}")
     headers: dict[str, dict[str, TensorFacts]] = {}
     for file in architecture.models:
-        problems += _need_problems(file, architecture, models, options)
+        problems += _check_need(file, architecture, models, options)
         if file.name in models:
-            headers[file.name], wrong = _look_at(file, models[file.name])
+            headers[file.name], wrong = _check_file(file, models[file.name])
             problems += wrong
     return ModelFacts(headers), problems
 
 
-def _name_problems(kind: str, given: Iterable[str], known: Iterable[str], architecture: Architecture) -> list[str]:
+def _check_names(kind: str, given: Iterable[str], known: Iterable[str], architecture: Architecture) -> list[str]:
     known = list(known)
     shown = ", ".join(known) or "none"
     return [f"{architecture.title} has no {kind} {name!r}. Known: {shown}" for name in given if name not in known]
 
 
-def _need_problems(
+def _check_need(
     file: ModelFile, architecture: Architecture, models: Mapping[str, Path], options: Mapping[str, str]
 ) -> list[str]:
     is_needed = file.required
@@ -75,8 +75,8 @@ def _need_problems(
         is_needed = options.get(name, default) == value
         if file.name in models and not is_needed:
             return [
-                f"{file.name} is only used with {name} {value}; {name} is {options.get(name, default)}. Leave the "
-                f"file out, or change {name}"
+                f"{file.name} is only used with {name} {value}, but {name} is {options.get(name, default)}. Leave "
+                f"out the file, or change {name}"
             ]
     return (
         [f"{file.name} is missing. Choose a file in {file.folder}: {file.help}"]
@@ -85,16 +85,16 @@ def _need_problems(
     )
 
 
-def _look_at(file: ModelFile, path: Path) -> tuple[dict[str, TensorFacts], list[str]]:
+def _check_file(file: ModelFile, path: Path) -> tuple[dict[str, TensorFacts], list[str]]:
     is_pickled = file.may_be_pickled and path.suffix.lower() in (".pt", ".pth")
     if path.suffix.lower() != ".safetensors" and not is_pickled:
         remedy = (
             "Musubi Tuner cannot train on GGUF"
             if path.suffix.lower() == ".gguf"
-            else "Other files are pickles, which can run any code"
+            else "Other formats are pickles, which can run any code"
         )
         return {}, [
-            f"{file.name}: {path} is no .safetensors file. {remedy}; take a .safetensors file in {_shown_dtypes(file)}"
+            f"{file.name}: {path} is not a .safetensors file. {remedy}; use a .safetensors file in {_name_dtypes(file)}"
         ]
     if not path.is_file():
         return {}, [f"{file.name}: {path}: there is no such file. Choose one in {file.folder}"]
@@ -104,32 +104,32 @@ def _look_at(file: ModelFile, path: Path) -> tuple[dict[str, TensorFacts], list[
         header = read_header(path)
     except (ValueError, OSError) as error:
         return {}, [f"{file.name}: {error}"]
-    return header, _header_problems(file, path, header) + _missing_parts(file, path)
+    return header, _check_header(file, path, header) + _check_parts(file, path)
 
 
-def _header_problems(file: ModelFile, path: Path, header: dict[str, TensorFacts]) -> list[str]:
+def _check_header(file: ModelFile, path: Path, header: dict[str, TensorFacts]) -> list[str]:
     allows_fp8 = "F8_E4M3" in file.weight_dtypes
     quantized = next((name for name in header if _QUANTIZED.search(name)), "")
     if quantized and not allows_fp8:
         return [
             f"{file.name}: {path} is quantized for inference ({quantized}). Musubi Tuner needs the file in "
-            f"{_shown_dtypes(file)}"
+            f"{_name_dtypes(file)}"
         ]
     dtype = main_dtype(header)
     if dtype not in file.weight_dtypes:
         return [
             f"{file.name}: the weights of {path} are {dtype or 'empty'}. Musubi Tuner needs the file in "
-            f"{_shown_dtypes(file)}"
+            f"{_name_dtypes(file)}"
         ]
     return []
 
 
-def _shown_dtypes(file: ModelFile) -> str:
+def _name_dtypes(file: ModelFile) -> str:
     names = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8"}
     return " or ".join(names[dtype] for dtype in file.weight_dtypes)
 
 
-def _missing_parts(file: ModelFile, path: Path) -> list[str]:
+def _check_parts(file: ModelFile, path: Path) -> list[str]:
     match = _SPLIT.fullmatch(path.name)
     if match is None:
         return []
@@ -138,16 +138,23 @@ def _missing_parts(file: ModelFile, path: Path) -> list[str]:
     ]
     missing = [part for part in parts if not (path.parent / part).is_file()]
     return (
-        [f"{file.name}: {path.parent}: {', '.join(missing)} is missing. The file is one of {int(match['total'])} parts"]
+        [f"{file.name}: {path.parent}: {', '.join(missing)} is missing. The model has {int(match['total'])} parts"]
         if missing
         else []
     )
 
 
 def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = False) -> list[str]:
-    """What this architecture cannot do with these settings."""
+    """Return what this architecture cannot do with these settings, each with its remedy."""
+    architecture, config = recipe.architecture, recipe.config
+    problems = _check_combinations(recipe, has_control=has_control)
+    problems += _check_resolutions(architecture, config) + _check_precision(architecture, config, dit_dtype)
+    return problems + _check_lora_files(config) + _check_resume(config)
+
+
+def _check_combinations(recipe: Recipe, *, has_control: bool) -> list[str]:
     architecture, config, options = recipe.architecture, recipe.config, recipe.options
-    title, limit = architecture.title, architecture.swap_limit(options)
+    title, limit = architecture.title, architecture.find_swap_limit(options)
     takes_turns = has_control or config.attention == "flash_attn"
     rules = [
         (
@@ -170,8 +177,7 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
             config.fp8_text_encoder and not architecture.has_fp8_text_encoder(options),
             f"fp8_text_encoder is on, but {title} has no 8-bit text encoder here. Turn it off",
         ),
-        # It adds them to the 8-bit numbers without the scale that these are multiplied with, and
-        # says that all is merged.
+        # Musubi adds them to the unscaled 8-bit numbers, and still reports that all are merged.
         (
             config.base_weights and (config.fp8 or not architecture.fp8_arguments),
             "base_weights cannot be merged into 8-bit weights: Musubi Tuner would lose nearly all of them. Turn off "
@@ -183,16 +189,14 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
         ),
         (
             config.timestep_sampling == "shift" and not config.discrete_flow_shift,
-            "timestep_sampling is shift, but discrete_flow_shift is 0. Set it, 1 to 7 are usual, or set "
-            "timestep_sampling to auto",
+            "timestep_sampling is shift, but discrete_flow_shift is 0. Set discrete_flow_shift (usually 1 to 7), or "
+            "set timestep_sampling to auto",
         ),
     ]
-    problems = [message for is_broken, message in rules if is_broken]
-    problems += _resolution_problems(architecture, config) + _precision_problems(architecture, config, dit_dtype)
-    return problems + _lora_file_problems(config) + _resume_problems(config)
+    return [message for is_broken, message in rules if is_broken]
 
 
-def _resolution_problems(architecture: Architecture, config: MusubiConfig) -> list[str]:
+def _check_resolutions(architecture: Architecture, config: MusubiConfig) -> list[str]:
     step = architecture.resolution_step
     return [
         f"resolution must be a multiple of {step} for {architecture.title}, got {size}. "
@@ -202,18 +206,18 @@ def _resolution_problems(architecture: Architecture, config: MusubiConfig) -> li
     ]
 
 
-def _precision_problems(architecture: Architecture, config: MusubiConfig, dit_dtype: str) -> list[str]:
+def _check_precision(architecture: Architecture, config: MusubiConfig, dit_dtype: str) -> list[str]:
     needed = {"BF16": "bf16", "F16": "fp16"}.get(dit_dtype, "")
     if not architecture.precision_follows_dit or not needed or config.mixed_precision in (needed, "no"):
         return []
     return [
         f"mixed_precision is {config.mixed_precision}, but the model file is in {needed}, and {architecture.title} "
-        "trains only so. Set it to auto"
+        "can only be trained in the file's format. Set mixed_precision to auto"
     ]
 
 
-def _lora_file_problems(config: MusubiConfig) -> list[str]:
-    """network_weights must have Musubi's own names: others are left out without an error."""
+def _check_lora_files(config: MusubiConfig) -> list[str]:
+    """network_weights must have Musubi's own names: Musubi ignores all others silently."""
     problems: list[str] = []
     for name in ("network_weights", "base_weights"):
         path = Path(getattr(config, name))
@@ -225,77 +229,77 @@ def _lora_file_problems(config: MusubiConfig) -> list[str]:
             problems.append(f"{name}: {error}")
             continue
         if header is None:
-            problems.append(f"{name}: {path} is no .safetensors file that is there")
+            problems.append(f"{name}: {path} is not an existing .safetensors file")
         elif name == "network_weights" and not has_musubi_names(header):
             problems.append(
-                f"network_weights: {path} has not Musubi Tuner's own names: it was converted. Give the raw file of "
-                "the run's folder"
+                f"network_weights: {path} does not have Musubi Tuner's own names: it was converted. Use the raw file "
+                "in the run's folder"
             )
         elif name == "network_weights":
-            problems += _rank_problems(path, header, config.rank)
+            problems += _check_rank(path, header, config.rank)
     return problems
 
 
 def has_musubi_names(header: Mapping[str, TensorFacts]) -> bool:
-    """Whether Musubi takes all of a LoRA file: of other names it silently takes nothing."""
+    """Return whether Musubi reads all of a LoRA file: it silently ignores all other names."""
     return bool(header) and all(name.startswith("lora_unet_") for name in header)
 
 
-def _rank_problems(path: Path, header: Mapping[str, TensorFacts], rank: int) -> list[str]:
+def _check_rank(path: Path, header: Mapping[str, TensorFacts], rank: int) -> list[str]:
     ranks = {tensor.shape[0] for name, tensor in header.items() if name.endswith(".lora_down.weight") and tensor.shape}
     return (
         [
-            f"network_weights: {path} has rank {', '.join(map(str, sorted(ranks)))}, and rank is {rank}. Set rank "
-            "to the file's"
+            f"network_weights: {path} has rank {', '.join(map(str, sorted(ranks)))}, but rank is {rank}. Set rank "
+            "to that of the file"
         ]
         if ranks - {rank}
         else []
     )
 
 
-def _resume_problems(config: MusubiConfig) -> list[str]:
+def _check_resume(config: MusubiConfig) -> list[str]:
     if not config.resume:
         return []
     folder = Path(config.resume)
     missing = [name for name in _STATE_FILES if not (folder / name).is_file()]
     if missing:
         return [
-            f"resume: {folder} is no whole state that Musubi Tuner saved: {', '.join(missing)} is missing. Take an "
+            f"resume: {folder} is not a complete state of Musubi Tuner: {', '.join(missing)} is missing. Use an "
             "earlier one"
         ]
-    if steps_done(folder) is None:
+    if read_steps_done(folder) is None:
         return [
-            f"resume: the name of {folder.name} does not say how many steps were done. Take a folder "
+            f"resume: the name {folder.name} does not say how many steps were done. Use a folder such as "
             "NAME-step00000250-state"
         ]
-    if (done := steps_done(folder) or 0) >= config.max_train_steps:
+    if (done := read_steps_done(folder) or 0) >= config.max_train_steps:
         return [f"resume: {done} steps are done already. Set max_train_steps above that, got {config.max_train_steps}"]
     if config.lr_scheduler != "constant":
         return [
-            f"resume: Musubi Tuner cannot go on with lr_scheduler {config.lr_scheduler}: it would begin anew. Take "
-            "network_weights instead, or constant"
+            f"resume: Musubi Tuner cannot continue lr_scheduler {config.lr_scheduler}: it would start over. Use "
+            "network_weights instead of resume, or set lr_scheduler to constant"
         ]
     return []
 
 
-def steps_done(state_folder: Path) -> int | None:
-    """How many steps a saved state has behind it, those of earlier runs included; None where its
-    name does not say.
+def read_steps_done(state_folder: Path) -> int | None:
+    """Return how many steps a saved state has done, earlier runs included; None if its name does
+    not say.
     """
     match = _STATE_NAME.fullmatch(state_folder.name)
     return int(match["step"]) + int(match["before"] or 0) if match else None
 
 
-def notices_about(recipe: Recipe, given: MusubiConfig) -> list[str]:
-    """What will not do what the user may expect, by name. `given` is the config with open
-    values.
+def collect_notices(recipe: Recipe, given: MusubiConfig) -> list[str]:
+    """Return a notice for each setting that will not do what the user may expect. `given` is the
+    config before its open values were filled in.
     """
     config = recipe.config
     dit = recipe.models["dit"].name
     notices: list[str] = []
     if _DISTILLED.search(dit) and not config.base_weights:
         notices.append(
-            f"dit {dit} seems to be distilled, and training makes such a model worse. Train the base model, or set "
+            f"dit {dit} seems to be a distilled model, which training makes worse. Train the base model, or set "
             "base_weights to a training adapter"
         )
     is_own_shift = given.discrete_flow_shift not in (0, recipe.architecture.defaults["discrete_flow_shift"])
@@ -305,7 +309,7 @@ def notices_about(recipe: Recipe, given: MusubiConfig) -> list[str]:
             f"{config.timestep_sampling}"
         )
     if config.sample_prompts.strip() and not config.sample_every_n_steps:
-        notices.append("sample_prompts are not drawn, because sample_every_n_steps is 0")
+        notices.append("sample_prompts has no effect: sample_every_n_steps is 0")
     if config.base_weights_multiplier != 1 and not config.base_weights:
         notices.append("base_weights_multiplier changes nothing without base_weights")
     return notices
@@ -321,29 +325,29 @@ def check_disk_space(
     caches_are_complete: bool,
     steps_before: int = 0,
 ) -> list[str]:
-    """Whether the caches and checkpoints fit, by estimate."""
+    """Estimate whether the caches and checkpoints fit on their drives."""
     caches = 0 if caches_are_complete else num_images * _CACHE_BYTES
     needed = {
         cache_root: caches,
-        run_path: checkpoint_bytes(config, facts, num_steps=config.max_train_steps - steps_before),
+        run_path: estimate_checkpoint_bytes(config, facts, num_steps=config.max_train_steps - steps_before),
     }
     by_drive: dict[int, tuple[Path, int]] = {}
     for path, num_bytes in needed.items():
-        folder = _existing(path)
+        folder = _find_existing_folder(path)
         device = folder.stat().st_dev
         by_drive[device] = (folder, by_drive.get(device, (folder, 0))[1] + num_bytes)
     return [
-        f"{folder}: about {_gigabytes(num_bytes + _MARGIN_BYTES)} are needed for caches and checkpoints, "
-        f"{_gigabytes(free)} are free. "
+        f"{folder}: caches and checkpoints need about {_format_gigabytes(num_bytes + _MARGIN_BYTES)}, but "
+        f"{_format_gigabytes(free)} are free. "
         "Free some space, or save fewer checkpoints (save_every_n_steps, keep_last_n_checkpoints)"
         for folder, num_bytes in by_drive.values()
         if (free := shutil.disk_usage(folder).free) < num_bytes + _MARGIN_BYTES
     ]
 
 
-def checkpoint_bytes(config: MusubiConfig, facts: ModelFacts, *, num_steps: int) -> int:
-    """Of all checkpoints that lie there at once and the states beside them: from the model's
-    matrices, all of which might get a LoRA.
+def estimate_checkpoint_bytes(config: MusubiConfig, facts: ModelFacts, *, num_steps: int) -> int:
+    """Return the bytes of all checkpoints and states that exist at the same time. All of the
+    model's matrices are counted, since each might get a LoRA.
     """
     matrices = [
         tensor.shape
@@ -359,9 +363,9 @@ def checkpoint_bytes(config: MusubiConfig, facts: ModelFacts, *, num_steps: int)
     return num_weights * (num_checkpoints * _BYTES[config.save_dtype] + num_states * (4 + optimizer_bytes))
 
 
-def _existing(path: Path) -> Path:
+def _find_existing_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def _gigabytes(num_bytes: int) -> str:
+def _format_gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB"

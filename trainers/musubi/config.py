@@ -1,5 +1,5 @@
-"""The settings of a training by Musubi Tuner, in our own words. What an architecture recommends
-stands in its row of the table; flags stand in commands.py.
+"""The settings of a training by Musubi Tuner, under our own names. Recommended values are in the
+table of architectures, Musubi's flags in commands.py.
 """
 
 import ast
@@ -32,8 +32,8 @@ TIMESTEP_SAMPLINGS = (
 
 @dataclass(frozen=True)
 class MusubiConfig:
-    """Every field is a command-line flag and a node input. 0 or auto, where the help says so, is
-    what the architecture recommends.
+    """Every field is a command-line flag and a node input. If its help says so, 0 or auto means the
+    value that the architecture recommends.
     """
 
     rank: int = param(
@@ -66,7 +66,7 @@ class MusubiConfig:
         min=0,
         max=4096,
     )
-    # NumPy, which Musubi seeds with it, takes no more
+    # The maximum is NumPy's, which Musubi seeds with it.
     seed: int = param(0, "Seed of every random draw in the run.", min=0, max=2**32 - 1)
     caption_source: str = param(
         "captions",
@@ -207,17 +207,17 @@ class MusubiConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        literal_arguments(self.optimizer_args)
+        split_literal_arguments(self.optimizer_args)
         for name in ("exclude_patterns", "include_patterns"):
             _check_patterns(name, getattr(self, name))
         self._check_resolutions()
         if self.network_weights and self.resume:
             raise ValueError(
-                "network_weights and resume are both given. resume already loads the LoRA of that run; empty one of "
-                "them"
+                "network_weights and resume are both set, but resume already loads the LoRA of its run. Leave one of "
+                "them empty"
             )
         if self.fp8 and self.mixed_precision == "no":
-            raise ValueError("fp8 is on and mixed_precision is no. Set mixed_precision to bf16, or turn off fp8")
+            raise ValueError("fp8 is on, but mixed_precision is no. Set mixed_precision to bf16, or turn off fp8")
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -229,21 +229,21 @@ class MusubiConfig:
             resolutions = self.resolutions
         except ValueError:
             raise ValueError(
-                "extra_resolutions must be numbers with commas between, such as 768, 512; got "
+                "extra_resolutions must be numbers separated by commas, such as 768, 512; got "
                 f"{self.extra_resolutions!r}"
             ) from None
         for extra in resolutions[1:]:
             if resolutions.count(extra) > 1 or extra < 1:
                 raise ValueError(
-                    "extra_resolutions must be above 0 and differ from one another and from resolution, got "
+                    "extra_resolutions must be above 0 and differ from each other and from resolution, got "
                     f"{self.extra_resolutions!r}"
                 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained with which settings: a row of the table, a config without open values, model
-    files and options by the row's names.
+    """A training: a row of the table, a config without open values, and the model files and options
+    by the row's names.
     """
 
     architecture: Architecture
@@ -253,11 +253,12 @@ class Recipe:
 
 
 def resolve(config: MusubiConfig, architecture: Architecture, *, dit_dtype: str = "") -> MusubiConfig:
-    """The config without open values: what was left open is what the architecture recommends.
+    """Replace open values by those that the architecture recommends.
 
-    `dit_dtype` is that of the model file, "BF16" as a safetensors header has it, where it is known.
+    `dit_dtype` is the model file's number format as a safetensors header has it ("BF16"); "" if
+    unknown.
     """
-    recommended = {**architecture.defaults, "mixed_precision": _precision_for(architecture, dit_dtype)}
+    recommended = {**architecture.defaults, "mixed_precision": _choose_precision(architecture, dit_dtype)}
     open_values = {
         spec.name: recommended[spec.name]
         for spec in fields(config)
@@ -271,7 +272,7 @@ def _is_open(value: object) -> bool:
     return value in (0, OPEN) and not isinstance(value, bool)
 
 
-def _precision_for(architecture: Architecture, dit_dtype: str) -> str:
+def _choose_precision(architecture: Architecture, dit_dtype: str) -> str:
     return "fp16" if architecture.precision_follows_dit and dit_dtype == "F16" else "bf16"
 
 
@@ -282,14 +283,14 @@ def _check_patterns(name: str, patterns: str) -> None:
         except re.error as error:
             raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
         if "=" in pattern:
-            raise ValueError(f"{name}: {pattern!r} has = in it, which Musubi Tuner cannot take. Write . in its place")
+            raise ValueError(f"{name}: {pattern!r} contains =, which Musubi Tuner cannot read. Write . instead")
 
 
-def literal_arguments(text: str) -> list[str]:
-    """["weight_decay=0.01", "betas=(0.9,0.99)"]: parts with spaces between, none inside.
+def split_literal_arguments(text: str) -> list[str]:
+    """Split "weight_decay=0.01 betas=(0.9,0.99)" at its spaces and check each part.
 
     Raises:
-        ValueError: a part is not name=value, or its value is not a literal of Python.
+        ValueError: a part is not name=value, or its value is not a Python literal.
     """
     for part in text.split():
         name, _, value = part.partition("=")

@@ -1,8 +1,8 @@
-"""A dataset as files for Musubi Tuner: images and captions under plain numbers in the run's
-folder, and caches that are named by what they hold.
+"""A dataset as files for Musubi Tuner: numbered images and captions in the run's folder, and cache
+folders named by a hash of their content.
 
-Plain numbers, because Musubi names its caches by the stem of an image: a.png and a.jpg would share
-one, and so would two folders' a.png.
+The images are numbered because Musubi names its caches by an image's stem: a.png and a.jpg would
+share one, and so would the a.png of two folders.
 """
 
 import hashlib
@@ -24,20 +24,20 @@ from ..dataset.report import NO_CAPTION, Remark, require_usable
 from ..files.atomic_write import atomic_write
 from ..wording import name_examples, pluralize
 from .config import MusubiConfig, Recipe
-from .dataset_toml import Table, path_text, write_toml
+from .dataset_toml import Table, format_path, write_toml
 
 CAPTION_EXTENSION = ".txt"
 _COMPLETE = "complete.json"
-# What Musubi reads as we do: it looks neither at EXIF's orientation nor at transparency, and cuts
-# 16 bits off.
+# Formats that Musubi reads as we do. It ignores EXIF orientation and transparency, and truncates
+# 16-bit images.
 _LINKABLE_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp"}
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """An image and its name in the run's folder. It is linked, or written anew where Musubi would
-    see something else than we do.
+    """An image and its name in the run's folder. It is a link, or a new file if Musubi would read
+    the original differently.
     """
 
     image: TrainingImage
@@ -54,7 +54,7 @@ class StagedImage:
 
 @dataclass(frozen=True)
 class StagedGroup:
-    """The images of one number of repeats, in a folder of their own: Musubi counts repeats by
+    """The images with the same number of repeats. They share a folder, since Musubi sets repeats by
     folder.
     """
 
@@ -73,7 +73,7 @@ class StagedGroup:
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where the caches of one [[datasets]] lie, and how many images they must hold; 0: unknown
+    """The cache folder of one [[datasets]], and how many images it must hold; 0: unknown
     (videos).
     """
 
@@ -83,11 +83,11 @@ class CacheFolder:
 
 @dataclass(frozen=True)
 class StagedDataset:
-    """What is to be written, decided but not yet done. A user's own dataset.toml has no groups: its
+    """The files to write, planned but not yet written. A user's own dataset.toml has no groups: its
     images stay where they are.
 
-    `cache_root` is the folder of exactly this dataset, these settings and these model files;
-    `caches` lie in it or, in a user's own dataset.toml, where that says.
+    `cache_root` is the folder of exactly this dataset, these settings and these model files.
+    `caches` are inside it, unless a user's own dataset.toml sets other folders.
     """
 
     groups: tuple[StagedGroup, ...]
@@ -106,22 +106,22 @@ class StagedDataset:
         """Link or copy the images and write their captions.
 
         Raises:
-            RuntimeError: an image is not the one any more that was looked at.
+            RuntimeError: an image has changed since it was checked.
         """
         for group in self.groups:
             group.folder.mkdir(parents=True, exist_ok=True)
             for image in group.images:
                 check_interrupted()
-                _put(image.file, group.folder)
+                _write_image(image.file, group.folder)
                 caption_file = (group.folder / image.file.name).with_suffix(CAPTION_EXTENSION)
                 caption_file.write_text(image.caption, encoding="utf-8")
                 for control in image.controls:
                     assert group.control_folder is not None
                     group.control_folder.mkdir(exist_ok=True)
-                    _put(control, group.control_folder)
+                    _write_image(control, group.control_folder)
 
     def caches_are_complete(self) -> bool:
-        """Whether both caches were finished for exactly this dataset, and still are all there."""
+        """Return whether both caches were finished for exactly this dataset and are still whole."""
         try:
             marked = json.loads((self.cache_root / _COMPLETE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -131,12 +131,12 @@ class StagedDataset:
         ]
 
     def confirm_caches(self) -> None:
-        """Count what both cache scripts wrote, and mark it as complete if it is; a later run of the
-        same dataset then uses it.
+        """Count what both cache scripts wrote. Mark complete caches, so that later runs of the same
+        dataset use them.
 
         Raises:
-            RuntimeError: images are missing or there are too many. Musubi leaves them out without
-                an error.
+            RuntimeError: there are too few or too many images. Musubi skips images without an
+                error.
         """
         for cache in self.caches:
             latents, texts = _count_caches(cache.path)
@@ -144,7 +144,7 @@ class StagedDataset:
                 raise RuntimeError(
                     f"{cache.path}: Musubi Tuner cached {latents} latents and {texts} captions of "
                     f"{pluralize(cache.num_images, 'image')}. "
-                    "Its log says which are missing; delete this folder and start again"
+                    "Its log says which are missing. Delete this folder and start again"
                 )
         if all(cache.num_images for cache in self.caches):
             with atomic_write(self.cache_root / _COMPLETE, overwrite=True) as temporary:
@@ -155,13 +155,13 @@ class StagedDataset:
 
 
 def _count_caches(folder: Path) -> tuple[int, int]:
-    """(latents, text encoder outputs)."""
+    """Return the numbers of cached latents and of cached text encoder outputs."""
     names = [path.name for path in folder.glob("*.safetensors")] if folder.is_dir() else []
     num_texts = sum(name.endswith("_te.safetensors") for name in names)
     return len(names) - num_texts, num_texts
 
 
-def _put(file: StagedFile, folder: Path) -> None:
+def _write_image(file: StagedFile, folder: Path) -> None:
     target = folder / file.name
     target.unlink(missing_ok=True)
     if not file.is_link:
@@ -183,60 +183,53 @@ def stage(
     cache_root: Path,
     cache_facts: Mapping[str, Any],
 ) -> StagedDataset:
-    """Decide names, captions, control images and caches; nothing is written.
+    """Plan names, captions, control images and caches, without writing anything.
 
-    `cache_facts` are all that decides what the caches hold, besides the dataset: they name the
-    folder of the caches.
+    `cache_facts` is everything besides the dataset that decides what the caches hold. The hash of
+    both names the cache folder.
 
     Raises:
-        ValueError: no image has a caption, or control images are missing, or too many.
+        ValueError: no image has a caption, or an image has no control image or too many.
     """
     config = recipe.config
-    images, captions, notices = _usable(dataset, recipe)
-    controls = _controls_of(images, control, recipe)
+    images, captions, notices = _select_usable(dataset, recipe)
+    controls = _find_controls(images, control, recipe)
     staged = [
-        _staged(image, f"{number:04}", captions[image.name], controls[image.name])
+        _stage_image(image, f"{number:04}", captions[image.name], controls[image.name])
         for number, image in enumerate(images, start=1)
     ]
-    groups = _grouped(staged, dataset.num_repeats, folder)
-    cache = cache_root / _fingerprint(groups, config, cache_facts)
-    tables, caches = _tables(groups, config, cache)
-    general = {
-        "caption_extension": CAPTION_EXTENSION,
-        "batch_size": config.train_batch_size,
-        "enable_bucket": True,
-        "bucket_no_upscale": config.bucket_no_upscale,
-    }
+    groups = _group_by_repeats(staged, dataset.num_repeats, folder)
+    cache = cache_root / _hash_dataset(groups, config, cache_facts)
+    tables, caches = _build_tables(groups, config, cache)
     return StagedDataset(
         groups,
         caches,
         cache,
-        write_toml(general, tables),
+        write_toml(_build_general_table(config), tables),
         num_images=len(images) * len(config.resolutions),
         num_items=sum(group.num_repeats * len(group.images) for group in groups) * len(config.resolutions),
-        notices=(*notices, *_ignored(images)),
+        notices=(*notices, *_describe_ignored(images)),
     )
 
 
-def _usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict[str, str], list[str]]:
-    """The images that have a caption and are large enough, the captions by name, and what is to
-    be said about the others.
+def _select_usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage], dict[str, str], list[str]]:
+    """Return the images that have a caption and are large enough, the captions by name, and a
+    notice for each other image.
     """
-    captions = {image.name: _caption(image, dataset, recipe.config) for image in dataset.images}
-    reasons = {image.name: _why_unusable(image, captions[image.name], recipe) for image in dataset.images}
+    captions = {image.name: _choose_caption(image, dataset, recipe.config) for image in dataset.images}
+    reasons = {image.name: _find_reason_to_skip(image, captions[image.name], recipe) for image in dataset.images}
     left_out = [Remark(name, reason) for name, reason in reasons.items() if reason]
     images = [image for image in dataset.images if not reasons[image.name]]
     require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
     return images, captions, [f"{remark.name} is left out: {remark.reason}" for remark in left_out]
 
 
-def _caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
-    return (
-        dataset.get_trigger_word(image) if config.caption_source == "trigger_word" else flatten_caption(image.caption)
-    )
+def _choose_caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
+    is_trigger = config.caption_source == "trigger_word"
+    return dataset.get_trigger_word(image) if is_trigger else flatten_caption(image.caption)
 
 
-def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
+def _find_reason_to_skip(image: TrainingImage, caption: str, recipe: Recipe) -> str:
     step = recipe.architecture.resolution_step
     if recipe.config.bucket_no_upscale and min(image.size_hw) < step:  # Musubi would scale it to nothing
         return (
@@ -253,7 +246,7 @@ def _why_unusable(image: TrainingImage, caption: str, recipe: Recipe) -> str:
     return NO_CAPTION
 
 
-def _grouped(images: list[StagedImage], dataset_repeats: int, folder: Path) -> tuple[StagedGroup, ...]:
+def _group_by_repeats(images: list[StagedImage], dataset_repeats: int, folder: Path) -> tuple[StagedGroup, ...]:
     by_repeats: dict[int, list[StagedImage]] = {}
     for image in images:
         by_repeats.setdefault(image.file.image.num_repeats * dataset_repeats, []).append(image)
@@ -263,8 +256,8 @@ def _grouped(images: list[StagedImage], dataset_repeats: int, folder: Path) -> t
     )
 
 
-def _ignored(images: Sequence[TrainingImage]) -> list[str]:
-    """What these images have and Musubi Tuner does not know, by name."""
+def _describe_ignored(images: Sequence[TrainingImage]) -> list[str]:
+    """Return a notice for each feature of these images that Musubi Tuner does not have."""
     features = {
         "masks": sum(bool(image.mask_sha256) for image in images),
         "loss_weight": sum(image.loss_weight != 1 for image in images),
@@ -273,27 +266,27 @@ def _ignored(images: Sequence[TrainingImage]) -> list[str]:
     remarks = {
         "masks": "the whole image is learned",
         "loss_weight": "all images count the same",
-        "is_regularization": "they are learned like the others, each with its own repeats",
+        "is_regularization": "they are learned like all others, with their own repeats",
     }
     return [
-        f"Musubi Tuner knows no {name} ({pluralize(number, 'image')}): {remarks[name]}"
+        f"Musubi Tuner has no {name} ({pluralize(number, 'image')}): {remarks[name]}"
         for name, number in features.items()
         if number
     ]
 
 
-def _staged(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedImage:
-    staged_controls = tuple(_staged_file(control, f"{stem}_{number}") for number, control in enumerate(controls))
-    return StagedImage(_staged_file(image, stem), caption, staged_controls)
+def _stage_image(image: TrainingImage, stem: str, caption: str, controls: list[TrainingImage]) -> StagedImage:
+    staged_controls = tuple(_stage_file(control, f"{stem}_{number}") for number, control in enumerate(controls))
+    return StagedImage(_stage_file(image, stem), caption, staged_controls)
 
 
-def _staged_file(image: TrainingImage, stem: str) -> StagedFile:
-    suffix = _link_suffix(image)
+def _stage_file(image: TrainingImage, stem: str) -> StagedFile:
+    suffix = _find_link_suffix(image)
     return StagedFile(image, stem + (suffix or ".png"), is_link=bool(suffix))
 
 
-def _link_suffix(image: TrainingImage) -> str:
-    """The suffix that says what the file is, whatever its own says; "": it must be written anew."""
+def _find_link_suffix(image: TrainingImage) -> str:
+    """Return the suffix of the file's real format; "" if it must be written as a new file."""
     if image.has_alpha or image.size_hw[0] * image.size_hw[1] > MAX_PIXELS:
         return ""
     require_unchanged(image.path, image.sha256)
@@ -302,41 +295,40 @@ def _link_suffix(image: TrainingImage) -> str:
         return _LINKABLE_FORMATS.get(opened.format or "", "") if is_plain else ""
 
 
-def _controls_of(
+def _find_controls(
     images: list[TrainingImage], control: Dataset | None, recipe: Recipe
 ) -> dict[str, list[TrainingImage]]:
-    """The control images of each image: those of its name, or of its name and _ and a number.
+    """Return the control images of each image: those named like it, or like it with _ and a number.
 
     Raises:
-        ValueError: the architecture has no use for them, or needs them; or an image has none, or
-            too many.
+        ValueError: the architecture takes none or needs some, or an image has none or too many.
     """
     architecture = recipe.architecture
     if control is None:
         if architecture.control_images == "required":
             raise ValueError(
-                f"{architecture.title} needs control images: a second dataset whose images have the names of the "
-                "first. Connect it, or give its folder"
+                f"{architecture.title} needs control images: a second dataset whose images have the same names as "
+                "the first. Connect it, or give its folder"
             )
         return {image.name: [] for image in images}
     if architecture.control_images == "none":
         raise ValueError(
-            f"{architecture.title} knows no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 "
+            f"{architecture.title} takes no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 "
             "Kontext or FLUX.2"
         )
-    found = _matched(images, control)
+    found = _match_controls(images, control)
     _require_counts(found, control, recipe)
     return found
 
 
-def _matched(images: list[TrainingImage], control: Dataset) -> dict[str, list[TrainingImage]]:
+def _match_controls(images: list[TrainingImage], control: Dataset) -> dict[str, list[TrainingImage]]:
     by_key = {_key(image.name): image.name for image in images}
     by_stem = {_stem(image.name): image.name for image in images}
     if len(by_stem) < len(images):  # the same name in several folders
         by_stem = {}
     found: dict[str, list[tuple[int, TrainingImage]]] = {image.name: [] for image in images}
     for control_image in control.images:
-        name, number = _partner(control_image, by_key, by_stem)
+        name, number = _find_partner(control_image, by_key, by_stem)
         if name:
             found[name].append((number, control_image))
     return {
@@ -345,9 +337,9 @@ def _matched(images: list[TrainingImage], control: Dataset) -> dict[str, list[Tr
     }
 
 
-def _partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
-    """The name of the image that a control image belongs to, and its place among that image's;
-    "" where it belongs to none.
+def _find_partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
+    """Return the name of the image that a control image belongs to ("" for none), and its position
+    among the control images of that image.
     """
     candidates = ((by_key, _key(control.name)), (by_stem, _stem(control.name)))
     for names, base in candidates:
@@ -369,39 +361,48 @@ def _stem(name: str) -> str:
 
 
 def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, recipe: Recipe) -> None:
-    limit = recipe.architecture.control_limit(recipe.options)
+    limit = recipe.architecture.find_control_limit(recipe.options)
     without = [name for name, images in found.items() if not images]
     if without:
         shown = name_examples(without, 5)
         raise ValueError(
-            f"{control.folder_name}: no control image for {pluralize(len(without), 'image')}: {shown}. A control "
-            "image has the name of its image. "
-            "Of control images that are the same file only one is kept, unless keep_duplicates is on"
+            f"{control.folder_name}: no control image for {pluralize(len(without), 'image')}: {shown}. Give each "
+            "control image the name of its image. "
+            "Of identical control images only one is kept, unless keep_duplicates is on"
         )
     too_many = [name for name, images in found.items() if limit and len(images) > limit]
     if too_many:
         raise ValueError(
-            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, "
+            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, but "
             f"{recipe.architecture.title} takes {limit} per image here. "
-            "Leave the others out"
+            "Remove the others"
         )
 
 
-def _tables(
+def _build_general_table(config: MusubiConfig) -> Table:
+    return {
+        "caption_extension": CAPTION_EXTENSION,
+        "batch_size": config.train_batch_size,
+        "enable_bucket": True,
+        "bucket_no_upscale": config.bucket_no_upscale,
+    }
+
+
+def _build_tables(
     groups: tuple[StagedGroup, ...], config: MusubiConfig, cache: Path
 ) -> tuple[list[Table], tuple[CacheFolder, ...]]:
-    """A [[datasets]] for each group at each resolution."""
+    """Return a [[datasets]] table and a cache folder for each group at each resolution."""
     tables: list[Table] = []
     caches: list[CacheFolder] = []
     for resolution in config.resolutions:
         for index, group in enumerate(groups, start=1):
             caches.append(CacheFolder(cache / f"{resolution}-{index}", len(group.images)))
-            control = {"control_directory": path_text(group.control_folder)} if group.control_folder else {}
+            control = {"control_directory": format_path(group.control_folder)} if group.control_folder else {}
             tables.append(
                 {
-                    "image_directory": path_text(group.folder),
+                    "image_directory": format_path(group.folder),
                     **control,
-                    "cache_directory": path_text(caches[-1].path),
+                    "cache_directory": format_path(caches[-1].path),
                     "resolution": [resolution, resolution],
                     "num_repeats": group.num_repeats,
                 }
@@ -409,8 +410,8 @@ def _tables(
     return tables, tuple(caches)
 
 
-def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_facts: Mapping[str, Any]) -> str:
-    """Everything that decides what the caches hold; repeats and batch sizes do not."""
+def _hash_dataset(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_facts: Mapping[str, Any]) -> str:
+    """Hash everything that decides what the caches hold. Repeats and batch sizes do not."""
     images = [
         [
             [file.name, file.image.sha256, file.image.alpha_background if file.image.has_alpha else ""]
@@ -421,7 +422,7 @@ def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_fa
         for image in group.images
     ]
     group_sizes = [len(group.images) for group in groups]
-    return fingerprint_of(
+    return hash_facts(
         images=images,
         groups=group_sizes,
         resolutions=config.resolutions,
@@ -430,8 +431,6 @@ def _fingerprint(groups: tuple[StagedGroup, ...], config: MusubiConfig, cache_fa
     )
 
 
-def fingerprint_of(**facts: Any) -> str:
-    """A folder's name from everything that determines what lies in it: JSON values under their
-    names.
-    """
+def hash_facts(**facts: Any) -> str:
+    """Return a folder name: the hash of all JSON values that decide what the folder holds."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,5 +1,5 @@
-"""Musubi Tuner's dataset.toml: written so that no name can break out of it, and a user's own text
-checked before anything starts.
+"""Musubi Tuner's dataset.toml: writes one in which no file name can break the syntax, and checks a
+user's own.
 """
 
 import json
@@ -75,54 +75,52 @@ GLOB_CHARACTERS = "[*?"
 
 
 def write_toml(general: Table, datasets: list[Table]) -> str:
-    """The text of a dataset.toml, for a file in UTF-8 without a byte order mark.
+    """Return the text of a dataset.toml, for a file in UTF-8 without a byte order mark.
 
     Raises:
         ValueError: a text has control characters or is not Unicode.
     """
     tables = [("[general]", general)] * bool(general) + [("[[datasets]]", table) for table in datasets]
     return "\n".join(
-        f"{title}\n" + "".join(f"{name} = {_written(value)}\n" for name, value in table.items())
+        f"{title}\n" + "".join(f"{name} = {_format_value(value)}\n" for name, value in table.items())
         for title, table in tables
     )
 
 
-def path_text(path: Path) -> str:
-    """With forward slashes: a backslash is an escape in TOML."""
+def format_path(path: Path) -> str:
+    """Format with forward slashes: a backslash is an escape in TOML."""
     return path.as_posix()
 
 
-def _written(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return _quoted(value)
+        return _quote(value)
     if isinstance(value, list):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ", ".join(map(_format_value, value)) + "]"
     return repr(value)
 
 
-def _quoted(text: str) -> str:
-    """A basic string. JSON's escapes are TOML's, but Musubi's TOML reader (toml 0.10.2) misreads
-    those of control characters.
+def _quote(text: str) -> str:
+    """Quote as a basic string. TOML has JSON's escapes, but Musubi's TOML reader (toml 0.10.2)
+    misreads those of control characters.
     """
     if any(ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise ValueError(f"{text!r} has characters that cannot stand in a dataset.toml. Rename the file or folder")
+        raise ValueError(f"{text!r} has characters that a dataset.toml cannot hold. Rename the file or folder")
     return json.dumps(text, ensure_ascii=False)
 
 
 def has_glob_characters(path: Path) -> bool:
-    """Whether Musubi would not find its caches there: it searches the folder's name as a
-    pattern.
+    """Return whether Musubi would not find its caches there, because it globs for them with the
+    unescaped folder name.
     """
     return any(character in str(path) for character in GLOB_CHARACTERS)
 
 
 def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str]]:
-    """The [[datasets]] of a user's own text, each with what [general] and Musubi fill in; or none,
-    and all that is wrong with them.
-
-    What is wrong with the images themselves is not looked at here.
+    """Return the [[datasets]] of a user's own text, each with the defaults of [general] and Musubi;
+    or none of them, and every problem. The images themselves are not checked here.
     """
     try:
         content = tomllib.loads(text.removeprefix("\ufeff"))
@@ -142,21 +140,21 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
     if not (isinstance(datasets, list) and datasets and all(isinstance(table, dict) for table in datasets)):
         return [], [
             *problems,
-            "dataset_toml has no [[datasets]] table with an image_directory. Write one for each folder of images",
+            "dataset_toml has no [[datasets]] table with an image_directory. Add one for each folder of images",
         ]
-    problems += _key_problems(general, GENERAL_KEYS, "[general]")
+    problems += _check_keys(general, GENERAL_KEYS, "[general]")
     for number, table in enumerate(datasets, start=1):
-        problems += _table_problems(table, f"[[datasets]] {number}")
+        problems += _check_table(table, f"[[datasets]] {number}")
     if problems:
         return [], problems
     tables = [{**_DEFAULTS, **general, **table} for table in datasets]
     for number, table in enumerate(tables, start=1):
-        problems += _value_problems(table, f"[[datasets]] {number}", resolution_step)
-    problems += _shared_caches(tables)
+        problems += _check_values(table, f"[[datasets]] {number}", resolution_step)
+    problems += _check_shared_caches(tables)
     return ([] if problems else tables), problems
 
 
-# Musubi's
+# Musubi's own defaults.
 _DEFAULTS: Table = {
     "batch_size": 1,
     "num_repeats": 1,
@@ -171,27 +169,27 @@ def is_video(table: Mapping[str, Any]) -> bool:
 
 
 def size_wh(table: Mapping[str, Any]) -> tuple[int, int]:
-    """(width, height), as Musubi writes sizes."""
+    """Return (width, height), the order in which Musubi writes sizes."""
     resolution = table["resolution"]
     return (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
 
 
-def _key_problems(table: Table, keys: Mapping[str, str], where: str) -> list[str]:
+def _check_keys(table: Table, keys: Mapping[str, str], where: str) -> list[str]:
     unknown = sorted(set(table) - set(keys))
     problems = [f"{where} of dataset_toml: unknown key {name}. Known: {', '.join(keys)}" for name in unknown]
     wrong = [name for name, value in table.items() if name in keys and not KINDS[keys[name]](value)]
     return problems + [f"{where} of dataset_toml: {name} must be {keys[name]}, got {table[name]!r}" for name in wrong]
 
 
-def _table_problems(table: Table, where: str) -> list[str]:
+def _check_table(table: Table, where: str) -> list[str]:
     sources = [name for name in SOURCE_KEYS if name in table]
     if len(sources) != 1:
-        came = " and ".join(sources) or "none"
-        return [f"{where} of dataset_toml: give exactly one of {', '.join(SOURCE_KEYS)}; came: {came}"]
-    return _key_problems(table, VIDEO_KEYS if is_video(table) else IMAGE_KEYS, where)
+        given = " and ".join(sources) or "none"
+        return [f"{where} of dataset_toml: give exactly one of {', '.join(SOURCE_KEYS)}; got {given}"]
+    return _check_keys(table, VIDEO_KEYS if is_video(table) else IMAGE_KEYS, where)
 
 
-def _value_problems(table: Table, where: str, resolution_step: int) -> list[str]:
+def _check_values(table: Table, where: str, resolution_step: int) -> list[str]:
     problems = [
         f"{where} of dataset_toml: {name} must be 1 or more, got {table[name]}"
         for name in ("batch_size", "num_repeats")
@@ -199,7 +197,7 @@ def _value_problems(table: Table, where: str, resolution_step: int) -> list[str]
     ]
     if not table["enable_bucket"] and any(side % resolution_step for side in size_wh(table)):
         problems.append(
-            f"{where} of dataset_toml: without enable_bucket both sides of resolution must be multiples of "
+            f"{where} of dataset_toml: without enable_bucket, both sides of resolution must be multiples of "
             f"{resolution_step}, got {table['resolution']}"
         )
     if min(size_wh(table)) < resolution_step:
@@ -209,7 +207,7 @@ def _value_problems(table: Table, where: str, resolution_step: int) -> list[str]
     for name in PATH_KEYS:
         if name in table:
             problems += [
-                f"{where} of dataset_toml: {name} {problem}" for problem in _path_problems(name, Path(table[name]))
+                f"{where} of dataset_toml: {name} {problem}" for problem in _check_path(name, Path(table[name]))
             ]
     directory = table.get("image_directory") or table.get("video_directory")
     if directory and not table.get("caption_extension"):
@@ -217,16 +215,16 @@ def _value_problems(table: Table, where: str, resolution_step: int) -> list[str]
     return problems
 
 
-def _path_problems(name: str, path: Path) -> list[str]:
+def _check_path(name: str, path: Path) -> list[str]:
     if not path.is_absolute():
-        return [f"must be a whole path, from the root or the drive on; got {str(path)!r}"]
+        return [f"must be an absolute path, got {str(path)!r}"]
     if name == "cache_directory" and has_glob_characters(path):
         return [
-            f"{path} has one of {' '.join(GLOB_CHARACTERS)} in it, and Musubi Tuner would not find its caches. "
+            f"{path} has one of {' '.join(GLOB_CHARACTERS)} in its name, so Musubi Tuner would not find its caches. "
             "Rename it"
         ]
     if name == "cache_directory":
-        return []  # Musubi makes it
+        return []  # Musubi creates it
     if name.endswith("_file") and not path.is_file():
         return [f"{path}: there is no such file"]
     if name.endswith("_directory") and not path.is_dir():
@@ -234,7 +232,7 @@ def _path_problems(name: str, path: Path) -> list[str]:
     return []
 
 
-def _shared_caches(tables: list[Table]) -> list[str]:
+def _check_shared_caches(tables: list[Table]) -> list[str]:
     seen: dict[Path, int] = {}
     problems: list[str] = []
     for number, table in enumerate(tables, start=1):
@@ -243,7 +241,6 @@ def _shared_caches(tables: list[Table]) -> list[str]:
         other = seen.setdefault(Path(table["cache_directory"]), number)
         if other != number:
             problems.append(
-                f"[[datasets]] {number} of dataset_toml has the cache_directory of {other}. Give each its own, or "
-                "leave it out"
+                f"[[datasets]] {number} of dataset_toml has the cache_directory of {other}. Give each its own, or none"
             )
     return problems

@@ -1,5 +1,5 @@
-"""What a training with Musubi Tuner would find on this machine, and the remedy for each thing that
-is missing. Changes nothing.
+"""Musubi Doctor: checks whether this machine can train with Musubi Tuner, and how to get what is
+missing. Changes nothing.
 """
 
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..wording import GIBIBYTE, format_gigabytes
 from .installation import Installation, NoMusubi, find_folder, find_python, read_version
-from .process import environment_for
+from .process import build_environment
 
-PROBE_SECONDS = 600  # a first import of torch from a slow disk, on a busy machine
+PROBE_SECONDS = 600  # for the first import of torch, from a slow disk on a busy machine
 TESTED_VERSION = "0.3.4"
-# What training with images imports, as it is called in Python and by pip.
+# What training on images imports: name in Python, name for pip.
 PACKAGES = {
     **{
         name: name
@@ -70,7 +70,7 @@ print("FOUND" + json.dumps(found))
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Lines of what was found, and of what is wrong, each with its remedy."""
+    """Lines about what was found, and about what is wrong, each with its remedy."""
 
     found: list[str]
     problems: list[str]
@@ -89,8 +89,8 @@ class Diagnosis:
 
 
 def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
-    """Look for the folder, then its Python, then in it. Takes as long as an import of torch, at
-    most ten minutes.
+    """Find the folder and its Python, then ask that Python what it has. Takes as long as an import
+    of torch, at most ten minutes.
     """
     found: list[str] = []
     try:
@@ -105,20 +105,20 @@ def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
     probed, failure = _probe(installation)
     if failure:
         return Diagnosis(found, [failure], [])
-    found += list(_found(probed))
-    return Diagnosis(found, list(_problems(probed, interpreter, place)), list(_remarks(probed, installation)))
+    found += list(_describe_found(probed))
+    return Diagnosis(found, list(_find_problems(probed, interpreter, place)), list(_find_remarks(probed, installation)))
 
 
 def _probe(installation: Installation) -> tuple[dict, str]:
-    """What the interpreter says of itself; or why it says nothing."""
-    questions = json.dumps({"modules": [*PACKAGES, *OPTIONAL_PACKAGES], "pins": list(_pins(installation.folder))})
+    """Return what the interpreter says about itself, or why it cannot say."""
+    questions = json.dumps({"modules": [*PACKAGES, *OPTIONAL_PACKAGES], "pins": list(_read_pins(installation.folder))})
     command = [str(installation.python), "-c", _PROBE, questions]
     try:
         result = subprocess.run(
             command,
             check=False,
             cwd=installation.folder,
-            env=environment_for(installation),
+            env=build_environment(installation),
             capture_output=True,
             timeout=PROBE_SECONDS,
             stdin=subprocess.DEVNULL,
@@ -126,8 +126,8 @@ def _probe(installation: Installation) -> tuple[dict, str]:
     except subprocess.TimeoutExpired:
         return (
             {},
-            f"{installation.python} did not answer within {PROBE_SECONDS} seconds. Is its disk asleep, or is it "
-            "something else than Python?",
+            f"{installation.python} did not answer within {PROBE_SECONDS} seconds. Is its disk asleep, or is it not "
+            "Python?",
         )
     except OSError as error:
         return {}, f"{installation.python} cannot be started: {error}. Set the Python of Musubi Tuner's .venv"
@@ -137,48 +137,47 @@ def _probe(installation: Installation) -> tuple[dict, str]:
         said = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
         return (
             {},
-            f"{installation.python} is no Python that can be used: it ended with status {result.returncode} and "
-            f"said: {said}",
+            f"{installation.python} is not a usable Python: it ended with status {result.returncode} and said: {said}",
         )
     return json.loads(answer), ""
 
 
-def _found(probed: dict) -> Iterator[str]:
+def _describe_found(probed: dict) -> Iterator[str]:
     cuda = f"CUDA {probed['cuda']}" if probed.get("cuda") else "without CUDA"
     yield f"Python {probed['python']}, torch {probed.get('torch', 'none')} {cuda if 'torch' in probed else ''}".rstrip()
     for name, free, total in probed.get("gpus", []):
         yield f"GPU: {name}, {free / GIBIBYTE:.1f} of {format_gigabytes(total)} free"
 
 
-def _problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
+def _find_problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
     missing = [PACKAGES[name] for name in probed["missing"] if name in PACKAGES]
     if "torch" in missing or "torchvision" in missing:
         yield (
             "torch or torchvision is not installed: install both for your GPU as on pytorch.org, with "
-            f"{_shown(python)} -m pip"
+            f"{_quote(python)} -m pip"
         )
     others = [name for name in missing if name not in ("torch", "torchvision")]
     if others:
-        yield f"not installed: {', '.join(others)}. In {folder}: {_shown(python)} -m pip install -e ."
+        yield f"not installed: {', '.join(others)}. In {folder}: {_quote(python)} -m pip install -e ."
     if "error" in probed and not missing:
         yield (
-            f"its training script cannot be imported: {probed['error']}. In {folder}: {_shown(python)} -m pip "
+            f"its training script cannot be imported: {probed['error']}. In {folder}: {_quote(python)} -m pip "
             "install -e ."
         )
 
 
-def _remarks(probed: dict, installation: Installation) -> Iterator[str]:
+def _find_remarks(probed: dict, installation: Installation) -> Iterator[str]:
     if installation.version != TESTED_VERSION:
-        yield f"version {installation.version} was not tested; {TESTED_VERSION} was"
+        yield f"version {installation.version} is untested; the tested version is {TESTED_VERSION}"
     if "torch" in probed and not probed.get("gpus"):
         yield "torch sees no GPU: training would take days on the CPU"
     for name in probed["missing"]:
         if name in OPTIONAL_PACKAGES:
             yield (
-                f"{name} is not installed; {OPTIONAL_PACKAGES[name]} would need it: {_shown(installation.python)} "
+                f"{name} is not installed. For {OPTIONAL_PACKAGES[name]}, run {_quote(installation.python)} "
                 f"-m pip install {name}"
             )
-    pins = _pins(installation.folder)
+    pins = _read_pins(installation.folder)
     others = [
         f"{name} {version} ({pins[name]})"
         for name, version in probed.get("versions", {}).items()
@@ -186,15 +185,15 @@ def _remarks(probed: dict, installation: Installation) -> Iterator[str]:
     ]
     if others:
         yield (
-            f"other versions than Musubi Tuner asks for: {', '.join(others)}. Most work; if one fails, install "
-            "what it asks for"
+            f"not the versions that Musubi Tuner asks for: {', '.join(others)}. Most work; if one fails, install "
+            "the version in brackets"
         )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        yield "HF_HUB_OFFLINE is 1: tokenizers that are not in the Hugging Face cache yet cannot be fetched"
+        yield "HF_HUB_OFFLINE is 1: tokenizers that are not in the Hugging Face cache yet cannot be downloaded"
 
 
-def _pins(folder: Path) -> dict[str, str]:
-    """The versions that its pyproject.toml asks for by number."""
+def _read_pins(folder: Path) -> dict[str, str]:
+    """Return the versions that Musubi's pyproject.toml pins."""
     try:
         text = (folder / "pyproject.toml").read_text(encoding="utf-8")
     except OSError:
@@ -202,5 +201,5 @@ def _pins(folder: Path) -> dict[str, str]:
     return dict(re.findall(r'"([\w.-]+)==([\w.]+)"', text))
 
 
-def _shown(python: Path) -> str:
+def _quote(python: Path) -> str:
     return f'"{python}"' if " " in str(python) else str(python)

@@ -1,4 +1,4 @@
-"""Why one of Musubi's programs failed, in the user's words, from the last lines that it wrote."""
+"""Explains why one of Musubi's programs failed, from the last lines that it wrote."""
 
 import re
 import signal
@@ -14,7 +14,8 @@ STAGES = {
     "convert": "converting the LoRA",
 }
 
-# The first that fits is the cause. Its groups and {tokenizers} stand in its advice.
+# The first pattern that matches is the cause. Its groups and {tokenizers} are filled into its
+# advice.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
@@ -34,12 +35,12 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r"'https://huggingface\.co'"
         r"|We have no connection|outgoing traffic has been disabled|OfflineModeIsEnabled|Can't load tokenizer for"
         r"|tokenizer\.chat_template is not set",
-        "a tokenizer is not in the Hugging Face cache, and could not be fetched{tokenizers}. "
+        "a tokenizer is not in the Hugging Face cache and could not be downloaded{tokenizers}. "
         "Go online for the first run with this architecture, and leave HF_HUB_OFFLINE unset",
     ),
     (
         r"GatedRepoError|Access to model \S+ is restricted",
-        "Hugging Face gives the tokenizer only to users who are logged in{tokenizers}: run `hf auth login`",
+        "Hugging Face gives the tokenizer only to logged-in users{tokenizers}: run `hf auth login`",
     ),
     (
         r"No module named 'musubi_tuner",
@@ -53,7 +54,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"(Missing|Unexpected) key\(s\) in state_dict|size mismatch for |KeyError: '[\w.]*(weight|bias)'|Cannot "
         r"copy out of meta tensor",
-        "a model file is not of the kind that the architecture needs. Check which file is chosen for each model input",
+        "a model file is not the kind that the architecture needs. Check which file is chosen for each model input",
     ),
     (
         r"mixed precision must be (?P<precision>.+)",
@@ -77,7 +78,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
 )
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Invalid|Interrupt|Exit)\b.*")
-# signals from outside: what was written before is not the reason
+# Signals from outside: the lines written before do not explain them.
 _LAST_WORDS = (
     "SIGKILL",
     "SIGTERM",
@@ -87,46 +88,46 @@ _LAST_WORDS = (
 
 
 class MusubiFailed(RuntimeError):
-    """One of Musubi's programs did not do its work; the message has the cause, its last lines, and
-    the path of its log.
+    """One of Musubi's programs failed. The message has the cause, its last lines and the path of
+    its log.
     """
 
 
-def failure_of(
+def describe_failure(
     stage: str, lines: Sequence[str], *, returncode: int, log: Path, tokenizers: Sequence[str] = ()
 ) -> MusubiFailed:
-    """`lines` are the last that were written, oldest first; `returncode` below 0 is the signal that
-    ended it.
+    """Return the error for a failed program. `lines` are its last lines, oldest first; a negative
+    `returncode` is the signal that ended it.
     """
     cause = explain(lines, returncode=returncode, tokenizers=tokenizers)
-    return MusubiFailed(f"Musubi Tuner failed at {STAGES[stage]}: {cause}.\n{shown(lines, log)}")
+    return MusubiFailed(f"Musubi Tuner failed at {STAGES[stage]}: {cause}.\n{format_last_lines(lines, log)}")
 
 
-def shown(lines: Sequence[str], log: Path) -> str:
+def format_last_lines(lines: Sequence[str], log: Path) -> str:
     last = [f"  {line}" for line in lines[-NUM_LINES_SHOWN:]] or ["  (it wrote nothing)"]
     return "\n".join([f"Its last lines ({log} has all):", *last])
 
 
 def explain(lines: Sequence[str], *, returncode: int, tokenizers: Sequence[str] = ()) -> str:
-    """The cause and its remedy; without a known one the last error that was named, or how the
-    process ended.
+    """Return the cause and its remedy; if the cause is unknown, the last error in the output, or
+    how the process ended.
     """
-    signal_name = _signal_name(-returncode) if returncode < 0 else ""
+    signal_name = _name_signal(-returncode) if returncode < 0 else ""
     if signal_name in _LAST_WORDS:
-        return _ended_by(signal_name)
-    traceback = _traceback(lines)
-    known = _known_cause(traceback, tokenizers)
+        return _explain_signal(signal_name)
+    traceback = _find_traceback(lines)
+    known = _find_known_cause(traceback, tokenizers)
     if known:
         return known
     if signal_name:
-        return _ended_by(signal_name)
+        return _explain_signal(signal_name)
     named = next((line.strip().rstrip(".") for line in reversed(traceback) if _ERROR_LINE.fullmatch(line.strip())), "")
     return named or f"it ended with status {returncode} and did not say why"
 
 
-def _traceback(lines: Sequence[str]) -> Sequence[str]:
-    """From the first traceback on: warnings above it may name packages that are not needed. All
-    lines where there is none.
+def _find_traceback(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines from the first traceback on, or all if there is none. Warnings above a
+    traceback may name packages that are not needed.
     """
     start = next(
         (number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), 0
@@ -134,7 +135,7 @@ def _traceback(lines: Sequence[str]) -> Sequence[str]:
     return lines[start:]
 
 
-def _known_cause(lines: Sequence[str], tokenizers: Sequence[str]) -> str:
+def _find_known_cause(lines: Sequence[str], tokenizers: Sequence[str]) -> str:
     text = "\n".join(lines)
     for pattern, advice in _CAUSES:
         match = re.search(pattern, text, re.IGNORECASE)
@@ -146,14 +147,14 @@ def _known_cause(lines: Sequence[str], tokenizers: Sequence[str]) -> str:
     return ""
 
 
-def _signal_name(number: int) -> str:
+def _name_signal(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def _ended_by(name: str) -> str:
+def _explain_signal(name: str) -> str:
     if name == "SIGKILL":
         return (
             "the process was killed (SIGKILL). The system does so when the computer's memory runs out: lower "

@@ -1,5 +1,5 @@
-"""Where Musubi Tuner is, and the Python that runs it. Both come from the machine's owner: settings
-or the environment, never from a workflow.
+"""Finds Musubi Tuner and the Python that runs it. Both come from the machine's owner, through
+settings or the environment, never from a workflow.
 """
 
 import os
@@ -20,15 +20,15 @@ _INTERPRETERS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.ex
 
 
 class NoMusubi(ValueError):
-    """Musubi Tuner or its Python is not where it was looked for; the message says where that was,
-    and how to get it.
+    """Musubi Tuner or its Python was not found. The message says where we looked, and how to get
+    it.
     """
 
 
 @dataclass(frozen=True)
 class Installation:
-    """`folder` is the checkout, `python` the interpreter that has its packages; both absolute.
-    `version` as its pyproject.toml says.
+    """`folder` is the checkout and `python` the interpreter with its packages, both absolute.
+    `version` is that of its pyproject.toml.
     """
 
     folder: Path
@@ -41,11 +41,11 @@ class Installation:
 
 
 def find_installation(*, folder: str = "", python: str = "") -> Installation:
-    """The folder that is given, else MUSUBI_TUNER_DIR, else the usual places; its interpreter
-    likewise, with MUSUBI_PYTHON.
+    """Find the folder (the given one, else MUSUBI_TUNER_DIR, else the usual places) and its
+    interpreter (likewise, with MUSUBI_PYTHON).
 
     Raises:
-        NoMusubi: one of them is not there. What is given or set is never replaced by another.
+        NoMusubi: one of them does not exist. We never fall back from one that is given or set.
     """
     found = find_folder(folder)
     return Installation(found, find_python(found, python), read_version(found))
@@ -55,20 +55,20 @@ def find_folder(given: str = "") -> Path:
     """Raises NoMusubi."""
     for origin, text in (("", given), ("MUSUBI_TUNER_DIR: ", os.environ.get("MUSUBI_TUNER_DIR", ""))):
         if text.strip():
-            return _checked(Path(text.strip()).expanduser(), origin)
-    places = list(usual_places())
+            return _require_checkout(Path(text.strip()).expanduser(), origin)
+    places = list(list_usual_places())
     found = next((place for place in places if (place / _MARK).is_file()), None)
     if found is None:
         raise NoMusubi(
-            f"Musubi Tuner was not found; looked in {', '.join(map(str, places))}. Set its folder, or "
+            f"Musubi Tuner was not found in {', '.join(map(str, places))}. Set its folder, or "
             f"MUSUBI_TUNER_DIR. {HOW_TO_INSTALL}"
         )
     return found.absolute()
 
 
-def usual_places() -> Iterator[Path]:
-    """Inside ComfyUI and beside it where this pack lies in its custom_nodes, then the home
-    folder.
+def list_usual_places() -> Iterator[Path]:
+    """Yield the folders inside and next to ComfyUI, if this pack is in its custom_nodes, then the
+    home folder.
     """
     if PACK.parent.name == "custom_nodes":
         yield PACK.parents[1] / "musubi-tuner"
@@ -77,8 +77,8 @@ def usual_places() -> Iterator[Path]:
 
 
 def find_python(folder: Path, given: str = "") -> Path:
-    """Not resolved: a virtual environment's interpreter is a link, and is itself by the place of
-    the link. Raises NoMusubi.
+    """Find the interpreter; raises NoMusubi. The path keeps its links: a virtual environment's
+    interpreter is a link, and finds its packages by the place of that link.
     """
     for origin, text in (("", given), ("MUSUBI_PYTHON: ", os.environ.get("MUSUBI_PYTHON", ""))):
         if text.strip():
@@ -92,7 +92,7 @@ def find_python(folder: Path, given: str = "") -> Path:
     found = next((folder / name for name in _INTERPRETERS if (folder / name).is_file()), None)
     if found is None:
         raise NoMusubi(
-            f"{folder} has no Python of its own in .venv or venv. Set the one that has its packages, or "
+            f"{folder} has no Python in .venv or venv. Set the Python that has its packages, or "
             f"MUSUBI_PYTHON. {HOW_TO_INSTALL}"
         )
     return found
@@ -107,7 +107,7 @@ def read_version(folder: Path) -> str:
     return match[1] if match else "of an unknown version"
 
 
-def _checked(folder: Path, origin: str) -> Path:
+def _require_checkout(folder: Path, origin: str) -> Path:
     if not folder.is_dir():
         raise NoMusubi(f"{origin}{folder}: there is no such folder. {HOW_TO_INSTALL}")
     if not (folder / _MARK).is_file():

@@ -1,6 +1,4 @@
-"""What Musubi's programs write, read as facts: progress bars, counts, checkpoints. tqdm draws over
-a line with carriage returns.
-"""
+"""Reads the output of Musubi's programs as facts: progress bars, counts, checkpoints."""
 
 import codecs
 import re
@@ -15,8 +13,8 @@ TRAINING_BAR = "steps"
 
 @dataclass(frozen=True)
 class Bar:
-    """A progress bar as it was drawn. A scaled one (1.2G of 9.9G) counts in percent. `loss` is what
-    the training bar shows.
+    """A progress bar as drawn. A scaled one (1.2G of 9.9G) counts in percent. `loss` is that of the
+    training bar.
     """
 
     description: str
@@ -28,8 +26,8 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """A bar without a total, as the cache scripts draw it: so many batches are done."""
+class BatchCount:
+    """A bar without a total, as the cache scripts draw it: the number of batches done."""
 
     number: int
 
@@ -41,18 +39,18 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Saving:
-    """A checkpoint is being written; it is whole when the next thing is said."""
+    """A checkpoint is being written. It is complete when the next fact arrives."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Merging:
-    """base_weights are being merged; the next number of modules is theirs."""
+    """base_weights are being merged. The next count of modules is theirs."""
 
 
 @dataclass(frozen=True)
-class Found:
+class StatedCount:
     """A number that Musubi states: "images" of one [[datasets]], training "items" per epoch, or
     "modules" that get or have a LoRA.
     """
@@ -63,15 +61,15 @@ class Found:
 
 @dataclass(frozen=True)
 class WeightsLoaded:
-    """What PyTorch says of network_weights: how many of their names are not the model's, and of how
-    many of the model's names they have nothing.
+    """PyTorch's report on network_weights: the number of names in the file that the model does not
+    have, and of names in the model that the file does not have.
     """
 
     num_unexpected: int
     num_missing: int
 
 
-Fact = Bar | Counted | Epoch | Saving | Merging | Found | WeightsLoaded
+Fact = Bar | BatchCount | Epoch | Saving | Merging | StatedCount | WeightsLoaded
 
 _LINE_END = re.compile(r"[\r\n]")
 _CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # tqdm moves it for a bar below another one
@@ -86,19 +84,19 @@ _PHRASES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Fact]], ...] = 
     (re.compile(r"^epoch (\d+)/\d+$"), lambda match: Epoch(int(match[1]))),
     (re.compile(r"^saving checkpoint: (.+)$"), lambda match: Saving(Path(match[1]))),
     (re.compile(r"^merging module: "), lambda match: Merging()),
-    (re.compile(r"\b(?:found|loaded) (\d+) images$"), lambda match: Found("images", int(match[1]))),
-    (re.compile(r"^num train items.*: (\d+)$"), lambda match: Found("items", int(match[1]))),
-    (re.compile(r"create LoRA for U-Net/DiT: (\d+) modules"), lambda match: Found("modules", int(match[1]))),
+    (re.compile(r"\b(?:found|loaded) (\d+) images$"), lambda match: StatedCount("images", int(match[1]))),
+    (re.compile(r"^num train items.*: (\d+)$"), lambda match: StatedCount("items", int(match[1]))),
+    (re.compile(r"create LoRA for U-Net/DiT: (\d+) modules"), lambda match: StatedCount("modules", int(match[1]))),
     (
         re.compile(r"^load network weights from .*: (<All keys matched|_IncompatibleKeys\().*$"),
-        lambda match: _weights_loaded(match[0]),
+        lambda match: _read_weights_loaded(match[0]),
     ),
 )
 
 
 class OutputReader:
-    """Takes bytes as they come, calls `on_fact` with each fact, and keeps the last lines without
-    their bars.
+    """Takes the output in chunks, calls `on_fact` with each fact, and keeps the last lines without
+    their bars. tqdm overwrites a line with carriage returns, so these end lines too.
     """
 
     def __init__(self, on_fact: Callable[[Fact], None]) -> None:
@@ -113,7 +111,7 @@ class OutputReader:
             self._read_line(line)
 
     def idle(self) -> None:
-        """Nothing came for a while: tqdm ends a bar's line only when it draws it anew."""
+        """Read a waiting bar after a pause: tqdm ends a bar's line only when it redraws the bar."""
         if _BAR.search(self._rest) or _COUNT.search(self._rest):
             line, self._rest = self._rest, ""
             self._read_line(line)
@@ -125,22 +123,22 @@ class OutputReader:
     def _read_line(self, line: str) -> None:
         bars, counts = list(_BAR.finditer(line)), list(_COUNT.finditer(line))
         if bars:
-            self._on_fact(_bar(bars[-1]))
+            self._on_fact(_read_bar(bars[-1]))
         elif counts:
-            self._on_fact(Counted(int(counts[-1][1])))
+            self._on_fact(BatchCount(int(counts[-1][1])))
         drawn = bars or counts
-        self._read_text(line[drawn[-1].end() :] if drawn else line)  # a log line may stand behind a bar
+        self._read_text(line[drawn[-1].end() :] if drawn else line)  # a log line may follow a bar
 
     def _read_text(self, text: str) -> None:
         text = _CURSOR.sub("", text)
         if not text.strip():
             return
         self.lines.append(text.rstrip())
-        for fact in _facts(text.strip()):
+        for fact in _find_facts(text.strip()):
             self._on_fact(fact)
 
 
-def _bar(match: re.Match[str]) -> Bar:
+def _read_bar(match: re.Match[str]) -> Bar:
     is_scaled = match["scale"] != "" or "." in match["step"]
     step, total = (int(match["percent"]), 100) if is_scaled else (int(match["step"]), int(float(match["total"])))
     loss = _LOSS.search(match["rest"] or "")
@@ -148,35 +146,35 @@ def _bar(match: re.Match[str]) -> Bar:
         match["description"].strip(),
         step,
         total,
-        _per_second(match["rate"]),
-        _seconds(match["eta"]),
+        _read_rate(match["rate"]),
+        _read_clock(match["eta"]),
         float(loss[1]) if loss else None,
     )
 
 
-def _facts(text: str) -> Iterator[Fact]:
+def _find_facts(text: str) -> Iterator[Fact]:
     for pattern, fact_of in _PHRASES:
         match = pattern.search(text)
         if match:
             yield fact_of(match)
 
 
-def _weights_loaded(text: str) -> WeightsLoaded:
+def _read_weights_loaded(text: str) -> WeightsLoaded:
     missing, _, unexpected = text.partition("unexpected_keys=")
     return WeightsLoaded(
         num_unexpected=unexpected.count("'") // 2, num_missing=missing.partition("missing_keys=")[2].count("'") // 2
     )
 
 
-def _per_second(rate: str) -> float:
-    """0 where tqdm does not know it yet ("?it/s")."""
+def _read_rate(rate: str) -> float:
+    """Return steps per second; 0 while tqdm does not know it yet ("?it/s")."""
     match = _RATE.match(rate)
     if match is None or not float(match[1]):
         return 0.0
     return 1 / float(match[1]) if match[2] == "s" else float(match[1])
 
 
-def _seconds(clock: str) -> float:
-    """Of 05, 01:05, 2:01:05 or 1 day, 2:01:05; 0 for "?"."""
+def _read_clock(clock: str) -> float:
+    """Read the seconds of 05, 01:05, 2:01:05 or 1 day, 2:01:05; 0 for "?"."""
     parts = [int(part) for part in re.findall(r"\d+", clock)]
     return float(sum(number * unit for number, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))

@@ -1,5 +1,5 @@
-"""What a training by Musubi Tuner will do, decided before anything is written or started: the files
-to write and the commands to run.
+"""Plans a training by Musubi Tuner before anything is written or started: the files to write and
+the commands to run.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ from .checks import (
     check_disk_space,
     check_models,
     check_settings,
+    collect_notices,
     has_musubi_names,
-    notices_about,
-    steps_done,
+    read_steps_done,
 )
 from .commands import (
     Command,
     TrainingFiles,
-    base_weights_command,
-    cache_arguments,
-    cache_command,
-    convert_command,
-    train_command,
+    build_base_weights_command,
+    build_cache_arguments,
+    build_cache_command,
+    build_convert_command,
+    build_train_command,
 )
 from .config import MusubiConfig, Recipe, resolve
 from .dataset_folder import StagedDataset, stage
@@ -38,8 +38,8 @@ from .sample_prompts import prompts_text, read_prompts
 
 @dataclass(frozen=True)
 class MusubiJob:
-    """What to train: a row of the table, settings, model files and options by the row's names
-    ("dit": Path, "model_version": "edit-2511").
+    """What to train: the name of a row of the table, the settings, and model files and options
+    under the row's names ("dit": Path, "model_version": "edit-2511").
     """
 
     architecture: str
@@ -50,19 +50,20 @@ class MusubiJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """Files and commands of one run. Nothing exists before `write`.
+    """The files and commands of one run. No file exists before `write`.
 
-    config          without open values commands        in order: "base_weights" (only where that
-    adapter needs converting), "latents", "text", "train", "convert" (only where one of Musubi's
-    scripts does it) num_images      what each cache script must say it found or loaded ("found N
-    images"), all [[datasets]] together; 0: unknown (videos) num_items       samples per epoch,
-    repeats included ("num train items"); 0: unknown cache_is_complete   the caches of exactly this
-    dataset lie there: "latents" and "text" need not run. After they did, staged.confirm_caches()
-    counts what they wrote output_name     of the raw files in output_dir; raw_path is the final
-    one, converted_path what "convert" writes base_weights_path   what "base_weights" writes
-    steps_before    of the run that is resumed (0: none); num_steps are still to be done, and Musubi
-    counts them from 1 notices         settings and images that are ignored or changed, each by
-    name
+    - config: without open values.
+    - commands: in order, "base_weights" (only if that adapter needs converting), "latents", "text",
+      "train", "convert" (only if one of Musubi's scripts does it).
+    - num_images: how many images each cache script must report ("found N images"), over all
+      [[datasets]]; 0: unknown (videos).
+    - num_items: samples per epoch, repeats included ("num train items"); 0: unknown.
+    - cache_is_complete: the caches of exactly this dataset exist, so "latents" and "text" need not
+      run. If they do run, staged.confirm_caches() then counts what they wrote.
+    - output_name: of the raw files in output_dir. raw_path is the final one, converted_path the
+      output of "convert", base_weights_path the output of "base_weights".
+    - steps_before: steps of the resumed run (0: none). num_steps remain; Musubi counts them from 1.
+    - notices: settings and images that are ignored or changed, by name.
     """
 
     architecture: Architecture
@@ -106,11 +107,11 @@ class Plan:
     def base_weights_path(self) -> Path:
         return self.output_dir / "base_weights" / "base_weights.safetensors"
 
-    def command(self, stage: str) -> Command | None:
+    def find_command(self, stage: str) -> Command | None:
         return next((command for command in self.commands if command.stage == stage), None)
 
     def write(self, *, check_interrupted: Callable[[], None] = lambda: None) -> None:
-        """Link or copy the images, write captions, TOML and prompts, and make the folders that
+        """Link or copy the images, write captions, TOML and prompts, and create the folders that
         Musubi writes to.
         """
         for folder in (
@@ -126,7 +127,7 @@ class Plan:
             self.prompts_path.write_text(self.prompts_text, encoding="utf-8", newline="\n")
 
     def text(self) -> str:
-        """The TOML and the command lines, quoted for a shell, for showing."""
+        """Return the TOML and the shell-quoted command lines, for display."""
         parts = [f"# {self.toml_path}", self.toml_text]
         parts += [f"# {self.prompts_path}", self.prompts_text] if self.prompts_text else []
         for command in self.commands:
@@ -150,62 +151,67 @@ def make_plan(
     control: Dataset | None = None,
     dataset_toml: str = "",
 ) -> Plan:
-    """Check everything and decide; files are read, none is written.
+    """Check everything and plan the run. Files are read, but none is written.
 
-    `name` is that of the LoRA. The images are a dataset, with a second one of control images
-    where the architecture has them; or a user's own dataset.toml.
+    `name` is that of the LoRA. The images are a dataset, with a second one of control images if the
+    architecture takes them; or a user's own dataset.toml.
 
     Raises:
-        ValueError: everything that is wrong at once, a line each with its remedy.
-        RuntimeError: an image is not the one any more that was looked at.
+        ValueError: lists all problems, one per line, each with its remedy.
+        RuntimeError: an image has changed since it was checked.
     """
-    architecture = find_architecture(job.architecture)
-    run_path, cache_root = _absolute(run_path), _absolute(cache_root)
-    models = {name: _absolute(path) for name, path in job.models.items()}
-    facts, problems = check_models(architecture, models, job.options)
-    if problems:  # settings cannot be judged by the wrong files or options
-        raise ValueError("\n".join(problems))
-    recipe = Recipe(
-        architecture,
-        resolve(_with_absolute_paths(job.config), architecture, dit_dtype=facts.dit_dtype),
-        models,
-        job.options,
-    )
-    problems = _place_problems(dataset, control, dataset_toml, cache_root)
+    run_path, cache_root = _make_absolute(run_path), _make_absolute(cache_root)
+    recipe, facts = _make_recipe(job)
+    problems = _check_inputs(dataset, control, dataset_toml, cache_root)
     shows_control = control is not None or (
-        bool(dataset_toml) and has_control(dataset_toml, resolution_step=architecture.resolution_step)
+        bool(dataset_toml) and has_control(dataset_toml, resolution_step=recipe.architecture.resolution_step)
     )
     problems += check_settings(recipe, dit_dtype=facts.dit_dtype, has_control=shows_control)
     staged, dataset_problems = _try_to_stage(recipe, dataset, control, dataset_toml, installation, run_path, cache_root)
     problems += dataset_problems
     if staged is None or problems:
         raise ValueError("\n".join(problems))
-    notices = (*_version_notices(installation), *notices_about(recipe, job.config), *staged.notices)
-    plan = _plan(recipe, staged, installation, run_path, name=name, has_control=shows_control, notices=notices)
+    notices = (*_check_version(installation), *collect_notices(recipe, job.config), *staged.notices)
+    plan = _build_plan(recipe, staged, installation, run_path, name=name, has_control=shows_control, notices=notices)
     _require_disk_space(plan, facts, run_path)
     return plan
 
 
-def _version_notices(installation: Installation) -> tuple[str, ...]:
+def _make_recipe(job: MusubiJob) -> tuple[Recipe, ModelFacts]:
+    """Check files and options, and fill in the open settings. Raises ValueError with all
+    problems.
+    """
+    architecture = find_architecture(job.architecture)
+    models = {name: _make_absolute(path) for name, path in job.models.items()}
+    facts, problems = check_models(architecture, models, job.options)
+    if problems:  # with wrong files or options, the settings cannot be judged
+        raise ValueError("\n".join(problems))
+    config = resolve(_make_paths_absolute(job.config), architecture, dit_dtype=facts.dit_dtype)
+    return Recipe(architecture, config, models, job.options), facts
+
+
+def _check_version(installation: Installation) -> tuple[str, ...]:
     if installation.version == MUSUBI_VERSION:
         return ()
     return (
-        f"Musubi Tuner {installation.version} is used; this was made for {MUSUBI_VERSION}, and others may work "
-        "differently",
+        f"Musubi Tuner {installation.version} is installed. This pack was made for {MUSUBI_VERSION}; other versions "
+        "may work differently",
     )
 
 
-def _absolute(path: Path | str) -> Path:
-    """Musubi is started in its own folder, where a relative path would be another file."""
+def _make_absolute(path: Path | str) -> Path:
+    """Make the path absolute: Musubi runs in its own folder, where a relative path would name
+    another file.
+    """
     return Path(path).expanduser().absolute()
 
 
-def _with_absolute_paths(config: MusubiConfig) -> MusubiConfig:
+def _make_paths_absolute(config: MusubiConfig) -> MusubiConfig:
     paths = {name: getattr(config, name) for name in ("network_weights", "base_weights", "resume")}
-    return replace(config, **{name: str(_absolute(path)) for name, path in paths.items() if path})
+    return replace(config, **{name: str(_make_absolute(path)) for name, path in paths.items() if path})
 
 
-def _place_problems(dataset: Dataset | None, control: Dataset | None, dataset_toml: str, cache_root: Path) -> list[str]:
+def _check_inputs(dataset: Dataset | None, control: Dataset | None, dataset_toml: str, cache_root: Path) -> list[str]:
     problems: list[str] = []
     if (dataset is None) == (not dataset_toml.strip()):
         problems.append(
@@ -215,12 +221,12 @@ def _place_problems(dataset: Dataset | None, control: Dataset | None, dataset_to
         )
     if control is not None and dataset_toml.strip():
         problems.append(
-            "control images of a dataset_toml stand in it, as control_directory. Disconnect the control dataset"
+            "a dataset_toml names its control images itself, as control_directory. Disconnect the control dataset"
         )
     if has_glob_characters(cache_root):
         problems.append(
-            f"cache folder {cache_root}: with one of {' '.join(GLOB_CHARACTERS)} in it Musubi Tuner would not find "
-            "its caches. Choose another"
+            f"cache folder {cache_root}: with one of {' '.join(GLOB_CHARACTERS)} in its name, Musubi Tuner would not "
+            "find its caches. Choose another"
         )
     return problems
 
@@ -234,8 +240,8 @@ def _try_to_stage(
     run_path: Path,
     cache_root: Path,
 ) -> tuple[StagedDataset | None, list[str]]:
-    """The dataset, or what is wrong with it."""
-    facts = _cache_facts(recipe, installation)
+    """Plan the dataset's files. Return them, or what is wrong with the dataset."""
+    facts = _collect_cache_facts(recipe, installation)
     try:
         if dataset is not None:
             return stage(
@@ -250,9 +256,9 @@ def _try_to_stage(
         return None, [str(error)]
 
 
-def _cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
-    """Whatever stands on the cache scripts' command lines decides what they write, and so do the
-    files that are named there.
+def _collect_cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
+    """Return everything that decides what the cache scripts write: their arguments, and the files
+    that these name.
     """
     used = [
         file.name
@@ -263,12 +269,12 @@ def _cache_facts(recipe: Recipe, installation: Installation) -> dict[str, Any]:
     return {
         "architecture": recipe.architecture.name,
         "musubi_version": installation.version,
-        "arguments": [cache_arguments(recipe, stage) for stage in ("latents", "text")],
+        "arguments": [build_cache_arguments(recipe, stage) for stage in ("latents", "text")],
         "files": [[status.st_size, status.st_mtime_ns] for status in statuses],
     }
 
 
-def _plan(
+def _build_plan(
     recipe: Recipe,
     staged: StagedDataset,
     installation: Installation,
@@ -279,30 +285,32 @@ def _plan(
     notices: tuple[str, ...],
 ) -> Plan:
     resume = recipe.config.resume
-    steps_before = (steps_done(Path(resume)) or 0) if resume else 0
+    steps_before = (read_steps_done(Path(resume)) or 0) if resume else 0
     plan = Plan(
         recipe.architecture,
         recipe.config,
         commands=(),
         staged=staged,
         toml_path=run_path / "dataset.toml",
-        prompts_text=_prompts(recipe, staged),
+        prompts_text=_build_prompts_text(recipe, staged),
         prompts_path=run_path / "sample_prompts.json",
         cache_is_complete=staged.caches_are_complete(),
         output_dir=run_path / "musubi",
         # A resumed run counts from 0 again: under the old name it would overwrite the checkpoints
-        # that it comes from.
+        # of the run that it continues.
         output_name=f"{name}-after{steps_before:08d}" if steps_before else name,
         steps_before=steps_before,
         notices=notices,
     )
-    return replace(plan, commands=_commands(plan, recipe, installation, has_control=has_control))
+    return replace(plan, commands=_build_commands(plan, recipe, installation, has_control=has_control))
 
 
-def _commands(plan: Plan, recipe: Recipe, installation: Installation, *, has_control: bool) -> tuple[Command, ...]:
+def _build_commands(
+    plan: Plan, recipe: Recipe, installation: Installation, *, has_control: bool
+) -> tuple[Command, ...]:
     config, base_weights = recipe.config, None
     if config.base_weights and not has_musubi_names(read_header(Path(config.base_weights))):
-        base_weights = base_weights_command(
+        base_weights = build_base_weights_command(
             Path(config.base_weights), plan.base_weights_path, installation=installation
         )
         recipe = replace(recipe, config=replace(config, base_weights=str(plan.base_weights_path)))
@@ -311,17 +319,17 @@ def _commands(plan: Plan, recipe: Recipe, installation: Installation, *, has_con
     )
     commands = (
         base_weights,
-        cache_command(recipe, "latents", dataset_toml=plan.toml_path, installation=installation),
-        cache_command(recipe, "text", dataset_toml=plan.toml_path, installation=installation),
-        train_command(
+        build_cache_command(recipe, "latents", dataset_toml=plan.toml_path, installation=installation),
+        build_cache_command(recipe, "text", dataset_toml=plan.toml_path, installation=installation),
+        build_train_command(
             recipe, files, has_control=has_control, steps_before=plan.steps_before, installation=installation
         ),
-        convert_command(recipe.architecture, plan.raw_path, plan.converted_path, installation=installation),
+        build_convert_command(recipe.architecture, plan.raw_path, plan.converted_path, installation=installation),
     )
     return tuple(command for command in commands if command)
 
 
-def _prompts(recipe: Recipe, staged: StagedDataset) -> str:
+def _build_prompts_text(recipe: Recipe, staged: StagedDataset) -> str:
     config = recipe.config
     if not config.sample_every_n_steps:
         return ""

@@ -1,5 +1,5 @@
-"""One of Musubi's programs as a process: started without a shell, read as it writes, and ended with
-everything that it has started.
+"""Runs one of Musubi's programs as a process, without a shell. Reads its output as it comes, and
+ends it with everything that it started.
 """
 
 import math
@@ -17,7 +17,7 @@ from .commands import Command
 from .installation import Installation
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 0.8  # from the polite request to end until it is ended, and from that until nobody waits any longer
+GRACE_SECONDS = 0.8  # from SIGTERM to SIGKILL, and from SIGKILL until we stop waiting
 _OWN_TO_A_LAUNCHER = (
     "RANK",
     "WORLD_SIZE",
@@ -35,11 +35,11 @@ class NotStarted(RuntimeError):
 
 class Listener(Protocol):
     def feed(self, output: bytes) -> None:
-        """What the process has written since, cut anywhere."""
+        """Take the next chunk of output, which may end anywhere."""
         ...
 
     def idle(self) -> None:
-        """It has written nothing for a tenth of a second."""
+        """Called when the process has written nothing for a tenth of a second."""
         ...
 
 
@@ -51,14 +51,14 @@ def run_process(
     log: BinaryIO,
     check_interrupted: Callable[[], None],
 ) -> int:
-    """Run to the end and return the exit status; negative: the signal that ended it. stdout and
-    stderr come in one stream, also into `log`.
+    """Run to the end and return the exit status; if negative, the signal that ended it. stdout and
+    stderr come as one stream, which `log` gets too.
 
-    However this ends, by an interrupt too, nothing that the process has started is left.
+    However this ends, even by an interrupt, everything that the process started is ended too.
 
     Raises:
         NotStarted: the interpreter cannot be started.
-        whatever check_interrupted raises, which is asked ten times a second.
+        Whatever check_interrupted raises; it is called ten times a second.
     """
     try:
         tree = _start(command, installation)
@@ -71,23 +71,23 @@ def run_process(
         tree.stop()
 
 
-def environment_for(installation: Installation) -> dict[str, str]:
-    """This process's own, with what Musubi's scripts need to find their package and to write in
-    UTF-8 wherever they run.
+def build_environment(installation: Installation) -> dict[str, str]:
+    """Return this process's environment, with what Musubi's scripts need to find their package and
+    to write UTF-8 everywhere.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _OWN_TO_A_LAUNCHER}
     sources = str(installation.folder / "src")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, environment.get("PYTHONPATH"))))
-    # Both: on Windows a pipe is cp1252, in which Musubi's Japanese is an error, and
-    # PYTHONIOENCODING outweighs PYTHONUTF8.
+    # On Windows a pipe is cp1252, in which Musubi's Japanese is an error. Set both variables:
+    # PYTHONIOENCODING overrides PYTHONUTF8.
     return environment | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
 
 
 def _read(
     process: "subprocess.Popen[bytes]", listener: Listener, log: BinaryIO, check_interrupted: Callable[[], None]
 ) -> None:
-    """Until the process has ended and all that it wrote is read. A grandchild may keep the pipe
-    open for longer: it is not waited for.
+    """Read until the process has ended and all of its output is read. A grandchild may keep the
+    pipe open for longer; we do not wait for it.
     """
     chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_pump, args=(process, chunks), daemon=True).start()
@@ -128,13 +128,13 @@ def _start(command: Command, installation: Installation) -> _ProcessTree:
 
 
 class _ProcessGroup:
-    """POSIX: a session of its own, so that its group is all that it starts."""
+    """POSIX: the process gets its own session, so its group is everything that it starts."""
 
     def __init__(self, command: Command, installation: Installation) -> None:
         self.process = subprocess.Popen(
             command.argv,
             cwd=installation.folder,
-            env=environment_for(installation),
+            env=build_environment(installation),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -142,8 +142,8 @@ class _ProcessGroup:
         )
 
     def stop(self) -> None:
-        """The group may outlive its leader, so it is asked for by its number, which stays taken as
-        long as it has a member.
+        """End the group by its id, since it may outlive its leader. The id stays taken as long as
+        the group has a member.
         """
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + GRACE_SECONDS
@@ -157,7 +157,7 @@ class _ProcessGroup:
         return self._signal(0)
 
     def _signal(self, number: int) -> bool:
-        """False where the group has no member."""
+        """Send a signal to the group. Return False if the group has no members."""
         try:
             os.killpg(self.process.pid, number)
         except ProcessLookupError:
@@ -168,7 +168,7 @@ class _ProcessGroup:
 
 
 class _WindowsTree:
-    """Windows: a job, which ends with its last handle, and so also when this process is killed."""
+    """Windows: a job object. It ends with its last handle, so also when this process is killed."""
 
     def __init__(self, command: Command, installation: Installation) -> None:
         from .windows_job import Job
@@ -177,7 +177,7 @@ class _WindowsTree:
         self.process = subprocess.Popen(
             command.argv,
             cwd=installation.folder,
-            env=environment_for(installation),
+            env=build_environment(installation),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""What a .safetensors file says of itself, read without its tensors and without torch."""
+"""Reads the header of a .safetensors file, without its tensors and without torch."""
 
 import json
 import struct
@@ -17,18 +17,18 @@ class TensorFacts:
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:
-    """Every tensor's number format (as "BF16"), shape and size.
+    """Read every tensor's number format (such as "BF16"), shape and size.
 
     Raises:
-        ValueError: it is not a whole .safetensors file.
-        OSError: it cannot be read.
+        ValueError: this is not a complete .safetensors file.
+        OSError: the file cannot be read.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ValueError(f"{path}: not a whole .safetensors file. Download or copy it again")
+            raise ValueError(f"{path}: not a complete .safetensors file. Download or copy it again")
         text = stream.read(length)
     try:
         entries = json.loads(text)
@@ -36,7 +36,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
         end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise ValueError(
-            f"{path}: not a whole .safetensors file: its header cannot be read. Download or copy it again"
+            f"{path}: not a complete .safetensors file: its header cannot be read. Download or copy it again"
         ) from None
     if size < 8 + length + end:
         raise ValueError(
@@ -51,7 +51,7 @@ def _facts(entry: dict) -> TensorFacts:
 
 
 def main_dtype(header: dict[str, TensorFacts]) -> str:
-    """The number format that most bytes have; "" for an empty file."""
+    """Return the number format of most bytes; "" for an empty file."""
     num_bytes: Counter[str] = Counter()
     for tensor in header.values():
         num_bytes[tensor.dtype] += tensor.num_bytes

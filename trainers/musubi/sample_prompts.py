@@ -1,5 +1,5 @@
-"""The prompts of sample images as Musubi Tuner reads them: a JSON list, so that no caption is
-taken for an option.
+"""The prompts of sample images as Musubi Tuner reads them: a JSON list, so that Musubi takes no
+caption for an option.
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Any
 
 from .config import MusubiConfig
 
-# Musubi's options that are numbers or text. Those that name files (--i, --ci, ...) are not among
-# them: control images come from the dataset.
+# Musubi's options that are numbers or text. Options that name files (--i, --ci, ...) are left out:
+# control images come from the dataset.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "w": ("width", int),
     "h": ("height", int),
@@ -29,11 +29,11 @@ _OPTION = re.compile(r"\s--(?=[a-z]+\s)")
 def read_prompts(
     config: MusubiConfig, *, first_caption: str, control_images: Sequence[Path] = ()
 ) -> list[dict[str, Any]]:
-    """One entry per line of sample_prompts, or the first image's caption; of the training's
-    resolution and seed where a line says nothing else.
+    """Return one entry per line of sample_prompts, or the first image's caption. Resolution and
+    seed are those of the training, unless a line sets them.
 
     Raises:
-        ValueError: an option is unknown or has no such value.
+        ValueError: an option is unknown or has a wrong value.
     """
     lines = [line.strip() for line in config.sample_prompts.splitlines() if line.strip() and not line.startswith("#")]
     entries = [_read_line(line) for line in lines] or [{"prompt": first_caption}]

@@ -1,5 +1,5 @@
-"""One training by Musubi Tuner: plan, caches, training, conversion, proof. Its programs run one
-after the other, and what they say is checked.
+"""One training by Musubi Tuner: plan, caches, training, conversion, verification. Its programs run
+one after the other, and their output is checked.
 """
 
 import logging
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from ..config import as_dict
 from ..dataset.dataset import Dataset
-from ..files.names import find_free_path
+from ..files.names import save_under_free_name
 from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
 from ..training.run_folder import LossLog, RunFolder
 from ..training.trained_lora import TrainedLora
-from .commands import Command, convert_command
-from .conversion import is_whole_file, module_names, read_converted, require_num_modules
-from .failure import STAGES, MusubiFailed, failure_of, shown
+from .commands import Command, build_convert_command
+from .conversion import is_whole_file, list_modules, read_converted, require_num_modules
+from .failure import STAGES, MusubiFailed, describe_failure, format_last_lines
 from .installation import Installation
 from .output import OutputReader
 from .plan import MusubiJob, Plan, make_plan
 from .process import NotStarted, run_process
-from .progress import Contradicted, ImageCounter, Listener, TrainingProgress, step_of
-from .tokenizers import missing_tokenizers, require_fetchable
+from .progress import Contradiction, ImageCounter, Listener, TrainingProgress, read_step
+from .tokenizers import find_missing_tokenizers, require_fetchable
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ COMMANDS_NAME = "commands.txt"
 
 
 class MusubiTrainer:
-    """Trains in processes of Musubi's own Python. `cache_root` holds latents and text encoder
-    outputs, shared by all runs.
+    """Trains in processes of Musubi's own Python. All runs share the latents and text encoder
+    outputs in `cache_root`.
     """
 
     def __init__(self, job: MusubiJob, installation: Installation, *, run_folder: RunFolder, cache_root: Path) -> None:
@@ -47,16 +47,16 @@ class MusubiTrainer:
     def train(
         self, dataset: Dataset | None, host: Host, *, control: Dataset | None = None, dataset_toml: str = ""
     ) -> TrainedLora:
-        """The images are a dataset (with another one of control images), or a user's own
+        """Train on a dataset (with another one of control images), or on a user's own
         dataset.toml.
 
         Raises:
-            ValueError: something about files, settings or images is wrong; nothing was started,
-                and there is no run folder.
-            Interrupted: the user cancelled; whole checkpoints are kept.
-            MusubiFailed: a program failed, or did not do what it was told to; whole checkpoints are
-                kept.
-            RuntimeError: an image has changed, a cache or the LoRA is not what it must be.
+            ValueError: a file, setting or image is wrong; nothing was started, and there is no run
+                folder.
+            Interrupted: the user cancelled; complete checkpoints are kept.
+            MusubiFailed: a program failed or did not do what it was told to; complete checkpoints
+                are kept.
+            RuntimeError: an image has changed, or a cache or the LoRA is incomplete or broken.
         """
         plan = make_plan(
             self._job,
@@ -68,10 +68,10 @@ class MusubiTrainer:
             control=control,
             dataset_toml=dataset_toml,
         )
-        tokenizers = plan.architecture.needed_tokenizers(self._job.options)
+        tokenizers = plan.architecture.list_tokenizers(self._job.options)
         if plan.prompts_text or not plan.cache_is_complete:
             require_fetchable(tokenizers, self._installation)
-        self._run_folder.create(self._manifest(plan))
+        self._run_folder.create(self._build_manifest(plan))
         self._run_folder.write_text(COMMANDS_NAME, plan.text())
         for notice in plan.notices:
             host.report(Notice(notice))
@@ -80,7 +80,7 @@ class MusubiTrainer:
         with self._run_folder.log() as loss_log, open(self._run_folder.path / LOG_NAME, "ab") as log:
             return _Run(plan, self._installation, self._run_folder, host, loss_log, log, tokenizers=tokenizers).train()
 
-    def _manifest(self, plan: Plan) -> dict[str, Any]:
+    def _build_manifest(self, plan: Plan) -> dict[str, Any]:
         installation = self._installation
         return {
             "architecture": plan.architecture.name,
@@ -101,7 +101,7 @@ class MusubiTrainer:
 
 
 class _Run:
-    """From the first program to the file."""
+    """One run, from the first program to the saved LoRA."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Run:
         plan = self._plan
         if plan.cache_is_complete:
             self._host.report(
-                Notice(f"the caches of an earlier run with the same images are used: {plan.staged.cache_root}")
+                Notice(f"using the caches of an earlier run with the same images: {plan.staged.cache_root}")
             )
             return
         for stage in ("latents", "text"):
@@ -141,9 +141,9 @@ class _Run:
                 STAGES[stage], self._host, num_images=plan.num_images, batch_size=plan.config.train_batch_size
             )
             self._run_stage(stage, counter)
-        if missing := missing_tokenizers(self._tokenizers, self._installation):
+        if missing := find_missing_tokenizers(self._tokenizers, self._installation):
             raise MusubiFailed(
-                f"Musubi Tuner has encoded the captions without {', '.join(missing)}: it could not be fetched. Go "
+                f"Musubi Tuner encoded the captions without {', '.join(missing)}, which could not be downloaded. Go "
                 "online and start again"
             )
         plan.staged.confirm_caches()
@@ -162,89 +162,79 @@ class _Run:
         plan, training = self._plan, self._training
         self._host.report(StageStarted("saving"))
         require_num_modules(plan.raw_path, training.num_modules)
-        # the name was free when the run began; another run may have taken it meanwhile
-        path = find_free_path(self._folder.final_path)
         try:
-            tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
+            tensors, metadata = self._convert_for_comfyui(plan.raw_path)
+            path, _ = save_under_free_name(self._folder.final_path, lambda path: _save(path, tensors, metadata))
         except MusubiFailed as error:
             raise MusubiFailed(f"{error}\nThe LoRA as Musubi Tuner trained it is kept: {plan.raw_path}") from error
         checkpoints = self._save_checkpoints()
         duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
-        summary = f"{len(module_names(tensors))} modules, {len(training.losses)} steps in {duration}"
+        summary = f"{len(list_modules(tensors))} modules, {len(training.losses)} steps in {duration}"
         self._host.report(Notice(f"{path}: {summary}"))
         return TrainedLora(tensors, metadata, training.losses, plan.config.max_train_steps, path, checkpoints)
 
-    # ---- files ----
-
     def _save_checkpoints(self) -> list[Path]:
-        """Each as a file for ComfyUI; the one of the last step is the LoRA itself."""
-        raw_paths = [path for path in self._raw_checkpoints() if step_of(path) != self._plan.num_steps]
+        """Convert each checkpoint for ComfyUI, except that of the last step: it is the LoRA."""
+        raw_paths = [path for path in self._find_raw_checkpoints() if read_step(path) != self._plan.num_steps]
         return [path for raw_path in raw_paths if (path := self._save_checkpoint(raw_path))]
 
     def _save_checkpoint(self, raw_path: Path) -> Path | None:
-        path = self._folder.checkpoint_path(step=self._plan.steps_before + (step_of(raw_path) or 0))
+        path = self._folder.checkpoint_path(step=self._plan.steps_before + (read_step(raw_path) or 0))
         try:
-            self._save_for_comfyui(raw_path, path)
-        except (RuntimeError, OSError) as error:  # what the run is about is more than a checkpoint
+            _save(path, *self._convert_for_comfyui(raw_path))
+        except (RuntimeError, OSError) as error:  # a checkpoint is not worth failing the whole run
             self._host.report(Notice(f"the checkpoint {raw_path} was not converted: {error}"))
             return None
         return path
 
     def _save_last_checkpoint(self) -> None:
-        """After the end of a run that was stopped. Musubi writes in place: what it was stopped in
-        the middle of goes.
+        """Save what a stopped run leaves. Musubi writes in place, so half-written checkpoints are
+        removed first.
         """
-        for path in self._raw_checkpoints():
+        for path in self._find_raw_checkpoints():
             if not is_whole_file(path):
                 path.unlink()
-        whole = self._raw_checkpoints()
+        whole = self._find_raw_checkpoints()
         if not whole:
             return
-        command = self._convert_command(whole[-1])
-        if command is not None:  # it takes seconds, and the user wants an end
+        command = self._build_convert_command(whole[-1])
+        if command is not None:  # converting takes seconds, and the user wants to stop now
             self._host.report(
                 Notice(
-                    f"the last checkpoint is {whole[-1]}. Before ComfyUI can load all of it, it must be converted: "
-                    f"{command.text()}"
+                    f"the last checkpoint is {whole[-1]}. Convert it before you load it into ComfyUI: {command.text()}"
                 )
             )
         elif path := self._save_checkpoint(whole[-1]):
             self._host.report(Notice(f"the last checkpoint is {path}"))
 
-    def _raw_checkpoints(self) -> list[Path]:
+    def _find_raw_checkpoints(self) -> list[Path]:
         names = self._plan.output_dir.glob("*.safetensors")
-        return sorted((path for path in names if step_of(path) is not None), key=lambda path: step_of(path) or 0)
+        return sorted((path for path in names if read_step(path) is not None), key=lambda path: read_step(path) or 0)
 
-    def _save_for_comfyui(self, raw_path: Path, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Convert as the row says, verify, save, load back."""
-        command = self._convert_command(raw_path)
+    def _convert_for_comfyui(self, raw_path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Convert as the architecture needs, and verify."""
+        command = self._build_convert_command(raw_path)
         if command is not None:
             self._run(command, Listener(self._host))
-        tensors, metadata = read_converted(
-            self._converted_path(raw_path) if command else raw_path, self._plan.architecture
-        )
-        save_lora(path, tensors, metadata)
-        require_same_tensors(path, tensors)
-        return tensors, metadata
+        path = self._get_converted_path(raw_path) if command else raw_path
+        return read_converted(path, self._plan.architecture)
 
-    def _convert_command(self, raw_path: Path) -> Command | None:
-        return convert_command(
-            self._plan.architecture, raw_path, self._converted_path(raw_path), installation=self._installation
+    def _build_convert_command(self, raw_path: Path) -> Command | None:
+        return build_convert_command(
+            self._plan.architecture, raw_path, self._get_converted_path(raw_path), installation=self._installation
         )
 
-    def _converted_path(self, raw_path: Path) -> Path:
+    def _get_converted_path(self, raw_path: Path) -> Path:
         return self._plan.converted_path.with_name(raw_path.name)
 
-    # ---- programs ----
-
     def _run_stage(self, stage: str, listener: Listener) -> None:
-        command = self._plan.command(stage)
+        command = self._plan.find_command(stage)
         if command is not None:
             self._host.report(StageStarted("loading" if stage == "train" else STAGES[stage]))
             self._run(command, listener)
 
     def _run(self, command: Command, listener: Listener) -> None:
-        """Raises MusubiFailed when it fails, or does not do what it was told to."""
+        """Run a program. Raises MusubiFailed if it fails, or does not do what it was told to."""
         logger.info("%s: %s", command.stage, command.text())
         self._log.write(f"\n$ {command.text()}\n".encode())
         reader = OutputReader(listener.take)
@@ -257,24 +247,31 @@ class _Run:
                 check_interrupted=self._host.check_interrupted,
             )
             reader.finish()
-            missing = "" if returncode else listener.missing()
+            missing = "" if returncode else listener.describe_missing()
         except NotStarted as error:
             raise MusubiFailed(str(error)) from error
-        except Contradicted as contradiction:
+        except Contradiction as contradiction:
             raise MusubiFailed(
-                f"Musubi Tuner was stopped at {STAGES[command.stage]}: {contradiction}.\n{self._shown(reader)}"
+                f"Musubi Tuner was stopped at {STAGES[command.stage]}: {contradiction}.\n"
+                f"{self._format_last_lines(reader)}"
             ) from None
         finally:
             self._log.flush()
         if returncode:
             log_path = self._folder.path / LOG_NAME
-            raise failure_of(
+            raise describe_failure(
                 command.stage, list(reader.lines), returncode=returncode, log=log_path, tokenizers=self._tokenizers
             )
         if missing:
             raise MusubiFailed(
-                f"Musubi Tuner ended {STAGES[command.stage]} without an error, but {missing}.\n{self._shown(reader)}"
+                f"Musubi Tuner ended {STAGES[command.stage]} without an error, but {missing}.\n"
+                f"{self._format_last_lines(reader)}"
             )
 
-    def _shown(self, reader: OutputReader) -> str:
-        return shown(list(reader.lines), self._folder.path / LOG_NAME)
+    def _format_last_lines(self, reader: OutputReader) -> str:
+        return format_last_lines(list(reader.lines), self._folder.path / LOG_NAME)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Save, and compare what is read back."""
+    save_lora(path, tensors, metadata, check=lambda found: require_same_tensors(path, found, tensors))

@@ -1,4 +1,4 @@
-"""A Windows job object: processes in it, and all that they start, end when it is closed."""
+"""A Windows job object. Its processes, and all that they start, end when it is closed."""
 
 import ctypes
 import subprocess
@@ -34,15 +34,15 @@ class _ExtendedLimits(ctypes.Structure):
 
 
 class Job:
-    """Raises OSError where Windows refuses one of the calls."""
+    """Raises OSError if Windows refuses one of the calls."""
 
     def __init__(self) -> None:
-        self._kernel: Any = getattr(ctypes, "WinDLL")("kernel32", use_last_error=True)  # noqa: B009 (there is none elsewhere)
+        self._kernel: Any = getattr(ctypes, "WinDLL")("kernel32", use_last_error=True)  # noqa: B009 (only Windows has it)
         self._kernel.CreateJobObjectW.restype = ctypes.c_void_p
-        self._handle = ctypes.c_void_p(self._checked(self._kernel.CreateJobObjectW(None, None)))
+        self._handle = ctypes.c_void_p(self._require(self._kernel.CreateJobObjectW(None, None)))
         limits = _ExtendedLimits()
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
-        self._checked(
+        self._require(
             self._kernel.SetInformationJobObject(
                 self._handle, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
             )
@@ -50,14 +50,14 @@ class Job:
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:
         process_handle = ctypes.c_void_p(int(getattr(process, "_handle")))  # noqa: B009
-        self._checked(self._kernel.AssignProcessToJobObject(self._handle, process_handle))
+        self._require(self._kernel.AssignProcessToJobObject(self._handle, process_handle))
 
     def close(self) -> None:
         if self._handle:
             self._kernel.CloseHandle(self._handle)
             self._handle = ctypes.c_void_p()
 
-    def _checked(self, result: Any) -> Any:
+    def _require(self, result: Any) -> Any:
         if not result:
             raise getattr(ctypes, "WinError")(getattr(ctypes, "get_last_error")())  # noqa: B009
         return result

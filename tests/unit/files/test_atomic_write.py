@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,52 @@ def test_a_full_disk_is_named_with_advice(tmp_path, monkeypatch):
     ):
         temporary.write_text("new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES])
+def test_a_file_system_without_hard_links_takes_files_and_keeps_those_that_are_there(tmp_path, monkeypatch, number):
+    """exFAT, FAT32 and FUSE mounts; Windows answers EINVAL."""
+
+    def no_links(*_):
+        raise OSError(number, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError, match="exists already"), atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_a_name_that_cannot_be_given_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="broken"), atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("first")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_virus_scanner_that_holds_the_file_for_a_moment_stops_nothing(tmp_path, monkeypatch, overwrite):
+    """As on Windows: replacing and removing fail while another program has the file open."""
+    monkeypatch.setattr("trainers.files.atomic_write.WINDOWS_WAITS", (0.0, 0.0))
+    refusals = {"replace": 2, "unlink": 9}
+    real_replace, real_unlink = os.replace, Path.unlink
+
+    def refuse(name, real):
+        def call(*arguments, **rest):
+            if refusals[name]:
+                refusals[name] -= 1
+                raise PermissionError(errno.EACCES, "in use")
+            return real(*arguments, **rest)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", refuse("replace", real_replace))
+    monkeypatch.setattr(Path, "unlink", refuse("unlink", real_unlink))
+    with atomic_write(tmp_path / "a.txt", overwrite=overwrite) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"

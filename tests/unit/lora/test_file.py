@@ -34,8 +34,8 @@ ATTENTION_MLP = (
     r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
 )
 UNET_LAYERS = (
-    rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv|"
-    r"(time|add)_embedding\.linear_[12]"
+    rf"{ATTENTION_MLP}|conv_in|.*resnets\.0\.(conv1|time_emb_proj|conv_shortcut)|.*samplers\.0\.conv"
+    r"|(time|add)_embedding\.linear_[12]"
 )
 TARGETS: dict[str, str] = {
     "unet": UNET_LAYERS,

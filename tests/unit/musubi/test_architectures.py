@@ -1,5 +1,5 @@
-"""The table of architectures: what MusubiConfig's open values become, and what the modules of a
-file for ComfyUI are called.
+"""The table of architectures: the values for MusubiConfig's open settings, and the names of the
+modules in a file for ComfyUI.
 """
 
 from dataclasses import fields, replace
@@ -10,8 +10,8 @@ from trainers.config import check_ranges
 from trainers.musubi.architectures import ARCHITECTURES, find_architecture
 from trainers.musubi.config import MusubiConfig, resolve
 
-# Counted in Musubi v0.3.4's own networks over its full-size models (on the meta device), in the
-# form of the file for ComfyUI; N counts from 0.
+# Counted in Musubi v0.3.4's own networks on its full-size models (on the meta device), under the
+# names of the file for ComfyUI. N counts from 0.
 FLUX_BLOCKS = {
     "lora_unet_double_blocks_N_img_attn_qkv": 19,
     "lora_unet_double_blocks_N_img_attn_proj": 19,
@@ -104,7 +104,7 @@ TRAINED_AS_ONE = ("hunyuan-video-1.5",)  # its conversion joins q, k and v: 756 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_all_modules_of_the_file_for_comfyui_fit_their_row(architecture):
+def test_every_module_in_the_file_for_comfyui_fits_its_row(architecture):
     templates = MODULES[architecture.name]
     names = [template.replace("N", str(number), 1) for template, count in templates.items() for number in range(count)]
     assert all(architecture.fits(name) for name in names)
@@ -113,7 +113,7 @@ def test_all_modules_of_the_file_for_comfyui_fit_their_row(architecture):
 
 
 @pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.conversion != "none"])
-def test_names_before_the_conversion_do_not_fit(name):
+def test_names_from_before_the_conversion_do_not_fit(name):
     raw = {
         "z-image": "lora_unet_layers_0_attention_to_q",
         "hunyuan-video": "lora_unet_double_blocks_0_img_mlp_fc1",
@@ -123,13 +123,13 @@ def test_names_before_the_conversion_do_not_fit(name):
     assert not ARCHITECTURES[name].fits(raw[name])
 
 
-def test_the_order_of_the_table_is_that_of_use():
+def test_the_most_used_architectures_come_first():
     assert list(ARCHITECTURES)[:5] == ["z-image", "krea-2", "qwen-image", "qwen-image-edit", "flux-2"]
     assert len(ARCHITECTURES) == 12
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_every_row_closes_all_open_values(architecture):
+def test_every_row_fills_in_all_open_values(architecture):
     resolved = resolve(MusubiConfig(), architecture)
     check_ranges(resolved)
     assert "auto" not in [getattr(resolved, spec.name) for spec in fields(resolved)]
@@ -139,7 +139,7 @@ def test_every_row_closes_all_open_values(architecture):
     assert set(architecture.defaults) <= {spec.name for spec in fields(MusubiConfig)}
 
 
-def test_what_is_set_stays_as_it_is():
+def test_values_that_are_set_are_kept():
     config = MusubiConfig(
         rank=8, alpha=4.0, learning_rate=1e-5, resolution=512, timestep_sampling="sigmoid", mixed_precision="fp16"
     )
@@ -157,12 +157,12 @@ def test_switches_that_are_off_are_not_open():
     ("name", "dit_dtype", "precision"),
     [("wan", "F16", "fp16"), ("wan", "BF16", "bf16"), ("hunyuan-video-1.5", "F16", "fp16"), ("z-image", "F16", "bf16")],
 )
-def test_auto_precision_follows_the_file_where_it_must(name, dit_dtype, precision):
+def test_auto_precision_follows_the_file_if_the_architecture_needs_that(name, dit_dtype, precision):
     assert resolve(MusubiConfig(), ARCHITECTURES[name], dit_dtype=dit_dtype).mixed_precision == precision
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_rows_are_whole(architecture):
+def test_rows_are_complete(architecture):
     for option in architecture.options:
         assert option.default in option.choices
         assert len(set(option.choices)) == len(option.choices)
@@ -172,25 +172,27 @@ def test_rows_are_whole(architecture):
             name, value = file.only_with
             assert value in next(option for option in architecture.options if option.name == name).choices
     assert architecture.models[0].name == "dit"
-    assert architecture.needed_tokenizers({}), "every architecture downloads at least a tokenizer"
-    assert 0 < architecture.swap_limit({}) <= architecture.max_blocks_to_swap
+    assert architecture.list_tokenizers({}), "every architecture downloads at least a tokenizer"
+    assert 0 < architecture.find_swap_limit({}) <= architecture.max_blocks_to_swap
 
 
 def test_the_version_decides_the_limits():
     flux = ARCHITECTURES["flux-2"]
-    assert [flux.swap_limit({"model_version": version}) for version in ("klein-base-4b", "klein-base-9b", "dev")] == [
+    assert [
+        flux.find_swap_limit({"model_version": version}) for version in ("klein-base-4b", "klein-base-9b", "dev")
+    ] == [
         13,
         16,
         29,
     ]
     assert flux.has_fp8_text_encoder({}) and not flux.has_fp8_text_encoder({"model_version": "dev"})
-    assert ARCHITECTURES["wan"].swap_limit({"task": "t2v-1.3B"}) == 29
+    assert ARCHITECTURES["wan"].find_swap_limit({"task": "t2v-1.3B"}) == 29
     edit = ARCHITECTURES["qwen-image-edit"]
-    assert (edit.control_limit({"model_version": "edit"}), edit.control_limit({})) == (1, 0)
-    assert ARCHITECTURES["flux-kontext"].control_limit({}) == 1
+    assert (edit.find_control_limit({"model_version": "edit"}), edit.find_control_limit({})) == (1, 0)
+    assert ARCHITECTURES["flux-kontext"].find_control_limit({}) == 1
 
 
-def test_an_unknown_architecture_is_named_with_those_that_are():
+def test_the_error_for_an_unknown_architecture_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"architecture must be one of z-image, krea-2, .*; got 'sdxl'"):
         find_architecture("sdxl")
 
@@ -201,12 +203,12 @@ def test_an_unknown_architecture_is_named_with_those_that_are():
         ({"rank": -1}, "rank must be between 0 and 1024"),
         ({"save_every_n_steps": 0}, "save_every_n_steps must be between 1 and"),
         ({"optimizer": "Lion"}, "optimizer must be one of AdamW8bit, AdamW, Adafactor, Prodigy"),
-        ({"extra_resolutions": "512, x"}, "extra_resolutions must be numbers with commas between"),
-        ({"resolution": 512, "extra_resolutions": "512"}, "differ from one another and from resolution"),
-        ({"network_weights": "/a", "resume": "/b"}, "network_weights and resume are both given"),
-        ({"fp8": True, "mixed_precision": "no"}, "fp8 is on and mixed_precision is no"),
+        ({"extra_resolutions": "512, x"}, "extra_resolutions must be numbers separated by commas"),
+        ({"resolution": 512, "extra_resolutions": "512"}, "differ from each other and from resolution"),
+        ({"network_weights": "/a", "resume": "/b"}, "network_weights and resume are both set"),
+        ({"fp8": True, "mixed_precision": "no"}, "fp8 is on, but mixed_precision is no"),
         ({"exclude_patterns": "(["}, "exclude_patterns: .* is not a regular expression"),
-        ({"include_patterns": "a=b"}, "include_patterns: 'a=b' has = in it"),
+        ({"include_patterns": "a=b"}, "include_patterns: 'a=b' contains ="),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(settings, message):

@@ -1,4 +1,4 @@
-"""What stops a training by Musubi Tuner before it starts, and the plan of one that can start."""
+"""Checks that stop a training by Musubi Tuner before it starts, and the plan of one that passes."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.musubi import checks
 from trainers.musubi.architectures import ARCHITECTURES
-from trainers.musubi.checks import steps_done
+from trainers.musubi.checks import read_steps_done
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.dataset_toml import write_toml
 from trainers.musubi.installation import Installation
@@ -29,7 +29,7 @@ INSTALLATION = Installation(Path("/musubi-tuner"), Path("/musubi-tuner/venv/bin/
 def write_safetensors(
     path: Path, dtype: str = "BF16", *, names: tuple[str, ...] = ("blocks.0.weight",), shape: tuple[int, int] = (8, 8)
 ) -> Path:
-    """A whole file of zeros with one tensor of `dtype` per name."""
+    """Write a complete file of zeros, with one tensor of `dtype` per name."""
     header, offset = {}, 0
     for name in names:
         end = offset + shape[0] * shape[1] * SIZES[dtype]
@@ -42,7 +42,7 @@ def write_safetensors(
 
 
 def models_for(architecture: str, folder: Path, **dtypes: str) -> dict[str, Path]:
-    """The row's files, each written once."""
+    """Write the row's model files, each once."""
     models = {}
     for file in ARCHITECTURES[architecture].models:
         path = folder / f"{file.name}.safetensors"
@@ -64,7 +64,7 @@ def images(folder: Path, names: tuple[str, ...] = ("a.png", "b.png")) -> Dataset
 
 
 class Case:
-    """A job that can start, changed by what `plan` is given."""
+    """A job that passes all checks; the arguments of `plan` change it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,7 +94,7 @@ def case(tmp_path) -> Case:
     return Case(tmp_path)
 
 
-def test_a_plan_writes_nothing_before_write(case):
+def test_a_plan_writes_no_file_before_write_is_called(case):
     before = set(case.folder.rglob("*"))
     plan = case.plan()
     made = {
@@ -108,7 +108,7 @@ def test_a_plan_writes_nothing_before_write(case):
     assert (case.folder / "run" / "dataset" / "1-repeats-1" / "0001.png").is_file()
 
 
-def test_a_plan_says_all_that_will_happen(case):
+def test_a_plan_lists_everything_that_will_happen(case):
     plan = case.plan(max_train_steps=300)
     assert [command.stage for command in plan.commands] == ["latents", "text", "train", "convert"]
     assert (plan.num_images, plan.num_items, plan.num_steps, plan.steps_before) == (2, 2, 300, 0)
@@ -124,11 +124,11 @@ def test_a_plan_says_all_that_will_happen(case):
 def test_every_architecture_can_be_planned(case, architecture):
     control = images(case.folder / "control") if ARCHITECTURES[architecture].control_images == "required" else None
     plan = case.plan(architecture, control=control)
-    train = plan.command("train")
+    train = plan.find_command("train")
     assert train is not None and str(plan.toml_path) in train.argv
 
 
-def test_the_caches_of_an_earlier_run_are_used_again(case):
+def test_the_caches_of_an_earlier_run_are_reused(case):
     plan = case.plan()
     plan.write()
     for number in (1, 2):
@@ -145,7 +145,7 @@ def test_the_caches_of_an_earlier_run_are_used_again(case):
     assert not case.plan().cache_is_complete
 
 
-def test_all_problems_of_the_settings_are_named_at_once(case):
+def test_all_problems_with_settings_are_reported_at_once(case):
     with pytest.raises(ValueError) as caught:
         case.plan(
             blocks_to_swap=29,
@@ -162,7 +162,7 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
         line == "resolution must be a multiple of 16 for Z-Image, got 1000. The nearest are 992 and 1008"
         for line in lines
     )
-    assert any("in it Musubi Tuner would not find its caches" in line for line in lines)
+    assert any("in its name, Musubi Tuner would not find its caches" in line for line in lines)
     assert any(line.startswith("no images") for line in lines)
 
 
@@ -198,7 +198,7 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
         ),
         ("z-image", {"options": {"task": "t2v"}}, "Z-Image has no option 'task'. Known: none"),
         ("wan", {"options": {"task": "t2v-A14B-both"}}, "dit_high_noise is missing. Choose a file in diffusion_models"),
-        ("z-image", {"control": "control"}, "Z-Image knows no control images"),
+        ("z-image", {"control": "control"}, "Z-Image takes no control images"),
         ("flux-kontext", {}, "FLUX.1 Kontext needs control images"),
         (
             "z-image",
@@ -213,41 +213,41 @@ def test_all_problems_of_the_settings_are_named_at_once(case):
         (
             "z-image",
             {"base_weights": "/no.safetensors"},
-            "base_weights: /no.safetensors is no .safetensors file that is there",
+            "base_weights: /no.safetensors is not an existing .safetensors file",
         ),
     ],
 )
-def test_settings_that_cannot_work_are_named(case, architecture, given, message):
+def test_settings_that_cannot_work_are_reported(case, architecture, given, message):
     if given.get("control"):
         given = {**given, "control": images(case.folder / "control")}
     with pytest.raises(ValueError, match=message):
         case.plan(architecture, **given)
 
 
-def test_relative_paths_are_those_of_the_caller_and_not_of_musubis_folder(case, monkeypatch):
+def test_relative_paths_start_at_the_callers_folder_not_at_musubis(case, monkeypatch):
     monkeypatch.chdir(case.folder)
     dit, lora = write_safetensors(Path("here.safetensors")), raw_lora(Path("raw.safetensors"))
-    train = case.plan(models={"dit": dit}, network_weights=str(lora), run_path=Path("run")).command("train")
+    train = case.plan(models={"dit": dit}, network_weights=str(lora), run_path=Path("run")).find_command("train")
     assert train is not None
     for path in ("here.safetensors", "raw.safetensors", "run/dataset.toml"):
         assert str(case.folder / path) in train.argv
 
 
-def test_a_fp16_wan_is_trained_in_fp16(case):
+def test_an_fp16_wan_is_trained_in_fp16(case):
     assert case.plan("wan", dtypes={"dit": "F16"}).config.mixed_precision == "fp16"
 
 
-def test_a_model_file_that_is_not_used_is_named(case):
+def test_an_unused_model_file_is_reported(case):
     extra = write_safetensors(case.folder / "high.safetensors")
     with pytest.raises(
-        ValueError, match=r"dit_high_noise is only used with task t2v-A14B-both; task is t2v-14B\. Leave the file out"
+        ValueError, match=r"dit_high_noise is only used with task t2v-A14B-both, but task is t2v-14B\. Leave out"
     ):
         case.plan("wan", models={"dit_high_noise": extra})
     with pytest.raises(ValueError, match="Z-Image has no model file 'clip'"):
         case.plan(models={"clip": extra})
 
 
-def test_a_missing_model_file_is_named_with_its_folder(case):
+def test_a_missing_model_file_is_reported_with_its_folder(case):
     with pytest.raises(ValueError, match=r"text_encoder is missing\. Choose a file in text_encoders: Qwen3 4B"):
         case.plan(models={"text_encoder": None})
     with pytest.raises(ValueError, match=r"vae: /no/vae\.safetensors: there is no such file\. Choose one in vae"):
@@ -274,7 +274,7 @@ def test_files_made_for_inference_are_refused(case, dtype, names, message):
         case.plan(models={"dit": dit})
 
 
-def test_ideogram_takes_its_fp8_file_and_no_other(case):
+def test_ideogram_takes_only_its_fp8_file(case):
     quantized = write_safetensors(
         case.folder / "fp8.safetensors", "F8_E4M3", names=("blocks.0.weight", "blocks.0.weight_scale")
     )
@@ -284,27 +284,28 @@ def test_ideogram_takes_its_fp8_file_and_no_other(case):
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "model.pth", "model.ckpt"])
-def test_other_kinds_of_files_are_refused(case, name):
+def test_other_file_formats_are_refused(case, name):
     path = case.folder / name
     path.write_bytes(b"x")
-    with pytest.raises(ValueError, match=f"dit: .*{name} is no .safetensors file"):
+    with pytest.raises(ValueError, match=f"dit: .*{name} is not a .safetensors file"):
         case.plan(models={"dit": path})
 
 
 def test_pickles_are_read_only_where_musubi_reads_them_without_running_code(case):
     path = case.folder / "Wan2.1_VAE.pth"
     path.write_bytes(b"x")
-    assert case.plan("wan", models={"vae": path}).command("latents")
-    with pytest.raises(ValueError, match=r"vae: .*Wan2\.1_VAE\.pth is no \.safetensors file"):
+    assert case.plan("wan", models={"vae": path}).find_command("latents")
+    with pytest.raises(ValueError, match=r"vae: .*Wan2\.1_VAE\.pth is not a \.safetensors file"):
         case.plan("z-image", models={"vae": path})
 
 
 @pytest.mark.parametrize(
-    ("name", "is_said"), [("z_image_turbo_bf16", True), ("z_image_de_turbo_v1_bf16", False), ("z_image_bf16", False)]
+    ("name", "is_reported"),
+    [("z_image_turbo_bf16", True), ("z_image_de_turbo_v1_bf16", False), ("z_image_bf16", False)],
 )
-def test_training_a_distilled_model_is_said(case, name, is_said):
+def test_training_a_distilled_model_is_reported(case, name, is_reported):
     plan = case.plan(models={"dit": write_safetensors(case.folder / f"{name}.safetensors")})
-    assert any("seems to be distilled" in notice for notice in plan.notices) == is_said
+    assert any("seems to be a distilled model" in notice for notice in plan.notices) == is_reported
     adapter = raw_lora(case.folder / "adapter.safetensors")
     assert not case.plan(models={"dit": case.folder / f"{name}.safetensors"}, base_weights=str(adapter)).notices
 
@@ -319,24 +320,24 @@ def test_training_a_distilled_model_is_said(case, name, is_said):
         struct.pack("<Q", 6) + b'{"a":1}',
     ],
 )
-def test_damaged_files_are_named(case, content):
+def test_damaged_files_are_reported(case, content):
     path = case.folder / "damaged.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"dit: .*damaged\.safetensors: not a whole \.safetensors file"):
+    with pytest.raises(ValueError, match=r"dit: .*damaged\.safetensors: not a complete \.safetensors file"):
         case.plan(models={"dit": path})
 
 
-def test_a_file_that_was_not_downloaded_whole_is_named(case):
+def test_an_incomplete_download_is_reported(case):
     path = write_safetensors(case.folder / "half.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="the file ends too early"):
         case.plan(models={"dit": path})
 
 
-def test_missing_parts_of_a_split_file_are_named(case):
+def test_missing_parts_of_a_split_file_are_reported(case):
     path = write_safetensors(case.folder / "model-00001-of-00003.safetensors")
     write_safetensors(case.folder / "model-00002-of-00003.safetensors")
-    with pytest.raises(ValueError, match=r"model-00003-of-00003\.safetensors is missing. The file is one of 3 parts"):
+    with pytest.raises(ValueError, match=r"model-00003-of-00003\.safetensors is missing. The model has 3 parts"):
         case.plan(models={"dit": path})
 
 
@@ -353,20 +354,20 @@ def raw_lora(path: Path, *, rank: int = 32, prefix: str = "lora_unet_") -> Path:
 
 def test_network_weights_must_be_a_raw_file_of_the_same_rank(case):
     assert case.plan(network_weights=str(raw_lora(case.folder / "raw.safetensors"))).config.network_weights
-    with pytest.raises(ValueError, match="has not Musubi Tuner's own names: it was converted"):
+    with pytest.raises(ValueError, match="does not have Musubi Tuner's own names: it was converted"):
         case.plan(network_weights=str(raw_lora(case.folder / "converted.safetensors", prefix="diffusion_model.")))
-    with pytest.raises(ValueError, match=r"has rank 8, and rank is 32\. Set rank to the file's"):
+    with pytest.raises(ValueError, match=r"has rank 8, but rank is 32\. Set rank to that of the file"):
         case.plan(network_weights=str(raw_lora(case.folder / "small.safetensors", rank=8)))
 
 
-def test_an_adapter_of_other_names_is_converted_first(case):
+def test_an_adapter_with_other_names_is_converted_first(case):
     foreign = raw_lora(case.folder / "adapter.safetensors", prefix="diffusion_model.")
     plan = case.plan(base_weights=str(foreign))
     assert plan.commands[0].stage == "base_weights" and str(foreign) in plan.commands[0].argv
-    train = plan.command("train")
+    train = plan.find_command("train")
     assert train is not None and train.argv[train.argv.index("--base_weights") + 1] == str(plan.base_weights_path)
     own = raw_lora(case.folder / "own.safetensors")
-    kept = case.plan(base_weights=str(own)).command("train")
+    kept = case.plan(base_weights=str(own)).find_command("train")
     assert kept is not None and kept.argv[kept.argv.index("--base_weights") + 1] == str(own)
 
 
@@ -377,7 +378,7 @@ def test_an_adapter_is_not_merged_into_8_bit_weights(case, architecture, fp8):
         case.plan(architecture, base_weights=str(adapter), fp8=fp8)
 
 
-def saved_state(folder: Path, name: str) -> Path:
+def save_state(folder: Path, name: str) -> Path:
     state = folder / name
     state.mkdir(parents=True)
     for file in ("model.safetensors", "optimizer.bin", "random_states_0.pkl"):
@@ -386,13 +387,13 @@ def saved_state(folder: Path, name: str) -> Path:
 
 
 def test_a_resumed_run_has_a_new_name_and_the_remaining_steps(case):
-    plan = case.plan(resume=str(saved_state(case.folder, "my_lora-step00000250-state")), max_train_steps=1000)
+    plan = case.plan(resume=str(save_state(case.folder, "my_lora-step00000250-state")), max_train_steps=1000)
     assert (plan.steps_before, plan.num_steps, plan.output_name) == (250, 750, "my_lora-after00000250")
     again = case.plan(
-        resume=str(saved_state(case.folder, "my_lora-after00000250-step00000100-state")), max_train_steps=1000
+        resume=str(save_state(case.folder, "my_lora-after00000250-step00000100-state")), max_train_steps=1000
     )
     assert (again.steps_before, again.num_steps, again.output_name) == (350, 650, "my_lora-after00000350")
-    assert steps_done(Path("my_lora-state")) is None
+    assert read_steps_done(Path("my_lora-state")) is None
 
 
 @pytest.mark.parametrize(
@@ -400,49 +401,49 @@ def test_a_resumed_run_has_a_new_name_and_the_remaining_steps(case):
     [
         ("my_lora-state", {}, "does not say how many steps were done"),
         ("my_lora-step00001500-state", {}, "1500 steps are done already. Set max_train_steps above that, got 1500"),
-        ("my_lora-step00000250-state", {"lr_scheduler": "cosine"}, "cannot go on with lr_scheduler cosine"),
+        ("my_lora-step00000250-state", {"lr_scheduler": "cosine"}, "cannot continue lr_scheduler cosine"),
     ],
 )
-def test_a_state_that_cannot_be_resumed_is_named(case, name, settings, message):
+def test_a_state_that_cannot_be_resumed_is_reported(case, name, settings, message):
     with pytest.raises(ValueError, match=message):
-        case.plan(resume=str(saved_state(case.folder, name)), **settings)
+        case.plan(resume=str(save_state(case.folder, name)), **settings)
 
 
-def test_a_state_that_is_not_whole_is_named(case):
-    state = saved_state(case.folder, "my_lora-step00000250-state")
+def test_an_incomplete_state_is_reported(case):
+    state = save_state(case.folder, "my_lora-step00000250-state")
     (state / "optimizer.bin").unlink()
     with pytest.raises(ValueError, match=r"resume: .* optimizer\.bin is missing"):
         case.plan(resume=str(state))
 
 
-def test_settings_that_change_nothing_are_said(case):
+def test_settings_without_effect_are_reported(case):
     plan = case.plan("flux-2", discrete_flow_shift=3.0, sample_prompts="a dog", base_weights_multiplier=0.5)
     assert plan.notices == (
         "discrete_flow_shift 3 changes nothing with timestep_sampling flux2_shift",
-        "sample_prompts are not drawn, because sample_every_n_steps is 0",
+        "sample_prompts has no effect: sample_every_n_steps is 0",
         "base_weights_multiplier changes nothing without base_weights",
     )
-    assert "# Note: sample_prompts are not drawn" in plan.text()
+    assert "# Note: sample_prompts has no effect" in plan.text()
 
 
-def test_a_shift_that_the_architecture_recommends_is_no_surprise(case):
+def test_the_recommended_shift_causes_no_notice(case):
     assert case.plan(discrete_flow_shift=2.0, timestep_sampling="sigmoid").notices == ()
 
 
-def test_another_version_of_musubi_is_said(case):
+def test_another_version_of_musubi_is_reported(case):
     other = Installation(INSTALLATION.folder, INSTALLATION.python, "0.4.0")
     assert case.plan(installation=other).notices == (
-        "Musubi Tuner 0.4.0 is used; this was made for 0.3.4, and others may work differently",
+        "Musubi Tuner 0.4.0 is installed. This pack was made for 0.3.4; other versions may work differently",
     )
 
 
-def test_a_full_disk_is_said_before_the_start(case, monkeypatch):
+def test_a_full_disk_is_reported_before_the_start(case, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 5 << 20))
-    with pytest.raises(ValueError, match=r"about 1\.1 GB are needed for caches and checkpoints, 0\.0 GB are free"):
+    with pytest.raises(ValueError, match=r"caches and checkpoints need about 1\.1 GB, but 0\.0 GB are free"):
         case.plan()
 
 
-def test_sample_prompts_are_of_the_trainings_size_and_seed(case):
+def test_sample_prompts_have_the_size_and_seed_of_the_training(case):
     plan = case.plan(
         sample_every_n_steps=50,
         sample_prompts="# mine\na dog --no-op --w 512 --l 1 --n bad, ugly\n\na cat",
@@ -460,11 +461,11 @@ def test_sample_prompts_are_of_the_trainings_size_and_seed(case):
         },
         {"width": 256, "height": 256, "seed": 7, "prompt": "a cat"},
     ]
-    train = plan.command("train")
+    train = plan.find_command("train")
     assert train is not None and train.argv[train.argv.index("--sample_prompts") + 1] == str(plan.prompts_path)
 
 
-def test_without_prompts_the_first_caption_is_drawn_word_for_word(case):
+def test_without_prompts_the_first_caption_is_used_word_for_word(case):
     plan = case.plan("flux-kontext", sample_every_n_steps=50, control=images(case.folder / "control"))
     (prompt,) = json.loads(plan.prompts_text)
     assert prompt["prompt"] == "image a.png --w 9"
@@ -472,7 +473,7 @@ def test_without_prompts_the_first_caption_is_drawn_word_for_word(case):
     assert [Path(path).is_file() for path in prompt["control_image_path"]] == [True]
 
 
-def test_an_own_toml_takes_the_place_of_the_dataset(case):
+def test_an_own_toml_replaces_the_dataset(case):
     folder = case.folder / "in"
     images(folder)
     text = write_toml(
@@ -487,9 +488,9 @@ def test_an_own_toml_takes_the_place_of_the_dataset(case):
         case.plan(dataset=None, dataset_toml=text, sample_every_n_steps=10)
 
 
-def test_a_run_folder_with_spaces_accents_and_brackets_does_no_harm(case):
+def test_a_run_folder_may_have_spaces_accents_and_brackets_in_its_name(case):
     plan = case.plan(run_path=case.folder / "été [1] 'x'")
     plan.write()
     assert plan.toml_path.is_file()
-    train = plan.command("train")
+    train = plan.find_command("train")
     assert train is not None and str(plan.toml_path) in train.argv

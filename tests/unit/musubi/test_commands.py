@@ -1,8 +1,8 @@
-"""The command lines for Musubi Tuner: what its own parsers (recorded from v0.3.4) accept, and a
-golden file of all of them.
+"""The command lines for Musubi Tuner: its own parsers (recorded from v0.3.4) accept them, and a
+golden file holds all of them.
 
 To update the golden file: `LORA_TRAINER_UPDATE_GOLDEN=1 pytest tests/unit/musubi/test_commands.py`,
-then read its difference.
+then read its diff.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from trainers.musubi.architectures import ARCHITECTURES, Architecture
 from trainers.musubi.commands import (
     Command,
     TrainingFiles,
-    base_weights_command,
-    cache_arguments,
-    cache_command,
-    convert_command,
-    number_text,
-    train_command,
+    build_base_weights_command,
+    build_cache_arguments,
+    build_cache_command,
+    build_convert_command,
+    build_train_command,
+    format_number,
 )
-from trainers.musubi.config import MusubiConfig, Recipe, literal_arguments, resolve
+from trainers.musubi.config import MusubiConfig, Recipe, resolve, split_literal_arguments
 from trainers.musubi.installation import Installation
 
 DATA = Path(__file__).parents[2] / "data"
@@ -74,12 +74,12 @@ INSTALLATION = Installation(Path("/musubi-tuner"), Path("/musubi-tuner/venv/bin/
 
 
 def full_config(architecture: Architecture, options: dict[str, str]) -> MusubiConfig:
-    """Everything on that this architecture has."""
+    """Return a config with everything on that this architecture has."""
     has_fp8_text_encoder = architecture.has_fp8_text_encoder(options)
     return replace(FULL, fp8=bool(architecture.fp8_arguments), fp8_text_encoder=has_fp8_text_encoder)
 
 
-def recipe_of(
+def make_recipe(
     architecture: Architecture,
     config: MusubiConfig,
     options: dict[str, str] | None = None,
@@ -100,22 +100,24 @@ def all_commands(
     control = recipe.architecture.control_images == "required" if has_control is None else has_control
     toml = files.dataset_toml
     commands = [
-        cache_command(recipe, "latents", dataset_toml=toml, installation=INSTALLATION),
-        cache_command(recipe, "text", dataset_toml=toml, installation=INSTALLATION),
-        train_command(recipe, files, has_control=control, steps_before=steps_before, installation=INSTALLATION),
+        build_cache_command(recipe, "latents", dataset_toml=toml, installation=INSTALLATION),
+        build_cache_command(recipe, "text", dataset_toml=toml, installation=INSTALLATION),
+        build_train_command(recipe, files, has_control=control, steps_before=steps_before, installation=INSTALLATION),
     ]
     raw = files.output_dir / "my_lora.safetensors"
-    converted = convert_command(recipe.architecture, raw, Path("/run/converted.safetensors"), installation=INSTALLATION)
+    converted = build_convert_command(
+        recipe.architecture, raw, Path("/run/converted.safetensors"), installation=INSTALLATION
+    )
     return [*commands, converted] if converted else commands
 
 
 def train_arguments(architecture: str = "z-image", **settings) -> list[str]:
     has_control = settings.pop("has_control", False)
-    recipe = recipe_of(ARCHITECTURES[architecture], MusubiConfig(**settings))
+    recipe = make_recipe(ARCHITECTURES[architecture], MusubiConfig(**settings))
     return list(all_commands(recipe, has_control=has_control)[2].argv[2:])
 
 
-def value_of(arguments: list[str], flag: str) -> str:
+def get_value(arguments: list[str], flag: str) -> str:
     return arguments[arguments.index(flag) + 1]
 
 
@@ -139,7 +141,7 @@ def parse(command: Command) -> argparse.Namespace:
 
 
 def option_choices(architecture: Architecture) -> list[dict[str, str]]:
-    """Defaults, and every value of every option once."""
+    """Return the defaults, and every other value of every option once."""
     return [
         {},
         *(
@@ -157,13 +159,13 @@ def test_musubis_parsers_accept_every_command(architecture, is_full):
     for options in option_choices(architecture):
         config = full_config(architecture, options) if is_full else MusubiConfig()
         files = replace(FILES, prompts=Path("/run/prompts.json")) if is_full else FILES
-        recipe = recipe_of(architecture, config, options, with_optional=is_full)
+        recipe = make_recipe(architecture, config, options, with_optional=is_full)
         for has_control in {architecture.control_images != "none", architecture.control_images == "required"}:
             for command in all_commands(recipe, has_control=has_control, files=files):
                 parse(command)
 
 
-def test_the_recorded_parsers_refuse_what_they_should():
+def test_the_recorded_parsers_refuse_wrong_arguments():
     parser = recorded_parser("zimage_train_network.py")
     for arguments in (["--no_such_flag"], ["--max_train_steps", "many"], ["--mixed_precision", "int8"], ["--dit"]):
         with pytest.raises((SystemExit, argparse.ArgumentError)):
@@ -173,9 +175,9 @@ def test_the_recorded_parsers_refuse_what_they_should():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_what_musubi_does_not_check_up_front_is_always_given(architecture):
+def test_arguments_that_musubi_does_not_check_up_front_are_always_given(architecture):
     *_, train = [
-        command for command in all_commands(recipe_of(architecture, MusubiConfig())) if command.stage == "train"
+        command for command in all_commands(make_recipe(architecture, MusubiConfig())) if command.stage == "train"
     ]
     parsed = parse(train)
     for name in (
@@ -189,14 +191,14 @@ def test_what_musubi_does_not_check_up_front_is_always_given(architecture):
     ):
         assert getattr(parsed, name), name
     assert parsed.sdpa and parsed.save_precision == "bf16"
-    assert parsed.network_alpha == parsed.network_dim == recipe_of(architecture, MusubiConfig()).config.rank
+    assert parsed.network_alpha == parsed.network_dim == make_recipe(architecture, MusubiConfig()).config.rank
     assert not parsed.fp8_base and not vars(parsed).get("fp8_scaled")
     assert not parsed.dim_from_weights
 
 
-def test_fp8_flags_go_together_as_musubi_wants_them():
+def test_fp8_flags_are_combined_as_musubi_requires():
     for architecture in ARCHITECTURES.values():
-        parsed = parse(all_commands(recipe_of(architecture, replace(MusubiConfig(), fp8=True)))[2])
+        parsed = parse(all_commands(make_recipe(architecture, replace(MusubiConfig(), fp8=True)))[2])
         if vars(parsed).get("fp8_scaled"):
             assert parsed.fp8_base, architecture.name
     assert ARCHITECTURES["hunyuan-video"].fp8_arguments == ("--fp8_base",)
@@ -211,68 +213,68 @@ def test_fp8_flags_go_together_as_musubi_wants_them():
         ("hunyuan-video-1.5", "networks/convert_hunyuan_video_1_5_lora_to_comfy.py"),
     ],
 )
-def test_only_these_architectures_are_converted_by_musubis_scripts(name, script):
-    commands = {row.name: all_commands(recipe_of(row, MusubiConfig())) for row in ARCHITECTURES.values()}
+def test_musubis_scripts_convert_only_these_architectures(name, script):
+    commands = {row.name: all_commands(make_recipe(row, MusubiConfig())) for row in ARCHITECTURES.values()}
     stages = {row: [command.argv[1] for command in own if command.stage == "convert"] for row, own in commands.items()}
     assert stages[name] == [SCRIPTS + script]
     converted = {row for row, scripts in stages.items() if scripts}
     assert converted == {"z-image", "hunyuan-video", "hunyuan-video-1.5"}
 
 
-def test_an_adapter_gets_musubis_names_by_the_default_target():
-    command = base_weights_command(Path("/a.safetensors"), Path("/b.safetensors"), installation=INSTALLATION)
+def test_the_default_target_gives_an_adapter_musubis_names():
+    command = build_base_weights_command(Path("/a.safetensors"), Path("/b.safetensors"), installation=INSTALLATION)
     parsed = parse(command)
     assert (parsed.input, parsed.output, parsed.target) == ("/a.safetensors", "/b.safetensors", "default")
 
 
-def test_adafactor_keeps_the_learning_rate_that_it_is_given():
+def test_adafactor_keeps_the_given_learning_rate():
     arguments = train_arguments(optimizer="Adafactor", optimizer_args="warmup_init=True")
     start = arguments.index("--optimizer_args") + 1
     assert arguments[start : start + 3] == ["relative_step=False", "scale_parameter=False", "warmup_init=True"]
 
 
-def test_a_warm_up_before_constant_is_constant_with_warmup():
-    assert value_of(train_arguments(), "--lr_scheduler") == "constant"
+def test_constant_with_a_warm_up_becomes_constant_with_warmup():
+    assert get_value(train_arguments(), "--lr_scheduler") == "constant"
     warm = train_arguments(lr_warmup_steps=0.1, max_train_steps=200)
-    assert (value_of(warm, "--lr_scheduler"), value_of(warm, "--lr_warmup_steps")) == ("constant_with_warmup", "20")
-    assert value_of(train_arguments(lr_scheduler="cosine", lr_warmup_steps=30), "--lr_scheduler") == "cosine"
+    assert (get_value(warm, "--lr_scheduler"), get_value(warm, "--lr_warmup_steps")) == ("constant_with_warmup", "20")
+    assert get_value(train_arguments(lr_scheduler="cosine", lr_warmup_steps=30), "--lr_scheduler") == "cosine"
 
 
-def test_a_resumed_run_passes_the_remaining_steps_and_keeps_the_warm_up_of_all():
-    recipe = recipe_of(
+def test_a_resumed_run_passes_the_remaining_steps_and_the_whole_warm_up():
+    recipe = make_recipe(
         ARCHITECTURES["z-image"],
         MusubiConfig(max_train_steps=1000, lr_warmup_steps=0.1, resume="/run/my_lora-step00000250-state"),
     )
     arguments = list(all_commands(recipe, steps_before=250)[2].argv)
-    assert value_of(arguments, "--max_train_steps") == "750"
-    assert value_of(arguments, "--lr_warmup_steps") == "100"
-    assert value_of(arguments, "--resume") == "/run/my_lora-step00000250-state"
+    assert get_value(arguments, "--max_train_steps") == "750"
+    assert get_value(arguments, "--lr_warmup_steps") == "100"
+    assert get_value(arguments, "--resume") == "/run/my_lora-step00000250-state"
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, "0"), (2, "250"), (3, "500")])
-def test_keeping_n_checkpoints_is_said_in_steps(keep, steps):
+def test_keep_last_n_checkpoints_is_passed_in_steps(keep, steps):
     arguments = train_arguments(keep_last_n_checkpoints=keep)
-    assert value_of(arguments, "--save_last_n_steps") == steps
-    assert value_of(arguments, "--save_last_n_steps_state") == "250"
+    assert get_value(arguments, "--save_last_n_steps") == steps
+    assert get_value(arguments, "--save_last_n_steps_state") == "250"
 
 
-def test_no_workers_are_not_persistent():
+def test_persistent_workers_need_workers():
     assert "--persistent_data_loader_workers" not in train_arguments(max_data_loader_n_workers=0)
     assert "--persistent_data_loader_workers" in train_arguments()
 
 
-def test_other_attention_than_sdpa_is_split():
+def test_attention_other_than_sdpa_is_split():
     assert "--split_attn" in train_arguments(attention="xformers")
     assert "--split_attn" not in train_arguments()
 
 
-def test_a_shift_is_only_given_where_musubi_uses_it():
-    assert value_of(train_arguments(), "--discrete_flow_shift") == "2.0"
+def test_a_shift_is_only_given_if_musubi_uses_it():
+    assert get_value(train_arguments(), "--discrete_flow_shift") == "2.0"
     assert "--discrete_flow_shift" not in train_arguments(timestep_sampling="sigmoid")
     assert "--discrete_flow_shift" not in train_arguments("flux-kontext")
 
 
-def test_layers_that_musubi_leaves_out_by_default_stay_out_beside_own_patterns():
+def test_own_patterns_do_not_bring_back_layers_that_musubi_leaves_out_by_default():
     arguments = train_arguments("flux-kontext", exclude_patterns=r".*img_mlp.* .*linear2")
     patterns = ast.literal_eval(arguments[arguments.index("--network_args") + 1].removeprefix("exclude_patterns="))
     assert patterns == [r".*img_mlp.*", ".*linear2", r".*(img_mod\.lin|txt_mod\.lin|modulation\.lin).*"]
@@ -280,21 +282,21 @@ def test_layers_that_musubi_leaves_out_by_default_stay_out_beside_own_patterns()
 
 def test_hidream_is_told_whether_there_are_control_images():
     plain, with_control = train_arguments("hidream-o1"), train_arguments("hidream-o1", has_control=True)
-    assert value_of(plain, "--task") == "t2i" and "--skip_t2i_visual_dummy" in plain
-    assert value_of(with_control, "--task") == "i2i" and "--skip_t2i_visual_dummy" not in with_control
+    assert get_value(plain, "--task") == "t2i" and "--skip_t2i_visual_dummy" in plain
+    assert get_value(with_control, "--task") == "i2i" and "--skip_t2i_visual_dummy" not in with_control
 
 
 def test_wan_2_2_trains_the_noise_levels_of_its_model():
-    recipe = recipe_of(ARCHITECTURES["wan"], MusubiConfig(), {"task": "t2v-A14B-high"})
+    recipe = make_recipe(ARCHITECTURES["wan"], MusubiConfig(), {"task": "t2v-A14B-high"})
     arguments = list(all_commands(recipe)[2].argv)
-    assert value_of(arguments, "--task") == "t2v-A14B"
-    assert (value_of(arguments, "--min_timestep"), value_of(arguments, "--max_timestep")) == ("875", "1000")
+    assert get_value(arguments, "--task") == "t2v-A14B"
+    assert (get_value(arguments, "--min_timestep"), get_value(arguments, "--max_timestep")) == ("875", "1000")
     assert "--preserve_distribution_shape" in arguments
 
 
 def test_names_with_shell_characters_stay_one_argument():
     name = "-rf; $(rm) `x` & 'a' \"b\""
-    recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig())
+    recipe = make_recipe(ARCHITECTURES["z-image"], MusubiConfig())
     nasty = replace(recipe, models={**recipe.models, "dit": Path("/models/$(touch x);'é.safetensors")})
     command = all_commands(nasty, files=replace(FILES, output_name=name))[2]
     parsed = parse(command)
@@ -305,15 +307,15 @@ def test_names_with_shell_characters_stay_one_argument():
 
 @pytest.mark.parametrize("value", [1e-4, 5e-5, 4e-5, 1.0, 32.0, 0.0, -1e-5, 2e-12])
 def test_numbers_are_exact_and_have_no_exponent(value):
-    text = number_text(value)
+    text = format_number(value)
     assert "e" not in text
     assert float(text) == value
 
 
-def test_cache_commands_are_apart_from_the_dataset():
-    recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig(fp8_text_encoder=True))
-    assert cache_arguments(recipe, "latents") == ("--vae", "/models/vae/vae.safetensors", "--batch_size", "1")
-    assert cache_arguments(recipe, "text") == (
+def test_cache_arguments_do_not_include_the_dataset():
+    recipe = make_recipe(ARCHITECTURES["z-image"], MusubiConfig(fp8_text_encoder=True))
+    assert build_cache_arguments(recipe, "latents") == ("--vae", "/models/vae/vae.safetensors", "--batch_size", "1")
+    assert build_cache_arguments(recipe, "text") == (
         "--text_encoder",
         "/models/text_encoders/text_encoder.safetensors",
         "--fp8_llm",
@@ -325,27 +327,27 @@ def test_cache_commands_are_apart_from_the_dataset():
 @pytest.mark.parametrize(
     "text", ["betas=(0.9, 0.99)", "import os", "a=__import__('os')", "=1", "a=b=1", "weight_decay"]
 )
-def test_optimizer_args_that_musubi_cannot_take_are_refused(text):
+def test_optimizer_args_that_musubi_cannot_read_are_refused(text):
     with pytest.raises(ValueError, match="optimizer_args: cannot read"):
         MusubiConfig(optimizer_args=text)
-    assert literal_arguments("weight_decay=0.01 betas=(0.9,0.99)") == ["weight_decay=0.01", "betas=(0.9,0.99)"]
+    assert split_literal_arguments("weight_decay=0.01 betas=(0.9,0.99)") == ["weight_decay=0.01", "betas=(0.9,0.99)"]
 
 
-def golden_text() -> str:
+def make_golden_text() -> str:
     parts = []
     for architecture in ARCHITECTURES.values():
         for title, config in (("default", MusubiConfig()), ("full", full_config(architecture, {}))):
             files = replace(FILES, prompts=Path("/run/prompts.json")) if title == "full" else FILES
             parts.append(f"## {architecture.name}, {title}")
             parts += [
-                f"# {command.stage}\n{_lines(command)}"
-                for command in all_commands(recipe_of(architecture, config), files=files)
+                f"# {command.stage}\n{_format_lines(command)}"
+                for command in all_commands(make_recipe(architecture, config), files=files)
             ]
     return "\n".join(parts) + "\n"
 
 
-def _lines(command: Command) -> str:
-    """The script, then a flag with its values per line."""
+def _format_lines(command: Command) -> str:
+    """Format the script, then one flag with its values per line."""
     _, script, *arguments = command.argv
     lines = [PurePosixPath(script).relative_to(SCRIPTS).as_posix()]
     for argument in arguments:
@@ -356,7 +358,7 @@ def _lines(command: Command) -> str:
     return "\n  ".join(lines)
 
 
-def test_the_command_lines_are_those_of_the_golden_file():
+def test_the_command_lines_match_the_golden_file():
     if os.environ.get("LORA_TRAINER_UPDATE_GOLDEN"):
-        GOLDEN.write_text(golden_text(), encoding="utf-8")
-    assert golden_text() == GOLDEN.read_text(encoding="utf-8")
+        GOLDEN.write_text(make_golden_text(), encoding="utf-8")
+    assert make_golden_text() == GOLDEN.read_text(encoding="utf-8")

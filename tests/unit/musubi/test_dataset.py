@@ -1,5 +1,5 @@
 """A dataset as files for Musubi Tuner: names, captions, links, repeats, control images, caches,
-and the dataset.toml, ours and a user's own.
+and the dataset.toml, both ours and a user's own.
 """
 
 import json
@@ -31,7 +31,7 @@ else:
 def write_images(
     folder: Path, names: list[str], *, caption: str | None = "a {}", size: tuple[int, int] = (64, 48)
 ) -> Path:
-    """Every image in another colour, so that none is the same file as another."""
+    """Write each image in a different colour, so that no two files are identical."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def scan(folder: Path, **settings) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **settings))
 
 
-def recipe_of(architecture: str = "z-image", options: dict[str, str] | None = None, **settings) -> Recipe:
+def make_recipe(architecture: str = "z-image", options: dict[str, str] | None = None, **settings) -> Recipe:
     row = ARCHITECTURES[architecture]
     return Recipe(row, resolve(MusubiConfig(**settings), row), {}, options or {})
 
@@ -59,21 +59,21 @@ def staged(
         dataset,
         control,
         tmp_path / "run" / "dataset",
-        recipe=recipe or recipe_of(),
+        recipe=recipe or make_recipe(),
         cache_root=tmp_path / "cache",
         cache_facts=facts,
     )
 
 
 def own(text: str, tmp_path: Path, recipe: Recipe | None = None, **facts) -> StagedDataset:
-    return stage_own(text, recipe=recipe or recipe_of(), cache_root=tmp_path / "cache", cache_facts=facts)
+    return stage_own(text, recipe=recipe or make_recipe(), cache_root=tmp_path / "cache", cache_facts=facts)
 
 
-def tables_of(result: StagedDataset) -> list[dict]:
+def read_tables(result: StagedDataset) -> list[dict]:
     return tomllib.loads(result.toml_text)["datasets"]
 
 
-def test_images_of_the_same_stem_get_numbers_of_their_own(tmp_path):
+def test_images_with_the_same_stem_get_their_own_numbers(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "a.jpg", "b [1].png"])
     result = staged(scan(folder), tmp_path)
     result.write()
@@ -90,14 +90,14 @@ def test_images_of_the_same_stem_get_numbers_of_their_own(tmp_path):
     assert (group.folder / "0003.txt").read_text(encoding="utf-8") == "a b [1]"
 
 
-def test_images_are_linked_and_not_copied(tmp_path):
+def test_images_are_linked_instead_of_copied(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path)
     result.write()
     assert os.path.samefile(folder / "a.png", result.groups[0].folder / "0001.png")
 
 
-def test_images_are_copied_where_links_cannot_be(tmp_path, monkeypatch):
+def test_images_are_copied_if_they_cannot_be_linked(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(18, "Invalid cross-device link")
 
@@ -108,7 +108,7 @@ def test_images_are_copied_where_links_cannot_be(tmp_path, monkeypatch):
     assert (result.groups[0].folder / "0001.png").read_bytes() == (folder / "a.png").read_bytes()
 
 
-def test_what_musubi_would_see_otherwise_is_written_anew(tmp_path):
+def test_images_that_musubi_would_read_differently_are_written_as_new_files(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(folder / "transparent.png")
@@ -125,7 +125,7 @@ def test_what_musubi_would_see_otherwise_is_written_anew(tmp_path):
     assert Image.open(written["deep.png"]).convert("RGB").getpixel((0, 0)) == (117, 117, 117)
 
 
-def test_the_suffix_is_that_of_the_files_content(tmp_path):
+def test_the_suffix_follows_the_content_of_the_file(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "really_a_jpeg.PNG", format="JPEG")
@@ -133,7 +133,7 @@ def test_the_suffix_is_that_of_the_files_content(tmp_path):
     assert [image.file.name for image in result.groups[0].images] == ["0001.jpg"]
 
 
-def test_an_image_that_changed_meanwhile_is_an_error(tmp_path):
+def test_an_image_that_has_changed_since_the_scan_is_an_error(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     result = staged(scan(folder), tmp_path)
     Image.new("RGB", (64, 64), "white").save(folder / "a.png")
@@ -141,11 +141,11 @@ def test_an_image_that_changed_meanwhile_is_an_error(tmp_path):
         result.write()
 
 
-def test_repeats_are_folders_of_their_own(tmp_path):
+def test_images_with_other_repeats_get_their_own_folder(tmp_path):
     once, thrice = write_images(tmp_path / "once", ["a.png", "b.png"]), write_images(tmp_path / "thrice", ["a.png"])
     dataset = join_datasets([scan(once), scan(thrice, num_repeats=3)])
     result = staged(dataset, tmp_path)
-    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in tables_of(result)] == [
+    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in read_tables(result)] == [
         (1, "1-repeats-1"),
         (3, "2-repeats-3"),
     ]
@@ -154,16 +154,16 @@ def test_repeats_are_folders_of_their_own(tmp_path):
 
 def test_every_resolution_has_its_own_table_and_cache(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "b.png"])
-    result = staged(scan(folder), tmp_path, recipe=recipe_of(resolution=512, extra_resolutions="256, 128"))
-    tables = tables_of(result)
+    result = staged(scan(folder), tmp_path, recipe=make_recipe(resolution=512, extra_resolutions="256, 128"))
+    tables = read_tables(result)
     assert [table["resolution"] for table in tables] == [[512, 512], [256, 256], [128, 128]]
     assert len({table["cache_directory"] for table in tables}) == 3
     assert (result.num_images, result.num_items) == (6, 6)
 
 
-def test_the_toml_says_what_musubi_would_not_assume(tmp_path):
+def test_the_toml_sets_what_musubi_does_not_default_to(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
-    result = staged(scan(folder), tmp_path, recipe=recipe_of(train_batch_size=4))
+    result = staged(scan(folder), tmp_path, recipe=make_recipe(train_batch_size=4))
     assert tomllib.loads(result.toml_text)["general"] == {
         "caption_extension": ".txt",
         "batch_size": 4,
@@ -173,12 +173,13 @@ def test_the_toml_says_what_musubi_would_not_assume(tmp_path):
     assert "\\" not in result.toml_text and not result.toml_text.startswith("\ufeff")
 
 
-def test_captions_become_one_line_and_the_trigger_word_can_be_all(tmp_path):
+def test_captions_become_one_line_or_only_the_trigger_word(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"], caption="a dog\non a beach")
     dataset = scan(folder, trigger_word="ohwx")
     assert staged(dataset, tmp_path).groups[0].images[0].caption == "ohwx, a dog on a beach"
     assert (
-        staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].images[0].caption == "ohwx"
+        staged(dataset, tmp_path, recipe=make_recipe(caption_source="trigger_word")).groups[0].images[0].caption
+        == "ohwx"
     )
 
 
@@ -197,7 +198,7 @@ def test_no_caption_at_all_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: it has no caption"):
         staged(dataset, tmp_path)
     with pytest.raises(ValueError, match="caption_source is trigger_word, but it has no trigger word"):
-        staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word"))
+        staged(dataset, tmp_path, recipe=make_recipe(caption_source="trigger_word"))
 
 
 def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
@@ -207,28 +208,28 @@ def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
         "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12"
         in staged(scan(folder), tmp_path).notices[0]
     )
-    assert staged(scan(folder), tmp_path, recipe=recipe_of(bucket_no_upscale=False)).num_images == 2
+    assert staged(scan(folder), tmp_path, recipe=make_recipe(bucket_no_upscale=False)).num_images == 2
 
 
-def test_what_musubi_does_not_know_is_said_by_name(tmp_path):
+def test_features_that_musubi_does_not_have_are_named(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     Image.new("L", (64, 48), 255).save(folder / "a-masklabel.png")
     notices = staged(scan(folder, loss_weight=0.5), tmp_path).notices
     assert [notice.split(":")[0] for notice in notices] == [
-        "Musubi Tuner knows no masks (1 image)",
-        "Musubi Tuner knows no loss_weight (1 image)",
+        "Musubi Tuner has no masks (1 image)",
+        "Musubi Tuner has no loss_weight (1 image)",
     ]
 
 
 def test_control_images_go_with_their_image(tmp_path):
     images = scan(write_images(tmp_path / "in", ["a.png", "a_1.png"]))
     control = scan(write_images(tmp_path / "control", ["a.png", "a_0.png", "a_1.png", "a_1_0.png"], caption=None))
-    result = staged(images, tmp_path, control=control, recipe=recipe_of("qwen-image-edit"))
+    result = staged(images, tmp_path, control=control, recipe=make_recipe("qwen-image-edit"))
     photos = {image.file.image.name: [file.image.name for file in image.controls] for image in result.groups[0].images}
     assert photos == {"a.png": ["a.png", "a_0.png"], "a_1.png": ["a_1.png", "a_1_0.png"]}
     result.write()
     folder = result.groups[0].control_folder
-    assert folder is not None and tables_of(result)[0]["control_directory"] == folder.as_posix()
+    assert folder is not None and read_tables(result)[0]["control_directory"] == folder.as_posix()
     assert sorted(path.name for path in folder.iterdir()) == ["0001_0.png", "0001_1.png", "0002_0.png", "0002_1.png"]
 
 
@@ -236,9 +237,9 @@ def test_control_images_go_with_their_image(tmp_path):
     ("architecture", "options", "control", "message"),
     [
         ("flux-kontext", {}, None, "FLUX.1 Kontext needs control images"),
-        ("z-image", {}, ["a.png"], "Z-Image knows no control images"),
+        ("z-image", {}, ["a.png"], "Z-Image takes no control images"),
         ("flux-kontext", {}, ["b.png"], r"no control image for 1 image: a\.png.*keep_duplicates"),
-        ("flux-kontext", {}, ["a_0.png", "a_1.png"], r"a\.png has 2 control images, FLUX.1 Kontext takes 1"),
+        ("flux-kontext", {}, ["a_0.png", "a_1.png"], r"a\.png has 2 control images, but FLUX.1 Kontext takes 1"),
         ("qwen-image-edit", {"model_version": "edit"}, ["a_0.png", "a_1.png"], "takes 1 per image"),
     ],
 )
@@ -246,7 +247,7 @@ def test_wrong_control_images_are_an_error(tmp_path, architecture, options, cont
     images = scan(write_images(tmp_path / "in", ["a.png"]))
     photos = scan(write_images(tmp_path / "control", control, caption=None)) if control else None
     with pytest.raises(ValueError, match=message):
-        staged(images, tmp_path, control=photos, recipe=recipe_of(architecture, options))
+        staged(images, tmp_path, control=photos, recipe=make_recipe(architecture, options))
 
 
 def fill_caches(result: StagedDataset) -> None:
@@ -257,7 +258,7 @@ def fill_caches(result: StagedDataset) -> None:
             (cache.path / f"{number:04}_zi_te.safetensors").touch()
 
 
-def test_caches_count_as_complete_only_when_they_were_confirmed_and_still_are_all_there(tmp_path):
+def test_caches_are_complete_only_if_they_were_confirmed_and_all_still_exist(tmp_path):
     dataset = scan(write_images(tmp_path / "in", ["a.png", "b.png"]))
     result = staged(dataset, tmp_path)
     fill_caches(result)
@@ -268,7 +269,7 @@ def test_caches_count_as_complete_only_when_they_were_confirmed_and_still_are_al
     assert not result.caches_are_complete()
 
 
-def test_missing_caches_are_an_error_with_their_numbers(tmp_path):
+def test_missing_caches_are_an_error_that_counts_them(tmp_path):
     result = staged(scan(write_images(tmp_path / "in", ["a.png", "b.png"])), tmp_path)
     fill_caches(result)
     (result.caches[0].path / "0001_zi_te.safetensors").unlink()
@@ -278,13 +279,13 @@ def test_missing_caches_are_an_error_with_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["caption", "pixels", "resolution", "vae", "control"])
-def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
+def test_a_change_of_what_the_caches_hold_changes_their_folder(tmp_path, change):
     folder, shown = (
         write_images(tmp_path / "in", ["a.png", "b.png"]),
         write_images(tmp_path / "control", ["a.png", "b.png"]),
     )
     facts = {"vae": 1}
-    before = staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2"), **facts).cache_root
+    before = staged(scan(folder), tmp_path, control=scan(shown), recipe=make_recipe("flux-2"), **facts).cache_root
     settings = {}
     if change == "caption":
         (folder / "a.txt").write_text("another", encoding="utf-8")
@@ -297,20 +298,22 @@ def test_whatever_the_caches_hold_names_their_folder(tmp_path, change):
     else:
         facts = {"vae": 2}
     assert (
-        staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2", **settings), **facts).cache_root
+        staged(
+            scan(folder), tmp_path, control=scan(shown), recipe=make_recipe("flux-2", **settings), **facts
+        ).cache_root
         != before
     )
 
 
-def test_what_the_caches_do_not_hold_keeps_their_folder(tmp_path):
+def test_a_change_of_other_settings_keeps_the_folder_of_the_caches(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     before = staged(scan(folder), tmp_path).cache_root
     settings = {"train_batch_size": 4, "rank": 8, "learning_rate": 1.0, "max_train_steps": 7}
-    assert staged(scan(folder, num_repeats=9), tmp_path, recipe=recipe_of(**settings)).cache_root == before
+    assert staged(scan(folder, num_repeats=9), tmp_path, recipe=make_recipe(**settings)).cache_root == before
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc"))), st.integers(), st.booleans())
-def test_no_name_can_break_out_of_the_toml(name, number, switch):
+def test_no_name_can_break_the_syntax_of_the_toml(name, number, switch):
     table = {"image_directory": name, "num_repeats": number, "enable_bucket": switch, "resolution": [number, 64]}
     assert tomllib.loads(write_toml({"caption_extension": name}, [table, table])) == {
         "general": {"caption_extension": name},
@@ -320,7 +323,7 @@ def test_no_name_can_break_out_of_the_toml(name, number, switch):
 
 @pytest.mark.parametrize("name", ["a\nb = 1", "a\x00", "a\x7fb", "\udce9"])
 def test_names_with_control_characters_are_refused(name):
-    with pytest.raises(ValueError, match=r"cannot stand in a dataset\.toml"):
+    with pytest.raises(ValueError, match=r"that a dataset\.toml cannot hold"):
         write_toml({}, [{"image_directory": name}])
 
 
@@ -335,10 +338,10 @@ def own_toml(folder: Path, **changes) -> str:
     return write_toml({}, [{name: value for name, value in settings.items() if value is not None}])
 
 
-def test_an_own_toml_is_written_anew_with_caches_of_ours(tmp_path):
+def test_an_own_toml_is_rewritten_with_our_cache_folders(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "b.png"])
     result = own(own_toml(folder, num_repeats=3), tmp_path)
-    (table,) = tables_of(result)
+    (table,) = read_tables(result)
     assert Path(table["cache_directory"]).parent == result.cache_root
     assert (result.num_images, result.num_items, result.groups) == (2, 6, ())
     assert not list(folder.glob("*.safetensors"))
@@ -349,10 +352,10 @@ def test_an_own_toml_is_written_anew_with_caches_of_ours(tmp_path):
     assert not own(own_toml(folder, num_repeats=3), tmp_path).caches_are_complete()
 
 
-def test_an_own_cache_directory_is_kept_and_filled_anew(tmp_path):
+def test_an_own_cache_directory_is_kept_but_never_reused(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     result = own(own_toml(folder, cache_directory=(tmp_path / "mine").as_posix()), tmp_path)
-    assert tables_of(result)[0]["cache_directory"] == (tmp_path / "mine").as_posix()
+    assert read_tables(result)[0]["cache_directory"] == (tmp_path / "mine").as_posix()
     assert not result.caches_are_complete()
 
 
@@ -362,7 +365,7 @@ def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
         '\ufeff[general]\ncaption_extension = ".txt"\nresolution = 64\n\n[[datasets]]\nimage_directory = '
         f'"{folder.as_posix()}"\n'
     )
-    (table,) = tables_of(own(text, tmp_path))
+    (table,) = read_tables(own(text, tmp_path))
     assert (table["resolution"], table["caption_extension"]) == (64, ".txt")
 
 
@@ -377,15 +380,15 @@ def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
         ({"resolution": [64, 64, 64]}, r"resolution must be a whole number or \[width, height\]"),
         ({"enable_bucket": False, "resolution": [72, 72]}, "both sides of resolution must be multiples of 16"),
         ({"caption_extension": None}, 'Write caption_extension = ".txt"'),
-        ({"image_directory": "pictures"}, "image_directory must be a whole path"),
+        ({"image_directory": "pictures"}, "image_directory must be an absolute path"),
         ({"image_directory": "/no/such/folder"}, "image_directory /no/such/folder: there is no such folder"),
         ({"image_directory": None}, "give exactly one of image_directory, image_jsonl_file"),
-        ({"video_directory": "/x"}, "came: image_directory and video_directory"),
+        ({"video_directory": "/x"}, "got image_directory and video_directory"),
         ({"cache_directory": "/cache [1]"}, "would not find its caches"),
         ({"control_directory": "/no/such"}, "control_directory /no/such: there is no such folder"),
     ],
 )
-def test_what_is_wrong_in_an_own_toml_is_named(tmp_path, changes, message):
+def test_problems_in_an_own_toml_are_reported(tmp_path, changes, message):
     folder = write_images(tmp_path / "in", ["a.png"])
     with pytest.raises(ValueError, match=message):
         own(own_toml(folder, **changes), tmp_path)
@@ -406,27 +409,25 @@ def test_what_is_wrong_in_an_own_toml_is_named(tmp_path, changes, message):
         ),
     ],
 )
-def test_an_own_toml_of_another_form_is_refused(tmp_path, text, message):
+def test_an_own_toml_with_the_wrong_structure_is_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         own(text, tmp_path)
 
 
-def test_all_problems_of_an_own_toml_are_named_at_once(tmp_path):
+def test_all_problems_in_an_own_toml_are_reported_at_once(tmp_path):
     text = "[general]\nbatch_size = 0.5\n[[datasets]]\nimage_directory = 3\n[[datasets]]\nfoo = 1\n"
     with pytest.raises(ValueError) as caught:
         own(text, tmp_path)
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_two_tables_with_one_cache_are_refused():
+def test_two_tables_with_the_same_cache_are_refused():
     table = {"image_directory": "/", "caption_extension": ".txt", "cache_directory": "/c", "enable_bucket": True}
     _, problems = read_toml(write_toml({}, [table, table]), resolution_step=16)
-    assert problems == [
-        "[[datasets]] 2 of dataset_toml has the cache_directory of 1. Give each its own, or leave it out"
-    ]
+    assert problems == ["[[datasets]] 2 of dataset_toml has the cache_directory of 1. Give each its own, or none"]
 
 
-def test_images_that_musubi_would_mix_up_drop_or_stop_at_are_named(tmp_path):
+def test_images_that_musubi_would_mix_up_skip_or_fail_on_are_reported(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "a.jpg", "b.png"])
     with pytest.raises(ValueError, match="several images are called a, and Musubi Tuner would keep only one"):
         own(own_toml(folder), tmp_path)
@@ -437,8 +438,8 @@ def test_images_that_musubi_would_mix_up_drop_or_stop_at_are_named(tmp_path):
         own(own_toml(folder), tmp_path)
     write_images(folder, ["d.png"])
     notices = own(own_toml(folder), tmp_path).notices
-    assert any("does not see c.Png" in notice for notice in notices)
-    assert any("1 image without a caption are left out by Musubi Tuner: b.png" in notice for notice in notices)
+    assert any("ignores c.Png" in notice for notice in notices)
+    assert any("Musubi Tuner leaves out 1 image without a caption: b.png" in notice for notice in notices)
     (folder / "d.txt").write_bytes("été".encode("cp1252"))
     with pytest.raises(ValueError, match=r"d\.txt is not in UTF-8"):
         own(own_toml(folder), tmp_path)
@@ -448,16 +449,16 @@ def test_control_images_of_an_own_toml_are_counted(tmp_path):
     folder, control = write_images(tmp_path / "in", ["a.png", "b.png"]), write_images(tmp_path / "control", ["a.png"])
     text = own_toml(folder, control_directory=control.as_posix())
     with pytest.raises(ValueError, match=r"no control image for b\.png"):
-        own(text, tmp_path, recipe_of("flux-kontext"))
-    with pytest.raises(ValueError, match="Z-Image knows no control images"):
+        own(text, tmp_path, make_recipe("flux-kontext"))
+    with pytest.raises(ValueError, match="Z-Image takes no control images"):
         own(text, tmp_path)
-    with pytest.raises(ValueError, match=r"FLUX\.1 Kontext needs control images\. Give control_directory"):
-        own(own_toml(folder), tmp_path, recipe_of("flux-kontext"))
+    with pytest.raises(ValueError, match=r"FLUX\.1 Kontext needs control images\. Set control_directory"):
+        own(own_toml(folder), tmp_path, make_recipe("flux-kontext"))
     write_images(control, ["b.png"])
-    assert own(text, tmp_path, recipe_of("flux-kontext")).num_images == 2
+    assert own(text, tmp_path, make_recipe("flux-kontext")).num_images == 2
 
 
-def test_a_jsonl_of_images_is_read_and_its_lines_are_checked(tmp_path):
+def test_a_jsonl_file_of_images_is_read_and_its_lines_are_checked(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "b.png"], caption=None)
     lines = tmp_path / "list.jsonl"
     entries = [{"image_path": (folder / name).as_posix(), "caption": "x"} for name in ("a.png", "b.png")]
@@ -471,7 +472,7 @@ def test_a_jsonl_of_images_is_read_and_its_lines_are_checked(tmp_path):
         own(text, tmp_path)
 
 
-def test_videos_are_accepted_and_not_counted(tmp_path):
+def test_videos_are_accepted_but_not_counted(tmp_path):
     text = write_toml(
         {},
         [
@@ -484,7 +485,7 @@ def test_videos_are_accepted_and_not_counted(tmp_path):
             }
         ],
     )
-    result = own(text, tmp_path, recipe_of("wan"))
+    result = own(text, tmp_path, make_recipe("wan"))
     assert (result.num_images, result.num_items) == (0, 0)
     result.confirm_caches()
-    assert not result.caches_are_complete(), "what cannot be counted is cached anew in every run"
+    assert not result.caches_are_complete(), "caches that cannot be counted are filled again in every run"

@@ -1,10 +1,10 @@
-"""Causes in the user's words, from the lines that Musubi's programs ended with."""
+"""Causes of failures in the user's words, from the last lines of Musubi's programs."""
 
 from pathlib import Path
 
 import pytest
 
-from trainers.musubi.failure import explain, failure_of
+from trainers.musubi.failure import describe_failure, explain
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from trainers.musubi.failure import explain, failure_of
             "ImportError: No bitsandbytes / bitsandbytesがインストールされていないようです",
             "bitsandbytes is not installed",
         ),
-        ('\tMissing key(s) in state_dict: "x". ', "a model file is not of the kind that the architecture needs"),
+        ('\tMissing key(s) in state_dict: "x". ', "a model file is not the kind that the architecture needs"),
         ("RuntimeError: No training items found in the dataset", "Musubi Tuner found nothing in its caches"),
         (
             "x.py: error: unrecognized arguments: --fp8_llm",
@@ -48,18 +48,18 @@ from trainers.musubi.failure import explain, failure_of
         ("goodbye", "it ended with status 1 and did not say why"),
     ],
 )
-def test_a_cause_is_translated(line: str, cause: str):
+def test_a_failure_is_explained(line: str, cause: str):
     assert cause in explain([line], returncode=1)
     assert cause in explain(
         ["Failed to load: No module named 'kernels'", "Traceback (most recent call last):", line], returncode=1
     )
 
 
-def test_the_tokenizers_that_it_needs_are_named():
+def test_the_needed_tokenizers_are_named():
     assert "(needed: a/b, c/d)" in explain(["OfflineModeIsEnabled: x"], returncode=1, tokenizers=["a/b", "c/d"])
 
 
-def test_a_process_that_was_ended_says_by_what_whatever_it_said_before():
+def test_a_signal_explains_the_end_whatever_was_written_before():
     warning = ["WARNING: No module named 'kernels'"]
     assert "killed (SIGKILL)" in explain(warning, returncode=-9) and "memory runs out" in explain([], returncode=-9)
     assert explain(warning, returncode=-15) == "the process was ended by SIGTERM"
@@ -69,11 +69,11 @@ def test_a_process_that_was_ended_says_by_what_whatever_it_said_before():
     assert explain([], returncode=-11) == "the process was ended by SIGSEGV"
 
 
-def test_the_message_has_stage_cause_the_last_twenty_lines_and_the_log():
+def test_the_message_has_the_stage_the_cause_the_last_twenty_lines_and_the_log():
     lines = [f"line {number}" for number in range(50)] + ["ValueError: nothing works."]
-    message = str(failure_of("latents", lines, returncode=1, log=Path("/run/musubi.log")))
+    message = str(describe_failure("latents", lines, returncode=1, log=Path("/run/musubi.log")))
     assert message.startswith(
         "Musubi Tuner failed at encoding images: ValueError: nothing works.\nIts last lines (/run/musubi.log has all):"
     )
     assert "line 31" in message and "line 30" not in message
-    assert str(failure_of("train", [], returncode=1, log=Path("x"))).endswith("(it wrote nothing)")
+    assert str(describe_failure("train", [], returncode=1, log=Path("x"))).endswith("(it wrote nothing)")

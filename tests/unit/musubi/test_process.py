@@ -1,4 +1,4 @@
-"""Processes: what they are given, how they are read, and that nothing of them is left."""
+"""Processes: their arguments and environment, reading their output, and ending all of them."""
 
 import io
 import os
@@ -10,10 +10,10 @@ import pytest
 from tests.limits import TIME_LIMIT, wait_until
 from trainers.musubi.commands import Command
 from trainers.musubi.installation import Installation
-from trainers.musubi.process import environment_for, run_process
+from trainers.musubi.process import build_environment, run_process
 from trainers.training.events import Interrupted
 
-FOREVER = 10 * TIME_LIMIT  # what sleeps so long does not end by itself before its test has failed
+FOREVER = 10 * TIME_LIMIT  # a process that sleeps this long does not end before its test has failed
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="process groups are POSIX; Windows has jobs, which need Windows"
 )
@@ -49,20 +49,20 @@ def run(
 
 
 def is_alive(number: int) -> bool:
-    """A zombie that nobody has asked after is dead."""
+    """Return whether the process runs. A zombie does not."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def test_both_streams_and_the_exit_status_come_back(installation: Installation):
+def test_both_streams_and_the_exit_status_are_returned(installation: Installation):
     program = "import sys; print('out'); sys.stdout.flush(); print('err', file=sys.stderr); sys.exit(3)"
     status, ear, log = run(installation, program)
     assert status == 3 and ear.heard == b"out\nerr\n" == log
 
 
-def test_arguments_reach_it_as_they_are(installation: Installation):
+def test_arguments_reach_the_process_unchanged(installation: Installation):
     hostile = ["a b", "$(touch owned)", "`id`", "; rm -rf x", "é [1]", '"', "*"]
     _, ear, _ = run(installation, "import sys; print(ascii(sys.argv[1:]))", *hostile)
     assert ear.heard.decode().strip() == ascii(hostile) and not (installation.folder / "owned").exists()
@@ -72,7 +72,7 @@ def test_the_environment_is_extended_and_writes_utf_8(installation: Installation
     monkeypatch.setenv("PYTHONPATH", "/mine")
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     monkeypatch.setenv("RANK", "3")
-    environment = environment_for(installation)
+    environment = build_environment(installation)
     assert environment["PYTHONPATH"] == f"{installation.folder / 'src'}{os.pathsep}/mine" and "RANK" not in environment
     _, ear, _ = run(installation, "print('学習')")
     assert ear.heard.decode("utf-8") == "学習\n"
@@ -83,9 +83,7 @@ def require_gone(number: int) -> None:
 
 
 def test_an_interrupt_ends_the_whole_tree(installation: Installation, tmp_path: Path):
-    """The child starts another one that ignores the polite request, as a data loader's workers
-    may.
-    """
+    """The child starts another process that ignores SIGTERM, as a data loader's workers may."""
     grandchild = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         f"open('pids', 'w').write(str(os.getpid())); time.sleep({FOREVER})"
@@ -93,16 +91,16 @@ def test_an_interrupt_ends_the_whole_tree(installation: Installation, tmp_path: 
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     pids = tmp_path / "pids"
 
-    def interrupt_when_it_is_deaf() -> None:
+    def interrupt_when_it_ignores_sigterm() -> None:
         if pids.is_file() and pids.read_text():
             raise Interrupted("now")
 
     with pytest.raises(Interrupted):
-        run(installation, program, check_interrupted=interrupt_when_it_is_deaf)
+        run(installation, program, check_interrupted=interrupt_when_it_ignores_sigterm)
     require_gone(int(pids.read_text()))
 
 
-def test_what_it_leaves_running_does_not_outlive_it(installation: Installation, tmp_path: Path):
+def test_processes_that_it_leaves_running_are_ended(installation: Installation, tmp_path: Path):
     program = (
         f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep({FOREVER})']);"
         "open('pids', 'w').write(str(p.pid))"
@@ -112,7 +110,7 @@ def test_what_it_leaves_running_does_not_outlive_it(installation: Installation, 
     require_gone(int((tmp_path / "pids").read_text()))
 
 
-def test_an_error_of_the_listener_ends_it_too(installation: Installation, tmp_path: Path):
+def test_an_error_in_the_listener_ends_the_process(installation: Installation, tmp_path: Path):
     class Critic(Ear):
         def feed(self, output: bytes) -> None:
             raise ValueError("enough")
@@ -126,7 +124,7 @@ def test_an_error_of_the_listener_ends_it_too(installation: Installation, tmp_pa
     require_gone(int((tmp_path / "pids").read_text()))
 
 
-def test_a_process_that_closes_its_output_is_still_waited_for_and_can_be_interrupted(
+def test_a_process_that_closes_its_output_is_still_awaited_and_can_be_interrupted(
     installation: Installation, tmp_path: Path
 ):
     silent = f"import os, time; os.close(1); os.close(2); open('closed', 'w').close(); time.sleep({FOREVER})"
@@ -135,7 +133,7 @@ def test_a_process_that_closes_its_output_is_still_waited_for_and_can_be_interru
     def interrupt() -> None:
         if (tmp_path / "closed").exists():
             asked_since.append(None)
-        if len(asked_since) > 3:  # its end of output has been read by then
+        if len(asked_since) > 3:  # by then, the end of its output has been read
             raise Interrupted("now")
 
     with pytest.raises(Interrupted):

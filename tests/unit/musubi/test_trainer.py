@@ -1,5 +1,5 @@
-"""The whole run against programs that play Musubi's part: they write what the real ones write,
-and do wrong what the environment tells them to.
+"""The whole run with programs that play Musubi's part: they write what the real ones write, with
+the faults that the environment asks for.
 """
 
 import json
@@ -72,7 +72,8 @@ if "--base_weights" in given:
     say(f"INFO:musubi_tuner.networks.lora:create LoRA for U-Net/DiT: {wrong.get('merged', 2)} modules.")
 say(f"INFO:musubi_tuner.networks.lora:create LoRA for U-Net/DiT: {wrong.get('modules', 2)} modules.")
 if "--network_weights" in given:
-    say(f"load network weights from {given['--network_weights']}: {wrong.get('loaded', '<All keys matched successfully>')}")
+    loaded = wrong.get("loaded", "<All keys matched successfully>")
+    say(f"load network weights from {given['--network_weights']}: {loaded}")
 say(f"  num train items / x: {wrong.get('items', 2)}")
 say("\\rsteps:   0%|          | 0/8 [00:00<?, ?it/s]\\nepoch 1/1")
 (folder / "sample").mkdir(exist_ok=True)
@@ -97,7 +98,12 @@ CONVERT = """
 if "convert" in wrong:
     raise RuntimeError(wrong["convert"])
 if given["--target"] == "other":
-    renamed = {"lora_unet_layers_": "diffusion_model.layers.", "_attention_to_q": ".attention.to_q", "lora_down": "lora_A", "lora_up": "lora_B"}
+    renamed = {
+        "lora_unet_layers_": "diffusion_model.layers.",
+        "_attention_to_q": ".attention.to_q",
+        "lora_down": "lora_A",
+        "lora_up": "lora_B",
+    }
     tensors = {}
     for name, tensor in load_file(given["--input"]).items():
         for old, new in renamed.items():
@@ -119,7 +125,7 @@ CONFIG = MusubiConfig(
 
 
 class Recorder(ConsoleHost):
-    """Keeps the events, and calls `on_event` with each."""
+    """Records the events, and calls `on_event` with each."""
 
     def __init__(self, on_event: Callable[[Event], None] = lambda _: None) -> None:
         super().__init__(torch.device("cpu"), quiet=True)
@@ -153,7 +159,7 @@ def installation(tmp_path: Path) -> Installation:
 
 @pytest.fixture
 def does_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Tells the programs what to do wrong; a tokenizer is there."""
+    """Return a function that tells the programs what to do wrong. The tokenizer exists."""
     snapshot = tmp_path / "hf/hub/models--Tongyi-MAI--Z-Image/snapshots/1/tokenizer"
     snapshot.mkdir(parents=True)
     (snapshot / "vocab.json").touch()
@@ -194,7 +200,7 @@ Make = Callable[..., MusubiTrainer]
 Wrong = Callable[..., None]
 
 
-def test_everything_that_is_done_is_reported(make_trainer: Make, dataset: Dataset):
+def test_every_step_checkpoint_and_sample_is_reported(make_trainer: Make, dataset: Dataset):
     host = Recorder()
     result = make_trainer().train(dataset, host)
     assert [event.step for event in host.of(StepDone)] == list(range(1, 9))
@@ -214,10 +220,10 @@ def test_everything_that_is_done_is_reported(make_trainer: Make, dataset: Datase
 
 def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: Dataset, does_wrong: Wrong):
     make_trainer().train(dataset, Recorder())
-    does_wrong(found=0)  # which nobody asks
+    does_wrong(found=0)  # the cache scripts do not run, so this changes nothing
     host = Recorder()
     make_trainer().train(dataset, host)
-    assert "the caches of an earlier run with the same images are used" in host.notices()
+    assert "using the caches of an earlier run with the same images" in host.notices()
 
 
 @pytest.mark.parametrize(
@@ -226,11 +232,11 @@ def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: 
         ({"found": 1}, r"ended encoding images without an error, but it found 1 of 2 images"),
         ({"cached": 1}, r"cached 1 latents and 1 captions of 2 images"),
         ({"modules": 0}, r"was stopped at training: no layer gets a LoRA"),
-        ({"items": 1}, r"it trains on 1 samples per epoch, and the dataset has 2"),
+        ({"items": 1}, r"it trains on 1 samples per epoch, but the dataset has 2"),
         ({"steps": 7}, r"ended training without an error, but it trained 7 of 8 steps"),
         ({"loss": "nan"}, r"was stopped at training: the loss of step 1 is nan. Lower learning_rate"),
         ({"file": "none"}, r"ended without an error, but wrote no LoRA"),
-        ({"written": 1}, r"the LoRA has 1 modules, and Musubi Tuner said that it trains 2"),
+        ({"written": 1}, r"the LoRA has 1 modules, but Musubi Tuner said that it trains 2"),
         ({"value": 0.0}, r"all up weights are zero"),
         ({"value": float("nan")}, r"values that are not finite"),
         (
@@ -246,7 +252,7 @@ def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_musubi_does_wrong_is_an_error_that_says_so(
+def test_each_fault_of_musubi_is_an_error_that_names_it(
     make_trainer: Make, dataset: Dataset, does_wrong: Wrong, wrong: dict[str, Any], message: str
 ):
     does_wrong(**wrong)
@@ -254,14 +260,14 @@ def test_what_musubi_does_wrong_is_an_error_that_says_so(
         make_trainer().train(dataset, Recorder())
 
 
-def test_captions_that_were_encoded_without_their_tokenizer_are_not_used(
+def test_captions_encoded_without_their_tokenizer_are_not_used(
     make_trainer: Make, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    for _ in range(2):  # and the caches are not taken for whole
-        with pytest.raises(MusubiFailed, match="has encoded the captions without Tongyi-MAI/Z-Image"):
+    for _ in range(2):  # the second time shows that the caches do not count as complete
+        with pytest.raises(MusubiFailed, match="encoded the captions without Tongyi-MAI/Z-Image"):
             make_trainer().train(dataset, Recorder())
 
 
@@ -272,7 +278,7 @@ def write_lora(path: Path, *modules: str) -> str:
     return str(path)
 
 
-def test_base_weights_that_are_merged_in_part_are_told_and_not_at_all_an_error(
+def test_base_weights_that_fit_in_part_are_reported_and_others_are_an_error(
     make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong
 ):
     config = replace(CONFIG, base_weights=write_lora(tmp_path / "adapter.safetensors", "lora_unet_a", "lora_unet_b"))
@@ -281,9 +287,9 @@ def test_base_weights_that_are_merged_in_part_are_told_and_not_at_all_an_error(
     assert "merged" not in host.notices()
     does_wrong(merged=1)
     make_trainer(config).train(dataset, host)
-    assert "only 1 of 2 modules were merged: the others fit no layer" in host.notices()
+    assert "only 1 of 2 modules were merged; the others fit no layer" in host.notices()
     does_wrong(merged=0)
-    with pytest.raises(MusubiFailed, match=r"nothing of base_weights .* fits the model"):
+    with pytest.raises(MusubiFailed, match=r"nothing in base_weights .* fits the model"):
         make_trainer(config).train(dataset, host)
 
 
@@ -294,13 +300,13 @@ def test_network_weights_that_do_not_fit_are_an_error(
     host = Recorder()
     does_wrong(loaded="_IncompatibleKeys(missing_keys=['a', 'b'], unexpected_keys=[])")
     make_trainer(config).train(dataset, host)
-    assert "has nothing for 2 tensors: they begin as in a new LoRA" in host.notices()
+    assert "has nothing for 2 tensors, which start as in a new LoRA" in host.notices()
     does_wrong(loaded="_IncompatibleKeys(missing_keys=[], unexpected_keys=['x'])")
     with pytest.raises(MusubiFailed, match=r"network_weights .*: 1 tensors fit no layer"):
         make_trainer(config).train(dataset, host)
 
 
-def test_after_a_cancel_only_whole_checkpoints_are_left_and_the_last_is_named(
+def test_a_cancelled_run_keeps_only_complete_checkpoints_and_names_the_last(
     make_trainer: Make, dataset: Dataset, tmp_path: Path, does_wrong: Wrong
 ):
     def cancel(event: Event) -> None:
@@ -313,7 +319,7 @@ def test_after_a_cancel_only_whole_checkpoints_are_left_and_the_last_is_named(
     (run,) = (tmp_path / "output/runs").iterdir()
     (checkpoint,) = (run / "musubi").glob("*.safetensors")
     assert checkpoint.name == "disc-step00000004.safetensors" and (run / "loss.png").is_file()
-    assert f"the last checkpoint is {checkpoint}. Before ComfyUI can load all of it" in host.notices()
+    assert f"the last checkpoint is {checkpoint}. Convert it before you load it into ComfyUI" in host.notices()
 
 
 def test_wrong_settings_leave_no_trace(make_trainer: Make, dataset: Dataset, tmp_path: Path):

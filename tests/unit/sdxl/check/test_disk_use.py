@@ -13,7 +13,7 @@ from trainers.sdxl.config import SDXLConfig
 from trainers.training.schedule import plan_schedule
 
 
-def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
+def test_latents_bytes_match_what_the_cache_writes(tmp_path: Path) -> None:
     from safetensors.torch import save
     from torch import zeros
 
@@ -36,7 +36,7 @@ def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
     assert disk.lora_bytes == 2000
 
 
-def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
+def test_masks_count_once_even_if_images_are_flipped() -> None:
     from safetensors.torch import save
     from torch import zeros
 
