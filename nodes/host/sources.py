@@ -15,6 +15,7 @@ from PIL import Image
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.dataset.given_images import store_images
 from ...trainers.dataset.image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
+from ...trainers.dataset.image_folder import list_dataset_files
 from ...trainers.files.hashes import file_sha256
 from . import folders
 from .progress import ComfyHost
@@ -87,7 +88,7 @@ def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
     root = Path(source.location)
     lines = [
         f"{file.relative_to(root).as_posix()} {_hash_file(file)}"
-        for file in files_of_dataset(root, recursive=recursive)
+        for file in list_dataset_files(root, recursive=recursive)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
