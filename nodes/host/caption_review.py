@@ -39,7 +39,7 @@ def keep_review(dataset: Dataset) -> str:
         progress.update_absolute(number)
     review = {
         "key": key,
-        "pictures": [_describe_image(image, dataset.trigger_word_of(image)) for image in dataset.images],
+        "pictures": [_describe_image(image, dataset.get_trigger_word(image)) for image in dataset.images],
     }
     with atomic_write(_get_review_file(key), overwrite=True) as temporary:
         temporary.write_text(json.dumps(review), encoding="utf-8")

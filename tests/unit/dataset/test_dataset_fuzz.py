@@ -87,7 +87,7 @@ epochs = st.builds(Epoch, datasets, st.sampled_from(CONFIGS), st.integers(1, 5),
 
 def is_usable(image: TrainingImage, config: BucketConfig, resolution: int) -> bool:
     """True if the image has a caption and is large enough, or can be enlarged."""
-    shortest = config.at(resolution).shortest_side if config.resize_mode == "bucket" else resolution
+    shortest = config.with_resolution(resolution).shortest_side if config.resize_mode == "bucket" else resolution
     return bool(image.caption) and (not config.bucket_no_upscale or min(image.size_hw) >= shortest)
 
 
