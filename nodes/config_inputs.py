@@ -89,11 +89,11 @@ def make_file_input(config: type, name: str, files: Sequence[str]) -> io.Input:
         default=folders.NONE,
         optional=True,
         advanced=True,
-        tooltip=help_text(config, name).replace("Empty", folders.NONE),
+        tooltip=find_help_text(config, name).replace("Empty", folders.NONE),
     )
 
 
-def help_text(config: type, name: str) -> str:
+def find_help_text(config: type, name: str) -> str:
     (text,) = (spec.metadata["help"] for spec in fields(config) if spec.name == name)
     return text
 
