@@ -56,7 +56,7 @@ def main() -> None:
     base = options.folder / "base.safetensors"
     write_embedded_checkpoint(base)
     print(
-        "| kept by | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time "
+        "| method | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time "
         "|\n|---|---|---|---|---|---|---|",
         flush=True,
     )
