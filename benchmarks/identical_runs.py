@@ -101,7 +101,9 @@ LAUNCH = [
     "no",
 ]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
+# The base's hash is among them: safetensors writes the two entries of its header in either order.
 DATES_AND_HASHES = (
+    "sd_model_hash",
     "started_at",
     "finished_at",
     "modelspec.date",

