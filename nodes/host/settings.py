@@ -1,4 +1,4 @@
-"""The settings of a training as the graph's machine and its presets decide them: the same for the
+"""Resolves the settings of a training from its presets and this machine, in the same way for the
 training and for its flight check.
 """
 
@@ -14,21 +14,21 @@ from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
 from ...trainers.training.plan import RunSettings
-from ..open_settings import AUTO, chosen_settings
+from ..open_settings import AUTO, drop_open_settings
 
 
 def resolve_settings(
     settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, weight_dtype: torch.dtype = torch.float16
 ) -> RunSettings[SDXLConfig]:
-    """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most
-    checkpoints have.
+    """Resolve all settings from the widgets' values. `weight_dtype` is that of the model; the
+    default is that of most checkpoints.
 
     Raises:
         ValueError: a setting is out of its range.
     """
-    given = chosen_settings(settings)
+    given = drop_open_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
-        given["mixed_precision"] = compute_precision(weight_dtype)
+        given["mixed_precision"] = choose_precision(weight_dtype)
     require_supported(comfy.model_management.get_torch_device())
     if "optimizer" not in given and not can_step("AdamW8bit", comfy.model_management.get_torch_device()):
         given["optimizer"] = "AdamW"
@@ -38,9 +38,9 @@ def resolve_settings(
     return resolve(given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
 
 
-def compute_precision(weight_dtype: torch.dtype) -> str:
-    """mixed_precision "auto", by the command line's rule for ComfyUI's device; on a CPU the
-    weights' own dtype, so that they need not be copied.
+def choose_precision(weight_dtype: torch.dtype) -> str:
+    """Choose the value for mixed_precision "auto", by the command line's rule for ComfyUI's device.
+    On a CPU it is the weights' own dtype, so that they need no copy.
 
     Raises:
         ValueError: the device is DirectML's.
