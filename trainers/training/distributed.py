@@ -66,4 +66,5 @@ def current_world(device_name: str | None = None) -> tuple[World, torch.device]:
     from accelerate import PartialState  # starts the process group, so only if there are several processes
 
     state = PartialState(cpu=device_name == "cpu" or not torch.accelerator.is_available())
+    assert state.device is not None
     return World(state.process_index, state.num_processes), state.device
