@@ -3,11 +3,16 @@ runs left behind. Nothing else can be named.
 """
 
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
 
+from ...trainers.files.client_folders import find_client_folder
 from ...trainers.musubi.architectures import Architecture, ModelFile
+from ...trainers.musubi.saved_state import copy_sealed, get_key_file, has_seal, read_key
 from . import folders
 
 _QUANTIZED = re.compile(r"fp8|fp4|int8|int4|mxfp|gguf", re.IGNORECASE)
@@ -54,12 +59,58 @@ def raw_lora(name: str) -> Path:
 
 
 def states() -> list[str]:
-    """What earlier runs can be resumed from, by its path in the folder of runs."""
-    return _in_runs("*/musubi/*-state")
+    """What earlier runs can be resumed from, by its path in the folder of runs. Not what was
+    uploaded there: a state is unpickled, so it must have our seal.
+    """
+    runs, key = folders.work_folder() / "runs", _read_key()
+    return [name for name in _in_runs("*/musubi/*-state") if has_seal(runs / name, key)]
 
 
 def state(name: str) -> Path:
     return _listed(name, states())
+
+
+@contextmanager
+def copied_state(state: str) -> Iterator[str]:
+    """Give a copy of the state where no client can change it between the check and its use; "" for
+    none.
+
+    Raises:
+        ValueError: it is not as our run wrote it, or there is no place for the copy.
+    """
+    if not state:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory(prefix="lora-trainer-", ignore_cleanup_errors=True) as place:
+        _require_private(Path(place))
+        copy = Path(place) / Path(state).name
+        try:
+            copy_sealed(Path(state), copy, _read_key())
+        except ValueError as error:
+            raise ValueError(
+                f"resume: {error}. A state can run code when it is opened, so only untouched ones of our own runs are "
+                "continued here. Choose another, or use network_weights"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"resume: {state} cannot be copied to {place}: {error}. Free some space there, or set TMPDIR (on "
+                "Windows TMP) to another folder before ComfyUI starts"
+            ) from error
+        yield str(copy)
+
+
+def _require_private(place: Path) -> None:
+    found = find_client_folder(place, folders.list_client_folders())
+    if found is not None:
+        raise ValueError(
+            f"resume: the system's folder for temporary files {place.parent} is below {found.name}, where clients of "
+            "the server can write. Set TMPDIR (on Windows TMP) to another folder before ComfyUI starts"
+        )
+
+
+def _read_key() -> bytes:
+    """Return b"" also where clients could have written it."""
+    return b"" if find_client_folder(get_key_file(), folders.list_client_folders()) else read_key()
 
 
 def _in_runs(pattern: str) -> list[str]:
@@ -68,9 +119,7 @@ def _in_runs(pattern: str) -> list[str]:
 
 
 def _listed(name: str, names: list[str]) -> Path:
-    """A state is unpickled, so it must be one of ours even where the name comes over a link, past
-    ComfyUI's own check.
-    """
+    """The name may come over a link, past ComfyUI's own check."""
     if name not in names:
         raise ValueError(
             f"{name} is not among the earlier runs in {folders.work_folder() / 'runs'}. Refresh (R) and choose again"
