@@ -1,5 +1,5 @@
-"""Train LoRA (Musubi Tuner) on a real server with the real Musubi Tuner, on tiny weights; skips,
-saying what is missing, where there is none.
+"""Train LoRA (Musubi Tuner) on a real server, with the real Musubi Tuner and tiny weights. Skipped,
+with a reason, if one of them is missing.
 """
 
 import json
@@ -37,7 +37,7 @@ PLAIN = {
     "max_data_loader_n_workers": 0,
     "bucket_no_upscale": False,
 }
-ENDLESS = 100_000  # steps, more than end within the tests' time limit
+ENDLESS = 100_000  # steps, more than can end within the tests' time limit
 NUM_MODULES = 14  # two layers of seven
 
 
@@ -50,8 +50,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyMusubi:
 def server(
     installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
-    """Its own: what Musubi's processes need is in its environment, and where Musubi is, in its
-    owner's file.
+    """Start a separate server, with the environment that Musubi's processes need and with Musubi's
+    folder in its owner's file.
     """
     folder = tmp_path_factory.mktemp("comfyui with Musubi")
     prepare_demo_directory(folder)
@@ -70,7 +70,7 @@ def server(
 
 
 def point_at(base_directory: Path, folder: Path, python: Path) -> None:
-    """As the machine's owner does."""
+    """Write the owner's file as the machine's owner does."""
     owner_file = base_directory / "config/lora-trainer/musubi.toml"
     owner_file.parent.mkdir(parents=True, exist_ok=True)
     owner_file.write_text(format_lines(folder, python), encoding="utf-8")
@@ -82,7 +82,7 @@ def client(server: ComfyServer) -> ComfyClient:
 
 
 def trainer(**settings: Any) -> dict[str, Any]:
-    """What belongs to the architecture is given without its prefix."""
+    """Build the trainer's node. The inputs of the architecture are given without its prefix."""
     of_architecture = {**FILES, **SMALL}
     inputs = {f"architecture.{name}": settings.pop(name, value) for name, value in of_architecture.items()}
     return {
@@ -99,7 +99,7 @@ def prompt(**settings: Any) -> Prompt:
     }
 
 
-def facts_of(result: Result) -> dict[str, Any]:
+def get_facts(result: Result) -> dict[str, Any]:
     return result.outputs["trainer"]["lora_trainer"][0]
 
 
@@ -112,7 +112,7 @@ def runs(server: ComfyServer, name: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def trained(client: ComfyClient) -> Result:
-    """One prompt: MODEL in, MODEL out, both weights compared, and the file."""
+    """Run one prompt that trains, compares the weights of both MODELs, and saves the file."""
     return client.run(
         {
             **prompt(model=["base", 0], output_name="toadstool"),
@@ -126,37 +126,37 @@ def trained(client: ComfyClient) -> Result:
     )
 
 
-def test_the_model_that_comes_out_is_the_weights_plus_the_lora(trained: Result):
+def test_the_output_model_has_the_weights_plus_the_lora(trained: Result):
     compared = trained.outputs["compare"]
     assert compared["weights"] == compared["patched"]
     assert compared["moved"][0] > 1e-4
     assert compared["error"][0] < 1e-5
 
 
-def test_every_module_has_its_place_and_the_node_says_so(trained: Result):
+def test_every_module_loads_and_the_node_says_so(trained: Result):
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["trainer"]["text"][0]
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["save"]["text"][0]
-    facts = facts_of(trained)
+    facts = get_facts(trained)
     assert facts["steps"] == 8 and facts["modules"] == NUM_MODULES and len(facts["loss"]) == 8
 
 
-def test_the_run_folder_and_history_tell_everything(server: ComfyServer, trained: Result):
+def test_the_run_folder_and_the_history_are_complete(server: ComfyServer, trained: Result):
     (run,) = runs(server, "toadstool")
-    assert Path(facts_of(trained)["path"]) == run / "toadstool.safetensors"
+    assert Path(get_facts(trained)["path"]) == run / "toadstool.safetensors"
     assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.toml"} <= {path.name for path in run.iterdir()}
     assert trained.texts("trainer")[-1] == trained.outputs["trainer"]["text"][0].replace("\n", "  \n")
     assert trained.previews("trainer")
 
 
-def test_the_same_prompt_trains_once(client: ComfyClient):
+def test_the_same_prompt_trains_only_once(client: ComfyClient):
     first, again = client.run(prompt(seed=1)), client.run(prompt(seed=1))
     assert "trainer" in first.executed_nodes() and "trainer" not in again.executed_nodes()
-    assert facts_of(first) == facts_of(again)
+    assert get_facts(first) == get_facts(again)
 
 
-def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServer, client: ComfyClient):
-    """The default optimizer and the number of steps would be too much for a CPU; everything else
-    is left out.
+def test_inputs_that_are_left_out_get_the_recommended_values(server: ComfyServer, client: ComfyClient):
+    """All inputs are left out, except the optimizer and the number of steps, whose defaults are too
+    slow on a CPU.
     """
     short = {"max_train_steps": 2, "optimizer": "AdamW", "output_name": "recommended"}
     given = {
@@ -213,9 +213,9 @@ def without(name: str) -> Prompt:
         (prompt(**{"architecture.t5": "ae.safetensors"}), "z-image has no t5. It has"),
         (
             {**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}},
-            "dit came without the architecture. Write architecture.dit",
+            "dit must be given with the architecture. Write architecture.dit",
         ),
-        (without("dataset"), "there is no dataset. Connect Load Images"),
+        (without("dataset"), "no dataset: connect Load Images"),
         (without("architecture"), "architecture must be one of z-image, krea-2"),
         (prompt(control=["pictures", 0]), "control"),
         (prompt(resolution=72), "resolution"),
@@ -231,7 +231,7 @@ def without(name: str) -> Prompt:
         "no such file",
     ],
 )
-def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(
+def test_the_errors_for_wrong_inputs_say_what_to_do(
     server: ComfyServer, client: ComfyClient, broken: Prompt, message: str
 ):
     before = runs(server, "")
@@ -241,21 +241,23 @@ def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(
     assert runs(server, "") == before
 
 
-def test_a_model_of_another_kind_is_refused_before_anything_is_started(server: ComfyServer, client: ComfyClient):
+def test_a_model_of_another_architecture_is_refused_before_anything_is_started(
+    server: ComfyServer, client: ComfyClient
+):
     checkpoint = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
-    with pytest.raises(PromptFailed, match="the MODEL is a SDXL, not a model of Z-Image"):
+    with pytest.raises(PromptFailed, match="the MODEL is SDXL, not a model of Z-Image"):
         client.run({**prompt(model=["checkpoint", 0], output_name="other"), "checkpoint": checkpoint})
     assert runs(server, "other") == []
 
 
-def test_without_a_model_nodes_behind_the_model_output_are_stopped(client: ComfyClient):
+def test_without_a_model_the_nodes_after_the_model_output_are_stopped(client: ComfyClient):
     merge = {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["trainer", 0], "shift": 3.0}}
     behind = {
         **prompt(seed=2),
         "shifted": merge,
         "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}},
     }
-    with pytest.raises(PromptFailed, match="got no model to put the LoRA on"):
+    with pytest.raises(PromptFailed, match="has no model to apply the LoRA to"):
         client.run(behind)
 
 
@@ -328,7 +330,7 @@ def test_no_input_can_name_a_program_or_a_folder(client: ComfyClient):
 # ---- states of earlier runs ----
 
 
-def listed_states(client: ComfyClient) -> list[str]:
+def list_states(client: ComfyClient) -> list[str]:
     entry = client.get("/object_info/LoRATrainer_MusubiTrain")["LoRATrainer_MusubiTrain"]["input"]["optional"]["resume"]
     return [name for name in (entry[1].get("options") or entry[0]) if name != "[None]"]
 
@@ -342,9 +344,9 @@ def state(server: ComfyServer, client: ComfyClient) -> str:
 
 
 def test_a_state_of_an_earlier_run_is_continued_from_a_copy(server: ComfyServer, client: ComfyClient, state: str):
-    assert state in listed_states(client)
+    assert state in list_states(client)
     result = client.run(prompt(seed=6, resume=state, save_state=False, output_name="again"))
-    assert facts_of(result)["steps"] == 8 and len(facts_of(result)["loss"]) == 4
+    assert get_facts(result)["steps"] == 8 and len(get_facts(result)["loss"]) == 4
     (run,) = runs(server, "again")
     resume = Path(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["training"]["resume"])
     assert resume.name == Path(state).name and not resume.exists()
@@ -356,7 +358,7 @@ def test_an_uploaded_state_is_not_offered_and_not_read(server: ComfyServer, clie
     runs_folder = server.base_directory / "output/lora_trainer/runs"
     uploaded = "uploaded/musubi/evil-step00000004-state"
     shutil.copytree(runs_folder / state, runs_folder / uploaded)
-    assert uploaded not in listed_states(client)
+    assert uploaded not in list_states(client)
     with pytest.raises(PromptRejected, match="Value not in list"):
         client.run(prompt(seed=7, resume=uploaded))
 
