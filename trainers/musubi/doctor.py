@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..files.client_folders import ClientFolder
 from ..wording import GIBIBYTE, format_gigabytes
+from .architectures import MUSUBI_VERSION
 from .installation import Installation, NoMusubi, find_folder, find_python, read_version
 from .owner_file import format_lines, get_owner_file
 from .process import build_environment
 
 PROBE_SECONDS = 600  # for the first import of torch, from a slow disk on a busy machine
-TESTED_VERSION = "0.3.4"
 # What training on images imports: name in Python, name for pip.
 PACKAGES = {
     **{
@@ -194,8 +194,8 @@ def _find_problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
 
 
 def _find_remarks(probed: dict, installation: Installation) -> Iterator[str]:
-    if installation.version != TESTED_VERSION:
-        yield f"version {installation.version} is untested; the tested version is {TESTED_VERSION}"
+    if installation.version != MUSUBI_VERSION:
+        yield f"version {installation.version} is untested; the tested version is {MUSUBI_VERSION}"
     if "torch" in probed and not probed.get("gpus"):
         yield "torch sees no GPU: training would take days on the CPU"
     for name in probed["missing"]:
