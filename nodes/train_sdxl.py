@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
+from ..trainers.packages import require_packages
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import file_input, help_text, settings_inputs, settings_order
@@ -215,6 +216,7 @@ class LoRATrainSDXL(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         # diffusers and peft take seconds to import: not before they are needed
+        require_packages()
         from .host.training import train_sdxl
         from .host.weights import GraphModel
 

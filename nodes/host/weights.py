@@ -68,7 +68,7 @@ def borrow_model(base: GraphModel) -> SDXLModel:
             the message names it.
     """
     prediction_type, zero_terminal_snr = _prediction(base.model)
-    path = _checkpoint_path(base.model)
+    path = checkpoint_path(base.model)
     state_dicts: dict[Part, Mapping[str, Tensor]] = {
         "unet": from_ldm("unet", _weights("MODEL", _patcher("MODEL", base.model), _UNET)),
         **{part: _text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
@@ -87,6 +87,10 @@ def unet_dtype(model: Any) -> torch.dtype:
     return next(model.model.diffusion_model.parameters()).dtype
 
 
+def predicts_v(model: Any) -> bool:
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION)
+
+
 def ignored_patches(model: Any) -> list[str]:
     """What the MODEL carries besides weights that acts when sampling and that training does not
     see, by name.
@@ -99,7 +103,8 @@ def ignored_patches(model: Any) -> list[str]:
 
 def _patcher(socket: str, owner: Any) -> Any:
     """The ModelPatcher; refused is what changes the model outside of its weights."""
-    if owner is None:
+    # ComfyUI makes a VAE without a model of a file that has none
+    if owner is None or getattr(owner, "first_stage_model", owner) is None:
         raise ValueError(
             f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a whole SDXL "
             "checkpoint, or the separate loaders"
@@ -122,6 +127,14 @@ def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
     memory.
     """
     names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
+    scaled = next((name for name in names if name.endswith(".pre_quant_scale")), None)
+    if scaled:
+        raise ValueError(
+            f"{socket} is quantized with scales of its inputs ({scaled}), which cannot be trained on. Load its fp16, "
+            "bf16, fp32 or fp8 file"
+        )
+    # of the inputs' quantization; the weights do not depend on it
+    names = [name for name in names if not name.endswith(".input_scale")]
     return {name.removeprefix(prefix): _weight(socket, patcher, name) for name in names}
 
 
@@ -216,7 +229,7 @@ def _prediction(model: Any) -> tuple[Any, bool]:
     return "epsilon", False
 
 
-def _checkpoint_path(model: Any) -> Path | None:
+def checkpoint_path(model: Any) -> Path | None:
     """The file that the MODEL's weights came from; None when patches changed them, or no file is
     known.
     """

@@ -56,7 +56,7 @@ def test_a_mapping_becomes_a_config_and_whole_numbers_may_stand_for_floats():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network_dim": 8}, "x.toml: unknown setting network_dim. Allowed: alpha,"),
+        ({"network_dim": 8}, "x.toml: unknown setting network_dim (did you mean rank?). Allowed: alpha,"),
         ({"rank": "8"}, "x.toml: rank must be int, got str '8'"),
         ({"rank": True}, "x.toml: rank must be int, got bool True"),
     ],

@@ -10,6 +10,7 @@ from ..dataset.caption_variants import CaptionConfig
 from ..dataset.config import DatasetConfig
 from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
+from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings, plan_training
 from ..training.run_folder import RunFolder
@@ -41,6 +42,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
     # torch and diffusers take seconds to import: errors in settings and folders come first
+    require_packages()
     import torch
 
     from ..files.tensor_cache import TensorCache
