@@ -55,7 +55,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
     flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
-        RunFolder(output_folder, settings["output"])
+        RunFolder(output_folder, settings["output"]).require_writable()
     if settings.get("base"):
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)

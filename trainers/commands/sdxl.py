@@ -38,6 +38,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     dataset_settings = read_dataset_configs(settings)
     run_settings = RunSettings.read(SDXLConfig, settings)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
+    run_folder.require_writable()
     require_base_model(settings["base"])
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
