@@ -1,5 +1,5 @@
-"""Tensors that are computed once, kept on disk for every later run and in memory for this one,
-named by what they were computed from.
+"""Caches computed tensors, on disk for later runs and in memory for this one, under a key made from
+their inputs.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from torch import Tensor
 from .atomic_write import atomic_write
 from .orphans import remove_orphans
 
-# several thousand images at 1024 pixels with their captions; what is more is read from the disk
-# each time
+# Enough for several thousand images at 1024 pixels with their captions. The rest is read from disk
+# each time.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _CHECKSUM = "sha256"
 
 
 def content_key(**parts: object) -> str:
-    """A file name from everything that determines the tensors: JSON values under their names."""
+    """Return a file name made from everything that determines the tensors, as named JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
@@ -47,8 +47,8 @@ def _read_checksum(content: bytes) -> str | None:
 
 
 class TensorCache:
-    """Small dictionaries of tensors on the CPU. A key is never stale: it names its content.
-    `folder` None keeps them in memory only.
+    """Caches small dictionaries of tensors on the CPU. Entries are never stale, as a key covers
+    everything that determines its tensors. Without a folder they stay in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -71,7 +71,7 @@ class TensorCache:
         if self.folder is not None:
             self._sweep_once(self.folder)
             with atomic_write(self._path_of(key), overwrite=True) as temporary:
-                # save_file would hide a full disk behind an error of its own
+                # save_file would hide a full disk behind its own error
                 temporary.write_bytes(save(tensors, {_CHECKSUM: _compute_checksum(key, tensors)}))
 
     def _sweep_once(self, folder: Path) -> None:
@@ -94,13 +94,13 @@ class TensorCache:
             content = path.read_bytes()  # not mapped: a file that is cut meanwhile would kill the process
             tensors = load(content)
         except SafetensorError as error:
-            logger.warning("%s: unreadable cache file (%s); it is computed again", path, error)
+            logger.warning("%s: unreadable cache file (%s); computing it again", path, error)
             return None
         stated = _read_checksum(content)
         if stated == _compute_checksum(key, tensors):
             return tensors
         if stated is not None:
-            logger.warning("%s: damaged cache file (its checksum is wrong); it is computed again", path)
+            logger.warning("%s: damaged cache file (its checksum is wrong); computing it again", path)
         return None
 
     def _path_of(self, key: str) -> Path:

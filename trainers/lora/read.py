@@ -1,4 +1,4 @@
-"""Reading a LoRA in every common spelling: kohya's, PEFT's, diffusers' and ComfyUI's own."""
+"""Reads a LoRA in every common spelling: kohya's, PEFT's, diffusers' and ComfyUI's."""
 
 import json
 import math
@@ -25,19 +25,20 @@ def read_lora(
     *,
     pass_over: Callable[[list[str]], None] | None = None,
 ) -> dict[ModuleKey, LoraModule]:
-    """The modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the order
-    of `names`.
+    """Read the modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the
+    order of `names`.
 
-    Read are kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and ComfyUI's
-    own trainer's. Alpha is the tensor `.alpha`, else what PEFT's or diffusers' metadata say, else
-    the rank. Ranks may differ from module to module. Tensors keep their dtype. ComfyUI's trainer
-    flattens a convolution's `down` to [rank, in * kernel * kernel]: reshape it to the layer's.
+    Reads kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and those of
+    ComfyUI's trainer. Alpha is the tensor `.alpha`, else the value in PEFT's or diffusers'
+    metadata, else the rank. Ranks can differ between modules. Tensors keep their dtype. ComfyUI's
+    trainer flattens a convolution's `down` to [rank, in * kernel * kernel]; reshape it to the
+    layer's shape.
 
     `pass_over` is told the tensors that the base model has no use for, such as embeddings that came
     with the LoRA. Without it they are an error.
 
     Raises:
-        ValueError: not a whole `.safetensors` file, not a LoRA, or a LoRA for another model.
+        ValueError: not a complete `.safetensors` file, not a LoRA, or a LoRA for another model.
     """
     label = "this LoRA" if isinstance(source, Mapping) else str(source)
     tensors, settings = (dict(source), {}) if isinstance(source, Mapping) else load_tensors(Path(source))
@@ -86,12 +87,12 @@ def _refuse_long_names(tensors: Mapping[str, Tensor], label: str) -> None:
 
 
 def load_tensors(path: Path, *, label: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and PEFT settings (rank, alpha, patterns; empty when there are none) of a file."""
+    """Return a file's tensors and PEFT settings (rank, alpha, patterns; empty if it has none)."""
     label = label or str(path)
     if path.suffix.lower() != ".safetensors":
         raise ValueError(
             f"{label}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any "
-            "code when it is opened"
+            "code when opened"
         )
     if not path.is_file():
         raise ValueError(f"{label}: there is no such file")
@@ -107,17 +108,17 @@ def load_tensors(path: Path, *, label: str = "") -> tuple[dict[str, Tensor], dic
 
 
 def _read_peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers writes them into the header, PEFT into a file of their own beside
-    `adapter_model.safetensors`.
+    """Read the settings from the header (diffusers) or from adapter_config.json next to
+    `adapter_model.safetensors` (PEFT).
     """
     if "lora_adapter_metadata" in metadata:
         return _parse_settings(metadata["lora_adapter_metadata"], f"{path}: lora_adapter_metadata in its header")
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
+    config = path.with_name("adapter_config.json")
+    if path.name == "adapter_model.safetensors" and config.is_file():
         try:
-            return _parse_settings(beside.read_text(encoding="utf-8"), str(beside))
+            return _parse_settings(config.read_text(encoding="utf-8"), str(config))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{beside}: not UTF-8 text ({error})") from error
+            raise ValueError(f"{config}: not UTF-8 text ({error})") from error
     return {}
 
 
@@ -147,7 +148,7 @@ def _group_by_module(
     label: str,
     pass_over: Callable[[list[str]], None] | None,
 ) -> dict[ModuleKey, dict[str, Tensor]]:
-    """The tensors "down", "up" and "alpha" of each module."""
+    """Group the tensors "down", "up" and "alpha" of each module."""
     parts: dict[ModuleKey, dict[str, Tensor]] = {}
     unmatched, unused = [], []
     for name, tensor in tensors.items():
@@ -174,8 +175,8 @@ def _group_by_module(
 
 
 def _normalize_base(base: str) -> str:
-    """`unet.down_blocks.1...attn1.processor.to_q` and the like, without the levels of wrappers,
-    underscores for dots.
+    """Remove wrapper levels from names such as `unet.down_blocks.1...attn1.processor.to_q`, and
+    replace dots by underscores.
     """
     return flatten_name(base.replace("base_model.model.", "").replace(".processor.", "."))
 
@@ -185,7 +186,7 @@ def _build_module(
 ) -> LoraModule:
     missing = [role for role in ("down", "up") if role not in parts]
     if missing:
-        raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not whole")
+        raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not complete")
     down, up = parts["down"], parts["up"]
     for role in ("down", "up"):
         _require_floats(parts[role], f"{label}, {role}")
@@ -214,15 +215,15 @@ def _read_alpha_tensor(alpha: Tensor, label: str) -> float:
 
 
 def _select_settings(component: str, settings: Mapping[str, Any], main_component: str) -> Mapping[str, Any]:
-    """PEFT's settings of one component; those without a prefix are the main component's."""
+    """Select PEFT's settings of one component. Those without a prefix are the main component's."""
     prefix = f"{component}."
     prefixed = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
     return prefixed or (settings if component == main_component else {})
 
 
 def _read_alpha(path: str, rank: int, settings: Mapping[str, Any], label: str) -> float:
-    """PEFT's rule: `alpha_pattern` by the end of the module's path, else `lora_alpha`; rsLoRA
-    divides by sqrt(rank) instead of rank.
+    """Read a module's alpha by PEFT's rule: `alpha_pattern` that matches the end of the module's
+    path, else `lora_alpha`. rsLoRA divides by sqrt(rank) instead of rank.
     """
     alpha = settings.get("lora_alpha", rank)
     patterns = settings.get("alpha_pattern") or {}
