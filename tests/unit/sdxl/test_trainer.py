@@ -439,7 +439,7 @@ def test_a_lora_of_several_ranks_and_with_convolutions_is_filled_up_and_continue
     )
     assert {module.rank for module in read_lora(result.path, list_names(weights)).values()} == {4}
     assert_same_updates(result.path, start, weights)
-    assert any("of the file that the settings do not choose are trained too" in n.message for n in host.of(Notice))
+    assert any("of the file that the settings do not choose are trained too" in n.message for n in host.select(Notice))
 
 
 def test_a_one_trainer_file_with_the_text_encoders_projection_and_extra_entries_is_continued(
@@ -468,7 +468,7 @@ def test_a_one_trainer_file_with_the_text_encoders_projection_and_extra_entries_
         max_train_steps=1,
     )
     assert ("text_encoder_2", "text_projection") in read_lora(result.path, list_names(weights))
-    (notice,) = [notice.message for notice in host.of(Notice) if "SDXL does not use" in notice.message]
+    (notice,) = [notice.message for notice in host.select(Notice) if "SDXL does not use" in notice.message]
     assert "bundle_emb.zwx.clip_l" in notice or "lora_te1_text_projection" in notice
 
 
@@ -493,7 +493,7 @@ def test_a_lora_that_cannot_be_continued_is_refused_before_the_first_image_is_en
     host = RecordingHost()
     with pytest.raises(ValueError, match=re.escape(message)):
         train(weights, dataset, tmp_path, host=host, network_weights=str(start), **settings)
-    assert "caching" not in [event.stage for event in host.of(StageStarted)]
+    assert "caching" not in [event.stage for event in host.select(StageStarted)]
 
 
 @pytest.mark.parametrize(
