@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
+from ..trainers.packages import require_packages
 from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
@@ -115,6 +116,7 @@ class FlightCheck(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Any, goal: str = "object", memory: str = AUTO, **settings: Any) -> io.NodeOutput:
+        require_packages()
         # imported late: torch and diffusers take seconds
         from .host.flight_check import check_in_graph
 

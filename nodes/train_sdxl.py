@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
+from ..trainers.packages import require_packages
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
@@ -214,6 +215,7 @@ class LoRATrainSDXL(io.ComfyNode):
         output_name: str = "lora",
         **settings: Any,
     ) -> io.NodeOutput:
+        require_packages()
         # imported late: diffusers and peft take seconds
         from .host.training import train_sdxl
         from .host.weights import GraphModel

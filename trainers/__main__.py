@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 from .commands import caption, check, comfyui, demo, musubi, sdxl
+from .similar_names import suggest_name
 from .training.events import Interrupted
 
 COMMANDS = {
@@ -35,17 +37,46 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return COMMANDS[options.command].run(options)
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.getLogger(__name__).debug("failed", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_describe_error(error)}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt):
         print("Cancelled. The files saved so far are complete.", file=sys.stderr)
         return 130
 
 
+def _describe_error(error: Exception) -> str:
+    """An error of the system by its file and its words, without the number."""
+    if not (isinstance(error, OSError) and error.strerror):
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename}: there is no such file or folder"
+    return f"{error.filename}: {error.strerror}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what a flag is called here that another program calls otherwise."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = {flag[2:].replace("-", "_"): flag for flag in self._option_string_actions if flag.startswith("--")}
+            self.error(f"unknown: {' '.join(_name_flag(argument, flags) for argument in unknown)}")
+        return options, unknown
+
+
+def _name_flag(argument: str, flags: dict[str, str]) -> str:
+    known = suggest_name(argument[2:].partition("=")[0], flags) if argument.startswith("--") else None
+    return f"{argument} (did you mean {flags[known]}?)" if known else argument
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m trainers", description="Train LoRAs: in this process, or in a ComfyUI that is started for it."
     )
     subparsers = parser.add_subparsers(dest="command", required=True)

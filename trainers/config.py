@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from .similar_names import describe_unknown
+
 
 def param(
     default: Any = MISSING,
@@ -125,7 +127,9 @@ def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> 
     hints = get_type_hints(config_class)
     unknown = sorted(set(values) - {spec.name for spec in fields(config_class)})
     if unknown:
-        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(hints))}")
+        raise ValueError(
+            f"{source}: unknown setting {describe_unknown(unknown, hints)}. Allowed: {', '.join(sorted(hints))}"
+        )
     return config_class(
         **{name: _check_type(value, _unwrap_type(hints[name]), f"{source}: {name}") for name, value in values.items()}
     )

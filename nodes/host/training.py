@@ -13,7 +13,7 @@ from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
-from ...trainers.sdxl.model.sdxl_model import SDXLModel
+from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
 from ...trainers.sdxl.presets import describe
 from ...trainers.training.events import Notice
 from ...trainers.training.loop import train_lora
@@ -25,7 +25,15 @@ from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
 from .progress import ComfyHost, cancellable
 from .settings import resolve_settings
-from .weights import GraphModel, borrow_model, find_ignored_patches, get_unet_dtype, training_mode
+from .weights import (
+    GraphModel,
+    borrow_model,
+    find_checkpoint,
+    find_ignored_patches,
+    get_unet_dtype,
+    predicts_v,
+    training_mode,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,20 @@ def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:
         if ignored
         else ""
     )
-    return describe(settings) + warning
+    return describe(settings) + warning + _describe_prediction(model)
+
+
+def _describe_prediction(model: Any) -> str:
+    """The graph decides what is trained; a header that says something else is worth a line."""
+    path = find_checkpoint(model)
+    if path is None or path.suffix != ".safetensors" or not path.is_file() or predicts_v(model):
+        return ""
+    if not header_states_v_prediction(path):
+        return ""
+    return (
+        f"\nThe header of {path.name} says that it predicts v, but the graph samples it by epsilon, and so it is "
+        "trained. If the header is right, put ModelSamplingDiscrete with v_prediction behind the loader."
+    )
 
 
 def _train(

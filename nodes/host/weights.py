@@ -80,7 +80,7 @@ def borrow_model(base: GraphModel) -> SDXLModel:
             the message names it.
     """
     prediction_type, zero_terminal_snr = _read_prediction(base.model)
-    path = _find_checkpoint(base.model)
+    path = find_checkpoint(base.model)
     state_dicts: dict[Part, Mapping[str, Tensor]] = {
         "unet": from_ldm("unet", _read_weights("MODEL", _get_patcher("MODEL", base.model), _UNET)),
         **{part: _read_text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
@@ -99,6 +99,10 @@ def get_unet_dtype(model: Any) -> torch.dtype:
     return next(model.model.diffusion_model.parameters()).dtype
 
 
+def predicts_v(model: Any) -> bool:
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION)
+
+
 def find_ignored_patches(model: Any) -> list[str]:
     """Return the names of the MODEL's patches that only act when sampling, which the training does
     not see.
@@ -111,7 +115,8 @@ def find_ignored_patches(model: Any) -> list[str]:
 
 def _get_patcher(socket: str, owner: Any) -> Any:
     """Return the ModelPatcher. Raises ValueError if it changes the model outside of its weights."""
-    if owner is None:
+    # ComfyUI makes a VAE without a model of a file that has none
+    if owner is None or getattr(owner, "first_stage_model", owner) is None:
         raise ValueError(
             f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a complete SDXL "
             "checkpoint, or the separate loaders"
@@ -144,6 +149,14 @@ def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
     tensors on the same memory.
     """
     names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
+    scaled = next((name for name in names if name.endswith(".pre_quant_scale")), None)
+    if scaled:
+        raise ValueError(
+            f"{socket} is quantized with scales of its inputs ({scaled}), which cannot be trained on. Load its fp16, "
+            "bf16, fp32 or fp8 file"
+        )
+    # of the inputs' quantization; the weights do not depend on it
+    names = [name for name in names if not name.endswith(".input_scale")]
     return {name.removeprefix(prefix): _read_weight(socket, patcher, name) for name in names}
 
 
@@ -241,7 +254,7 @@ def _read_prediction(model: Any) -> tuple[Any, bool]:
     return "epsilon", False
 
 
-def _find_checkpoint(model: Any) -> Path | None:
+def find_checkpoint(model: Any) -> Path | None:
     """Return the file that the MODEL's weights came from; None if patches changed them, or the file
     is unknown.
     """

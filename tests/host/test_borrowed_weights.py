@@ -110,6 +110,7 @@ def test_other_quantized_weights_are_refused_with_their_type(results):
         ("clip_skip", "CLIP Set Last Layer is -3; SDXL is trained on the penultimate layer"),
         ("no_clip", "CLIP is empty"),
         ("no_vae", "VAE is empty"),
+        ("no_vae_in_file", "VAE is empty"),
         ("edm", "MODEL samples with"),
     ],
 )

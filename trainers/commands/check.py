@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import build_config
 from ..files.atomic_write import atomic_write
+from ..packages import require_packages
 from ..sdxl.check.cost import Surroundings
 from ..sdxl.check.flight_check import FlightCheckConfig, check_flight
 from ..sdxl.check.report import FlightReport
@@ -54,11 +55,12 @@ def check(settings: dict[str, Any]) -> FlightReport:
     flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
-        RunFolder(output_folder, settings["output"])
+        RunFolder(output_folder, settings["output"]).require_writable()
     if settings.get("base"):
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
     # torch takes a second to import: errors in settings and folders come first
+    require_packages()
     from ..training.console_host import ConsoleHost
 
     with ConsoleHost() as host:

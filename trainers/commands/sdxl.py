@@ -10,6 +10,7 @@ from ..dataset.caption_variants import CaptionConfig
 from ..dataset.config import DatasetConfig
 from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
+from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings, plan_training
 from ..training.run_folder import RunFolder
@@ -37,9 +38,11 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     dataset_settings = read_dataset_configs(settings)
     run_settings = RunSettings.read(SDXLConfig, settings)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
+    run_folder.require_writable()
     require_base_model(settings["base"])
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
+    require_packages()
     # torch and diffusers take seconds to import: errors in settings and folders come first
     from ..files.tensor_cache import TensorCache
     from ..sdxl.family import SDXLFamily

@@ -3,6 +3,7 @@
 """
 
 import argparse
+import codecs
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
+from ..similar_names import describe_unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +22,9 @@ else:
     import tomli as tomllib
 
 DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
+_HOW_TO_WRITE_PATHS = (
+    "A backslash in double quotes begins an escape: write paths in single quotes, as in images = 'C:\\photos\\new'"
+)
 # Settings of the command itself: which model, and where files go.
 OWN_SETTINGS = {
     "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
@@ -57,13 +62,47 @@ def read_settings(options: argparse.Namespace, *, configs: Sequence[type], requi
 
 def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(_read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+        raise ValueError(f"{path}: not valid TOML: {error}. {_HOW_TO_WRITE_PATHS}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid TOML: brackets are nested too deep") from error
     unknown = sorted(set(settings) - known - {DATASETS})
     if unknown:
-        raise ValueError(f"{path}: unknown setting {', '.join(unknown)}. Allowed: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{path}: unknown setting {describe_unknown(unknown, known)}. Allowed: {', '.join(sorted(known))}"
+        )
+    tables = settings.get(DATASETS)
+    for table in (settings, *(tables if isinstance(tables, list) else ())):
+        if isinstance(table, dict):
+            _check_paths(path, table)
     return settings
+
+
+def _read_text(path: Path) -> str:
+    """Text in UTF-8 or, with its mark, in UTF-16: Windows' editors write both."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Give the TOML file in it")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    content = path.read_bytes()
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 text. Save the file as UTF-8 in your editor") from error
+
+
+def _check_paths(path: Path, table: dict[str, Any]) -> None:
+    """Check that folders and files are texts, and that no backslash became a tab or the like."""
+    for name in (*OWN_SETTINGS, "images", "network_weights"):
+        value = table.get(name, "")
+        if not isinstance(value, str):
+            raise ValueError(f"{path}: {name} must be a text in quotes, got {type(value).__name__} {value!r}")
+        if not value.isprintable():
+            raise ValueError(f"{path}: {name} has a control character in it: {value!r}. {_HOW_TO_WRITE_PATHS}")
 
 
 def read_dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:

@@ -1,5 +1,6 @@
 """Names for files that this pack writes: whether one is allowed, and which one is free."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 ResultT = TypeVar("ResultT")
 
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+MAX_WINDOWS_PATH = 259
 FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
 
 
@@ -34,6 +36,28 @@ def check_output_name(name: str) -> str:
     if len(stem.encode()) > 200:
         raise ValueError(f"output name of {len(stem.encode())} bytes is too long; at most 200")
     return stem
+
+
+def require_short_path(path: Path) -> None:
+    """Check that Windows takes a full path of this length: 259 characters, unless long paths are
+    switched on.
+    """
+    if sys.platform != "win32" or len(str(path)) <= MAX_WINDOWS_PATH or _allows_long_paths():
+        return
+    raise ValueError(
+        f"{path} would have {len(str(path))} characters; Windows allows {MAX_WINDOWS_PATH}. Choose an output folder "
+        "with a shorter path, or a shorter output name"
+    )
+
+
+def _allows_long_paths() -> bool:
+    import winreg  # exists on Windows only
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+    except OSError:
+        return False
 
 
 def find_free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:

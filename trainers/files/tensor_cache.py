@@ -7,11 +7,13 @@ import json
 import logging
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic_write import atomic_write
+from .orphans import remove_orphans
 
 # Enough for several thousand images at 1024 pixels with their captions. The rest is read from disk
 # each time.
@@ -19,9 +21,29 @@ MAX_BYTES_IN_MEMORY = 4 * 2**30
 logger = logging.getLogger(__name__)
 
 
+_CHECKSUM = "sha256"
+
+
 def content_key(**parts: object) -> str:
     """Return a file name made from everything that determines the tensors, as named JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _compute_checksum(key: str, tensors: dict[str, Tensor]) -> str:
+    """Over everything in an entry, its key included."""
+    digest = hashlib.sha256(key.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_checksum(content: bytes) -> str | None:
+    """The checksum in the header of a valid file. Entries of earlier versions have none: they are
+    computed again.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__", {}).get(_CHECKSUM)
 
 
 class TensorCache:
@@ -33,6 +55,7 @@ class TensorCache:
         self.folder = folder
         self._in_memory: dict[str, dict[str, Tensor]] = {}
         self._bytes_in_memory = 0
+        self._is_swept = False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         if key in self._in_memory:
@@ -46,8 +69,16 @@ class TensorCache:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         self._remember(key, tensors)
         if self.folder is not None:
+            self._sweep_once(self.folder)
             with atomic_write(self._path_of(key), overwrite=True) as temporary:
-                temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind its own error
+                # save_file would hide a full disk behind its own error
+                temporary.write_bytes(save(tensors, {_CHECKSUM: _compute_checksum(key, tensors)}))
+
+    def _sweep_once(self, folder: Path) -> None:
+        if not self._is_swept:
+            self._is_swept = True
+            for subfolder in folder.glob("??"):
+                remove_orphans(subfolder)
 
     def _remember(self, key: str, tensors: dict[str, Tensor]) -> None:
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -58,11 +89,19 @@ class TensorCache:
     def _read(self, key: str) -> dict[str, Tensor] | None:
         if self.folder is None or not self._path_of(key).is_file():
             return None
+        path = self._path_of(key)
         try:
-            return load_file(self._path_of(key))
+            content = path.read_bytes()  # not mapped: a file that is cut meanwhile would kill the process
+            tensors = load(content)
         except SafetensorError as error:
-            logger.warning("%s: unreadable cache file (%s); computing it again", self._path_of(key), error)
+            logger.warning("%s: unreadable cache file (%s); computing it again", path, error)
             return None
+        stated = _read_checksum(content)
+        if stated == _compute_checksum(key, tensors):
+            return tensors
+        if stated is not None:
+            logger.warning("%s: damaged cache file (its checksum is wrong); computing it again", path)
+        return None
 
     def _path_of(self, key: str) -> Path:
         assert self.folder is not None

@@ -123,7 +123,7 @@ def verify_lora(
     except ValueError as error:
         raise RuntimeError(f"the saved LoRA cannot be loaded: {error}") from error
     _check_complete(path, modules, names, expected)
-    broken = [names[key] for key, module in modules.items() if not _is_finite(module)]
+    broken = [names[key] for key, module in modules.items() if not module.is_finite()]
     if broken:
         raise RuntimeError(
             f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {name_examples(broken)}"
@@ -173,7 +173,3 @@ def _check_complete(
     surplus = [names[key] for key in modules if key not in expected]
     if surplus:
         raise RuntimeError(f"{path}: {len(surplus)} modules were not trained: {name_examples(surplus)}")
-
-
-def _is_finite(module: LoraModule) -> bool:
-    return math.isfinite(module.alpha) and bool(module.down.isfinite().all()) and bool(module.up.isfinite().all())

@@ -1,6 +1,7 @@
 """A LoRA in memory: one update per module of a base model, and the names of modules in files."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,12 +26,22 @@ class LoraModule:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    def is_finite(self) -> bool:
+        return math.isfinite(self.alpha) and all(is_finite(weight) for weight in (self.down, self.up))
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Tell whether all values are numbers."""
+    # float32: torch cannot ask 8-bit numbers
+    return bool((weight.float() if weight.itemsize == 1 else weight).isfinite().all())
+
 
 class ModuleNames(dict[ModuleKey, str]):
     """The file's name for every module of a base model, in the order of our files.
 
     `spellings` maps every other spelling that we read, with underscores for dots, to its module. In
-    PEFT's metadata, settings without a prefix belong to `main_component`.
+    PEFT's metadata, settings without a prefix belong to `main_component`. `unused` are
+    spellings of modules that other programs save, although the model does not have them.
     """
 
     def __init__(
@@ -39,10 +50,12 @@ class ModuleNames(dict[ModuleKey, str]):
         spellings: Iterable[tuple[str, ModuleKey]],
         *,
         main_component: str,
+        unused: Collection[str] = (),
     ) -> None:
         super().__init__(names)
         self.spellings = dict(spellings)
         self.main_component = main_component
+        self.unused = frozenset(unused)
 
 
 def flatten_name(path: str) -> str:

@@ -1,7 +1,7 @@
 """Recognizes files that are not a plain LoRA for this base model, by the names of their tensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -38,6 +38,11 @@ _ARCHITECTURES = (
 _CROSS_ATTENTION_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL of another layout"}
 
 
+def looks_like_another_model(names: Iterable[str]) -> bool:
+    """Tell from tensors' names alone that a LoRA is for another architecture than SDXL."""
+    return any(re.search(pattern, name) for name in names for pattern, _ in _ARCHITECTURES)
+
+
 def guess_base_model(tensors: Mapping[str, Tensor]) -> str:
     """Return a sentence for an error that guesses the base model of a LoRA."""
     for pattern, architecture in _ARCHITECTURES:
@@ -47,7 +52,10 @@ def guess_base_model(tensors: Mapping[str, Tensor]) -> str:
         (
             tensor.shape[-1]
             for name, tensor in tensors.items()
-            if re.search(r"attn2.*to[._]k.*(down|lora_A)", name) and tensor.ndim == 2
+            if tensor.ndim == 2
+            and "attn2" in name
+            and ("to_k" in name or "to.k" in name)
+            and ("down" in name or "lora_A" in name)
         ),
         0,
     )

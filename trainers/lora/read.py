@@ -3,20 +3,28 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..wording import name_examples
-from .modules import LoraModule, ModuleKey, ModuleNames, flatten_name
-from .other_kinds import guess_base_model, refuse_other_kinds
+from .modules import LoraModule, ModuleKey, ModuleNames, flatten_name, is_finite
+from .other_kinds import guess_base_model, looks_like_another_model, refuse_other_kinds
+
+MAX_NAME_LENGTH = 400  # of a tensor; real names have up to 150 characters
 
 
-def read_lora(source: Path | Mapping[str, Tensor], names: ModuleNames) -> dict[ModuleKey, LoraModule]:
+def read_lora(
+    source: Path | Mapping[str, Tensor],
+    names: ModuleNames,
+    *,
+    pass_over: Callable[[list[str]], None] | None = None,
+) -> dict[ModuleKey, LoraModule]:
     """Read the modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the
     order of `names`.
 
@@ -26,33 +34,76 @@ def read_lora(source: Path | Mapping[str, Tensor], names: ModuleNames) -> dict[M
     trainer flattens a convolution's `down` to [rank, in * kernel * kernel]; reshape it to the
     layer's shape.
 
+    `pass_over` is told the tensors that the base model has no use for, such as embeddings that came
+    with the LoRA. Without it they are an error.
+
     Raises:
         ValueError: not a complete `.safetensors` file, not a LoRA, or a LoRA for another model.
     """
     label = "this LoRA" if isinstance(source, Mapping) else str(source)
     tensors, settings = (dict(source), {}) if isinstance(source, Mapping) else load_tensors(Path(source))
-    refuse_other_kinds(tensors, label)
-    parts = _group_by_module(tensors, names, label)
+    _refuse_other_files(tensors, label)
+    parts = _group_by_module(tensors, names, label, pass_over)
     return {
         key: _build_module(key, parts[key], settings, names, f"{label}: {names[key]}") for key in names if key in parts
     }
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def check_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
+    """Check what needs no model: that these are the tensors of a plain LoRA for SDXL, in numbers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    _refuse_other_files(tensors, label)
+    factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
+    if not factors or looks_like_another_model(tensors):
+        raise ValueError(f"{label}: this is no LoRA for SDXL. {_guess_content(tensors)}")
+    for name, tensor in factors.items():
+        _require_floats(tensor, f"{label}: {name}")
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
+    if broken:
+        raise ValueError(
+            f"{label}: {len(broken)} of {len(tensors)} tensors hold values that are not finite: "
+            f"{name_examples(broken)}. The file is of no use; take an earlier checkpoint"
+        )
+
+
+def list_ranks(tensors: Mapping[str, Tensor]) -> list[int]:
+    """The rank of every module."""
+    matches = ((_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items())
+    return [tensor.shape[0] for match, tensor in matches if match and match["role"] in ("down", "A") and tensor.ndim]
+
+
+def _refuse_other_files(tensors: Mapping[str, Tensor], label: str) -> None:
+    _refuse_long_names(tensors, label)
+    refuse_other_kinds(tensors, label)
+
+
+def _refuse_long_names(tensors: Mapping[str, Tensor], label: str) -> None:
+    longest = max(tensors, key=len, default="")
+    if len(longest) > MAX_NAME_LENGTH:
+        raise ValueError(f"{label}: not a LoRA: a tensor has a name of {len(longest)} characters ({longest:.40}...)")
+
+
+def load_tensors(path: Path, *, label: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a file's tensors and PEFT settings (rank, alpha, patterns; empty if it has none)."""
+    label = label or str(path)
     if path.suffix.lower() != ".safetensors":
         raise ValueError(
-            f"{path}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any "
+            f"{label}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any "
             "code when opened"
         )
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{label}: there is no such file")
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+    except OSError as error:
+        raise ValueError(f"{label}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole .safetensors file ({error}). Download or copy it again") from error
+        raise ValueError(f"{label}: not a whole .safetensors file ({error}). Download or copy it again") from error
     return tensors, _read_peft_settings(path, metadata)
 
 
@@ -61,11 +112,24 @@ def _read_peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, An
     `adapter_model.safetensors` (PEFT).
     """
     if "lora_adapter_metadata" in metadata:
-        return json.loads(metadata["lora_adapter_metadata"])
+        return _parse_settings(metadata["lora_adapter_metadata"], f"{path}: lora_adapter_metadata in its header")
     config = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and config.is_file():
-        return json.loads(config.read_text(encoding="utf-8"))
+        try:
+            return _parse_settings(config.read_text(encoding="utf-8"), str(config))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{config}: not UTF-8 text ({error})") from error
     return {}
+
+
+def _parse_settings(text: str, label: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{label} is not valid JSON ({error}). Save the LoRA again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{label} is not a JSON object. Save the LoRA again")
+    return settings
 
 
 _FACTOR = re.compile(
@@ -79,26 +143,34 @@ _ROLES = {"A": "down", "B": "up"}
 
 
 def _group_by_module(
-    tensors: Mapping[str, Tensor], names: ModuleNames, label: str
+    tensors: Mapping[str, Tensor],
+    names: ModuleNames,
+    label: str,
+    pass_over: Callable[[list[str]], None] | None,
 ) -> dict[ModuleKey, dict[str, Tensor]]:
     """Group the tensors "down", "up" and "alpha" of each module."""
     parts: dict[ModuleKey, dict[str, Tensor]] = {}
-    unmatched = []
+    unmatched, unused = [], []
     for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name) or _ALPHA.fullmatch(name)
-        key = names.spellings.get(_normalize_base(match["base"])) if match else None
+        base = _normalize_base(match["base"]) if match else None
+        key = names.spellings.get(base) if base else None
         if match is None or key is None:
-            unmatched.append(name)
+            is_unused = pass_over is not None and (match is None or base in names.unused)
+            (unused if is_unused else unmatched).append(name)
             continue
         role = _ROLES.get(match["role"], match["role"])
         if role in parts.setdefault(key, {}):
             raise ValueError(f"{label}: {names[key]} appears twice, once as {name}")
         parts[key][role] = tensor
-    if unmatched or not tensors:
+    if unmatched or not parts:
+        misfits = unmatched or unused
         raise ValueError(
-            f"{label}: {len(unmatched)} of {len(tensors)} keys do not fit this model: {name_examples(unmatched)}. "
+            f"{label}: {len(misfits)} of {len(tensors)} keys do not fit this model: {name_examples(misfits)}. "
             f"{_guess_content(tensors)}"
         )
+    if pass_over is not None and unused:
+        pass_over(unused)
     return parts
 
 
@@ -116,12 +188,30 @@ def _build_module(
     if missing:
         raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not complete")
     down, up = parts["down"], parts["up"]
-    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
+    for role in ("down", "up"):
+        _require_floats(parts[role], f"{label}, {role}")
+    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0] or not down.shape[0]:
         raise ValueError(f"{label}: down {list(down.shape)} and up {list(up.shape)} do not belong together")
     if "alpha" in parts:
-        return LoraModule(down, up, float(parts["alpha"].item()))
+        return LoraModule(down, up, _read_alpha_tensor(parts["alpha"], label))
     own_settings = _select_settings(key[0], settings, names.main_component)
-    return LoraModule(down, up, float(_read_alpha(key[1], down.shape[0], own_settings)))
+    return LoraModule(down, up, _read_alpha(key[1], down.shape[0], own_settings, label))
+
+
+def _require_floats(weight: Tensor, label: str) -> None:
+    if not weight.is_floating_point():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{label}: weights of type {dtype}; allowed are floating-point numbers. Take the LoRA before it was "
+            "quantized"
+        )
+
+
+def _read_alpha_tensor(alpha: Tensor, label: str) -> float:
+    if alpha.numel() != 1 or alpha.dtype == torch.bool or alpha.is_complex():
+        dtype = str(alpha.dtype).removeprefix("torch.")
+        raise ValueError(f"{label}: alpha must be one number, got {list(alpha.shape)} of type {dtype}")
+    return float(alpha.item())
 
 
 def _select_settings(component: str, settings: Mapping[str, Any], main_component: str) -> Mapping[str, Any]:
@@ -131,16 +221,34 @@ def _select_settings(component: str, settings: Mapping[str, Any], main_component
     return prefixed or (settings if component == main_component else {})
 
 
-def _read_alpha(path: str, rank: int, settings: Mapping[str, Any]) -> float:
+def _read_alpha(path: str, rank: int, settings: Mapping[str, Any], label: str) -> float:
     """Read a module's alpha by PEFT's rule: `alpha_pattern` that matches the end of the module's
     path, else `lora_alpha`. rsLoRA divides by sqrt(rank) instead of rank.
     """
     alpha = settings.get("lora_alpha", rank)
-    for pattern, special in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", f"text_model.{path}"):
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{label}: alpha_pattern in the file's settings must be an object, got {patterns!r:.80}")
+    for pattern, special in patterns.items():
+        if f".text_model.{path}".endswith("." + _read_path_end(pattern, label)):
             alpha = special
             break
-    return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise ValueError(f"{label}: lora_alpha in the file's settings must be a finite number, got {alpha!r:.80}")
+    return float(alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha)
+
+
+def _read_path_end(pattern: str, label: str) -> str:
+    """The end of a path that PEFT's pattern means. PEFT matches regular expressions, but one from a
+    file could run forever; what programs write are plain ends of paths.
+    """
+    plain = pattern.removeprefix(r".*\.").replace(r"\.", ".")
+    if not re.fullmatch(r"[\w.]+", plain):
+        raise ValueError(
+            f"{label}: alpha_pattern {pattern!r:.80} in the file's settings is a regular expression, which is not "
+            "read from files. Save the LoRA again in kohya's format, which has each module's own alpha"
+        )
+    return plain
 
 
 def _guess_content(tensors: Mapping[str, Tensor]) -> str:

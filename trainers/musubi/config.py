@@ -2,13 +2,13 @@
 table of architectures, Musubi's flags in commands.py.
 """
 
-import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..config import check_ranges, param
+from ..training.optimizer_args import parse_optimizer_args, split_optimizer_args
 from .architectures import Architecture
 
 OPEN = "auto"
@@ -287,21 +287,14 @@ def _check_patterns(name: str, patterns: str) -> None:
 
 
 def split_literal_arguments(text: str) -> list[str]:
-    """Split "weight_decay=0.01 betas=(0.9,0.99)" at its spaces and check each part.
+    """Split "weight_decay=0.01, betas=(0.9,0.99)" at spaces and commas, and check each part.
 
     Raises:
         ValueError: a part is not name=value, or its value is not a Python literal.
     """
-    for part in text.split():
-        name, _, value = part.partition("=")
-        try:
-            ast.literal_eval(value)
-            readable = name.isidentifier() and "=" not in value
-        except (ValueError, SyntaxError):
-            readable = False
-        if not readable:
-            raise ValueError(
-                f"optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "
-                '"weight_decay=0.01 betas=(0.9,0.99)"'
-            )
-    return text.split()
+    parts = split_optimizer_args(text)
+    parse_optimizer_args(text)
+    unreadable = next((part for part in parts if part.count("=") != 1), None)
+    if unreadable:
+        raise ValueError(f"optimizer_args: cannot read {unreadable!r}. Musubi Tuner takes one = in each argument")
+    return parts

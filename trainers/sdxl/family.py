@@ -10,6 +10,7 @@ from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
 from .prepare import prepare_sdxl
 from .prepared_model import PreparedSDXL
+from .start import check_settings
 
 
 class SDXLFamily:
@@ -21,4 +22,5 @@ class SDXLFamily:
         self._load_model = load_model
 
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
+        check_settings(plan.settings.training)
         return prepare_sdxl(plan, self._load_model(), host, cache=cache, world=world)

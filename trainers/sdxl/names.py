@@ -31,7 +31,7 @@ def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_mod
     te1_names = {module_key(TEXT_ENCODER, path): _make_text_encoder_name("lora_te1_", path) for path in te1_modules}
     te2_names = {module_key(TEXT_ENCODER_2, path): _make_text_encoder_name("lora_te2_", path) for path in te2_modules}
     names = {**unet_names, **te1_names, **te2_names}
-    return ModuleNames(names, _list_spellings(names), main_component=UNET)
+    return ModuleNames(names, _list_spellings(names), main_component=UNET, unused=_UNUSED)
 
 
 def _make_text_encoder_name(prefix: str, path: str) -> str:
@@ -44,6 +44,14 @@ _PREFIXES = {
     UNET: ("lora_unet_", "unet_", "diffusion_model_", "lycoris_", ""),
     TEXT_ENCODER: ("lora_te1_", "lora_te_", "text_encoder_", "text_encoders_clip_l_transformer_"),
     TEXT_ENCODER_2: ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
+}
+
+
+# OneTrainer and others save a projection of text encoder 1, which SDXL does not have.
+_UNUSED = {
+    prefix + spelling
+    for prefix in _PREFIXES[TEXT_ENCODER]
+    for spelling in ("text_projection", "text_model_text_projection")
 }
 
 

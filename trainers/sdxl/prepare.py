@@ -1,7 +1,6 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,8 +9,7 @@ from transformers import PreTrainedModel
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.modules import LoraModule, ModuleKey, list_weighted_modules
-from ..lora.read import read_lora
+from ..lora.modules import list_weighted_modules
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
 from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
 from ..training.distributed import World
@@ -27,6 +25,7 @@ from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
 from .prepared_model import PreparedSDXL
+from .start import get_learning_rates, read_start
 from .step import Objective
 from .targets import find_text_encoder_targets, find_unet_targets
 
@@ -42,14 +41,15 @@ def prepare_sdxl(
     config = plan.settings.training
     precision = resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(list_weighted_modules(part) for part in _get_adaptable_parts(model)))
+    targets = _choose_targets(config, model)
+    start = read_start(config, model, names, targets, host) if config.network_weights else None
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     latents = _cache_latents(plan, masks, model, host, cache, world)
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
-    components = _attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision])
+    components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision])
     adapted = AdaptedModel(components, names, module_key)
-    if config.network_weights:
-        weights = read_lora(Path(config.network_weights), names)
-        adapted.load(_drop_unused_layer(weights, adapted, config), alpha=config.alpha)
+    if start:
+        adapted.load(start, alpha=config.alpha)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     return PreparedSDXL(
         plan=plan,
@@ -136,47 +136,42 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
     return store
 
 
+def _choose_targets(config: SDXLConfig, model: SDXLModel) -> dict[str, list[str]]:
+    """The layers that are trained, by component."""
+    unet, encoder, encoder_2 = _get_adaptable_parts(model)
+    targets = {UNET: find_unet_targets(unet, config.target_modules)}
+    if config.train_text_encoders:
+        targets[TEXT_ENCODER] = find_text_encoder_targets(encoder, uses_last_layer=False)
+        targets[TEXT_ENCODER_2] = find_text_encoder_targets(encoder_2, uses_last_layer=True)
+    rates = get_learning_rates(config)
+    chosen = {name: layers for name, layers in targets.items() if rates[name]}
+    assert chosen, "check_settings was not called"
+    return chosen
+
+
 def _attach_adapters(
-    config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
+    config: SDXLConfig, model: SDXLModel, targets: dict[str, list[str]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, AdaptedComponent]:
     """Move the parts that every step uses to the device, freeze them, and attach adapters to those
     that are trained.
     """
-    parts = [(UNET, model.unet, find_unet_targets(model.unet, config.target_modules), config.learning_rate)]
+    parts: dict[str, nn.Module] = {UNET: model.unet}
     if config.train_text_encoders:
-        parts += _prepare_text_encoders(config, model, device, dtype)
+        _, parts[TEXT_ENCODER], parts[TEXT_ENCODER_2] = _get_adaptable_parts(model)
+        for name in (TEXT_ENCODER, TEXT_ENCODER_2):
+            move_module(parts[name], device, dtype).requires_grad_(False)
     move_module(model.unet, device, dtype)
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    rates = get_learning_rates(config)
     components: dict[str, AdaptedComponent] = {}
-    for name, module, targets, learning_rate in parts:
-        if learning_rate:
-            parameters = attach_adapters(module, targets, settings, component=name)
-            components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, learning_rate))
+    for name, module in parts.items():
+        if name in targets:
+            parameters = attach_adapters(module, targets[name], settings, component=name)
+            components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, rates[name]))
         # gradients pass through the UNet even if only text encoders are trained
-        if config.gradient_checkpointing and (learning_rate or module is model.unet):
+        if config.gradient_checkpointing and (name in targets or name == UNET):
             _enable_gradient_checkpointing(module)
-    if not components:
-        raise ValueError(
-            "learning_rate is 0 and the text encoders are not trained, so nothing would be trained. Set learning_rate"
-        )
     return components
-
-
-def _prepare_text_encoders(
-    config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
-) -> list[tuple[str, nn.Module, list[str], float]]:
-    """Move both text encoders to the device, and return their components, modules, targets and
-    learning rates.
-    """
-    _, encoder, encoder_2 = _get_adaptable_parts(model)
-    for text_encoder in (encoder, encoder_2):
-        move_module(text_encoder, device, dtype).requires_grad_(False)
-    targets = find_text_encoder_targets(encoder, uses_last_layer=False)
-    targets_2 = find_text_encoder_targets(encoder_2, uses_last_layer=True)
-    return [
-        (TEXT_ENCODER, encoder, targets, config.text_encoder_learning_rate),
-        (TEXT_ENCODER_2, encoder_2, targets_2, config.text_encoder_2_learning_rate),
-    ]
 
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
@@ -188,13 +183,3 @@ def _enable_gradient_checkpointing(module: nn.Module) -> None:
     else:
         assert isinstance(module, PreTrainedModel)
         module.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _drop_unused_layer(
-    weights: dict[ModuleKey, LoraModule], adapted: AdaptedModel, config: SDXLConfig
-) -> dict[ModuleKey, LoraModule]:
-    """Drop the last layer of text encoder 1: sd-scripts saves it, but SDXL never uses it."""
-    is_trained = config.train_text_encoders and config.text_encoder_learning_rate
-    return {
-        key: module for key, module in weights.items() if key in adapted or not (is_trained and key[0] == TEXT_ENCODER)
-    }

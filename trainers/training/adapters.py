@@ -1,7 +1,7 @@
 """LoRA adapters on frozen modules: attach them with PEFT, read them, load them, disable them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,17 +68,14 @@ class AdaptedModel:
 
     def load(self, weights: Mapping[ModuleKey, LoraModule], *, alpha: float) -> None:
         """Start from existing weights. `up` is rescaled: the LoRA acts as strongly as in its file,
-        even if alpha differs.
+        even if alpha or rank differs. A module of a lower rank fills the first rows of `down`; the
+        others stay random, and act only when they have learned something.
 
         Raises:
-            ValueError: a module has a different rank than this run, or is not trained in it.
+            ValueError: a module has a higher rank than this run, or another size.
         """
         surplus = sorted(self.names[key] for key in weights if key not in self._layers)
-        if surplus:
-            raise ValueError(
-                f"network_weights: {len(surplus)} modules of the file are not trained in this run, such as "
-                f"{surplus[0]}. Set target_modules and train_text_encoders to train them"
-            )
+        assert not surplus, f"no adapters for {surplus}"
         for key, module in weights.items():
             _load_layer(self._layers[key], module, self.names[key], alpha)
 
@@ -102,20 +99,30 @@ class AdaptedModel:
         return counts
 
 
+def require_rank(ranks: Iterable[int], rank: int) -> None:
+    """Check that no module of a file has a higher rank than this run."""
+    ranks = sorted(set(ranks))
+    if ranks and ranks[-1] > rank:
+        several = f"ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"rank {ranks[-1]}"
+        raise ValueError(
+            f"network_weights: the file has {several}, this run has rank {rank}. Set rank to {ranks[-1]} or more; "
+            "modules of a lower rank are filled up"
+        )
+
+
 @torch.no_grad()
 def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -> None:
     down, up = _get_weight(layer.lora_A), _get_weight(layer.lora_B)
-    if module.rank != down.shape[0]:
-        raise ValueError(
-            f"network_weights: {name} has rank {module.rank}, this run has rank {down.shape[0]}. Set rank to "
-            f"{module.rank}"
-        )
-    if module.down.numel() != down.numel() or module.up.numel() != up.numel():
+    rank, full_rank = module.rank, down.shape[0]
+    require_rank([rank], full_rank)
+    if module.down.numel() * full_rank != down.numel() * rank or module.up.numel() * full_rank != up.numel() * rank:
         raise ValueError(
             f"network_weights: {name} has another size than this layer; the file belongs to another base model"
         )
-    down.copy_(module.down.reshape(down.shape))  # ComfyUI's own trainer flattens the matrices of convolutions
-    up.copy_(module.up.reshape(up.shape).float() * (module.alpha / alpha))
+    # ComfyUI's own trainer flattens the matrices of convolutions
+    down[:rank].copy_(module.down.reshape(rank, *down.shape[1:]))
+    strength = module.alpha / alpha * (full_rank / rank)
+    up[:, :rank].copy_(module.up.reshape(len(up), rank, *up.shape[2:]).float() * strength)
 
 
 def _get_weight(adapters: nn.ModuleDict) -> Tensor:

@@ -55,8 +55,8 @@ class TrainingConfig:
     )
     network_weights: str = param(
         "",
-        "LoRA file to start from (kohya, PEFT, diffusers or ComfyUI names), with the same rank and "
-        "layers. Empty: start from zero.",
+        "LoRA file to start from (kohya, PEFT, diffusers or ComfyUI names), of at most this rank. Its "
+        "layers are trained too. Empty: start from zero.",
     )
     num_train_epochs: int = param(
         0,
@@ -87,7 +87,9 @@ class TrainingConfig:
     lr_num_cycles: int = param(1, "Number of cycles of cosine_with_restarts.", min=1, max=100)
     weight_decay: float = param(0.01, "Weight decay of the optimizer. Usually 0.01.", min=0.0, max=1.0)
     optimizer_args: str = param(
-        "", 'More arguments of the optimizer, in the form of sd-scripts: "betas=(0.9,0.99) d_coef=2".'
+        "",
+        'More arguments of the optimizer, with spaces or commas between them, as in sd-scripts: "betas=(0.9,0.99) '
+        'd_coef=2".',
     )
     caption_dropout: float = param(
         0.05, "Share of samples that are trained with an empty caption. Usually 0 to 0.1.", min=0.0, max=1.0

@@ -39,6 +39,7 @@ def train_lora(
     """
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
+    run_folder.require_writable()
     for notice in plan.texts.list_notices():
         host.report(Notice(notice))
     host.report(StageStarted("loading"))

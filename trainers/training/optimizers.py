@@ -1,8 +1,8 @@
 """Make optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
 
-import ast
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..packages import pip_install
+from .optimizer_args import parse_optimizer_args
 from .optimizer_table import OptimizerRow, find_optimizer
 
 
@@ -43,9 +45,10 @@ def make_optimizer(
         settings["lr"] = _require_common_rate(row, groups)
     param_groups = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups]
     optimizer_class = _import_class(row)
+    _require_types(name, optimizer_class, parse_optimizer_args(extra_args))
     try:
         return optimizer_class(param_groups, **settings)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer_args {extra_args!r}: {name} does not take them ({error})") from error
 
 
@@ -65,23 +68,31 @@ def can_step(name: str, device: torch.device) -> bool:
         return bool((weight.detach() < 1).all())
 
 
-def parse_optimizer_args(text: str) -> dict[str, Any]:
-    """Read "betas=(0.9,0.99)" as {"betas": (0.9, 0.99)}. Values are Python literals and never
-    evaluated.
+def check_optimizer(name: str, rates: Mapping[str, float], *, weight_decay: float, extra_args: str = "") -> None:
+    """Make the optimizer for one number per learning rate, and forget it: whatever is wrong shows
+    before anything is computed.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as make_optimizer.
     """
-    settings = {}
-    for part in text.split():
-        name, separator, value = part.partition("=")
-        try:
-            if not (separator and name.isidentifier()):
-                raise ValueError("no name=value")
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+    groups = [ParameterGroup(part, [nn.Parameter(torch.zeros(1))], rate) for part, rate in rates.items()]
+    make_optimizer(name, groups, weight_decay=weight_decay, extra_args=extra_args)
+
+
+def _require_types(name: str, optimizer_class: type[Optimizer], given: Mapping[str, Any]) -> None:
+    """Check what Python would accept in silence: every text and tuple counts as True."""
+    if "lr" in given:
+        raise ValueError("optimizer_args: lr has its own setting. Set learning_rate instead")
+    defaults = inspect.signature(optimizer_class).parameters
+    for argument, value in given.items():
+        default = defaults[argument].default if argument in defaults else None
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"optimizer_args: {argument} of {name} must be True or False, got {value!r}")
+        if isinstance(default, tuple) and not (isinstance(value, tuple | list) and len(value) == len(default)):
+            example = "(" + ",".join(map(str, default)) + ")"
             raise ValueError(
-                f"optimizer_args: cannot read {part!r}. Write name=value pairs without spaces inside, such as "
-                '"betas=(0.9,0.99) d_coef=2"'
-            ) from None
-    return settings
+                f"optimizer_args: {argument} of {name} must be {len(default)} numbers such as {example}, got {value!r}"
+            )
 
 
 def _can_fuse(groups: Sequence[ParameterGroup]) -> bool:
@@ -105,8 +116,13 @@ def _import_class(row: OptimizerRow) -> type[Optimizer]:
         module = importlib.import_module(row.module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"optimizer {row.name} needs the package {row.package}, which is not installed: pip install "
-            f"{row.package}, or choose AdamW"
+            f"optimizer {row.name} needs the package {row.package}, which is not installed: "
+            f"{pip_install(row.package)}, or choose AdamW"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f"optimizer {row.name}: the package {row.package} is installed but broken ({error}). Install it again: "
+            f"{pip_install('--force-reinstall', '--no-deps', row.package)}, or choose AdamW"
         ) from error
     found = getattr(module, row.class_name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):

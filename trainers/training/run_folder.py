@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,8 @@ from typing import Any, TextIO
 from PIL import Image
 
 from ..files.atomic_write import atomic_write
-from ..files.names import check_output_name, find_free_path
+from ..files.names import check_output_name, find_free_path, require_short_path
+from ..files.orphans import remove_orphans
 from .events import StepDone
 from .loss_plot import draw_loss_plot
 
@@ -39,6 +41,29 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def require_writable(self) -> None:
+        """Check that files of this run can be written. Nothing is left behind, not even by a run
+        that was killed days ago.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: on Windows, a path would be longer than the system allows.
+        """
+        remove_orphans(self.output_folder)
+        longest = self.checkpoint_path(step=10**7).absolute()
+        require_short_path(longest.with_name(f".{longest.name}.12345678.tmp"))
+        folder = self.output_folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"{self.output_folder} cannot be written ({error.strerror}). Choose another output folder, or change "
+                "the rights of this one"
+            ) from error
 
     def create(self, manifest: dict[str, Any]) -> None:
         """Make the folder and write the manifest, with the versions of our packages added."""

@@ -174,6 +174,7 @@ with torch.inference_mode():
     owner.weight = torch.nn.Parameter(
         QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout"), requires_grad=False
     )
+    owner.input_scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
     base = borrow(quantized, clip, vae)
     results["quantized"] = float((unet_weight(base).float() - weight).abs().max() / weight.abs().max())
 
@@ -196,6 +197,7 @@ with torch.inference_mode():
         "clip_skip": refusal(model, skipped, vae),
         "no_clip": refusal(model, None, vae),
         "no_vae": refusal(model, clip, None),
+        "no_vae_in_file": refusal(model, clip, comfy.sd.VAE(sd={})),
         "edm": refusal(ModelSamplingDiscrete().patch(model, "x0", False)[0], clip, vae),
     }
     penultimate = clip.clone()

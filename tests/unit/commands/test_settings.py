@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainers.__main__ import main
 from trainers.commands.sdxl import CONFIGS, REQUIRED, add_arguments
 from trainers.commands.settings import read_dataset_configs, read_settings, scan_datasets
 
@@ -15,6 +16,10 @@ BASE = 'base = "x"\noutput = "y"\n'
 
 def settings(tmp_path: Path, text: str, *flags: str) -> dict:
     (tmp_path / "run.toml").write_text(BASE + text, encoding="utf-8")
+    return read(tmp_path, *flags)
+
+
+def read(tmp_path: Path, *flags: str) -> dict:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return read_settings(
@@ -60,6 +65,59 @@ def test_flags_are_defaults_for_the_tables_too(tmp_path):
 def test_without_tables_the_settings_describe_the_only_dataset(tmp_path):
     (config,) = read_dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
     assert (config.images, config.mask_source) == ("x", "alpha")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_windows_editors_write_is_read(tmp_path, encoding):
+    (tmp_path / "run.toml").write_text("images = 'C:\\größe'\r\nbase = 'x'\noutput = 'y'", encoding=encoding)
+    assert read(tmp_path)["images"] == "C:\\größe"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("images = 'größe'".encode("cp1252"), "run.toml: line 1 is not UTF-8 text. Save the file as UTF-8"),
+        (b'a = 1\nimages = "C:\\Users"', "not valid TOML"),
+        (b'images = "C:\\Users\\me"', "write paths in single quotes, as in images = 'C:\\photos"),
+        (b'images = "C:\\new\\toys"', "images has a control character in it: 'C:\\new\\toys'"),
+        (b'[[datasets]]\nimages = "C:\\toys"', "images has a control character in it"),
+        (b'output = ["o"]', "output must be a text in quotes, got list ['o']"),
+        (b"device = 0", "device must be a text in quotes, got int 0"),
+        (b"network_dim = 4", "unknown setting network_dim (did you mean rank?)"),
+        (b"unet_lr = 4\nlearnig_rate = 1", "learnig_rate (did you mean learning_rate?), unet_lr (did you mean"),
+        (b"xyzzy = 4", "unknown setting xyzzy. Allowed: "),
+        (b"a = " + b"[" * 100_000, "not valid TOML"),
+        (None, "run.toml: there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_an_error_with_its_remedy(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--learning_rate", "--learning-rate"),
+        ("--network_dim=8", "--rank"),
+        ("--network-alpha", "--alpha"),
+        ("--train_data_dir", "--images"),
+        ("--pretrained_model_name_or_path", "--base"),
+        ("--lerning-rate", "--learning-rate"),
+    ],
+)
+def test_a_flag_of_another_program_is_told_by_our_name(capsys, flag, meant):
+    with pytest.raises(SystemExit):
+        main(["sdxl", flag, "1"])
+    assert f"{flag} (did you mean {meant}?)" in capsys.readouterr().err
+
+
+def test_a_missing_file_has_no_number_in_its_message(capsys, tmp_path):
+    assert main(["comfyui", str(tmp_path / "gone.json")]) == 1
+    said = capsys.readouterr().err
+    assert "Errno" not in said and "gone.json" in said
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Caching tensors on disk and in memory."""
 
+import os
 import re
 
+import pytest
 import torch
+from safetensors.torch import load, save
 
 from trainers.files.tensor_cache import TensorCache, content_key
 
@@ -22,6 +25,43 @@ def test_a_damaged_cache_file_is_reported_and_computed_again(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:500])
     assert TensorCache(tmp_path).get(key) is None
     assert re.search("unreadable cache file", caplog.text)
+
+
+@pytest.mark.parametrize("damage", ["bit", "renamed", "without checksum"])
+def test_an_entry_that_is_valid_but_not_what_was_written_is_computed_again(tmp_path, caplog, damage):
+    key, other = content_key(image="abc"), content_key(image="abd")
+    TensorCache(tmp_path).put(key, {"latents": torch.ones(1000)})
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "bit":
+        content[-100] ^= 1
+    if damage == "without checksum":
+        content = bytearray(save(load(bytes(content))))
+    wanted = other if damage == "renamed" else key
+    target = tmp_path / wanted[:2] / f"{wanted}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(content)
+    assert TensorCache(tmp_path).get(wanted) is None
+    assert ("its checksum is wrong" in caplog.text) == (damage != "without checksum")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8, torch.bool])
+def test_every_type_and_an_empty_tensor_have_a_checksum(tmp_path, dtype):
+    TensorCache(tmp_path).put("key", {"a": torch.ones(3, 2).to(dtype), "b": torch.ones(0), "c": torch.ones(())})
+    found = TensorCache(tmp_path).get("key")
+    assert found is not None and torch.equal(found["a"], torch.ones(3, 2).to(dtype)) and set(found) == {"a", "b", "c"}
+
+
+def test_only_old_temporary_files_of_ours_are_swept(tmp_path):
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    names = [".abc.safetensors.a1b2c3_d.tmp", ".abc.safetensors.zzzzzzzz.tmp", ".notes.tmp", "abc.safetensors"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (0, 0))
+    os.utime(folder / names[1])
+    TensorCache(tmp_path).put("key", {"a": torch.ones(1)})
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[1:])
 
 
 def test_a_cache_without_a_folder_stays_in_memory():

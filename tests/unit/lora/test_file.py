@@ -6,7 +6,9 @@ import copy
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trainers.embedded_base.architecture import build_unet
 from trainers.lora.file import save_lora, to_kohya, verify_lora
 from trainers.lora.modules import LoraModule, ModuleKey, ModuleNames, list_weighted_modules
-from trainers.lora.read import read_lora
+from trainers.lora.read import check_tensors, read_lora
 from trainers.sdxl.model.layout import unet_to_ldm
 from trainers.sdxl.names import kohya_names, module_key
 
@@ -535,6 +537,85 @@ def test_unmatched_keys_are_counted_and_the_first_are_named(tmp_path, trained, n
 def test_a_text_encoder_module_without_prefix_is_refused_because_it_could_be_either(names):
     with pytest.raises(ValueError, match="2 of 2 keys do not fit"):
         read_lora(_make_pair("base_model.model.text_model.encoder.layers.0.mlp.fc1"), names)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lora_up.weight": torch.ones(8, 2, dtype=torch.bool)}, "up: weights of type bool"),
+        ({"lora_down.weight": torch.ones(2, 8, dtype=torch.int8)}, "down: weights of type int8"),
+        ({"alpha": torch.ones(3)}, "alpha must be one number"),
+        ({"alpha": torch.tensor(True)}, "alpha must be one number"),
+        ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "do not belong together"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(changed, message, names):
+    tensors = _make_pair(NAME) | {f"{NAME}.{part}": tensor for part, tensor in changed.items()}
+    with pytest.raises(ValueError, match=f"{NAME}.*{message}"):
+        read_lora(tensors, names)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_named(value):
+    tensors = _make_pair(NAME)
+    tensors[f"{NAME}.lora_up.weight"][3, 1] = value
+    with pytest.raises(ValueError, match=f"x: 1 of 2 tensors hold values that are not finite: {NAME}"):
+        check_tensors(tensors, "x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float64])
+def test_every_floating_point_type_is_read_and_can_be_asked_whether_it_is_finite(dtype, names):
+    tensors = {name: tensor.to(dtype) for name, tensor in _make_pair(NAME).items()}
+    check_tensors(tensors, "x")
+    assert len(read_lora(tensors, names)) == 1
+
+
+PEFT_NAME = "unet.base_model.model.down_blocks.1.attentions.0.proj_in"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"unet.lora_alpha": "4"}', "lora_alpha in the file's settings must be a finite number, got '4'"),
+        ('{"unet.lora_alpha": true}', "must be a finite number"),
+        ('{"unet.lora_alpha": NaN}', "must be a finite number"),
+        ('{"unet.alpha_pattern": ["x"]}', "alpha_pattern in the file's settings must be an object"),
+        ('{"unet.alpha_pattern": {"(.*)*(.*)*(.*)*(.*)*!": 3}}', "is a regular expression, which is not read"),
+    ],
+)
+def test_odd_settings_in_the_header_are_an_error_and_no_expression_of_a_file_runs(tmp_path, settings, message, names):
+    tensors = {f"{PEFT_NAME}.lora_A.weight": torch.ones(2, 32), f"{PEFT_NAME}.lora_B.weight": torch.ones(32, 2)}
+    save_file(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": settings})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_lora(tmp_path / "lora.safetensors", names)
+
+
+@pytest.mark.parametrize("pattern", ["proj_in", "attentions.0.proj_in", r".*\.proj_in", r"attentions\.0\.proj_in"])
+def test_the_patterns_that_programs_write_are_read_as_peft_reads_them(tmp_path, pattern, names):
+    tensors = {f"{PEFT_NAME}.lora_A.weight": torch.ones(2, 32), f"{PEFT_NAME}.lora_B.weight": torch.ones(32, 2)}
+    settings = json.dumps({"unet.lora_alpha": 1, "unet.alpha_pattern": {"xproj_in": 9, "oj_in": 8, pattern: 3}})
+    save_file(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": settings})
+    (module,) = read_lora(tmp_path / "lora.safetensors", names).values()
+    assert module.alpha == 3
+
+
+def test_what_the_model_has_no_use_for_is_passed_over_only_when_asked(names):
+    extra = {**_make_pair("lora_te1_text_projection"), "bundle_emb.zwx.clip_l": torch.ones(2)}
+    passed_over: list[str] = []
+    modules = read_lora({**_make_pair(NAME), **extra}, names, pass_over=passed_over.extend)
+    assert [names[key] for key in modules] == [NAME] and passed_over == list(extra)
+    with pytest.raises(ValueError, match="3 of 5 keys do not fit"):
+        read_lora({**_make_pair(NAME), **extra}, names)
+    with pytest.raises(ValueError, match="2 of 4 keys do not fit this model: lora_unet_nowhere"):
+        read_lora({**_make_pair(NAME), **_make_pair("lora_unet_nowhere")}, names, pass_over=passed_over.extend)
+
+
+def test_a_name_as_long_as_a_book_is_refused_at_once(names):
+    with pytest.raises(ValueError, match="a tensor has a name of 100005 characters"):
+        read_lora({"attn2" * 20_001: torch.ones(1)}, names)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".PT", ""])

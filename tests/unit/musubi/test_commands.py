@@ -324,13 +324,16 @@ def test_cache_arguments_do_not_include_the_dataset():
     )
 
 
-@pytest.mark.parametrize(
-    "text", ["betas=(0.9, 0.99)", "import os", "a=__import__('os')", "=1", "a=b=1", "weight_decay"]
-)
+@pytest.mark.parametrize("text", ["betas=(0.9, 0.99", "import os", "a=__import__('os')", "=1", "a=b=1", "weight_decay"])
 def test_optimizer_args_that_musubi_cannot_read_are_refused(text):
     with pytest.raises(ValueError, match="optimizer_args: cannot read"):
         MusubiConfig(optimizer_args=text)
-    assert split_literal_arguments("weight_decay=0.01 betas=(0.9,0.99)") == ["weight_decay=0.01", "betas=(0.9,0.99)"]
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ",", "  "])
+def test_optimizer_args_have_spaces_or_commas_between_them(separator):
+    text = f"weight_decay=0.01{separator}betas=(0.9, 0.99)"
+    assert split_literal_arguments(text) == ["weight_decay=0.01", "betas=(0.9, 0.99)"]
 
 
 def make_golden_text() -> str:

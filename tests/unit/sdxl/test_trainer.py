@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
@@ -401,16 +401,99 @@ def test_training_continues_from_a_lora_at_its_strength(weights, dataset, tmp_pa
         torch.testing.assert_close(module.alpha / module.rank * module.up @ module.down, expected, rtol=1e-4, atol=1e-6)
 
 
+def write_start(weights, path: Path, *, ranks: tuple[int, ...] = (2,), parts: tuple[str, ...] = ("lora_unet",)):
+    """A LoRA of other trainers: every layer of the parts, ranks in turn, alpha 1."""
+    model = copy_model(weights)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for key, name in list_names(weights).items():
+        layer = dict(getattr(model, key[0]).named_modules()).get(key[1])
+        layer = layer or dict(getattr(model, key[0]).named_modules()).get(f"text_model.{key[1]}")
+        if name.startswith(parts) and isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            rank, kernel = ranks[len(tensors) % len(ranks)], layer.weight.shape[2:]
+            down = torch.randn(rank, *layer.weight.shape[1:], generator=generator) * 0.1
+            up = torch.randn(len(layer.weight), rank, *(1 for _ in kernel), generator=generator) * 0.1
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.ones(())}
+    save_file(tensors, path)
+    return tensors
+
+
+def assert_same_updates(path: Path, expected_path: Path, weights) -> None:
+    expected = read_lora(expected_path, list_names(weights))
+    found = read_lora(path, list_names(weights))
+    for key, module in expected.items():
+        torch.testing.assert_close(make_update(found[key]), make_update(module), rtol=1e-4, atol=1e-6)
+
+
+def make_update(module):
+    return module.alpha / module.rank * module.up.flatten(1) @ module.down.flatten(1)
+
+
+def test_a_lora_of_several_ranks_and_with_convolutions_is_filled_up_and_continued(weights, dataset, tmp_path):
+    start = tmp_path / "resized.safetensors"
+    write_start(weights, start, ranks=(1, 3, 2))
+    host = RecordingHost()
+    settings = {"rank": 4, "alpha": 2.0, "save_dtype": "fp32", "learning_rate": 1e-9, "max_train_steps": 1}
+    result = train(
+        weights, dataset, tmp_path, host=host, network_weights=str(start), target_modules="attention", **settings
+    )
+    assert {module.rank for module in read_lora(result.path, list_names(weights)).values()} == {4}
+    assert_same_updates(result.path, start, weights)
+    assert any("of the file that the settings do not choose are trained too" in n.message for n in host.select(Notice))
+
+
+def test_a_one_trainer_file_with_the_text_encoders_projection_and_extra_entries_is_continued(
+    weights, dataset, tmp_path
+):
+    start = tmp_path / "onetrainer.safetensors"
+    tensors = write_start(weights, start, parts=("lora_unet", "lora_te1", "lora_te2"))
+    tensors |= {
+        "lora_te1_text_projection.lora_down.weight": torch.ones(2, 64),
+        "lora_te1_text_projection.lora_up.weight": torch.ones(64, 2),
+        "bundle_emb.zwx.clip_l": torch.ones(3, 64),
+    }
+    save_file(tensors, start)
+    host = RecordingHost()
+    result = train(
+        weights,
+        dataset,
+        tmp_path,
+        host=host,
+        network_weights=str(start),
+        train_text_encoders=True,
+        save_dtype="fp32",
+        learning_rate=1e-9,
+        text_encoder_learning_rate=1e-9,
+        text_encoder_2_learning_rate=1e-9,
+        max_train_steps=1,
+    )
+    assert ("text_encoder_2", "text_projection") in read_lora(result.path, list_names(weights))
+    (notice,) = [notice.message for notice in host.select(Notice) if "SDXL does not use" in notice.message]
+    assert "bundle_emb.zwx.clip_l" in notice or "lora_te1_text_projection" in notice
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("ranks", "parts", "settings", "message"),
     [
-        ({"rank": 4}, "has rank 2, this run has rank 4. Set rank to 2"),
-        ({"target_modules": "attention"}, "modules of the file are not trained in this run, such as lora_unet_"),
+        ((2, 8), ("lora_unet",), {"rank": 4}, "the file has ranks 2 to 8, this run has rank 4. Set rank to 8 or more"),
+        ((8,), ("lora_unet",), {"rank": 4}, "the file has rank 8, this run has rank 4. Set rank to 8 or more"),
+        ((2,), ("lora_te2",), {}, "Set train_text_encoders on and text_encoder_2_learning_rate above 0"),
+        ((2,), ("lora_unet",), {"broken": float("nan")}, "hold values that are not finite"),
     ],
 )
-def test_a_lora_that_does_not_fit_the_run_is_an_error(weights, dataset, plain, tmp_path, settings, message):
+def test_a_lora_that_cannot_be_continued_is_refused_before_the_first_image_is_encoded(
+    weights, dataset, tmp_path, ranks, parts, settings, message
+):
+    start = tmp_path / "start.safetensors"
+    tensors = write_start(weights, start, ranks=ranks, parts=parts)
+    if "broken" in settings:
+        next(iter(tensors.values())).fill_(settings["broken"])
+        save_file(tensors, start)
+        settings = {}
+    host = RecordingHost()
     with pytest.raises(ValueError, match=re.escape(message)):
-        train(weights, dataset, tmp_path, name="next", network_weights=str(plain.path), **settings)
+        train(weights, dataset, tmp_path, host=host, network_weights=str(start), **settings)
+    assert "caching" not in [event.stage for event in host.select(StageStarted)]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.training.optimizer_args import parse_optimizer_args
 from trainers.training.optimizer_table import OPTIMIZERS, require_listed_optimizer
 from trainers.training.optimizers import (
     ParameterGroup,
+    check_optimizer,
     make_lr_scheduler,
     make_optimizer,
-    parse_optimizer_args,
     warmup_steps,
 )
 
@@ -98,8 +99,8 @@ def test_a_missing_package_error_says_how_to_install_it(name, module, package, m
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         ModuleNotFoundError,
-        match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or "
-        "choose AdamW",
+        match=f"optimizer {name} needs the package {package}, which is not installed: "
+        f"{re.escape(sys.executable)} -m pip install {package}, or choose AdamW",
     ):
         make_optimizer(name, make_groups(1.0), weight_decay=0.0)
 
@@ -125,6 +126,39 @@ def test_optimizer_args_are_literals_and_reach_the_optimizer():
     )
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ",", " , ", "\n"])
+def test_optimizer_args_have_spaces_or_commas_between_them(separator):
+    text = separator.join(["amsgrad=False", "eps=1e-8", "betas=(0.9, 0.99)", "name='a, b'"])
+    assert parse_optimizer_args(text) == {"amsgrad": False, "eps": 1e-8, "betas": (0.9, 0.99), "name": "a, b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("AdamW", "amsgrad='no'", "amsgrad of AdamW must be True or False, got 'no'"),
+        ("AdamW", "amsgrad=(False,)", "amsgrad of AdamW must be True or False, got (False,)"),
+        ("AdamW8bit", "is_paged=1", "is_paged of AdamW8bit must be True or False, got 1"),
+        ("AdamW", "betas=0.9", "betas of AdamW must be 2 numbers such as (0.9,0.999), got 0.9"),
+        ("AdamW", "betas=(2,0.9)", "AdamW does not take them (Invalid beta parameter"),
+        ("AdamW", "eps='x'", "AdamW does not take them"),
+        ("AdamW", "lr=1", "lr has its own setting. Set learning_rate instead"),
+        ("AdamW", "eps=1 eps=2", "eps is given twice"),
+        ("Prodigy", "", "Prodigy finds one learning rate for everything"),
+    ],
+)
+def test_what_an_optimizer_cannot_take_shows_without_any_weight(name, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_optimizer(name, {"unet": 1.0, "text_encoder": 0.5}, weight_decay=0.0, extra_args=text)
+
+
+def test_a_package_that_is_there_but_broken_is_named_with_its_cause_and_remedy(tmp_path, monkeypatch):
+    (tmp_path / "prodigyopt.py").write_text("import ctypes; ctypes.CDLL('gone.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "prodigyopt", raising=False)
+    with pytest.raises(ImportError, match=r"prodigyopt is installed but broken \(gone.so.*pip install --force"):
+        make_optimizer("Prodigy", make_groups(1.0), weight_decay=0.0)
 
 
 @pytest.mark.parametrize("text", ["betas", "betas=(0.9,", "betas=__import__('os')", "=1"])

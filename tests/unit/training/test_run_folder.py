@@ -1,10 +1,13 @@
 """The folder of a run and the names of its files."""
 
+import errno
 import json
 import logging
+import tempfile
 
 import pytest
 
+from trainers.files import names
 from trainers.training.events import StepDone
 from trainers.training.run_folder import RunFolder
 
@@ -41,3 +44,32 @@ def test_checkpoints_are_named_as_in_sd_scripts(tmp_path):
     run = RunFolder(tmp_path, "x")
     assert run.checkpoint_path(step=100).name == "x-step00000100.safetensors"
     assert run.checkpoint_path(step=100, epoch=2).name == "x-000002.safetensors"
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+    RunFolder(tmp_path / "new" / "deeper", "x").require_writable()
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"new cannot be written \(Permission denied\)\. Choose another output folder"):
+        RunFolder(tmp_path / "new", "x").require_writable()
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OSError, match="out cannot be written"):
+        RunFolder(tmp_path / "out", "x").require_writable()
+
+
+def test_a_path_too_long_for_windows_is_said_before_the_run(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / ("long" * 40), "x" * 60)
+    folder.require_writable()
+    monkeypatch.setattr(names.sys, "platform", "win32")
+    monkeypatch.setattr(names, "_allows_long_paths", lambda: False)
+    with pytest.raises(ValueError, match="characters; Windows allows 259"):
+        folder.require_writable()
+    monkeypatch.setattr(names, "_allows_long_paths", lambda: True)
+    folder.require_writable()

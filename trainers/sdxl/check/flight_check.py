@@ -74,6 +74,7 @@ def check_flight(
     duplicate_groups = group_duplicates(learned, looks)
     findings = [
         *refusals,
+        *_judge_settings(config),
         *judge_left_out(dataset, crops),
         *judge_crops(uses, settings.buckets),
         *judge_duplicates(duplicate_groups),
@@ -100,6 +101,17 @@ def check_flight(
         duplicate_groups=duplicate_groups,
         thumbnails={name: look.thumbnail for name, look in looks.items()},
     )
+
+
+def _judge_settings(config: SDXLConfig) -> list[CheckFinding]:
+    """Find what the trainer would refuse of the optimizer and of network_weights."""
+    from ..start import check_settings  # diffusers takes seconds to import
+
+    try:
+        check_settings(config)
+    except (ValueError, ImportError) as error:
+        return [CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")]
+    return []
 
 
 def _plan_if_possible(

@@ -100,7 +100,7 @@ _OTHER_MODELS = (
     (r"conditioner\.embedders\.0\.model\.", "the SDXL refiner", _BASE_MODEL),
     (r"edm_mean$", "Playground v2.5, which is trained with EDM's noise levels", _BASE_MODEL),
     (
-        r".*\b(scaled_fp8|comfy_quant|weight_scale|scale_weight|absmax|quant_map)$",
+        r".*\b(scaled_fp8|comfy_quant|(weight|input|pre_quant)_scale(_\d)?|scale_(weight|input)|absmax|quant_map|qweight)$",
         "a quantized model",
         "its fp16, bf16 or fp32 file",
     ),
@@ -249,6 +249,10 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     if latent_channels != LATENT_CHANNELS:
         raise ValueError(f"its VAE has {latent_channels} latent channels, not {LATENT_CHANNELS}: it is not SDXL's")
     down, up = _read_levels(shapes, "encoder.down_blocks"), _read_levels(shapes, "decoder.up_blocks")
+    if not down:
+        raise ValueError(
+            "its VAE has no encoder, so images cannot be encoded. Choose a whole VAE, such as sdxl_vae.safetensors"
+        )
     num_resnets = {level.num_resnets for level in down} | {level.num_resnets - 1 for level in up}
     if len(num_resnets) != 1:
         raise ValueError("its VAE has a different number of layers at each level: it is not SDXL's")

@@ -225,8 +225,17 @@ def _load_checkpoint(path: Path) -> SDXLModel:
         tensors = {
             part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS
         }
+        metadata = file.metadata() or {}
     # As in ComfyUI: a checkpoint that predicts v has these keys, with empty tensors.
     predicts_v = "v_pred" in names
+    if not predicts_v and states_v_prediction(metadata):
+        predicts_v = True
+        logger.warning(
+            "%s: its header says that it predicts v (modelspec.prediction_type), so it is trained so. Set "
+            "prediction_type if the header is wrong. ComfyUI does not read the header: put ModelSamplingDiscrete with "
+            "v_prediction behind its loader",
+            path,
+        )
     return build_model(
         {part: from_ldm(part, tensors[part]) for part in PARTS},
         prediction_type="v_prediction" if predicts_v else "epsilon",
@@ -234,6 +243,16 @@ def _load_checkpoint(path: Path) -> SDXLModel:
         name=path.stem,
         path=path,
     )
+
+
+def states_v_prediction(metadata: Mapping[str, str]) -> bool:
+    """Tell whether a file's header says that the model predicts v."""
+    return metadata.get("modelspec.prediction_type", "").lower().replace("-", "_") in ("v", "v_pred", "v_prediction")
+
+
+def header_states_v_prediction(path: Path) -> bool:
+    with _open(path) as file:
+        return states_v_prediction(file.metadata() or {})
 
 
 def from_ldm(part: Part, tensors: StateDict) -> StateDict:

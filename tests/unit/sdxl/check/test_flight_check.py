@@ -524,3 +524,27 @@ def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() ->
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network_weights": "gone.safetensors"}, "network_weights: gone.safetensors: there is no such file"),
+        ({"optimizer_args": "d_coef=2"}, "optimizer_args 'd_coef=2': AdamW does not take them"),
+        (
+            {"optimizer": "Prodigy", "learning_rate": 1.0, "train_text_encoders": True},
+            "Prodigy finds one learning rate for everything",
+        ),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+    ],
+)
+def test_what_the_trainer_would_refuse_of_the_settings_is_an_error(
+    folder: Path, tmp_path: Path, settings: dict, message: str
+) -> None:
+    report = check_flight(
+        scan(folder),
+        RunSettings(SDXLConfig(**settings)),
+        FlightCheckConfig(find_near_duplicates=False),
+        Surroundings("no", None, tmp_path),
+    )
+    assert report.is_refused and any(message in finding.message for finding in report.findings)

@@ -456,6 +456,21 @@ def test_the_prediction_type_is_read_from_the_keys_that_comfyui_reads(
         assert (again.prediction_type, again.zero_terminal_snr) == (prediction_type, zero_terminal_snr)
 
 
+@pytest.mark.parametrize("stated", ["v", "v_prediction", "v-pred"])
+def test_a_header_alone_that_says_v_prediction_is_taken_and_said(
+    small: SDXLModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, stated: str
+) -> None:
+    write_checkpoint(small, tmp_path / "model.safetensors", {"modelspec.prediction_type": stated})
+    with caplog.at_level(logging.WARNING):
+        assert load_model(tmp_path / "model.safetensors").prediction_type == "v_prediction"
+    assert "its header says that it predicts v" in caplog.text
+
+
+def test_a_vae_without_encoder_is_named(changed: Any) -> None:
+    with pytest.raises(ValueError, match="its VAE has no encoder, so images cannot be encoded"):
+        load_model(changed({"first_stage_model.encoder*": None, "first_stage_model.quant_conv*": None}))
+
+
 def test_zero_terminal_snr_of_an_epsilon_folder_is_ignored_with_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -534,6 +549,7 @@ def test_file_hashes_are_those_of_a1111(checkpoint: Path, small: SDXLModel, fold
             "this is a quantized model. Choose its fp16, bf16 or fp32 file",
         ),
         (make_header("model.diffusion_model.input_blocks.4.1.proj_in.weight_scale"), "this is a quantized model."),
+        (make_header("model.diffusion_model.input_blocks.4.1.proj_in.input_scale"), "this is a quantized model."),
         (make_header("encoder.conv_in.weight", "decoder.conv_in.weight"), "this is a VAE alone."),
         (make_header("first_stage_model.encoder.conv_in.weight"), "this is a VAE alone."),
         (make_header("down_blocks.0.resnets.0.norm1.weight"), "this is a UNet alone."),

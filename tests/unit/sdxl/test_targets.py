@@ -1,0 +1,26 @@
+"""Which layers an expression chooses, and that none can hang."""
+
+import re
+
+import pytest
+
+from trainers.sdxl import targets
+from trainers.sdxl.model.standard_unet import standard_unet
+from trainers.sdxl.targets import UNET_PRESETS, find_unet_targets
+
+
+def test_an_expression_chooses_what_the_preset_of_the_same_expression_chooses():
+    unet = standard_unet()
+    assert find_unet_targets(unet, UNET_PRESETS["attention"]) == find_unet_targets(unet, "attention")
+
+
+def test_an_expression_that_would_run_forever_is_ended_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(targets, "MAX_MATCH_SECONDS", 2)
+    with pytest.raises(ValueError, match=re.escape("'([a-z0-9_.]+)+!' took more than 2 seconds to match")):
+        find_unet_targets(standard_unet(), "([a-z0-9_.]+)+!")
+
+
+@pytest.mark.parametrize("pattern", ["(" * 10_000, "a{99999999999}"])
+def test_an_expression_that_python_cannot_compile_is_an_error(pattern):
+    with pytest.raises(ValueError, match="is neither attention nor attention_mlp nor a regular expression"):
+        find_unet_targets(standard_unet(), pattern)
