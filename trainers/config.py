@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+_PATHS = ("images", "network_weights")
+
 
 def param(
     default: Any = MISSING,
@@ -51,6 +53,9 @@ def _find_problem(spec: Field, value: Any) -> str | None:
     limits = spec.metadata
     if value is None:
         return None
+    # a folder's name may be in an encoding that Python shows as half characters
+    if isinstance(value, str) and spec.name not in _PATHS and (half := re.search("[\ud800-\udfff]", value)):
+        return f"has U+{ord(half.group()):X}, which is half of a character. Delete it, and write the character again"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value}"
     if limits.get("choices") and not _is_choice(value, limits["choices"], limits.get("pattern")):
