@@ -12,9 +12,11 @@ import comfy.model_management
 
 from ...trainers.config import from_mapping, list_field_names
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.files.allowed_folders import VARIABLE
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
 from ...trainers.musubi.conversion import list_modules
+from ...trainers.musubi.dataset_toml import list_paths
 from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
 from ...trainers.musubi.plan import MusubiJob
@@ -22,6 +24,7 @@ from ...trainers.musubi.trainer import MusubiTrainer
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
 from . import folders, musubi_files
+from .allowed_folders import allowed_folders
 from .lora import GraphLora, apply_lora
 from .musubi_settings import musubi_settings, settings_count
 from .progress import ComfyHost, cancellable
@@ -93,10 +96,11 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     architecture = find_architecture(job.architecture)
     if model is not None:
         _require_kind(model, architecture)
+    _require_allowed_folders(given.dataset_toml)
     installation = _installation()
     run_folder, host = RunFolder(folders.work_folder(), output_name, keep_inside=True), ComfyHost()
     trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.cache_folder())
-    with cancellable():
+    with cancellable(host):
         _free_the_gpu()
         result = trainer.train(given.dataset, host, control=given.control, dataset_toml=given.dataset_toml)
     num_modules = len(list_modules(result.state_dict))
@@ -108,6 +112,22 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     )
     host.finish(trained.summary)
     return trained
+
+
+def _require_allowed_folders(dataset_toml: str) -> None:
+    """Raises ValueError where the configuration names a folder that this server may not read."""
+    allowed = allowed_folders()
+    for name, value in list_paths(dataset_toml):
+        if name.endswith("_jsonl_file") and allowed.roots is not None:
+            raise ValueError(
+                f"dataset_toml: {name} names single files, which this server may not read. Give {name.split('_')[0]}"
+                f"_directory, or the server's owner empties {VARIABLE}, listens on this machine only and without "
+                "--multi-user"
+            )
+        try:
+            allowed.require(value)
+        except ValueError as error:
+            raise ValueError(f"dataset_toml: {name}: {error}") from None
 
 
 def musubi_report() -> str:
