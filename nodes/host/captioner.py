@@ -18,7 +18,7 @@ from ...trainers.captions.captioning import CaptionCache, CaptionerConfig, capti
 from ...trainers.captions.florence2.folder import find_models
 from ...trainers.dataset.dataset import Dataset
 from . import folders
-from .progress import ComfyHost, cancellable
+from .progress import STARTING, ComfyHost, cancellable
 
 # Where other packs keep Florence-2, and where ours are downloaded to.
 _FOLDER_NAMES = ("LLM", "florence2")
@@ -67,10 +67,11 @@ def caption_in_graph(
             the message says which.
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
+    host = ComfyHost()
+    host.send_text(STARTING)
     # transformers takes seconds to import: not before it is needed
     from ...trainers.captions.florence2.captioner import Florence2Captioner
 
-    host = ComfyHost()
     with cancellable():
         folder = model_folder(model, model_id) or _download(model_id, host, is_allowed=download)
         with _placed(config.batch_size) as place:

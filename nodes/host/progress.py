@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPDATES = 1.0
 SECONDS_BETWEEN_PREVIEWS = 5.0
 PREVIEW_SIZE = 900
+STARTING = "starting (the first time after a start of ComfyUI this takes up to 20 seconds)"
 
 
 @dataclass
@@ -59,6 +60,7 @@ class ComfyHost(DeviceMemory):
         self._losses: list[float] = []
         self._samples: Image.Image | None = None
         self._image: Image.Image | None = None
+        self._notices: list[str] = []
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
@@ -66,8 +68,13 @@ class ComfyHost(DeviceMemory):
         on the node.
         """
         self._updated_at = self._previewed_at = float("-inf")
+        self._notices.clear()
         self._state = _State(1, 1, text)
         self._update()
+
+    def end_cancelled(self) -> None:
+        """The last text: what was done, and what the run has said of its checkpoint."""
+        self.send_text("\n".join([f"Cancelled at {self._state.text}", *reversed(self._notices)]))
 
     def check_interrupted(self) -> None:
         """ComfyUI's flag stays set: `cancellable` takes it down when the trainer has stopped."""
@@ -100,9 +107,14 @@ class ComfyHost(DeviceMemory):
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
                 logger.info(event.message)
-                self.send_text(event.message)  # at once: there are few, and none may be lost between two updates
+                self._notices.append(event.message)
+                self.send_text(self._text())  # at once: the next update may be far, or never come
                 return
         self._update()
+
+    def _text(self) -> str:
+        """What happens now, and below it what was said before: it is true for the whole run."""
+        return "\n".join([self._state.text, *self._notices]).strip()
 
     def _update(self) -> None:
         """Send the state as it is now, unless something was sent less than a second ago; the next
@@ -112,7 +124,7 @@ class ComfyHost(DeviceMemory):
         if now - self._updated_at < SECONDS_BETWEEN_UPDATES:
             return
         self._updated_at = now
-        self.send_text(self._state.text)
+        self.send_text(self._text())
         try:
             self._bar.update_absolute(self._state.step, self._state.total, self._preview(now))
         except comfy.model_management.InterruptProcessingException:
@@ -152,13 +164,15 @@ def show_text(text: str) -> None:
 
 
 @contextmanager
-def cancellable() -> Iterator[None]:
+def cancellable(host: ComfyHost | None = None) -> Iterator[None]:
     """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own
-    nodes do.
+    nodes do. What `host` was told stays on the node.
     """
     try:
         yield
     except Interrupted:
+        if host is not None:
+            host.end_cancelled()
         comfy.model_management.interrupt_current_processing(False)
         raise comfy.model_management.InterruptProcessingException from None
 

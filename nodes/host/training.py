@@ -81,7 +81,7 @@ def train_sdxl(
     text, host = _describe(run_settings, base.model), ComfyHost()
     run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
     try:
-        with cancellable(), training_mode():
+        with cancellable(host), training_mode():
             result = _train(base, plan_training(dataset, run_settings), run_folder, host, text)
     finally:
         gc.collect()  # modules and their hooks refer to each other
