@@ -12,6 +12,7 @@ from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import settings_inputs, settings_order
+from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -118,6 +119,7 @@ class FlightCheck(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: Any, goal: str = "object", memory: str = AUTO, **settings: Any) -> io.NodeOutput:
         # torch and diffusers take seconds to import: not before they are needed
+        show_text(STARTING)
         from .host.flight_check import check_in_graph
 
         checked = check_in_graph(dataset, goal=goal, memory=memory, settings=settings)

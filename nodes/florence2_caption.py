@@ -8,10 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
+from ..trainers.captions.florence2.download import check_model_id
 from ..trainers.dataset.dataset import Dataset
 from .config_inputs import settings_inputs, settings_order
 from .host import folders
-from .host.captioner import caption_in_graph, is_in_cache, model_folder, model_names
+from .host.captioner import caption_in_graph, is_in_cache, model_names
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
@@ -83,26 +84,11 @@ class Florence2Caption(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        model: str | None = None,
-        model_id: str | None = None,
-        download: bool | None = None,
-        prompt: str | None = None,
-        trigger_template: str | None = None,
-    ) -> bool | str:
-        """Values are None while they come over a link, or are not given."""
+    def validate_inputs(cls, model_id: str | None = None) -> bool | str:
+        """None while it comes over a link, or is not given."""
         try:
-            CaptionerConfig(
-                prompt=prompt or "", trigger_template="{caption}" if trigger_template is None else trigger_template
-            )
-            if model is not None or model_id is not None:
-                is_there = model_folder(model or folders.NONE, model_id or "") is not None
-                if not is_there and download is False:
-                    return (
-                        f"{model_id} is not there yet. Turn on download to fetch it from huggingface.co, or "
-                        "choose a model that is there"
-                    )
+            if model_id and model_id.strip():
+                check_model_id(model_id)
         except ValueError as error:
             return str(error)
         return True

@@ -2,6 +2,7 @@
 the dataset of a training.
 """
 
+import asyncio
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,7 +12,7 @@ from ..trainers.dataset.scan import scan_folder
 from .config_inputs import settings_inputs, settings_order
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source, require_used_masks
+from .host.sources import find_source, fingerprint, image_list, open_source, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
@@ -109,15 +110,12 @@ class LoadImages(io.ComfyNode):
         return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
 
     @classmethod
-    def validate_inputs(
-        cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None
-    ) -> bool | str:
-        """What comes on a link is [None] here, so that only `execute` can check it."""
-        if _is_linked(folder) or _is_linked(path):
-            return True
+    async def validate_inputs(cls, path: list[str] | None = None) -> bool | str:
+        """What comes on a link is [None] here, so that only `execute` can check it. In a thread: a
+        network drive may take its time, and the server goes on.
+        """
         try:
-            source = find_source(_first(folder, folders.NONE), _first(path, ""))
-            require_one_source(source, connected=[] if images is None else ["images"])
+            await asyncio.to_thread(find_source, folders.NONE, _first(path, ""))
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -157,7 +155,3 @@ def _first(values: list[Any] | None, default: Any) -> Any:
     linked.
     """
     return values[0] if values and values[0] is not None else default
-
-
-def _is_linked(values: list[Any] | None) -> bool:
-    return values is not None and values[0] is None

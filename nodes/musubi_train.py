@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..trainers.files.names import check_output_name
-from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
+from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option
 from ..trainers.musubi.config import MusubiConfig
 from .config_inputs import file_input, settings_inputs, settings_order
 from .host import folders, musubi_files
+from .host.progress import STARTING, show_text
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 # What comes with the choice of an architecture; fp8 and blocks_to_swap only where it has them.
@@ -234,13 +235,9 @@ class MusubiTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, architecture: Any = None, output_name: str | None = None) -> bool | str:
-        """`architecture` is a dictionary where ComfyUI knows the choice, else what was given;
-        output_name is None when it is left out, or comes on a link.
-        """
+    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
+        """output_name is None when it is left out, or comes on a link."""
         try:
-            if not isinstance(architecture, dict):
-                find_architecture(str(architecture))
             check_output_name("lora" if output_name is None else output_name)
         except ValueError as error:
             return str(error)
@@ -257,6 +254,7 @@ class MusubiTrain(io.ComfyNode):
         dataset_toml: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
+        show_text(STARTING)
         from .host.musubi import Given, train_with_musubi
 
         given = Given(architecture, settings, dataset=dataset, control=control, dataset_toml=dataset_toml)

@@ -11,6 +11,7 @@ from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import file_input, help_text, settings_inputs, settings_order
 from .host import folders
+from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -181,23 +182,15 @@ class LoRATrainSDXL(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        output_name: str | None = None,
-        resolution: int | None = None,
-        max_bucket_reso: int | None = None,
-        extra_resolutions: str | None = None,
-        caption_separator: str | None = None,
-    ) -> bool | str:
-        """Values are None while they come over a link, or are not given."""
+    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
+        """None while it comes over a link, or is not given.
+
+        One name only, here and in the other nodes: ComfyUI (0.33) puts the one message on every
+        input that is named here. It checks numbers and choices itself; what settings must be
+        together is checked before anything is loaded.
+        """
         try:
             check_output_name("lora" if output_name is None else output_name)
-            BucketConfig(
-                resolution=resolution or 1024,
-                max_bucket_reso=max_bucket_reso or 2048,
-                extra_resolutions=extra_resolutions or "",
-            )
-            CaptionConfig(caption_separator="," if caption_separator is None else caption_separator)
         except ValueError as error:
             return str(error)
         return True
@@ -215,6 +208,7 @@ class LoRATrainSDXL(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         # diffusers and peft take seconds to import: not before they are needed
+        show_text(STARTING)
         from .host.training import train_sdxl
         from .host.weights import GraphModel
 
