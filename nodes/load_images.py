@@ -43,7 +43,16 @@ class LoadImages(io.ComfyNode):
             category=CATEGORY,
             description="Loads images with their captions from a folder, a zip or other nodes, as a dataset to train "
             "a LoRA on. Every image is checked; the report names those that are left out, and why.",
-            search_aliases=["LoadImages", "dataset", "load folder", "training images", "kohya dataset", "zip"],
+            search_aliases=[
+                "LoadImages",
+                "dataset",
+                "load dataset",
+                "image dataset",
+                "load folder",
+                "training images",
+                "kohya dataset",
+                "zip",
+            ],
             is_input_list=True,
             inputs=[
                 io.Combo.Input(

@@ -118,7 +118,7 @@ def _run_inputs() -> list[io.Input]:
 
 
 def _network_weights() -> io.Input:
-    return file_input(SDXLConfig, "network_weights", folders.lora_files())
+    return file_input(SDXLConfig, "network_weights", folders.starting_points())
 
 
 class LoRATrainSDXL(io.ComfyNode):
@@ -134,6 +134,9 @@ class LoRATrainSDXL(io.ComfyNode):
             search_aliases=[
                 "LoRATrainSDXL",
                 "train lora",
+                "lora train",
+                "lora trainer",
+                "lora training",
                 "sdxl trainer",
                 "kohya",
                 "dreambooth",

@@ -48,8 +48,10 @@ def model_folder(name: str, model_id: str) -> Path | None:
         return find_downloaded_model(model_id, _download_root())
     if name == folders.NONE:
         raise ValueError(
-            "no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on "
-            f"download. Models are looked for in {_places()}"
+            "no model: choose one in model. There is none yet? Write florence-community/Florence-2-base (0.5 GB) into "
+            "model_id and turn on download; or download its files from "
+            "https://huggingface.co/florence-community/Florence-2-base into a folder of that name in "
+            f"{_download_root()}, refresh (R), and choose it. Models are looked for in {_places()}"
         )
     if name not in _models():
         raise ValueError(f"{name}: there is no such Florence-2 model any more. Models are looked for in {_places()}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 
 NONE = "[None]"
+_CHECKPOINTS = "[checkpoint] "
 
 
 def work_folder() -> Path:
@@ -37,6 +38,21 @@ def lora_files() -> list[str]:
 
 def lora_file(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def starting_points() -> list[str]:
+    """LoRAs to go on from: those that loaders list, then the checkpoints of earlier runs."""
+    runs = sorted(work_folder().glob("runs/*/checkpoints/*.safetensors"), reverse=True)
+    return [*lora_files(), *(_CHECKPOINTS + path.relative_to(work_folder()).as_posix() for path in runs)]
+
+
+def starting_point(name: str) -> Path:
+    """Raises ValueError when it is in none of the lists any more."""
+    if not name.startswith(_CHECKPOINTS):
+        return lora_file(name)
+    if name not in starting_points():
+        raise ValueError(f"{name} is not there any more. Refresh (R) and choose again")
+    return work_folder() / name.removeprefix(_CHECKPOINTS)
 
 
 def loras_folder() -> Path:

@@ -101,7 +101,7 @@ def train_sdxl(
 
 def _start_from(file_name: str) -> dict[str, str]:
     """The widget names a file among the LoRAs, the config a path; no file is the empty path."""
-    return {"network_weights": "" if file_name == folders.NONE else str(folders.lora_file(file_name))}
+    return {"network_weights": "" if file_name == folders.NONE else str(folders.starting_point(file_name))}
 
 
 def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:

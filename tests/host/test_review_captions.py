@@ -195,7 +195,7 @@ def test_json_without_end_is_a_clear_refusal(client: ComfyClient):
 
 
 def test_the_server_answers_others_while_it_inspects_captions(client: ComfyClient):
-    body = {"captions": ["a cat, " * 140_000], "trigger_words": ["sks"]}
+    body = {"captions": ["a cat, " * 14] * 10_000, "trigger_words": ["sks"] * 10_000}
     with ThreadPoolExecutor(1) as threads:
         inspected = threads.submit(client.post, "/lora_trainer/captions/inspect", body)
         waits = []
@@ -203,4 +203,4 @@ def test_the_server_answers_others_while_it_inspects_captions(client: ComfyClien
             started = time.monotonic()
             client.get("/queue")
             waits.append(time.monotonic() - started)
-        assert len(waits) > 3 and max(waits) < 2 and json.loads(inspected.result())[0]["num_tokens"] == 420_000
+        assert len(waits) > 3 and max(waits) < 2 and json.loads(inspected.result())[0]["num_tokens"] == 42

@@ -220,6 +220,6 @@ class RunWriter:
 def say_how_to_go_on(path: Path) -> str:
     """For whoever stopped a run, or whose run failed."""
     return (
-        f"The weights of the last step are kept in {path}. To go on from them, start again with this file as "
-        "network_weights, the same rank, and the steps that are left"
+        f"The weights of the last step are kept in {path}. To go on from them, start again with network_weights: "
+        "this file, the same rank, and as many steps as are left"
     )

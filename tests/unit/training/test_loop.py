@@ -146,7 +146,7 @@ def test_a_cancelled_run_says_what_it_kept_and_how_to_go_on(dataset: Dataset, tm
     with pytest.raises(Interrupted):
         train(dataset, tmp_path, host)
     (kept,) = tmp_path.rglob("checkpoints/*.safetensors")
-    assert f"are kept in {kept}. To go on from them, start again with this file as network_weights" in str(
+    assert f"are kept in {kept}. To go on from them, start again with network_weights: this file" in str(
         host.of(Notice)[-1].message
     )
     (log,) = tmp_path.rglob("run.log")
