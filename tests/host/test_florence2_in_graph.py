@@ -219,7 +219,7 @@ def test_wrong_number_of_captions_is_explained(client: ComfyClient):
         ({"model": "LLM/Florence-9"}, "Value not in list"),
         ({"model": "[None]"}, "no model: choose one"),
         ({"model": "[None]", "model_id": "florence-community/Florence-2-base", "download": False}, "Turn on download"),
-        ({"model": "[None]", "model_id": "Florence-2-base"}, "model_id must be OWNER/NAME"),
+        ({"model": "[None]", "model_id": "Florence-2-base"}, "model_id:? must be OWNER/NAME"),
         ({"model_id": "florence-community/Florence-2-base"}, "are both set"),
         ({"prompt": "<OD>"}, "gives regions of the image"),
     ],
