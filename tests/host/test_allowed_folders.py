@@ -30,5 +30,5 @@ def test_only_the_owners_folders_are_read(installation: Installation, tmp_path: 
         assert server.client.run(load(tmp_path / "sets"))
         assert server.client.run(load(base / "input" / "toadstools"))
         for path in (tmp_path / "secret", tmp_path / "nowhere", tmp_path / "sets" / ".." / "secret"):
-            with pytest.raises(PromptRejected, match="is in no folder that this server may read: .*sets"):
+            with pytest.raises(PromptRejected, match=r"is in no folder that this server may read: .*sets"):
                 server.client.run(load(path))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..comfyui.find import Installation
+    from ..training.trained_lora import TrainedLora
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
@@ -79,13 +80,8 @@ New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:
 
 
 def _run_core(options: argparse.Namespace, folder: Path) -> None:
-    from PIL import Image
-
-    from ..demo.before_after import compare, draw_grid
     from ..demo.concept import IMAGES, TRIGGER_WORD
     from ..embedded_base import write_embedded_checkpoint
-    from ..files.atomic_write import atomic_write
-    from ..sdxl.model.sdxl_model import load_model
     from .sdxl import train
 
     base = folder / "embedded_base.safetensors"
@@ -102,6 +98,17 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
             "cache_dir": str(options.output_dir / "cache"),
         }
     )
+    _show_core_result(base, lora, folder)
+
+
+def _show_core_result(base: Path, lora: "TrainedLora", folder: Path) -> None:
+    from PIL import Image
+
+    from ..demo.before_after import compare, draw_grid
+    from ..demo.concept import TRIGGER_WORD
+    from ..files.atomic_write import atomic_write
+    from ..sdxl.model.sdxl_model import load_model
+
     assert lora.path is not None
     print("Sampling the same seeds without and with the LoRA ...", file=sys.stderr)
     comparison = compare(load_model(base), lora.path, num_seeds=NUM_SEEDS)

@@ -383,21 +383,7 @@ def ship(work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["vae", "base", "score", "ship"])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--base-steps", type=int, default=5200)
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
-    parser.add_argument("--min-snr-gamma", type=float, default=5.0)
-    parser.add_argument("--noise-offset", type=float, default=0.15)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=30000)
-    parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = _read_options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     if options.what == "vae":
@@ -426,6 +412,24 @@ def main() -> None:
         )
     else:
         ship(options.work)
+
+
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["vae", "base", "score", "ship"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--base-steps", type=int, default=5200)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=5.0)
+    parser.add_argument("--noise-offset", type=float, default=0.15)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=30000)
+    parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The LoRA file: writing it, and verifying what was written. Reading: read.py; metadata: header.py.
+"""Writes a LoRA file and verifies it. read.py reads files; header.py makes the metadata.
 
-Written are kohya's names with `.alpha`, the one form that ComfyUI, Forge, A1111, sd-scripts and
-diffusers all load whole and at the right strength.
+Files have kohya's names with `.alpha`, the only form that ComfyUI, Forge, A1111, sd-scripts and
+diffusers all load completely and at the right strength.
 """
 
 import math
@@ -26,9 +26,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Verification:
-    """What loading a saved file back showed; `up_norm` is the Euclidean norm of all its up
-    weights.
-    """
+    """The result of loading a saved file. `up_norm` is the Euclidean norm of all up weights."""
 
     num_modules: int
     num_expected: int
@@ -41,8 +39,10 @@ class Verification:
 def to_kohya(
     modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The file's tensors: contiguous, on the CPU, in the order of `names` whatever the order of
-    `modules`.
+    """Convert modules to the file's tensors: contiguous, on the CPU, in the order of `names`.
+
+    Raises:
+        ValueError: `modules` has a key that `names` lacks.
     """
     unknown = [key for key in modules if key not in names]
     if unknown:
@@ -65,8 +65,8 @@ def _export(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _make_alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
-    """A scalar; float32 where the file's dtype would round it, because that would change the
-    strength of the whole module.
+    """Return a scalar tensor; float32 if the file's dtype would round alpha, as that would change
+    the strength of the whole module.
     """
     rounded = torch.tensor(alpha, dtype=dtype)
     return rounded if rounded.item() == alpha else torch.tensor(alpha, dtype=torch.float32)
@@ -86,7 +86,7 @@ def save_lora(
 
     Raises:
         FileExistsError: the name is taken; nothing is overwritten.
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder is not writable.
     """
     tensors = dict(state_dict)
     header = {**metadata, **hash_tensors(tensors, metadata)}
@@ -113,8 +113,8 @@ def verify_lora(
     default all of `names`. Errors call tensors by `label`.
 
     Raises:
-        RuntimeError: it cannot be read, a module is missing or was not trained, a value is not
-            finite, or all updates are zero.
+        RuntimeError: the file cannot be read, a module is missing or was not trained, a value is
+            not finite, or all updates are zero.
     """
     expected = dict.fromkeys(names if expected is None else expected)
     path = label or (source if isinstance(source, Path) else Path("the LoRA"))
@@ -141,7 +141,7 @@ def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mappi
     """Compare what was read back, of whatever LoRA, with what was written.
 
     Raises:
-        RuntimeError: it is not the same, a value is not finite, or all weights are zero.
+        RuntimeError: a tensor differs, a value is not finite, or all up weights are zero.
     """
     different = [
         name
@@ -150,7 +150,7 @@ def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mappi
     ]
     if different:
         raise RuntimeError(
-            f"{path}: {len(different)} tensors are not what was written: {name_examples(different)}. "
+            f"{path}: {len(different)} tensors differ from what was written: {name_examples(different)}. "
             "Is the disk damaged?"
         )
     broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]

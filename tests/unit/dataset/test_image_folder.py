@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.dataset.folders import photo, scan
+from tests.unit.dataset.folders import scan, write_photo
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 
 
-def kohya_folder(root: Path) -> Path:
-    photo(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
-    photo(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
-    photo(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
+def make_kohya_folder(root: Path) -> Path:
+    write_photo(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    write_photo(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
+    write_photo(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
     return root
 
 
 def test_kohyas_folders_become_one_dataset_with_repeats_and_names_as_captions(tmp_path):
-    dataset = scan(kohya_folder(tmp_path), num_repeats=3)
+    dataset = scan(make_kohya_folder(tmp_path), num_repeats=3)
     assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [
         ("2_big_cat/a.png", 2, "big_cat"),
         ("10_zwx dog/a.png", 10, "zwx dog"),
@@ -34,14 +34,15 @@ def test_kohyas_folders_become_one_dataset_with_repeats_and_names_as_captions(tm
 
 def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_path):
     captions = [
-        image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images
+        image.caption
+        for image in scan(make_kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images
     ]
     assert captions == ["zwx, a pet", "zwx, a pet", "zwx, a dog on grass"]
 
 
 def test_other_folders_next_to_kohyas_are_ignored_and_named(tmp_path):
-    photo(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
-    photo(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
+    write_photo(make_kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
+    write_photo(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
     dataset = scan(tmp_path)
     assert len(dataset.images) == 3
     notes = {note.name: note.reason for note in dataset.report.notes}
@@ -50,15 +51,15 @@ def test_other_folders_next_to_kohyas_are_ignored_and_named(tmp_path):
 
 
 def test_kohyas_names_mean_nothing_next_to_images_or_with_recursive(tmp_path):
-    photo(kohya_folder(tmp_path / "with") / "own.png")
+    write_photo(make_kohya_folder(tmp_path / "with") / "own.png")
     assert [image.name for image in scan(tmp_path / "with").images] == ["own.png"]
-    dataset = scan(kohya_folder(tmp_path / "without"), recursive=True, trigger_word="zwx")
+    dataset = scan(make_kohya_folder(tmp_path / "without"), recursive=True, trigger_word="zwx")
     assert {image.num_repeats for image in dataset.images} == {1}
     assert "recursive is on, so the number in such folder names is not used as repeats" in dataset.report.text()
 
 
 def test_an_absurd_number_of_repeats_is_an_error(tmp_path):
-    photo(tmp_path / "20240101_trip" / "a.png")
+    write_photo(tmp_path / "20240101_trip" / "a.png")
     with pytest.raises(
         ValueError,
         match=r"20240101_trip: a kohya folder name starts with the repeats of its images, at most 10,000. Rename it",

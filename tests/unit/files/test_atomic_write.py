@@ -1,4 +1,4 @@
-"""Files: whole or not at all, and never over another."""
+"""Files are written completely or not at all, and never over another file."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from trainers.files.atomic_write import atomic_write
 from trainers.training.events import Interrupted
 
 
-def test_a_file_gets_its_name_only_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_only_when_it_is_complete(tmp_path):
     with atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "a.txt").exists()
@@ -36,7 +36,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_system_without_hard_links_is_served_too(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_works_too(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, "not supported")
 
@@ -46,7 +46,7 @@ def test_a_file_system_without_hard_links_is_served_too(tmp_path, monkeypatch):
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
-def test_a_full_disk_is_named_with_its_remedy(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_with_advice(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

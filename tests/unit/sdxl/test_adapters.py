@@ -1,3 +1,5 @@
+"""Our LoRA layer against PEFT's."""
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model

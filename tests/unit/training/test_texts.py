@@ -21,13 +21,13 @@ def make_texts(*, captions: CaptionConfig | None = None, **settings: object) -> 
     return TrainingTexts(DATASET, [ITEM], TrainingConfig(**settings), captions or CaptionConfig())
 
 
-def test_caption_dropout_takes_its_share_of_captions_away():
+def test_caption_dropout_drops_its_share_of_captions():
     texts = make_texts(caption_dropout=0.25)
     dropped = sum(texts.choose_caption(ITEM, step) == "" for step in range(2000))
     assert abs(dropped / 2000 - 0.25) < 0.03
 
 
-def test_every_variant_is_drawn_about_equally_often_and_dropout_is_as_before():
+def test_variants_are_drawn_equally_often_and_do_not_change_dropout():
     plain = make_texts(caption_dropout=0.25)
     varied = make_texts(caption_dropout=0.25, captions=CaptionConfig(shuffle_captions=True, num_caption_variants=8))
     drawn = [varied.choose_caption(ITEM, step) for step in range(800)]

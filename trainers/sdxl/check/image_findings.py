@@ -121,7 +121,7 @@ def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) ->
     if empty:
         message = (
             f"the masks of {pluralize(len(empty), 'image')} are all black, so nothing is learned. "
-            "White is what is learned: are they inverted?"
+            "White areas are learned: are the masks inverted?"
         )
         yield CheckFinding("error", "empty_mask", message, empty)
 

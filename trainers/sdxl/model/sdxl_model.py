@@ -144,22 +144,33 @@ def build_model(
     }
     if len(encoder_settings) == 2:
         check_text_widths(unet_settings, **encoder_settings)
-    with torch.device("meta"):
-        modules: dict[Part, nn.Module] = {"unet": UNet2DConditionModel(**unet_settings)}
-        if "text_encoder" in shapes:
-            modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
-        if "text_encoder_2" in shapes:
-            modules["text_encoder_2"] = CLIPTextModelWithProjection(
-                CLIPTextConfig(**encoder_settings["text_encoder_2"])
-            )
-        if "vae" in shapes:
-            modules["vae"] = AutoencoderKL(**vae_config(shapes["vae"]))
+    modules = _build_empty_modules(
+        unet_settings, encoder_settings, vae_config(shapes["vae"]) if "vae" in shapes else None
+    )
     parts: dict[str, Any] = {
         part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS
     }
     return SDXLModel(
         **parts, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, name=name, path=path
     )
+
+
+def _build_empty_modules(
+    unet_settings: dict[str, Any],
+    encoder_settings: Mapping[str, dict[str, Any]],
+    vae_settings: dict[str, Any] | None,
+) -> dict[Part, nn.Module]:
+    """Build the parts that have settings on the meta device."""
+    with torch.device("meta"):
+        modules: dict[Part, nn.Module] = {"unet": UNet2DConditionModel(**unet_settings)}
+        if "text_encoder" in encoder_settings:
+            modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
+        if "text_encoder_2" in encoder_settings:
+            config = CLIPTextConfig(**encoder_settings["text_encoder_2"])
+            modules["text_encoder_2"] = CLIPTextModelWithProjection(config)
+        if vae_settings is not None:
+            modules["vae"] = AutoencoderKL(**vae_settings)
+    return modules
 
 
 def _select_weights(part: Part, tensors: StateDict) -> dict[str, Tensor]:
