@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 # By the names that Linux, Windows and macOS give them; those for Latin, Greek and Cyrillic first.
 INSTALLED_FONTS = (
@@ -32,7 +32,14 @@ def _find_missing(font: ImageFont.FreeTypeFont, text: str) -> set[str]:
 @cache
 def _draws(font: ImageFont.FreeTypeFont, character: str) -> bool:
     """A font draws the same box for all that it lacks."""
-    return character.isascii() or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
+    return character.isascii() or _draw(font, character) != _draw(font, "\uffff")
+
+
+def _draw(font: ImageFont.FreeTypeFont, character: str) -> bytes:
+    side = round(2 * font.size)
+    image = Image.new("L", (side, side))
+    ImageDraw.Draw(image).text((side // 4, side // 4), character, fill=255, font=font)
+    return image.tobytes()
 
 
 @cache
