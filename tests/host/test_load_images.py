@@ -263,7 +263,7 @@ def test_a_wrong_number_of_captions_and_a_second_source_are_errors(client: Comfy
         "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0),
     }
     message = catch_failure(client, load(nodes, images=["one", 0], captions=["core", 1]))
-    assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
+    assert message == "got 2 images, but 3 captions. Give one caption per image, in the same order, or one for all"
     message = catch_failure(client, load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
     assert "images and captions are connected, and " in message and "colors is chosen too. Use one source" in message
     assert "captions are connected, and " in catch_failure(client, load(nodes, folder="colors", captions=["core", 1]))
