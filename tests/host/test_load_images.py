@@ -154,7 +154,7 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(folder / "1.png")
     assert get_captions(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
-    assert "It has subfolders: turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
+    assert "It has subfolders; turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
