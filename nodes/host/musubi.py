@@ -99,10 +99,10 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
             "no dataset: connect Load Images to dataset, or write a dataset configuration into dataset_toml"
         )
     architecture = find_architecture(job.architecture)
+    _require_allowed_folders(given.dataset_toml)
     _refuse_caches_elsewhere(given.dataset_toml, architecture)
     if model is not None:
         _require_kind(model, architecture)
-    _require_allowed_folders(given.dataset_toml)
     installation = _find_installation()
     run_folder, host = RunFolder(folders.get_work_folder(), output_name, keep_inside=True), ComfyHost()
     with musubi_files.copy_state(job.config.resume) as resume, cancellable(host):
