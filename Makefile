@@ -7,6 +7,7 @@ else
 BIN := .venv/bin
 endif
 INSTALLED := .venv/.installed
+INSTALLED_DEV := .venv/.installed-dev
 # One process per core; tests/distribution.py says which tests go together.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -25,24 +26,28 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python -m trainers demo
 
-test: $(INSTALLED)
+test: $(INSTALLED_DEV)
 	$(PYTEST)
 
-check: $(INSTALLED)
+check: $(INSTALLED_DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(PYTEST)
 
-docs: $(INSTALLED)
+docs: $(INSTALLED_DEV)
 	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so that an interrupted installation is repeated.
+# The stamps are written last: an installation that was cut short is done again.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@

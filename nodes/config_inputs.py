@@ -20,6 +20,8 @@ _STEPS = {
     "text_encoder_learning_rate": 1e-6,
     "text_encoder_2_learning_rate": 1e-6,
     "weight_decay": 1e-3,
+    "resolution": 64,
+    "bucket_reso_steps": 8,
 }
 
 
@@ -117,7 +119,8 @@ def _make_input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: b
     default: Any = 0 if open_text else spec.default
     low = 0 if open_text else limits["min"]
     if kind is int:
-        return io.Int.Input(spec.name, default=default, min=low, max=limits["max"], **common)
+        step = _STEPS.get(spec.name, 1)
+        return io.Int.Input(spec.name, default=default, min=low, max=limits["max"], step=step, **common)
     return io.Float.Input(
         spec.name,
         default=float(default),

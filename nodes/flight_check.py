@@ -11,6 +11,7 @@ from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, make_settings_inputs
+from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -116,8 +117,9 @@ class FlightCheck(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Any, goal: str = "object", memory: str = AUTO, **settings: Any) -> io.NodeOutput:
+        # torch and diffusers take seconds to import: not before they are needed
+        show_text(STARTING)
         require_packages()
-        # imported late: torch and diffusers take seconds
         from .host.flight_check import check_in_graph
 
         checked = check_in_graph(dataset, goal=goal, memory=memory, settings=settings)

@@ -8,10 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
+from ..trainers.captions.florence2.download import check_model_id
 from ..trainers.dataset.dataset import Dataset
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
-from .host.captioner import caption_in_graph, find_model_folder, is_in_cache, list_models
+from .host.captioner import caption_in_graph, is_in_cache, list_models
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
@@ -83,26 +84,11 @@ class Florence2Caption(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        model: str | None = None,
-        model_id: str | None = None,
-        download: bool | None = None,
-        prompt: str | None = None,
-        trigger_template: str | None = None,
-    ) -> bool | str:
-        """Values are None if they come from a link, or are not given."""
+    def validate_inputs(cls, model_id: str | None = None) -> bool | str:
+        """None while it comes over a link, or is not given."""
         try:
-            CaptionerConfig(
-                prompt=prompt or "", trigger_template="{caption}" if trigger_template is None else trigger_template
-            )
-            if model is not None or model_id is not None:
-                is_there = find_model_folder(model or folders.NONE, model_id or "") is not None
-                if not is_there and download is False:
-                    return (
-                        f"{model_id} is not downloaded yet. Turn on download to fetch it from huggingface.co, or "
-                        "choose a model from the list"
-                    )
+            if model_id and model_id.strip():
+                check_model_id(model_id)
         except ValueError as error:
             return str(error)
         return True

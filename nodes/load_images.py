@@ -2,6 +2,7 @@
 checks each of them.
 """
 
+import asyncio
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,7 +12,7 @@ from ..trainers.dataset.scan import scan_folder
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, open_source, read_images, require_one_source, require_used_masks
+from .host.sources import find_source, fingerprint, open_source, read_images, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
@@ -42,7 +43,16 @@ class LoadImages(io.ComfyNode):
             category=CATEGORY,
             description="Loads images with their captions from a folder, a zip or other nodes, as a dataset to train "
             "a LoRA on. Every image is checked; the report names those that are left out, and why.",
-            search_aliases=["LoadImages", "dataset", "load folder", "training images", "kohya dataset", "zip"],
+            search_aliases=[
+                "LoadImages",
+                "dataset",
+                "load dataset",
+                "image dataset",
+                "load folder",
+                "training images",
+                "kohya dataset",
+                "zip",
+            ],
             is_input_list=True,
             inputs=[
                 io.Combo.Input(
@@ -111,15 +121,12 @@ class LoadImages(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None
-    ) -> bool | str:
-        """Values from a link are [None] here, so only `execute` can check them."""
-        if _is_linked(folder) or _is_linked(path):
-            return True
+    async def validate_inputs(cls, path: list[str] | None = None) -> bool | str:
+        """What comes on a link is [None] here, so that only `execute` can check it. In a thread: a
+        network drive may take its time, and the server goes on.
+        """
         try:
-            source = find_source(_get_first(folder, folders.NONE), _get_first(path, ""))
-            require_one_source(source, connected=[] if images is None else ["images"])
+            await asyncio.to_thread(find_source, folders.NONE, _get_first(path, ""))
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -159,7 +166,3 @@ def _get_first(values: list[Any] | None, default: Any) -> Any:
     if the input is linked.
     """
     return values[0] if values and values[0] is not None else default
-
-
-def _is_linked(values: list[Any] | None) -> bool:
-    return values is not None and values[0] is None

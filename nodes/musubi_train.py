@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..trainers.files.names import check_output_name
-from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
+from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option
 from ..trainers.musubi.config import MusubiConfig
 from .config_inputs import check_settings_order, make_file_input, make_settings_inputs
 from .host import folders, musubi_files
+from .host.progress import STARTING, show_text
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 # The settings that the choice of an architecture brings; fp8 and blocks_to_swap only if it has
@@ -186,6 +187,9 @@ class MusubiTrain(io.ComfyNode):
                 "MusubiTrain",
                 "musubi",
                 "train lora",
+                "lora train",
+                "lora trainer",
+                "lora training",
                 "z-image",
                 "krea",
                 "qwen-image",
@@ -235,13 +239,9 @@ class MusubiTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, architecture: Any = None, output_name: str | None = None) -> bool | str:
-        """`architecture` is a dictionary if ComfyUI knows the choice, else the given value.
-        output_name is None if it is left out or comes from a link.
-        """
+    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
+        """output_name is None when it is left out, or comes on a link."""
         try:
-            if not isinstance(architecture, dict):
-                find_architecture(str(architecture))
             check_output_name("lora" if output_name is None else output_name)
         except ValueError as error:
             return str(error)
@@ -258,6 +258,7 @@ class MusubiTrain(io.ComfyNode):
         dataset_toml: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
+        show_text(STARTING)
         from .host.musubi import MusubiInputs, train_with_musubi
 
         given = MusubiInputs(architecture, settings, dataset=dataset, control=control, dataset_toml=dataset_toml)

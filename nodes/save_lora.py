@@ -61,4 +61,4 @@ class SaveLoRA(io.ComfyNode):
 
         saved = save_to_loras_folder(lora, filename, folder=folders.get_loras_folder(), preview=preview)
         show_text(saved.text())
-        return io.NodeOutput(str(saved.path), saved.name, ui={"text": [saved.text()]})
+        return io.NodeOutput(str(saved.path), saved.name, ui={"text": [saved.text()], "lora_trainer": [saved.facts()]})

@@ -12,6 +12,7 @@ from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
 from .host import folders
+from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
@@ -118,7 +119,7 @@ def _make_run_inputs() -> list[io.Input]:
 
 
 def _make_network_weights() -> io.Input:
-    return make_file_input(SDXLConfig, "network_weights", folders.list_lora_files())
+    return make_file_input(SDXLConfig, "network_weights", folders.list_starting_points())
 
 
 class LoRATrainSDXL(io.ComfyNode):
@@ -134,6 +135,9 @@ class LoRATrainSDXL(io.ComfyNode):
             search_aliases=[
                 "LoRATrainSDXL",
                 "train lora",
+                "lora train",
+                "lora trainer",
+                "lora training",
                 "sdxl trainer",
                 "kohya",
                 "dreambooth",
@@ -182,23 +186,15 @@ class LoRATrainSDXL(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        output_name: str | None = None,
-        resolution: int | None = None,
-        max_bucket_reso: int | None = None,
-        extra_resolutions: str | None = None,
-        caption_separator: str | None = None,
-    ) -> bool | str:
-        """Values are None if they come from a link, or are not given."""
+    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
+        """None while it comes over a link, or is not given.
+
+        One name only, here and in the other nodes: ComfyUI (0.33) puts the one message on every
+        input that is named here. It checks numbers and choices itself; what settings must be
+        together is checked before anything is loaded.
+        """
         try:
             check_output_name("lora" if output_name is None else output_name)
-            BucketConfig(
-                resolution=resolution or 1024,
-                max_bucket_reso=max_bucket_reso or 2048,
-                extra_resolutions=extra_resolutions or "",
-            )
-            CaptionConfig(caption_separator="," if caption_separator is None else caption_separator)
         except ValueError as error:
             return str(error)
         return True
@@ -215,8 +211,9 @@ class LoRATrainSDXL(io.ComfyNode):
         output_name: str = "lora",
         **settings: Any,
     ) -> io.NodeOutput:
+        # diffusers and peft take seconds to import: not before they are needed
+        show_text(STARTING)
         require_packages()
-        # imported late: diffusers and peft take seconds
         from .host.training import train_sdxl
         from .host.weights import GraphModel
 

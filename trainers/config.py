@@ -15,6 +15,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .similar_names import describe_unknown
 
+_PATHS = ("images", "network_weights")
+
 
 def param(
     default: Any = MISSING,
@@ -52,6 +54,9 @@ def _find_problem(spec: Field, value: Any) -> str | None:
     limits = spec.metadata
     if value is None:
         return None
+    # a folder's name may be in an encoding that Python shows as half characters
+    if isinstance(value, str) and spec.name not in _PATHS and (half := re.search("[\ud800-\udfff]", value)):
+        return f"has U+{ord(half.group()):X}, which is half of a character. Delete it, and write the character again"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value}"
     if limits.get("choices") and not _is_choice(value, limits["choices"], limits.get("pattern")):

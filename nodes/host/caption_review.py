@@ -2,6 +2,7 @@
 many captions.
 """
 
+import asyncio
 import hashlib
 import json
 import re
@@ -19,9 +20,14 @@ from ...trainers.captions.edits import change_captions, compute_review_key, insp
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.dataset.image import TrainingImage
 from ...trainers.files.atomic_write import atomic_write
+from ...trainers.files.text_input import parse_json, require_characters
 from . import folders
 
 THUMBNAIL_SIZE = 320
+# A request is answered in seconds, in a thread: the server goes on.
+MAX_INSPECTED_CHARACTERS = 1_000_000
+MAX_CHANGED_CHARACTERS = 10_000_000
+MAX_TEXT_CHARACTERS = 10_000
 _CONTENT_HASH = re.compile(r"[0-9a-f]{64}")
 # The response for a content hash never changes.
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -102,37 +108,76 @@ async def _inspect(request: web.Request) -> web.Response:
     """{"captions": [...], "trigger_words": [...]} -> [{"num_tokens", "num_chunks",
     "has_trigger_word"}, ...]
     """
-    captions, trigger_words = await _read_texts(request, "captions", "trigger_words")
+    body = await _read_object(request)
+    captions, trigger_words = _read_texts(body, "captions", "trigger_words", max_characters=MAX_INSPECTED_CHARACTERS)
     if len(captions) != len(trigger_words):
         raise web.HTTPBadRequest(
             text=f"{len(captions)} captions, but {len(trigger_words)} trigger_words. Give one per caption"
         )
-    return web.json_response([asdict(inspect_caption(*pair)) for pair in zip(captions, trigger_words, strict=True)])
+    facts = await asyncio.to_thread(
+        lambda: [asdict(inspect_caption(*pair)) for pair in zip(captions, trigger_words, strict=True)]
+    )
+    return web.json_response(facts)
 
 
 async def _change(request: web.Request) -> web.Response:
     """{"captions": [...], "operation", "text", "replacement", "match_case", "whole_words"} -> the
     changed captions.
     """
-    (captions,) = await _read_texts(request, "captions")
-    body = await request.json()
+    body = await _read_object(request)
+    (captions,) = _read_texts(body, "captions", max_characters=MAX_CHANGED_CHARACTERS)
+    texts = [_read_text(body, name) for name in ("operation", "text", "replacement")]
     settings = {"match_case": bool(body.get("match_case", False)), "whole_words": bool(body.get("whole_words", True))}
     try:
-        changed = change_captions(
-            captions, body.get("operation", ""), str(body.get("text", "")), str(body.get("replacement", "")), **settings
-        )
+        changed = await asyncio.to_thread(lambda: change_captions(captions, *texts, **settings))
     except ValueError as error:
         raise web.HTTPBadRequest(text=str(error)) from None
     return web.json_response(changed)
 
 
-async def _read_texts(request: web.Request, *names: str) -> list[list[str]]:
-    """Read these lists of texts from the request's JSON object."""
+async def _read_object(request: web.Request) -> dict[str, Any]:
     try:
-        body = await request.json()
-    except ValueError:
-        raise web.HTTPBadRequest(text="the request must be JSON") from None
-    lists: list[Any] = [body.get(name) if isinstance(body, dict) else None for name in names]
+        body = parse_json(await request.text())
+    except ValueError as error:  # also bytes that are no text
+        raise web.HTTPBadRequest(text=f"the request must be JSON: {error}") from None
+    except LookupError:
+        raise web.HTTPBadRequest(text=f"there is no encoding {request.charset}. Send UTF-8") from None
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text=f"the request must be a JSON object, got {type(body).__name__}")
+    return body
+
+
+def _read_texts(body: dict[str, Any], *names: str, max_characters: int) -> list[list[str]]:
+    """These lists of texts out of the request's object."""
+    lists: list[Any] = [body.get(name) for name in names]
     if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
         raise web.HTTPBadRequest(text=f"the request must be an object with a list of texts as {' and '.join(names)}")
+    num_characters = sum(len(text) for texts in lists for text in texts)
+    if num_characters > max_characters:
+        raise web.HTTPBadRequest(
+            text=f"{' and '.join(names)} have {num_characters:,} characters; at most {max_characters:,} at once. Send "
+            "them in several requests"
+        )
+    for name, texts in zip(names, lists, strict=True):
+        for text in texts:
+            _require_characters(text, name)
     return lists
+
+
+def _read_text(body: dict[str, Any], name: str) -> Any:
+    text = body.get(name, "")
+    if not isinstance(text, str):
+        raise web.HTTPBadRequest(text=f"{name} must be a text, got {type(text).__name__}")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise web.HTTPBadRequest(
+            text=f"{name} has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed"
+        )
+    _require_characters(text, name)
+    return text
+
+
+def _require_characters(text: str, name: str) -> None:
+    try:
+        require_characters(text, name)
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None

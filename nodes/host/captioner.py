@@ -18,7 +18,7 @@ from ...trainers.captions.captioning import CaptionCache, CaptionerConfig, capti
 from ...trainers.captions.florence2.folder import find_models
 from ...trainers.dataset.dataset import Dataset
 from . import folders
-from .progress import ComfyHost, cancellable
+from .progress import STARTING, ComfyHost, cancellable
 
 # Where other packs keep Florence-2, and where we download it to.
 _FOLDER_NAMES = ("LLM", "florence2")
@@ -48,8 +48,10 @@ def find_model_folder(name: str, model_id: str) -> Path | None:
         return find_downloaded_model(model_id, _get_download_root())
     if name == folders.NONE:
         raise ValueError(
-            "no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on "
-            f"download. Models are searched in {_list_places()}"
+            "no model: choose one in model. There is none yet? Write florence-community/Florence-2-base (0.5 GB) into "
+            "model_id and turn on download; or download its files from "
+            "https://huggingface.co/florence-community/Florence-2-base into a folder of that name in "
+            f"{_get_download_root()}, refresh (R), and choose it. Models are looked for in {_list_places()}"
         )
     if name not in _find_models():
         raise ValueError(f"{name}: there is no such Florence-2 model any more. Models are searched in {_list_places()}")
@@ -67,10 +69,11 @@ def caption_in_graph(
             empty caption; the message says which.
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
-    # imported late: transformers takes seconds
+    host = ComfyHost()
+    host.send_text(STARTING)
+    # transformers takes seconds to import: not before it is needed
     from ...trainers.captions.florence2.captioner import Florence2Captioner
 
-    host = ComfyHost()
     with cancellable():
         folder = find_model_folder(model, model_id) or _download(model_id, host, is_allowed=download)
         with _place_on_device(config.batch_size) as place:

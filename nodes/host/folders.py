@@ -7,6 +7,7 @@ import folder_paths
 from ...trainers.files.client_folders import ClientFolder
 
 NONE = "[None]"
+_CHECKPOINTS = "[checkpoint] "
 
 
 def get_work_folder() -> Path:
@@ -62,8 +63,23 @@ def find_lora_file(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("loras", name))
 
 
+def list_starting_points() -> list[str]:
+    """LoRAs to go on from: those that loaders list, then the checkpoints of earlier runs."""
+    runs = sorted(get_work_folder().glob("runs/*/checkpoints/*.safetensors"), reverse=True)
+    return [*list_lora_files(), *(_CHECKPOINTS + path.relative_to(get_work_folder()).as_posix() for path in runs)]
+
+
+def find_starting_point(name: str) -> Path:
+    """Raises ValueError when it is in none of the lists any more."""
+    if not name.startswith(_CHECKPOINTS):
+        return find_lora_file(name)
+    if name not in list_starting_points():
+        raise ValueError(f"{name} is not there any more. Refresh (R) and choose again")
+    return get_work_folder() / name.removeprefix(_CHECKPOINTS)
+
+
 def get_loras_folder() -> Path:
-    """Return the folder for new LoRA files: the first that ComfyUI lists."""
+    """The folder that new LoRA files go to: the first of those that ComfyUI lists."""
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ class SavedLora:
     name: str
     num_modules: int
     num_that_load: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """For API clients, in the history."""
+        return {"path": str(self.path), "lora_name": self.name, "modules": self.num_modules}
 
     def text(self) -> str:
         size = self.path.stat().st_size / 2**20

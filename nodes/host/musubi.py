@@ -15,11 +15,12 @@ import folder_paths
 
 from ...trainers.config import from_mapping, list_field_names
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.files.allowed_folders import VARIABLE
 from ...trainers.files.client_folders import ClientFolder, find_client_folder
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
 from ...trainers.musubi.conversion import list_modules
-from ...trainers.musubi.dataset_toml import read_toml
+from ...trainers.musubi.dataset_toml import list_paths, read_toml
 from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
 from ...trainers.musubi.owner_file import get_owner_file
@@ -28,6 +29,7 @@ from ...trainers.musubi.trainer import MusubiTrainer
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
 from . import folders, musubi_files
+from .allowed_folders import allowed_folders
 from .lora import GraphLora, apply_lora
 from .musubi_settings import find_old_settings
 from .progress import ComfyHost, cancellable
@@ -97,12 +99,13 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
             "no dataset: connect Load Images to dataset, or write a dataset configuration into dataset_toml"
         )
     architecture = find_architecture(job.architecture)
+    _require_allowed_folders(given.dataset_toml)
     _refuse_caches_elsewhere(given.dataset_toml, architecture)
     if model is not None:
         _require_kind(model, architecture)
     installation = _find_installation()
     run_folder, host = RunFolder(folders.get_work_folder(), output_name, keep_inside=True), ComfyHost()
-    with musubi_files.copy_state(job.config.resume) as resume, cancellable():
+    with musubi_files.copy_state(job.config.resume) as resume, cancellable(host):
         job = replace(job, config=replace(job.config, resume=resume))
         trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())
         _free_the_gpu()
@@ -116,6 +119,22 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
     )
     host.finish(trained.summary)
     return trained
+
+
+def _require_allowed_folders(dataset_toml: str) -> None:
+    """Raises ValueError where the configuration names a folder that this server may not read."""
+    allowed = allowed_folders()
+    for name, value in list_paths(dataset_toml):
+        if name.endswith("_jsonl_file") and allowed.roots is not None:
+            raise ValueError(
+                f"dataset_toml: {name} names single files, which this server may not read. Give {name.split('_')[0]}"
+                f"_directory, or the server's owner empties {VARIABLE}, listens on this machine only and without "
+                "--multi-user"
+            )
+        try:
+            allowed.require(value)
+        except ValueError as error:
+            raise ValueError(f"dataset_toml: {name}: {error}") from None
 
 
 def write_musubi_report() -> str:

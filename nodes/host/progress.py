@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPDATES = 1.0
 SECONDS_BETWEEN_PREVIEWS = 5.0
 PREVIEW_SIZE = 900
+STARTING = "starting (the first time after a start of ComfyUI this takes up to 20 seconds)"
 
 
 @dataclass
@@ -59,6 +60,7 @@ class ComfyHost(DeviceMemory):
         self._losses: list[float] = []
         self._samples: Image.Image | None = None
         self._image: Image.Image | None = None
+        self._notices: list[str] = []
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
@@ -66,8 +68,13 @@ class ComfyHost(DeviceMemory):
         another update.
         """
         self._updated_at = self._previewed_at = float("-inf")
+        self._notices.clear()
         self._state = _State(1, 1, text)
         self._update()
+
+    def end_cancelled(self) -> None:
+        """The last text: what was done, and what the run has said of its checkpoint."""
+        self.send_text("\n".join([f"Cancelled at {self._state.text}", *reversed(self._notices)]))
 
     def check_interrupted(self) -> None:
         """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
@@ -102,9 +109,14 @@ class ComfyHost(DeviceMemory):
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
                 logger.info(event.message)
-                self.send_text(event.message)  # at once: there are few, and every one must be seen
+                self._notices.append(event.message)
+                self.send_text(self._text())  # at once: the next update may be far, or never come
                 return
         self._update()
+
+    def _text(self) -> str:
+        """What happens now, and below it what was said before: it is true for the whole run."""
+        return "\n".join([self._state.text, *self._notices]).strip()
 
     def _update(self) -> None:
         """Send the current state, unless the last update was less than a second ago; the next event
@@ -114,7 +126,7 @@ class ComfyHost(DeviceMemory):
         if now - self._updated_at < SECONDS_BETWEEN_UPDATES:
             return
         self._updated_at = now
-        self.send_text(self._state.text)
+        self.send_text(self._text())
         try:
             self._bar.update_absolute(self._state.step, self._state.total, self._make_preview(now))
         except comfy.model_management.InterruptProcessingException:
@@ -155,11 +167,15 @@ def show_text(text: str) -> None:
 
 
 @contextmanager
-def cancellable() -> Iterator[None]:
-    """Wrap a node's work, so that Interrupted stops the prompt as in ComfyUI's own nodes."""
+def cancellable(host: ComfyHost | None = None) -> Iterator[None]:
+    """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own
+    nodes do. What `host` was told stays on the node.
+    """
     try:
         yield
     except Interrupted:
+        if host is not None:
+            host.end_cancelled()
         comfy.model_management.interrupt_current_processing(False)
         raise comfy.model_management.InterruptProcessingException from None
 

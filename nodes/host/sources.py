@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from ...trainers.dataset.image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from ...trainers.dataset.image_folder import list_dataset_files
 from ...trainers.files.hashes import file_sha256
 from . import folders
+from .allowed_folders import allowed_folders
 from .progress import ComfyHost
 
 # An environment variable, set by the server's owner: a shared workflow must not make this machine
@@ -25,6 +27,9 @@ from .progress import ComfyHost
 ALLOW_PRIVATE_URLS = "LORA_TRAINER_ALLOW_PRIVATE_URLS"
 MAX_DOWNLOAD_BYTES = 4 * 2**30
 PREVIEW_SIZE = 768
+# Who queues a prompt waits for its check: no more than a network drive answers in a moment.
+MAX_ENTRIES_LOOKED_AT = 2000
+MAX_FOLDERS_LOOKED_INTO = 50
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ def find_source(folder: str, path: str) -> Source:
     """Find what the two widgets point at, without reading or downloading it.
 
     Raises:
-        ValueError, FileNotFoundError: both are set, or there is no such folder or zip.
+        ValueError, FileNotFoundError: both are set, the path may not be read here, or there is no
+            such folder or zip.
     """
     path = path.strip().strip('"')
     if folder != folders.NONE and path:
@@ -60,7 +66,7 @@ def find_source(folder: str, path: str) -> Source:
         return Source("sockets")
     if path.lower().startswith(("http://", "https://")):
         return Source("url", path)
-    place = Path(os.path.expanduser(path))  # unlike Path.expanduser, keeps "~someone" if there is no such user
+    place = allowed_folders().require(path)
     if place.suffix.lower() == ".zip" and place.is_file():
         return Source("zip", str(place))
     return _check_folder(place)
@@ -71,9 +77,30 @@ def _check_folder(folder: Path) -> Source:
         raise FileNotFoundError(
             f"{folder}: there is no such folder or .zip file. Give the folder that holds the images"
         )
-    if not any(_is_ours(path.name, EXTENSIONS + OTHER_IMAGE_EXTENSIONS) for path in folder.rglob("*")):
+    if not _may_have_images(folder):
         raise ValueError(f"{folder}: no images in it. Images are {', '.join(EXTENSIONS)}")
     return Source("folder", str(folder))
+
+
+def _may_have_images(folder: Path) -> bool:
+    """False once all of it was seen and there is none. A large folder is left to the scan, which
+    can be cancelled, and so is one that cannot be read.
+    """
+    waiting, num_seen = deque([folder]), 0
+    for _ in range(MAX_FOLDERS_LOOKED_INTO):
+        if not waiting:
+            return False
+        try:
+            with os.scandir(waiting.popleft()) as entries:
+                for entry in entries:
+                    num_seen += 1
+                    if _is_ours(entry.name, EXTENSIONS + OTHER_IMAGE_EXTENSIONS) or num_seen == MAX_ENTRIES_LOOKED_AT:
+                        return True
+                    if entry.is_dir():
+                        waiting.append(Path(entry.path))
+        except PermissionError:
+            return True
+    return bool(waiting)
 
 
 def fingerprint(folder: str, path: str, *, recursive: bool) -> str:

@@ -89,7 +89,7 @@ def train_sdxl(
     text, host = _describe(run_settings, base.model), ComfyHost()
     run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True)
     try:
-        with cancellable(), training_mode():
+        with cancellable(host), training_mode():
             result = _train(base, plan_training(dataset, run_settings), run_folder, host, text)
     finally:
         gc.collect()  # modules and their hooks refer to each other
@@ -108,8 +108,8 @@ def train_sdxl(
 
 
 def _find_network_weights(file_name: str) -> dict[str, str]:
-    """Return the config's path for the LoRA file that the widget names; "" for no file."""
-    return {"network_weights": "" if file_name == folders.NONE else str(folders.find_lora_file(file_name))}
+    """The widget names a file among the LoRAs, the config a path; no file is the empty path."""
+    return {"network_weights": "" if file_name == folders.NONE else str(folders.find_starting_point(file_name))}
 
 
 def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:

@@ -218,19 +218,28 @@ def test_a_wrong_number_of_captions_is_explained(client: ComfyClient):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "LLM/Florence-9"}, "there is no such Florence-2 model"),
+        ({"model": "LLM/Florence-9"}, "Value not in list"),
         ({"model": "[None]"}, "no model: choose one"),
         ({"model": "[None]", "model_id": "florence-community/Florence-2-base", "download": False}, "Turn on download"),
-        ({"model": "[None]", "model_id": "Florence-2-base"}, "model_id must be OWNER/NAME"),
+        ({"model": "[None]", "model_id": "Florence-2-base"}, "model_id:? must be OWNER/NAME"),
         ({"model_id": "florence-community/Florence-2-base"}, "are both set"),
         ({"prompt": "<OD>"}, "gives regions of the image"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_runs(
-    client: ComfyClient, settings: dict[str, Any], message: str
-):
-    with pytest.raises(PromptRejected, match=message):
-        client.run(caption_nodes(**settings))
+def test_what_cannot_work_is_one_error_on_its_node(client: ComfyClient, settings: dict[str, Any], message: str):
+    whole = {
+        "model": MODEL,
+        "model_id": "",
+        "download": False,
+        "prompt": "",
+        "trigger_template": "{caption}",
+        **settings,
+    }
+    with pytest.raises((PromptRejected, PromptFailed), match=message) as failure:
+        client.run(caption_nodes(**whole))
+    if isinstance(failure.value, PromptRejected):
+        (error,) = next(iter(failure.value.node_errors.values()))["errors"]
+        assert error["extra_info"]["input_name"] in settings
 
 
 def test_models_are_listed(client: ComfyClient):

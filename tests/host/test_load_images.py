@@ -158,7 +158,7 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
-    folder = input_folder / "large"
+    folder = input_folder / "many"
     folder.mkdir()
     for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
@@ -173,16 +173,15 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (
-            {"folder": "toadstools", "path": "/tmp"},
-            "folder (toadstools) and path (/tmp) are both set. Empty path, or set folder to [None]",
-        ),
         ({"path": "/no/such/place"}, "/no/such/place: there is no such folder or .zip file"),
         ({"path": "~nobody_of_this_name/x"}, "~nobody_of_this_name/x: there is no such folder or .zip file"),
         ({"path": "/no/such/pictures.zip"}, "/no/such/pictures.zip: there is no such folder or .zip file"),
-        ({"folder": "gone"}, "gone: there is no such folder"),
-        ({"folder": "../output"}, "../output is not below ComfyUI's input folder"),
-        ({"folder": "empty"}, "empty: no images in it. Images are .png, "),
+        ({"path": "//server/share"}, "//server/share: network paths are not read"),
+        ({"path": "a\0b"}, "has a character with code 0"),
+        ({"path": "a\ud83d"}, "has U+D83D at position 2"),
+        ({"path": "EMPTY"}, "empty: no images in it. Images are .png, "),
+        ({"folder": "gone"}, "Value not in list"),
+        ({"folder": "../output"}, "Value not in list"),
         ({"folder": "toadstools", "num_repeats": 0}, "Value 0 smaller than min of 1"),
     ],
 )
@@ -190,17 +189,40 @@ def test_impossible_sources_are_refused_before_anything_runs(
     client: ComfyClient, input_folder: Path, inputs: dict[str, Any], message: str
 ):
     (input_folder / "empty").mkdir(exist_ok=True)
+    if inputs.get("path") == "EMPTY":
+        inputs = {"path": str(input_folder / "empty")}
+    whole = {
+        "folder": "[None]",
+        "path": "",
+        "num_repeats": 1,
+        "trigger_word": "zwx",
+        **inputs,
+    }  # as the editor sends it
     with pytest.raises(PromptRejected) as refusal:
-        client.run(load(**inputs))
-    assert set(refusal.value.node_errors) == {"load"} and message in str(refusal.value)
+        client.run(load(**whole))
+    (error,) = refusal.value.node_errors["load"]["errors"]  # one mistake, one error, on its own widget
+    assert message in str(refusal.value) and error["extra_info"]["input_name"] == list(inputs)[-1]
 
 
-def test_without_images_the_error_lists_the_possible_sources(client: ComfyClient):
-    with pytest.raises(
-        PromptRejected, match="no images: choose a folder, write a path or an address, or connect images"
-    ) as refusal:
-        client.run(load(trigger_word="zwx", folder="[None]"))
-    assert set(refusal.value.node_errors) == {"load"}
+def test_two_sources_and_an_empty_folder_are_errors(client: ComfyClient, input_folder: Path):
+    (input_folder / "empty").mkdir(exist_ok=True)
+    assert "empty: no images in it" in catch_failure(client, load(folder="empty"))
+    message = catch_failure(client, load(folder="toadstools", path=str(input_folder / "toadstools")))
+    assert "are both set. Empty path, or set folder to [None]" in message
+
+
+def test_a_large_folder_is_not_counted_before_the_prompt_is_queued(client: ComfyClient, input_folder: Path):
+    """2000 entries are enough to say that the scan must look."""
+    large = input_folder / "large"
+    large.mkdir()
+    for number in range(2500):
+        (large / f"{number}.dat").touch()
+    assert "2500 files of other kinds" in catch_failure(client, load(path=str(large)))  # raised when it ran
+
+
+def test_without_images_the_node_says_where_they_may_come_from(client: ComfyClient):
+    message = catch_failure(client, load(trigger_word="zwx", folder="[None]"))
+    assert message.startswith("no images: choose a folder, write a path or an address, or connect images")
 
 
 def test_a_value_from_a_link_is_checked_when_it_arrives(client: ComfyClient, colors_folder: Path):
@@ -242,11 +264,8 @@ def test_a_wrong_number_of_captions_and_a_second_source_are_errors(client: Comfy
     }
     message = catch_failure(client, load(nodes, images=["one", 0], captions=["core", 1]))
     assert message == "got 2 images, but 3 captions. Give one caption per image, in the same order, or one for all"
-    with pytest.raises(
-        PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source"
-    ) as refusal:
-        client.run(load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
-    assert set(refusal.value.node_errors) == {"load"}
+    message = catch_failure(client, load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
+    assert "images and captions are connected, and " in message and "colors is chosen too. Use one source" in message
     assert "captions are connected, and " in catch_failure(client, load(nodes, folder="colors", captions=["core", 1]))
 
 

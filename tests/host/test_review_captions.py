@@ -4,7 +4,10 @@ what users see.
 
 import io
 import json
+import time
 import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +160,17 @@ def test_the_server_counts_tokens_and_changes_captions_for_the_widget(client: Co
     [
         ("inspect", {"captions": ["a"], "trigger_words": []}, "1 captions, but 0 trigger_words"),
         ("inspect", {"captions": [1], "trigger_words": [""]}, "a list of texts as captions and trigger_words"),
-        ("change", ["a"], "a list of texts as captions"),
+        ("inspect", {"captions": ["x" * 1_000_001], "trigger_words": [""]}, "at most 1,000,000 at once"),
+        (
+            "inspect",
+            {"captions": ["\ud83d"], "trigger_words": [""]},
+            "captions has U+D83D at position 1, which is half",
+        ),
+        ("change", ["a"], "must be a JSON object, got list"),
+        ("change", {"captions": ["a\udc00"], "operation": "remove", "text": "a"}, "captions has U+DC00 at position 2"),
+        ("change", {"captions": ["a"], "operation": "remove", "text": "\ud83d"}, "text has U+D83D"),
+        ("change", {"captions": ["a"], "operation": ["x"], "text": "a"}, "operation must be a text, got list"),
+        ("change", {"captions": ["a"], "operation": "remove", "text": "x" * 10_001}, "at most 10,000 are allowed"),
         ("change", {"captions": ["a"], "operation": "shuffle", "text": "x"}, "operation must be one of"),
         ("change", {"captions": ["a"], "operation": "remove", "text": ""}, "no text to remove"),
     ],
@@ -166,3 +179,27 @@ def test_the_answer_to_a_wrong_request_says_why(client: ComfyClient, path: str, 
     with pytest.raises(urllib.error.HTTPError) as refusal:
         client.post(f"/lora_trainer/captions/{path}", body)
     assert refusal.value.code == 400 and message in refusal.value.read().decode()
+
+
+def test_json_without_end_is_a_clear_refusal(client: ComfyClient):
+    for path in ("inspect", "change"):
+        request = urllib.request.Request(
+            f"{client.url}/lora_trainer/captions/{path}",
+            data=b"[" * 200_000,
+            headers={"Content-Type": "application/json"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(request)
+        assert refusal.value.code == 400 and "nested too deeply" in refusal.value.read().decode()
+
+
+def test_the_server_answers_others_while_it_inspects_captions(client: ComfyClient):
+    body = {"captions": ["a cat, " * 14] * 9_000, "trigger_words": ["sks"] * 9_000}
+    with ThreadPoolExecutor(1) as threads:
+        inspected = threads.submit(client.post, "/lora_trainer/captions/inspect", body)
+        waits = []
+        while not inspected.done():
+            started = time.monotonic()
+            client.get("/queue")
+            waits.append(time.monotonic() - started)
+        assert len(waits) > 3 and max(waits) < 2 and json.loads(inspected.result())[0]["num_tokens"] == 42

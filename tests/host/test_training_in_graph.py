@@ -346,9 +346,8 @@ def test_an_error_in_a_step_leaves_the_server_healthy(comfyui_server: ComfyServe
     ("settings", "message"),
     [
         ({"rank": 5000}, "Value 5000 bigger than max of 1024"),
-        ({"resolution": 100}, "must be a multiple of 64, got 100. The nearest are 64 and 128"),
         ({"output_name": "a/b"}, "Give a plain file name without folders"),
-        ({"resolution": 4096}, "max_bucket_reso must not be below resolution 4096, got 2048"),
+        ({"resolution": 5000}, "Value 5000 bigger than max of 4096"),
         ({"goal": "dragon"}, "Value not in list"),
         ({"model": ["pictures", 0]}, "Return type mismatch"),
     ],
@@ -356,14 +355,19 @@ def test_an_error_in_a_step_leaves_the_server_healthy(comfyui_server: ComfyServe
 def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(
     client: ComfyClient, settings: dict[str, Any], message: str
 ):
+    texts = {"output_name": "x", "extra_resolutions": "", "caption_separator": ",", "max_bucket_reso": 2048}
     with pytest.raises(PromptRejected) as refusal:
-        client.run(tiny_prompt(**settings))
-    assert set(refusal.value.node_errors) == {"trainer"} and message in str(refusal.value)
+        client.run(tiny_prompt(**{**texts, **settings}))  # the editor sends every widget
+    (error,) = refusal.value.node_errors["trainer"]["errors"]  # one mistake, one error, on its own widget
+    assert message in str(refusal.value) and error["extra_info"]["input_name"] == next(iter(settings))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"resolution": 100}, "must be a multiple of 64, got 100. The nearest are 64 and 128"),
+        ({"resolution": 4096}, "max_bucket_reso must not be below resolution 4096, got 2048"),
+        ({"extra_resolutions": "x"}, "extra_resolutions must be numbers separated by commas"),
         ({"resolution": 2048, "min_bucket_reso": 1024}, "no usable image"),
         ({"target_modules": "nothing"}, "target_modules: 'nothing' matches no linear or convolution layer"),
         ({"optimizer_args": "beta"}, "optimizer_args: cannot read 'beta'"),

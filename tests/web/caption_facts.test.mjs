@@ -33,7 +33,17 @@ test("each caption is requested once, however many images have it", (t) => {
   assert.equal(asked.length, 1);
 });
 
-test("while the user types, only the last caption is requested", (t) => {
+test("many captions are asked for in several requests", (t) => {
+  const { facts, asked, wait } = makeFacts(t);
+  for (let number = 0; number < 450; number++) facts.find({ caption: `cat ${number}`, image });
+  wait();
+  assert.deepEqual(
+    asked.map((captions) => captions.length),
+    [200, 200, 50],
+  );
+});
+
+test("while somebody types, only the last caption is asked for", (t) => {
   const { facts, asked, wait } = makeFacts(t);
   const typed = { caption: "", image };
   for (const caption of ["c", "ca", "cat"]) {

@@ -19,6 +19,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..dataset.trigger_word import add_trigger_word
 from ..files.atomic_write import atomic_write
+from ..files.text_input import require_characters
 from ..training.events import ImageCaptioned, Notice, StageProgress, StageStarted
 from ..wording import name_first, pluralize
 from .florence2.cleaning import clean_caption
@@ -177,6 +178,8 @@ def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
     Raises:
         ValueError: there are more or fewer captions than images, or one is empty.
     """
+    for caption in captions:
+        require_characters(caption, "captions")
     captioned = dataset.with_captions(captions)
     empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
     if empty:

@@ -11,6 +11,7 @@ from ..dataset.caption_variants import flatten_caption, split_caption_lines
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..dataset.trigger_word import add_trigger_word
+from ..files.text_input import parse_json, require_characters
 from .clip_tokenizer import TOKENS_PER_CHUNK, token_ids
 
 Operation = Literal["add in front", "add at the end", "remove", "replace"]
@@ -57,15 +58,22 @@ def parse_edits(text: str) -> dict[str, CaptionEdit]:
     """
     if not text.strip():
         return {}
+    require_characters(text, "edits")
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"IMAGE": "caption"}}'
         ) from None
+    except ValueError as error:
+        raise ValueError(f'edits: {error}. Write {{"IMAGE": "caption"}}') from None
     if not isinstance(entries, dict):
         raise ValueError(f'edits must be an object such as {{"IMAGE": "caption"}}, got {type(entries).__name__}')
-    return {key: _parse_edit(key, entry) for key, entry in entries.items()}
+    edits = {key: _parse_edit(key, entry) for key, entry in entries.items()}
+    for key, edit in edits.items():
+        # JSON may write half a character as \ud83d
+        require_characters(edit.caption, f"edits: the caption of {key!r}")
+    return edits
 
 
 def _parse_edit(key: str, entry: object) -> CaptionEdit:
@@ -76,9 +84,15 @@ def _parse_edit(key: str, entry: object) -> CaptionEdit:
         if isinstance(caption, str) and (incoming is None or isinstance(incoming, str)):
             return CaptionEdit(caption, incoming)
     raise ValueError(
-        f'edits: {key} must be a caption, or {{"caption": "...", "incoming": "..."}}, got '
-        f"{json.dumps(entry, ensure_ascii=False)[:80]}"
+        f'edits: {key} must be a caption, or {{"caption": "...", "incoming": "..."}}, got {_shorten(entry)}'
     )
+
+
+def _shorten(entry: object) -> str:
+    try:
+        return json.dumps(entry)[:80]
+    except RecursionError:
+        return "deeply nested lists or objects"
 
 
 def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit]) -> EditedCaptions:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..files.text_input import parse_json
 from .client import ComfyClient, Prompt
 
 # (node id, or class for all its nodes), input, value
@@ -15,7 +16,7 @@ Setting = tuple[str, str, Any]
 def read_prompt(path: Path) -> Prompt:
     """Read the file. Raises ValueError if it is not a prompt in API format."""
     try:
-        prompt = json.loads(path.read_text(encoding="utf-8"))
+        prompt = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if isinstance(prompt, dict) and "nodes" in prompt:

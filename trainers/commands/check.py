@@ -17,7 +17,15 @@ from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings
 from ..training.run_folder import RunFolder
 from .sdxl import CONFIGS
-from .settings import add_setting_flags, read_dataset_configs, read_settings, require_base_model, scan_datasets
+from .settings import (
+    add_setting_flags,
+    check_presets,
+    read_dataset_configs,
+    read_settings,
+    require_base_model,
+    resolve_presets,
+    scan_datasets,
+)
 
 SUMMARY = "check images, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
@@ -51,7 +59,8 @@ def check(settings: dict[str, Any]) -> FlightReport:
             output that exists.
     """
     dataset_settings = read_dataset_configs(settings)
-    run_settings = RunSettings.read(SDXLConfig, settings)
+    RunSettings.read(SDXLConfig, settings)
+    check_presets(settings)
     flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
@@ -59,6 +68,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
     if settings.get("base"):
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
+    run_settings = resolve_presets(settings, dataset)
     # torch takes a second to import: errors in settings and folders come first
     require_packages()
     from ..training.console_host import ConsoleHost

@@ -12,9 +12,19 @@ from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
 from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
+from ..sdxl.presets import describe
+from ..training.events import Notice
 from ..training.plan import RunSettings, plan_training
 from ..training.run_folder import RunFolder
-from .settings import add_setting_flags, read_dataset_configs, read_settings, require_base_model, scan_datasets
+from .settings import (
+    add_setting_flags,
+    check_presets,
+    read_dataset_configs,
+    read_settings,
+    require_base_model,
+    resolve_presets,
+    scan_datasets,
+)
 
 if TYPE_CHECKING:
     from ..training.trained_lora import TrainedLora
@@ -36,14 +46,17 @@ def run(options: argparse.Namespace) -> int:
 def train(settings: dict[str, Any]) -> "TrainedLora":
     """Check everything that needs no model, then load the model and train."""
     dataset_settings = read_dataset_configs(settings)
-    run_settings = RunSettings.read(SDXLConfig, settings)
+    RunSettings.read(SDXLConfig, settings)
+    check_presets(settings)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     run_folder.require_writable()
     require_base_model(settings["base"])
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
-    plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
-    require_packages()
+    dataset = scan_datasets(dataset_settings)
+    run_settings = resolve_presets(settings, dataset)
+    plan = plan_training(dataset, run_settings, num_processes=num_processes)
     # torch and diffusers take seconds to import: errors in settings and folders come first
+    require_packages()
     from ..files.tensor_cache import TensorCache
     from ..sdxl.family import SDXLFamily
     from ..sdxl.model.sdxl_model import load_model
@@ -53,6 +66,8 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
 
     world, device = current_world(settings.get("device"))
     with ConsoleHost(device, quiet=not world.is_main) as host:
+        if settings.get("goal") or settings.get("memory"):
+            host.report(Notice(describe(run_settings)))
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(

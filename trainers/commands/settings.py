@@ -6,6 +6,7 @@ import argparse
 import codecs
 import sys
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
+from ..sdxl.config import SDXLConfig
+from ..sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..similar_names import describe_unknown
+from ..training.plan import RunSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +36,10 @@ OWN_SETTINGS = {
     "output_dir": "folder for the LoRA and its run folder (default: output)",
     "cache_dir": "folder for latents and text embeddings, shared by all runs (default: the user's cache folder)",
     "prepared_dir": "also write the cropped images with their captions into this new folder",
+    "goal": f"what the LoRA should learn: {', '.join(GOALS)}. Decides rank, alpha, learning rate and steps where you "
+    "do not (default: none; the settings' own defaults)",
+    "memory": f"memory of the GPU: {', '.join(MEMORY_PRESETS)}, or auto. Decides resolution, batch, optimizer and "
+    "gradient checkpointing where you do not (default: none)",
     "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
 }
 
@@ -138,6 +146,33 @@ def _read_dataset_config(table: dict[str, Any], defaults: dict[str, Any], number
 def scan_datasets(configs: list[DatasetConfig]) -> Dataset:
     """Scan all folders and join them to one dataset."""
     return join_datasets([scan_folder(config) for config in configs])
+
+
+def check_presets(settings: dict[str, Any]) -> None:
+    """Raises ValueError for a goal or memory that there is not."""
+    for name, allowed in (("goal", tuple(GOALS)), ("memory", ("auto", *MEMORY_PRESETS))):
+        value = settings.get(name)
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[SDXLConfig]:
+    """The settings with those that were not given from the presets, if there are any."""
+    given = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
+    memory = settings.get("memory")
+    if memory == "auto":
+        memory = _choose_memory()
+    if memory and find_spec("bitsandbytes") is None:  # there is none for macOS
+        given.setdefault("optimizer", "AdamW")
+    return resolve(given, goal=settings.get("goal"), memory=memory, num_images=dataset.num_training_samples)
+
+
+def _choose_memory() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"memory is auto, and there is no CUDA GPU. Choose one of {', '.join(MEMORY_PRESETS)}")
+    return choose_memory_preset(torch.cuda.get_device_properties(0).total_memory)
 
 
 def require_base_model(base: str) -> None:

@@ -3,12 +3,12 @@ all.
 """
 
 import codecs
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..files.text_input import parse_json
 from ..wording import name_examples
 from .caption_variants import split_caption_lines
 
@@ -67,7 +67,7 @@ def read_metadata(folders: Iterable[Path]) -> tuple[dict[Path, str], list[tuple[
 
 def _parse_metadata_line(line: str) -> tuple[str, str]:
     try:
-        entry: Any = json.loads(line)
+        entry: Any = parse_json(line)
     except ValueError:
         return "", ""
     if not isinstance(entry, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files.text_input import require_characters
 from ..wording import pluralize
 from .image_folder import MASK_SUFFIX
 
@@ -86,6 +87,7 @@ def _expand_masks(masks: Sequence[Image.Image | None], num_images: int) -> list[
 def _hash_content(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
     for image, caption, mask in zip(images, captions, masks, strict=True):
+        require_characters(caption, "captions")
         digest.update(f"{image.mode} {image.size} {len(caption)} {caption}\n".encode())
         digest.update(image.tobytes())
         if mask is not None:

@@ -5,23 +5,27 @@ network. Does not look at the content.
 import errno
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from ..wording import format_megabytes
 from .atomic_write import atomic_write
 
-TIMEOUT_SECONDS = 20  # to connect, and between two blocks
+TIMEOUT_SECONDS = 20  # to connect, and between two pieces
+SECONDS_BETWEEN_LOOKS = 0.5  # for an interrupt
 MAX_REDIRECTS = 5
 
 _BLOCK_BYTES = 1 << 20
@@ -152,7 +156,8 @@ def _receive(
     check_interrupted: Callable[[], None],
     on_progress: Callable[[int, int], None],
 ) -> Path:
-    with _open_response(url, files.make_conditions(), allow_private=allow_private) as response:
+    conditions = files.make_conditions()
+    with _open_response(url, conditions, allow_private=allow_private, check_interrupted=check_interrupted) as response:
         if response.status == 304 and files.finished.exists():
             return files.finished
         num_bytes = _find_start(response, files, url)
@@ -240,13 +245,17 @@ def _read_blocks(response: http.client.HTTPResponse, url: str, *, num_announced:
 
 
 @contextmanager
-def _open_response(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterator[http.client.HTTPResponse]:
-    """Yield the response after all redirects, with its body unread. Checks every address on the
-    way.
+def _open_response(
+    url: str, headers: dict[str, str], *, allow_private: bool, check_interrupted: Callable[[], None]
+) -> Iterator[http.client.HTTPResponse]:
+    """The response after all redirects, the body still to be read. Every address on the way is
+    checked.
     """
     for _ in range(MAX_REDIRECTS + 1):
         parts = _parse_url(url)
+        check_interrupted()
         with closing(_connect(parts, _resolve(parts, allow_private=allow_private))) as connection:
+            connection.sock = _InterruptibleSocket(connection.sock, check_interrupted)
             response = _send_request(connection, parts, headers)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
@@ -331,6 +340,46 @@ def _connect(parts: SplitResult, addresses: list[str]) -> http.client.HTTPConnec
             f"{host}: no connection to port {port} ({_describe_error(error)}). Check the address and the connection"
         ) from error
     return connection
+
+
+class _InterruptibleSocket:
+    """A connected socket for http.client, whose answers are read in short waits: an interrupt is
+    answered however slowly they come.
+    """
+
+    def __init__(self, connected: socket.socket, check_interrupted: Callable[[], None]) -> None:
+        self._socket = connected
+        self._check_interrupted = check_interrupted
+        self.sendall = connected.sendall
+        self.close = connected.close
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Answer(self._socket, self._check_interrupted))
+
+
+class _Answer(io.RawIOBase):
+    def __init__(self, connected: socket.socket, check_interrupted: Callable[[], None]) -> None:
+        self._socket = connected
+        self._open = connected.makefile("rb", buffering=0)  # keeps the socket open when http.client closes it
+        self._check_interrupted = check_interrupted
+        connected.settimeout(SECONDS_BETWEEN_LOOKS)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        due_at = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            self._check_interrupted()
+            try:
+                return self._socket.recv_into(buffer)
+            except TimeoutError:
+                if time.monotonic() > due_at:
+                    raise
+
+    def close(self) -> None:
+        self._open.close()
+        super().close()
 
 
 def _connect_first(addresses: list[str], port: int) -> socket.socket:

@@ -129,6 +129,8 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
             f"dataset_toml is not valid TOML: {error}. Write Windows paths with forward slashes, C:/pictures, or in "
             "single quotes"
         ]
+    except RecursionError:
+        return [], ["dataset_toml is nested too deeply. Write plain [[datasets]] tables"]
     problems = [
         f"dataset_toml: unknown table {name}; only [general] and [[datasets]] are known"
         for name in content
@@ -152,6 +154,23 @@ def read_toml(text: str, *, resolution_step: int) -> tuple[list[Table], list[str
         problems += _check_values(table, f"[[datasets]] {number}", resolution_step)
     problems += _check_shared_caches(tables)
     return ([] if problems else tables), problems
+
+
+def list_paths(text: str) -> list[tuple[str, str]]:
+    """Return the name and the value of every path in the text; nothing where it cannot be read."""
+    try:
+        content = tomllib.loads(text.removeprefix("\ufeff"))
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return []
+    datasets = content.get("datasets", [])
+    tables = [content.get("general", {}), *(datasets if isinstance(datasets, list) else [])]
+    return [
+        (name, value)
+        for table in tables
+        if isinstance(table, dict)
+        for name, value in table.items()
+        if name in PATH_KEYS and isinstance(value, str)
+    ]
 
 
 # Musubi's own defaults.

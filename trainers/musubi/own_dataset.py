@@ -3,13 +3,13 @@ would skip, mix up or fail on.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.text_input import parse_json
 from ..wording import name_examples, pluralize
 from .config import Recipe
 from .dataset_folder import CacheFolder, StagedDataset, hash_facts
@@ -202,7 +202,7 @@ def _read_jsonl(path: Path, where: str) -> _Content:
 
 def _read_jsonl_item(line: str) -> tuple[_Item | None, str]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None, "is not JSON"
     if not (

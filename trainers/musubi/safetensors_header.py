@@ -1,10 +1,11 @@
 """Reads the header of a .safetensors file, without its tensors and without torch."""
 
-import json
 import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..files.text_input import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -31,7 +32,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
             raise ValueError(f"{path}: not a complete .safetensors file. Download or copy it again")
         text = stream.read(length)
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         facts = {name: _facts(entry) for name, entry in entries.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):

@@ -16,6 +16,7 @@ from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
 from ..training.run_folder import LossLog, RunFolder
+from ..training.run_log import LoggedHost
 from ..training.trained_lora import TrainedLora
 from .commands import Command, build_convert_command
 from .conversion import is_whole_file, list_modules, read_converted, require_num_modules
@@ -58,6 +59,7 @@ class MusubiTrainer:
                 are kept.
             RuntimeError: an image has changed, or a cache or the LoRA is incomplete or broken.
         """
+        host = LoggedHost(host)
         plan = make_plan(
             self._job,
             dataset,
@@ -77,7 +79,11 @@ class MusubiTrainer:
             host.report(Notice(notice))
         host.report(StageStarted("preparing"))
         plan.write(check_interrupted=host.check_interrupted)
-        with self._run_folder.log() as loss_log, open(self._run_folder.path / LOG_NAME, "ab") as log:
+        with (
+            host.open(self._run_folder.log_path),
+            self._run_folder.log() as loss_log,
+            open(self._run_folder.path / LOG_NAME, "ab") as log,
+        ):
             return _Run(plan, self._installation, self._run_folder, host, loss_log, log, tokenizers=tokenizers).train()
 
     def _build_manifest(self, plan: Plan) -> dict[str, Any]:

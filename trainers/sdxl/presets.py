@@ -77,18 +77,21 @@ def choose_memory_preset(device_bytes: int) -> str:
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 
-def resolve(given: dict[str, Any], *, goal: str, memory: str, num_images: int) -> RunSettings[SDXLConfig]:
+def resolve(given: dict[str, Any], *, goal: str | None, memory: str | None, num_images: int) -> RunSettings[SDXLConfig]:
     """Fill the settings that were not given (of SDXLConfig, BucketConfig and CaptionConfig) from
-    the two presets.
+    the two presets; without a preset they keep their defaults.
 
     `num_images` includes repeats: it is the number of samples per epoch.
 
     Raises:
         ValueError: a given setting is out of its range.
     """
-    settings = {**_apply_memory_preset(MEMORY_PRESETS[memory], given), **_apply_goal(GOALS[goal], given), **given}
-    if "max_train_steps" not in given:
-        samples_per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
+    from_memory = _apply_memory_preset(MEMORY_PRESETS[memory], given) if memory else {}
+    from_goal = _apply_goal(GOALS[goal], given) if goal else {}
+    settings = {**from_memory, **from_goal, **given}
+    if goal and "max_train_steps" not in given:
+        batch = RunSettings.read(SDXLConfig, settings).training
+        samples_per_step = batch.train_batch_size * batch.gradient_accumulation_steps
         settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_images) / samples_per_step)
     return RunSettings.read(SDXLConfig, settings)
 

@@ -14,6 +14,7 @@ from .host import Host
 from .optimizer_step import OptimizerStep
 from .plan import TrainingPlan
 from .run_folder import RunFolder
+from .run_log import LoggedHost
 from .run_writer import RunWriter
 from .schedule import Step, iterate_steps
 from .trained_lora import TrainedLora
@@ -40,6 +41,7 @@ def train_lora(
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
     run_folder.require_writable()
+    host = LoggedHost(host)
     for notice in plan.texts.list_notices():
         host.report(Notice(notice))
     host.report(StageStarted("loading"))
@@ -51,7 +53,7 @@ class TrainingLoop:
     """One run, from its first step to the saved LoRA."""
 
     def __init__(
-        self, model: PreparedModel, plan: TrainingPlan, host: Host, run_folder: RunFolder, world: World
+        self, model: PreparedModel, plan: TrainingPlan, host: LoggedHost, run_folder: RunFolder, world: World
     ) -> None:
         self._model = model
         self._plan = plan

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..files.fonts import load_font, replace_missing
 
 SIZE = (900, 420)  # width, height
 MARGIN = (96, 44, 30, 76)  # left, top, right, bottom
@@ -26,7 +28,9 @@ def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
         elif points:
             pen.ellipse([coordinate + sign * 2 for sign in (-1, 1) for coordinate in points[0]], fill=colour)
     last = f", last average {averages[-1]:.4f}" if averages else ""
-    pen.text((MARGIN[0], 6), f"{title or 'loss'}{last}", fill=_INK, font=_load_font())
+    heading = f"{title or 'loss'}{last}"
+    font = load_font(FONT_SIZE, heading)
+    pen.text((MARGIN[0], 6), replace_missing(font, heading), fill=_INK, font=font)
     return image
 
 
@@ -65,12 +69,8 @@ def _draw_axes(pen: ImageDraw.ImageDraw, *, num_steps: int, low: float, high: fl
         value = low + (high - low) * k / 4
         x, y = _locate_point(0, value, num_steps=num_steps, low=low, high=high)
         pen.line((x, y, SIZE[0] - MARGIN[2], y), fill=_GRID)
-        pen.text((x - 8, y), f"{value:.2g}", fill=_INK, font=_load_font(), anchor="rm")
+        pen.text((x - 8, y), f"{value:.2g}", fill=_INK, font=load_font(FONT_SIZE), anchor="rm")
         step = round((num_steps - 1) * k / 4)
         x, y = _locate_point(step, low, num_steps=num_steps, low=low, high=high)
-        pen.text((x, y + 10), str(step + 1), fill=_INK, font=_load_font(), anchor="mt")
-    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_load_font(), anchor="mb")
-
-
-def _load_font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(FONT_SIZE)
+        pen.text((x, y + 10), str(step + 1), fill=_INK, font=load_font(FONT_SIZE), anchor="mt")
+    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=load_font(FONT_SIZE), anchor="mb")

@@ -39,6 +39,10 @@ class RunFolder:
             )
 
     @property
+    def log_path(self) -> Path:
+        return self.path / "run.log"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -93,8 +97,9 @@ class RunFolder:
 
     @contextmanager
     def log(self) -> Iterator["LossLog"]:
-        """Keep loss.csv and run.log open inside the block."""
-        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        """Keep loss.csv open inside the block, and add the package's warnings to run.log."""
+        handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        handler.setLevel(logging.WARNING)  # the run's events are there already
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package_logger = logging.getLogger(__name__.rsplit(".", 2)[0])
         package_logger.addHandler(handler)

@@ -18,9 +18,9 @@ from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from .distributed import World
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
 from .family import PreparedModel, Progress
-from .host import Host
 from .plan import TrainingPlan
 from .run_folder import LossLog, RunFolder
+from .run_log import LoggedHost
 from .trained_lora import TrainedLora
 
 SECONDS_BETWEEN_TRIES = 60.0  # of a checkpoint that could not be written
@@ -34,7 +34,7 @@ class RunWriter:
     """Knows which files are due after a step, and writes them into the run folder."""
 
     def __init__(
-        self, model: PreparedModel, plan: TrainingPlan, host: Host, run_folder: RunFolder, world: World
+        self, model: PreparedModel, plan: TrainingPlan, host: LoggedHost, run_folder: RunFolder, world: World
     ) -> None:
         self._model = model
         self._plan = plan
@@ -60,7 +60,7 @@ class RunWriter:
             return
         self._folder.create(self._build_manifest())
         self._folder.write_text("dataset.txt", self._plan.crops.report.text())
-        with self._folder.log() as self._loss_log:
+        with self._host.open(self._folder.log_path), self._folder.log() as self._loss_log:
             try:
                 yield
             finally:
@@ -97,7 +97,9 @@ class RunWriter:
         if wanted.exists():
             return
         try:
-            self._save_somewhere(wanted, self._save_checkpoint)
+            path, _ = self._save_somewhere(wanted, self._save_checkpoint)
+            if path in self._checkpoints:
+                self._host.report(Notice(say_how_to_go_on(path)))
         except (OSError, RuntimeError) as error:
             self._host.report(Notice(f"the weights of the last step could not be saved: {error}"))
 
@@ -213,3 +215,11 @@ class RunWriter:
             "trainable_parameters": adapted.num_parameters,
             "modules": adapted.count_modules(),
         }
+
+
+def say_how_to_go_on(path: Path) -> str:
+    """For whoever stopped a run, or whose run failed."""
+    return (
+        f"The weights of the last step are kept in {path}. To go on from them, start again with network_weights: "
+        "this file, the same rank, and as many steps as are left"
+    )

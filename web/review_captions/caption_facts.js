@@ -8,6 +8,7 @@
 /** @typedef {{ caption: string, image: { trigger_word: string } }} Subject */
 
 const DELAY = 250; // milliseconds
+const AT_ONCE = 200; // captions in one request
 
 export class CaptionFacts {
   /** @type {Map<string, Facts>} */
@@ -67,7 +68,9 @@ export class CaptionFacts {
       if (subject) pairs.push([subject.caption, subject.image.trigger_word]);
     }
     this.#wanted.clear();
-    if (pairs.length) this.inspect(pairs);
+    for (let start = 0; start < pairs.length; start += AT_ONCE) {
+      this.inspect(pairs.slice(start, start + AT_ONCE));
+    }
   }
 }
 

@@ -18,7 +18,7 @@ from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.training.config import TrainingConfig
 from trainers.training.device import DeviceMemory
-from trainers.training.events import CheckpointSaved, Event, Interrupted, SamplesDrawn, StepDone
+from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import NonFiniteLoss
 from trainers.training.plan import RunSettings, plan_training
@@ -128,3 +128,26 @@ def test_the_loop_and_its_settings_import_no_family():
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_the_events_of_a_run_are_in_its_log(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    host = ListeningHost()
+    train(dataset, tmp_path, host, save_every_n_steps=2)
+    (log,) = tmp_path.rglob("run.log")
+    text = log.read_text()
+    assert all(words in text for words in ("loading", "training, 6 steps", "step 1/6: loss", "step 6/6", "saving"))
+    assert "step 2: saved " in text and text.splitlines()[-1].endswith("finished")
+    assert all(event.message in text for event in host.of(Notice))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cancelled_run_says_what_it_kept_and_how_to_go_on(dataset: Dataset, tmp_path: Path):
+    host = ListeningHost(cancel_after=4)
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path, host)
+    (kept,) = tmp_path.rglob("checkpoints/*.safetensors")
+    assert f"are kept in {kept}. To go on from them, start again with network_weights: this file" in str(
+        host.of(Notice)[-1].message
+    )
+    (log,) = tmp_path.rglob("run.log")
+    assert log.read_text().splitlines()[-1].endswith("ended early: Interrupted")

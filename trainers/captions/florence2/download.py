@@ -65,12 +65,15 @@ def download_model(
         RuntimeError: huggingface.co cannot be reached.
     """
     folder = root / check_model_id(model_id)
-    with _translate_errors(model_id):
-        total = _require_model(model_id)
-    folder.mkdir(parents=True, exist_ok=True)
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="florence2-download")
-    running = executor.submit(_fetch, model_id, folder)
     try:
+        asked = executor.submit(_require_model, model_id)
+        while not _is_done(asked):
+            check_interrupted()
+        with _translate_errors(model_id):
+            total = asked.result()
+        folder.mkdir(parents=True, exist_ok=True)
+        running = executor.submit(_fetch, model_id, folder)
         while not _is_done(running):
             check_interrupted()
             on_progress(min(_count_bytes(folder), total), total)
@@ -81,7 +84,7 @@ def download_model(
     return ModelFolder.open(folder).path
 
 
-def _is_done(running: Future[object]) -> bool:
+def _is_done(running: Future[Any]) -> bool:
     return bool(wait([running], timeout=SECONDS_BETWEEN_LOOKS).done)
 
 

@@ -3,7 +3,6 @@ weights.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.hashes import file_sha256
+from ...files.text_input import parse_json
 
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Download it again") from error
     if not isinstance(content, dict):

@@ -1,12 +1,13 @@
 """How fast earlier runs were, from the manifest.json and loss.csv that RunFolder wrote."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from ...files.text_input import parse_json
 
 MIN_STEPS = 20  # the first ones are slower
 PRIOR = "prior_loss_weight"
@@ -71,7 +72,7 @@ def _find_runs_like(
         runs_folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True
     ):
         try:
-            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+            manifest = parse_json(manifest_file.read_text(encoding="utf-8"))
         except ValueError:
             continue  # the run was stopped while it wrote this file
         if _has_settings(manifest, settings) and manifest.get("precision") == precision:

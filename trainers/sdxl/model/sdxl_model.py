@@ -7,7 +7,6 @@ become their parameters.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
+from ...files.text_input import parse_json
 from ...wording import name_examples
 from .inspect_weights import (
     PART_NAMES,
@@ -404,8 +404,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path.parent.name}/{path.name} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")

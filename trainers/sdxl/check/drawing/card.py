@@ -1,8 +1,9 @@
 """Sizes, colours, cards and fitting text for all sections."""
 
-from functools import cache
-
 from PIL import Image, ImageDraw, ImageFont
+
+from ....files.fonts import load_font as load_font
+from ....files.fonts import replace_missing
 
 WIDTH, MARGIN, GAP, PADDING = 1280, 28, 20, 22
 INNER_WIDTH = WIDTH - 2 * MARGIN
@@ -42,7 +43,7 @@ def draw_title(pen: ImageDraw.ImageDraw, title: str, explanation: str) -> None:
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+        longer = replace_missing(font, f"{lines[-1]} {word}".strip())
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
         else:
@@ -51,16 +52,10 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut the text off with "..." if it is too long."""
+    """Cut the text off with "..." if it is too long; name what the font cannot draw."""
+    text = replace_missing(font, text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
-
-
-@cache
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font

@@ -70,9 +70,8 @@ def _draw_worst_cropped(report: FlightReport) -> Image.Image:
         left, top = PADDING + column * step, 64 + row * 196
         image = _frame(report.thumbnails[use.image.name], use)
         card.paste(image, (left, top + _WORST_SIZE - image.height))
-        pen.text(
-            (left, top + _WORST_SIZE + 8), fit(use.image.name, load_font(13), step - 14), fill=FAINT, font=load_font(13)
-        )
+        font = load_font(13, use.image.name)
+        pen.text((left, top + _WORST_SIZE + 8), fit(use.image.name, font, step - 14), fill=FAINT, font=font)
         pen.text(
             (left, top + _WORST_SIZE + 25),
             f"{use.lost_share:.0%} cut away",

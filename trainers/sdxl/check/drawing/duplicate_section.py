@@ -46,5 +46,7 @@ def _draw_group(report: FlightReport, names: Sequence[str]) -> Image.Image:
         left = index * (_TWIN_SIZE + 8)
         group.paste(image, (left, _TWIN_SIZE - image.height))
         text = f"and {len(names) - 3} more" if index == 3 and len(names) > 4 else name
-        pen.text((left, _TWIN_SIZE + 7), fit(text, load_font(13), _TWIN_SIZE), fill=FAINT, font=load_font(13))
+        pen.text(
+            (left, _TWIN_SIZE + 7), fit(text, load_font(13, text), _TWIN_SIZE), fill=FAINT, font=load_font(13, text)
+        )
     return group

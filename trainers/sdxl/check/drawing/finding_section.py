@@ -23,7 +23,7 @@ def draw_findings(findings: Sequence[CheckFinding]) -> Image.Image:
             (PADDING + 26, top),
             text,
             fill=INK if colour or height == 24 else FAINT,
-            font=load_font(17 if colour or height == 24 else 14),
+            font=load_font(17 if colour or height == 24 else 14, text),
         )
         top += height
     return card
@@ -34,10 +34,10 @@ def _wrap_finding(finding: CheckFinding) -> Iterator[tuple[str, str, int]]:
     their reasons.
     """
     width = INNER_WIDTH - 2 * PADDING - 26
-    for index, line in enumerate(wrap(finding.message, load_font(17), width)):
+    for index, line in enumerate(wrap(finding.message, load_font(17, finding.message), width)):
         yield LEVEL_COLOURS[finding.level] if index == 0 else "", line, 24
     for line in (
         finding.image_lines(3 if all(image.reason for image in finding.images) else 8) if finding.images else ()
     ):
-        yield "", fit(line, load_font(14), width), 20
+        yield "", fit(line, load_font(14, line), width), 20
     yield "", "", 10

@@ -46,12 +46,14 @@ def _draw_header(report: FlightReport) -> Image.Image:
     section = Image.new("RGB", (INNER_WIDTH, 52), PAPER)
     pen = ImageDraw.Draw(section)
     verdict, font = report.verdict, load_font(20)
+    title = f"Flight check: {report.name}"
+    title_font = load_font(32, title)
     badge_width = round(pen.textlength(verdict, font)) + 36
     pen.text(
         (0, 26),
-        fit(f"Flight check: {report.name}", load_font(32), INNER_WIDTH - badge_width - GAP),
+        fit(title, title_font, INNER_WIDTH - badge_width - GAP),
         fill=INK,
-        font=load_font(32),
+        font=title_font,
         anchor="lm",
     )
     colour = (
