@@ -24,7 +24,7 @@ from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import format_megabytes, pluralize
 from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
-from .image_folder import parse_repeat_folder
+from .image_folder import REGULARIZATION_FOLDERS, parse_repeat_folder
 
 MAX_NAME_BYTES = 240  # of one folder or file; file systems allow 255
 MAX_PATH_BYTES = 800
@@ -217,7 +217,13 @@ def _count_common_folders(folders: list[tuple[str, ...]]) -> int:
     num_common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
     common = folders[0][:num_common]
     is_kohyas = bool(common) and common in folders and parse_repeat_folder(common[-1]) is not None
-    return num_common - is_kohyas
+    regularization = [
+        index
+        for index, name in enumerate(common)
+        if name.lower() in REGULARIZATION_FOLDERS
+        and any(parse_repeat_folder(part) for parts in folders for part in parts[index + 1 :])
+    ]
+    return min([num_common - is_kohyas, *regularization])
 
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:

@@ -17,6 +17,7 @@ class RemarkKind(str, Enum):
     OTHER = "other"
     UNUSABLE = "unusable"
     OTHER_FORMAT = "other_format"  # an image in a format that we do not read
+    OUTSIDE_KOHYAS_FOLDERS = "outside_kohyas_folders"  # an image next to folders named N_name
     SAME_FILE = "same_file"  # another image with the same bytes is used
     TOO_SMALL = "too_small"
     NO_CAPTION = "no_caption"

@@ -38,10 +38,10 @@ def scan_folder(
             usable image.
     """
     folder = Path(config.images).expanduser()
-    content = list_images(folder, recursive=config.recursive)
+    content = list_images(folder, recursive=config.recursive, check_interrupted=check_interrupted)
     captions, notes = _read_metadata_captions(folder, content)
     images: list[TrainingImage] = []
-    left_out: list[Remark] = []
+    left_out = list(content.left_out)
     for count, found in enumerate(content.images, start=1):
         check_interrupted()
         on_progress(count, len(content.images), found.name)
@@ -80,7 +80,7 @@ def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str)
         config.alpha_background,
         num_repeats=found.num_repeats,
         loss_weight=config.loss_weight,
-        is_regularization=config.is_regularization,
+        is_regularization=config.is_regularization or found.is_regularization,
         subset=found.repeat_folder,
     )
     if config.mask_source == "files" and found.mask is not None:
@@ -120,13 +120,16 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
 def _find_caption(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
     """Return the caption and remarks about it. Sources in order: the caption file, metadata.jsonl,
     the fallback caption, the name of kohya's folder, the trigger word alone.
+
+    Fallback caption and trigger word describe the subject, so kohya's regularization images get
+    neither.
     """
-    trigger_word = " ".join(config.trigger_word.split())
+    trigger_word = "" if found.is_regularization else " ".join(config.trigger_word.split())
     caption, reasons = read_caption_file(found.path)
     notes = [Remark(found.name, reason) for reason in reasons]
     caption = caption or metadata_caption
     if not caption:
-        fallback = " ".join(config.fallback_caption.split())
+        fallback = "" if found.is_regularization else " ".join(config.fallback_caption.split())
         caption = fallback or found.class_tokens
         origin = (
             "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"

@@ -14,8 +14,8 @@ from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import ImageUse
 
-# Another image stands for it, or it is of a format that was never meant for training.
-HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT)
+# Another image stands for it, or it was never meant for training.
+HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT, RemarkKind.OUTSIDE_KOHYAS_FOLDERS)
 LARGE_LOSS = 0.25  # share of the area that is cut away
 VISIBLE_ENLARGEMENT = 1.05
 SMALL_SHARE = 0.6  # of the area that the resolution asks for
