@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..wording import pluralize
-from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
+from .caption_files import METADATA_NAMES, list_caption_files
 from .folder_walk import WalkedFolder, walk_folder
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .report import Remark, RemarkKind
@@ -45,13 +45,14 @@ class FoundImage:
 @dataclass(frozen=True)
 class FolderContent:
     """The images, sorted by name. left_out: images that are not read, as they are outside of
-    kohya's folders.
+    kohya's folders. files: the names of all files in the folder and where its images are.
     """
 
     images: list[FoundImage]
     notes: list[Remark] = field(default_factory=list)
     mask_notes: list[Remark] = field(default_factory=list)
     left_out: list[Remark] = field(default_factory=list)
+    files: dict[Path, list[str]] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -102,8 +103,8 @@ def list_dataset_files(
     walked = _walk(folder, recursive=recursive, check_interrupted=check_interrupted)
     content = _find_images(folder, walked, recursive=recursive)
     files = {image.path for image in content.images} | {image.mask for image in content.images if image.mask}
-    files |= {image.path.with_suffix(extension) for image in content.images for extension in CAPTION_EXTENSIONS}
-    files |= {place / METADATA_NAME for place in (folder, *content.folders)}
+    files |= {file for image in content.images for file in list_caption_files(image.path)}
+    files |= {place / name for place in (folder, *content.folders) for name in METADATA_NAMES}
     return sorted(file for file in files if file.is_file())
 
 
@@ -143,6 +144,7 @@ def _find_images(folder: Path, walked: WalkedFolder, *, recursive: bool) -> Fold
         notes,
         _note_orphan_masks(folder, masks, paths),
         left_out,
+        {place: walked.files[place] for place in dict.fromkeys([folder, *(path.parent for path in paths)])},
     )
 
 

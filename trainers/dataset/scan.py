@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .caption_files import read_caption_file, read_metadata
+from .caption_files import StoredCaption, note_unused_files, read_caption_files, read_metadata
 from .config import DatasetConfig
 from .dataset import Dataset
 from .image import TrainingImage
@@ -39,14 +39,14 @@ def scan_folder(
     """
     folder = Path(config.images).expanduser()
     content = list_images(folder, recursive=config.recursive, check_interrupted=check_interrupted)
-    captions, notes = _read_metadata_captions(folder, content)
+    captions, notes = _read_captions(folder, content, check_interrupted)
     images: list[TrainingImage] = []
     left_out = list(content.left_out)
     for count, found in enumerate(content.images, start=1):
         check_interrupted()
         on_progress(count, len(content.images), found.name)
         try:
-            image, own_notes = _scan_image(found, config, captions.get(found.path, ""))
+            image, own_notes = _scan_image(found, config, captions.get(found.path, StoredCaption()))
         except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
@@ -62,14 +62,16 @@ def scan_folder(
     return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
-def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
+def _scan_image(found: FoundImage, config: DatasetConfig, stored: StoredCaption) -> tuple[TrainingImage, list[Remark]]:
     """Return the image and the remarks about it. Raises UnusableImage."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
     sha256 = image_sha256(path)
     facts = inspect_image(path)
-    caption, notes = _find_caption(found, config, metadata_caption)
+    if stored.error:
+        raise UnusableImage(stored.error)
+    caption, notes = _find_caption(found, config, stored)
     image = TrainingImage(
         found.name,
         path,
@@ -117,17 +119,15 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _find_caption(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
-    """Return the caption and remarks about it. Sources in order: the caption file, metadata.jsonl,
-    the fallback caption, the name of kohya's folder, the trigger word alone.
+def _find_caption(found: FoundImage, config: DatasetConfig, stored: StoredCaption) -> tuple[str, list[Remark]]:
+    """Return the caption and remarks about it. Sources in order: the stored caption, the fallback
+    caption, the name of kohya's folder, the trigger word alone.
 
     Fallback caption and trigger word describe the subject, so kohya's regularization images get
     neither.
     """
     trigger_word = "" if found.is_regularization else " ".join(config.trigger_word.split())
-    caption, reasons = read_caption_file(found.path)
-    notes = [Remark(found.name, reason) for reason in reasons]
-    caption = caption or metadata_caption
+    caption, notes = stored.text, [Remark(found.name, reason) for reason in stored.notes]
     if not caption:
         fallback = "" if found.is_regularization else " ".join(config.fallback_caption.split())
         caption = fallback or found.class_tokens
@@ -144,10 +144,21 @@ def _note_missing_caption(name: str, stand_in: str) -> Remark:
     return Remark(name, f"no caption file, or an empty one; {stand_in} is used", RemarkKind.STAND_IN_CAPTION)
 
 
-def _read_metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
+def _read_captions(
+    folder: Path, content: FolderContent, check_interrupted: Callable[[], None]
+) -> tuple[dict[Path, StoredCaption], list[Remark]]:
+    """Return the stored caption of each image, and remarks on the files. A caption file comes
+    before metadata.jsonl, and that before CSV files.
+    """
+    paths = [image.path for image in content.images]
     nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
-    captions, problems = read_metadata(nearest_first)
-    return captions, [Remark(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
+    of_all, problems = read_metadata(nearest_first, paths, check_interrupted=check_interrupted)
+    captions = {path: StoredCaption(text) for path, text in of_all.items()}
+    for path, stored in read_caption_files(paths, check_interrupted=check_interrupted).items():
+        if stored.text or stored.error:
+            captions[path] = stored
+    remarks = problems + note_unused_files(content.files)
+    return captions, [Remark(path.relative_to(folder).as_posix(), reason) for path, reason in remarks]
 
 
 def _find_copies(images: list[TrainingImage]) -> list[Remark]:
