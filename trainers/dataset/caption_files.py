@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..wording import name_examples, name_first, pluralize
+from ..wording import make_printable, name_examples, name_first, pluralize
 from .caption_variants import split_caption_lines
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .text_encoding import DecodedText, UndecidedEncoding, decode_text, decode_texts
@@ -161,7 +161,7 @@ def _describe_problems(path: Path, useless_lines: list[str], without_image: list
         )
         problems.append(f"line {name_examples(useless_lines, 5)}: not {expected}; ignored")
     if without_image:
-        shown = name_first((_make_printable(name) for name in without_image), MAX_NAMED)
+        shown = name_first((make_printable(name) for name in without_image), MAX_NAMED)
         problems.append(f"{pluralize(len(without_image), 'line')} of no image that is read: {shown}")
     return problems
 
@@ -299,7 +299,3 @@ def _note_first(files: list[Path], reason: str) -> list[tuple[Path, str]]:
     if len(files) > MAX_NAMED:
         notes.append((files[MAX_NAMED], f"it and {len(files) - MAX_NAMED - 1} more files: {reason}"))
     return notes
-
-
-def _make_printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..wording import pluralize
+from ..wording import make_printable, pluralize
 from .caption_files import METADATA_NAMES, list_caption_files
 from .folder_walk import WalkedFolder, walk_folder
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
@@ -137,7 +137,12 @@ def _find_images(folder: Path, walked: WalkedFolder, *, recursive: bool) -> Fold
     notes += _note_skipped(folder, walked, recursive=recursive)
     paths = [path for place in places for path in images_by_folder.get(place, [])]
     masks = _find_masks(folder, dict.fromkeys(path.parent for path in paths))
-    images = [_describe_path(path, folder, masks, repeat_folders) for path in paths]
+    left_out += [
+        Remark(path.relative_to(folder).as_posix(), "its name is not UTF-8. Rename it", RemarkKind.UNUSABLE)
+        for path in paths
+        if not _is_utf8(path, folder)
+    ]
+    images = [_describe_path(path, folder, masks, repeat_folders) for path in paths if _is_utf8(path, folder)]
     images = [image for image in images if image.num_repeats]
     return FolderContent(
         sorted(images, key=lambda image: _natural_sort_key(image.name)),
@@ -146,6 +151,12 @@ def _find_images(folder: Path, walked: WalkedFolder, *, recursive: bool) -> Fold
         left_out,
         {place: walked.files[place] for place in dict.fromkeys([folder, *(path.parent for path in paths)])},
     )
+
+
+def _is_utf8(path: Path, folder: Path) -> bool:
+    """Caches, reports and headers hold the name inside the folder."""
+    name = path.relative_to(folder).as_posix()
+    return make_printable(name) == name
 
 
 def _describe_path(

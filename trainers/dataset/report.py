@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..wording import name_first, pluralize
+from ..wording import make_printable, name_first, pluralize
 
 NO_CAPTION = (
     "it has no caption (.txt or .caption). Write one, set fallback_caption or trigger_word, or connect Florence2Caption"
@@ -35,6 +35,11 @@ class Remark:
     name: str
     reason: str
     kind: RemarkKind = RemarkKind.OTHER
+
+    def __post_init__(self) -> None:
+        # Reports are written as UTF-8, and file names need not be.
+        object.__setattr__(self, "name", make_printable(self.name))
+        object.__setattr__(self, "reason", make_printable(self.reason))
 
 
 @dataclass(frozen=True)
