@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..wording import name_examples
 from .caption_files import StoredCaption, note_unused_files, read_caption_files, read_metadata
+from .caption_marks import find_foreign_marks
 from .config import DatasetConfig
 from .dataset import Dataset
 from .image import TrainingImage
@@ -128,13 +130,19 @@ def _find_caption(found: FoundImage, config: DatasetConfig, stored: StoredCaptio
     """
     trigger_word = "" if found.is_regularization else " ".join(config.trigger_word.split())
     caption, notes = stored.text, [Remark(found.name, reason) for reason in stored.notes]
+    if marks := find_foreign_marks(caption):
+        reason = (
+            f"its caption has {name_examples(marks)}, which other programs replace. Here it is trained as it is: "
+            "replace or remove it"
+        )
+        notes.append(Remark(found.name, reason))
     if not caption:
         fallback = "" if found.is_regularization else " ".join(config.fallback_caption.split())
         caption = fallback or found.class_tokens
         origin = (
             "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
         )
-        notes = [_note_missing_caption(found.name, origin if caption or trigger_word else "")]
+        notes += [_note_missing_caption(found.name, origin if caption or trigger_word else "")]
     return add_trigger_word_to_each_line(caption, trigger_word) or trigger_word, notes
 
 

@@ -99,11 +99,14 @@ def test_an_empty_folder_setting_does_not_mean_the_current_folder():
         DatasetConfig(images=" ")
 
 
-def test_an_error_names_ten_files_and_counts_the_rest(tmp_path):
+def test_an_error_gives_each_reason_once_names_five_files_and_counts_the_rest(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
+    (tmp_path / "text.png").write_text("text")
     with pytest.raises(
-        ValueError, match=r"no usable image among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"
+        ValueError,
+        match=r"no usable image among 13: 0\.png, 1\.png, 2\.png, 3\.png, 4\.png and 7 more: the file is empty "
+        r"\(0 bytes\); text\.png: it is not a readable image",
     ):
         scan(tmp_path)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
@@ -230,6 +231,22 @@ def test_control_images_go_with_their_image(tmp_path):
     folder = result.groups[0].control_folder
     assert folder is not None and tables_of(result)[0]["control_directory"] == folder.as_posix()
     assert sorted(path.name for path in folder.iterdir()) == ["0001_0.png", "0001_1.png", "0002_0.png", "0002_1.png"]
+
+
+def test_a_control_image_of_no_image_is_named(tmp_path):
+    images = scan(write_images(tmp_path / "in", ["a.png"]))
+    control = scan(write_images(tmp_path / "control", ["a.png", "b.png", "a_x.png"], caption=None))
+    notices = staged(images, tmp_path, control=control, recipe=recipe_of("flux-kontext")).notices
+    assert "2 control images of no image that is trained, not used: a_x.png, b.png" in notices
+
+
+def test_an_image_with_a_large_text_is_written_anew_as_musubis_pillow_refuses_it(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png", "b.png"])
+    texts = PngInfo()
+    texts.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.open(folder / "a.png").save(folder / "a.png", pnginfo=texts)
+    (group,) = staged(scan(folder), tmp_path).groups
+    assert [image.file.is_link for image in group.images] == [False, True]
 
 
 @pytest.mark.parametrize(

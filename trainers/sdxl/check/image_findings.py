@@ -8,7 +8,7 @@ from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import group_near_duplicates
-from ...dataset.report import Remark, RemarkKind
+from ...dataset.report import CAPTION_NODE, Remark, RemarkKind
 from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
@@ -38,7 +38,7 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
     if captionless:
         message = (
             f"{pluralize(len(captionless), 'image')} without a caption, and so left out. Write captions, "
-            "connect Florence2Caption, or set trigger_word"
+            f"connect {CAPTION_NODE}, or set trigger_word"
         )
         yield CheckFinding("error", "no_caption", message, [Remark(name, "") for name in sorted(captionless)])
     too_small = [remark for remark in plan.report.left_out if remark.kind is RemarkKind.TOO_SMALL]

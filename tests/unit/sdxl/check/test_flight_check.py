@@ -145,7 +145,7 @@ def test_images_without_any_caption_are_an_error(folder: Path) -> None:
     report = check(scan(folder, trigger_word=""))
     assert lines(report, "no_caption") == [
         "error",
-        "  1 image without a caption, and so left out. Write captions, connect Florence2Caption, or set trigger_word",
+        "  1 image without a caption, and so left out. Write captions, connect Florence-2 Caption (LoRA Trainer), or set trigger_word",
         "    bare.png",
     ]
     assert lines(report, "no_trigger_word")[0] == "note"
@@ -250,7 +250,9 @@ def test_lines_of_a_caption_that_are_chosen_at_random_count_one_by_one(folder: P
 
 def test_captions_of_the_trigger_word_alone_are_warned_about_once(folder: Path) -> None:
     add(folder, "bare.png", painting(7), caption="")
-    meaning = "it will come to mean all that these images show. Write captions, or connect Florence2Caption"
+    meaning = (
+        "it will come to mean all that these images show. Write captions, or connect Florence-2 Caption (LoRA Trainer)"
+    )
     report = check(scan(folder))
     assert lines(report, "trigger_word_alone") == [
         "warning",
