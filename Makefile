@@ -1,4 +1,5 @@
-# Everything runs in .venv, which is made when it is missing. On Windows: from Git Bash or WSL, with `make` and Python on the PATH.
+# Everything runs in .venv, which is created if it is missing. On Windows, use Git Bash or WSL, with
+# `make` and Python on the PATH.
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -12,9 +13,9 @@ PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 .PHONY: help demo test check docs clean
 
 help:
-	@echo "make demo    train a LoRA on the embedded base model; pictures before and after"
+	@echo "make demo    train a LoRA on the embedded base model; images before and after"
 	@echo "make test    run the tests"
-	@echo "make check   what a change must pass: ruff, basedpyright and the tests"
+	@echo "make check   run everything that a change must pass: ruff, basedpyright and the tests"
 	@echo "make docs    write the generated parts of the help pages, and docs/reference.md"
 	@echo "make clean   remove .venv and the tools' caches"
 	@echo
@@ -40,7 +41,7 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last: an installation that was cut short is done again.
+# The stamp is written last, so that an interrupted installation is repeated.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"

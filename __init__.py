@@ -1,10 +1,10 @@
-"""ComfyUI-LoRA-Trainer. ComfyUI imports this folder as a package; anywhere else (pytest, `python
--m trainers`) importing it does nothing.
+"""ComfyUI-LoRA-Trainer. ComfyUI imports this folder as a package. Anywhere else (pytest, `python -m
+trainers`), importing it does nothing.
 """
 
 from importlib.util import find_spec
 
-# A package that ComfyUI loads has a name, and ComfyUI's own modules are beside it.
+# ComfyUI gives each package that it loads a name, and its own modules can be imported.
 INSIDE_COMFYUI = bool(__package__) and find_spec("comfy_api") is not None
 
 if INSIDE_COMFYUI:

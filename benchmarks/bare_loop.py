@@ -1,8 +1,8 @@
-"""The least that a LoRA training step can be: diffusers' UNet with PEFT's LoRA, forward, backward,
-AdamW, on constant inputs.
+"""The minimal LoRA training step: diffusers' UNet with PEFT's LoRA, forward, backward, AdamW, on
+constant inputs.
 
-The floor of the comparison: no dataset, no noise schedule, no clipping, no logging, no saving. It
-uses nothing of this project.
+It is the floor of the comparison: no dataset, no noise schedule, no clipping, no logging, no
+saving. It uses no code of this project.
 """
 
 import argparse

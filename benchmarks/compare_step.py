@@ -1,9 +1,8 @@
-"""Step time and peak memory of our trainer beside a bare loop, diffusers' example script and
-sd-scripts, on one thin model.
+"""Compares step time and peak memory of our trainer, a bare loop, diffusers' example script and
+sd-scripts on one thin model.
 
-Every contender is its own process with one thread, and all run in turn for several rounds, so that
-a slow minute of the machine hits all of them alike. A script whose checkout is not given is left
-out.
+Every contender is a process with one thread. They run in turn for several rounds, so that a slow
+minute of the machine affects all of them. Scripts without a given checkout are left out.
 """
 
 import argparse
@@ -28,8 +27,8 @@ RUN_FOLDER = "<run folder>"
 
 @dataclass(frozen=True)
 class Contender:
-    """A training loop as arguments of run_script.py; RUN_FOLDER in them stands for the folder of
-    one run.
+    """A training loop as arguments of run_script.py. RUN_FOLDER in them is replaced by the folder
+    of one run.
     """
 
     name: str
@@ -40,8 +39,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each step after the warm-up, and the process's peak memory from its start to its
-    end.
+    """Seconds of each step after the warm-up, and the peak memory of the process over its whole
+    life.
     """
 
     cpu_seconds: list[float]
@@ -57,8 +56,8 @@ def main() -> None:
         subprocess.run(
             [sys.executable, BENCHMARKS / "thin_model.py", work, "--resolution", str(options.resolution)], check=True
         )
-        measurements = measure_in_turn(list(contenders(options, work)), work, num_rounds=options.rounds)
-    print(markdown_table(measurements))
+        measurements = measure_in_turn(list(list_contenders(options, work)), work, num_rounds=options.rounds)
+    print(format_table(measurements))
 
 
 def parse_options() -> argparse.Namespace:
@@ -76,20 +75,24 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def contenders(options: argparse.Namespace, work: Path) -> Iterator[Contender]:
-    """Each script with the module set that it trains, and the bare loop and ours with both sets."""
+def list_contenders(options: argparse.Namespace, work: Path) -> Iterator[Contender]:
+    """Yield each script with the modules that it trains, and the bare loop and ours with both
+    sets.
+    """
     for targets in MODULES:
-        yield Contender("bare loop", targets, sys.executable, bare_loop_arguments(options, work, targets))
+        yield Contender("bare loop", targets, sys.executable, build_bare_loop_arguments(options, work, targets))
         if targets == "attention_mlp" and options.sd_scripts:
             yield Contender(
-                "sd-scripts, cached", targets, options.sd_scripts_python, sd_scripts_arguments(options, work)
+                "sd-scripts, cached", targets, options.sd_scripts_python, build_sd_scripts_arguments(options, work)
             )
         if targets == "attention" and options.diffusers:
-            yield Contender("diffusers example", targets, options.diffusers_python, diffusers_arguments(options, work))
-        yield Contender(OURS, targets, sys.executable, our_arguments(options, work, targets))
+            yield Contender(
+                "diffusers example", targets, options.diffusers_python, build_diffusers_arguments(options, work)
+            )
+        yield Contender(OURS, targets, sys.executable, build_our_arguments(options, work, targets))
 
 
-def bare_loop_arguments(options: argparse.Namespace, work: Path, targets: str) -> list[str]:
+def build_bare_loop_arguments(options: argparse.Namespace, work: Path, targets: str) -> list[str]:
     settings = {
         "base": work / "model",
         "targets": targets,
@@ -97,10 +100,10 @@ def bare_loop_arguments(options: argparse.Namespace, work: Path, targets: str) -
         "steps": options.steps,
         "resolution": options.resolution,
     }
-    return [str(BENCHMARKS / "bare_loop.py"), *flags(settings)]
+    return [str(BENCHMARKS / "bare_loop.py"), *format_flags(settings)]
 
 
-def our_arguments(options: argparse.Namespace, work: Path, targets: str) -> list[str]:
+def build_our_arguments(options: argparse.Namespace, work: Path, targets: str) -> list[str]:
     settings = {
         "base": work / "model",
         "images": work / "pictures" / "1_toy",
@@ -117,10 +120,10 @@ def our_arguments(options: argparse.Namespace, work: Path, targets: str) -> list
         "mixed-precision": "no",
         "device": "cpu",
     }
-    return ["trainers", "sdxl", *flags(settings), "--no-gradient-checkpointing"]
+    return ["trainers", "sdxl", *format_flags(settings), "--no-gradient-checkpointing"]
 
 
-def sd_scripts_arguments(options: argparse.Namespace, work: Path) -> list[str]:
+def build_sd_scripts_arguments(options: argparse.Namespace, work: Path) -> list[str]:
     settings = {
         "pretrained_model_name_or_path": work / "model",
         "tokenizer_cache_dir": work / "tokenizers",
@@ -142,12 +145,12 @@ def sd_scripts_arguments(options: argparse.Namespace, work: Path) -> list[str]:
     return [
         "--thin-sd-scripts",
         str(options.sd_scripts.resolve() / "sdxl_train_network.py"),
-        *flags(settings),
+        *format_flags(settings),
         *switches,
     ]
 
 
-def diffusers_arguments(options: argparse.Namespace, work: Path) -> list[str]:
+def build_diffusers_arguments(options: argparse.Namespace, work: Path) -> list[str]:
     settings = {
         "pretrained_model_name_or_path": work / "model",
         "train_data_dir": work / "pictures" / "1_toy",
@@ -164,11 +167,11 @@ def diffusers_arguments(options: argparse.Namespace, work: Path) -> list[str]:
     }
     return [
         str(options.diffusers.resolve() / "examples" / "text_to_image" / "train_text_to_image_lora_sdxl.py"),
-        *flags(settings),
+        *format_flags(settings),
     ]
 
 
-def flags(settings: dict[str, object]) -> list[str]:
+def format_flags(settings: dict[str, object]) -> list[str]:
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
@@ -184,10 +187,10 @@ def measure_in_turn(
 
 
 def measure(contender: Contender, folder: Path) -> Measurement:
-    """Run one contender in a fresh folder, so that nothing is cached from an earlier run.
+    """Run one contender in a fresh folder, so that no earlier run has filled a cache.
 
     Raises:
-        RuntimeError: it failed; the message has the end of its output.
+        RuntimeError: the contender failed; the message has the end of its output.
     """
     folder.mkdir()
     record = folder / "record.json"
@@ -200,19 +203,19 @@ def measure(contender: Contender, folder: Path) -> Measurement:
         raise RuntimeError(f"{contender.name} failed:\n{done.stdout[-4000:]}")
     recorded = json.loads(record.read_text())
     cpu, wall = zip(*recorded["clocks"], strict=True)
-    return Measurement(durations(cpu), durations(wall), recorded["peak_bytes"])
+    return Measurement(measure_durations(cpu), measure_durations(wall), recorded["peak_bytes"])
 
 
-def durations(clock: tuple[float, ...]) -> list[float]:
-    """Seconds between the ends of successive steps, without the warm-up."""
+def measure_durations(clock: tuple[float, ...]) -> list[float]:
+    """Return the seconds between the ends of successive steps, without the warm-up."""
     return [after - before for before, after in pairwise(clock)][NUM_WARMUP_STEPS - 1 :]
 
 
-def markdown_table(measurements: list[tuple[Contender, list[Measurement]]]) -> str:
-    """One row per contender: median step over all rounds, highest peak, and ours divided by
+def format_table(measurements: list[tuple[Contender, list[Measurement]]]) -> str:
+    """Format one row per contender: median step over all rounds, highest peak, and ours divided by
     each.
     """
-    summaries = [(contender, summary(own)) for contender, own in measurements]
+    summaries = [(contender, summarize(own)) for contender, own in measurements]
     ours = {contender.targets: figures for contender, figures in summaries if contender.name == OURS}
     lines = [
         "| LoRA on | contender | CPU s/step | ours / it | wall s/step | peak GiB | ours / it |",
@@ -231,8 +234,8 @@ def markdown_table(measurements: list[tuple[Contender, list[Measurement]]]) -> s
     return "\n".join(lines)
 
 
-def summary(measurements: list[Measurement]) -> tuple[float, float, int]:
-    """(CPU seconds, wall seconds, peak bytes)."""
+def summarize(measurements: list[Measurement]) -> tuple[float, float, int]:
+    """Return the medians of CPU and wall seconds, and the highest peak in bytes."""
     cpu = statistics.median(seconds for measurement in measurements for seconds in measurement.cpu_seconds)
     wall = statistics.median(seconds for measurement in measurements for seconds in measurement.wall_seconds)
     return cpu, wall, max(measurement.peak_bytes for measurement in measurements)

@@ -1,11 +1,11 @@
-"""What a training forgets, and what keeps it: the demo's run on the embedded base with prior
-preservation, regularization images, and neither.
+"""Measures what a training forgets: runs the demo's training on the embedded base with prior
+preservation, with regularization images, and with neither.
 
     python -m benchmarks.forgetting FOLDER    # about 4 minutes for each row on one core
 
-A row is one training: how well the new thing is drawn, how many images of old prompts show its
-stem's cyan, which none of them asks for, how many are still right, and how far their pixels moved.
-The class prompts are not among the prompts that are judged. FOLDER gets each row's LoRA and its
+A row is one training: how well the new concept is drawn, how many images of old prompts show the
+cyan of its stem, which no old prompt asks for, how many of these images are still right, and how
+far their pixels moved. The class prompts are not judged. FOLDER gets the LoRA of each row and its
 images before and after.
 """
 
@@ -26,7 +26,7 @@ from trainers.embedded_base import write_embedded_checkpoint
 from trainers.embedded_base.scenes import draw_scene
 from trainers.sdxl.model.sdxl_model import load_model
 
-NUM_IMAGES = 24  # of regularization
+NUM_IMAGES = 24  # regularization images
 CLASS_PROMPTS = (
     "a green circle on a black background",
     "a yellow square on a white background",
@@ -56,7 +56,7 @@ def main() -> None:
     base = options.folder / "base.safetensors"
     write_embedded_checkpoint(base)
     print(
-        "| kept by | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time "
+        "| method | seed, steps | new concept | cyan in old prompts | old prompts right | drift | CPU time "
         "|\n|---|---|---|---|---|---|---|",
         flush=True,
     )
@@ -66,15 +66,12 @@ def main() -> None:
         seconds = time.process_time() - started_at
         comparison = compare(load_model(base), lora, num_seeds=options.num_seeds, num_steps=20)
         draw_grid(comparison, num_seeds=options.num_seeds).save(lora.with_suffix(".png"))
-        print(
-            f"| {name} | {options.seed}, {options.steps} | {_judged(comparison, options.num_seeds)} | {seconds:.0f} "
-            "s |",
-            flush=True,
-        )
+        cells = _format_cells(comparison, options.num_seeds)
+        print(f"| {name} | {options.seed}, {options.steps} | {cells} | {seconds:.0f} s |", flush=True)
 
 
 def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
-    """The LoRA of one row."""
+    """Train one row and return the path of its LoRA."""
     changes = dict(ROWS[name])
     datasets: list[dict[str, Any]] = [{"images": str(IMAGES), "trigger_word": TRIGGER_WORD}]
     if loss_weight := changes.pop("regularization_weight", None):
@@ -102,7 +99,7 @@ def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
 
 
 def _write_old_images(folder: Path) -> Path:
-    """Of what the base model knows, as it was pretrained."""
+    """Draw images that the base model knows from its pretraining."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
     for number in range(NUM_IMAGES):
@@ -112,19 +109,20 @@ def _write_old_images(folder: Path) -> Path:
     return folder
 
 
-def _judged(comparison: Comparison, num_seeds: int) -> str:
-    """The cells of a row, each without the LoRA and with it."""
+def _format_cells(comparison: Comparison, num_seeds: int) -> str:
+    """Format the cells of a row, each without and with the LoRA."""
     new = f"{comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f}"
     cyan = " -> ".join(
-        f"{_share_cyan(images[len(NEW_PROMPTS) * num_seeds :]):.0%}" for images in (comparison.before, comparison.after)
+        f"{_measure_cyan_share(images[len(NEW_PROMPTS) * num_seeds :]):.0%}"
+        for images in (comparison.before, comparison.after)
     )
     right = f"{comparison.old_right_before:.0%} -> {comparison.old_right_after:.0%}"
     return f"{new} | {cyan} | {right} | {comparison.drift:.1f}"
 
 
-def _share_cyan(images: np.ndarray) -> float:
-    """Of images [N, height, width, 3] with a visible patch of it, half a percent of their
-    pixels.
+def _measure_cyan_share(images: np.ndarray) -> float:
+    """Return the share of images [N, height, width, 3] with a visible patch of cyan: half a percent
+    of their pixels.
     """
     is_cyan = np.linalg.norm(images.astype(float) - STEM, axis=-1) < 75
     return float((is_cyan.mean(axis=(1, 2)) > 0.005).mean())

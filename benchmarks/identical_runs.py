@@ -1,12 +1,12 @@
-"""Are trainings bit for bit what they were? Record tiny runs before a refactoring, and compare them
-after it.
+"""Checks that trainings are still bit for bit the same: record tiny runs before a refactoring, and
+compare them after it.
 
     python benchmarks/identical_runs.py record before.json
     python benchmarks/identical_runs.py compare before.json
 
-Every run is a process of the command line, so the program outlives changes inside the trainer.
-Compared are the losses of all steps, the bytes of every tensor of the LoRA, its header without
-dates and hashes, and the names in the run folder's manifest.
+Every run uses the command line, so this program survives changes inside the trainer. It compares
+the losses of all steps, the bytes of every tensor in the LoRA, its header without dates and hashes,
+and the names in the run folder's manifest.
 """
 
 import argparse
@@ -101,7 +101,9 @@ LAUNCH = [
     "no",
 ]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
+# The base's hash is among them: safetensors writes the two entries of its header in either order.
 DATES_AND_HASHES = (
+    "sd_model_hash",
     "started_at",
     "finished_at",
     "modelspec.date",
@@ -213,16 +215,16 @@ def read_run(lora: Path, run_folder: Path) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line for each part of a run that differs."""
+    """Return one line for each part of a run that differs."""
     lines = []
     for name, run in before.items():
         for part, values in run.items():
             if after[name][part] != values:
-                lines.append(f"{name}: {part} differ: {_first_difference(values, after[name][part])}")
+                lines.append(f"{name}: {part} differ: {_find_first_difference(values, after[name][part])}")
     return lines
 
 
-def _first_difference(before: Any, after: Any) -> str:
+def _find_first_difference(before: Any, after: Any) -> str:
     if isinstance(before, dict) and isinstance(after, dict):
         return next(
             f"{key}: {before.get(key)} -> {after.get(key)}"

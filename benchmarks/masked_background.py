@@ -1,11 +1,11 @@
-"""What a mask keeps out of a LoRA: the demo's toadstools on one background that the base model does
-not know, learned with and without masks.
+"""Measures what a mask keeps out of a LoRA: trains on the demo's toadstools, all on one background
+that the base model does not know, with and without masks.
 
     python -m benchmarks.masked_background FOLDER    # about 3 minutes for each row on one core
 
-The captions do not name the background, so a training without masks takes it for part of the thing.
-A row is one training: how well the toadstool is drawn on the backgrounds that its prompts name, and
-how far these are pulled to the trained one (0 %: as named; 100 %: as trained).
+The captions do not name the background, so a training without masks learns it as part of the
+concept. A row is one training: how well the toadstool is drawn on the backgrounds that its prompts
+name, and how far these are pulled to the trained one (0 %: as named; 100 %: as trained).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from trainers.embedded_base.scenes import BACKGROUNDS
 from trainers.sdxl.model.sdxl_model import load_model
 
 BACKGROUND = (120, 70, 20)
-FRAME = 10  # pixels at the sides and above, where there is background only
+FRAME = 10  # pixels at the sides and above, where only the background is
 ROWS: dict[str, dict[str, Any]] = {
     "no masks": {"mask_source": "off"},
     "masks, unmasked_weight 0.1": {},
@@ -67,12 +67,12 @@ def main() -> None:
         assert lora.path is not None
         comparison = compare(load_model(base), lora.path, num_seeds=options.num_seeds, num_steps=20)
         draw_grid(comparison, num_seeds=options.num_seeds).save(lora.path.with_suffix(".png"))
-        print(f"| {name} | {_judged(comparison, options.num_seeds)} |", flush=True)
+        print(f"| {name} | {_format_cells(comparison, options.num_seeds)} |", flush=True)
 
 
 def _write_images(folder: Path) -> Path:
-    """The demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool, as
-    people paint them.
+    """Draw the demo's layouts on BACKGROUND, each with a mask a little larger than the toadstool,
+    as people paint masks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (height, width), _, share, (y, x) in LAYOUTS:
@@ -87,18 +87,18 @@ def _write_images(folder: Path) -> Path:
     return folder
 
 
-def _judged(comparison: Comparison, num_seeds: int) -> str:
-    """The cells of a row; the pull without the LoRA and with it."""
+def _format_cells(comparison: Comparison, num_seeds: int) -> str:
+    """Format the cells of a row. The pull is given without and with the LoRA."""
     pulls = []
     for images in (comparison.before, comparison.after):
         of_prompts = zip(NEW_PROMPTS, np.split(images[: len(NEW_PROMPTS) * num_seeds], len(NEW_PROMPTS)), strict=True)
-        pulls.append(np.mean([_pull(image, prompt) for prompt, own in of_prompts for image in own]))
+        pulls.append(np.mean([_measure_pull(image, prompt) for prompt, own in of_prompts for image in own]))
     return f"{comparison.fidelity_after:.2f} | {pulls[0]:.0%} -> {pulls[1]:.0%} | {comparison.drift:.1f}"
 
 
-def _pull(image: np.ndarray, prompt: str) -> float:
-    """Where the background [height, width, 3] lies between the colour that the prompt names and
-    BACKGROUND.
+def _measure_pull(image: np.ndarray, prompt: str) -> float:
+    """Return how far the background of an image [height, width, 3] is from the colour in the prompt
+    (0) to BACKGROUND (1).
     """
     named = next(
         np.array(colour, dtype=float) for name, colour in BACKGROUNDS.items() if f" {name} background" in prompt

@@ -1,10 +1,11 @@
-"""Compares the estimate of trainers/sdxl/memory.py with the peak that the real UNet has on tensors
-without numbers.
+"""Compares the estimate of trainers/sdxl/check/memory.py with the peak memory of the real UNet on
+the meta device.
 
-Forward and backward of the real classes run on the meta device, and every storage is counted from
-its birth to its death. CUDA's autocast is imitated, for it needs a CUDA build: matrix products in
-the low precision, normalization and interpolation in float32 (ATen/autocast_mode.h). Attention
-takes the flash path, dropout the fused one. What kernels allocate inside is not seen.
+Forward and backward of the real classes run on tensors without data, and every storage is counted
+from its creation to its deletion. CUDA's autocast is imitated, since it needs a CUDA build: matrix
+products in the low precision, normalization and interpolation in float32 (ATen/autocast_mode.h).
+Attention uses the flash kernel, dropout the fused one. Memory that kernels allocate inside is not
+counted.
 """
 
 import argparse
@@ -27,15 +28,15 @@ from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 from trainers.training.adapters import AdapterSettings, attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
 from trainers.wording import GIBIBYTE
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, but for those of the tensors to leave out,
-    and remembers the most.
+    """Counts the bytes of all living storages, except those of the tensors in `leave_out`, and
+    keeps the peak.
     """
 
     def __init__(self, *, leave_out: Iterable[Tensor]) -> None:
@@ -66,21 +67,21 @@ class PeakMemory(TorchDispatchMode):
 
 @contextmanager
 def cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
-    """What torch.autocast("cuda", dtype) does to the functions of a UNet, on any device; float32 is
-    no autocast.
+    """Imitate torch.autocast("cuda", dtype) for the functions of a UNet, on any device. float32
+    means no autocast.
     """
     low_precision = dict.fromkeys(("linear", "conv2d"), dtype)
     full_precision = dict.fromkeys(("layer_norm", "group_norm", "interpolate"), torch.float32)
     casts = {} if dtype == torch.float32 else {**low_precision, **full_precision}
     with ExitStack() as stack:
         for name, wanted in casts.items():
-            stack.enter_context(patch.object(F, name, _casting(getattr(F, name), wanted)))
+            stack.enter_context(patch.object(F, name, _wrap_with_cast(getattr(F, name), wanted)))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _flash_attention))
         stack.enter_context(patch.object(F, "dropout", _fused_dropout))
         yield
 
 
-def _casting(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+def _wrap_with_cast(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) else value
 
@@ -88,22 +89,20 @@ def _casting(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..
 
 
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
-    """Saves query, key, value, output and one number per query and head, as the kernels of CUDA
-    do.
-    """
+    """Save query, key, value, output and one number per query and head, as CUDA's kernels do."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
 
 def _fused_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Saves a mask of one byte per value."""
+    """Save a mask of one byte per value."""
     return torch.native_dropout(values, p, training)[0] if p and training else values
 
 
 def measure_activations(
     unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_size: int, precision: str
 ) -> int:
-    """Most bytes alive in forward and backward, besides weights and gradients, of a UNet on the
-    meta device that has its adapters.
+    """Return the peak bytes in forward and backward, without weights and gradients, of a UNet with
+    adapters on the meta device.
     """
     batch = meta_batch(unet, size_hw=size_hw, batch_size=batch_size, dtype=COMPUTE_DTYPES[precision])
     for parameter in unet.parameters():
@@ -130,12 +129,12 @@ def meta_batch(unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_si
 
 
 def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -> UNet2DConditionModel:
-    """With adapters, as the trainer prepares it; without storage."""
+    """Make a UNet with adapters as the trainer does, but without storage."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**settings)
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
     adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    attach_adapters(unet, unet_targets(unet, config.target_modules), adapters, component="unet")
+    attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
     unet.train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -1,9 +1,9 @@
-"""What a training in ComfyUI adds to the memory of a server that has the full-size model loaded:
-our trainer and core's TrainLoraNode.
+"""Measures how much memory a training adds to a ComfyUI server with the full-size model loaded: our
+trainer and core's TrainLoraNode.
 
 Both train two steps at 256 pixels on the same random SDXL, rank 16, with gradient checkpointing,
 each on a fresh server on the CPU with --bf16-unet, so that two copies of the model fit into 24 GB.
-Linux only: the peak comes from /proc.
+Linux only: the peak is read from /proc.
 """
 
 import argparse
@@ -121,22 +121,22 @@ def prepare(folder: Path) -> None:
 
 
 def measure(folder: Path, prompt: dict[str, Any], name: str, flags: list[str]) -> tuple[int, int, float]:
-    """Resident bytes with the model loaded and used, their peak while training, and the training's
-    seconds.
+    """Return the resident bytes with the model loaded and used, their peak in training, and the
+    seconds of the training.
     """
     with ComfyServer(
         find_comfyui(), base_directory=folder, log=folder / f"{name}.log", cpu=True, flags=flags
     ) as server:
         server.client.run(LOADED)
         process = Path("/proc") / str(server.process_id)
-        loaded = _memory(process, "VmRSS")
+        loaded = _read_memory(process, "VmRSS")
         (process / "clear_refs").write_text("5")  # resets the peak
         started_at = time.monotonic()
         server.client.run({**LOADED, **prompt})
-        return loaded, _memory(process, "VmHWM"), time.monotonic() - started_at
+        return loaded, _read_memory(process, "VmHWM"), time.monotonic() - started_at
 
 
-def _memory(process: Path, field: str) -> int:
+def _read_memory(process: Path, field: str) -> int:
     (line,) = [line for line in (process / "status").read_text().splitlines() if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
 

@@ -1,10 +1,10 @@
-"""Our training step beside the recorded steps of the unmodified sd-scripts and diffusers scripts,
-number by number.
+"""Compares our training step with the recorded steps of the unmodified sd-scripts and diffusers
+scripts, number by number.
 
 Each script trains three steps on the thin model and is recorded (record_step.py). The same images
-and captions then go through our own dataset, encoders and tokenizer, and the recorded latents,
-noise, timesteps and first LoRA weights through our own loss, clipping and AdamW. Printed is a table
-of differences.
+and captions then go through our dataset, encoders and tokenizer, and the recorded latents, noise,
+timesteps and first LoRA weights through our loss, clipping and AdamW. The program prints a table of
+differences.
 
 Letters: B batch, C channels, H W latent height and width.
 """
@@ -38,8 +38,8 @@ from trainers.sdxl.model.text import PAD_TOKENS, TextEmbeddings, encode_captions
 from trainers.sdxl.names import kohya_names, module_key
 from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
-from trainers.sdxl.targets import text_encoder_targets, unet_targets
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+from trainers.sdxl.targets import find_text_encoder_targets, find_unet_targets
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
 from trainers.training.console_host import ConsoleHost
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
@@ -54,7 +54,7 @@ Recording = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One script with its settings, and the same settings in our words."""
+    """One script with its settings, and the same settings under our names."""
 
     name: str
     arguments: list[str]
@@ -78,10 +78,10 @@ def main() -> None:
         write_tokenizers(work)
         write_images(work / "pictures" / "1_toy", size_hw=IMAGE_HW)
         columns = {}
-        for index, (python, case) in enumerate(cases(options, work)):
+        for index, (python, case) in enumerate(list_cases(options, work)):
             recording = record(case, python, work / f"{index}.safetensors")
             columns[case.name] = compare(case, recording, work)
-    print(markdown_table(columns))
+    print(format_table(columns))
 
 
 def parse_options() -> argparse.Namespace:
@@ -98,13 +98,13 @@ def parse_options() -> argparse.Namespace:
 # ---- the scripts ----
 
 
-def cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]:
+def list_cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]:
     diffusers = options.diffusers.resolve() / "examples" / "text_to_image" / "train_text_to_image_lora_sdxl.py"
     yield (
         options.diffusers_python,
         Case(
             "diffusers example: epsilon, min-SNR 5, noise offset",
-            [str(diffusers), *diffusers_flags(work), "--rank=8", "--snr_gamma=5", "--noise_offset=0.05"],
+            [str(diffusers), *build_diffusers_flags(work), "--rank=8", "--snr_gamma=5", "--noise_offset=0.05"],
             BucketConfig(resolution=256, resize_mode="center_crop"),
             target_modules="attention",
             rank=8,
@@ -112,7 +112,7 @@ def cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]
             min_snr_gamma=5,
         ),
     )
-    sd_scripts = [str(options.sd_scripts.resolve() / "sdxl_train_network.py"), *sd_scripts_flags(work)]
+    sd_scripts = [str(options.sd_scripts.resolve() / "sdxl_train_network.py"), *build_sd_scripts_flags(work)]
     buckets = BucketConfig(resolution=320)
     yield (
         options.sd_scripts_python,
@@ -149,7 +149,7 @@ def cases(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, Case]]
     )
 
 
-def diffusers_flags(work: Path) -> list[str]:
+def build_diffusers_flags(work: Path) -> list[str]:
     settings = {
         "pretrained_model_name_or_path": work / "model",
         "train_data_dir": work / "pictures" / "1_toy",
@@ -167,7 +167,7 @@ def diffusers_flags(work: Path) -> list[str]:
     return [*(f"--{name}={value}" for name, value in settings.items()), "--center_crop"]
 
 
-def sd_scripts_flags(work: Path) -> list[str]:
+def build_sd_scripts_flags(work: Path) -> list[str]:
     settings = {
         "pretrained_model_name_or_path": work / "model",
         "tokenizer_cache_dir": work / "tokenizers",
@@ -198,7 +198,7 @@ def record(case: Case, python: str, path: Path) -> Recording:
     """Run the script.
 
     Raises:
-        RuntimeError: it failed; the message has the end of its output.
+        RuntimeError: the script failed; the message has the end of its output.
     """
     print(f"recording {case.name}", file=sys.stderr)
     command = [python, str(RECORD_STEP), "--record", str(path), *case.arguments]
@@ -215,18 +215,18 @@ def record(case: Case, python: str, path: Path) -> Recording:
 
 @dataclass
 class Differences:
-    """The largest difference seen of each quantity, over all steps, and the smallest cosine."""
+    """The largest difference of each quantity over all steps, and the smallest cosine."""
 
     relative: dict[str, float] = field(default_factory=dict)
     cosine: dict[str, float] = field(default_factory=dict)
 
     def compare(self, name: str, ours: Tensor, theirs: Tensor) -> None:
-        """Keep max|ours - theirs| / max|theirs|."""
+        """Record max|ours - theirs| / max|theirs|."""
         difference = float((ours.detach() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
         self.relative[name] = max(difference, self.relative.get(name, 0.0))
 
     def compare_all(self, name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        """The same for many tensors taken as one long vector, and its cosine."""
+        """Record the same for many tensors as one long vector, and the cosine."""
         our_vector, their_vector = (
             torch.cat([tensors[key].detach().flatten().double() for key in ours]) for tensors in (ours, theirs)
         )
@@ -248,7 +248,7 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
         recorded = {
             name.removeprefix(f"{step}/"): tensor for name, tensor in recording.items() if name.startswith(f"{step}/")
         }
-        batch = our_batch(images, model, recorded, differences)
+        batch = build_our_batch(images, model, recorded, differences)
         alphas = objective.alphas_cumprod[batch.timesteps]
         differences.compare("noisy latents", add_noise(batch.latents, batch.noise, alphas), recorded["noisy_latents"])
         model_pred = predict(model.unet, batch, alphas)
@@ -271,7 +271,7 @@ def compare(case: Case, recording: Recording, work: Path) -> Differences:
 
 
 def check_gradients_cover(ours: Mapping[str, Tensor], recorded: Recording) -> None:
-    """The script has gradients for exactly the adapters that ours has them for."""
+    """Require that the script has gradients for the same adapters as our code."""
     theirs = {name.removeprefix("gradient/") for name in recorded if name.startswith("gradient/")}
     assert theirs == set(ours), (
         f"{len(theirs)} parameters have gradients there, {len(ours)} here; for example {sorted(theirs ^ set(ours))[:3]}"
@@ -279,7 +279,7 @@ def check_gradients_cover(ours: Mapping[str, Tensor], recorded: Recording) -> No
 
 
 class OurImages:
-    """The images as our dataset, buckets and VAE cache see them, found by the token ids of their
+    """The images after our dataset, buckets and VAE cache. They are found by the token ids of their
     captions.
     """
 
@@ -287,7 +287,7 @@ class OurImages:
         assert model.vae is not None
         dataset = scan_folder(DatasetConfig(images=str(work / "pictures" / "1_toy")))
         items = plan_crops(dataset, case.buckets, seed=0).items
-        self._items = {token_ids(item.image.caption)[0]: item for item in items}
+        self._items = {make_token_ids(item.image.caption)[0]: item for item in items}
         self._latents = LatentStore(TensorCache(None), vae_hash="")
         self._latents.encode(
             items, model.vae, ConsoleHost(torch.device("cpu"), quiet=True), flips=(False,), total=len(items)
@@ -300,19 +300,19 @@ class OurImages:
         return torch.stack([self._latents.get(item, flip=False) for item in items])
 
 
-def token_ids(caption: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """For text encoder 1 and 2."""
+def make_token_ids(caption: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the token ids for text encoders 1 and 2."""
     first, second = (tokenize([caption], pad_token=pad)[0][0] for pad in PAD_TOKENS)
     return tuple(first.tolist()), tuple(second.tolist())
 
 
-def our_batch(images: OurImages, model: SDXLModel, recorded: Recording, differences: Differences) -> Batch:
-    """What our code makes of the same images and captions, compared with what the script fed its
-    UNet.
+def build_our_batch(images: OurImages, model: SDXLModel, recorded: Recording, differences: Differences) -> Batch:
+    """Build our batch from the same images and captions, and compare it with the inputs of the
+    script's UNet.
     """
     items = images.find(recorded["input_ids_1"])
     captions = [item.image.caption for item in items]
-    our_ids = torch.tensor([token_ids(caption) for caption in captions])  # [B, 2, 77]
+    our_ids = torch.tensor([make_token_ids(caption) for caption in captions])  # [B, 2, 77]
     differences.compare("token ids", our_ids, torch.stack([recorded["input_ids_1"], recorded["input_ids_2"]], dim=1))
     differences.compare("latents (mean)", images.latents(items), recorded["latents_mean"] * VAE_SCALE)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
@@ -335,8 +335,8 @@ def our_batch(images: OurImages, model: SDXLModel, recorded: Recording, differen
 def compare_conditions(
     model: SDXLModel, embeddings: TextEmbeddings, add_time_ids: Tensor, recorded: Recording, differences: Differences
 ) -> None:
-    """sd-scripts hands its UNet the pooled embeddings and the sinusoids of the size ids in one
-    vector, diffusers the ids themselves.
+    """Compare the conditions. sd-scripts gives its UNet the pooled embeddings and the sinusoids of
+    the size ids in one vector, diffusers the ids themselves.
     """
     differences.compare("prompt_embeds", embeddings.prompt_embeds, recorded["prompt_embeds"])
     if "vector" not in recorded:
@@ -350,28 +350,32 @@ def compare_conditions(
 
 
 def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
-    """Our adapters with the recorded first weights, by the script's names, and our optimizer over
-    them.
+    """Attach our adapters with the recorded first weights. Return them by the script's names, and
+    our optimizer for them.
     """
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     names = kohya_names(
         *(list_weighted_modules(module) for module in (model.unet, model.text_encoder, model.text_encoder_2))
     )
     parts: list[tuple[str, nn.Module, list[str]]] = [
-        ("unet", model.unet, unet_targets(model.unet, case.target_modules))
+        ("unet", model.unet, find_unet_targets(model.unet, case.target_modules))
     ]
     if case.train_text_encoders:
         parts.append(
-            ("text_encoder", model.text_encoder, text_encoder_targets(model.text_encoder, uses_last_layer=False))
+            ("text_encoder", model.text_encoder, find_text_encoder_targets(model.text_encoder, uses_last_layer=False))
         )
         parts.append(
-            ("text_encoder_2", model.text_encoder_2, text_encoder_targets(model.text_encoder_2, uses_last_layer=True))
+            (
+                "text_encoder_2",
+                model.text_encoder_2,
+                find_text_encoder_targets(model.text_encoder_2, uses_last_layer=True),
+            )
         )
     settings = AdapterSettings(case.rank, case.alpha, dropout=0.0, seed=0)
     parameters: dict[str, nn.Parameter] = {}
     for component, module, targets in parts:
         attach_adapters(module, targets, settings, component=component)
-        for path, layer in adapter_layers(module).items():
+        for path, layer in find_adapter_layers(module).items():
             kohya_name = names[module_key(component, path)]
             from_sd_scripts = "0/vector" in recording
             names_there = (
@@ -391,17 +395,18 @@ def attach(case: Case, model: SDXLModel, recording: Recording) -> tuple[dict[str
 # ---- the table ----
 
 
-def markdown_table(columns: dict[str, Differences]) -> str:
-    """One column per script; each cell is the largest relative difference over the steps."""
+def format_table(columns: dict[str, Differences]) -> str:
+    """Format one column per script. Each cell is the largest relative difference over the steps."""
     rows = list(next(iter(columns.values())).relative)
     lines = ["| " + " | ".join(["max difference / max value", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [
-        "| " + " | ".join([row, *(cell(differences, row) for differences in columns.values())]) + " |" for row in rows
+        "| " + " | ".join([row, *(format_cell(differences, row) for differences in columns.values())]) + " |"
+        for row in rows
     ]
     return "\n".join(lines)
 
 
-def cell(differences: Differences, row: str) -> str:
+def format_cell(differences: Differences, row: str) -> str:
     relative = differences.relative[row]
     text = "exactly equal" if relative == 0 else f"{relative:.1e}"
     return text + (f", cosine 1 - {1 - differences.cosine[row]:.0e}" if row in differences.cosine else "")

@@ -1,5 +1,5 @@
-"""A full-size SDXL checkpoint of random numbers, for measurements that need the size and not the
-images: 6.9 GB in bf16, a minute, 14 GB of memory.
+"""Writes a full-size SDXL checkpoint of random numbers, for measurements that need its size but not
+its images: 6.9 GB in bf16; takes a minute and 14 GB of memory.
 """
 
 from pathlib import Path
@@ -56,7 +56,7 @@ def write_random_sdxl(path: Path, *, dtype: torch.dtype = torch.bfloat16) -> Non
 
 
 def _fill(weight: torch.Tensor, *, is_norm: bool, generator: torch.Generator) -> None:
-    """Values small enough that nothing overflows on the way through 70 transformer blocks."""
+    """Fill with values small enough that nothing overflows in 70 transformer blocks."""
     if weight.ndim == 1:
         weight.fill_(1.0 if is_norm else 0.0)
     else:

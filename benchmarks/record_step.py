@@ -1,9 +1,9 @@
-"""Run an unmodified training script for a few steps and write down what went in and what came out,
-for parity_against_scripts.py.
+"""Runs an unmodified training script for a few steps and records its inputs and results, for
+parity_against_scripts.py.
 
 It must run under the script's own interpreter. Library functions that the script calls (VAE, noise
 schedule, UNet, backward, optimizer) are wrapped to copy their arguments; the script itself is not
-touched. Only the first call of each in a step is kept.
+changed. Only the first call of each function in a step is kept.
 
 Letters: B batch, H W image height and width.
 """
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 class StepRecorder:
-    """Copies of the tensors as STEP/NAME, steps counted from 0; adapters as STEP/before/NAME,
+    """Copies tensors as STEP/NAME, with steps counted from 0, and adapters as STEP/before/NAME,
     STEP/gradient/NAME (clipped) and STEP/after/NAME.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.step = 0
-        self.adapters: nn.Module | None = None  # whose trainable parameters are the LoRA
+        self.adapters: nn.Module | None = None  # its trainable parameters are the LoRA
 
     def keep(self, name: str, tensor: Tensor) -> None:
         self.tensors.setdefault(f"{self.step}/{name}", tensor.detach().clone().contiguous())
@@ -109,17 +109,17 @@ class StepRecorder:
         self.keep("model_pred", result)
 
     def _before_update(self) -> None:
-        for name, parameter in self._trainable():
+        for name, parameter in self._list_trainable():
             self.keep(f"before/{name}", parameter)
             if parameter.grad is not None:
                 self.keep(f"gradient/{name}", parameter.grad)
 
     def _after_update(self) -> None:
-        for name, parameter in self._trainable():
+        for name, parameter in self._list_trainable():
             self.keep(f"after/{name}", parameter)
         self.step += 1
 
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+    def _list_trainable(self) -> list[tuple[str, nn.Parameter]]:
         assert self.adapters is not None
         return [(name, parameter) for name, parameter in self.adapters.named_parameters() if parameter.requires_grad]
 
@@ -138,8 +138,8 @@ def watch(owner: type, name: str, observe: Callable[..., None]) -> None:
 
 
 def watch_sd_scripts(recorder: StepRecorder) -> None:
-    """sd-scripts has a UNet and a LoRA network of its own."""
-    # of the checkout, whose folder is on sys.path only now
+    """Watch the UNet and the LoRA network of sd-scripts, which has its own classes."""
+    # imported late: the checkout's folder is on sys.path only now
     from library.sdxl_original_unet import SdxlUNet2DConditionModel  # pyright: ignore[reportMissingImports]
     from networks.lora import LoRANetwork  # pyright: ignore[reportMissingImports]
 

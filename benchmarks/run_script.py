@@ -1,8 +1,8 @@
-"""Run an unmodified training script and record when each optimizer step ended: CPU and wall clock,
-and the peak memory.
+"""Runs an unmodified training script and records CPU and wall clock at the end of each optimizer
+step, and the peak memory.
 
-It must run under the script's own interpreter, so it needs nothing but torch. torch's global
-optimizer hook does the recording; the script is neither edited nor patched.
+It must run under the script's own interpreter, so it needs nothing but torch. It records through
+torch's global optimizer hook; the script is neither edited nor patched.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def run(script: str, arguments: list[str], *, prepare: Callable[[], None] | None = None) -> None:
-    """Run the script, or the module in the current folder, as __main__ with these arguments;
-    `prepare` may import the script's own modules.
+    """Run the script, or the module in the current folder, as __main__ with these arguments.
+    `prepare` is called first, and may import the script's own modules.
     """
     is_file = script.endswith(".py")
     sys.argv = [script, *arguments]
@@ -60,8 +60,8 @@ def run(script: str, arguments: list[str], *, prepare: Callable[[], None] | None
 
 
 def make_sd_scripts_thin() -> None:
-    """The only two numbers that stand between sd-scripts' UNet and the thin model's."""
-    # of the checkout, whose folder is on sys.path only now
+    """Set the only two numbers in which sd-scripts' UNet differs from the thin model's."""
+    # imported late: the checkout's folder is on sys.path only now
     from library import sdxl_original_unet  # pyright: ignore[reportMissingImports]
 
     sdxl_original_unet.MODEL_CHANNELS, sdxl_original_unet.TIME_EMBED_DIM = 64, 256

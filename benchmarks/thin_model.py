@@ -1,10 +1,10 @@
-"""A thin SDXL with random weights and a few images: what every contender of the benchmarks trains
-on.
+"""Writes a thin SDXL with random weights and a few images, which every contender of the benchmarks
+trains on.
 
 Depth, layout and conditioning are SDXL's own (1, 2 and 10 transformer blocks, 2048-wide text
-states, 2816-wide vector); only the UNet's and VAE's channels and the text encoders' inner widths
-are cut down. The text widths and the first encoder's 12 layers stay, because sd-scripts has them in
-its code.
+states, 2816-wide vector). Only the channels of UNet and VAE and the inner widths of the text
+encoders are smaller. The text widths and the first encoder's 12 layers are kept, because sd-scripts
+has them in its code.
 """
 
 import argparse
@@ -38,15 +38,15 @@ def main() -> None:
 
 
 def write_model(folder: Path, *, seed: int) -> None:
-    """The thin model as a diffusers folder that every transformers version from 4.54 on reads."""
+    """Write the thin model as a diffusers folder, readable by transformers 4.54 and newer."""
     torch.manual_seed(seed)
     build_unet().save_pretrained(folder / "unet")
     build_vae().save_pretrained(folder / "vae")
     _save_text_encoder(
-        CLIPTextModel(text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")), folder / "text_encoder"
+        CLIPTextModel(build_text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")), folder / "text_encoder"
     )
     _save_text_encoder(
-        CLIPTextModelWithProjection(text_config(TEXT_WIDTH_2, num_layers=2, hidden_act="gelu")),
+        CLIPTextModelWithProjection(build_text_config(TEXT_WIDTH_2, num_layers=2, hidden_act="gelu")),
         folder / "text_encoder_2",
     )
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
@@ -99,7 +99,7 @@ def build_vae() -> AutoencoderKL:
     return AutoencoderKL(**settings)
 
 
-def text_config(width: int, *, num_layers: int, hidden_act: str) -> CLIPTextConfig:
+def build_text_config(width: int, *, num_layers: int, hidden_act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=width,
@@ -116,29 +116,29 @@ def text_config(width: int, *, num_layers: int, hidden_act: str) -> CLIPTextConf
 
 
 def _save_text_encoder(text_encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: Path) -> None:
-    """Under the names of transformers 4, which version 5 reads as well; the other way round the
-    weights would not be found.
+    """Save under the names of transformers 4, which version 5 reads too. Version 4 would not find
+    weights under the names of version 5.
     """
     text_encoder.config.architectures = [type(text_encoder).__name__]
     text_encoder.config.save_pretrained(folder)
     save_file(
-        {_transformers_4_name(name): tensor.contiguous() for name, tensor in _weights(text_encoder).items()},
+        {_rename_for_transformers_4(name): tensor.contiguous() for name, tensor in _get_weights(text_encoder).items()},
         folder / "model.safetensors",
         {"format": "pt"},
     )
 
 
-def _weights(text_encoder: torch.nn.Module) -> dict[str, Tensor]:
+def _get_weights(text_encoder: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in text_encoder.state_dict().items() if not name.endswith("position_ids")}
 
 
-def _transformers_4_name(name: str) -> str:
+def _rename_for_transformers_4(name: str) -> str:
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
 def write_tokenizers(folder: Path) -> None:
-    """CLIP's tokenizers inside the model folder, and once more where sd-scripts'
-    --tokenizer_cache_dir looks for them.
+    """Write CLIP's tokenizers into the model folder, and again where sd-scripts'
+    --tokenizer_cache_dir expects them.
     """
     write_tokenizer(folder / "model" / "tokenizer", pad_token=END_TOKEN)
     write_tokenizer(folder / "model" / "tokenizer_2", pad_token="!")
@@ -147,11 +147,11 @@ def write_tokenizers(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path, *, pad_token: str) -> None:
-    """The four files of a transformers CLIPTokenizer."""
+    """Write the four files of a transformers CLIPTokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     merges = MERGES_FILE.read_text(encoding="utf-8")
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
-    _write_json(folder / "vocab.json", _vocabulary(merges))
+    _write_json(folder / "vocab.json", _build_vocabulary(merges))
     special_tokens = {
         "bos_token": "<|startoftext|>",
         "eos_token": END_TOKEN,
@@ -165,12 +165,12 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
     )
 
 
-def _vocabulary(merges: str) -> dict[str, int]:
-    """CLIP's numbering: 256 byte symbols, the same at the end of a word, one token per merge, two
-    marks.
+def _build_vocabulary(merges: str) -> dict[str, int]:
+    """Number the tokens as CLIP does: 256 byte symbols, the same symbols at the end of a word, one
+    token per merge, two special tokens.
     """
     pairs = [line.split() for line in merges.splitlines()[1:] if line]
-    symbols = byte_symbols()
+    symbols = list_byte_symbols()
     tokens = [
         *symbols,
         *(symbol + "</w>" for symbol in symbols),
@@ -182,14 +182,14 @@ def _vocabulary(merges: str) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def byte_symbols() -> list[str]:
-    """The printable stand-ins of the 256 bytes in CLIP's order."""
+def list_byte_symbols() -> list[str]:
+    """Return printable characters for the 256 bytes, in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
 
 
 def write_images(folder: Path, *, size_hw: tuple[int, int], num_images: int = 8) -> None:
-    """Images with captions, for all three dataset readers: .txt files and a metadata.jsonl."""
+    """Write images with captions for all three dataset readers: .txt files and a metadata.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     colours = ("red", "green", "blue", "orange", "purple", "brown", "teal", "black")
     rows = []

@@ -1,1 +1,1 @@
-"""What is written for people to read, and the program that writes the generated parts of it."""
+"""The documentation, and the program that writes its generated parts."""

@@ -1,8 +1,8 @@
-"""The generated parts of the help pages in web/docs: the inputs of every node, the presets' numbers
-and what each Musubi architecture recommends.
+"""Builds the generated parts of the help pages in web/docs: the inputs of every node, the presets'
+numbers and what each Musubi architecture recommends.
 
-A part is between `<!-- make docs: NAME -->` and `<!-- end -->`. Everything else on a page, the
-heading lines of its tables included, is written by hand.
+A part is between `<!-- make docs: NAME -->` and `<!-- end -->`. Everything else on a page is
+written by hand, even the heading lines of its tables.
 """
 
 import re
@@ -24,11 +24,11 @@ _CODE = re.compile(
     r"(%[\w:-]+%|\b\w+=[\w.(),]*[\w)]|(?<!\w)--\w[\w-]*(?: \d+)?"
     r"|[\w./-]*\w_\w[\w./-]*\w|\b\w+/[\w/]+\b|(?<!\w)\.[a-z]{3,}\b)"
 )
-_NO_CHOICE = "[None]"  # a list that begins with it goes on with files of the user's machine
+_NO_CHOICE = "[None]"  # the first entry of lists of files on the user's machine
 _FEW = 3
 _TYPES = {"STRING": "text", "INT": "number", "FLOAT": "number"}
 _BOOLEAN = "BOOLEAN"
-# What the tables of architectures say besides names and numbers.
+# The words in the tables of architectures.
 _WORDS = {
     "en": ("optional", "at most", {"none": "none", "optional": "optional", "required": "required"}),
     "fr": ("facultatif", "au plus", {"none": "aucune", "optional": "possible", "required": "obligatoire"}),
@@ -37,30 +37,30 @@ _WORDS = {
 }
 
 
-def help_pages(schemas: Sequence[SimpleNamespace]) -> dict[Path, str]:
-    """Every page with its generated parts as they should be."""
+def build_help_pages(schemas: Sequence[SimpleNamespace]) -> dict[Path, str]:
+    """Return every page, with its generated parts up to date."""
     by_node = {schema.node_id: schema for schema in schemas}
     pages = {}
     for path in sorted(PAGES.rglob("*.md")):
         is_english = path.parent == PAGES
         schema = by_node[path.stem if is_english else path.parent.name]
-        pages[path] = _with_parts(path, schema, language="en" if is_english else path.stem)
+        pages[path] = _replace_parts(path, schema, language="en" if is_english else path.stem)
     return pages
 
 
-def _with_parts(path: Path, schema: SimpleNamespace, *, language: str) -> str:
+def _replace_parts(path: Path, schema: SimpleNamespace, *, language: str) -> str:
     writers: dict[str, Callable[[str], str]] = {
-        "inputs": lambda old: "\n" + "\n".join(input_lines(schema.inputs)) + "\n\n",
-        "goals": lambda old: _with_rows(old, goal_rows()),
-        "memory": lambda old: _with_rows(old, memory_rows()),
-        "architectures": lambda old: _with_rows(old, architecture_rows(language)),
+        "inputs": lambda old: "\n" + "\n".join(describe_inputs(schema.inputs)) + "\n\n",
+        "goals": lambda old: _replace_rows(old, build_goal_rows()),
+        "memory": lambda old: _replace_rows(old, build_memory_rows()),
+        "architectures": lambda old: _replace_rows(old, build_architecture_rows(language)),
     }
     text = path.read_text(encoding="utf-8")
     return _PART.sub(lambda part: part[1] + writers[part[2]](part[3]) + part[4], text)
 
 
-def _with_rows(old: str, rows: list[str]) -> str:
-    """A table with other rows under its first two lines."""
+def _replace_rows(old: str, rows: list[str]) -> str:
+    """Replace the rows of a table under its first two lines."""
     heading = [line for line in old.splitlines() if line.startswith("|")][:2]
     return "\n" + "\n".join([*heading, *rows]) + "\n\n"
 
@@ -68,9 +68,9 @@ def _with_rows(old: str, rows: list[str]) -> str:
 # ---- tables ----
 
 
-def goal_rows() -> list[str]:
+def build_goal_rows() -> list[str]:
     return [
-        _row(
+        _build_row(
             name,
             goal.rank,
             f"{goal.rank * goal.alpha_per_rank:g}",
@@ -82,9 +82,9 @@ def goal_rows() -> list[str]:
     ]
 
 
-def memory_rows() -> list[str]:
+def build_memory_rows() -> list[str]:
     return [
-        _row(
+        _build_row(
             name,
             preset.resolution,
             preset.train_batch_size,
@@ -96,14 +96,14 @@ def memory_rows() -> list[str]:
     ]
 
 
-def architecture_rows(language: str) -> list[str]:
+def build_architecture_rows(language: str) -> list[str]:
     optional, at_most, control = _WORDS[language]
     return [
-        _row(
+        _build_row(
             row.name,
             ", ".join(f"`{file.name}`" + ("" if file.required else f" ({optional})") for file in row.models),
             ", ".join(f"`{option.name}`" for option in row.options) or "–",
-            *_recommended(row),
+            *_list_recommended(row),
             f"{at_most} {row.max_blocks_to_swap}",
             control[row.control_images],
         )
@@ -111,85 +111,87 @@ def architecture_rows(language: str) -> list[str]:
     ]
 
 
-def _recommended(row: Architecture) -> list[str]:
+def _list_recommended(row: Architecture) -> list[str]:
     names = ("rank", "learning_rate", "resolution", "timestep_sampling", "discrete_flow_shift")
     values = [row.defaults[name] for name in names]
     return [value if isinstance(value, str) else f"{value:g}" if value else "–" for value in values]
 
 
-def _row(*cells: object) -> str:
+def _build_row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
 # ---- inputs ----
 
 
-def input_lines(inputs: Sequence[Any]) -> list[str]:
-    """One list of what is visible on the node, one of what is advanced, one of what only programs
-    give.
+def describe_inputs(inputs: Sequence[Any]) -> list[str]:
+    """List the inputs that are visible on the node, then the advanced ones, then those that only
+    programs set.
     """
     hidden = [entry for entry in inputs if getattr(entry, "extra_dict", {}).get("hidden")]
     advanced = [entry for entry in inputs if entry.advanced and entry not in hidden]
     visible = [entry for entry in inputs if entry not in advanced and entry not in hidden]
-    lines = [line for entry in visible for line in _lines(entry)]
+    lines = [line for entry in visible for line in _describe_input(entry)]
     for heading, entries in (("Advanced:", advanced), ("For programs:", hidden)):
         if entries:
-            lines += ["", heading, "", *(line for entry in entries for line in _lines(entry))]
+            lines += ["", heading, "", *(line for entry in entries for line in _describe_input(entry))]
     return lines
 
 
-def _lines(entry: Any) -> list[str]:
-    line = f"- `{entry.id}` ({_facts(entry)}): {as_markdown(entry.tooltip)}"
-    return [line, *_lines_of_choices(entry.options)] if entry.io_type == DYNAMIC_COMBO else [line]
+def _describe_input(entry: Any) -> list[str]:
+    line = f"- `{entry.id}` ({_describe_facts(entry)}): {as_markdown(entry.tooltip)}"
+    return [line, *_describe_choices(entry.options)] if entry.io_type == DYNAMIC_COMBO else [line]
 
 
-def _lines_of_choices(options: Sequence[Any]) -> list[str]:
-    """The inputs that a choice brings: one line for each, with the choices that differ below it."""
+def _describe_choices(options: Sequence[Any]) -> list[str]:
+    """Describe the inputs that a choice brings, one line for each. If choices differ, they follow
+    in lines of their own.
+    """
     by_name: dict[str, list[tuple[str, Any]]] = {}
     for option in options:
         for entry in option.inputs:
             by_name.setdefault(entry.id, []).append((option.key, entry))
-    return [line for name, entries in by_name.items() for line in _lines_of_choice(name, entries)]
+    return [line for name, entries in by_name.items() for line in _describe_choice(name, entries)]
 
 
-def _lines_of_choice(name: str, entries: Sequence[tuple[str, Any]]) -> list[str]:
+def _describe_choice(name: str, entries: Sequence[tuple[str, Any]]) -> list[str]:
     texts = {as_markdown(entry.tooltip) for _, entry in entries}
     if len(texts) == 1:
-        return [f"  - `{name}`{_facts_of_all(entries)}: {texts.pop()}"]
+        return [f"  - `{name}`{_describe_common_facts(entries)}: {texts.pop()}"]
     groups: dict[str, list[str]] = {}
     for key, entry in entries:
-        choices = "" if _is_of_files(entry) else f" ({_facts(entry)})"
+        choices = "" if _is_list_of_files(entry) else f" ({_describe_facts(entry)})"
         groups.setdefault(f"{choices}: {as_markdown(entry.tooltip)}", []).append(key)
     return [f"  - `{name}`:", *(f"    - {', '.join(keys)}{text}" for text, keys in groups.items())]
 
 
-def _facts_of_all(entries: Sequence[tuple[str, Any]]) -> str:
-    """What is the same for every choice, and the choices if they are few; what differs is in the
-    table of architectures.
+def _describe_common_facts(entries: Sequence[tuple[str, Any]]) -> str:
+    """Describe what is the same for every choice, and list the choices if they are few. The table
+    of architectures has the differences.
     """
-    limits = {_limits(entry) for _, entry in entries if not _is_of_files(entry)}
+    limits = {_describe_limits(entry) for _, entry in entries if not _is_list_of_files(entry)}
     facts = [", ".join(key for key, _ in entries)] if len(entries) <= _FEW else []
     facts += limits if len(limits) == 1 else []
     facts += ["advanced"] if entries[0][1].advanced else []
     return f" ({'; '.join(facts)})" if facts else ""
 
 
-def _is_of_files(entry: Any) -> bool:
-    """Its choices are files of the user's machine."""
+def _is_list_of_files(entry: Any) -> bool:
+    """Return whether its choices are files on the user's machine."""
     return entry.io_type == "COMBO" and entry.options[:1] in ([], [_NO_CHOICE])
 
 
-def _facts(entry: Any) -> str:
-    """A socket's type, or a widget's choices or range, and its default."""
+def _describe_facts(entry: Any) -> str:
+    """Describe a socket's type, or a widget's choices or range and its default."""
     if entry.io_type == DYNAMIC_COMBO:
         names = [f"`{option.key}`" for option in entry.options]
         return f"{', '.join(names)}; default {names[0]}"
     if not hasattr(entry, "default"):
         return entry.io_type + ("; optional" if entry.optional else "")
-    return f"{_limits(entry)}; default {_shown(entry.default)}"
+    return f"{_describe_limits(entry)}; default {_format_default(entry.default)}"
 
 
-def _limits(entry: Any) -> str:
+def _describe_limits(entry: Any) -> str:
     if entry.io_type == "COMBO":
         if entry.options[:1] == [_NO_CHOICE]:
             return f"`{_NO_CHOICE}` or one of the list"
@@ -201,7 +203,7 @@ def _limits(entry: Any) -> str:
     return _TYPES[entry.io_type]
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, str):
@@ -210,7 +212,7 @@ def _shown(default: Any) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Plain text as Markdown: names, files and flags as code, nothing read as a tag or a mark."""
+    """Convert plain text to Markdown: names, files and flags become code, < and * are escaped."""
     parts = _CODE.split(text)
     parts[::2] = [re.sub(r"[<*]", r"\\\g<0>", part) for part in parts[::2]]
     parts[1::2] = [f"`{part}`" for part in parts[1::2]]

@@ -1,7 +1,7 @@
-"""The nodes' schemas without ComfyUI: the real node files, imported on a stand-in for the host that
-records what they declare.
+"""Reads the nodes' schemas without ComfyUI: imports the real node files on a stand-in for the host
+that records what they declare.
 
-tests/host compares the help pages that are made of it with what a real server says.
+tests/host compares the help pages made from it with a real server.
 """
 
 import importlib
@@ -23,10 +23,10 @@ _HOST_PACKAGES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "node
 
 
 def read_schemas() -> list[SimpleNamespace]:
-    """What every node gives to io.Schema, in the order in which they are registered.
+    """Return what every node passes to io.Schema, in the order of registration.
 
-    An input or output has its arguments as attributes, and its type as `io_type`; optional,
-    advanced and tooltip are always there.
+    An input or output has its arguments as attributes, and its type as `io_type`. It always has
+    optional, advanced and tooltip.
     """
     with stand_in_host() as pack:
         extension = importlib.import_module(f"{pack}.nodes.extension")
@@ -35,8 +35,8 @@ def read_schemas() -> list[SimpleNamespace]:
 
 @contextmanager
 def stand_in_host() -> Iterator[str]:
-    """Makes the pack importable under a name that nothing else uses; afterwards no module of it is
-    left.
+    """Make the pack importable under a name that nothing else uses. Afterwards all of its modules
+    are removed.
     """
     kept = {name: module for name, module in sys.modules.items() if _is_of(_HOST_PACKAGES, name)}
     finder = _StandInFinder()
@@ -63,8 +63,8 @@ def _is_of(packages: tuple[str, ...], module: str) -> bool:
 
 
 class _StandInFinder:
-    """Finds any module of the host: comfy_api.latest records, folder_paths has no files, all others
-    accept whatever is asked of them.
+    """Finds any module of the host: comfy_api.latest records, folder_paths has no files, and all
+    others accept every call.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

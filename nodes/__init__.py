@@ -1,4 +1,4 @@
-"""What the ComfyUI graph sees: thin nodes over trainers/."""
+"""The nodes of the ComfyUI graph: thin, over trainers/."""
 
 from .extension import comfy_entrypoint
 

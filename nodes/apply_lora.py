@@ -1,4 +1,6 @@
-"""Apply LoRA: a LORA_MODEL on MODEL and CLIP, since core's node leaves the text encoders out."""
+"""Apply LoRA: applies a LORA_MODEL to MODEL and CLIP, since core's node leaves out the text
+encoders.
+"""
 
 from typing import Any
 

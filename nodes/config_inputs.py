@@ -1,7 +1,7 @@
-"""Node inputs from the parameters of config classes, in the node's own order.
+"""Makes node inputs from the parameters of config classes, in the node's own order.
 
-Each parameter's type, range, choices and help are written once, in trainers/. Where it is on a node
-is written once too: in the SETTINGS_ORDER of that node.
+Each parameter's type, range, choices and help are written once, in trainers/. So is its position on
+a node: in the SETTINGS_ORDER of that node.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,21 +23,21 @@ _STEPS = {
 }
 
 
-def settings_order(
+def check_settings_order(
     order: Sequence[str],
     *configs: type,
     some_of: Sequence[type] = (),
     also: Collection[str] = (),
     elsewhere: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """The order of a node's settings, checked while its file is imported.
+    """Check and return the order of a node's settings, while its file is imported.
 
-    It has every parameter of `configs` once, except those that the node takes `elsewhere`; of the
-    configs in `some_of` it has those that it names; `also` are inputs that no config has. Append
-    only: saved workflows store widget values by position.
+    The order must have every parameter of `configs` once, except those that the node takes
+    `elsewhere`. It may have parameters of the configs in `some_of`, and must have the inputs in
+    `also`, which are in no config. Append only: saved workflows store widget values by position.
 
     Raises:
-        ValueError: a setting has no place in the order, two places, or is in no config.
+        ValueError: a setting is missing, appears twice, or is in no config.
     """
     expected = [name for config in configs for name in list_field_names(config) if name not in elsewhere]
     expected += also
@@ -46,29 +46,29 @@ def settings_order(
     if missing:
         raise ValueError(
             f"append {', '.join(missing)} to SETTINGS_ORDER, at its very end: saved workflows store widget values by "
-            "position, and an insertion would shift them"
+            "position, so an insertion would shift them"
         )
     unknown = [name for name in order if name not in known]
     if unknown:
-        raise ValueError(f"SETTINGS_ORDER has {', '.join(unknown)}, which no config of the node has")
+        raise ValueError(f"SETTINGS_ORDER has {', '.join(unknown)}, which is in no config of the node")
     twice = sorted({name for name in order if order.count(name) > 1})
     if twice:
         raise ValueError(f"SETTINGS_ORDER has {', '.join(twice)} twice")
     return tuple(order)
 
 
-def settings_inputs(
+def make_settings_inputs(
     order: Sequence[str],
     *configs: type,
     visible: Collection[str],
     open_settings: Mapping[str, str] | None = None,
     own: Iterable[io.Input] = (),
 ) -> list[io.Input]:
-    """One optional input for each name of the order, advanced unless `visible`.
+    """Make one optional input for each name in the order, advanced unless it is in `visible`.
 
-    Those in `own` are taken as they are, all others are made from the parameters of the configs. A
-    parameter in `open_settings` may be left open (0, or "auto"): something else decides it, as its
-    text there says.
+    Inputs in `own` are used as they are; all others are made from the parameters of the configs. A
+    parameter in `open_settings` may be left open (0, or "auto"); its text there says what then
+    decides it.
     """
     own_inputs = {entry.id: entry for entry in own}
     parameters = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
@@ -76,34 +76,34 @@ def settings_inputs(
     return [
         own_inputs[name]
         if name in own_inputs
-        else _input(*parameters[name], open_texts.get(name), is_advanced=name not in visible)
+        else _make_input(*parameters[name], open_texts.get(name), is_advanced=name not in visible)
         for name in order
     ]
 
 
-def file_input(config: type, name: str, files: Sequence[str]) -> io.Input:
-    """A parameter that is a file, as a choice from a list: a workflow cannot name other files."""
+def make_file_input(config: type, name: str, files: Sequence[str]) -> io.Input:
+    """Make a choice from a list for a parameter that is a file: a workflow cannot name others."""
     return io.Combo.Input(
         name,
         options=[folders.NONE, *files],
         default=folders.NONE,
         optional=True,
         advanced=True,
-        tooltip=help_text(config, name).replace("Empty", folders.NONE),
+        tooltip=find_help_text(config, name).replace("Empty", folders.NONE),
     )
 
 
-def help_text(config: type, name: str) -> str:
+def find_help_text(config: type, name: str) -> str:
     (text,) = (spec.metadata["help"] for spec in fields(config) if spec.name == name)
     return text
 
 
-def _input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool) -> io.Input:
+def _make_input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool) -> io.Input:
     limits = spec.metadata
     common: dict[str, Any] = {
         "optional": True,
         "advanced": is_advanced or None,
-        "tooltip": _tooltip(limits["help"], kind, open_text),
+        "tooltip": _build_tooltip(limits["help"], kind, open_text),
     }
     if limits["choices"] or (kind is bool and open_text):
         options = list(limits["choices"] or ("on", "off"))
@@ -129,7 +129,7 @@ def _input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool) 
     )
 
 
-def _tooltip(help_text: str, kind: Any, open_text: str | None) -> str:
+def _build_tooltip(help_text: str, kind: Any, open_text: str | None) -> str:
     if not open_text:
         return help_text
     return f"{help_text} {AUTO if kind in (bool, str) else 0}: {open_text}."

@@ -1,4 +1,4 @@
-"""Registers the nodes, and their plain ids for API prompts where nobody else has taken them."""
+"""Registers the nodes, and their plain ids for API prompts unless another pack has taken them."""
 
 from comfy_api.latest import ComfyExtension, io
 

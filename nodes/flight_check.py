@@ -1,6 +1,4 @@
-"""Flight Check: a dataset and the settings of its training, judged and drawn before anything is
-loaded.
-"""
+"""Flight Check: reports on a dataset and the settings of its training before anything is loaded."""
 
 from typing import Any
 
@@ -11,14 +9,14 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.sdxl.check.flight_check import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import settings_inputs, settings_order
+from .config_inputs import check_settings_order, make_settings_inputs
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"stop_at", "max_train_steps", "rank", "resolution", "train_batch_size"}
-# Append only. Of SDXLConfig it has the settings that decide the steps, the memory, the time, the
-# disk or the texts.
-SETTINGS_ORDER = settings_order(
+# Append only. From SDXLConfig, it takes the settings that affect steps, memory, time, disk space or
+# texts.
+SETTINGS_ORDER = check_settings_order(
     (
         "stop_at",
         "find_near_duplicates",
@@ -98,7 +96,7 @@ class FlightCheck(io.ComfyNode):
                     tooltip="As in Train LoRA: decides the settings that are left at 0 or auto. auto: the memory of "
                     "this GPU.",
                 ),
-                *settings_inputs(
+                *make_settings_inputs(
                     SETTINGS_ORDER,
                     FlightCheckConfig,
                     SDXLConfig,
@@ -117,7 +115,7 @@ class FlightCheck(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Any, goal: str = "object", memory: str = AUTO, **settings: Any) -> io.NodeOutput:
-        # torch and diffusers take seconds to import: not before they are needed
+        # imported late: torch and diffusers take seconds
         from .host.flight_check import check_in_graph
 
         checked = check_in_graph(dataset, goal=goal, memory=memory, settings=settings)

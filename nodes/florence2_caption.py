@@ -1,5 +1,5 @@
-"""Florence-2 Caption and Set Captions: a dataset with captions from a model that looks at its
-images, or from any other node.
+"""Florence-2 Caption and Set Captions: give a dataset captions from a Florence-2 model, or from any
+other node.
 """
 
 from dataclasses import replace
@@ -9,13 +9,13 @@ from comfy_api.latest import io
 
 from ..trainers.captions.captioning import CaptionerConfig, set_captions
 from ..trainers.dataset.dataset import Dataset
-from .config_inputs import settings_inputs, settings_order
+from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
-from .host.captioner import caption_in_graph, is_in_cache, model_folder, model_names
+from .host.captioner import caption_in_graph, find_model_folder, is_in_cache, list_models
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"task", "prompt", "existing_captions", "write_files"}
-SETTINGS_ORDER = settings_order(  # append only
+SETTINGS_ORDER = check_settings_order(  # append only
     (
         "task",
         "prompt",
@@ -31,7 +31,7 @@ SETTINGS_ORDER = settings_order(  # append only
 )
 
 
-def _outputs() -> list[io.Output]:
+def _make_outputs() -> list[io.Output]:
     return [
         TrainingDataset.Output("dataset", tooltip="The same images with the new captions, for Train LoRA."),
         io.String.Output(
@@ -44,7 +44,7 @@ def _outputs() -> list[io.Output]:
 class Florence2Caption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        models = model_names()
+        models = list_models()
         return io.Schema(
             node_id=ID_PREFIX + "Florence2Caption",
             display_name="Florence-2 Caption (LoRA Trainer)",
@@ -77,9 +77,9 @@ class Florence2Caption(io.ComfyNode):
                     tooltip="Download model_id from huggingface.co into models/florence2 if it is not there yet. Only "
                     "safetensors; an interrupted download continues.",
                 ),
-                *settings_inputs(SETTINGS_ORDER, CaptionerConfig, visible=_VISIBLE),
+                *make_settings_inputs(SETTINGS_ORDER, CaptionerConfig, visible=_VISIBLE),
             ],
-            outputs=_outputs(),
+            outputs=_make_outputs(),
         )
 
     @classmethod
@@ -91,17 +91,17 @@ class Florence2Caption(io.ComfyNode):
         prompt: str | None = None,
         trigger_template: str | None = None,
     ) -> bool | str:
-        """Values are None while they come over a link, or are not given."""
+        """Values are None if they come from a link, or are not given."""
         try:
             CaptionerConfig(
                 prompt=prompt or "", trigger_template="{caption}" if trigger_template is None else trigger_template
             )
             if model is not None or model_id is not None:
-                is_there = model_folder(model or folders.NONE, model_id or "") is not None
+                is_there = find_model_folder(model or folders.NONE, model_id or "") is not None
                 if not is_there and download is False:
                     return (
-                        f"{model_id} is not there yet. Turn on download to fetch it from huggingface.co, or "
-                        "choose a model that is there"
+                        f"{model_id} is not downloaded yet. Turn on download to fetch it from huggingface.co, or "
+                        "choose a model from the list"
                     )
         except ValueError as error:
             return str(error)
@@ -115,11 +115,11 @@ class Florence2Caption(io.ComfyNode):
         note = ""
         if config.write_files and is_in_cache(dataset):
             note = (
-                "No files were written: the images come from a zip, an address or other nodes. The captions "
-                "are in the dataset.\n"
+                "No caption files were written, because the images come from a zip, an address or other nodes. The "
+                "captions are in the dataset.\n"
             )
             config = replace(config, write_files=False)
-        return _result(caption_in_graph(dataset, config, model=model, model_id=model_id, download=download), note)
+        return _make_output(caption_in_graph(dataset, config, model=model, model_id=model_id, download=download), note)
 
 
 class SetCaptions(io.ComfyNode):
@@ -144,15 +144,15 @@ class SetCaptions(io.ComfyNode):
                     "is put in front of those that lack it.",
                 ),
             ],
-            outputs=_outputs(),
+            outputs=_make_outputs(),
         )
 
     @classmethod
     def execute(cls, dataset: list[Dataset], captions: list[str]) -> io.NodeOutput:
-        return _result(set_captions(dataset[0], captions))
+        return _make_output(set_captions(dataset[0], captions))
 
 
-def _result(dataset: Dataset, note: str = "") -> io.NodeOutput:
+def _make_output(dataset: Dataset, note: str = "") -> io.NodeOutput:
     captions = [image.caption for image in dataset.images]
     report = note + "".join(f"{image.name}: {image.caption}\n" for image in dataset.images)
     return io.NodeOutput(dataset, captions, report, ui={"text": [report]})

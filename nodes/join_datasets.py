@@ -1,5 +1,5 @@
-"""Join Datasets: several folders in one training, each with its own repeats, weight and trigger
-word; regularization images among them.
+"""Join Datasets: combines several folders for one training, each with its own repeats, weight and
+trigger word, or as regularization images.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class JoinDatasets(io.ComfyNode):
                 "reg images",
                 "multiple concepts",
             ],
-            inputs=[_input(number) for number in range(1, MAX_DATASETS + 1)],
+            inputs=[_make_input(number) for number in range(1, MAX_DATASETS + 1)],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="All images, in the order of the inputs, for Train LoRA."),
                 io.String.Output(
@@ -52,7 +52,7 @@ class JoinDatasets(io.ComfyNode):
         return io.NodeOutput(joined, report, ui={"text": [report]})
 
 
-def _input(number: int) -> io.Input:
+def _make_input(number: int) -> io.Input:
     tooltip = (
         "From Load Images: usually your subject. At least one of the eight inputs must be connected."
         if number == 1

@@ -1,5 +1,5 @@
-"""Load Images: images and captions from a folder, a zip or other nodes, checked one by one, as
-the dataset of a training.
+"""Load Images: makes a dataset from images and captions in a folder, a zip or other nodes, and
+checks each of them.
 """
 
 from typing import Any
@@ -8,14 +8,14 @@ from comfy_api.latest import io
 
 from ..trainers.dataset.config import DatasetConfig
 from ..trainers.dataset.scan import scan_folder
-from .config_inputs import settings_inputs, settings_order
+from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, image_list, open_source, require_one_source, require_used_masks
+from .host.sources import find_source, fingerprint, open_source, read_images, require_one_source, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
-SETTINGS_ORDER = settings_order(  # append only
+SETTINGS_ORDER = check_settings_order(  # append only
     (
         "trigger_word",
         "fallback_caption",
@@ -47,7 +47,7 @@ class LoadImages(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=[folders.NONE, *folders.input_folders()],
+                    options=[folders.NONE, *folders.list_input_folders()],
                     default=folders.NONE,
                     optional=True,
                     tooltip="Folder inside ComfyUI's input folder with 10 to 200 images (png, jpg, jpeg, webp, bmp, "
@@ -80,7 +80,7 @@ class LoadImages(io.ComfyNode):
                     tooltip="With images: one caption per image, in the same order, or one for all. From a captioning "
                     "node, for example.",
                 ),
-                *settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
+                *make_settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
             ],
             outputs=[
                 TrainingDataset.Output(
@@ -105,18 +105,20 @@ class LoadImages(io.ComfyNode):
         recursive: list[bool] | None = None,
         **_: Any,
     ) -> str:
-        """Another value when an image, mask or caption file is added, removed or edited."""
-        return fingerprint(_first(folder, folders.NONE), _first(path, ""), recursive=_first(recursive, False))
+        """Return another value if an image, mask or caption file was added, removed or edited."""
+        return fingerprint(
+            _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)
+        )
 
     @classmethod
     def validate_inputs(
         cls, folder: list[str] | None = None, path: list[str] | None = None, images: list[Any] | None = None
     ) -> bool | str:
-        """What comes on a link is [None] here, so that only `execute` can check it."""
+        """Values from a link are [None] here, so only `execute` can check them."""
         if _is_linked(folder) or _is_linked(path):
             return True
         try:
-            source = find_source(_first(folder, folders.NONE), _first(path, ""))
+            source = find_source(_get_first(folder, folders.NONE), _get_first(path, ""))
             require_one_source(source, connected=[] if images is None else ["images"])
         except (ValueError, OSError) as error:
             return str(error)
@@ -134,8 +136,8 @@ class LoadImages(io.ComfyNode):
     ) -> io.NodeOutput:
         host = ComfyHost()
         with cancellable():
-            source = find_source(_first(folder, folders.NONE), _first(path, ""))
-            require_used_masks(masks, _first(settings.get("mask_source"), "files"))
+            source = find_source(_get_first(folder, folders.NONE), _get_first(path, ""))
+            require_used_masks(masks, _get_first(settings.get("mask_source"), "files"))
             source_images = open_source(source, images=images, masks=masks, captions=captions, host=host)
             config = DatasetConfig(
                 images=str(source_images.folder), **{name: values[0] for name, values in settings.items()}
@@ -144,17 +146,17 @@ class LoadImages(io.ComfyNode):
                 config,
                 name=source_images.name,
                 check_interrupted=host.check_interrupted,
-                on_progress=host.counter("checking"),
+                on_progress=host.make_counter("checking"),
             )
-            previews = image_list(dataset, host)
+            previews = read_images(dataset, host)
         report = dataset.report.text()
         host.send_text(report)
         return io.NodeOutput(dataset, previews, report, ui={"text": [report]})
 
 
-def _first(values: list[Any] | None, default: Any) -> Any:
-    """The value of a widget: nodes that take lists get each as a list of one, or None while it is
-    linked.
+def _get_first(values: list[Any] | None, default: Any) -> Any:
+    """Return the value of a widget. Nodes that take lists get it as a list of one, which holds None
+    if the input is linked.
     """
     return values[0] if values and values[0] is not None else default
 

@@ -1,6 +1,4 @@
-"""Musubi Doctor: what the training with Musubi Tuner would find on this machine, before anything is
-trained.
-"""
+"""Musubi Doctor: checks whether this machine can train with Musubi Tuner."""
 
 from typing import Any
 
@@ -27,11 +25,11 @@ class MusubiDoctor(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> Any:
-        return float("nan")  # an installation changes without the graph: look again with every Run
+        return float("nan")  # an installation changes without the graph, so look again with every Run
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from .host.musubi import musubi_report
+        from .host.musubi import write_musubi_report
 
-        report = musubi_report()
+        report = write_musubi_report()
         return io.NodeOutput(report, ui={"text": [report]})

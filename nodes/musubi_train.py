@@ -1,8 +1,8 @@
 """Train LoRA (Musubi Tuner): the trainer of trainers/musubi, with the model files that ComfyUI
 lists.
 
-What depends on the architecture comes with the choice of it: its model files, its own options, and
-settings with what it recommends.
+The choice of the architecture brings the inputs that depend on it: its model files, its options,
+and settings with its recommended defaults.
 """
 
 from typing import Any
@@ -13,11 +13,12 @@ from comfy_execution.graph import ExecutionBlocker
 from ..trainers.files.names import check_output_name
 from ..trainers.musubi.architectures import ARCHITECTURES, Architecture, ModelFile, Option, find_architecture
 from ..trainers.musubi.config import MusubiConfig
-from .config_inputs import file_input, settings_inputs, settings_order
+from .config_inputs import check_settings_order, make_file_input, make_settings_inputs
 from .host import folders, musubi_files
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-# What comes with the choice of an architecture; fp8 and blocks_to_swap only where it has them.
+# The settings that the choice of an architecture brings; fp8 and blocks_to_swap only if it has
+# them.
 ARCHITECTURE_ORDER = (
     "rank",
     "learning_rate",
@@ -28,7 +29,7 @@ ARCHITECTURE_ORDER = (
     "blocks_to_swap",
 )
 # Append only.
-SETTINGS_ORDER = settings_order(
+SETTINGS_ORDER = check_settings_order(
     (
         "max_train_steps",
         "seed",
@@ -73,42 +74,42 @@ SETTINGS_ORDER = settings_order(
 _VISIBLE = {"rank", "learning_rate", "resolution", "max_train_steps", "seed"}
 
 
-def _choice(architecture: Architecture) -> io.DynamicCombo.Option:
+def _make_choice(architecture: Architecture) -> io.DynamicCombo.Option:
     return io.DynamicCombo.Option(
         architecture.name,
         [
-            *(_model_input(architecture, file) for file in architecture.models),
-            *map(_option_input, architecture.options),
-            *_recommended_inputs(architecture),
+            *(_make_model_input(architecture, file) for file in architecture.models),
+            *map(_make_option_input, architecture.options),
+            *_make_recommended_inputs(architecture),
         ],
     )
 
 
-def _model_input(architecture: Architecture, file: ModelFile) -> io.Input:
-    """A required file that has not been chosen is an error of ComfyUI's own when the prompt is
-    queued: "[None]" is none of the files.
+def _make_model_input(architecture: Architecture, file: ModelFile) -> io.Input:
+    """Make the input of a model file. A required file has no "[None]": if none is chosen, ComfyUI
+    itself refuses the prompt.
     """
-    files = musubi_files.model_files(file.folder)
+    files = musubi_files.list_model_files(file.folder)
     options = files if file.required else [folders.NONE, *files]
     tooltip = f"{file.help} From models/{file.folder}."
     return io.Combo.Input(
         file.name,
         options=options,
-        default=musubi_files.likely_file(architecture, file, files),
+        default=musubi_files.guess_file(architecture, file, files),
         optional=not file.required,
         tooltip=tooltip,
     )
 
 
-def _option_input(option: Option) -> io.Input:
+def _make_option_input(option: Option) -> io.Input:
     return io.Combo.Input(
         option.name, options=list(option.choices), default=option.default, optional=True, tooltip=option.help
     )
 
 
-def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
+def _make_recommended_inputs(architecture: Architecture) -> list[io.Input]:
     entries: dict[str, Any] = {
-        entry.id: entry for entry in settings_inputs(ARCHITECTURE_ORDER, MusubiConfig, visible=_VISIBLE)
+        entry.id: entry for entry in make_settings_inputs(ARCHITECTURE_ORDER, MusubiConfig, visible=_VISIBLE)
     }
     for name, value in architecture.defaults.items():
         if name in entries:
@@ -123,12 +124,12 @@ def _recommended_inputs(architecture: Architecture) -> list[io.Input]:
     return [entry for name, entry in entries.items() if name not in without]
 
 
-def _settings_inputs() -> list[io.Input]:
-    entries = settings_inputs(
+def _make_own_inputs() -> list[io.Input]:
+    entries = make_settings_inputs(
         SETTINGS_ORDER,
         MusubiConfig,
         visible=_VISIBLE,
-        own=[_output_name(), *_file_inputs(), _dataset_toml()],
+        own=[_make_output_name(), *_make_file_inputs(), _make_dataset_toml()],
     )
     by_name: dict[str, Any] = {entry.id: entry for entry in entries}
     # The front end's own default would train again with every Run.
@@ -137,7 +138,7 @@ def _settings_inputs() -> list[io.Input]:
     return entries
 
 
-def _output_name() -> io.Input:
+def _make_output_name() -> io.Input:
     return io.String.Input(
         "output_name",
         default="lora",
@@ -147,7 +148,7 @@ def _output_name() -> io.Input:
     )
 
 
-def _dataset_toml() -> io.Input:
+def _make_dataset_toml() -> io.Input:
     return io.String.Input(
         "dataset_toml",
         default="",
@@ -159,16 +160,16 @@ def _dataset_toml() -> io.Input:
     )
 
 
-def _file_inputs() -> list[io.Input]:
-    """LoRAs and states that a run starts from: from lists, so that a workflow cannot name files
-    elsewhere.
+def _make_file_inputs() -> list[io.Input]:
+    """Make the inputs of the LoRAs and states that a run starts from. They are lists, so that a
+    workflow cannot name files elsewhere.
     """
     lists = {
-        "network_weights": musubi_files.raw_loras(),
-        "base_weights": folders.lora_files(),
-        "resume": musubi_files.states(),
+        "network_weights": musubi_files.list_raw_loras(),
+        "base_weights": folders.list_lora_files(),
+        "resume": musubi_files.list_states(),
     }
-    return [file_input(MusubiConfig, name, files) for name, files in lists.items()]
+    return [make_file_input(MusubiConfig, name, files) for name, files in lists.items()]
 
 
 class MusubiTrain(io.ComfyNode):
@@ -196,7 +197,7 @@ class MusubiTrain(io.ComfyNode):
                 "ideogram",
             ],
             has_intermediate_output=True,
-            # So that we refuse inputs of another architecture; ComfyUI would drop them silently.
+            # Lets us refuse inputs of another architecture, which ComfyUI would drop silently.
             accept_all_inputs=True,
             inputs=[
                 TrainingDataset.Input(
@@ -218,11 +219,11 @@ class MusubiTrain(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "architecture",
-                    options=[_choice(architecture) for architecture in ARCHITECTURES.values()],
+                    options=[_make_choice(architecture) for architecture in ARCHITECTURES.values()],
                     tooltip="Kind of model to train for. Its model files and the settings that it recommends appear "
                     "below.",
                 ),
-                *_settings_inputs(),
+                *_make_own_inputs(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
@@ -235,8 +236,8 @@ class MusubiTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, architecture: Any = None, output_name: str | None = None) -> bool | str:
-        """`architecture` is a dictionary where ComfyUI knows the choice, else what was given;
-        output_name is None when it is left out, or comes on a link.
+        """`architecture` is a dictionary if ComfyUI knows the choice, else the given value.
+        output_name is None if it is left out or comes from a link.
         """
         try:
             if not isinstance(architecture, dict):
@@ -257,11 +258,13 @@ class MusubiTrain(io.ComfyNode):
         dataset_toml: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        from .host.musubi import Given, train_with_musubi
+        from .host.musubi import MusubiInputs, train_with_musubi
 
-        given = Given(architecture, settings, dataset=dataset, control=control, dataset_toml=dataset_toml)
+        given = MusubiInputs(architecture, settings, dataset=dataset, control=control, dataset_toml=dataset_toml)
         trained = train_with_musubi(given, model, output_name=output_name)
-        nothing = ExecutionBlocker("Train LoRA (Musubi Tuner) got no model to put the LoRA on. Connect its input model")
+        nothing = ExecutionBlocker(
+            "Train LoRA (Musubi Tuner) has no model to apply the LoRA to. Connect its model input"
+        )
         return io.NodeOutput(
             nothing if trained.model is None else trained.model,
             trained.lora,

@@ -1,5 +1,5 @@
 """The settings of Train LoRA (SDXL) and Flight Check that a user may leave open (0, or "auto"), and
-what then decides them.
+what decides them then.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ OPEN_SETTINGS = {
 }
 
 
-def chosen_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that were left open; on and off as booleans."""
+def drop_open_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that were left open; on and off become booleans."""
     chosen = {name: value for name, value in settings.items() if not (name in OPEN_SETTINGS and value in (0, AUTO))}
     return {
         name: value == "on" if name in OPEN_SETTINGS and value in ("on", "off") else value

@@ -1,4 +1,4 @@
-"""Review Captions: the dataset's captions as a person sees and edits them before the training."""
+"""Review Captions: lets the user see and edit the dataset's captions before the training."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..trainers.wording import pluralize
 from .host.caption_review import keep_review
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
-# The widget in web/ shows and writes these; programs may give them.
+# The widget in web/ shows and writes these inputs. Programs may set them too.
 _WRITTEN_BY_WIDGET = {"hidden": True}
 
 
@@ -75,14 +75,14 @@ class ReviewCaptions(io.ComfyNode):
     def fingerprint_inputs(
         cls, wait_for_review: bool | None = None, reviewed: str | None = None, **_: Any
     ) -> float | str:
-        """NaN, which never equals itself, until something is reviewed: a run that only waits must
-        say so again the next time.
+        """Return NaN, which never equals itself, until something is reviewed: a run that only waits
+        must ask again the next time.
         """
         return float("nan") if wait_for_review and not reviewed else ""
 
     @classmethod
     def validate_inputs(cls, edits: str | None = None) -> bool | str:
-        """None while it comes over a link, or is not given."""
+        """`edits` is None if it comes from a link, or is not given."""
         try:
             parse_edits(edits or "")
         except ValueError as error:
@@ -96,8 +96,8 @@ class ReviewCaptions(io.ComfyNode):
         key = keep_review(dataset)
         edited = apply_edits(dataset.images, parse_edits(edits))
         outgoing = dataset.with_captions(edited.captions)
-        request = _request_for_review(len(edited.captions), key) if wait_for_review and reviewed != key else ""
-        report = "\n".join([*_report_lines(outgoing, edited), request]).rstrip()
+        request = _ask_for_review(len(edited.captions), key) if wait_for_review and reviewed != key else ""
+        report = "\n".join([*_write_report(outgoing, edited), request]).rstrip()
         ui = {"text": [report], "lora_trainer_review": [{"key": key, "waits": bool(request)}]}
         if request:
             blocker = ExecutionBlocker(None if cls._is_run_in_editor() else request)
@@ -106,23 +106,23 @@ class ReviewCaptions(io.ComfyNode):
 
     @classmethod
     def _is_run_in_editor(cls) -> bool:
-        """There the widget asks for the review: a blocker's message would be shown as the failure
-        of whatever comes after it.
+        """In the editor, the widget asks for the review: a blocker's message would appear as an
+        error of the nodes after it.
 
-        The editor sends the workflow along; programs do not, and get the error.
+        Only the editor sends the workflow along. Programs do not, so they get the error.
         """
         return "workflow" in (cls.hidden.extra_pnginfo or {})
 
 
-def _request_for_review(num_captions: int, key: str) -> str:
+def _ask_for_review(num_captions: int, key: str) -> str:
     return (
         f"{pluralize(num_captions, 'caption')} wait for your review. Press Use these captions and run on Review "
         "Captions, "
-        f"or turn wait_for_review off. A program gives reviewed = {key}"
+        f"or turn wait_for_review off. From a program, set reviewed to {key}"
     )
 
 
-def _report_lines(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
+def _write_report(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
     captions = [image.caption for image in outgoing.images]
     num_long = sum(inspect_caption(caption, "").num_chunks > 1 for caption in captions)
     counts = [
@@ -134,9 +134,7 @@ def _report_lines(outgoing: Dataset, edited: EditedCaptions) -> list[str]:
         ", ".join([pluralize(len(captions), "caption"), *(f"{number} {what}" for number, what in counts if number)])
     ]
     if edited.outdated:
-        lines.append(
-            f"Edited, and the caption that came in has changed since; the edit is used: {', '.join(edited.outdated)}"
-        )
+        lines.append(f"The incoming caption changed after the edit, which is still used: {', '.join(edited.outdated)}")
     if edited.unknown:
-        lines.append(f"Edits for images that are not in this dataset, not used: {', '.join(edited.unknown)}")
+        lines.append(f"Unused edits, for images that are not in this dataset: {', '.join(edited.unknown)}")
     return lines

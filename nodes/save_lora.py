@@ -1,4 +1,4 @@
-"""Save LoRA: a LORA_MODEL as a file that every LoRA loader lists, verified after writing."""
+"""Save LoRA: saves a LORA_MODEL as a file that every LoRA loader lists, and verifies it."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        """filename is None when it is left out, or comes on a link."""
+        """`filename` is None if it is left out or comes from a link."""
         try:
             check_lora_file_name("my_lora" if filename is None else filename)
         except ValueError as error:
@@ -59,6 +59,6 @@ class SaveLoRA(io.ComfyNode):
         from .host.lora_file import save_to_loras_folder
         from .host.progress import show_text
 
-        saved = save_to_loras_folder(lora, filename, folder=folders.loras_folder(), preview=preview)
+        saved = save_to_loras_folder(lora, filename, folder=folders.get_loras_folder(), preview=preview)
         show_text(saved.text())
         return io.NodeOutput(str(saved.path), saved.name, ui={"text": [saved.text()]})

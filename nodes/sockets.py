@@ -1,4 +1,4 @@
-"""The pack's own socket type. Everything else travels on ComfyUI's: MODEL, CLIP, VAE, IMAGE, MASK,
+"""The pack's own socket type. Everything else uses ComfyUI's types: MODEL, CLIP, VAE, IMAGE, MASK,
 STRING, LORA_MODEL, LOSS_MAP.
 """
 

@@ -9,14 +9,14 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import file_input, help_text, settings_inputs, settings_order
+from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
 from .host import folders
 from .open_settings import AUTO, OPEN_SETTINGS
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
 # Append only. Flight Check has an order too.
-SETTINGS_ORDER = settings_order(
+SETTINGS_ORDER = check_settings_order(
     (
         "rank",
         "learning_rate",
@@ -78,33 +78,33 @@ SETTINGS_ORDER = settings_order(
 )
 
 
-def _preset_lines(presets: dict[str, Any]) -> str:
+def _describe_presets(presets: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {preset.text()}" for name, preset in presets.items())
 
 
-def _settings_inputs() -> list[io.Input]:
-    return settings_inputs(
+def _make_own_inputs() -> list[io.Input]:
+    return make_settings_inputs(
         SETTINGS_ORDER,
         SDXLConfig,
         BucketConfig,
         CaptionConfig,
         visible=_VISIBLE,
         open_settings=OPEN_SETTINGS,
-        own=[*_run_inputs(), _network_weights()],
+        own=[*_make_run_inputs(), _make_network_weights()],
     )
 
 
-def _run_inputs() -> list[io.Input]:
+def _make_run_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "seed",
             default=0,
             min=0,
-            max=2**53 - 1,  # what a browser counts exactly
+            max=2**53 - 1,  # the largest integer that a browser stores exactly
             # The front end's own default would train again with every Run.
             control_after_generate=io.ControlAfterGenerate.fixed,
             optional=True,
-            tooltip=help_text(SDXLConfig, "seed"),
+            tooltip=find_help_text(SDXLConfig, "seed"),
         ),
         io.String.Input(
             "output_name",
@@ -116,8 +116,8 @@ def _run_inputs() -> list[io.Input]:
     ]
 
 
-def _network_weights() -> io.Input:
-    return file_input(SDXLConfig, "network_weights", folders.lora_files())
+def _make_network_weights() -> io.Input:
+    return make_file_input(SDXLConfig, "network_weights", folders.list_lora_files())
 
 
 class LoRATrainSDXL(io.ComfyNode):
@@ -157,7 +157,7 @@ class LoRATrainSDXL(io.ComfyNode):
                     default="object",
                     optional=True,
                     tooltip="What the LoRA should learn. Decides the settings that are left at 0. "
-                    f"{_preset_lines(GOALS)}.",
+                    f"{_describe_presets(GOALS)}.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -166,9 +166,9 @@ class LoRATrainSDXL(io.ComfyNode):
                     optional=True,
                     tooltip="Memory of the GPU. Decides the settings that are left at 0 or auto. auto: the memory of "
                     "this GPU. "
-                    f"{_preset_lines(MEMORY_PRESETS)}.",
+                    f"{_describe_presets(MEMORY_PRESETS)}.",
                 ),
-                *_settings_inputs(),
+                *_make_own_inputs(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
@@ -189,7 +189,7 @@ class LoRATrainSDXL(io.ComfyNode):
         extra_resolutions: str | None = None,
         caption_separator: str | None = None,
     ) -> bool | str:
-        """Values are None while they come over a link, or are not given."""
+        """Values are None if they come from a link, or are not given."""
         try:
             check_output_name("lora" if output_name is None else output_name)
             BucketConfig(
@@ -214,7 +214,7 @@ class LoRATrainSDXL(io.ComfyNode):
         output_name: str = "lora",
         **settings: Any,
     ) -> io.NodeOutput:
-        # diffusers and peft take seconds to import: not before they are needed
+        # imported late: diffusers and peft take seconds
         from .host.training import train_sdxl
         from .host.weights import GraphModel
 
@@ -231,5 +231,5 @@ class LoRATrainSDXL(io.ComfyNode):
             ui={
                 "text": [trained.summary],
                 "lora_trainer": [trained.facts()],
-            },  # no images: the last preview, the whole curve, stays on the node
+            },  # no images, so that the last preview with the whole curve stays on the node
         )

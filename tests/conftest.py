@@ -1,5 +1,5 @@
-"""What every test runs under: one thread, no network for models; and the versions that a report
-needs. With pytest-xdist (`make test`) every worker has its own cache folder and range of ports.
+"""The environment of every test: one thread, and no network for models. With pytest-xdist (`make
+test`) each worker has its own cache folder and range of ports.
 """
 
 import os
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from itertools import count
 from random import randrange
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start, too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
@@ -41,7 +41,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Instead of the user's, also for the processes that tests start."""
+    """Replace the user's cache folder, for the processes that tests start too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -49,11 +49,11 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_ports() -> Iterator[None]:
-    """A server binds its port seconds after it was chosen. Nobody else may get it meanwhile: no
-    other worker, and no client.
+    """Give each worker its own ports. A server binds its port seconds after it was chosen, and no
+    other worker or client may take it in between.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = count(20_000 + 3_000 * (worker % 4) + randrange(2_000))  # below those that the system gives to clients
+    ports = count(20_000 + 3_000 * (worker % 4) + randrange(2_000))  # below the ports that the system gives to clients
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainers.comfyui.server, "_find_free_port", lambda: next(filter(_is_free, ports)))
         yield

@@ -1,4 +1,4 @@
-"""Which tests go to one worker together, and which begin first, when pytest-xdist runs them."""
+"""Which tests share a worker, and which start first, with pytest-xdist."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 RENDERER = re.compile(r"[\[-](canvas|vue)[\]-]")
-# What takes longest on two cores. A worker that begins it last would keep all the others waiting.
+# The longest tests on two cores. If a worker started them last, all others would wait for it.
 LONGEST_FIRST = (
     "tests/browser/",
     "tests/quality/",
@@ -25,10 +25,10 @@ LONGEST_FIRST = (
 
 
 class Distribution(LoadScopeScheduling):
-    """A file's tests share its fixtures, and those of a renderer share a server and a browser."""
+    """Tests of a file share fixtures. Browser tests of a renderer share a server and a browser."""
 
     def __init__(self, config: pytest.Config, log: object = None) -> None:
-        config.option.loadscopereorder = False  # by the number of tests, which says nothing of their time
+        config.option.loadscopereorder = False  # it sorts by number of tests, which says nothing about their time
         super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
@@ -38,6 +38,6 @@ class Distribution(LoadScopeScheduling):
 
 
 def rank(item: pytest.Item) -> int:
-    """Lower ones begin first."""
+    """Rank a test for sorting: lower ranks start first."""
     found = (rank for rank, prefix in enumerate(LONGEST_FIRST) if item.nodeid.startswith(prefix))
     return next(found, len(LONGEST_FIRST))

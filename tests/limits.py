@@ -1,5 +1,5 @@
-"""The one time limit of all tests. It ends what hangs, and nothing else is so slow that it gets
-there, however busy the machine is.
+"""The time limit of all tests. It ends what hangs; no test that works gets near it, even on a busy
+machine.
 """
 
 import time
@@ -9,7 +9,9 @@ TIME_LIMIT = 900.0  # seconds
 
 
 def wait_until(condition: Callable[[], object], *, what: str) -> None:
-    """Raises AssertionError with `what` when the condition has not come true within the limit."""
+    """Wait until the condition is true. After the time limit, raise an AssertionError with
+    `what`.
+    """
     deadline = time.monotonic() + TIME_LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"waited {TIME_LIMIT:.0f} s for {what}"

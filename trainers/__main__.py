@@ -1,5 +1,5 @@
-"""The command line: `sdxl` and `musubi` train without ComfyUI, `check` looks at the images
-before, `comfyui` runs a prompt in one; and `demo`.
+"""The command line. `sdxl` and `musubi` train without ComfyUI, `caption` captions images, `check`
+checks a dataset, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
@@ -23,13 +23,13 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    """Run one command. Return its exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # 0.50 warns at import about kernels for a CPU that nothing here uses
-    if options.command != "musubi":  # whose first run fetches tokenizers; the pack itself never fetches anything
+    # bitsandbytes 0.50 warns at import about CPU kernels that nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Musubi's first run fetches tokenizers; the pack itself never fetches anything
+    if options.command != "musubi":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return COMMANDS[options.command].run(options)
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt):
-        print("Cancelled. Files that were saved before are complete.", file=sys.stderr)
+        print("Cancelled. The files saved so far are complete.", file=sys.stderr)
         return 130
 
 
@@ -52,12 +52,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    # As an exception, so that a server that was started is stopped too, and a file that is half
-    # written is removed.
-    signal.signal(signal.SIGTERM, _end)
+    # An exception, so that a started server is stopped and a half-written file is removed.
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _exit_on_signal)
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Parameters, each written once: type, default, range, choices and help on one line of a dataclass.
+"""Parameters as dataclass fields: type, default, range, choices and help, each written once.
 
-Node inputs, command-line flags, the documentation and the file's metadata are generated from these
+Node inputs, command-line flags, the documentation and the LoRA's metadata are generated from these
 fields. Nothing here imports torch or diffusers, so reading a configuration takes milliseconds.
 """
 
@@ -23,9 +23,10 @@ def param(
     choices: Sequence[str] | None = None,
     pattern: tuple[str, str] | None = None,
 ) -> Any:
-    """A dataclass field that knows its range and its help; without a default it must be given.
+    """Return a dataclass field with a range and help. Without a default, a value is required.
 
-    `pattern` allows more values than `choices`: a regular expression, and in words what it matches.
+    `pattern` allows more values than `choices`: a regular expression, and a description of what it
+    matches.
     """
     metadata = {
         "help": help,
@@ -38,9 +39,7 @@ def param(
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ValueError for the first field out of its range or choices; call it from
-    __post_init__.
-    """
+    """Raise ValueError for the first field outside its range or choices. For __post_init__."""
     for spec in fields(config):
         problem = _find_problem(spec, getattr(config, spec.name))
         if problem:
@@ -72,8 +71,8 @@ def _is_choice(value: Any, choices: Sequence[str], pattern: tuple[str, str] | No
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One flag per field, `--max-train-steps` for `max_train_steps`; a flag that is not given
-    leaves no value behind.
+    """Add one flag per field, `--max-train-steps` for `max_train_steps`. A flag that is not given
+    sets no value.
     """
     group = parser.add_argument_group(f"{config_class.__name__.removesuffix('Config')} settings")
     hints = get_type_hints(config_class)
@@ -111,15 +110,17 @@ def _choose_flag_type(hint: Any, spec: Field) -> dict[str, Any]:
 
 
 def _unwrap_type(hint: Any) -> Any:
-    """`int` for `int | None`; Literal types are strings."""
+    """Return `int` for `int | None`, and `str` for a Literal."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (member for member in get_args(hint) if member is not type(None))
     return hint if isinstance(hint, type) else str
 
 
 def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> Any:
-    """Build a config from a TOML table or parsed flags. Unknown names and wrong types are errors
-    that name the source.
+    """Build a config from a TOML table or parsed flags.
+
+    Raises:
+        ValueError: a name is unknown or a type is wrong; the message names the source.
     """
     hints = get_type_hints(config_class)
     unknown = sorted(set(values) - {spec.name for spec in fields(config_class)})
@@ -131,12 +132,12 @@ def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> 
 
 
 def build_config(config_class: type, settings: dict[str, Any]) -> Any:
-    """A config from settings for several, such as all flags of a command."""
+    """Build a config from the settings of several configs, such as all flags of a command."""
     return from_mapping(config_class, select_settings(config_class, settings), source="settings")
 
 
 def select_settings(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are the config's."""
+    """Select the settings that belong to the config."""
     return {name: settings[name] for name in list_field_names(config_class) if name in settings}
 
 

@@ -1,4 +1,4 @@
-"""How messages write numbers, sizes, times and long lists."""
+"""Formats numbers, sizes, times and long lists for messages."""
 
 from collections.abc import Iterable
 
@@ -6,12 +6,12 @@ MEBIBYTE, GIBIBYTE = 2**20, 2**30
 
 
 def pluralize(number: int, noun: str) -> str:
-    """The number with its noun, such as "1 image" and "2 images"."""
+    """Return the number with its noun, such as "1 image" or "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def name_first(entries: Iterable[str], max_named: int, *, separator: str = ", ", before_rest: str = " ") -> str:
-    """The first entries and how many are left, such as "a.png, b.png and 3 more"."""
+    """Name the first entries and count the rest, such as "a.png, b.png and 3 more"."""
     named = list(entries)
     num_left = len(named) - max_named
     rest = f"{before_rest}and {num_left} more" if num_left > 0 else ""
@@ -19,18 +19,18 @@ def name_first(entries: Iterable[str], max_named: int, *, separator: str = ", ",
 
 
 def name_examples(entries: Iterable[str], max_named: int = 3) -> str:
-    """The first entries, with dots where there are more, such as "a.png, b.png, ..."."""
+    """Name the first entries, with dots if there are more, such as "a.png, b.png, ..."."""
     named = list(entries)
     return ", ".join(named[:max_named]) + (", ..." if len(named) > max_named else "")
 
 
 def format_size(size_hw: tuple[int, int]) -> str:
-    """Width x height, as users write it."""
+    """Return width x height, the order in which users write sizes."""
     return f"{size_hw[1]} x {size_hw[0]}"
 
 
 def format_bytes(num_bytes: float) -> str:
-    """In GB from one GB on, else in MB."""
+    """Return GB from 1 GB on, else MB."""
     return format_gigabytes(num_bytes) if num_bytes >= GIBIBYTE else f"{num_bytes / MEBIBYTE:.1f} MB"
 
 
@@ -43,7 +43,7 @@ def format_gigabytes(num_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """In hours and minutes, one minute at least."""
+    """Return hours and minutes, at least one minute."""
     minutes = max(1, round(seconds / 60))
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 

@@ -1,9 +1,9 @@
-"""A ComfyUI pack of its own, for the demo and the tests: teaches ComfyUI the sizes of the embedded
+"""A separate ComfyUI pack for the demo and the tests: teaches ComfyUI the sizes of the embedded
 base model.
 
 ComfyUI recognises a model by its exact sizes, and knows only full-size text encoders and VAEs. This
-adds one more model to its list; everything that is not of these sizes is loaded as before. Link
-this folder into custom_nodes to load the embedded base.
+adds one more model to its list; models of other sizes load as before. Link this folder into
+custom_nodes to load the embedded base.
 """
 
 import comfy.sd
@@ -49,7 +49,7 @@ VAE = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
-NODE_CLASS_MAPPINGS = {}  # a pack without it is reported as broken
+NODE_CLASS_MAPPINGS = {}  # ComfyUI reports a pack without it as broken
 
 
 class EmbeddedBaseClip(comfy.sdxl_clip.SDXLClipModel):

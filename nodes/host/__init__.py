@@ -1,3 +1,3 @@
-"""The seam to ComfyUI: nothing outside this folder imports comfy.*, folder_paths or server.
-Imported when a node runs or lists files.
+"""The seam to ComfyUI: nothing outside this folder imports comfy.*, folder_paths or server. Its
+files are imported when a node runs or lists files.
 """

@@ -1,5 +1,5 @@
-"""Florence-2 in this ComfyUI: its folders, the device and precision that ComfyUI's rules give it,
-and its place among the loaded models.
+"""Runs Florence-2 in this ComfyUI: finds its folders, chooses device and precision by ComfyUI's
+rules, and loads and unloads it like ComfyUI's own models.
 """
 
 import gc
@@ -20,22 +20,22 @@ from ...trainers.dataset.dataset import Dataset
 from . import folders
 from .progress import ComfyHost, cancellable
 
-# Where other packs keep Florence-2, and where ours are downloaded to.
+# Where other packs keep Florence-2, and where we download it to.
 _FOLDER_NAMES = ("LLM", "florence2")
-# Of the vision tower and the beams, per image of a batch.
+# For the vision tower and the beams, per image of a batch.
 _WORKING_BYTES = 500 * 2**20
 
 
-def model_names() -> list[str]:
-    """The Florence-2 models that are there, such as "LLM/Florence-2-base"."""
-    return list(_models())
+def list_models() -> list[str]:
+    """Return the names of the Florence-2 models here, such as "LLM/Florence-2-base"."""
+    return list(_find_models())
 
 
-def model_folder(name: str, model_id: str) -> Path | None:
-    """The folder of the chosen model; None where `model_id` is still to be downloaded.
+def find_model_folder(name: str, model_id: str) -> Path | None:
+    """Find the folder of the chosen model; None if `model_id` is not downloaded yet.
 
     Raises:
-        ValueError: neither is given, both are, or there is no such model.
+        ValueError: neither or both are given, or there is no such model.
     """
     from ...trainers.captions.florence2.download import find_downloaded_model
 
@@ -45,52 +45,52 @@ def model_folder(name: str, model_id: str) -> Path | None:
             f"{folders.NONE}"
         )
     if model_id.strip():
-        return find_downloaded_model(model_id, _download_root())
+        return find_downloaded_model(model_id, _get_download_root())
     if name == folders.NONE:
         raise ValueError(
             "no model: choose one, or write a model_id such as florence-community/Florence-2-base and turn on "
-            f"download. Models are looked for in {_places()}"
+            f"download. Models are searched in {_list_places()}"
         )
-    if name not in _models():
-        raise ValueError(f"{name}: there is no such Florence-2 model any more. Models are looked for in {_places()}")
-    return _models()[name]
+    if name not in _find_models():
+        raise ValueError(f"{name}: there is no such Florence-2 model any more. Models are searched in {_list_places()}")
+    return _find_models()[name]
 
 
 def caption_in_graph(
     dataset: Dataset, config: CaptionerConfig, *, model: str, model_id: str, download: bool
 ) -> Dataset:
-    """Caption with a model that is loaded only if it is needed, and is gone from the device and
-    from memory afterwards.
+    """Caption with a model that is loaded only if needed, and freed from the device and from memory
+    afterwards.
 
     Raises:
-        ValueError, RuntimeError: the model cannot be had or run, or an image got an empty caption;
-            the message says which.
+        ValueError, RuntimeError: the model cannot be found, downloaded or run, or an image got an
+            empty caption; the message says which.
         InterruptProcessingException: the user cancelled; the captions so far are kept.
     """
-    # transformers takes seconds to import: not before it is needed
+    # imported late: transformers takes seconds
     from ...trainers.captions.florence2.captioner import Florence2Captioner
 
     host = ComfyHost()
     with cancellable():
-        folder = model_folder(model, model_id) or _download(model_id, host, is_allowed=download)
-        with _placed(config.batch_size) as place:
+        folder = find_model_folder(model, model_id) or _download(model_id, host, is_allowed=download)
+        with _place_on_device(config.batch_size) as place:
             captioner = Florence2Captioner(
-                folder, dtype=_dtype(comfy.model_management.text_encoder_device()), place=place
+                folder, dtype=_choose_dtype(comfy.model_management.text_encoder_device()), place=place
             )
             try:
-                return caption_dataset(dataset, captioner, config, host, CaptionCache(folders.cache_folder()))
+                return caption_dataset(dataset, captioner, config, host, CaptionCache(folders.get_cache_folder()))
             finally:
                 captioner.close()
 
 
 def is_in_cache(dataset: Dataset) -> bool:
-    """Whether the images lie in our own cache, where they came from a zip or from other nodes."""
-    root = folders.work_folder().resolve()
+    """Return whether the images are in our own cache, as those from a zip or other nodes are."""
+    root = folders.get_work_folder().resolve()
     return any(image.path.resolve().is_relative_to(root) for image in dataset.images)
 
 
 class _Managed(nn.Module):
-    """What ModelPatcher needs around transformers' models, whose `device` cannot be set."""
+    """Wraps transformers' models for ModelPatcher, because their `device` cannot be set."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ class _Managed(nn.Module):
 
 
 @contextmanager
-def _placed(batch_size: int) -> Iterator[Any]:
-    """Yields what puts a model on the device as ComfyUI does with its own, moving others away;
-    afterwards it is unloaded.
+def _place_on_device(batch_size: int) -> Iterator[Any]:
+    """Yield a function that loads a model to the device as ComfyUI loads its own, unloading others
+    if needed. Afterwards the model is unloaded.
     """
     patchers: list[Any] = []
 
@@ -127,8 +127,8 @@ def _placed(batch_size: int) -> Iterator[Any]:
         comfy.model_management.soft_empty_cache()
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    """Half precision where ComfyUI would use it; not on Apple's devices, where Florence-2 gives
+def _choose_dtype(device: torch.device) -> torch.dtype:
+    """Choose half precision if ComfyUI would, except on Apple's devices, where Florence-2 returns
     empty captions in fp16.
     """
     if comfy.model_management.is_device_cpu(device) or comfy.model_management.is_device_mps(device):
@@ -144,40 +144,40 @@ def _download(model_id: str, host: ComfyHost, *, is_allowed: bool) -> Path:
     model_id = check_model_id(model_id)
     if not is_allowed:
         raise ValueError(
-            f"{model_id} is not in {_download_root()}. Turn on download to fetch it from huggingface.co (0.5 to 3 "
+            f"{model_id} is not in {_get_download_root()}. Turn on download to fetch it from huggingface.co (0.5 to 3 "
             "GB), or choose another model"
         )
     return download_model(
         model_id,
-        _download_root(),
+        _get_download_root(),
         check_interrupted=host.check_interrupted,
-        on_progress=host.byte_counter("downloading"),
+        on_progress=host.make_byte_counter("downloading"),
     )
 
 
-def _models() -> dict[str, Path]:
-    """Every root that ComfyUI knows under a name; the first one wins where two have the same
-    folder.
+def _find_models() -> dict[str, Path]:
+    """Find the models in all folders that ComfyUI has for these names. If two have the same name,
+    the first one wins.
     """
     found: dict[str, Path] = {}
     for folder_name in _FOLDER_NAMES:
-        for root in _roots(folder_name):
+        for root in _list_roots(folder_name):
             for model in find_models(root):
                 found.setdefault(f"{folder_name}/{model}", root / model)
     return found
 
 
-def _roots(folder_name: str) -> list[Path]:
-    """extra_model_paths.yaml's first, then ComfyUI's own models folder, which is made known
-    here.
+def _list_roots(folder_name: str) -> list[Path]:
+    """Return the folders of extra_model_paths.yaml, then the one in ComfyUI's models folder, which
+    is registered here.
     """
     folder_paths.add_model_folder_path(folder_name, str(Path(folder_paths.models_dir) / folder_name))
     return [Path(root) for root in folder_paths.get_folder_paths(folder_name)]
 
 
-def _download_root() -> Path:
-    return _roots("florence2")[0]
+def _get_download_root() -> Path:
+    return _list_roots("florence2")[0]
 
 
-def _places() -> str:
-    return ", ".join(str(root) for name in _FOLDER_NAMES for root in _roots(name))
+def _list_places() -> str:
+    return ", ".join(str(root) for name in _FOLDER_NAMES for root in _list_roots(name))

@@ -1,5 +1,5 @@
-"""The flight check in the graph: settings as Train LoRA resolves them, the GPU that is there, the
-image on the node.
+"""Runs the flight check in the graph, with settings resolved as in Train LoRA and with this
+machine's GPU, and shows its image on the node.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .settings import resolve_settings
 
 @dataclass(frozen=True)
 class CheckedInGraph:
-    """What the node hands over. image: IMAGE [1, height, width, 3] in 0..1."""
+    """The outputs of the node. image: IMAGE [1, height, width, 3] in 0..1."""
 
     text: str
     image: torch.Tensor
@@ -56,22 +56,22 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
 def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
     check = FlightCheckConfig(**select_settings(FlightCheckConfig, settings))
     run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
-    surroundings = Surroundings(run_settings.training.mixed_precision, _device_bytes(), folders.work_folder())
+    surroundings = Surroundings(run_settings.training.mixed_precision, _get_device_bytes(), folders.get_work_folder())
     return check_flight(
         dataset,
         run_settings,
         check,
         surroundings,
         check_interrupted=host.check_interrupted,
-        on_progress=host.counter("looking at images"),
+        on_progress=host.make_counter("looking at images"),
     )
 
 
-def _device_bytes() -> int | None:
+def _get_device_bytes() -> int | None:
     device = comfy.model_management.get_torch_device()
     return None if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_total_memory(device)
 
 
 def _show(image: Image.Image) -> None:
-    """As a preview at once: an error of the node would leave its image out."""
+    """Show the image as a preview now: a node that fails shows no image output."""
     comfy.utils.ProgressBar(1).update_absolute(1, 1, ("PNG", image, image.width))

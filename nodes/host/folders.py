@@ -1,4 +1,4 @@
-"""Where things lie in this ComfyUI."""
+"""The folders of this ComfyUI."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ import folder_paths
 NONE = "[None]"
 
 
-def work_folder() -> Path:
-    """Runs, caches and unpacked images, all below ComfyUI's output folder."""
+def get_work_folder() -> Path:
+    """Return the folder of runs, caches and unpacked images, below ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory()) / "lora_trainer"
 
 
-def cache_folder() -> Path:
-    return work_folder() / "cache"
+def get_cache_folder() -> Path:
+    return get_work_folder() / "cache"
 
 
-def input_folders() -> list[str]:
-    """The folders below ComfyUI's input folder, by their path there."""
+def list_input_folders() -> list[str]:
+    """Return the folders below ComfyUI's input folder, as paths relative to it."""
     return folder_paths.get_input_subfolders()
 
 
-def input_folder(name: str) -> Path:
-    """Raises ValueError when the name leads out of ComfyUI's input folder."""
+def find_input_folder(name: str) -> Path:
+    """Return the folder. Raises ValueError if the name leads out of ComfyUI's input folder."""
     root = Path(folder_paths.get_input_directory())
     if not folder_paths.is_within_directory(str(root), str(root / name)):
         raise ValueError(
@@ -31,20 +31,20 @@ def input_folder(name: str) -> Path:
     return root / name
 
 
-def lora_files() -> list[str]:
+def list_lora_files() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def lora_file(name: str) -> Path:
+def find_lora_file(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("loras", name))
 
 
-def loras_folder() -> Path:
-    """The folder that new LoRA files go to: the first of those that ComfyUI lists."""
+def get_loras_folder() -> Path:
+    """Return the folder for new LoRA files: the first that ComfyUI lists."""
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
-def as_output(path: Path) -> dict[str, str]:
-    """A file below the output folder, as ComfyUI's front end and /view name it."""
+def describe_output(path: Path) -> dict[str, str]:
+    """Describe a file below the output folder as ComfyUI's front end and /view do."""
     relative = path.resolve().relative_to(Path(folder_paths.get_output_directory()).resolve())
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}

@@ -1,6 +1,4 @@
-"""LoRAs as ComfyUI applies them: LORA_MODEL to MODEL and CLIP, and whether every module of one
-finds its place.
-"""
+"""Applies a LORA_MODEL to MODEL and CLIP as ComfyUI does, and counts the modules that fit."""
 
 import logging
 from collections.abc import Mapping
@@ -16,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedLora:
-    """`patches` by weight name; `num_modules` of the LoRA's that found their place, and the names
-    of tensors that did not.
+    """`patches` are by weight name. `num_modules` of the LoRA's modules fit the model; `unknown`
+    are the names of tensors that do not.
     """
 
     patches: dict[Any, Any]
@@ -26,8 +24,8 @@ class LoadedLora:
 
 
 class GraphLora(dict[str, Tensor]):
-    """A LORA_MODEL: CPU tensors under kohya's names, as core's nodes take it; with what Save LoRA
-    writes beside them.
+    """A LORA_MODEL as core's nodes take it: CPU tensors under kohya's names. Save LoRA also uses
+    its attributes.
 
     `metadata` is for the file's header; `num_modules` of its modules load in the model that it was
     trained on.
@@ -40,8 +38,8 @@ class GraphLora(dict[str, Tensor]):
 
 
 def load_lora(lora: Mapping[str, Tensor], model: Any, clip: Any) -> LoadedLora:
-    """Find each module's place by ComfyUI's own key map for the MODEL and the CLIP (either may be
-    None).
+    """Match the LoRA's modules to weights by ComfyUI's own key map for the MODEL and the CLIP
+    (either may be None).
     """
     key_map: dict[str, Any] = {}
     if model is not None:
@@ -61,11 +59,11 @@ def _has_place(tensor_name: str, key_map: Mapping[str, Any]) -> bool:
 def apply_lora(
     model: Any, clip: Any, lora: Mapping[str, Tensor], *, strength_model: float, strength_clip: float
 ) -> tuple[Any, Any, LoadedLora]:
-    """MODEL and CLIP with the LoRA as patches, as core's Load LoRA applies a file. `clip` may be
-    None.
+    """Return MODEL and CLIP with the LoRA as patches, as core's Load LoRA applies a file. `clip`
+    may be None.
 
     Raises:
-        ValueError: no module of the LoRA fits, so that it was made for another kind of model.
+        ValueError: no module of the LoRA fits; it was made for another kind of model.
     """
     loaded = load_lora(lora, model, clip)
     if not loaded.patches:

@@ -1,4 +1,4 @@
-"""Writing a LORA_MODEL into the loras folder."""
+"""Writes a LORA_MODEL into the loras folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.files.atomic_write import atomic_write
-from ...trainers.files.names import find_free_path
+from ...trainers.files.names import save_under_free_name
 from ...trainers.lora.file import require_same_tensors, save_lora
 from ...trainers.lora.file_name import check_lora_file_name
 from .lora import GraphLora
 
-# One tensor of each module, whatever its kind: LoRA, LoHa, LoKr, OFT, and differences of norms and
-# biases, which core's trainer makes.
+# The name of one tensor in each module, for every kind of module: LoRA, LoHa, LoKr, OFT, and the
+# differences of norms and biases that core's trainer makes.
 _MODULE_ENDINGS = (
     ".lora_up.weight",
     ".lora_B.weight",
@@ -31,8 +31,8 @@ _MODULE_ENDINGS = (
 
 @dataclass(frozen=True)
 class SavedLora:
-    """`name` is the file's in LoRA loaders: its path below the loras folder. `num_modules` were
-    found when it was read back.
+    """`name` is the file's name in LoRA loaders: its path below the loras folder. `num_modules`
+    were found in the file when it was read back.
     """
 
     path: Path
@@ -53,35 +53,33 @@ class SavedLora:
 def save_to_loras_folder(
     lora: Mapping[str, Tensor], filename: str, *, folder: Path, preview: Tensor | None
 ) -> SavedLora:
-    """Write the LoRA under the first free name, read it back, and put the preview [B, height,
-    width, 3] beside it.
+    """Write the LoRA under the first free name, read it back, and save the preview [B, height,
+    width, 3] next to it.
 
     Raises:
-        ValueError: the name cannot be a file's, this is no LORA_MODEL, or its values are not
+        ValueError: the name cannot be a file name, this is not a LORA_MODEL, or its values are not
             finite.
-        RuntimeError: what was read back is not what was written, or changes nothing. The file is
-            removed.
+        RuntimeError: what was read back is not what was written, or changes nothing. There is no
+            file then.
     """
     name = check_lora_file_name(filename)
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
-    modules = _module_names(tensors)
-    path = find_free_path(
-        folder / name.with_name(f"{name.name}.safetensors"), companions=(".png",) if preview is not None else ()
-    )
-    save_lora(path, tensors, lora.metadata if isinstance(lora, GraphLora) else {})
-    try:
-        require_same_tensors(path, tensors)
-    except RuntimeError:
-        path.unlink()
-        raise
+    modules = _find_modules(tensors)
+    metadata = lora.metadata if isinstance(lora, GraphLora) else {}
+    wanted = folder / name.with_name(f"{name.name}.safetensors")
+
+    def save(path: Path) -> None:
+        save_lora(path, tensors, metadata, check=lambda found: require_same_tensors(path, found, tensors))
+
+    path, _ = save_under_free_name(wanted, save, companions=(".png",) if preview is not None else ())
     if preview is not None:
         _save_preview(preview, path.with_suffix(".png"))
     num_that_load = lora.num_modules if isinstance(lora, GraphLora) else None
     return SavedLora(path, path.relative_to(folder).as_posix(), len(modules), num_that_load)
 
 
-def _module_names(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Raises ValueError when there are none, or some hold values that are no numbers."""
+def _find_modules(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Find the modules. Raises ValueError if there are none, or if values are not finite."""
     modules = {name.removesuffix(ending) for name in tensors for ending in _MODULE_ENDINGS if name.endswith(ending)}
     if not modules:
         raise ValueError(

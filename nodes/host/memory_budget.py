@@ -1,4 +1,4 @@
-"""What a training will need of the device's memory, what there is, and what to do when it is not
+"""The device memory that a training needs, the free memory, and what to change if it is not
 enough.
 """
 
@@ -15,16 +15,16 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
 from ...trainers.training.plan import TrainingPlan
 from ...trainers.wording import format_gigabytes
-from .settings import compute_precision
+from .settings import choose_precision
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """`smaller`: the next settings to try, each on top of those before it, with the estimate that
-    it leads to.
+    """`smaller`: the next settings to try, each on top of those before it, with the resulting
+    estimate.
 
-    `missing_bytes`: how much less is free than the training will take; ComfyUI has the CUDA context
-    already, and on a CPU the weights.
+    `missing_bytes`: how much more memory the training needs than is free. ComfyUI already holds the
+    CUDA context, and on a CPU the weights.
     """
 
     estimate: MemoryEstimate
@@ -39,7 +39,7 @@ class MemoryBudget:
 
         def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
             precision = (
-                compute_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
+                choose_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
             )
             return estimate_memory(
                 base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base)
@@ -58,18 +58,18 @@ class MemoryBudget:
         return cls(needed, free_bytes, needed.total_bytes - there_already - free_bytes, smaller)
 
     def text(self) -> str:
-        """The estimate, and when it is more than is free, what to change."""
-        warning = f". It may not be enough. {self._next()}" if self.missing_bytes > 0 else ""
+        """Return the estimate and, if it is more than the free memory, what to change."""
+        warning = f". It may not be enough. {self._suggest_next()}" if self.missing_bytes > 0 else ""
         return f"Memory: {self.estimate.text()}; {format_gigabytes(self.free_bytes)} free{warning}."
 
     def remedy(self) -> str:
-        """For the error when memory has run out."""
+        """Return the message of the error when memory has run out."""
         return (
-            f"The GPU ran out of memory, which was given back. The run needs {self.estimate.text()}; "
-            f"{format_gigabytes(self.free_bytes)} were free. {self._next()}"
+            f"The GPU ran out of memory; the run's memory is free again. The run needs {self.estimate.text()}; "
+            f"{format_gigabytes(self.free_bytes)} were free. {self._suggest_next()}"
         )
 
-    def _next(self) -> str:
+    def _suggest_next(self) -> str:
         if not self.smaller:
             return (
                 "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"

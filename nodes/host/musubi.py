@@ -1,5 +1,5 @@
-"""One training by Musubi Tuner from the graph: files found, ComfyUI's models out of the way, the
-result put on the MODEL and verified.
+"""One training by Musubi Tuner from the graph: finds its files, unloads ComfyUI's models, applies
+the result to the MODEL and verifies it.
 """
 
 import gc
@@ -23,16 +23,16 @@ from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
 from . import folders, musubi_files
 from .lora import GraphLora, apply_lora
-from .musubi_settings import musubi_settings, settings_count
+from .musubi_settings import read_musubi_settings, settings_panel_applies
 from .progress import ComfyHost, cancellable
 
 _CHOICE = "architecture"
 
 
 @dataclass(frozen=True)
-class Given:
-    """The node's inputs. `choice` is the architecture's: its name under "architecture", and what
-    came with the choice of it.
+class MusubiInputs:
+    """The node's inputs. `choice` has the architecture's name under "architecture", and the inputs
+    that came with it.
     """
 
     choice: Any
@@ -44,7 +44,7 @@ class Given:
 
 @dataclass(frozen=True)
 class TrainedByMusubi:
-    """What the node hands over; `model` is None where none came in."""
+    """The outputs of the node. `model` is None if none was connected."""
 
     model: Any
     lora: GraphLora
@@ -54,7 +54,7 @@ class TrainedByMusubi:
 
     @property
     def summary(self) -> str:
-        """The result first: the canvas shows two lines."""
+        """Return the result in three lines, the most important first: the canvas shows two."""
         last = self.result.losses[-100:]
         count = self.lora.num_modules
         verified = f"{count}/{count} modules load" if self.model is not None else f"{count} modules"
@@ -64,44 +64,44 @@ class TrainedByMusubi:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For API clients, in the history; finite numbers only."""
+        """Return facts for API clients, in the history; finite numbers only."""
         return {
             "path": str(self.result.path),
             "steps": self.result.steps,
             "loss": [round(loss, 6) for loss in self.result.losses],
-            "loss_plot": folders.as_output(self.run_folder / "loss.png"),
+            "loss_plot": folders.describe_output(self.run_folder / "loss.png"),
             "checkpoints": [str(path) for path in self.result.checkpoints],
             "modules": self.lora.num_modules,
         }
 
 
-def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedByMusubi:
-    """Train in a process of Musubi's own Python, and put the LoRA on `model`, unless that is None.
+def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> TrainedByMusubi:
+    """Train in a process of Musubi's own Python, and apply the LoRA to `model`, unless it is None.
 
     Raises:
-        ValueError: a setting, file or dataset cannot be used, or Musubi Tuner is not found; nothing
-            was started.
+        ValueError: a setting, file or dataset cannot be used, or Musubi Tuner was not found;
+            nothing was started.
         InterruptProcessingException: the user cancelled; a checkpoint is kept.
         RuntimeError: Musubi Tuner failed; the message has the cause, its last lines and the path of
             its log.
     """
-    job = _job(given)
+    job = _make_job(given)
     if given.dataset is None and not given.dataset_toml.strip():
         raise ValueError(
-            "there is no dataset. Connect Load Images to dataset, or write a dataset configuration into dataset_toml"
+            "no dataset: connect Load Images to dataset, or write a dataset configuration into dataset_toml"
         )
     architecture = find_architecture(job.architecture)
     if model is not None:
         _require_kind(model, architecture)
-    installation = _installation()
-    run_folder, host = RunFolder(folders.work_folder(), output_name, keep_inside=True), ComfyHost()
-    trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.cache_folder())
+    installation = _find_installation()
+    run_folder, host = RunFolder(folders.get_work_folder(), output_name, keep_inside=True), ComfyHost()
+    trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())
     with cancellable():
         _free_the_gpu()
         result = trainer.train(given.dataset, host, control=given.control, dataset_toml=given.dataset_toml)
     num_modules = len(list_modules(result.state_dict))
     if model is not None:
-        model = _with_lora(model, result, num_modules)
+        model = _apply_and_verify(model, result, num_modules)
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
     trained = TrainedByMusubi(
         model, lora, result, run_folder.path, f"{architecture.title}, Musubi Tuner {installation.version}"
@@ -110,40 +110,40 @@ def train_with_musubi(given: Given, model: Any, *, output_name: str) -> TrainedB
     return trained
 
 
-def musubi_report() -> str:
-    """What Musubi Doctor says."""
-    text = diagnose(**musubi_settings()).text()
+def write_musubi_report() -> str:
+    """Return the report of Musubi Doctor."""
+    text = diagnose(**read_musubi_settings()).text()
     return (
         text
-        if settings_count()
-        else f"{text}With --multi-user ComfyUI's settings do not count, only MUSUBI_TUNER_DIR and MUSUBI_PYTHON.\n"
+        if settings_panel_applies()
+        else f"{text}With --multi-user, only MUSUBI_TUNER_DIR and MUSUBI_PYTHON apply, not ComfyUI's settings.\n"
     )
 
 
-def _installation() -> Installation:
+def _find_installation() -> Installation:
     try:
-        return find_installation(**musubi_settings())
+        return find_installation(**read_musubi_settings())
     except NoMusubi as error:
         where = (
             "In ComfyUI: the settings (the gear), LoRA Trainer"
-            if settings_count()
-            else "With --multi-user ComfyUI's settings do not count"
+            if settings_panel_applies()
+            else "With --multi-user, ComfyUI's settings do not apply"
         )
-        raise NoMusubi(f"{error}. {where}. The node Musubi Doctor tells more") from None
+        raise NoMusubi(f"{error}. {where}. Run the node Musubi Doctor for details") from None
 
 
-def _job(given: Given) -> MusubiJob:
-    """Raises ValueError for inputs that do not belong to the architecture: ComfyUI itself would
-    leave them out in silence.
+def _make_job(given: MusubiInputs) -> MusubiJob:
+    """Make the job. Raises ValueError for inputs that do not belong to the architecture, which
+    ComfyUI itself would silently drop.
     """
-    if not isinstance(given.choice, dict):  # a prompt without it: ComfyUI takes no input of this kind for missing
+    if not isinstance(given.choice, dict):  # ComfyUI accepts prompts without this kind of input
         find_architecture(str(given.choice))
     choice = {name: value for name, value in given.choice.items() if value is not None}
     architecture = find_architecture(choice.pop(_CHOICE))
-    _refuse_strangers(given.settings, choice, architecture)
+    _refuse_unknown_inputs(given.settings, choice, architecture)
     files = {file.name: file.folder for file in architecture.models}
     models = {
-        name: musubi_files.model_file(files[name], value)
+        name: musubi_files.find_model_file(files[name], value)
         for name, value in choice.items()
         if name in files and value != folders.NONE
     }
@@ -151,55 +151,61 @@ def _job(given: Given) -> MusubiJob:
     settings = {
         name: value for name, value in {**given.settings, **choice}.items() if name in list_field_names(MusubiConfig)
     }
-    config = from_mapping(MusubiConfig, {**settings, **_files_to_start_from(settings)}, source=architecture.name)
+    config = from_mapping(MusubiConfig, {**settings, **_find_starting_files(settings)}, source=architecture.name)
     return MusubiJob(architecture.name, config, models, options)
 
 
-def _refuse_strangers(settings: dict[str, Any], choice: dict[str, Any], architecture: Architecture) -> None:
+def _refuse_unknown_inputs(settings: dict[str, Any], choice: dict[str, Any], architecture: Architecture) -> None:
     known = {*choice, *(file.name for file in architecture.models), *(option.name for option in architecture.options)}
-    strangers = sorted(name.removeprefix(f"{_CHOICE}.") for name in settings if name.startswith(f"{_CHOICE}."))
-    if strangers:
-        raise ValueError(f"{architecture.name} has no {', '.join(strangers)}. It has {', '.join(sorted(known))}")
+    unknown = sorted(name.removeprefix(f"{_CHOICE}.") for name in settings if name.startswith(f"{_CHOICE}."))
+    if unknown:
+        raise ValueError(f"{architecture.name} has no {', '.join(unknown)}. It has {', '.join(sorted(known))}")
     misplaced = sorted(known & set(settings))
     if misplaced:
         raise ValueError(
-            f"{', '.join(misplaced)} came without the architecture. Write "
+            f"{', '.join(misplaced)} must be given with the architecture. Write "
             f"{', '.join(f'{_CHOICE}.{name}' for name in misplaced)}"
         )
 
 
-def _files_to_start_from(settings: dict[str, Any]) -> dict[str, str]:
-    """Paths of the LoRAs and the state that were picked, "" for none."""
-    find = {"network_weights": musubi_files.raw_lora, "resume": musubi_files.state, "base_weights": folders.lora_file}
+def _find_starting_files(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the paths of the chosen LoRAs and state, "" for none."""
+    find = {
+        "network_weights": musubi_files.find_raw_lora,
+        "resume": musubi_files.find_state,
+        "base_weights": folders.find_lora_file,
+    }
     chosen = {name: settings.get(name, folders.NONE) for name in find}
     return {name: "" if value == folders.NONE else str(find[name](value)) for name, value in chosen.items()}
 
 
 def _require_kind(model: Any, architecture: Architecture) -> None:
-    """Before hours of training: ComfyUI's own names for the places in MODEL are those that the
-    LoRA's modules will have.
+    """Raise ValueError, before hours of training, if the LoRA will not fit the MODEL: ComfyUI's
+    names for its weights must be those of the LoRA's modules.
     """
     places = comfy.lora.model_lora_keys_unet(model.model, {})
     if not any(architecture.fits(name) for name in places):
         raise ValueError(
-            f"the MODEL is a {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would have "
-            "no place in it. "
-            "Connect a model of that kind, or none"
+            f"the MODEL is {type(model.model).__name__}, not a model of {architecture.title}: the LoRA would not "
+            "fit it. "
+            "Connect a model of that architecture, or none"
         )
 
 
 def _free_the_gpu() -> None:
-    """Musubi trains in another process, which sees only the memory that ComfyUI has given back."""
+    """Free the GPU: Musubi trains in another process, which only has the memory that ComfyUI
+    releases.
+    """
     comfy.model_management.unload_all_models()
     gc.collect()
     comfy.model_management.soft_empty_cache()
 
 
-def _with_lora(model: Any, result: TrainedLora, num_modules: int) -> Any:
+def _apply_and_verify(model: Any, result: TrainedLora, num_modules: int) -> Any:
     patched, _, loaded = apply_lora(model, None, result.state_dict, strength_model=1.0, strength_clip=1.0)
     if loaded.unknown or loaded.num_modules != num_modules:
         raise RuntimeError(
-            f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for "
+            f"{result.path}: ComfyUI loads {loaded.num_modules} of {num_modules} modules; not "
             f"{', '.join(loaded.unknown[:3])}"
         )
     return patched

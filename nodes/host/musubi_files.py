@@ -1,5 +1,5 @@
-"""The files that Train LoRA (Musubi Tuner) lets the user pick: ComfyUI's models, and what earlier
-runs left behind. Nothing else can be named.
+"""The files that Train LoRA (Musubi Tuner) lets the user choose: ComfyUI's models, and the files of
+earlier runs. A workflow cannot name others.
 """
 
 import re
@@ -13,17 +13,17 @@ from . import folders
 _QUANTIZED = re.compile(r"fp8|fp4|int8|int4|mxfp|gguf", re.IGNORECASE)
 
 
-def model_files(folder: str) -> list[str]:
+def list_model_files(folder: str) -> list[str]:
     return folder_paths.get_filename_list(folder)
 
 
-def model_file(folder: str, name: str) -> Path:
+def find_model_file(folder: str, name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(folder, name))
 
 
-def likely_file(architecture: Architecture, file: ModelFile, names: list[str]) -> str:
-    """The file that its help names, or one of diffusion_models that is called like the
-    architecture; "[None]" where there is neither.
+def guess_file(architecture: Architecture, file: ModelFile, names: list[str]) -> str:
+    """Guess the default: the file that its help names, or one in diffusion_models that is named
+    like the architecture; "[None]" if there is neither.
     """
     usual = re.findall(r"[\w.-]+\.safetensors", file.help)
     named = [name for name in names if re.split(r"[\\/]", name)[-1] in usual]
@@ -32,47 +32,47 @@ def likely_file(architecture: Architecture, file: ModelFile, names: list[str]) -
         name
         for name in names
         if file.folder == "diffusion_models"
-        and _plain(architecture.name) in _plain(name)
+        and _strip_name(architecture.name) in _strip_name(name)
         and bool(_QUANTIZED.search(name)) == wants_quantized
     ]
     found = [*named, *similar]
     return found[0] if found and file.required else folders.NONE
 
 
-def _plain(name: str) -> str:
-    """z_image_bf16.safetensors and z-image have the same letters."""
+def _strip_name(name: str) -> str:
+    """Keep letters and digits only, so that z_image_bf16.safetensors contains z-image."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def raw_loras() -> list[str]:
-    """LoRAs of earlier runs as Musubi wrote them, by their path in the folder of runs."""
-    return _in_runs("*/musubi/*.safetensors")
+def list_raw_loras() -> list[str]:
+    """Return the LoRAs of earlier runs as Musubi wrote them, as paths in the folder of runs."""
+    return _list_in_runs("*/musubi/*.safetensors")
 
 
-def raw_lora(name: str) -> Path:
-    return _listed(name, raw_loras())
+def find_raw_lora(name: str) -> Path:
+    return _find_in_runs(name, list_raw_loras())
 
 
-def states() -> list[str]:
-    """What earlier runs can be resumed from, by its path in the folder of runs."""
-    return _in_runs("*/musubi/*-state")
+def list_states() -> list[str]:
+    """Return the states of earlier runs, as paths in the folder of runs."""
+    return _list_in_runs("*/musubi/*-state")
 
 
-def state(name: str) -> Path:
-    return _listed(name, states())
+def find_state(name: str) -> Path:
+    return _find_in_runs(name, list_states())
 
 
-def _in_runs(pattern: str) -> list[str]:
-    runs = folders.work_folder() / "runs"
+def _list_in_runs(pattern: str) -> list[str]:
+    runs = folders.get_work_folder() / "runs"
     return sorted((path.relative_to(runs).as_posix() for path in runs.glob(pattern)), reverse=True)
 
 
-def _listed(name: str, names: list[str]) -> Path:
-    """A state is unpickled, so it must be one of ours even where the name comes over a link, past
-    ComfyUI's own check.
+def _find_in_runs(name: str, names: list[str]) -> Path:
+    """Return the path of a listed file. A state gets unpickled, so it must be one of ours even if
+    its name comes from a link, which ComfyUI does not check.
     """
     if name not in names:
         raise ValueError(
-            f"{name} is not among the earlier runs in {folders.work_folder() / 'runs'}. Refresh (R) and choose again"
+            f"{name} is not in an earlier run in {folders.get_work_folder() / 'runs'}. Refresh (R) and choose again"
         )
-    return folders.work_folder() / "runs" / name
+    return folders.get_work_folder() / "runs" / name

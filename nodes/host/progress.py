@@ -1,5 +1,5 @@
-"""ComfyHost: a trainer's events as ComfyUI's progress bar, progress text and previews; its
-interrupts; its device.
+"""ComfyHost: shows a trainer's events as ComfyUI's progress bar, progress text and previews, and
+passes on its interrupts and its device.
 """
 
 import logging
@@ -31,8 +31,8 @@ from ...trainers.wording import format_gigabytes
 
 logger = logging.getLogger(__name__)
 
-# One update is up to four messages (progress, progress_state, text, preview): four messages a
-# second at most.
+# An update sends up to four messages (progress, progress_state, text, preview), so at most four per
+# second.
 SECONDS_BETWEEN_UPDATES = 1.0
 SECONDS_BETWEEN_PREVIEWS = 5.0
 PREVIEW_SIZE = 900
@@ -40,7 +40,7 @@ PREVIEW_SIZE = 900
 
 @dataclass
 class _State:
-    """What the node shows now."""
+    """The progress that the node shows."""
 
     step: int = 0
     total: int = 1
@@ -48,8 +48,8 @@ class _State:
 
 
 class ComfyHost(DeviceMemory):
-    """The host of one node's run. Make it inside the node's execute: it speaks for the node that is
-    being executed.
+    """The host of one node's run. Make it inside the node's execute: it reports for the node that
+    is being executed.
     """
 
     def __init__(self) -> None:
@@ -62,15 +62,17 @@ class ComfyHost(DeviceMemory):
         self._updated_at = self._previewed_at = float("-inf")
 
     def finish(self, text: str) -> None:
-        """The last text and the whole loss curve, however soon after the update before: they stay
-        on the node.
+        """Show the last text and the whole loss curve, which stay on the node, even right after
+        another update.
         """
         self._updated_at = self._previewed_at = float("-inf")
         self._state = _State(1, 1, text)
         self._update()
 
     def check_interrupted(self) -> None:
-        """ComfyUI's flag stays set: `cancellable` takes it down when the trainer has stopped."""
+        """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
+        stopped.
+        """
         if comfy.model_management.processing_interrupted():
             raise Interrupted("cancelled in ComfyUI")
 
@@ -87,7 +89,7 @@ class ComfyHost(DeviceMemory):
                 )
             case StepDone():
                 self._losses.append(event.loss)
-                self._state = _State(event.step, event.total, _step_text(event))
+                self._state = _State(event.step, event.total, _format_step(event))
             case SamplesDrawn():
                 self._samples = event.image
                 self._previewed_at = float("-inf")
@@ -100,13 +102,13 @@ class ComfyHost(DeviceMemory):
                 logger.info("step %d: saved %s", event.step, event.path)
             case Notice():
                 logger.info(event.message)
-                self.send_text(event.message)  # at once: there are few, and none may be lost between two updates
+                self.send_text(event.message)  # at once: there are few, and every one must be seen
                 return
         self._update()
 
     def _update(self) -> None:
-        """Send the state as it is now, unless something was sent less than a second ago; the next
-        event then brings it.
+        """Send the current state, unless the last update was less than a second ago; the next event
+        then sends it.
         """
         now = time.monotonic()
         if now - self._updated_at < SECONDS_BETWEEN_UPDATES:
@@ -114,48 +116,47 @@ class ComfyHost(DeviceMemory):
         self._updated_at = now
         self.send_text(self._state.text)
         try:
-            self._bar.update_absolute(self._state.step, self._state.total, self._preview(now))
+            self._bar.update_absolute(self._state.step, self._state.total, self._make_preview(now))
         except comfy.model_management.InterruptProcessingException:
-            comfy.model_management.interrupt_current_processing(True)  # it took the flag down; the trainer saves first
+            # The exception cleared the flag. Set it again: the trainer must save first.
+            comfy.model_management.interrupt_current_processing(True)
             raise Interrupted("cancelled in ComfyUI") from None
 
-    def counter(self, stage: str) -> Callable[[int, int, str], None]:
-        """For functions that count (done, total, name)."""
+    def make_counter(self, stage: str) -> Callable[[int, int, str], None]:
+        """Return a callback for functions that report (done, total, name)."""
         return lambda done, total, name: self.report(StageProgress(stage, done, total, name))
 
-    def byte_counter(self, stage: str) -> Callable[[int, int], None]:
-        """For functions that count (bytes done, bytes in all, or 0 when that is unknown), in
-        megabytes.
+    def make_byte_counter(self, stage: str) -> Callable[[int, int], None]:
+        """Return a callback for functions that report (bytes done, total bytes, or 0 if unknown).
+        It shows megabytes.
         """
         return lambda done, total: self.report(StageProgress(stage, done >> 20, max(total, done) >> 20, "MB"))
 
     def send_text(self, text: str) -> None:
         show_text(text)
 
-    def _preview(self, now: float) -> tuple[str, Image.Image, int] | None:
+    def _make_preview(self, now: float) -> tuple[str, Image.Image, int] | None:
         if self._image is not None:
             image, self._image = self._image, None
             return ("PNG", image, PREVIEW_SIZE)
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now
-        return ("PNG", _stacked(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+        return ("PNG", _stack(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
 
 
 def show_text(text: str) -> None:
-    """Under the node that is being executed; outside of one, nowhere."""
+    """Show a text under the node that is being executed; do nothing if none is."""
     context = get_executing_context()
     if context is not None:
-        # one of the front end's renderers takes it for Markdown, and would make one line of all
+        # one of the front end's renderers reads it as Markdown, and would join all lines
         text = text.replace("\n", "  \n")
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Around a node's work: an interrupt that it has answered stops the prompt as ComfyUI's own
-    nodes do.
-    """
+    """Wrap a node's work, so that Interrupted stops the prompt as in ComfyUI's own nodes."""
     try:
         yield
     except Interrupted:
@@ -163,28 +164,28 @@ def cancellable() -> Iterator[None]:
         raise comfy.model_management.InterruptProcessingException from None
 
 
-def _step_text(event: StepDone) -> str:
+def _format_step(event: StepDone) -> str:
     speed = event.steps_per_second
     rate = f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     parts = [
         f"step {event.step}/{event.total}",
         f"loss {event.average_loss:.4f}",
         rate,
-        f"ETA {_duration(event.eta_seconds)}",
+        f"ETA {_format_duration(event.eta_seconds)}",
     ]
     if event.memory_bytes:
         parts.append(format_gigabytes(event.memory_bytes))
     return " · ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _stacked(samples: Image.Image | None, plot: Image.Image) -> Image.Image:
-    """The samples above the loss plot, both at the same width."""
+def _stack(samples: Image.Image | None, plot: Image.Image) -> Image.Image:
+    """Put the samples above the loss plot, both at the same width."""
     if samples is None:
         return plot
     samples = samples.resize((plot.width, round(samples.height * plot.width / samples.width)))

@@ -1,4 +1,4 @@
-"""The settings of a training as the graph's machine and its presets decide them: the same for the
+"""Resolves the settings of a training from its presets and this machine, in the same way for the
 training and for its flight check.
 """
 
@@ -13,22 +13,22 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.plan import RunSettings
-from ..open_settings import AUTO, chosen_settings
+from ..open_settings import AUTO, drop_open_settings
 
 
 def resolve_settings(
     settings: dict[str, Any], *, goal: str, memory: str, dataset: Dataset, weight_dtype: torch.dtype = torch.float16
 ) -> RunSettings[SDXLConfig]:
-    """All settings, from the widgets' values. `weight_dtype` is the model's; without one, what most
-    checkpoints have.
+    """Resolve all settings from the widgets' values. `weight_dtype` is that of the model; the
+    default is that of most checkpoints.
 
     Raises:
         ValueError: a setting is out of its range.
     """
-    given = chosen_settings(settings)
+    given = drop_open_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
-        given["mixed_precision"] = compute_precision(weight_dtype)
-    if find_spec("bitsandbytes") is None:  # there is none for macOS
+        given["mixed_precision"] = choose_precision(weight_dtype)
+    if find_spec("bitsandbytes") is None:  # not available for macOS
         given.setdefault("optimizer", "AdamW")
     require_listed_optimizer(given.get("optimizer", "AdamW"))
     if memory == AUTO:
@@ -36,9 +36,9 @@ def resolve_settings(
     return resolve(given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
 
 
-def compute_precision(weight_dtype: torch.dtype) -> str:
-    """mixed_precision "auto", by ComfyUI's rules for its device; on a CPU the weights' own dtype,
-    so that they need not be copied.
+def choose_precision(weight_dtype: torch.dtype) -> str:
+    """Choose the value for mixed_precision "auto", by ComfyUI's rules for its device. On a CPU it
+    is the weights' own dtype, so that they need no copy.
     """
     device = comfy.model_management.get_torch_device()
     if comfy.model_management.is_device_cpu(device):

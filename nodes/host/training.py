@@ -1,5 +1,5 @@
-"""One SDXL training in the graph: settings resolved, memory freed, trained on the borrowed weights,
-applied and verified.
+"""One SDXL training in the graph: resolves the settings, frees memory, trains on the borrowed
+weights, applies the LoRA and verifies it.
 """
 
 import gc
@@ -25,13 +25,13 @@ from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
 from .progress import ComfyHost, cancellable
 from .settings import resolve_settings
-from .weights import GraphModel, borrow_model, ignored_patches, training_mode, unet_dtype
+from .weights import GraphModel, borrow_model, find_ignored_patches, get_unet_dtype, training_mode
 
 
 @dataclass(frozen=True)
 class TrainedInGraph:
-    """What the node hands over: MODEL and CLIP with the LoRA, the LoRA itself, and how it came
-    about.
+    """The outputs of the node: MODEL and CLIP with the LoRA, the LoRA itself, and facts about the
+    training.
     """
 
     model: Any
@@ -43,7 +43,7 @@ class TrainedInGraph:
 
     @property
     def summary(self) -> str:
-        """The result first: the canvas shows two lines."""
+        """Return the result, the most important lines first: the canvas shows two."""
         last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
         count = self.lora.num_modules
         return (
@@ -52,12 +52,12 @@ class TrainedInGraph:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For API clients, in the history; finite numbers only."""
+        """Return facts for API clients, in the history; finite numbers only."""
         return {
             "path": str(self.result.path),
             "steps": self.result.steps,
             "loss": [round(loss, 6) for loss in self.result.losses],
-            "loss_plot": folders.as_output(self.run_folder / "loss.png"),
+            "loss_plot": folders.describe_output(self.run_folder / "loss.png"),
             "checkpoints": [str(path) for path in self.result.checkpoints],
             "modules": self.lora.num_modules,
         }
@@ -74,12 +74,12 @@ def train_sdxl(
         RuntimeError: memory ran out (the message names the next setting to try), or the training
             went wrong.
     """
-    settings = {**settings, **_start_from(settings.get("network_weights", folders.NONE))}
+    settings = {**settings, **_find_network_weights(settings.get("network_weights", folders.NONE))}
     run_settings = resolve_settings(
-        settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=unet_dtype(base.model)
+        settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=get_unet_dtype(base.model)
     )
     text, host = _describe(run_settings, base.model), ComfyHost()
-    run_folder = RunFolder(folders.work_folder(), output_name, keep_inside=True)
+    run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True)
     try:
         with cancellable(), training_mode():
             result = _train(base, plan_training(dataset, run_settings), run_folder, host, text)
@@ -90,7 +90,7 @@ def train_sdxl(
     num_modules = sum(name.endswith(".lora_up.weight") for name in result.state_dict)
     if loaded.num_modules != num_modules:
         raise RuntimeError(
-            f"{result.path}: ComfyUI finds a place for {loaded.num_modules} of {num_modules} modules; not for "
+            f"{result.path}: ComfyUI loads {loaded.num_modules} of {num_modules} modules; not "
             f"{', '.join(loaded.unknown[:3])}"
         )
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
@@ -99,15 +99,15 @@ def train_sdxl(
     return trained
 
 
-def _start_from(file_name: str) -> dict[str, str]:
-    """The widget names a file among the LoRAs, the config a path; no file is the empty path."""
-    return {"network_weights": "" if file_name == folders.NONE else str(folders.lora_file(file_name))}
+def _find_network_weights(file_name: str) -> dict[str, str]:
+    """Return the config's path for the LoRA file that the widget names; "" for no file."""
+    return {"network_weights": "" if file_name == folders.NONE else str(folders.find_lora_file(file_name))}
 
 
 def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:
-    ignored = ignored_patches(model)
+    ignored = find_ignored_patches(model)
     warning = (
-        f"\nMODEL carries {', '.join(ignored)}, which act when sampling only: the training does not see them."
+        f"\nMODEL carries {', '.join(ignored)}, which only act when sampling: the training does not see them."
         if ignored
         else ""
     )
@@ -117,24 +117,24 @@ def _describe(settings: RunSettings[SDXLConfig], model: Any) -> str:
 def _train(
     base: GraphModel, plan: TrainingPlan[SDXLConfig], run_folder: RunFolder, host: ComfyHost, settings_text: str
 ) -> TrainedLora:
-    """Borrow the weights, say what will be needed, and train; an error for want of memory names
-    what needs less.
+    """Borrow the weights, report the memory budget, and train. If memory runs out, the error names
+    settings that need less.
     """
     loader = _BudgetedLoader(base, plan, host, settings_text)
     try:
-        cache = TensorCache(folders.cache_folder())
+        cache = TensorCache(folders.get_cache_folder())
         return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
             raise
-    # Outside of the except block: the first error's traceback would keep the training's tensors
-    # alive.
+    # Raised outside of the except block: the first error's traceback would keep the training's
+    # tensors alive.
     raise RuntimeError(loader.budget.remedy())
 
 
 @dataclass
 class _BudgetedLoader:
-    """Borrows the graph's weights when the training asks for them, and works out the memory
+    """Borrows the graph's weights when the training asks for them, and computes the memory
     budget.
     """
 

@@ -1,8 +1,9 @@
-"""Training on the weights that the graph has loaded: MODEL, CLIP and VAE as an SDXLModel on the
-same memory.
+"""Borrows the weights that the graph has loaded: MODEL, CLIP and VAE as an SDXLModel on the same
+memory.
 
-Everything a node receives was made under torch.inference_mode and cannot be saved for backward. A
-tensor set on the same storage outside of it can, and costs nothing. The weights are only ever read.
+Tensors that a node receives were made under torch.inference_mode, so autograd cannot save them for
+backward. A tensor made outside of it on the same storage can be saved, and costs nothing. The
+weights are only ever read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,10 +43,10 @@ class GraphModel:
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Autograd as in a plain Python program; ComfyUI's inference mode is back afterwards, whatever
-    happens.
+    """Turn on autograd as in a plain Python program. ComfyUI's inference mode is restored
+    afterwards, whatever happens.
 
-    Every model of the graph is unloaded first: its weights lie then unpatched in main memory, and
+    Every model of the graph is unloaded first: its weights are then unpatched in main memory, and
     the device is free.
     """
     comfy.model_management.unload_all_models()
@@ -58,21 +59,21 @@ def training_mode() -> Iterator[None]:
 
 
 def borrow_model(base: GraphModel) -> SDXLModel:
-    """The graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory; LoRAs and merges in
-    them are part of its weights.
+    """Return the graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory. Its weights
+    include the LoRAs and merges in them.
 
     Call it in training_mode.
 
     Raises:
-        ValueError: one of them is not there, not SDXL's, or in a form that cannot be trained on;
+        ValueError: one of them is missing, not SDXL's, or in a format that cannot be trained on;
             the message names it.
     """
-    prediction_type, zero_terminal_snr = _prediction(base.model)
-    path = _checkpoint_path(base.model)
+    prediction_type, zero_terminal_snr = _read_prediction(base.model)
+    path = _find_checkpoint(base.model)
     state_dicts: dict[Part, Mapping[str, Tensor]] = {
-        "unet": from_ldm("unet", _weights("MODEL", _patcher("MODEL", base.model), _UNET)),
-        **{part: _text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
-        "vae": _vae_weights(base.vae),
+        "unet": from_ldm("unet", _read_weights("MODEL", _get_patcher("MODEL", base.model), _UNET)),
+        **{part: _read_text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
+        "vae": _read_vae_weights(base.vae),
     }
     return build_model(
         state_dicts,
@@ -83,13 +84,13 @@ def borrow_model(base: GraphModel) -> SDXLModel:
     )
 
 
-def unet_dtype(model: Any) -> torch.dtype:
+def get_unet_dtype(model: Any) -> torch.dtype:
     return next(model.model.diffusion_model.parameters()).dtype
 
 
-def ignored_patches(model: Any) -> list[str]:
-    """What the MODEL carries besides weights that acts when sampling and that training does not
-    see, by name.
+def find_ignored_patches(model: Any) -> list[str]:
+    """Return the names of the MODEL's patches that only act when sampling, which the training does
+    not see.
     """
     options = model.model_options.get("transformer_options", {})
     found = [name for name in model.object_patches if name != "model_sampling"]
@@ -97,47 +98,47 @@ def ignored_patches(model: Any) -> list[str]:
     return sorted({*found, *(name for name in model.model_options if "function" in name)})
 
 
-def _patcher(socket: str, owner: Any) -> Any:
-    """The ModelPatcher; refused is what changes the model outside of its weights."""
+def _get_patcher(socket: str, owner: Any) -> Any:
+    """Return the ModelPatcher. Raises ValueError if it changes the model outside of its weights."""
     if owner is None:
         raise ValueError(
-            f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a whole SDXL "
+            f"{socket} is empty: the loader found none in this file. Use Load Checkpoint with a complete SDXL "
             "checkpoint, or the separate loaders"
         )
     patcher = getattr(owner, "patcher", owner)
     if patcher.injections or getattr(patcher, "weight_wrapper_patches", None):
         raise ValueError(
-            f"{socket} carries a LoRA in bypass mode, which is no part of its weights. Load it without bypass"
+            f"{socket} carries a LoRA in bypass mode, which is not part of its weights. Load it without bypass"
         )
     if patcher.hook_patches:
         raise ValueError(
-            f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are no part of its weights. "
+            f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are not part of its weights. "
             "Remove them before training"
         )
     return patcher
 
 
-def _weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
-    """The weights below `prefix` without it, patches applied, as normal tensors on the same
-    memory.
+def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
+    """Return the weights under `prefix`, without that prefix and with patches applied, as normal
+    tensors on the same memory.
     """
     names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
-    return {name.removeprefix(prefix): _weight(socket, patcher, name) for name in names}
+    return {name.removeprefix(prefix): _read_weight(socket, patcher, name) for name in names}
 
 
-def _weight(socket: str, patcher: Any, name: str) -> Tensor:
+def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
     with torch.inference_mode():
         if name in patcher.patches:
             weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
         else:
             weight = patcher.model.get_parameter(name)
-        weight = _plain(socket, name, weight)
+        weight = _dequantize(socket, name, weight)
     return _alias(weight)
 
 
-def _plain(socket: str, name: str, weight: Tensor) -> Tensor:
-    """A weight in a floating-point format that layers compute with; 8-bit ones are converted, one
-    at a time.
+def _dequantize(socket: str, name: str, weight: Tensor) -> Tensor:
+    """Return the weight in a floating-point format that layers can compute with. 8-bit weights are
+    converted one at a time.
     """
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize()
@@ -152,21 +153,21 @@ def _plain(socket: str, name: str, weight: Tensor) -> Tensor:
 
 
 def _alias(weight: Tensor) -> Tensor:
-    """A tensor of this mode on the same memory: autograd refuses tensors that were made in
-    inference mode.
+    """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
+    made in inference mode.
     """
     alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
     return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
-def _text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
-    patcher = _patcher("CLIP", clip)
+def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
+    patcher = _get_patcher("CLIP", clip)
     if not all(
         any(name.startswith(prefix) for name, _ in patcher.model.named_parameters())
         for prefix in _TEXT_ENCODERS.values()
     ):
         raise ValueError(
-            f"CLIP is not SDXL's but {type(patcher.model).__name__}: both CLIP-L and CLIP-G are needed. Use "
+            f"CLIP is not SDXL's but {type(patcher.model).__name__}: SDXL needs CLIP-L and CLIP-G. Use "
             "DualCLIPLoader with type sdxl"
         )
     if clip.layer_idx not in (None, -2):
@@ -174,12 +175,12 @@ def _text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
             f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or "
             "remove the node"
         )
-    weights = _weights("CLIP", patcher, _TEXT_ENCODERS[part])
+    weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
     return {name: weight for name, weight in weights.items() if is_weight(part, name)}
 
 
-def _vae_weights(vae: Any) -> Mapping[str, Tensor]:
-    weights = _weights("VAE", _patcher("VAE", vae), _VAE)
+def _read_vae_weights(vae: Any) -> Mapping[str, Tensor]:
+    weights = _read_weights("VAE", _get_patcher("VAE", vae), _VAE)
     try:
         return from_ldm("vae", weights)
     except ValueError as error:
@@ -189,15 +190,15 @@ def _vae_weights(vae: Any) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _prediction(model: Any) -> tuple[Any, bool]:
-    """Prediction type and zero terminal SNR as the graph samples with them, ModelSamplingDiscrete's
-    patch included.
+def _read_prediction(model: Any) -> tuple[Any, bool]:
+    """Return the prediction type and zero terminal SNR with which the graph samples, the patch of
+    ModelSamplingDiscrete included.
     """
     if not isinstance(getattr(model, "model", None), comfy.model_base.SDXL):
         found = type(model.model).__name__ if model is not None else "empty"
         raise ValueError(
             f"MODEL is not SDXL but {found}. Choose an SDXL base model (SDXL 1.0, Pony, Illustrious, NoobAI and "
-            "their kin)"
+            "the like)"
         )
     sampling = model.get_model_object("model_sampling")
     noise_levels, predictions = (
@@ -208,17 +209,17 @@ def _prediction(model: Any) -> tuple[Any, bool]:
     if not (isinstance(sampling, noise_levels) and isinstance(sampling, predictions)) or isinstance(sampling, others):
         found = " with ".join(base.__name__ for base in type(sampling).__mro__[1:3])
         raise ValueError(
-            f"MODEL samples by {found}; SDXL is trained by epsilon or v_prediction. Remove the ModelSampling node, "
-            "or use ModelSamplingDiscrete"
+            f"MODEL samples with {found}; SDXL is trained with epsilon or v_prediction. Remove the ModelSampling "
+            "node, or use ModelSamplingDiscrete"
         )
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
         return "v_prediction", bool(sampling.zsnr)
     return "epsilon", False
 
 
-def _checkpoint_path(model: Any) -> Path | None:
-    """The file that the MODEL's weights came from; None when patches changed them, or no file is
-    known.
+def _find_checkpoint(model: Any) -> Path | None:
+    """Return the file that the MODEL's weights came from; None if patches changed them, or the file
+    is unknown.
     """
     loaded_with = getattr(model, "cached_patcher_init", None)
     if model.patches or not loaded_with or not isinstance(loaded_with[1][0], str):

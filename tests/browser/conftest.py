@@ -1,5 +1,5 @@
-"""ComfyUI's own front end in a headless Chromium, in both of its renderers; skips, saying what
-is missing, where one of these is not there.
+"""Fixtures that open ComfyUI's own front end in a headless Chromium, in both of its renderers.
+Tests are skipped, with a reason, if something is missing.
 """
 
 import os
@@ -39,7 +39,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """Of its own: the front end keeps its settings on the server."""
+    """Start a separate server, because the front end stores its settings there."""
     try:
         installation = find_comfyui()
     except NoComfyUI as reason:
@@ -58,9 +58,10 @@ def renderer(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory, renderer: str) -> "Iterator[BrowserContext]":
-    """One per renderer: the front end opens the workflow that its browser had last. It ends with
-    this folder's tests, because nobody else can run an event loop in this thread while Playwright's
-    runs."""
+    """Start one browser per renderer, because the front end opens the last workflow of its browser.
+    The browser ends with this folder's tests: no other event loop can run in this thread while
+    Playwright's runs.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
@@ -82,7 +83,7 @@ def page(server: ComfyServer, browser: "BrowserContext", renderer: str) -> "Iter
     page.set_default_timeout(TIMEOUT)
     page.goto(server.url, wait_until="domcontentloaded")
     page.wait_for_function(READY)
-    page.wait_for_function("() => app.graph.nodes.length > 0")  # the front end's own first workflow has come
+    page.wait_for_function("() => app.graph.nodes.length > 0")  # the front end's default workflow is loaded
     page.evaluate(RECORD_EVENTS)
     yield page
     page.close()
@@ -90,8 +91,8 @@ def page(server: ComfyServer, browser: "BrowserContext", renderer: str) -> "Iter
 
 @pytest.fixture
 def editor(page: "Page", renderer: str, tmp_path: Path) -> Editor:
-    """Screenshots go to the test's temporary folder, or to the folder SCREENSHOTS, in a folder
-    per renderer.
+    """Return the editor. Its screenshots go to the test's temporary folder, or to a folder per
+    renderer in SCREENSHOTS.
     """
     chosen = os.environ.get("SCREENSHOTS")
     folder = Path(chosen) / renderer if chosen else tmp_path

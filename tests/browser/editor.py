@@ -1,5 +1,5 @@
-"""Editor: a page of ComfyUI's front end as a test uses it. Which browser and which server,
-conftest.py decides.
+"""Editor: a page of ComfyUI's front end for tests. conftest.py chooses the browser and the
+server.
 """
 
 import json
@@ -36,8 +36,8 @@ SET_WIDGET = """([id, name, value]) => {
 
 
 class Editor:
-    """A page with the editor. Node ids are the graph's; what the server says while a prompt runs
-    is kept in `events`.
+    """A page with the editor. Node ids are the graph's. `events` returns what the server sent while
+    a prompt ran.
     """
 
     def __init__(self, page: "Page", *, renderer: str, screenshots: Path) -> None:
@@ -52,26 +52,28 @@ class Editor:
         self.page.wait_for_function(condition, arg=argument, timeout=TIMEOUT)
 
     def open_workflow(self, workflow: dict[str, Any]) -> None:
-        """As when the user opens the file."""
+        """Open a workflow as the user opens a file."""
         self.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
         self._wait_for_nodes(len(workflow["nodes"]))
 
     def open_prompt(self, prompt: Prompt) -> None:
-        """The graph of an API-format prompt."""
+        """Open an API-format prompt as a graph."""
         self.evaluate("async (prompt) => { await app.loadApiJson(prompt, 'prompt') }", prompt)
         self._wait_for_nodes(len(prompt))
 
     def workflow(self) -> dict[str, Any]:
-        """As it would be saved. Through JSON, because the driver turns undefined into null."""
+        """Return the workflow as it would be saved, through JSON, because the driver turns
+        undefined into null.
+        """
         return json.loads(self.evaluate("() => JSON.stringify(app.graph.serialize())"))
 
     def prompt(self) -> Prompt:
-        """What Run would send, without the titles."""
+        """Return the prompt that Run would send, without titles."""
         prompt = self.evaluate("async () => (await app.graphToPrompt()).output")
         return {node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in prompt.items()}
 
     def add_node(self, class_type: str) -> int:
-        """A fresh node, alone in the graph."""
+        """Add a new node to an empty graph."""
         self.open_workflow(
             {
                 "last_node_id": 0,
@@ -97,7 +99,7 @@ class Editor:
         )
 
     def visible_widgets(self, node: int) -> list[str]:
-        """The names that are shown, by the renderer's own account."""
+        """Return the widget names that the renderer shows."""
         if self.renderer == "vue":
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
@@ -107,14 +109,14 @@ class Editor:
         )
 
     def show_advanced(self, node: int) -> None:
-        """As the button of one renderer and the menu entry of the other do."""
+        """Do what one renderer's button and the other's menu entry do."""
         if self.renderer == "vue":
             self._element(node).get_by_test_id("advanced-inputs-button").click()
         else:
             self.evaluate("(id) => app.graph.getNodeById(id).toggleAdvanced()", node)
 
     def height(self, node: int) -> float:
-        """In the graph's units, title and all, once the renderer has laid it out."""
+        """Return the height in the graph's units, title included, after the renderer's layout."""
         if self.renderer == "vue":
             return self._element(node).evaluate("(element) => element.offsetHeight")
         return self.evaluate(
@@ -126,7 +128,7 @@ class Editor:
             self.evaluate(SET_WIDGET, [node, name, value])
 
     def run(self) -> None:
-        """Click the button. The end is for `wait_for`."""
+        """Click Run. Use `wait_for` to wait for the end."""
         self.forget_events()
         self.page.get_by_test_id("queue-button").click()
 
@@ -137,13 +139,13 @@ class Editor:
         return [event for event in self.evaluate("() => window.recorded") if event["kind"] == kind]
 
     def wait_for(self, kind: str) -> dict[str, Any]:
-        """The first event of that kind, or the one that ended the prompt before."""
+        """Return the first event of that kind, or the one that ended the prompt before it."""
         kinds = [kind, "execution_success", "execution_error", "execution_interrupted"]
         self.wait_until("(kinds) => window.recorded.some((event) => kinds.includes(event.kind))", kinds)
         return next(event for event in self.evaluate("() => window.recorded") if event["kind"] in kinds)
 
     def complaints(self) -> list[str]:
-        """The messages that pop up, such as those of a workflow that is not valid."""
+        """Return the messages that pop up, such as those of an invalid workflow."""
         return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
 
     def close_messages(self) -> None:
@@ -152,10 +154,10 @@ class Editor:
         self.page.locator(".p-toast-message").first.wait_for(state="detached")
 
     def show_node(self, node: int) -> None:
-        """Alone, as large as it fits."""
+        """Zoom in on one node."""
         self.evaluate("(id) => app.canvas.select(app.graph.getNodeById(id))", node)
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(1000)  # it glides there
+        self.page.wait_for_timeout(1000)  # the view moves slowly
 
     def screenshot(self, name: str) -> Path:
         path = self.screenshots / f"{name}.png"

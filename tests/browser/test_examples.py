@@ -1,4 +1,4 @@
-"""Every example workflow in the real editor: it opens as it was saved, says the same as its
+"""Every example workflow in the real editor: it opens as it was saved, is equivalent to its
 API-format twin, and runs.
 """
 
@@ -36,24 +36,24 @@ def read_twin(name: str) -> Prompt:
     return json.loads((EXAMPLES / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def with_defaults(prompt: Prompt, definitions: dict[str, Any]) -> Prompt:
-    """An API-format prompt may leave out what has a default; the editor writes everything."""
+def add_defaults(prompt: Prompt, definitions: dict[str, Any]) -> Prompt:
+    """Add the defaults that an API-format prompt may leave out but the editor writes."""
     return {
         node: {
             "class_type": entry["class_type"],
-            "inputs": {**_defaults(definitions[entry["class_type"]]), **entry["inputs"]},
+            "inputs": {**_list_defaults(definitions[entry["class_type"]]), **entry["inputs"]},
         }
         for node, entry in prompt.items()
     }
 
 
-def _defaults(definition: dict[str, Any]) -> dict[str, Any]:
+def _list_defaults(definition: dict[str, Any]) -> dict[str, Any]:
     inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
-    defaults = {name: _default(*spec) for name, spec in inputs.items() if _is_widget(*spec)}
+    defaults = {name: _find_default(*spec) for name, spec in inputs.items() if _is_widget(*spec)}
     for name, (kind, options) in inputs.items():
-        if kind == "COMFY_DYNAMICCOMBO_V3":  # the first choice, which every example has, and what comes with it
+        if kind == "COMFY_DYNAMICCOMBO_V3":  # the inputs of the first choice, which every example uses
             first = {"input": options["options"][0]["inputs"]}
-            defaults |= {f"{name}.{inner}": value for inner, value in _defaults(first).items()}
+            defaults |= {f"{name}.{inner}": value for inner, value in _list_defaults(first).items()}
     return defaults
 
 
@@ -61,8 +61,8 @@ def _is_widget(kind: str | list[str], options: dict[str, Any] | None = None) -> 
     return (isinstance(kind, list) or kind in WIDGET_TYPES) and not (options or {}).get("forceInput")
 
 
-def _default(kind: str | list[str], options: dict[str, Any] | None = None) -> Any:
-    """Without a default of its own, a choice has its first."""
+def _find_default(kind: str | list[str], options: dict[str, Any] | None = None) -> Any:
+    """Return the default; for a choice without one, its first option."""
     return (options or {}).get("default", kind[0])
 
 
@@ -77,21 +77,21 @@ def test_every_example_has_a_twin_and_a_thumbnail():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_api_prompt_goes_through_the_editor_unchanged(editor: Editor, definitions: dict[str, Any], name: str):
+def test_the_editor_does_not_change_the_api_prompt(editor: Editor, definitions: dict[str, Any], name: str):
     editor.open_prompt(read_twin(name))
     editor.open_workflow(editor.workflow())
-    assert editor.prompt() == with_defaults(read_twin(name), definitions)
+    assert editor.prompt() == add_defaults(read_twin(name), definitions)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_workflow_says_the_same_as_the_api_prompt(editor: Editor, definitions: dict[str, Any], name: str):
+def test_the_workflow_is_equivalent_to_the_api_prompt(editor: Editor, definitions: dict[str, Any], name: str):
     editor.open_workflow(read_workflow(name))
-    assert editor.prompt() == with_defaults(read_twin(name), definitions)
+    assert editor.prompt() == add_defaults(read_twin(name), definitions)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_opens_as_it_was_saved(editor: Editor, name: str):
-    """Also a checkpoint and a folder that are not there: the user must see what the author had."""
+    """This includes a missing checkpoint and folder: the user must see the author's values."""
     saved = read_workflow(name)
     editor.open_workflow(saved)
     assert editor.complaints() == []
@@ -105,8 +105,8 @@ def test_a_workflow_opens_as_it_was_saved(editor: Editor, name: str):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("caption_and_train", "train_z_image")])
 def test_the_run_button_trains(editor: Editor, renderer: str, name: str):
     editor.open_workflow(read_workflow(name))
-    editor.wait_until("(id) => app.graph.getNodeById(id).has_errors", LOADER)  # the example's checkpoint is not there
-    seed = 10 * NAMES.index(name) + len(renderer)  # one for each run: what has been trained is in ComfyUI's cache
+    editor.wait_until("(id) => app.graph.getNodeById(id).has_errors", LOADER)  # the example's checkpoint is missing
+    seed = 10 * NAMES.index(name) + len(renderer)  # a new seed for each run: ComfyUI caches earlier trainings
     editor.set_widgets(LOADER, ckpt_name="embedded_base.safetensors")
     editor.set_widgets(IMAGES, folder="toadstools")
     editor.set_widgets(TRAINER, **SMALL_RUN, seed=seed)

@@ -1,5 +1,5 @@
-"""Train LoRA (Musubi Tuner) in the editor: the choice of the architecture brings its own
-widgets, and the settings panel its installation.
+"""Train LoRA (Musubi Tuner) in the editor: each architecture has its own widgets, and the settings
+panel has Musubi's installation.
 """
 
 import json
@@ -13,23 +13,31 @@ SHARED = ["max_train_steps", "seed", "output_name"]
 Z_IMAGE = ["architecture", "dit", "vae", "text_encoder", "rank", "learning_rate", "resolution"]
 
 
-def visible(editor: Editor, node: int) -> list[str]:
+def list_visible(editor: Editor, node: int) -> list[str]:
     return [name for name in editor.visible_widgets(node) if name != "control after generate"]
 
 
 def test_a_fresh_trainer_shows_the_files_and_settings_of_the_first_architecture(editor: Editor):
     node = editor.add_node(TRAINER)
     editor.screenshot("musubi_fresh")
-    assert visible(editor, node) == [*Z_IMAGE, *SHARED]
+    assert list_visible(editor, node) == [*Z_IMAGE, *SHARED]
     assert editor.widgets(node)["architecture.discrete_flow_shift"] == 2.0
 
 
-def test_another_architecture_brings_its_own_with_what_it_recommends(editor: Editor):
+def test_another_architecture_brings_its_own_widgets_with_recommended_values(editor: Editor):
     node = editor.add_node(TRAINER)
     editor.set_widgets(node, architecture="wan")
     editor.screenshot("musubi_wan")
     files = ["dit", "vae", "t5", "dit_high_noise"]
-    assert visible(editor, node) == ["architecture", *files, "task", "rank", "learning_rate", "resolution", *SHARED]
+    assert list_visible(editor, node) == [
+        "architecture",
+        *files,
+        "task",
+        "rank",
+        "learning_rate",
+        "resolution",
+        *SHARED,
+    ]
     widgets = editor.widgets(node)
     assert (
         widgets["architecture.learning_rate"],
@@ -37,7 +45,7 @@ def test_another_architecture_brings_its_own_with_what_it_recommends(editor: Edi
         widgets["architecture.discrete_flow_shift"],
     ) == (2e-4, 768, 3.0)
     editor.set_widgets(node, architecture="hidream-o1")
-    assert visible(editor, node) == [
+    assert list_visible(editor, node) == [
         "architecture",
         "dit",
         "model_type",
@@ -53,10 +61,10 @@ def test_the_advanced_widgets_of_an_architecture_can_be_shown(editor: Editor):
     editor.set_widgets(node, architecture="krea-2")
     editor.show_advanced(node)
     editor.screenshot("musubi_advanced")
-    assert {"fp8", "blocks_to_swap", "timestep_sampling", "optimizer"} < set(visible(editor, node))
+    assert {"fp8", "blocks_to_swap", "timestep_sampling", "optimizer"} < set(list_visible(editor, node))
 
 
-def test_a_saved_graph_opens_with_the_architecture_and_the_values_that_it_had(editor: Editor):
+def test_a_saved_graph_opens_with_its_architecture_and_values(editor: Editor):
     node = editor.add_node(TRAINER)
     editor.set_widgets(node, architecture="qwen-image-edit", max_train_steps=77, output_name="pairs")
     editor.set_widgets(
@@ -68,7 +76,7 @@ def test_a_saved_graph_opens_with_the_architecture_and_the_values_that_it_had(ed
     assert before["architecture.blocks_to_swap"] == 20 and before["max_train_steps"] == 77
 
 
-def test_where_musubi_is_stands_in_the_settings_panel_and_in_no_widget(editor: Editor):
+def test_the_place_of_musubi_is_in_the_settings_panel_and_not_in_a_widget(editor: Editor):
     settings = editor.evaluate(
         "() => Object.keys(app.ui.settings.settingsLookup ?? {}).filter((id) => id.startsWith('LoRATrainer.Musubi.'))"
     )
@@ -77,9 +85,7 @@ def test_where_musubi_is_stands_in_the_settings_panel_and_in_no_widget(editor: E
     assert not {"python", "folder"} & {name.lower() for name in editor.widgets(node)}
 
 
-def test_a_folder_written_into_the_settings_panel_reaches_the_server(
-    server: ComfyServer, editor: Editor, renderer: str
-):
+def test_a_folder_entered_in_the_settings_panel_reaches_the_server(server: ComfyServer, editor: Editor, renderer: str):
     editor.evaluate("() => app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     editor.page.get_by_text("LoRA Trainer", exact=True).first.click()
     field = editor.page.locator('[data-setting-id="LoRATrainer.Musubi.Folder"] input')

@@ -1,4 +1,4 @@
-"""Our nodes in the editor: as they come from the menu, and when something is wrong with them."""
+"""Our nodes in the editor: new ones from the menu, and ones with errors."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ TRAINER = "LoRATrainer_LoRATrainSDXL"
 SHOWN = ["goal", "memory", "rank", "learning_rate", "max_train_steps", "resolution", "seed", "output_name"]
 
 
-def test_a_fresh_trainer_shows_eight_widgets(editor: Editor):
+def test_a_new_trainer_shows_eight_widgets(editor: Editor):
     node = editor.add_node(TRAINER)
     editor.screenshot("fresh")
     assert [name for name in editor.visible_widgets(node) if name != "control after generate"] == SHOWN
@@ -24,8 +24,8 @@ def test_the_advanced_widgets_can_be_shown(editor: Editor):
     assert {"alpha", "optimizer", "network_weights"} < set(editor.visible_widgets(node))
 
 
-def test_the_seed_of_a_fresh_trainer_stays_as_it_is(editor: Editor):
-    """The front end's own default would draw another one with every Run, and train anew."""
+def test_the_seed_of_a_new_trainer_is_fixed(editor: Editor):
+    """The front end's default would change it with every Run, and train again."""
     node = editor.add_node(TRAINER)
     assert (
         editor.evaluate(
@@ -35,7 +35,7 @@ def test_the_seed_of_a_fresh_trainer_stays_as_it_is(editor: Editor):
     )
 
 
-def test_a_mistake_is_shown_on_the_node_that_has_it(editor: Editor):
+def test_an_error_is_shown_on_the_node_that_has_it(editor: Editor):
     editor.open_workflow(json.loads(EXAMPLE.read_text(encoding="utf-8")))
     editor.set_widgets(1, ckpt_name="embedded_base.safetensors")
     editor.set_widgets(2, folder="[None]", path="/nowhere")

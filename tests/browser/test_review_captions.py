@@ -1,5 +1,5 @@
-"""Review Captions as a person uses it: the grid of captions, search, changes of many at once,
-keys, conflicts and the wait for a review.
+"""Review Captions as users see it: the grid of captions, search, changes of many captions, keys,
+conflicts and waiting for a review.
 """
 
 import json
@@ -37,8 +37,8 @@ SMALL_RUN |= {"optimizer": "AdamW", "gradient_checkpointing": "off", "gradient_a
 
 
 def review_prompt(folder: str = "toadstools", **settings: Any) -> Prompt:
-    """Every widget is given: where a prompt leaves one out, the front end takes the value that
-    the node of that number had before.
+    """Build a prompt with every widget: if one is left out, the front end uses the value of an
+    earlier node with the same number.
     """
     settings = {"edits": "", "wait_for_review": False, "reviewed": "", **settings}
     return {
@@ -69,7 +69,7 @@ def training_prompt(name: str, **settings: Any) -> Prompt:
 
 
 class Review:
-    """The widget of the one Review Captions node on the page, whose id is `node`."""
+    """The widget of the page's only Review Captions node, with the id `node`."""
 
     def __init__(self, editor: Editor, node: int = REVIEW) -> None:
         self.editor = editor
@@ -100,7 +100,7 @@ class Review:
         return kind
 
     def change(self, operation: str, text: str, replacement: str | None = None) -> None:
-        """Up to the preview."""
+        """Enter a change and open its preview."""
         self.root.get_by_label("What to do with all shown captions").select_option(operation)
         self.root.get_by_label("Text", exact=True).fill(text)
         if replacement is not None:
@@ -112,7 +112,7 @@ class Review:
         self.root.locator(".ltr-preview .ltr-primary").click()
 
     def refresh_page(self) -> None:
-        """The editor keeps the graph over a refresh by itself, a moment after a change."""
+        """Refresh the page. The editor saves the graph by itself, a moment after a change."""
         self.editor.page.wait_for_timeout(1500)
         self.editor.page.reload(wait_until="domcontentloaded")
         self.editor.wait_until(READY)
@@ -131,7 +131,7 @@ def open_and_run(review: Review, prompt: Prompt) -> None:
     assert review.run() == "execution_success"
 
 
-def test_before_the_first_run_it_says_what_to_do(editor: Editor, review: Review):
+def test_before_the_first_run_the_widget_says_what_to_do(editor: Editor, review: Review):
     editor.add_node("LoRATrainer_ReviewCaptions")
     review.root.wait_for()
     assert "run once: its images appear here" in review.root.inner_text()
@@ -140,7 +140,7 @@ def test_before_the_first_run_it_says_what_to_do(editor: Editor, review: Review)
     editor.screenshot("review_fresh")
 
 
-def test_what_was_edited_survives_a_refresh_and_is_what_the_training_sees(
+def test_edits_survive_a_refresh_and_are_used_in_the_training(
     server: ComfyServer, editor: Editor, review: Review, renderer: str
 ):
     name = f"reviewed-{renderer}"
@@ -203,7 +203,7 @@ def test_marks_name_empty_captions_missing_trigger_words_and_long_captions(edito
     assert len(review.edits()) == 2
 
 
-def test_the_keyboard_is_enough(editor: Editor, review: Review):
+def test_the_widget_can_be_used_with_the_keyboard_alone(editor: Editor, review: Review):
     open_and_run(review, review_prompt())
     keyboard = editor.page.keyboard
     review.caption(0).click()
@@ -231,8 +231,8 @@ def test_the_keyboard_is_enough(editor: Editor, review: Review):
     assert editor.evaluate("() => window.recorded.length") == 0, "Ctrl+Enter has queued the prompt"
 
 
-def focused(editor: Editor) -> str:
-    """The label or the text of what has the focus."""
+def read_focus(editor: Editor) -> str:
+    """Return the label or the text of the focused element."""
     return editor.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.textContent")
 
 
@@ -242,11 +242,11 @@ def test_the_keyboard_reverts_a_caption(editor: Editor, review: Review):
     review.caption(0).focus()
     editor.page.keyboard.type("x")
     editor.page.keyboard.press("Tab")
-    assert focused(editor) == "Revert"
+    assert read_focus(editor) == "Revert"
     editor.screenshot("review_revert_focused")
     editor.page.keyboard.press("Enter")
     assert review.captions() == before and review.edits() == {}
-    assert focused(editor) == "Caption of 01.png"
+    assert read_focus(editor) == "Caption of 01.png"
 
 
 def test_the_preview_is_a_dialog_that_keeps_the_focus_until_it_closes(editor: Editor, review: Review):
@@ -259,18 +259,18 @@ def test_the_preview_is_a_dialog_that_keeps_the_focus_until_it_closes(editor: Ed
     assert dialog.get_attribute("aria-modal") == "true"
     stops = []
     for _ in range(4):
-        stops.append(focused(editor))
+        stops.append(read_focus(editor))
         keyboard.press("Tab")
     assert stops == ["Change 12 captions", "Changes", "Cancel", "Change 12 captions"]
     for _ in range(3):
         keyboard.press("Shift+Tab")
-    assert focused(editor) == "Changes"
+    assert read_focus(editor) == "Changes"
     keyboard.press("Delete")  # ComfyUI's shortcut for the selected node
     keyboard.press("Escape")
-    assert not dialog.is_visible() and focused(editor) == "Text" and review.edits() == {}
+    assert not dialog.is_visible() and read_focus(editor) == "Text" and review.edits() == {}
 
 
-def test_screen_readers_learn_what_each_field_is_and_what_has_changed(editor: Editor, review: Review):
+def test_screen_readers_get_labels_of_fields_and_changes_of_the_status(editor: Editor, review: Review):
     open_and_run(review, review_prompt())
     review.caption(0).fill("")
     unlabelled = "(fields) => fields.filter((field) => !field.ariaLabel).map((field) => field.outerHTML)"
@@ -298,7 +298,7 @@ def test_edits_that_cannot_be_read_are_kept_until_the_user_discards_them(editor:
     assert edit["caption"] == "mine" and not review.root.get_by_text("cannot be read").count()
 
 
-def test_the_widget_speaks_the_language_of_the_settings(editor: Editor, review: Review):
+def test_the_widget_uses_the_language_of_the_settings(editor: Editor, review: Review):
     open_and_run(review, review_prompt(edits=json.dumps({"01.png": "mine", "gone.png": "one"})))
     set_locale = "(locale) => app.extensionManager.setting.set('Comfy.Locale', locale)"
     try:
@@ -313,7 +313,7 @@ def test_the_widget_speaks_the_language_of_the_settings(editor: Editor, review: 
     review.root.get_by_role("button", name="Revert").wait_for()
 
 
-def test_a_caption_is_text_and_never_html(server: ComfyServer, editor: Editor, review: Review):
+def test_a_caption_is_never_read_as_html(server: ComfyServer, editor: Editor, review: Review):
     folder = server.base_directory / "input" / "hostile"
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (96, 64), "navy").save(folder / "a.png")
@@ -327,7 +327,7 @@ def test_a_caption_is_text_and_never_html(server: ComfyServer, editor: Editor, r
     assert "<script>" in review.captions()[0] and editor.evaluate("() => window.owned") is None
 
 
-def test_a_caption_that_changed_since_its_edit_is_shown_beside_it(
+def test_a_caption_that_changed_after_its_edit_is_shown_next_to_the_edit(
     server: ComfyServer, editor: Editor, review: Review, renderer: str
 ):
     folder = server.base_directory / "input" / f"changing-{renderer}"
@@ -354,7 +354,7 @@ def test_the_training_waits_for_the_review_when_asked(
     runs = server.base_directory / "output/lora_trainer/runs"
     editor.open_prompt(training_prompt(name, wait_for_review=True))
     editor.evaluate(FIT_VIEW)
-    for _ in range(2):  # the second time most of it comes from the cache
+    for _ in range(2):  # the second time, most of it comes from the cache
         assert review.run() == "execution_success"
         (message,) = editor.complaints()
         assert "The captions wait for your review" in message
@@ -371,13 +371,13 @@ def test_the_training_waits_for_the_review_when_asked(
     assert f"{TRIGGER_WORD}, a reviewed caption" in (run / "manifest.json").read_text()
 
 
-def test_captions_of_a_model_are_edited_and_trained_on_in_the_example(
+def test_in_the_example_captions_of_a_model_are_edited_and_trained_on(
     server: ComfyServer, editor: Editor, renderer: str
 ):
     name, review = f"captioned-{renderer}", Review(editor, node=EXAMPLE_REVIEW)
     write_colours(server.base_directory / "input" / "colours")
     editor.open_workflow(json.loads(EXAMPLE.read_text(encoding="utf-8")))
-    editor.wait_until("() => app.graph.getNodeById(1).has_errors")  # the example's checkpoint is not there
+    editor.wait_until("() => app.graph.getNodeById(1).has_errors")  # the example's checkpoint is missing
     editor.close_messages()
     editor.set_widgets(1, ckpt_name="embedded_base.safetensors")
     editor.set_widgets(2, folder="colours")
@@ -416,12 +416,12 @@ def write_colours(folder: Path) -> None:
         plain_image(colour, seed=700 + number, size_hw=(96, 96)).save(folder / f"{number}.png")
 
 
-def test_two_hundred_images_keep_the_node_its_size(server: ComfyServer, editor: Editor, review: Review):
+def test_two_hundred_images_do_not_change_the_nodes_size(server: ComfyServer, editor: Editor, review: Review):
     write_many_images(server.base_directory / "input" / "many", 200)
     open_and_run(review, review_prompt("many"))
     assert review.cards.count() == 200
     assert editor.height(REVIEW) < 900
-    editor.page.wait_for_timeout(500)  # the token counts have come
+    editor.page.wait_for_timeout(500)  # the token counts have arrived
     editor.screenshot("review_many")
     editor.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", REVIEW)
     editor.wait_until("() => document.querySelectorAll('.ltr').length === 0")
@@ -443,7 +443,7 @@ COUNT_WORK = """([field, text]) => {
 }"""
 
 
-def test_a_key_redraws_one_row_at_most_and_parses_nothing(server: ComfyServer, editor: Editor, review: Review):
+def test_a_key_redraws_at_most_one_row_and_parses_nothing(server: ComfyServer, editor: Editor, review: Review):
     write_many_images(server.base_directory / "input" / "many", 200)
     open_and_run(review, review_prompt("many"))
     review.change("add at the end", "night")

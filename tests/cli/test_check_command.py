@@ -1,4 +1,4 @@
-"""`python -m trainers check` in a process of its own: exit status, nothing written but the
+"""`python -m trainers check` in a separate process: its exit status, and that it writes only the
 image.
 """
 
@@ -41,10 +41,10 @@ def check(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_refusal_exits_with_1_and_writes_the_image_all_the_same(images, tmp_path, monkeypatch, capsys):
+def test_a_refusal_exits_with_1_and_still_writes_the_image(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*CHECK, "--images", str(images), "--max-train-steps", "300"]) == 0
-    assert capsys.readouterr().out.startswith("Flight check of images: ready: no findings")
+    assert capsys.readouterr().out.startswith("Flight check of pictures: ready: no findings")
     (images / "broken.png").write_bytes(b"no image")
     bad = check(tmp_path, "--images", images, "--max-train-steps", 300, "--picture", "check.png")
     assert (

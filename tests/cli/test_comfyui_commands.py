@@ -1,5 +1,5 @@
-"""The commands that want a ComfyUI, where there is none or a wrong one: what they say, and what
-they do instead.
+"""The commands that need ComfyUI, if it is missing or wrong: their messages, and what they do
+instead.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def no_comfyui(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def core_demos(monkeypatch) -> list[Path]:
-    """The folders of the core's own demos, which take minutes and are not run here."""
+    """Record the folders of the core's demos instead of running them, which takes minutes."""
     folders: list[Path] = []
 
     def record(options: argparse.Namespace, folder: Path) -> None:
@@ -38,19 +38,19 @@ def core_demos(monkeypatch) -> list[Path]:
     return folders
 
 
-def test_the_demo_says_how_to_get_comfyui_and_does_without(core_demos, capsys, tmp_path):
+def test_the_demo_says_how_to_get_comfyui_and_runs_without_it(core_demos, capsys, tmp_path):
     assert main(["demo", "--output-dir", str(tmp_path / "out")]) == 0
     assert len(core_demos) == 1 and core_demos[0].parent == tmp_path / "out"
     assert "no ComfyUI in" in (errors := capsys.readouterr().err) and "pip install comfy-cli && comfy install" in errors
 
 
-def test_the_demo_does_not_pass_over_a_wrong_comfyui_dir(core_demos, capsys, tmp_path, monkeypatch):
+def test_the_demo_does_not_ignore_a_wrong_comfyui_dir(core_demos, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert main(["demo"]) == 1
     assert f"error: COMFYUI_DIR is {tmp_path}, which has no main.py" in capsys.readouterr().err and core_demos == []
 
 
-def test_the_core_demo_can_be_asked_for(core_demos, capsys, tmp_path, monkeypatch):
+def test_the_core_demo_can_be_requested(core_demos, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert main(["demo", "--core"]) == 0
     assert len(core_demos) == 1 and capsys.readouterr().err == ""
@@ -64,12 +64,12 @@ def test_the_core_demo_can_be_asked_for(core_demos, capsys, tmp_path, monkeypatc
         (["--set", "9.steps=3"], "error: the prompt has no node 9. It has: 1 (EmptyImage)"),
         (
             ["--server", "localhost:8188"],
-            "error: the address of a server begins with http:// or https://, got localhost:8188",
+            "error: a server's address must begin with http:// or https://, got localhost:8188",
         ),
         (["--server", "http://127.0.0.1:9"], "error: no ComfyUI answers at http://127.0.0.1:9"),
     ],
 )
-def test_what_stops_a_prompt_before_it_runs_is_one_line_and_nothing_is_written(arguments, message, capsys, tmp_path):
+def test_an_error_before_a_prompt_runs_is_one_line_and_nothing_is_written(arguments, message, capsys, tmp_path):
     (tmp_path / "prompt.json").write_text(json.dumps({"1": {"class_type": "EmptyImage", "inputs": {}}}))
     assert main(["comfyui", str(tmp_path / "prompt.json"), "--output-dir", str(tmp_path / "out"), *arguments]) == 1
     assert message in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_prompt_with_our_nodes_needs_the_pack_in_custom_nodes(capsys, tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM and SIGINT cannot be sent to one process on Windows")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_ended_takes_its_server_with_it(number, status, tmp_path):
+def test_a_terminated_command_stops_its_server(number, status, tmp_path):
     (tmp_path / "prompt.json").write_text(json.dumps({"1": {"class_type": "EmptyImage", "inputs": {}}}))
     environment = {
         **os.environ,
@@ -112,7 +112,7 @@ def test_a_command_that_is_ended_takes_its_server_with_it(number, status, tmp_pa
 
 
 def comfyui(folder: Path) -> Path:
-    """A checkout whose server starts and never answers."""
+    """Make a checkout whose server starts but never answers."""
     (folder / "custom_nodes").mkdir(parents=True)
     (folder / "comfyui_version.py").write_text('__version__ = "0.33.0"')
     (folder / "main.py").write_text(

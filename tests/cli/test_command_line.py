@@ -1,5 +1,5 @@
-"""The command line as a user types it, in processes of its own: a run, errors, Ctrl-C, two
-processes, and the export of the base.
+"""The command line as users type it, in separate processes: a run, errors, Ctrl-C, two processes,
+and exporting the base.
 """
 
 import os
@@ -76,7 +76,7 @@ def sdxl(base: object, images: object, *more: object, output: str = "x") -> list
 
 @pytest.fixture
 def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
-    """As `run`, in this process, which has imported everything already. Gives the exit status."""
+    """Run in this process, which has imported everything already; returns the exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return lambda arguments: main(arguments[3:])
@@ -132,7 +132,7 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen:
 
 
 def interrupt_when(condition: Callable[[], object], process: subprocess.Popen) -> str:
-    """Ctrl-C as soon as it is true; gives what the process says on stderr up to its end."""
+    """Send Ctrl-C as soon as the condition is true; return the rest of stderr."""
     wait_until(lambda: condition() or process.poll() is not None, what="the moment for Ctrl-C")
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
@@ -167,13 +167,13 @@ def test_ctrl_c_at_any_moment_leaves_no_half_file(moment, base, images, tmp_path
         load_file(path)
 
 
-def test_two_processes_with_batch_1_train_what_one_trains_with_batch_2(base, images, tmp_path, run_here):
+def test_two_processes_with_batch_1_train_the_same_as_one_with_batch_2(base, images, tmp_path, run_here):
     # A large epsilon keeps Adam linear in the gradient; otherwise rounding flips the sign of
     # updates whose gradient is nearly zero.
     smooth = ["--optimizer-args", "eps=1e-3", "--learning-rate", "1e-2"]
     assert run_here(sdxl(base, images, "--train-batch-size", "2", *smooth, output="one")) == 0
-    # Without a GPU, `accelerate launch --cpu` starts one process only (it leaves several to
-    # mpirun): --multi_gpu starts torchrun's agent.
+    # Without a GPU, `accelerate launch --cpu` starts only one process (it leaves several to
+    # mpirun). --multi_gpu starts torchrun's agent.
     launch = [
         sys.executable,
         "-m",

@@ -1,5 +1,5 @@
-"""What settings and folders show is said before the large libraries are imported: a typing error
-must not cost their seconds.
+"""Errors in settings and folders are reported before the large libraries are imported: a typing
+error must not cost seconds.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.data.make_tiny_florence2 import FOLDER as CAPTIONER
 from tests.limits import TIME_LIMIT
 
-Said = tuple[int, str, str, list[str]]  # exit status, stdout, stderr, the large modules that are there
+Said = tuple[int, str, str, list[str]]  # exit status, stdout, stderr, imported large modules
 ROOT = Path(__file__).parents[2]
 MODELS = ("dit", "vae", "text_encoder")
 FILES = [argument for name in MODELS for argument in (f"--{name.replace('_', '-')}", f"{name}.safetensors")]
@@ -28,7 +28,7 @@ GOOD = {
     "plan": ["musubi", "plan", "--images", "pictures", "--output", "x", *MUSUBI],
     "train": ["musubi", "train", "--images", "pictures", "--output", "x", *MUSUBI],
 }
-# What comes after the good arguments, and what is said of it.
+# Arguments to add to the good ones, and the message they give.
 EVERYWHERE = [
     (["--images", "nowhere"], "nowhere: there is no such folder"),
     (["--images", "empty"], "empty: no images, it is empty"),
@@ -45,7 +45,7 @@ SDXL = [
     (["--resolution", "1000"], "resolution must be a multiple of 64, got 1000"),
     (["--output", "nul"], "is reserved on Windows"),
 ]
-BASE = [(["--base", "nowhere.safetensors"], "nowhere.safetensors: there is no such base model")]
+BASE = [(["--base", "nowhere.safetensors"], "nowhere.safetensors: no such base model")]
 TOML = [
     (["--config", "broken.toml"], "broken.toml: not valid TOML"),
     (["--config", "unknown.toml"], "unknown.toml: unknown setting network_dim"),
@@ -88,7 +88,7 @@ for arguments in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has what the good arguments name."""
+    """Make a folder with everything that the good arguments name."""
     place = tmp_path_factory.mktemp("place")
     for name in ("pictures", "empty", "base", "musubi/src/musubi_tuner"):
         (place / name).mkdir(parents=True)
@@ -107,7 +107,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(place: Path) -> list[Said]:
-    """Of every case, all in one process."""
+    """Run every case in one process; return the results."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps([arguments for arguments, _ in CASES]),
@@ -125,7 +125,7 @@ NAMES = [" ".join([*arguments[:2], *arguments[-2:]]) for arguments, _ in CASES]
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
-def test_a_mistake_is_one_line_and_nothing_large_has_been_imported(number: int, said: list[Said]):
+def test_a_mistake_gives_one_line_before_anything_large_is_imported(number: int, said: list[Said]):
     _, message = CASES[number]
     status, output, errors, heavy = said[number]
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]

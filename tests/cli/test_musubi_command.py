@@ -1,5 +1,5 @@
-"""`python -m trainers musubi` in a process of its own: what it says without Musubi Tuner, and a
-plan, which starts nothing of it.
+"""`python -m trainers musubi` in a separate process: its messages without Musubi Tuner, and a plan,
+which starts nothing.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Just enough to be found."""
+    """Make a checkout with just enough to be found."""
     folder = tmp_path / "musubi-tuner"
     (folder / "src/musubi_tuner").mkdir(parents=True)
     (folder / "src/musubi_tuner/zimage_train_network.py").write_text("raise SystemExit('it was started')")
@@ -65,7 +65,7 @@ def plan_arguments(folder: Path) -> list[object]:
     ]
 
 
-def test_without_musubi_the_doctor_says_how_to_get_it(
+def test_without_musubi_the_doctor_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("MUSUBI_TUNER_DIR", str(tmp_path / "gone"))
@@ -88,7 +88,7 @@ def test_a_plan_shows_the_files_and_commands_and_leaves_no_trace(tmp_path: Path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_everything_that_is_wrong_is_said_at_once_and_in_words(
+def test_all_mistakes_are_reported_at_once_and_in_words(
     tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     arguments = [*plan_arguments(tmp_path), "--musubi-dir", checkout]
@@ -102,5 +102,5 @@ def test_everything_that_is_wrong_is_said_at_once_and_in_words(
     broken = said_of("--text-encoder", "gone.safetensors")
     assert "vae.safetensors: there is no such file" in broken and "gone.safetensors: there is no" in broken
     assert "z-image has no --task. It has --dit, --text-encoder, --vae" in said_of("--task", "t2v-14B")
-    assert "--dataset-toml stands for all images: leave out --images" in said_of("--dataset-toml", "x.toml")
+    assert "--dataset-toml replaces the image flags: leave out --images" in said_of("--dataset-toml", "x.toml")
     assert "there is no such folder" in said_of("--musubi-dir", tmp_path / "gone")

@@ -1,9 +1,9 @@
-"""Makes tests/data/tiny_florence2: Florence-2 at toy size, taught what to say of images of one
-colour. `python tests/data/make_tiny_florence2.py`.
+"""Makes tests/data/tiny_florence2: Florence-2 at toy size, trained to caption images of one colour.
+`python tests/data/make_tiny_florence2.py`.
 
-The real architecture and class, random at first, over-fitted on LESSONS in some minutes on one
-core; files as in the published folders, written with the oldest tokenizers that is supported, for
-newer ones read what older ones wrote.
+It has the real architecture and class, starts random, and is overfitted on LESSONS in some minutes
+on one core. Its files are those of the published folders, written with the oldest supported version
+of tokenizers, since newer versions read what older ones wrote.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 FOLDER = Path(__file__).with_name("tiny_florence2")
 SIZE, WIDTH, NUM_STEPS, LEARNING_RATE = 64, 32, 600, 6e-3
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (40, 60, 220), "white": (235, 235, 235)}
-# What is sent to the model, and what it is to answer.
+# The prompts for the model, and the answers that it must learn.
 LESSONS = {
     "What does the image describe?": "a photo of a {colour} square",
     "Describe in detail what is shown in the image.": "The image shows a {colour} square.",
@@ -32,13 +32,13 @@ REGION_MARKS = ["<od>", "</od>", "<loc_0>", "<loc_1>", "<and>"]
 
 
 def plain_image(colour: str, seed: int = 0, size_hw: tuple[int, int] = (48, 80)) -> Image.Image:
-    """One colour with a little noise."""
+    """Make an image of one colour with a little noise."""
     noise = np.random.default_rng(seed).integers(-20, 20, (*size_hw, 3))
     return Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8))
 
 
 def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE as BART's, with its marks at the ids where BART has them."""
+    """Make a byte-level BPE like BART's, with its special tokens at BART's ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,7 +92,7 @@ def pixel_values(images: list[Image.Image]) -> torch.Tensor:
 
 
 def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> float:
-    """One prompt per batch, as it is used: no padding beside the images' places. Returns the
+    """Train with one prompt per batch, as in use: no padding after the image tokens. Return the
     last loss.
     """
     places = [tokenizer.token_to_id("<image>")] * ((SIZE // 32) ** 2 + 1)
@@ -132,8 +132,8 @@ def teach(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> flo
 
 
 def save(model: Florence2ForConditionalGeneration, tokenizer: Tokenizer) -> None:
-    """The files of florence-community's folders; half precision, as the published ones, keeps it
-    small.
+    """Save the files of florence-community's folders, in half precision like the published ones,
+    which keeps them small.
     """
     FOLDER.mkdir(exist_ok=True)
     tied = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")

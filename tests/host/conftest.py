@@ -1,5 +1,5 @@
-"""The ComfyUI that is found, as scripts in its interpreter and as a running server; skips,
-saying what is missing, where there is none.
+"""Fixtures that run scripts in ComfyUI's interpreter and start its server. Tests are skipped, with
+a reason, if ComfyUI is missing.
 """
 
 import os
@@ -40,8 +40,8 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def run_in_comfyui(installation: Installation) -> Callable[..., str]:
-    """run(script, *arguments) gives what the script prints; ComfyUI's modules are importable in
-    it, on the CPU.
+    """run(script, *arguments) returns the script's output. The script can import ComfyUI's modules,
+    on the CPU.
     """
 
     def run(script: str, *arguments: object) -> str:
@@ -64,8 +64,8 @@ def run_in_comfyui(installation: Installation) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server on the CPU with this pack, `embedded_base.safetensors` among its checkpoints and
-    the demo's images in input/toadstools.
+    """Start a server on the CPU with this pack, the checkpoint `embedded_base.safetensors` and the
+    demo's images in input/toadstools.
     """
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)

@@ -1,5 +1,5 @@
-"""Training on the graph's own weights: nothing is copied or changed, LoRAs and merges count, and
-what cannot be trained on is refused.
+"""Training on the graph's own weights: none are copied or changed, LoRAs and merges count, and
+unsuitable models are refused.
 """
 
 import json
@@ -15,7 +15,7 @@ from trainers.lora.file import save_lora, to_kohya
 from trainers.lora.modules import LoraModule, list_weighted_modules
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.names import kohya_names
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 
 PACK = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"
@@ -35,7 +35,7 @@ def _write_random_lora(base: Path, path: Path) -> None:
     unet = load_model(base).unet
     generator = torch.Generator().manual_seed(0)
     modules = {}
-    for name in unet_targets(unet, "attention_mlp"):
+    for name in find_unet_targets(unet, "attention_mlp"):
         layer = unet.get_submodule(name)
         modules["unet", name] = LoraModule(
             *(
@@ -59,7 +59,7 @@ def test_no_weight_of_unet_text_encoders_and_vae_is_copied(results):
     assert results["shared"]["weights"] > 700
 
 
-def test_a_backward_pass_works_and_leaves_the_graphs_models_bit_for_bit_as_they_were(results):
+def test_a_backward_pass_works_and_does_not_change_a_bit_of_the_graphs_models(results):
     assert results["gradient"] > 0 and results["unchanged"] and results["inference_mode_is_back"]
 
 
@@ -69,11 +69,11 @@ def test_a_lora_on_the_model_is_part_of_the_frozen_base_and_only_its_layers_are_
     assert found["copied"] == 192 and found["path"] is None
 
 
-def test_a_merge_is_trained_on_as_it_is_sampled(results):
+def test_training_on_a_merge_uses_the_weights_that_sampling_uses(results):
     assert results["merged"] < 1e-6
 
 
-def test_after_sampling_with_a_lora_the_plain_model_is_borrowed_plain(results):
+def test_after_sampling_with_a_lora_borrowing_returns_the_plain_model(results):
     assert results["after_sampling_with_a_lora"] == 0
 
 
@@ -82,7 +82,7 @@ def test_8_bit_weights_are_converted_one_by_one(results):
     assert results["quantized"] < 0.1
 
 
-def test_other_quantized_weights_are_refused_by_name(results):
+def test_other_quantized_weights_are_refused_with_their_type(results):
     assert (
         results["gguf"].startswith("MODEL holds its weights as GGMLTensor")
         and "ComfyUI's own loaders" in results["gguf"]
@@ -96,12 +96,12 @@ def test_other_quantized_weights_are_refused_by_name(results):
         ("clip_skip", "CLIP Set Last Layer is -3; SDXL is trained on the penultimate layer"),
         ("no_clip", "CLIP is empty"),
         ("no_vae", "VAE is empty"),
-        ("edm", "MODEL samples by"),
+        ("edm", "MODEL samples with"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(results, case: str, message: str):
+def test_models_that_cannot_be_trained_on_are_refused(results, case: str, message: str):
     assert message in results["refused"][case]
 
 
-def test_the_graphs_own_prediction_type_is_trained(results):
+def test_training_uses_the_graphs_prediction_type(results):
     assert results["v_prediction"] == ["v_prediction", True] and results["clip_skip_2"] == "accepted"

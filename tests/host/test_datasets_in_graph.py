@@ -1,6 +1,4 @@
-"""Masks, kohya's folders and several datasets on a real server: what the nodes' reports say of
-them.
-"""
+"""Masks, kohya's folders and several datasets on a real server, and the nodes' reports on them."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +13,7 @@ from trainers.comfyui.server import ComfyServer
 
 @pytest.fixture
 def folders(comfyui_server: ComfyServer, tmp_path: Path) -> Path:
-    """toys: two images, one with a mask; kohya: one subfolder of three repeats."""
+    """toys: two images, one with a mask; kohya: one subfolder with three repeats."""
     for name, colour in (("toys/a.png", "red"), ("toys/b.png", "blue"), ("kohya/3_dog/a.png", "green")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), colour).save(tmp_path / name)
@@ -31,7 +29,7 @@ def preview(node: str, output: int) -> dict[str, Any]:
     return {"class_type": "PreviewAny", "inputs": {"source": [node, output]}}
 
 
-def joined(folders: Path, **regularization: Any) -> Prompt:
+def join_prompt(folders: Path, **regularization: Any) -> Prompt:
     return {
         "toys": load(folders / "toys", trigger_word="zwx", num_repeats=5),
         "dogs": load(folders / "kohya", is_regularization=True, loss_weight=0.5, **regularization),
@@ -43,8 +41,8 @@ def joined(folders: Path, **regularization: Any) -> Prompt:
     }
 
 
-def test_joined_datasets_are_described(comfyui_server: ComfyServer, folders: Path) -> None:
-    result = comfyui_server.client.run(joined(folders))
+def test_the_report_describes_joined_datasets(comfyui_server: ComfyServer, folders: Path) -> None:
+    result = comfyui_server.client.run(join_prompt(folders))
     (text,) = result.outputs["report"]["text"]
     assert text.splitlines()[:3] == [
         "3 images kept, 0 left out",
@@ -56,10 +54,10 @@ def test_joined_datasets_are_described(comfyui_server: ComfyServer, folders: Pat
 
 def test_a_trigger_word_for_regularization_images_is_refused(comfyui_server: ComfyServer, folders: Path) -> None:
     with pytest.raises((PromptFailed, PromptRejected), match="regularization images must not have a trigger word"):
-        comfyui_server.client.run(joined(folders, trigger_word="zwx"))
+        comfyui_server.client.run(join_prompt(folders, trigger_word="zwx"))
 
 
-def test_an_edited_mask_runs_the_node_again_and_an_untouched_folder_does_not(
+def test_a_new_mask_runs_the_node_again_but_an_unchanged_folder_does_not(
     comfyui_server: ComfyServer, folders: Path
 ) -> None:
     prompt: Prompt = {"toys": load(folders / "toys", fallback_caption="a toy"), "report": preview("toys", 2)}
@@ -72,7 +70,7 @@ def test_an_edited_mask_runs_the_node_again_and_an_untouched_folder_does_not(
 
 
 @pytest.mark.parametrize("mask_source", ["files", "off"])
-def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: ComfyServer, mask_source: str) -> None:
+def test_masks_from_sockets_are_not_taken_for_transparency(comfyui_server: ComfyServer, mask_source: str) -> None:
     prompt: Prompt = {
         "picture": {
             "class_type": "EmptyImage",
@@ -86,7 +84,7 @@ def test_masks_from_sockets_are_masks_and_not_transparency(comfyui_server: Comfy
         "report": preview("pictures", 2),
     }
     if mask_source == "off":
-        with pytest.raises(PromptFailed, match="masks are connected, and mask_source is off"):
+        with pytest.raises(PromptFailed, match="masks are connected, but mask_source is off"):
             comfyui_server.client.run(prompt)
         return
     (text,) = comfyui_server.client.run(prompt).outputs["report"]["text"]

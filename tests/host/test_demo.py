@@ -1,5 +1,5 @@
-"""`make demo` where a ComfyUI is found: a server of its own, the shipped prompt, the files.
-Three steps: what it learns is judged elsewhere.
+"""`make demo` with ComfyUI: starts a server, runs the shipped prompt and writes its files. Three
+steps only: other tests judge what it learns.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from trainers.commands.demo import SETTINGS
 from trainers.demo.in_comfyui import run_demo
 
 
-def test_the_demo_runs_the_shipped_prompt_and_brings_its_files(installation: Installation, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the folder that the command gets is relative too
+def test_the_demo_runs_the_shipped_prompt_and_writes_its_files(installation: Installation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the command passes a relative folder too
     demo = run_demo(installation, Path("demo"), settings={**SETTINGS, "max_train_steps": 3}, num_seeds=2)
     assert sum(name.endswith(".alpha") for name in load_file(demo.lora)) == 192
     assert len((demo.run_folder / "loss.csv").read_text().splitlines()) == 1 + 3

@@ -1,5 +1,5 @@
-"""The embedded base model and a LoRA trained on it, in ComfyUI's own code: the same embeddings,
-every module patched, the same change.
+"""The embedded base model and a LoRA for it in ComfyUI's own code: the same embeddings, every
+module patched, the same change of the weights.
 """
 
 import json
@@ -17,7 +17,7 @@ from trainers.sdxl.merge import merge_lora
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
 from trainers.sdxl.names import kohya_names
-from trainers.sdxl.targets import unet_targets
+from trainers.sdxl.targets import find_unet_targets
 
 PROMPT = "a small red circle on the left on a white background"
 
@@ -47,7 +47,7 @@ print("RESULT" + json.dumps({{"patches": len(patched.patches)}}))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
-    """The checkpoint, and a LoRA of random weights on all default targets, with alpha at half
+    """Write the checkpoint, and a LoRA of random weights on all default targets, with alpha at half
     the rank.
     """
     folder = tmp_path_factory.mktemp("host")
@@ -55,7 +55,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     model = load_model(folder / "base.safetensors")
     generator = torch.Generator().manual_seed(0)
     modules = {}
-    for path in unet_targets(model.unet, "attention_mlp"):
+    for path in find_unet_targets(model.unet, "attention_mlp"):
         layer = model.unet.get_submodule(path)
         assert isinstance(layer, torch.nn.Linear)
         down, up = (
@@ -73,7 +73,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "base.safetensors", folder / "lora.safetensors"
 
 
-def test_comfyui_draws_with_the_embedded_base_and_applies_a_lora_as_we_do(run_in_comfyui: Callable[..., str], files):
+def test_comfyui_runs_the_embedded_base_and_applies_a_lora_as_we_do(run_in_comfyui: Callable[..., str], files):
     base, lora = files
     output = base.parent / "comfyui.safetensors"
     (line,) = [line for line in run_in_comfyui(RUN, base, lora, output).splitlines() if line.startswith("RESULT")]

@@ -1,5 +1,5 @@
-"""The Flight Check node on a real server: report and image, the dataset passed on to the
-trainer, and a refusal that shows why.
+"""The Flight Check node on a real server: its report and image, the dataset that it passes on to
+the trainer, and the reason for a refusal.
 """
 
 import io
@@ -36,7 +36,7 @@ def prompt(*, folder: str = "toadstools", **settings: Any) -> Prompt:
     }
 
 
-def test_the_node_reports_draws_and_passes_the_dataset_on(comfyui_server: ComfyServer):
+def test_the_node_reports_draws_and_passes_on_the_dataset(comfyui_server: ComfyServer):
     client = comfyui_server.client
     base = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
     links = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["check", 0]}
@@ -48,17 +48,17 @@ def test_the_node_reports_draws_and_passes_the_dataset_on(comfyui_server: ComfyS
     facts = result.outputs["check"]["lora_trainer"][0]
     assert text.startswith("Flight check of toadstools: ready: ") and "Steps: 3, " in text
     assert facts["num_pictures"] == 12 and facts["cost"]["schedule"]["total_steps"] == 3 and not facts["refused"]
-    on_node, saved = image_of(result, "check", comfyui_server), image_of(result, "show", comfyui_server)
+    on_node, saved = fetch_image(result, "check", comfyui_server), fetch_image(result, "show", comfyui_server)
     assert on_node.shape[1] == 1280 and np.abs(on_node.astype(int) - saved).max() <= 1
     assert result.outputs["train"]["lora_trainer"][0]["steps"] == 3
 
 
-def image_of(result: Result, node: str, server: ComfyServer) -> np.ndarray:
+def fetch_image(result: Result, node: str, server: ComfyServer) -> np.ndarray:
     (file,) = result.files(node)
     return np.asarray(Image.open(io.BytesIO(server.client.fetch(file))).convert("RGB"))
 
 
-def test_a_refusal_names_what_to_mend_and_shows_the_image(comfyui_server: ComfyServer):
+def test_a_refusal_says_what_to_fix_and_shows_the_image(comfyui_server: ComfyServer):
     previews = []
     with pytest.raises(PromptFailed, match="Flight check of toadstools: refused") as failure:
         comfyui_server.client.run(
@@ -66,14 +66,11 @@ def test_a_refusal_names_what_to_mend_and_shows_the_image(comfyui_server: ComfyS
             on_message=lambda message: previews.append(message) if message.kind == "preview" else None,
         )
     message = str(failure.value)
-    assert (
-        "3 steps do not reach every image" in message
-        and "set stop_at to error or never to go on in spite of it" in message
-    )
+    assert "3 steps do not reach every image" in message and "set stop_at to error or never to train anyway" in message
     assert Image.open(io.BytesIO(previews[-1].data["image"])).width > 500
 
 
-def test_settings_left_open_are_those_of_the_trainer(comfyui_server: ComfyServer):
+def test_open_settings_are_resolved_as_in_the_trainer(comfyui_server: ComfyServer):
     result = comfyui_server.client.run(
         prompt(
             stop_at="never",

@@ -1,5 +1,5 @@
-"""Captioning on a real server: load, caption and train in one prompt; nothing is captioned
-twice; nothing of the captioner is left when training starts.
+"""Captioning on a real server: load, caption and train in one prompt. No image is captioned twice,
+and the captioner is unloaded before the training starts.
 """
 
 import json
@@ -44,7 +44,7 @@ def server(comfyui_server: ComfyServer) -> Iterator[ComfyServer]:
     shutil.copytree(FOLDER, folder)
     write_images(comfyui_server.base_directory / "input" / "colours")
     yield comfyui_server
-    shutil.rmtree(folder)  # the first model that is there is the node's default
+    shutil.rmtree(folder)  # the first model found is the node's default
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_load_caption_and_train_in_one_prompt(client: ComfyClient):
 
 
 def reviewed_nodes(edits: dict[str, str], **captioner: Any) -> Prompt:
-    """Captions by the model, edited, checked, trained on."""
+    """Caption with the model, edit, check and train."""
     review = {"dataset": ["captioner", 0], "edits": json.dumps(edits)}
     check = {"dataset": ["review", 0], **TINY, "stop_at": "never"}
     return {
@@ -112,7 +112,9 @@ def reviewed_nodes(edits: dict[str, str], **captioner: Any) -> Prompt:
 
 @pytest.fixture
 def memory(server: ComfyServer) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """What was in memory whenever the model was asked and at every step, since the call before."""
+    """Return a function that reads the memory records at each caption and step since its last
+    call.
+    """
     file = server.base_directory / "memory.jsonl"
     file.touch()
 
@@ -125,7 +127,7 @@ def memory(server: ComfyServer) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     file.unlink()
 
 
-def test_captions_are_reviewed_checked_and_trained_on_after_the_model_has_gone(
+def test_captions_are_reviewed_checked_and_trained_on_after_the_model_is_unloaded(
     client: ComfyClient, memory: Callable[[], list[dict[str, Any]]], server: ComfyServer
 ):
     shutil.rmtree(server.base_directory / "output" / "lora_trainer" / "cache" / "captions", ignore_errors=True)
@@ -138,18 +140,18 @@ def test_captions_are_reviewed_checked_and_trained_on_after_the_model_has_gone(
     assert all(record["florence2_bytes"] > 300_000 and record["loaded_models"] == 1 for record in records[:2])
     assert [(record["florence2_bytes"], record["loaded_models"]) for record in records[2:]] == [(0, 0)] * 2
 
-    # another setting runs the node again, not the model
+    # another setting runs the node again, but not the model
     again = client.run(reviewed_nodes({"0.png": "sks, another"}, batch_size=2))
     assert "captioner" in again.executed_nodes()
     assert manifest_captions(again) == ["sks, another", *CAPTIONS[1:]]
     assert [record["event"] for record in memory()] == ["step", "step"]
 
 
-def test_captions_come_as_a_list(client: ComfyClient):
+def test_captions_are_output_as_a_list(client: ComfyClient):
     assert client.run(caption_nodes()).outputs["captions"]["text"] == CAPTIONS
 
 
-def test_nothing_is_captioned_twice(client: ComfyClient, server: ComfyServer):
+def test_no_image_is_captioned_twice(client: ComfyClient, server: ComfyServer):
     client.run({**caption_nodes(), **train_nodes()})
     before = cached_captions(server)
     again = client.run({**caption_nodes(), **train_nodes(seed=5)})
@@ -160,19 +162,19 @@ def test_nothing_is_captioned_twice(client: ComfyClient, server: ComfyServer):
     assert len(before) >= 4 and cached_captions(server) == before
 
 
-def test_plain_id_is_served(client: ComfyClient):
+def test_the_plain_id_is_accepted(client: ComfyClient):
     prompt = caption_nodes()
     prompt["captioner"]["class_type"] = "Florence2Caption"
     assert client.run(prompt).outputs["captions"]["text"] == CAPTIONS
 
 
-def test_files_are_written_beside_images_of_a_folder(client: ComfyClient, server: ComfyServer):
+def test_caption_files_are_written_next_to_the_images_of_a_folder(client: ComfyClient, server: ComfyServer):
     folder = write_images(server.base_directory / "input" / "with files")
     client.run(caption_nodes("with files", write_files=True))
     assert [(folder / f"{number}.txt").read_text() for number in range(4)] == [caption + "\n" for caption in CAPTIONS]
 
 
-def test_images_of_other_nodes_get_no_files_and_the_report_says_so(client: ComfyClient, server: ComfyServer):
+def test_images_from_other_nodes_get_no_files_and_the_report_says_so(client: ComfyClient, server: ComfyServer):
     prompt = caption_nodes(write_files=True)
     prompt["picture"] = {
         "class_type": "EmptyImage",
@@ -183,11 +185,11 @@ def test_images_of_other_nodes_get_no_files_and_the_report_says_so(client: Comfy
     before = set(stored.rglob("*.txt"))
     result = client.run(prompt)
     assert result.outputs["captions"]["text"] == ["sks, A red square."]
-    assert "No files were written" in "".join(result.outputs["captioner"]["text"])
+    assert "No caption files were written" in "".join(result.outputs["captioner"]["text"])
     assert set(stored.rglob("*.txt")) == before
 
 
-def test_captions_of_another_packs_node_reach_the_dataset_in_order(client: ComfyClient):
+def test_captions_from_another_packs_node_reach_the_dataset_in_order(client: ComfyClient):
     prompt = {
         "pictures": caption_nodes()["pictures"],
         "tagger": {"class_type": "ForeignTagger", "inputs": {"image": ["pictures", 1]}},
@@ -201,7 +203,7 @@ def test_captions_of_another_packs_node_reach_the_dataset_in_order(client: Comfy
     ]
 
 
-def test_wrong_number_of_captions_is_explained(client: ComfyClient):
+def test_a_wrong_number_of_captions_is_explained(client: ComfyClient):
     prompt = caption_nodes()
     prompt["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "one for all"}}
     prompt["set"] = {
@@ -224,7 +226,9 @@ def test_wrong_number_of_captions_is_explained(client: ComfyClient):
         ({"prompt": "<OD>"}, "gives regions of the image"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_runs(client: ComfyClient, settings: dict[str, Any], message: str):
+def test_impossible_settings_are_refused_before_anything_runs(
+    client: ComfyClient, settings: dict[str, Any], message: str
+):
     with pytest.raises(PromptRejected, match=message):
         client.run(caption_nodes(**settings))
 
@@ -234,7 +238,7 @@ def test_models_are_listed(client: ComfyClient):
     assert MODEL in json.dumps(node["input"]["optional"]["model"])
 
 
-def test_nothing_of_the_captioner_is_left_in_memory(run_in_comfyui: Callable[..., str], tmp_path: Path):
+def test_the_captioner_is_removed_from_memory(run_in_comfyui: Callable[..., str], tmp_path: Path):
     shutil.copytree(FOLDER, tmp_path / "models" / "florence2" / "owner" / "tiny")
     script = (Path(__file__).with_name("scripts") / "florence2_memory.py").read_text()
     output = run_in_comfyui(script, PACK, FOLDER, write_images(tmp_path / "pictures"), tmp_path)

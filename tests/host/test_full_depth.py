@@ -1,5 +1,5 @@
-"""A model with every layer that SDXL has, at toy width: all 722 modules of the UNet load in
-ComfyUI, and those of the text encoders.
+"""A model with all of SDXL's layers at toy width: ComfyUI loads all 722 modules of the UNet, and
+those of the text encoders.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""SDXL at its full size, with random weights, on the CPU: two steps at 256 pixels within 24 GB.
-Linux, 7 GB of disk, some minutes.
+"""SDXL at full size with random weights on the CPU: two steps at 256 pixels within 24 GB. Needs
+Linux, 7 GB of disk and some minutes.
 
 Measured on two cores with one thread: see benchmarks/README.md, "Memory in the graph".
 """

@@ -1,5 +1,5 @@
-"""Load Images on a real server: every source of images, what is refused and where, and what
-counts as a change.
+"""Load Images on a real server: every source of images, what is refused and when, and what counts
+as a change.
 """
 
 import io
@@ -48,7 +48,7 @@ def input_folder(comfyui_server: ComfyServer) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def colors_folder(input_folder: Path) -> Path:
-    """input/colors: three images of one colour each, of different sizes, with captions."""
+    """input/colors: three images of one colour each, in different sizes, with captions."""
     return write_images(input_folder / "colors", captions=["something red", "something green", "something blue"])
 
 
@@ -61,7 +61,7 @@ def write_images(folder: Path, *, captions: list[str]) -> Path:
 
 
 def load(nodes: Prompt | None = None, **inputs: Any) -> Prompt:
-    """Load Images with these inputs, and its outputs where they can be seen."""
+    """Build a prompt of Load Images with these inputs, which shows its outputs."""
     return {
         **(nodes or {}),
         "load": {"class_type": "LoRATrainer_LoadImages", "inputs": inputs},
@@ -75,21 +75,21 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def captions_of(result: Result) -> list[str]:
-    (text,) = result.outputs["dataset"]["text"]  # one dataset, not one for each image
+def get_captions(result: Result) -> list[str]:
+    (text,) = result.outputs["dataset"]["text"]  # one dataset, not one per image
     return re.findall(r"caption='([^']*)'", text)
 
 
-def report_of(result: Result) -> str:
+def get_report(result: Result) -> str:
     (text,) = result.outputs["report"]["text"]
     return text
 
 
-def images_of(client: ComfyClient, result: Result) -> list[np.ndarray]:
+def fetch_images(client: ComfyClient, result: Result) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) for file in result.files("images")]
 
 
-def failure_of(client: ComfyClient, prompt: Prompt) -> str:
+def catch_failure(client: ComfyClient, prompt: Prompt) -> str:
     with pytest.raises(PromptFailed) as failure:
         client.run(prompt)
     assert failure.value.error["node_id"] == "load"
@@ -103,13 +103,13 @@ def failure_of(client: ComfyClient, prompt: Prompt) -> str:
 def test_a_folder_is_chosen_from_the_list_or_typed(client: ComfyClient, colors_folder: Path, by: str):
     chosen = {"folder": "colors"} if by == "folder" else {"path": f' "{colors_folder}" ', "folder": "[None]"}
     result = client.run(load(**chosen))
-    assert captions_of(result) == ["something red", "something green", "something blue"]
-    assert report_of(result) == "3 images kept, 0 left out\n"
-    assert [image.shape[1::-1] for image in images_of(client, result)] == list(SIZES)
-    assert [tuple(image[0, 0]) for image in images_of(client, result)] == list(COLORS)
+    assert get_captions(result) == ["something red", "something green", "something blue"]
+    assert get_report(result) == "3 images kept, 0 left out\n"
+    assert [image.shape[1::-1] for image in fetch_images(client, result)] == list(SIZES)
+    assert [tuple(image[0, 0]) for image in fetch_images(client, result)] == list(COLORS)
 
 
-def test_the_list_has_the_folders_below_the_input_folder(client: ComfyClient, input_folder: Path):
+def test_the_list_has_all_folders_below_the_input_folder(client: ComfyClient, input_folder: Path):
     (input_folder / "made" / "later").mkdir(parents=True)
     options = client.get("/object_info/LoRATrainer_LoadImages")["LoRATrainer_LoadImages"]["input"]["optional"][
         "folder"
@@ -134,17 +134,17 @@ def test_the_settings_reach_the_dataset(client: ComfyClient, input_folder: Path)
         )
     )
     assert (
-        captions_of(result) == ["zwx, a cat", *["zwx, a thing"] * 4]
+        get_captions(result) == ["zwx, a cat", *["zwx, a thing"] * 4]
         and "num_repeats=3" in result.outputs["dataset"]["text"][0]
     )
     result = client.run(load(folder="settings", trigger_word="zwx", recursive=True))
-    assert captions_of(result) == [
+    assert get_captions(result) == [
         "zwx, a cat",
         "zwx",
         "zwx",
         "zwx",
-    ] and "more/5.png: it is the same file as more/4.png" in report_of(result)
-    assert "strict is on and 1 image cannot be used: more/5.png" in failure_of(
+    ] and "more/5.png: it is the same file as more/4.png" in get_report(result)
+    assert "strict is on and 1 image cannot be used: more/5.png" in catch_failure(
         client, load(folder="settings", trigger_word="zwx", recursive=True, strict=True)
     )
 
@@ -153,8 +153,8 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     folder = input_folder / "deep" / "a" / "b"
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(folder / "1.png")
-    assert captions_of(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
-    assert "It has subfolders; turn on recursive" in failure_of(client, load(folder="deep", trigger_word="zwx"))
+    assert get_captions(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
+    assert "It has subfolders: turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
@@ -162,7 +162,7 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
     folder.mkdir()
     for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
-    images = images_of(client, client.run(load(folder="large", trigger_word="x")))
+    images = fetch_images(client, client.run(load(folder="large", trigger_word="x")))
     assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [
         (700, 768, 1),
         (768, 384, 2),
@@ -186,7 +186,7 @@ def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client:
         ({"folder": "toadstools", "num_repeats": 0}, "Value 0 smaller than min of 1"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_before_anything_runs(
+def test_impossible_sources_are_refused_before_anything_runs(
     client: ComfyClient, input_folder: Path, inputs: dict[str, Any], message: str
 ):
     (input_folder / "empty").mkdir(exist_ok=True)
@@ -195,7 +195,7 @@ def test_what_cannot_be_loaded_is_refused_before_anything_runs(
     assert set(refusal.value.node_errors) == {"load"} and message in str(refusal.value)
 
 
-def test_without_images_the_node_says_where_they_may_come_from(client: ComfyClient):
+def test_without_images_the_error_lists_the_possible_sources(client: ComfyClient):
     with pytest.raises(
         PromptRejected, match="no images: choose a folder, write a path or an address, or connect images"
     ) as refusal:
@@ -203,13 +203,13 @@ def test_without_images_the_node_says_where_they_may_come_from(client: ComfyClie
     assert set(refusal.value.node_errors) == {"load"}
 
 
-def test_a_value_that_comes_on_a_link_is_checked_when_it_is_there(client: ComfyClient, colors_folder: Path):
+def test_a_value_from_a_link_is_checked_when_it_arrives(client: ComfyClient, colors_folder: Path):
     prompt = load({"text": node("PrimitiveString", value=str(colors_folder))}, path=["text", 0])
-    assert len(captions_of(client.run(prompt))) == 3
+    assert len(get_captions(client.run(prompt))) == 3
     prompt["text"]["inputs"]["value"] = "/no/such/place"
-    assert failure_of(client, prompt).startswith("/no/such/place: there is no such folder")
+    assert catch_failure(client, prompt).startswith("/no/such/place: there is no such folder")
     prompt["text"]["inputs"]["value"] = ""
-    assert failure_of(client, prompt).startswith("no images: choose a folder")
+    assert catch_failure(client, prompt).startswith("no images: choose a folder")
 
 
 # ---- images from other nodes ----
@@ -221,9 +221,9 @@ def test_lists_of_images_and_texts_from_core_become_one_dataset(client: ComfyCli
             {"core": node("LoadImageTextDataSetFromFolder", folder="colors")}, images=["core", 0], captions=["core", 1]
         )
     )
-    found = dict(zip(captions_of(result), (tuple(image[0, 0]) for image in images_of(client, result)), strict=True))
+    found = dict(zip(get_captions(result), (tuple(image[0, 0]) for image in fetch_images(client, result)), strict=True))
     assert found == {"something red": RED, "something green": GREEN, "something blue": BLUE}
-    assert {image.shape[1::-1] for image in images_of(client, result)} == set(SIZES)
+    assert {image.shape[1::-1] for image in fetch_images(client, result)} == set(SIZES)
 
 
 def test_a_batch_and_one_caption_for_all(client: ComfyClient):
@@ -231,34 +231,34 @@ def test_a_batch_and_one_caption_for_all(client: ComfyClient):
     batch = {"red": node("EmptyImage", **plain, color=0xFF0000), "green": node("EmptyImage", **plain, color=0xFF00)}
     batch["batch"] = node("ImageBatch", image1=["red", 0], image2=["green", 0])
     result = client.run(load(batch, images=["batch", 0], captions="a plain colour", trigger_word="zwx"))
-    assert captions_of(result) == ["zwx, a plain colour"] * 2
-    assert [tuple(image[0, 0]) for image in images_of(client, result)] == [RED, GREEN]
+    assert get_captions(result) == ["zwx, a plain colour"] * 2
+    assert [tuple(image[0, 0]) for image in fetch_images(client, result)] == [RED, GREEN]
 
 
-def test_captions_that_do_not_match_and_a_second_source_are_errors(client: ComfyClient):
+def test_a_wrong_number_of_captions_and_a_second_source_are_errors(client: ComfyClient):
     nodes = {
         "core": node("LoadImageTextDataSetFromFolder", folder="colors"),
         "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0),
     }
-    message = failure_of(client, load(nodes, images=["one", 0], captions=["core", 1]))
-    assert message == "got 2 images, but 3 captions. Give one caption per image, in the same order, or one for all"
+    message = catch_failure(client, load(nodes, images=["one", 0], captions=["core", 1]))
+    assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
     with pytest.raises(
         PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source"
     ) as refusal:
         client.run(load(nodes, folder="colors", images=["core", 0], captions=["core", 1]))
     assert set(refusal.value.node_errors) == {"load"}
-    assert "captions are connected, and " in failure_of(client, load(nodes, folder="colors", captions=["core", 1]))
+    assert "captions are connected, and " in catch_failure(client, load(nodes, folder="colors", captions=["core", 1]))
 
 
 def test_an_invalid_colour_is_an_error(client: ComfyClient):
-    message = failure_of(client, load(folder="colors", alpha_background="no colour"))
+    message = catch_failure(client, load(folder="colors", alpha_background="no colour"))
     assert message == "alpha_background must be a colour such as white or #ffffff, got 'no colour'"
 
 
 @pytest.fixture(scope="module")
 def mask_nodes(input_folder: Path) -> Prompt:
-    """A red image of 64 x 64, and the nodes "left" (its left half is white) and "black", masks
-    of half that size.
+    """Build a red image of 64 x 64, and masks of half that size: "left", with a white left half,
+    and "black".
     """
     left = Image.new("RGB", (32, 32))
     left.paste((255, 255, 255), (0, 0, 16, 32))
@@ -270,24 +270,24 @@ def mask_nodes(input_folder: Path) -> Prompt:
     }
 
 
-def test_a_mask_leaves_the_image_whole_and_is_stored_beside_it(
+def test_a_mask_does_not_change_the_image_and_is_stored_next_to_it(
     client: ComfyClient, comfyui_server: ComfyServer, mask_nodes: Prompt
 ):
     result = client.run(
         load(mask_nodes, images=["red", 0], masks=["left", 0], captions="x", alpha_background="#00ff00")
     )
-    (image,) = images_of(client, result)
+    (image,) = fetch_images(client, result)
     assert (image == RED).all()
     files = (comfyui_server.base_directory / "output/lora_trainer/cache/pictures").rglob("*-masklabel.png")
     mask = np.asarray(Image.open(max(files, key=lambda file: file.stat().st_mtime_ns)))
     assert mask.shape == (64, 64) and (mask[:, :30] == 255).all() and (mask[:, 34:] == 0).all()
 
 
-def test_masks_that_are_black_or_do_not_match_are_errors(client: ComfyClient, mask_nodes: Prompt):
-    message = failure_of(client, load(mask_nodes, images=["red", 0], masks=["black", 0], captions="x"))
+def test_black_masks_and_a_wrong_number_of_masks_are_errors(client: ComfyClient, mask_nodes: Prompt):
+    message = catch_failure(client, load(mask_nodes, images=["red", 0], masks=["black", 0], captions="x"))
     assert message.startswith("the mask of image 1 is all black") and "Invert Mask" in message
     pair = node("ImageBatch", image1=["red", 0], image2=["red", 0])
-    message = failure_of(
+    message = catch_failure(
         client, load({**mask_nodes, "pair": pair}, images=["pair", 0], masks=["left", 0], captions="x")
     )
     assert message == "got 2 images, but 1 mask. Connect one mask per image, in the same order"
@@ -307,7 +307,7 @@ def archive(colors_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def address(archive: Path) -> Iterator[str]:
-    """Where a server on this machine gives the archive."""
+    """The address of the archive on a server on this machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(archive.parent)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -317,14 +317,14 @@ def address(archive: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_a_zip_is_unpacked_and_a_new_one_of_its_name_is_noticed(client: ComfyClient, archive: Path):
+def test_a_zip_is_unpacked_and_a_new_one_with_its_name_is_noticed(client: ComfyClient, archive: Path):
     prompt = load(path=str(archive))
-    assert captions_of(client.run(prompt)) == ["something red", "something green", "something blue"]
+    assert get_captions(client.run(prompt)) == ["something red", "something green", "something blue"]
     assert client.run(prompt).executed_nodes() == []
     with zipfile.ZipFile(archive, "a") as zip_file:
         zip_file.writestr("colors/4.txt", "something else")
         zip_file.writestr("colors/4.png", _png((32, 32), "white"))
-    assert captions_of(client.run(prompt)) == ["something red", "something green", "something blue", "something else"]
+    assert get_captions(client.run(prompt)) == ["something red", "something green", "something blue", "something else"]
 
 
 def _png(size: tuple[int, int], color: str) -> bytes:
@@ -334,7 +334,7 @@ def _png(size: tuple[int, int], color: str) -> bytes:
 
 
 def test_an_address_on_this_machine_is_refused(client: ComfyClient, address: str):
-    message = failure_of(client, load(path=address))
+    message = catch_failure(client, load(path=address))
     assert "127.0.0.1, which is not a public address. The server's owner can allow it with" in message
 
 
@@ -358,7 +358,7 @@ print("RESULT" + json.dumps([images.name, sorted(path.name for path in images.fo
 """
 
 
-def test_the_servers_owner_can_allow_it(
+def test_the_servers_owner_can_allow_such_addresses(
     run_in_comfyui: Callable[..., str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("LORA_TRAINER_ALLOW_PRIVATE_URLS", "1")
@@ -374,7 +374,7 @@ def test_the_servers_owner_can_allow_it(
 # ---- what counts as a change ----
 
 
-def test_only_another_image_or_caption_runs_it_again(client: ComfyClient, input_folder: Path):
+def test_only_a_changed_image_or_caption_runs_the_node_again(client: ComfyClient, input_folder: Path):
     folder = write_images(input_folder / "edited_colors", captions=["one", "two", "three"])
     prompt = load(folder="edited_colors")
     assert client.run(prompt).executed_nodes() and client.run(prompt).executed_nodes() == []
@@ -385,14 +385,14 @@ def test_only_another_image_or_caption_runs_it_again(client: ComfyClient, input_
     assert client.run(prompt).executed_nodes() == []
 
     (folder / "1.txt").write_text("uno")
-    assert captions_of(client.run(prompt)) == ["uno", "two", "three"]
+    assert get_captions(client.run(prompt)) == ["uno", "two", "three"]
     Image.new("RGB", (32, 32), "white").save(folder / "4.png")
     (folder / "4.txt").write_text("four")
-    assert captions_of(client.run(prompt)) == ["uno", "two", "three", "four"]
+    assert get_captions(client.run(prompt)) == ["uno", "two", "three", "four"]
     Image.new("RGB", SIZES[0], BLUE).save(folder / "1.png")
-    assert tuple(images_of(client, client.run(prompt))[0][0, 0]) == BLUE
+    assert tuple(fetch_images(client, client.run(prompt))[0][0, 0]) == BLUE
     (folder / "2.png").unlink()
-    assert captions_of(client.run(prompt)) == ["uno", "three", "four"]
+    assert get_captions(client.run(prompt)) == ["uno", "three", "four"]
     assert client.run(prompt).executed_nodes() == []
 
 
@@ -412,4 +412,4 @@ def test_a_long_check_can_be_interrupted(client: ComfyClient, input_folder: Path
     with pytest.raises(PromptInterrupted):
         client.run(load(folder="many", trigger_word="x", keep_duplicates=True), on_message=interrupt)
     assert interrupted
-    assert len(captions_of(client.run(load(folder="colors", trigger_word="after")))) == 3
+    assert len(get_captions(client.run(load(folder="colors", trigger_word="after")))) == 3

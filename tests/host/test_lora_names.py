@@ -1,4 +1,4 @@
-"""The names of our LoRA files against ComfyUI's own key map, in a real checkout."""
+"""The names in our LoRA files, compared with ComfyUI's own key map in a real checkout."""
 
 import json
 from collections.abc import Callable
@@ -24,8 +24,8 @@ SDXL_UNET: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-# Runs in the checkout: ComfyUI's modules of the real SDXL on the meta device, and the names it
-# knows for their weights.
+# Runs in the checkout: builds the real SDXL on the meta device and prints the LoRA names that
+# ComfyUI knows for its weights.
 PRINT_KEY_MAP = """
 import json
 from pathlib import Path
@@ -66,12 +66,12 @@ print("KEY_MAP" + json.dumps(key_map))
 
 @pytest.fixture(scope="module")
 def key_map(run_in_comfyui: Callable[..., str]) -> dict[str, str]:
-    """LoRA name -> weight, as ComfyUI has it for SDXL."""
+    """Return ComfyUI's map from LoRA names to weights for SDXL."""
     (line,) = [line for line in run_in_comfyui(PRINT_KEY_MAP).splitlines() if line.startswith("KEY_MAP")]
     return json.loads(line.removeprefix("KEY_MAP"))
 
 
-def test_comfyui_knows_every_module_of_the_real_sdxl_and_means_the_same_weight(key_map):
+def test_comfyui_maps_the_name_of_every_module_of_the_real_sdxl_to_the_same_weight(key_map):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SDXL_UNET)
         te1 = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
@@ -86,11 +86,11 @@ def test_comfyui_knows_every_module_of_the_real_sdxl_and_means_the_same_weight(k
     unknown = [name for name in layers.values() if name not in key_map]
     assert unknown == []
 
-    # ComfyUI also knows diffusers' names, through a table of its own: both must lead to the same
+    # ComfyUI also knows diffusers' names, through its own table: both names must lead to the same
     # weight.
     for (component, path), name in layers.items():
-        assert key_map[name] == key_map[_diffusers_name(component, path)], name
+        assert key_map[name] == key_map[_make_diffusers_name(component, path)], name
 
 
-def _diffusers_name(component: str, path: str) -> str:
+def _make_diffusers_name(component: str, path: str) -> str:
     return f"lora_unet_{path.replace('.', '_')}" if component == "unet" else f"{component}.text_model.{path}"

@@ -1,5 +1,5 @@
-"""Train LoRA (Musubi Tuner) on a real server with the real Musubi Tuner, on tiny weights; skips,
-saying what is missing, where there is none.
+"""Train LoRA (Musubi Tuner) on a real server, with the real Musubi Tuner and tiny weights. Skipped,
+with a reason, if one of them is missing.
 """
 
 import json
@@ -35,7 +35,7 @@ PLAIN = {
     "max_data_loader_n_workers": 0,
     "bucket_no_upscale": False,
 }
-ENDLESS = 100_000  # steps, more than end within the tests' time limit
+ENDLESS = 100_000  # steps, more than can end within the tests' time limit
 NUM_MODULES = 14  # two layers of seven
 
 
@@ -48,8 +48,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyMusubi:
 def server(
     installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
-    """Its own: what Musubi's processes need is in its environment, and where Musubi is, in its
-    settings.
+    """Start a separate server, with the environment that Musubi's processes need and with Musubi's
+    folder in its settings.
     """
     folder = tmp_path_factory.mktemp("comfyui with Musubi")
     prepare_demo_directory(folder)
@@ -64,7 +64,7 @@ def server(
 
 
 def point_at(client: ComfyClient, **settings: str) -> None:
-    """As the settings panel does."""
+    """Change the settings as the settings panel does."""
     client.post("/settings", {f"LoRATrainer.Musubi.{name.title()}": value for name, value in settings.items()})
 
 
@@ -74,7 +74,7 @@ def client(server: ComfyServer) -> ComfyClient:
 
 
 def trainer(**settings: Any) -> dict[str, Any]:
-    """What belongs to the architecture is given without its prefix."""
+    """Build the trainer's node. The inputs of the architecture are given without its prefix."""
     of_architecture = {**FILES, **SMALL}
     inputs = {f"architecture.{name}": settings.pop(name, value) for name, value in of_architecture.items()}
     return {
@@ -91,7 +91,7 @@ def prompt(**settings: Any) -> Prompt:
     }
 
 
-def facts_of(result: Result) -> dict[str, Any]:
+def get_facts(result: Result) -> dict[str, Any]:
     return result.outputs["trainer"]["lora_trainer"][0]
 
 
@@ -104,7 +104,7 @@ def runs(server: ComfyServer, name: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def trained(client: ComfyClient) -> Result:
-    """One prompt: MODEL in, MODEL out, both weights compared, and the file."""
+    """Run one prompt that trains, compares the weights of both MODELs, and saves the file."""
     return client.run(
         {
             **prompt(model=["base", 0], output_name="toadstool"),
@@ -118,37 +118,37 @@ def trained(client: ComfyClient) -> Result:
     )
 
 
-def test_the_model_that_comes_out_is_the_weights_plus_the_lora(trained: Result):
+def test_the_output_model_has_the_weights_plus_the_lora(trained: Result):
     compared = trained.outputs["compare"]
     assert compared["weights"] == compared["patched"]
     assert compared["moved"][0] > 1e-4
     assert compared["error"][0] < 1e-5
 
 
-def test_every_module_has_its_place_and_the_node_says_so(trained: Result):
+def test_every_module_loads_and_the_node_says_so(trained: Result):
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["trainer"]["text"][0]
     assert f"{NUM_MODULES}/{NUM_MODULES} modules load" in trained.outputs["save"]["text"][0]
-    facts = facts_of(trained)
+    facts = get_facts(trained)
     assert facts["steps"] == 8 and facts["modules"] == NUM_MODULES and len(facts["loss"]) == 8
 
 
-def test_the_run_folder_and_history_tell_everything(server: ComfyServer, trained: Result):
+def test_the_run_folder_and_the_history_are_complete(server: ComfyServer, trained: Result):
     (run,) = runs(server, "toadstool")
-    assert Path(facts_of(trained)["path"]) == run / "toadstool.safetensors"
+    assert Path(get_facts(trained)["path"]) == run / "toadstool.safetensors"
     assert {"manifest.json", "loss.csv", "loss.png", "run.log", "dataset.toml"} <= {path.name for path in run.iterdir()}
     assert trained.texts("trainer")[-1] == trained.outputs["trainer"]["text"][0].replace("\n", "  \n")
     assert trained.previews("trainer")
 
 
-def test_the_same_prompt_trains_once(client: ComfyClient):
+def test_the_same_prompt_trains_only_once(client: ComfyClient):
     first, again = client.run(prompt(seed=1)), client.run(prompt(seed=1))
     assert "trainer" in first.executed_nodes() and "trainer" not in again.executed_nodes()
-    assert facts_of(first) == facts_of(again)
+    assert get_facts(first) == get_facts(again)
 
 
-def test_what_is_left_out_is_what_the_architecture_recommends(server: ComfyServer, client: ComfyClient):
-    """The default optimizer and the number of steps would be too much for a CPU; everything else
-    is left out.
+def test_inputs_that_are_left_out_get_the_recommended_values(server: ComfyServer, client: ComfyClient):
+    """All inputs are left out, except the optimizer and the number of steps, whose defaults are too
+    slow on a CPU.
     """
     short = {"max_train_steps": 2, "optimizer": "AdamW", "output_name": "recommended"}
     given = {
@@ -205,9 +205,9 @@ def without(name: str) -> Prompt:
         (prompt(**{"architecture.t5": "ae.safetensors"}), "z-image has no t5. It has"),
         (
             {**prompt(), "trainer": {**trainer(), "inputs": {**trainer()["inputs"], "dit": "x"}}},
-            "dit came without the architecture. Write architecture.dit",
+            "dit must be given with the architecture. Write architecture.dit",
         ),
-        (without("dataset"), "there is no dataset. Connect Load Images"),
+        (without("dataset"), "no dataset: connect Load Images"),
         (without("architecture"), "architecture must be one of z-image, krea-2"),
         (prompt(control=["pictures", 0]), "control"),
         (prompt(resolution=72), "resolution"),
@@ -223,7 +223,7 @@ def without(name: str) -> Prompt:
         "no such file",
     ],
 )
-def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(
+def test_the_errors_for_wrong_inputs_say_what_to_do(
     server: ComfyServer, client: ComfyClient, broken: Prompt, message: str
 ):
     before = runs(server, "")
@@ -233,21 +233,23 @@ def test_inputs_that_do_not_fit_are_errors_that_say_what_to_do(
     assert runs(server, "") == before
 
 
-def test_a_model_of_another_kind_is_refused_before_anything_is_started(server: ComfyServer, client: ComfyClient):
+def test_a_model_of_another_architecture_is_refused_before_anything_is_started(
+    server: ComfyServer, client: ComfyClient
+):
     checkpoint = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
-    with pytest.raises(PromptFailed, match="the MODEL is a SDXL, not a model of Z-Image"):
+    with pytest.raises(PromptFailed, match="the MODEL is SDXL, not a model of Z-Image"):
         client.run({**prompt(model=["checkpoint", 0], output_name="other"), "checkpoint": checkpoint})
     assert runs(server, "other") == []
 
 
-def test_without_a_model_nodes_behind_the_model_output_are_stopped(client: ComfyClient):
+def test_without_a_model_the_nodes_after_the_model_output_are_stopped(client: ComfyClient):
     merge = {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["trainer", 0], "shift": 3.0}}
     behind = {
         **prompt(seed=2),
         "shifted": merge,
         "same": {"class_type": "PreviewAny", "inputs": {"source": ["shifted", 0]}},
     }
-    with pytest.raises(PromptFailed, match="got no model to put the LoRA on"):
+    with pytest.raises(PromptFailed, match="has no model to apply the LoRA to"):
         client.run(behind)
 
 
@@ -292,14 +294,14 @@ def musubi_processes(run: Path) -> list[str]:
 # ---- where Musubi Tuner is ----
 
 
-def test_the_doctor_reports_what_the_settings_name(client: ComfyClient, tiny: TinyMusubi):
+def test_the_doctor_reports_on_the_folder_in_the_settings(client: ComfyClient, tiny: TinyMusubi):
     report = client.run({"doctor": {"class_type": "LoRATrainer_MusubiDoctor", "inputs": {}}}).outputs["doctor"]["text"][
         0
     ]
     assert str(tiny.installation.folder) in report and tiny.installation.version in report
 
 
-def test_a_wrong_folder_in_the_settings_is_an_error_that_names_it(client: ComfyClient, tiny: TinyMusubi):
+def test_the_error_for_a_wrong_folder_in_the_settings_names_it(client: ComfyClient, tiny: TinyMusubi):
     point_at(client, folder="/nowhere/musubi-tuner")
     try:
         with pytest.raises(PromptFailed, match="/nowhere/musubi-tuner"):
@@ -343,14 +345,14 @@ import importlib
 
 folders = next(name for name in sys.modules if name.endswith(".nodes.host.folders"))
 settings = importlib.import_module(folders.replace(".folders", ".musubi_settings"))
-print("RESULT" + json.dumps(settings.musubi_settings()))
+print("RESULT" + json.dumps(settings.read_musubi_settings()))
 """
 
 
 @pytest.mark.parametrize(
     ("flags", "folder"), [([], "/a/folder"), (["--multi-user"], "")], ids=["one user", "several users"]
 )
-def test_only_the_one_user_of_a_server_can_choose_what_it_runs(
+def test_only_the_single_user_of_a_server_can_choose_what_it_runs(
     run_in_comfyui: Callable[..., str], tmp_path: Path, flags: list[str], folder: str
 ):
     (line,) = [

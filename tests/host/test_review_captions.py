@@ -1,5 +1,5 @@
-"""Review Captions on a real server: what programs give it and get from it. What people see of
-it: tests/browser/test_review_captions.py.
+"""Review Captions on a real server, as programs use it. tests/browser/test_review_captions.py tests
+what users see.
 """
 
 import io
@@ -54,29 +54,29 @@ def training_prompt(**settings: Any) -> Prompt:
     }
 
 
-def captions_of(result: Result) -> list[str]:
+def get_captions(result: Result) -> list[str]:
     return result.outputs["captions"]["text"]
 
 
-def key_of(result: Result) -> str:
+def get_key(result: Result) -> str:
     return result.outputs["review"]["lora_trainer_review"][0]["key"]
 
 
 @pytest.fixture(scope="module")
 def review(client: ComfyClient) -> dict[str, Any]:
-    """What the widget gets after a run."""
-    return client.get(f"/lora_trainer/reviews/{key_of(client.run(review_prompt()))}")
+    """Return what the widget gets after a run."""
+    return client.get(f"/lora_trainer/reviews/{get_key(client.run(review_prompt()))}")
 
 
 def test_without_edits_the_captions_pass_through(comfyui_server: ComfyServer, client: ComfyClient):
     result = client.run(review_prompt())
     folder = comfyui_server.base_directory / "input" / "toadstools"
     written = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
-    assert captions_of(result) == written and all(TRIGGER_WORD in caption for caption in written)
+    assert get_captions(result) == written and all(TRIGGER_WORD in caption for caption in written)
     assert result.outputs["report"]["text"] == [f"{len(written)} captions"]
 
 
-def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_rest(
+def test_the_training_uses_edits_by_hash_and_by_name_and_the_report_names_the_others(
     client: ComfyClient, review: dict[str, Any]
 ):
     first, second, third, *_ = review["pictures"]
@@ -92,9 +92,10 @@ def test_the_training_sees_edits_by_hash_and_by_name_and_the_report_names_the_re
         f"{TRIGGER_WORD}, by name",
         f"{TRIGGER_WORD}, mine",
     ]
-    assert captions_of(result) == list(captions.values())
+    assert get_captions(result) == list(captions.values())
     (report,) = result.outputs["report"]["text"]
-    assert "3 edited" in report and "not used: gone.png" in report and f"the edit is used: {third['name']}" in report
+    assert "3 edited" in report and "not in this dataset: gone.png" in report
+    assert f"which is still used: {third['name']}" in report
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,8 @@ def test_edits_that_cannot_be_read_are_refused_on_the_node(client: ComfyClient, 
     assert set(refusal.value.node_errors) == {"review"} and message in str(refusal.value)
 
 
-def test_nothing_behind_it_runs_until_the_captions_are_reviewed(client: ComfyClient, review: dict[str, Any]):
-    for _ in range(2):  # the second time most of it comes from the cache
+def test_no_node_after_it_runs_until_the_captions_are_reviewed(client: ComfyClient, review: dict[str, Any]):
+    for _ in range(2):  # the second time, most of it comes from the cache
         with pytest.raises(PromptFailed, match="captions wait for your review") as refusal:
             client.run(training_prompt(wait_for_review=True))
         assert review["key"] in refusal.value.error["exception_message"]
@@ -120,7 +121,7 @@ def test_nothing_behind_it_runs_until_the_captions_are_reviewed(client: ComfyCli
 
 def test_the_widget_gets_captions_and_thumbnails(client: ComfyClient, review: dict[str, Any]):
     result = client.run(review_prompt())
-    assert [image["caption"] for image in review["pictures"]] == captions_of(result)
+    assert [image["caption"] for image in review["pictures"]] == get_captions(result)
     assert {image["trigger_word"] for image in review["pictures"]} == {TRIGGER_WORD}
     thumbnail = Image.open(
         io.BytesIO(client._request(f"/lora_trainer/thumbnails/{review['pictures'][0]['thumbnail']}"))
@@ -131,7 +132,7 @@ def test_the_widget_gets_captions_and_thumbnails(client: ComfyClient, review: di
 @pytest.mark.parametrize(
     "path", ["reviews/" + "0" * 64, "reviews/..%2f..%2fserver.log", "thumbnails/x", "thumbnails/%2e%2e"]
 )
-def test_only_what_a_run_has_kept_is_served(client: ComfyClient, path: str):
+def test_only_stored_reviews_and_thumbnails_are_served(client: ComfyClient, path: str):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         client.get(f"/lora_trainer/{path}")
     assert refusal.value.code == 404
@@ -161,9 +162,7 @@ def test_the_server_counts_tokens_and_changes_captions_for_the_widget(client: Co
         ("change", {"captions": ["a"], "operation": "remove", "text": ""}, "no text to remove"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_answered_with_the_reason(
-    client: ComfyClient, path: str, body: Any, message: str
-):
+def test_the_answer_to_a_wrong_request_says_why(client: ComfyClient, path: str, body: Any, message: str):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         client.post(f"/lora_trainer/captions/{path}", body)
     assert refusal.value.code == 400 and message in refusal.value.read().decode()

@@ -1,5 +1,5 @@
-"""Save LoRA and Apply LoRA on a real server: what the socket and the file do to images, core's
-own nodes on our LoRA, ours on core's.
+"""Save LoRA and Apply LoRA on a real server: images with the socket and with the file, core's nodes
+with our LoRA, and ours with core's.
 """
 
 import io
@@ -30,8 +30,8 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def our_lora() -> Prompt:
-    """A LoRA on UNet and text encoders. The nodes have their plain ids, and most optional inputs
-    are left out.
+    """Train a LoRA on UNet and text encoders. The nodes have their plain ids, and most optional
+    inputs are left out.
     """
     size = {
         "resolution": 64,
@@ -58,7 +58,7 @@ def our_lora() -> Prompt:
 
 
 def drawing(name: str, model: list[Any], clip: list[Any]) -> Prompt:
-    """An image that the node `name` shows."""
+    """Draw an image that the node `name` shows."""
     sampler = {"seed": 1, "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     return {
         f"{name} positive": node("CLIPTextEncode", clip=clip, text="a zwx on a white background"),
@@ -77,12 +77,12 @@ def drawing(name: str, model: list[Any], clip: list[Any]) -> Prompt:
     }
 
 
-def image_of(client: ComfyClient, result: Result, name: str) -> np.ndarray:
+def fetch_image(client: ComfyClient, result: Result, name: str) -> np.ndarray:
     (file,) = result.files(name)
     return np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB"))
 
 
-def text_of(result: Result, name: str) -> str:
+def get_text(result: Result, name: str) -> str:
     (text,) = result.outputs[name]["text"]
     return text
 
@@ -102,8 +102,8 @@ def loras(comfyui_server: ComfyServer) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(client: ComfyClient) -> Result:
-    """One prompt: a training, its LoRA saved by our node and by core's, and drawn with in every
-    way that the socket allows.
+    """Run one prompt that trains a LoRA, saves it with our node and with core's, and draws with it
+    in every way that the socket allows.
     """
     apply = partial_apply(lora=["trainer", 2])
     return client.run(
@@ -139,28 +139,28 @@ def partial_apply(**inputs: Any) -> Callable[..., dict[str, Any]]:
 
 def test_the_file_is_listed_by_every_lora_loader_at_once(client: ComfyClient, loras: Path, saved: Result):
     name = f"people/anna {time.localtime().tm_year}.safetensors"
-    assert text_of(saved, "lora_name") == name and text_of(saved, "path") == str(loras / name)
+    assert get_text(saved, "lora_name") == name and get_text(saved, "path") == str(loras / name)
     listed = client.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
     assert name in listed and "by_core_00001_.safetensors" in listed
 
 
 def test_the_node_says_that_all_modules_load(saved: Result):
-    num_modules = sum(name.endswith(".lora_up.weight") for name in load_file(text_of(saved, "path")))
+    num_modules = sum(name.endswith(".lora_up.weight") for name in load_file(get_text(saved, "path")))
     assert num_modules > 192  # all of the UNet's, and text encoders
-    shown = text_of(saved, "save")
+    shown = get_text(saved, "save")
     assert re.fullmatch(
         rf"people/anna \d+\.safetensors: {num_modules}/{num_modules} modules load, [\d.]+ MB, read back and verified",
         shown,
     )
 
 
-def test_the_preview_lies_beside_the_file(saved: Result):
-    preview = Image.open(Path(text_of(saved, "path")).with_suffix(".png"))
+def test_the_preview_is_saved_next_to_the_file(saved: Result):
+    preview = Image.open(Path(get_text(saved, "path")).with_suffix(".png"))
     assert preview.size == (40, 30) and preview.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_the_header_tells_what_was_trained(saved: Result):
-    with safe_open(text_of(saved, "path"), "pt") as file:
+def test_the_header_describes_the_training(saved: Result):
+    with safe_open(get_text(saved, "path"), "pt") as file:
         metadata = file.metadata()
     assert (
         metadata["ss_network_dim"] == "2"
@@ -174,21 +174,21 @@ def test_the_header_tells_what_was_trained(saved: Result):
     assert json.loads(metadata["ss_tag_frequency"])["toadstools"] and len(metadata["sshs_model_hash"]) == 64
 
 
-def test_a_taken_name_gets_a_number_and_nothing_is_overwritten(loras: Path, client: ComfyClient, saved: Result):
-    first = Path(text_of(saved, "path"))
+def test_a_taken_name_gets_a_number_and_no_file_is_overwritten(loras: Path, client: ComfyClient, saved: Result):
+    first = Path(get_text(saved, "path"))
     before = first.read_bytes()
     result = client.run(
         {**our_lora(), "again": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="people/anna %year%")}
     )
     assert "trainer" not in result.executed_nodes()
-    assert text_of(result, "again").startswith(f"people/{first.stem}-2.safetensors: ")
+    assert get_text(result, "again").startswith(f"people/{first.stem}-2.safetensors: ")
     assert first.read_bytes() == before == (first.parent / f"{first.stem}-2.safetensors").read_bytes()
     assert sorted(path.name for path in first.parent.iterdir()) == sorted(
         [first.name, f"{first.stem}.png", f"{first.stem}-2.safetensors"]
     )
 
 
-def test_a_preview_is_never_written_over_another_image(client: ComfyClient, loras: Path, saved: Result):
+def test_a_preview_never_overwrites_another_image(client: ComfyClient, loras: Path, saved: Result):
     (loras / "taken.png").write_bytes(b"an image of somebody's")
     red = node("EmptyImage", width=8, height=8, batch_size=1, color=0xFF0000)
     client.run(
@@ -203,32 +203,34 @@ def test_a_preview_is_never_written_over_another_image(client: ComfyClient, lora
 
 
 @pytest.mark.parametrize("filename", ["../x", "C:\\x", "a/../../x", "/x", "", "what?", "%sampler%"])
-def test_a_name_that_cannot_be_is_refused_on_the_node(client: ComfyClient, filename: str):
+def test_an_impossible_name_is_refused_on_the_node(client: ComfyClient, filename: str):
     with pytest.raises(PromptRejected) as refusal:
         client.run({**our_lora(), "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename=filename)})
     assert set(refusal.value.node_errors) == {"save"} and "name" in str(refusal.value)
 
 
-def test_a_name_on_a_link_is_checked_when_it_is_there(client: ComfyClient, loras: Path, saved: Result):
+def test_a_name_from_a_link_is_checked_when_it_arrives(client: ComfyClient, loras: Path, saved: Result):
     prompt = {
         **our_lora(),
         "text": node("PrimitiveString", value="linked"),
         "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename=["text", 0]),
     }
-    assert text_of(client.run(prompt), "save").startswith("linked.safetensors: ")
+    assert get_text(client.run(prompt), "save").startswith("linked.safetensors: ")
     prompt["text"]["inputs"]["value"] = "../outside"
     with pytest.raises(PromptFailed, match=r"leads out of the loras folder"):
         client.run(prompt)
     assert not (loras.parent / "outside.safetensors").exists()
 
 
-def test_without_a_name_it_is_the_day(client: ComfyClient, saved: Result):
+def test_the_default_name_has_the_date(client: ComfyClient, saved: Result):
     result = client.run({**our_lora(), "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2])})
-    assert re.match(r"my_lora_\d{4}-\d\d-\d\d\.safetensors: ", text_of(result, "save"))
+    assert re.match(r"my_lora_\d{4}-\d\d-\d\d\.safetensors: ", get_text(result, "save"))
 
 
-def test_the_file_draws_what_the_socket_draws(client: ComfyClient, saved: Result):
-    loader = node("LoraLoader", model=["base", 0], clip=["base", 1], lora_name=text_of(saved, "lora_name"), **STRENGTHS)
+def test_the_file_gives_the_same_image_as_the_socket(client: ComfyClient, saved: Result):
+    loader = node(
+        "LoraLoader", model=["base", 0], clip=["base", 1], lora_name=get_text(saved, "lora_name"), **STRENGTHS
+    )
     by_core = node(
         "LoraLoader", model=["base", 0], clip=["base", 1], lora_name="by_core_00001_.safetensors", **STRENGTHS
     )
@@ -237,14 +239,14 @@ def test_the_file_draws_what_the_socket_draws(client: ComfyClient, saved: Result
         **drawing("core's file", ["by core", 0], ["by core", 1]),
     }
     result = client.run({**BASE, "loader": loader, "by core": by_core, **drawings})
-    expected = image_of(client, saved, "with lora")
-    assert np.array_equal(image_of(client, result, "file"), expected) and np.array_equal(
-        image_of(client, result, "core's file"), expected
+    expected = fetch_image(client, saved, "with lora")
+    assert np.array_equal(fetch_image(client, result, "file"), expected) and np.array_equal(
+        fetch_image(client, result, "core's file"), expected
     )
 
 
 def test_apply_lora_reaches_unet_and_text_encoders_each_at_its_strength(client: ComfyClient, saved: Result):
-    images = {name: image_of(client, saved, name) for name in ("plain", "with lora", "with clip", "with model")}
+    images = {name: fetch_image(client, saved, name) for name in ("plain", "with lora", "with clip", "with model")}
     for one, other in (
         ("plain", "with model"),
         ("plain", "with clip"),
@@ -254,12 +256,12 @@ def test_apply_lora_reaches_unet_and_text_encoders_each_at_its_strength(client: 
         assert not np.array_equal(images[one], images[other]), (one, other)
 
 
-def test_on_the_model_alone_it_is_what_cores_node_does(client: ComfyClient, saved: Result):
-    assert np.array_equal(image_of(client, saved, "with model"), image_of(client, saved, "with core"))
+def test_on_the_model_alone_it_does_the_same_as_cores_node(client: ComfyClient, saved: Result):
+    assert np.array_equal(fetch_image(client, saved, "with model"), fetch_image(client, saved, "with core"))
 
 
 def test_strength_zero_is_the_base_model(client: ComfyClient, saved: Result):
-    assert np.array_equal(image_of(client, saved, "with nothing"), image_of(client, saved, "plain"))
+    assert np.array_equal(fetch_image(client, saved, "with nothing"), fetch_image(client, saved, "plain"))
 
 
 def test_core_plots_the_loss(saved: Result):
@@ -319,7 +321,7 @@ def test_a_lora_of_cores_trainer_is_applied_and_saved(client: ComfyClient, loras
             for name in load_file(loras / "from_core.safetensors")
         }
     )
-    assert text_of(result, "save").startswith(f"from_core.safetensors: {num_modules} modules, ")
+    assert get_text(result, "save").startswith(f"from_core.safetensors: {num_modules} modules, ")
 
     loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name="from_core.safetensors", strength_model=1.0)
     from_file = client.run(
@@ -330,8 +332,8 @@ def test_a_lora_of_cores_trainer_is_applied_and_saved(client: ComfyClient, loras
             **drawing("plain", ["base", 0], ["base", 1]),
         }
     )
-    assert np.array_equal(image_of(client, from_file, "file"), image_of(client, result, "socket"))
-    assert not np.array_equal(image_of(client, from_file, "file"), image_of(client, from_file, "plain"))
+    assert np.array_equal(fetch_image(client, from_file, "file"), fetch_image(client, result, "socket"))
+    assert not np.array_equal(fetch_image(client, from_file, "file"), fetch_image(client, from_file, "plain"))
 
 
 # ---- what is no LoRA for this model ----
@@ -425,9 +427,9 @@ def refusals(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPa
         ("save zero", "RuntimeError: zero.safetensors: all up weights are zero"),
     ],
 )
-def test_what_is_no_lora_for_this_model_is_an_error(refusals: dict[str, Any], case: str, message: str):
+def test_anything_but_a_lora_for_this_model_is_an_error(refusals: dict[str, Any], case: str, message: str):
     assert refusals[case].startswith(message), refusals[case]
 
 
-def test_no_file_is_left_of_what_could_not_be_saved(refusals: dict[str, Any]):
+def test_a_failed_save_leaves_no_file(refusals: dict[str, Any]):
     assert refusals["files"] == []

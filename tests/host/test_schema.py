@@ -1,5 +1,5 @@
-"""What ComfyUI sees of the nodes: whose ids they are, what their import brings along, and a
-schema that saved workflows and prompts rely on.
+"""The nodes as ComfyUI sees them: their ids, the modules that their import loads, and the schema
+that saved workflows and prompts rely on.
 """
 
 import json
@@ -17,8 +17,8 @@ from trainers.musubi.architectures import ARCHITECTURES
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 NODES = tuple(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
-NO_CHOICE = "[None]"  # a list that begins with it goes on with files of this machine
-# lists of this machine too
+NO_CHOICE = "[None]"  # the first entry of lists of files on this machine
+# these list files on this machine too
 MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -33,8 +33,8 @@ def schemas(comfyui_server: ComfyServer) -> dict[str, dict[str, Any]]:
     }
 
 
-def inputs_of(schema: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Type and options by input id, in the order of the node."""
+def get_inputs(schema: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return type and options by input id, in the node's order."""
     groups = [
         (schema["input"][group], names)
         for group, names in schema["input_order"].items()
@@ -50,7 +50,7 @@ def test_every_id_is_ours_and_nothing_failed_to_import(comfyui_server: ComfyServ
 
 
 def test_no_schema_has_changed(schemas):
-    """Saved workflows store widget values by position, prompts name inputs and count outputs:
+    """Saved workflows store widget values by position, and prompts name inputs and count outputs:
     append, never rename, reorder or remove.
     """
     found = {node: describe(schemas[node]) for node in sorted(schemas, key=[*NODES, *schemas].index)}
@@ -73,7 +73,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
         "has_intermediate_output": schema["has_intermediate_output"],
         "inputs": [
             line
-            for name, (kind, options) in inputs_of(schema).items()
+            for name, (kind, options) in get_inputs(schema).items()
             for line in _input_lines(name, kind, options, schema)
         ],
         "outputs": [f"{name}: {kind}{' list' if is_list else ''}" for kind, name, is_list in outputs],
@@ -81,7 +81,9 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input_lines(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """A choice that brings inputs of its own has a line for each of them."""
+    """Return one line per input; a choice that brings its own inputs has a line for each of
+    them.
+    """
     if kind != DYNAMIC:
         return [_input_line(name, kind, options, schema)]
     lines = [f"{name}: {kind}"]
@@ -112,7 +114,7 @@ def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str,
 
 def test_every_input_and_output_has_a_tooltip(schemas):
     for schema in schemas.values():
-        without = [name for name, (_, options) in inputs_of(schema).items() if not options.get("tooltip")]
+        without = [name for name, (_, options) in get_inputs(schema).items() if not options.get("tooltip")]
         without += [
             name for name, tooltip in zip(schema["output_name"], schema["output_tooltips"], strict=True) if not tooltip
         ]
@@ -121,7 +123,7 @@ def test_every_input_and_output_has_a_tooltip(schemas):
 
 def test_every_widget_has_a_default_in_its_range(schemas):
     for schema in schemas.values():
-        for name, (kind, options) in inputs_of(schema).items():
+        for name, (kind, options) in get_inputs(schema).items():
             if kind not in WIDGETS or options.get("forceInput"):
                 continue
             default = options["default"]
@@ -133,7 +135,7 @@ def test_every_widget_has_a_default_in_its_range(schemas):
 
 
 def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
-    inputs = inputs_of(schemas["LoRATrainer_LoRATrainSDXL"])
+    inputs = get_inputs(schemas["LoRATrainer_LoRATrainSDXL"])
     visible = [
         name
         for name, (kind, options) in inputs.items()
@@ -143,8 +145,8 @@ def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
     assert inputs["seed"][1]["control_after_generate"] == "fixed"
 
 
-def test_only_what_comes_over_a_link_is_required(schemas):
-    """And the choice of an architecture, without which there is nothing to train."""
+def test_only_linked_inputs_and_the_architecture_are_required(schemas):
+    """Without an architecture there is nothing to train."""
     required = {
         (node, name): entry
         for node, schema in schemas.items()
@@ -158,16 +160,16 @@ def test_only_what_comes_over_a_link_is_required(schemas):
     assert widgets == [("LoRATrainer_MusubiTrain", "architecture")]
 
 
-def test_the_presets_say_which_numbers_they_stand_for(schemas):
-    inputs = inputs_of(schemas["LoRATrainer_LoRATrainSDXL"])
+def test_the_presets_list_their_numbers(schemas):
+    inputs = get_inputs(schemas["LoRATrainer_LoRATrainSDXL"])
     assert "person: rank " in inputs["goal"][1]["tooltip"] and "8 GB: resolution " in inputs["memory"][1]["tooltip"]
 
 
-def test_the_front_end_is_told_what_the_plain_ids_stand_for(comfyui_server: ComfyServer, schemas):
+def test_the_front_end_knows_the_replacements_of_plain_ids(comfyui_server: ComfyServer, schemas):
     replacements = comfyui_server.client.get("/node_replacements")
     for plain_id in ("LoadImages", "LoRATrainSDXL", "Florence2Caption"):
         (ours,) = replacements[plain_id]
-        inputs = inputs_of(schemas[f"LoRATrainer_{plain_id}"])
+        inputs = get_inputs(schemas[f"LoRATrainer_{plain_id}"])
         assert ours["new_node_id"] == f"LoRATrainer_{plain_id}"
         assert ours["old_widget_ids"] == [
             name for name, (kind, options) in inputs.items() if kind in WIDGETS and not options.get("forceInput")
@@ -233,7 +235,7 @@ NODE_CLASS_MAPPINGS = {"LoadImages": Rival, "LoRATrainer_ApplyLoRA": type("Anoth
 
 @pytest.fixture(scope="module")
 def started(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """This pack and, after it, one that takes two of its ids."""
+    """Load this pack and, after it, one that takes two of its ids."""
     rival = tmp_path_factory.mktemp("custom_nodes") / "rival_pack"
     rival.mkdir()
     (rival / "__init__.py").write_text(RIVAL)
@@ -245,12 +247,17 @@ def started(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPat
     return json.loads(line.removeprefix("RESULT"))
 
 
-READS_PYPROJECT = {"comfy_config", "dotenv", "pydantic", "pydantic_settings"}  # ComfyUI, when it loads a pack
+READS_PYPROJECT = {
+    "comfy_config",
+    "dotenv",
+    "pydantic",
+    "pydantic_settings",
+}  # ComfyUI imports these when it loads a pack
 
 
-def test_the_pack_is_imported_with_few_modules_and_without_any_package_of_its_own(started):
-    """diffusers, peft and the like cannot be imported there: nodes appear even where they are
-    missing.
+def test_importing_the_pack_loads_few_modules_and_none_of_its_dependencies(started):
+    """diffusers, peft and the like cannot be imported in this process, so the nodes appear even if
+    they are missing.
     """
     of_pack, others = [], set()
     for name in started["imported"][0]:
@@ -262,7 +269,7 @@ def test_the_pack_is_imported_with_few_modules_and_without_any_package_of_its_ow
     assert others <= {"PIL", *READS_PYPROJECT}
 
 
-def test_ids_that_another_pack_has_taken_are_reported_with_its_name(started):
+def test_ids_that_another_pack_has_taken_are_reported_with_the_packs_name(started):
     about_us = [(level, message) for level, message in started["log"] if message.startswith("LoRA Trainer: ")]
     assert about_us == [
         (
@@ -278,7 +285,7 @@ def test_ids_that_another_pack_has_taken_are_reported_with_its_name(started):
     ]
 
 
-def test_plain_ids_in_prompts_are_ours_unless_somebody_else_owns_them(started):
+def test_plain_ids_in_prompts_are_ours_unless_another_pack_owns_them(started):
     ours = {"LoRATrainSDXL": "LoRATrainer_LoRATrainSDXL", "Florence2Caption": "LoRATrainer_Florence2Caption"}
     assert started["class_types"] == {
         name: ours.get(name, name)

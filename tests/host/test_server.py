@@ -1,5 +1,5 @@
-"""A real server: it starts with the packs, runs prompts, says what is wrong with them, is
-interrupted, and stops.
+"""A real server: it starts with the packs, runs prompts, reports their errors, can be interrupted,
+and stops.
 """
 
 import io
@@ -26,7 +26,7 @@ from trainers.embedded_base.scenes import fits
 
 
 def draw(prompt: str, *, seed: int, steps: int = 20) -> Prompt:
-    """One image of the embedded base model, by ComfyUI's own nodes."""
+    """Draw one image of the embedded base model with ComfyUI's own nodes."""
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["base", 1], "text": prompt}},
@@ -59,11 +59,11 @@ def test_every_pack_is_imported(comfyui_server: ComfyServer):
 
 
 def test_the_server_computes_in_one_thread(comfyui_server: ComfyServer):
-    """Several of them must not slow each other down. fault_pack writes it into the log."""
-    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.read_log()
+    """Several servers must not slow each other down. fault_pack logs the number of threads."""
+    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.log_text()
 
 
-def test_the_embedded_base_draws_what_the_prompt_says(comfyui_server: ComfyServer):
+def test_the_embedded_base_follows_the_prompt(comfyui_server: ComfyServer):
     caption = "a red circle on a white background"
     result = comfyui_server.client.run(draw(caption, seed=1))
     (file,) = result.files("save")
@@ -97,7 +97,7 @@ def test_a_refused_prompt_names_the_node_and_the_input(comfyui_server: ComfyServ
         comfyui_server.client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})
 
 
-def test_a_prompt_that_is_half_right_is_refused_whole(comfyui_server: ComfyServer):
+def test_a_partly_wrong_prompt_is_refused_as_a_whole(comfyui_server: ComfyServer):
     prompt = draw("x", seed=3, steps=10_000)
     prompt["other"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "y"}}
     with pytest.raises(PromptRejected, match=r"node other \(SaveImage\), images: Required input is missing"):
@@ -129,12 +129,12 @@ def test_an_interrupt_stops_the_prompt_and_the_next_one_runs(comfyui_server: Com
     assert client.run(draw("a red ring", seed=6, steps=1)).files("save")
 
 
-def test_a_prompt_that_waits_in_the_queue_can_be_taken_out(comfyui_server: ComfyServer):
+def test_a_waiting_prompt_can_be_removed_from_the_queue(comfyui_server: ComfyServer):
     running, waiting = ComfyClient(comfyui_server.url), ComfyClient(comfyui_server.url)
 
     def run_another(message: Message) -> None:
         if message.kind == "progress" and not failures:
-            with pytest.raises(PromptInterrupted, match="taken out of the queue") as failure:
+            with pytest.raises(PromptInterrupted, match="removed from the queue") as failure:
                 run_in_thread(lambda: waiting.run(draw("x", seed=8), on_message=lambda _: waiting.interrupt()))
             failures.append(failure)
             running.interrupt()
@@ -146,7 +146,7 @@ def test_a_prompt_that_waits_in_the_queue_can_be_taken_out(comfyui_server: Comfy
 
 
 def run_in_thread(function: Callable[[], object]) -> None:
-    """In this one, an event loop runs already."""
+    """Run in another thread, since this one already runs an event loop."""
     with ThreadPoolExecutor(1) as threads:
         threads.submit(function).result(timeout=TIME_LIMIT)
 

@@ -1,5 +1,5 @@
-"""The main job on a real server: train on the loaded model, use the result in the same prompt
-and as a file, and survive what goes wrong.
+"""Train LoRA (SDXL) on a real server: trains on the loaded model, the result works in the same
+prompt and as a file, and the server survives errors.
 """
 
 import io
@@ -32,9 +32,9 @@ from trainers.sdxl.model.noise_schedule import NOISE_SCHEDULE
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
 
-ENDLESS = 100_000  # optimizer steps, more than end within the tests' time limit
-# 28 steps: 999 / 27 is whole, so that ComfyUI's and diffusers' noise levels are those of the same
-# whole timesteps.
+ENDLESS = 100_000  # optimizer steps, more than can end within the tests' time limit
+# 28 steps: 999 / 27 is an integer, so ComfyUI and diffusers use the noise levels of the same
+# integer timesteps.
 NUM_STEPS, CFG = 28, 4.0
 POSITIVE = f"a {TRIGGER_WORD} on a white background"
 TINY = {
@@ -67,7 +67,7 @@ def trainer(**settings: Any) -> dict[str, Any]:
 def sampler_nodes(
     model: list[Any], clip: list[Any], *, name: str, seeds: int = 4, latent_node: str = "EmptyLatentImage"
 ) -> Prompt:
-    """Images of POSITIVE from `model`, saved by the node `name`."""
+    """Draw images of POSITIVE with `model`, saved by the node `name`."""
     nodes: Prompt = {
         f"{name} positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": POSITIVE}},
         f"{name} negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
@@ -99,12 +99,12 @@ def sampler_nodes(
     return nodes
 
 
-def images_of(client: ComfyClient, result: Result, node: str) -> list[np.ndarray]:
+def fetch_images(client: ComfyClient, result: Result, node: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) for file in result.files(node)]
 
 
 def sink(source: str = "trainer") -> dict[str, Any]:
-    """Something that needs the trainer's output and costs nothing."""
+    """Build a node that needs the trainer's output and costs nothing."""
     return {"class_type": "PreviewAny", "inputs": {"source": [source, 4]}}
 
 
@@ -112,7 +112,7 @@ def tiny_prompt(**settings: Any) -> Prompt:
     return {**base_nodes(), "trainer": trainer(**settings), "sink": sink()}
 
 
-def facts_of(result: Result) -> dict[str, Any]:
+def get_facts(result: Result) -> dict[str, Any]:
     return result.outputs["trainer"]["lora_trainer"][0]
 
 
@@ -126,7 +126,7 @@ def client(comfyui_server: ComfyServer) -> ComfyClient:
 
 @pytest.fixture(scope="module")
 def trained(client: ComfyClient) -> Result:
-    """One prompt: images without the LoRA, training, images with it, and the file."""
+    """Run one prompt: draw without the LoRA, train, draw with it, and save the file."""
     settings = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in SETTINGS.items()}
     settings |= {"rank": 16, "alpha": 16.0, "seed": 0}
     return client.run(
@@ -144,11 +144,11 @@ def trained(client: ComfyClient) -> Result:
 
 
 def test_the_image_with_the_lora_shows_the_new_concept(client: ComfyClient, trained: Result):
-    assert np.mean([fidelity(image) for image in images_of(client, trained, "before")]) < 0.1
-    assert np.mean([fidelity(image) for image in images_of(client, trained, "after")]) > 0.5
+    assert np.mean([fidelity(image) for image in fetch_images(client, trained, "before")]) < 0.1
+    assert np.mean([fidelity(image) for image in fetch_images(client, trained, "after")]) > 0.5
 
 
-def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(
+def test_the_socket_gives_the_same_image_as_diffusers_with_the_saved_file(
     comfyui_server: ComfyServer, client: ComfyClient, trained: Result
 ):
     base = load_model(comfyui_server.base_directory / "models/checkpoints/embedded_base.safetensors")
@@ -173,7 +173,7 @@ def test_the_socket_draws_what_diffusers_draws_with_the_saved_file(
         guidance_scale=CFG,
         output_type="np",
     ).images
-    ours = np.stack(images_of(client, trained, "after")).astype(float)
+    ours = np.stack(fetch_images(client, trained, "after")).astype(float)
     assert np.abs(drawn * 255 - ours).mean() < 2.0
 
 
@@ -184,19 +184,19 @@ def test_the_file_in_the_next_prompt_gives_the_same_pixels_as_the_socket(client:
     }
     loader["inputs"] |= {"model": ["base", 0], "clip": ["base", 1]}
     prompt = {"base": base_nodes()["base"], "lora": loader, **sampler_nodes(["lora", 0], ["lora", 1], name="from file")}
-    from_file = images_of(client, client.run(prompt), "from file")
-    assert np.array_equal(from_file, images_of(client, trained, "after"))
+    from_file = fetch_images(client, client.run(prompt), "from file")
+    assert np.array_equal(from_file, fetch_images(client, trained, "after"))
 
 
-def test_training_leaves_the_graphs_model_bit_for_bit_as_it_was(client: ComfyClient, trained: Result):
+def test_training_does_not_change_a_bit_of_the_graphs_model(client: ComfyClient, trained: Result):
     prompt = {**base_nodes(), **sampler_nodes(["base", 0], ["base", 1], name="again")}
-    # The same latents by another way, so that the images are drawn anew instead of coming from the
-    # cache.
+    # The same latents from another node, so that the images are drawn again instead of coming from
+    # the cache.
     prompt["copy"] = {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["again latent", 0], "amount": 1}}
     prompt["again sampler"]["inputs"]["latent_image"] = ["copy", 0]
     again = client.run(prompt)
     assert "again sampler" in again.executed_nodes()
-    assert np.array_equal(images_of(client, again, "again"), images_of(client, trained, "before"))
+    assert np.array_equal(fetch_images(client, again, "again"), fetch_images(client, trained, "before"))
 
 
 def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Result):
@@ -221,8 +221,8 @@ def _is_progress_of(message: Message, node: str) -> bool:
     return message.kind in ("progress", "progress_text", "preview") and message.data["node"] == node
 
 
-def test_the_run_folder_and_history_tell_everything(comfyui_server: ComfyServer, trained: Result):
-    facts = facts_of(trained)
+def test_the_run_folder_and_the_history_are_complete(comfyui_server: ComfyServer, trained: Result):
+    facts = get_facts(trained)
     assert facts["steps"] == SETTINGS["max_train_steps"] == len(facts["loss"]) and facts["modules"] == 192
     folder = Path(facts["path"]).parent
     assert folder.parent == comfyui_server.base_directory / "output/lora_trainer/runs"
@@ -242,7 +242,7 @@ def test_the_same_prompt_trains_once_and_unrelated_changes_do_not_train_again(cl
     assert "trainer" in first.executed_nodes()
     again = client.run(prompt)
     assert "trainer" not in again.executed_nodes()
-    assert facts_of(again) == facts_of(first)  # reaches API clients from the cache, too
+    assert get_facts(again) == get_facts(first)  # API clients get it from the cache too
     prompt["cached sampler"]["inputs"]["seed"] = 2
     changed = client.run(prompt)
     assert "cached sampler" in changed.executed_nodes() and "trainer" not in changed.executed_nodes()
@@ -250,7 +250,7 @@ def test_the_same_prompt_trains_once_and_unrelated_changes_do_not_train_again(cl
 
 def test_the_same_seed_gives_the_same_bytes(client: ComfyClient):
     runs = [
-        facts_of(client.run(tiny_prompt(seed=seed, output_name=name)))
+        get_facts(client.run(tiny_prompt(seed=seed, output_name=name)))
         for seed, name in ((11, "one"), (11, "two"), (12, "three"))
     ]
     one, two, three = (load_file(run["path"]) for run in runs)
@@ -287,9 +287,9 @@ def test_another_caption_image_or_base_model_trains_again(comfyui_server: ComfyS
 
 
 def train_again(client: ComfyClient, seed: int) -> None:
-    """The server is healthy when the next training succeeds, and its model draws."""
+    """Require that the server is healthy: the next training succeeds, and its model draws."""
     prompt = {**tiny_prompt(seed=seed), **sampler_nodes(["trainer", 0], ["trainer", 1], name="healthy", seeds=1)}
-    assert facts_of(client.run(prompt))["steps"] == 3
+    assert get_facts(client.run(prompt))["steps"] == 3
 
 
 def test_an_interrupt_ends_the_training_and_keeps_a_checkpoint(comfyui_server: ComfyServer, client: ComfyClient):
@@ -321,7 +321,7 @@ def fault(comfyui_server: ComfyServer):
     path.unlink(missing_ok=True)
 
 
-def test_running_out_of_memory_names_the_next_setting_and_leaves_the_server_healthy(
+def test_an_out_of_memory_error_names_the_next_setting_and_leaves_the_server_healthy(
     comfyui_server: ComfyServer, client: ComfyClient, fault
 ):
     fault("oom")
@@ -369,7 +369,7 @@ def test_bad_settings_are_refused_on_the_right_node_before_anything_runs(
         ({"optimizer_args": "beta"}, "optimizer_args: cannot read 'beta'"),
     ],
 )
-def test_settings_that_fit_no_image_or_model_are_errors_that_say_what_to_do(
+def test_the_errors_for_settings_that_fit_no_image_or_model_say_what_to_do(
     client: ComfyClient, settings: dict[str, Any], message: str
 ):
     with pytest.raises(PromptFailed) as failure:
@@ -392,8 +392,8 @@ def test_merged_models_and_models_with_loras_can_be_trained_on(client: ComfyClie
         "inputs": {"model1": ["lora", 0], "model2": ["base", 0], "ratio": 0.5},
     }
     prompt["trainer"]["inputs"] |= {"model": ["merge", 0], "clip": ["lora", 1]}
-    merged = facts_of(client.run(prompt))
-    plain = facts_of(client.run(tiny_prompt(seed=30)))
+    merged = get_facts(client.run(prompt))
+    plain = get_facts(client.run(tiny_prompt(seed=30)))
     assert merged["steps"] == 3 and merged["loss"] != plain["loss"]
 
 
@@ -408,5 +408,5 @@ def test_text_encoders_are_trained_and_applied_to_the_clip(client: ComfyClient):
         **sampler_nodes(["base", 0], ["trainer", 1], name="clip", seeds=1),
     }
     result = client.run(prompt)
-    assert facts_of(result)["modules"] > 192
-    assert not np.array_equal(images_of(client, result, "plain"), images_of(client, result, "clip"))
+    assert get_facts(result)["modules"] > 192
+    assert not np.array_equal(fetch_images(client, result, "plain"), fetch_images(client, result, "clip"))

@@ -1,5 +1,5 @@
-"""Run by Musubi Tuner's Python with tests/musubi/shim on PYTHONPATH: random weights of a tiny
-Z-Image in ComfyUI's layout, its VAE, text encoder and tokenizer.
+"""Writes random weights of a tiny Z-Image in ComfyUI's layout, its VAE, text encoder and tokenizer.
+Runs in Musubi Tuner's Python, with tests/musubi/shim on PYTHONPATH.
 
 python make_weights.py FOLDER
 """
@@ -36,11 +36,11 @@ def make_transformer():
         )
         for name, tensor in model.state_dict().items()
     }
-    return in_comfyui_layout(weights)
+    return convert_to_comfyui_layout(weights)
 
 
-def in_comfyui_layout(weights):
-    """As Comfy-Org publishes Z-Image: one matrix for q, k and v."""
+def convert_to_comfyui_layout(weights):
+    """Convert to the layout of Comfy-Org's Z-Image files: one matrix for q, k and v."""
     layout = {}
     for name, tensor in weights.items():
         if ".attention.to_q.weight" in name:
@@ -80,27 +80,27 @@ def make_text_encoder():
 
 
 def write_tokenizer(hub: Path) -> None:
-    """One token per byte, laid out like Hugging Face's cache."""
+    """Write a tokenizer with one token per byte, in the layout of Hugging Face's cache."""
     repository, revision = hub / f"models--{TOKENIZER.replace('/', '--')}", "0" * 40
     folder = repository / "snapshots" / revision / "tokenizer"
     folder.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     (folder / "vocab.json").write_text(
-        json.dumps({character: token for token, character in enumerate(byte_characters())}), encoding="utf-8"
+        json.dumps({character: token for token, character in enumerate(list_byte_characters())}), encoding="utf-8"
     )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config()))
+    (folder / "tokenizer_config.json").write_text(json.dumps(make_tokenizer_config()))
 
 
-def byte_characters() -> list[str]:
-    """GPT-2's: printable bytes are themselves, the others come from 256 on."""
+def list_byte_characters() -> list[str]:
+    """Return GPT-2's characters: printable bytes are themselves, the others start at 256."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [*map(chr, printable), *(chr(256 + number) for number in range(len(others)))]
 
 
-def tokenizer_config() -> dict:
+def make_tokenizer_config() -> dict:
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
         **{

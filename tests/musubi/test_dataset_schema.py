@@ -1,4 +1,5 @@
-"""Our schema of dataset.toml, and the text that we write, held against Musubi Tuner's own.
+"""Our schema of dataset.toml, and the text that we write, compared with Musubi Tuner's own schema
+and reader.
 
 Needs Musubi Tuner and an interpreter with its packages, found as the trainer finds them.
 """
@@ -18,7 +19,7 @@ try:
 except NoMusubi as error:
     pytest.skip(str(error), allow_module_level=True)
 
-# Reads JSON documents and TOML texts, and prints what Musubi makes of them.
+# Reads JSON documents and TOML texts, and prints how Musubi reads them.
 SCRIPT = """
 import json, sys
 import toml
@@ -63,8 +64,8 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def cases() -> list[tuple[str, str, object, bool]]:
-    """(table, key, value, whether our schema takes it) for every key and every kind of value,
-    right and wrong.
+    """Return (table, key, value, whether our schema accepts it) for every key and every kind of
+    value, right and wrong.
     """
     tables = {"general": GENERAL_KEYS, "image": IMAGE_KEYS, "video": VIDEO_KEYS}
     return [
@@ -78,7 +79,7 @@ def cases() -> list[tuple[str, str, object, bool]]:
 
 @pytest.fixture(scope="module")
 def answer(cases) -> dict:
-    documents = [_document(table, key, value) for table, key, value, _ in cases]
+    documents = [_make_document(table, key, value) for table, key, value, _ in cases]
     texts = [
         write_toml({"caption_extension": name}, [{"image_directory": name, "resolution": [64, 32]}]) for name in NAMES
     ]
@@ -95,7 +96,7 @@ def answer(cases) -> dict:
     return json.loads(result.stdout.split("@@")[1])
 
 
-def _document(table: str, key: str, value: object) -> dict:
+def _make_document(table: str, key: str, value: object) -> dict:
     if table == "general":
         return {"general": {key: value}, "datasets": []}
     source = {} if table == "image" or key.startswith("video_") else {"video_directory": "/x"}
@@ -106,7 +107,7 @@ def test_musubi_knows_the_same_keys(answer):
     assert answer["keys"] == [sorted(keys) for keys in (GENERAL_KEYS, IMAGE_KEYS, VIDEO_KEYS)]
 
 
-def test_musubi_takes_and_refuses_the_same_values(answer, cases):
+def test_musubi_accepts_and_refuses_the_same_values(answer, cases):
     different = [
         (table, key, value)
         for (table, key, value, ours), theirs in zip(cases, answer["accepted"], strict=True)

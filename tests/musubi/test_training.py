@@ -1,5 +1,5 @@
-"""The real scripts of Musubi Tuner on tiny weights: from images to a LoRA for ComfyUI, and what
-happens when that is stopped in the middle.
+"""The real scripts of Musubi Tuner on tiny weights: from images to a LoRA for ComfyUI, and runs
+that are stopped or fail.
 """
 
 import csv
@@ -30,7 +30,7 @@ from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice
 from trainers.training.run_folder import RunFolder
 from trainers.training.trained_lora import TrainedLora
 
-ENDLESS = 100_000  # steps, more than end within the tests' time limit
+ENDLESS = 100_000  # steps, more than can end within the tests' time limit
 CONFIG = MusubiConfig(
     rank=4,
     learning_rate=1e-2,
@@ -45,7 +45,7 @@ CONFIG = MusubiConfig(
 
 
 class Recorder(ConsoleHost):
-    """Keeps the events, and calls `on_event` with each."""
+    """Records the events, and calls `on_event` with each."""
 
     def __init__(self, on_event: Callable[[Event], None] = lambda _: None) -> None:
         super().__init__(torch.device("cpu"), quiet=True)
@@ -81,8 +81,8 @@ def environment(tiny: TinyMusubi, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Spaces, accents and brackets, which Musubi's own search for its caches would take for a
-    pattern.
+    """Make a folder with spaces, accents and brackets in its name. Musubi's search for its caches
+    reads brackets as a pattern.
     """
     place = tmp_path_factory.mktemp("runs") / "été [1] 'quoted'"
     place.mkdir()
@@ -128,8 +128,8 @@ def trained(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset) -> tup
         return make_trainer(tiny, place, cache, config=config).train(dataset, host), host
 
 
-def products(tensors: dict[str, torch.Tensor], *, down: str, up: str) -> dict[str, torch.Tensor]:
-    """(alpha / rank) B A of every module; without alpha, it is the rank."""
+def compute_products(tensors: dict[str, torch.Tensor], *, down: str, up: str) -> dict[str, torch.Tensor]:
+    """Return (alpha / rank) B A of every module; without an alpha, it is the rank."""
     result = {}
     for name in tensors:
         if name.endswith(down):
@@ -143,15 +143,15 @@ def products(tensors: dict[str, torch.Tensor], *, down: str, up: str) -> dict[st
 
 
 def require_same_products(path: Path, raw_path: Path) -> None:
-    expected = products(load_file(raw_path), down=".lora_down.weight", up=".lora_up.weight")
-    found = products(load_file(path), down=".lora_A.weight", up=".lora_B.weight")
+    expected = compute_products(load_file(raw_path), down=".lora_down.weight", up=".lora_up.weight")
+    found = compute_products(load_file(path), down=".lora_A.weight", up=".lora_B.weight")
     assert len(expected) == NUM_MODULES and found.keys() == expected.keys()
     for name, product in expected.items():
         torch.testing.assert_close(found[name], product, rtol=1e-5, atol=1e-8)
         assert product.abs().max() > 1e-5
 
 
-def test_the_files_for_comfyui_change_every_weight_as_musubis_own_do(trained: tuple[TrainedLora, Recorder]):
+def test_the_files_for_comfyui_change_every_weight_as_musubis_own_files_do(trained: tuple[TrainedLora, Recorder]):
     result, _ = trained
     assert result.path is not None
     folder = result.path.parent
@@ -175,7 +175,7 @@ def test_every_step_checkpoint_and_sample_is_reported(trained: tuple[TrainedLora
     assert all(event.path.is_file() and event.image.size == (128, 64) for event in samples)  # two prompts, side by side
 
 
-def test_the_run_folder_tells_what_was_done(trained: tuple[TrainedLora, Recorder]):
+def test_the_run_folder_documents_the_run(trained: tuple[TrainedLora, Recorder]):
     result, _ = trained
     assert result.path is not None
     folder = result.path.parent
@@ -191,7 +191,7 @@ def test_the_run_folder_tells_what_was_done(trained: tuple[TrainedLora, Recorder
     assert "zimage_train_network.py" in (folder / "commands.txt").read_text(encoding="utf-8")
 
 
-def test_a_resumed_run_trains_the_steps_that_are_left_on_the_caches_of_the_first(
+def test_a_resumed_run_trains_the_remaining_steps_on_the_caches_of_the_first(
     tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, trained: tuple[TrainedLora, Recorder]
 ):
     first, _ = trained
@@ -208,11 +208,11 @@ def test_a_resumed_run_trains_the_steps_that_are_left_on_the_caches_of_the_first
     assert "zimage_cache_latents" not in log and "--max_train_steps 4" in log
     before, after = load_file(first.checkpoints[0]), resumed.state_dict
     distance = max(float((after[name] - before[name]).abs().max()) for name in before)
-    # four steps of Adam from where it went on; from the start it would be many times as far
+    # four steps of Adam from the checkpoint; from the start, the distance would be much larger
     assert 0 < distance < 5 * CONFIG.learning_rate
 
 
-def test_base_weights_in_another_form_are_converted_and_merged_whole(
+def test_base_weights_with_other_names_are_converted_and_merged_completely(
     tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, trained: tuple[TrainedLora, Recorder]
 ):
     first, _ = trained
@@ -233,12 +233,12 @@ def test_base_weights_that_fit_no_layer_stop_the_training(
     )
     config = replace(CONFIG, base_weights=str(tmp_path / "wan.safetensors"))
     with pytest.raises(
-        MusubiFailed, match=r"stopped at training: nothing of base_weights .* fits the model. Is it made for Z-Image\?"
+        MusubiFailed, match=r"stopped at training: nothing in base_weights .* fits the model. Is it made for Z-Image\?"
     ):
         make_trainer(tiny, place, cache, name="foreign", config=config).train(dataset, Recorder())
 
 
-def test_a_lora_is_continued_from_musubis_own_file(
+def test_training_can_start_from_musubis_own_lora_file(
     tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset, trained: tuple[TrainedLora, Recorder]
 ):
     first, _ = trained
@@ -325,7 +325,7 @@ def test_the_command_line_trains_and_plans(
     assert "z-image has no --t5. It has --dit, --text-encoder, --vae" in capsys.readouterr().err
 
 
-def test_a_cancelled_training_is_gone_and_leaves_whole_checkpoints(
+def test_a_cancelled_training_leaves_no_process_and_complete_checkpoints(
     tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset
 ):
     def cancel(event: Event) -> None:
@@ -342,23 +342,21 @@ def test_a_cancelled_training_is_gone_and_leaves_whole_checkpoints(
     checkpoints = sorted((run / "musubi").glob("*.safetensors"))
     assert checkpoints and all(len(load_file(path)) == 3 * NUM_MODULES for path in checkpoints)
     assert (
-        f"the last checkpoint is {checkpoints[-1]}. Before ComfyUI can load all of it" in host.notices()
+        f"the last checkpoint is {checkpoints[-1]}. Convert it before you load it into ComfyUI" in host.notices()
         and "convert_lora.py" in host.notices()
     )
-    assert processes_of(run) == []
+    assert find_processes(run) == []
 
 
-def test_a_process_that_is_killed_is_an_error_that_says_so(
-    tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset
-):
+def test_the_error_after_a_killed_process_says_so(tiny: TinyMusubi, place: Path, cache: Path, dataset: Dataset):
     def kill(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 2:
             (run,) = (place / "runs").glob("killed-*")
-            for number in processes_of(run):
+            for number in find_processes(run):
                 os.kill(number, signal.SIGKILL)
 
     if not Path("/proc/self/cmdline").exists():
-        pytest.skip("finds the process in /proc, which is Linux's")
+        pytest.skip("finds the process in /proc, which only Linux has")
     with pytest.raises(MusubiFailed, match=r"failed at training: the process was killed \(SIGKILL\)") as failure:
         make_trainer(tiny, place, cache, name="killed", config=replace(CONFIG, max_train_steps=ENDLESS)).train(
             dataset, Recorder(kill)
@@ -366,7 +364,7 @@ def test_a_process_that_is_killed_is_an_error_that_says_so(
     assert "musubi.log has all" in str(failure.value)
 
 
-def test_a_tokenizer_that_is_not_there_is_named_before_anything_starts(
+def test_a_missing_tokenizer_is_reported_before_anything_starts(
     tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
@@ -377,7 +375,7 @@ def test_a_tokenizer_that_is_not_there_is_named_before_anything_starts(
     assert list((place / "runs").glob("offline-*")) == []
 
 
-def test_an_interpreter_that_is_none_is_an_error_before_anything_is_trained(
+def test_a_broken_interpreter_is_an_error_before_anything_is_trained(
     tiny: TinyMusubi, place: Path, tmp_path: Path, dataset: Dataset
 ):
     wrong = Installation(tiny.installation.folder, tmp_path / "python", tiny.installation.version)
@@ -395,13 +393,13 @@ def test_an_interpreter_that_is_none_is_an_error_before_anything_is_trained(
         ).train(dataset, Recorder())
 
 
-def processes_of(run: Path) -> list[int]:
-    """Those that have the run's folder on their command line."""
+def find_processes(run: Path) -> list[int]:
+    """Return the processes with the run's folder on their command line."""
     folders = (path for path in Path("/proc").glob("[0-9]*") if os.access(path / "cmdline", os.R_OK))
-    return [int(folder.name) for folder in folders if str(run).encode() in _command_line(folder)]
+    return [int(folder.name) for folder in folders if str(run).encode() in _read_command_line(folder)]
 
 
-def _command_line(folder: Path) -> bytes:
+def _read_command_line(folder: Path) -> bytes:
     try:
         return (folder / "cmdline").read_bytes()
     except OSError:  # it has just ended

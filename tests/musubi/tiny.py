@@ -1,5 +1,5 @@
-"""The real Musubi Tuner with a Z-Image of tiny weights, for tests here and in tests/host. Skips,
-saying what is missing, where there is no Musubi.
+"""The real Musubi Tuner with a tiny Z-Image, for tests here and in tests/host. Tests are skipped,
+with a reason, if Musubi is missing.
 """
 
 import os
@@ -19,7 +19,7 @@ NUM_MODULES = 14  # two layers of seven
 
 @dataclass(frozen=True)
 class TinyMusubi:
-    """`environment` is what the trainer's own process must have, and passes on."""
+    """`environment` is what the trainer's own process must have and passes on to Musubi's."""
 
     installation: Installation
     models: Mapping[str, Path]
@@ -27,7 +27,7 @@ class TinyMusubi:
 
 
 def make_tiny_musubi(folder: Path) -> TinyMusubi:
-    """Write the weights into `folder`; takes some seconds."""
+    """Write the weights into `folder`. Takes some seconds."""
     try:
         installation = find_installation()
     except NoMusubi as error:

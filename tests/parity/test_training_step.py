@@ -1,8 +1,8 @@
-"""The first steps of the real trainer against an implementation written here from the formulas.
+"""The first steps of the real trainer against an independent implementation of the formulas.
 
-The reference shares with the trainer only diffusers' UNet, VAE, the CLIP classes and the recorded
-draws (noise, timesteps, captions). LoRA layers, noise schedule, targets, masks, loss weights, the
-frozen base's prediction, clipping and AdamW are its own.
+The reference shares only diffusers' UNet and VAE, the CLIP classes and the recorded draws (noise,
+timesteps, captions) with the trainer. It implements LoRA layers, noise schedule, targets, masks,
+loss weights, the frozen base's prediction, clipping and AdamW itself.
 """
 
 import copy
@@ -76,7 +76,7 @@ CASES = {
         "caption_dropout": 0.0,
         "train_batch_size": 3,
     },
-    "masks, nothing of what they leave out": {"unmasked_weight": 0.0, "caption_dropout": 0.0, "min_snr_gamma": 0.0},
+    "masks, unmasked weight 0": {"unmasked_weight": 0.0, "caption_dropout": 0.0, "min_snr_gamma": 0.0},
     "regularization": {"caption_dropout": 0.0, "train_batch_size": 3, "num_train_epochs": 2},
     "prior preservation": {"prior_loss_weight": 0.7, "learning_rate": 3e-3},
     "prior preservation of a class prompt, v-prediction, both text encoders": {
@@ -101,7 +101,7 @@ class RecordedStep:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
     for i, (height, width) in enumerate([(64, 64), (80, 64), (64, 70)]):
         pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -112,8 +112,8 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masked_images(images, tmp_path_factory):
-    """The first has a mask of hard edges, the second a soft one, the third none."""
-    folder = shutil.copytree(images, tmp_path_factory.mktemp("masked") / "pictures")
+    """The first image has a mask with hard edges, the second a soft one, the third none."""
+    folder = shutil.copytree(images, tmp_path_factory.mktemp("masked") / "images")
     masks = torch.zeros(64, 64, dtype=torch.uint8), torch.arange(80 * 64).reshape(80, 64).remainder(256).to(torch.uint8)
     masks[0][13:50, 5:33] = 255
     for i, mask in enumerate(masks):
@@ -126,7 +126,7 @@ REGULARIZATION_WEIGHT = 0.4
 
 @pytest.fixture(scope="module")
 def regularization_images(tmp_path_factory):
-    """Two, for three samples per epoch."""
+    """Two regularization images, for three samples per epoch."""
     folder = tmp_path_factory.mktemp("regularization")
     for i in range(2):
         Image.new("RGB", (64, 64), (200 * i, 90, 30)).save(folder / f"{i}.png")
@@ -134,8 +134,8 @@ def regularization_images(tmp_path_factory):
     return folder
 
 
-def tiny_model() -> SDXLModel:
-    """The embedded base's shape with random weights that are not symmetric under anything."""
+def make_tiny_model() -> SDXLModel:
+    """Make a model of the embedded base's shape with random weights, so without symmetries."""
     torch.manual_seed(0)
     encoder_1, encoder_2 = build_text_encoders()
     parts = {"unet": build_unet(), "text_encoder": encoder_1, "text_encoder_2": encoder_2, "vae": build_vae()}
@@ -152,7 +152,7 @@ def test_the_first_steps_equal_an_independent_implementation(
     case, images, masked_images, regularization_images, tmp_path, monkeypatch
 ):
     config = SDXLConfig(**{**COMMON, **CASES[case]})
-    model = tiny_model()
+    model = make_tiny_model()
     folder = masked_images if "masks" in case else images
     reference = Reference(copy.deepcopy(model), config, folder)
     regularization = regularization_images if case == "regularization" else None
@@ -160,25 +160,25 @@ def test_the_first_steps_equal_an_independent_implementation(
     for step, ours in enumerate(recorded, start=1):
         loss, gradients = reference.gradients(ours)
         assert ours.loss == pytest.approx(loss, rel=1e-6)
-        theirs, mine = flat(gradients), flat(ours.gradients)
-        assert cosine(mine, theirs) > 1 - 1e-9
-        # of the largest; the prior is the difference of nearly equal predictions
+        theirs, mine = flatten_all(gradients), flatten_all(ours.gradients)
+        assert compute_cosine(mine, theirs) > 1 - 1e-9
+        # relative to the largest; the prior loss is a difference of nearly equal predictions
         rounding = 1e-4 if config.prior_loss_weight else 1e-5
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=rounding * float(theirs.abs().max()))
         reference.adamw_step(gradients, step)
-        # The first Adam steps are nearly signs of the gradient, so single tiny entries may differ:
-        # compare the whole update.
-        start = flat(reference.initial)
-        update, expected = flat(ours.weights) - start, flat(reference.weights) - start
-        assert cosine(update, expected) > 1 - 1e-6
+        # The first Adam steps are almost the signs of the gradient, so single tiny entries may
+        # differ: compare the whole update.
+        start = flatten_all(reference.initial)
+        update, expected = flatten_all(ours.weights) - start, flatten_all(reference.weights) - start
+        assert compute_cosine(update, expected) > 1 - 1e-6
         torch.testing.assert_close(update.norm(), expected.norm(), rtol=1e-4, atol=0)
 
 
 def train_and_record(
     config, model, images, tmp_path, monkeypatch, reference: "Reference", regularization_images: Path | None = None
 ) -> list[RecordedStep]:
-    """Run the real loop, and listen: the batches that go in, the gradients before and the
-    weights after the optimizer.
+    """Run the real loop, and record its batches, its gradients before the optimizer and its weights
+    after it.
     """
     dataset = scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
     if regularization_images:
@@ -209,7 +209,7 @@ def train_and_record(
 
         def before_step(optimizer, *_):
             gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
-            # without class prompts
+            # leave out the class prompts, which are embedded after the captions of each batch
             steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))
             batches.clear()
             captions.clear()
@@ -226,7 +226,7 @@ def train_and_record(
 
 
 class Reference:
-    """SDXL LoRA training from the formulas."""
+    """SDXL LoRA training, implemented from the formulas."""
 
     def __init__(self, model: SDXLModel, config: SDXLConfig, folder: Path) -> None:
         self.model, self.config, self.folder = model, config, folder
@@ -236,15 +236,15 @@ class Reference:
         if config.zero_terminal_snr == "on":
             root = alphas.sqrt()
             alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        # diffusers and sd-scripts go from the rescaled alphas back to betas and multiply again,
-        # which rounds in the sixth digit; the steps are then compared on the schedule in use.
+        # diffusers and sd-scripts convert the rescaled alphas to betas and multiply them again,
+        # which rounds in the sixth digit. So the steps are compared on the schedule in use.
         in_use = alphas_cumprod(zero_terminal_snr=config.zero_terminal_snr == "on")
         torch.testing.assert_close(in_use, alphas, rtol=2e-5, atol=1e-8)
         self.alphas = in_use
 
     def adopt(self, adapted) -> None:
-        """Take the initial LoRA weights, name by name, and hang own LoRA layers into the
-        reference's modules.
+        """Take the initial LoRA weights by name, and hook LoRA layers into the reference's
+        modules.
         """
         self.weights, self.rates = [], []
         groups = {id(parameter): group.learning_rate for group in adapted.groups for parameter in group.parameters}
@@ -306,7 +306,9 @@ class Reference:
         )
 
     def _mask_weights(self, captions: list[str]) -> Tensor:
-        """Block by block, of the mask file's middle: it is cropped as the image is."""
+        """Compute the weights block by block, from the middle of the mask file, which is cropped
+        like the image.
+        """
         weights = torch.ones(len(captions), 1, 8, 8)
         for row, caption in enumerate(captions):
             path = self.folder / f"{caption[11:12]}-masklabel.png"
@@ -331,17 +333,17 @@ class Reference:
         return ((predictions[1] - predictions[0].detach()) ** 2).mean(dim=(1, 2, 3))
 
     def _whole_caption(self, row: int, batch: Batch) -> str:
-        """Of a sample whose caption was dropped: the images differ in their original sizes."""
+        """Find the dropped caption of a sample by its original size, which differs per image."""
         size = tuple(batch.add_time_ids[row, :2].int().tolist())
         return (self.folder / f"{[(64, 64), (80, 64), (64, 70)].index(size)}.txt").read_text()
 
     def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Chunk by chunk, with transformers' own tokenizer; shorter captions are repeated to the
-        longest (here 1 or 2 chunks).
+        """Encode chunk by chunk, with transformers' tokenizer. Shorter captions are repeated to the
+        length of the longest (here 1 or 2 chunks).
         """
         rows, pooled = [], []
         for caption in captions:
-            ids = reference_tokenizer()(caption)["input_ids"][1:-1]
+            ids = make_reference_tokenizer()(caption)["input_ids"][1:-1]
             chunks = [ids[i : i + 75] for i in range(0, max(1, len(ids)), 75)]
             states = []
             for position, chunk in enumerate(chunks):
@@ -357,7 +359,7 @@ class Reference:
 
     @torch.no_grad()
     def adamw_step(self, gradients: list[Tensor], step: int) -> None:
-        """Loshchilov & Hutter 2019, with betas 0.9 and 0.999, eps 1e-8, weight decay 0.01."""
+        """Step AdamW (Loshchilov & Hutter 2019): betas 0.9, 0.999, eps 1e-8, weight decay 0.01."""
         for weight, gradient, rate, (first, second) in zip(
             self.weights, gradients, self.rates, self.moments, strict=True
         ):
@@ -369,8 +371,8 @@ class Reference:
 
 
 @cache
-def reference_tokenizer():
-    """transformers' CLIPTokenizer from vocabulary files that are rebuilt here from the merges."""
+def make_reference_tokenizer():
+    """Make transformers' CLIPTokenizer from vocabulary files that are rebuilt from the merges."""
     import json
     import tempfile
     from pathlib import Path
@@ -385,20 +387,20 @@ def reference_tokenizer():
         return CLIPTokenizer.from_pretrained(folder)
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
+def flatten_all(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors]).double()
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
+def compute_cosine(a: Tensor, b: Tensor) -> float:
     return float(nn.functional.cosine_similarity(a, b, dim=0).detach())
 
 
-def test_latents_and_size_ids_of_a_batch_are_what_the_image_says(images, tmp_path, monkeypatch):
-    """Exactly: the VAE's mean times 0.13025 of the cropped pixels, and (original, crop, target),
-    height first.
+def test_latents_and_size_ids_of_a_batch_match_the_image(images, tmp_path, monkeypatch):
+    """Latents are exactly the VAE's mean of the cropped pixels times 0.13025, size ids (original,
+    crop, target), height first.
     """
     config = SDXLConfig(**{**COMMON, "train_batch_size": 3, "caption_dropout": 0.0})
-    model = tiny_model()
+    model = make_tiny_model()
     vae = copy.deepcopy(model.vae)
     recorded = train_and_record(
         config, model, images, tmp_path, monkeypatch, Reference(copy.deepcopy(model), config, images)

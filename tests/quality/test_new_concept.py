@@ -1,9 +1,9 @@
-"""Training quality, measured: the demo's own run on the embedded base teaches the new thing and
-leaves the old ones recognisable.
+"""Training quality: the demo's run on the embedded base teaches the new concept and keeps old
+prompts recognizable.
 
-Measured with these settings: fidelity 0.00 -> 0.80 (seed 0) and 0.80 (seed 1), old prompts right 89
-% -> 56 %, drift 27, without prior preservation (benchmarks/README.md has what that keeps). The
-bounds leave room for other processors' rounding.
+Measured with these settings: fidelity 0.00 -> 0.80 (seed 0) and 0.80 (seed 1), old prompts right
+89 % -> 56 %, drift 27. This is without prior preservation; benchmarks/README.md has the numbers
+with it. The bounds leave room for the rounding of other processors.
 """
 
 import pytest
@@ -27,18 +27,18 @@ def comparison(tmp_path_factory) -> Comparison:
     return compare(load_model(base), lora.path, num_seeds=2, num_steps=20)
 
 
-def test_the_trigger_word_calls_the_new_thing(comparison):
+def test_the_trigger_word_draws_the_new_concept(comparison):
     assert comparison.fidelity_before < 0.1
     assert comparison.fidelity_after > 0.6
 
 
-def test_the_old_prompts_stay_recognisable(comparison):
+def test_old_prompts_stay_recognizable(comparison):
     assert comparison.old_right_before > 0.75
     assert comparison.old_right_after > 0.3
     assert comparison.drift < 40
 
 
-def test_the_measure_knows_the_training_images_and_not_the_base_ones():
+def test_fidelity_is_high_for_training_images_and_low_for_base_images():
     import random
 
     import numpy as np

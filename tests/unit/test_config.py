@@ -1,4 +1,4 @@
-"""Parameters: ranges, flags and files."""
+"""Parameters: ranges, flags, and values from files."""
 
 import argparse
 import re
@@ -28,7 +28,7 @@ from trainers.training.optimizer_table import OPTIMIZERS
         ),
     ],
 )
-def test_a_setting_out_of_range_says_what_came_and_what_is_allowed(setting, message):
+def test_a_setting_out_of_range_names_the_value_and_the_range(setting, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         SDXLConfig(**setting)
 
@@ -42,14 +42,14 @@ def test_every_field_has_help_and_a_flag():
         assert "--" + spec.name.replace("_", "-") in flags
 
 
-def test_flags_that_are_not_given_leave_no_value_behind():
+def test_flags_that_are_not_given_set_no_value():
     parser = argparse.ArgumentParser()
     add_flags(parser, SDXLConfig)
     given = vars(parser.parse_args(["--rank", "8", "--no-gradient-checkpointing", "--learning-rate", "3e-4"]))
     assert given == {"rank": 8, "gradient_checkpointing": False, "learning_rate": 3e-4}
 
 
-def test_a_mapping_becomes_a_config_and_whole_numbers_may_stand_for_floats():
+def test_a_mapping_becomes_a_config_and_floats_can_be_whole_numbers():
     assert from_mapping(SDXLConfig, {"alpha": 8, "rank": 8}, source="x.toml").alpha == 8.0
 
 
@@ -61,6 +61,6 @@ def test_a_mapping_becomes_a_config_and_whole_numbers_may_stand_for_floats():
         ({"rank": True}, "x.toml: rank must be int, got bool True"),
     ],
 )
-def test_a_wrong_mapping_names_its_source(values, message):
+def test_the_error_for_a_wrong_mapping_names_its_source(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         from_mapping(SDXLConfig, values, source="x.toml")

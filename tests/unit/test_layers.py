@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.import_graph import circles, import_graph, reachable, wings
+from tests.unit.import_graph import build_import_graph, find_circles, find_reachable, group_by_wing
 
 ROOT = Path(__file__).parents[2]
 HOST_MODULES = {"comfy", "comfy_api", "folder_paths", "nodes", "server"}
@@ -19,12 +19,12 @@ SOURCES = sorted((ROOT / "trainers").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[path.relative_to(ROOT).as_posix() for path in SOURCES])
-def test_training_core_imports_nothing_of_the_host(path: Path) -> None:
-    assert not HOST_MODULES & set(_imported_packages(path))
+def test_training_core_imports_nothing_from_the_host(path: Path) -> None:
+    assert not HOST_MODULES & set(_list_imported_packages(path))
 
 
 FAMILIES = ("trainers.sdxl", "trainers.musubi")
-# What puts families to use: the command line, the demo and the base model of the tests.
+# Programs that may use families: the command line, the demo and the base model of the tests.
 PROGRAMS = ("trainers.__main__", "trainers.commands", "trainers.demo", "trainers.embedded_base")
 
 
@@ -33,27 +33,27 @@ def is_inside(module: str, packages: str | tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def test_no_import_goes_in_a_circle() -> None:
-    graph = import_graph("trainers", "nodes")
+def test_no_imports_are_circular() -> None:
+    graph = build_import_graph("trainers", "nodes")
     assert len(graph) > 150
-    assert circles(graph) == set()
-    assert circles(wings(graph)) == set()
+    assert find_circles(graph) == set()
+    assert find_circles(group_by_wing(graph)) == set()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_programs_and_nodes_reach_a_model_family(family: str) -> None:
-    """Shared rooms know no family, and no family knows another: neither directly nor through
-    others.
-    """
-    graph = import_graph("trainers")
-    strangers = [module for module in graph if not is_inside(module, (family, *PROGRAMS))]
-    assert len(strangers) > 80
-    reaching = {module: [each for each in reachable(graph, module) if is_inside(each, family)] for module in strangers}
+    """Shared packages import no family, and no family imports another, directly or indirectly."""
+    graph = build_import_graph("trainers")
+    others = [module for module in graph if not is_inside(module, (family, *PROGRAMS))]
+    assert len(others) > 80
+    reaching = {
+        module: [each for each in find_reachable(graph, module) if is_inside(each, family)] for module in others
+    }
     assert {module: reached for module, reached in reaching.items() if reached} == {}
 
 
-def test_what_nodes_share_with_the_host_imports_no_node() -> None:
-    graph = import_graph("nodes")
+def test_nodes_host_imports_no_node() -> None:
+    graph = build_import_graph("nodes")
     schemas = {
         f"nodes.{path.stem}"
         for path in (ROOT / "nodes").glob("*.py")
@@ -62,12 +62,12 @@ def test_what_nodes_share_with_the_host_imports_no_node() -> None:
     assert len(schemas) == 11
     for module in graph:
         if is_inside(module, "nodes.host"):
-            assert not reachable(graph, module) & schemas, module
+            assert not find_reachable(graph, module) & schemas, module
 
 
 @pytest.mark.parametrize("module", ["trainers.config", "trainers.training.events", "trainers.sdxl.config"])
 def test_reading_a_configuration_imports_neither_torch_nor_diffusers(module: str) -> None:
-    loaded = _python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
+    loaded = _run_python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
     assert not {"torch", "diffusers", "transformers", "peft"} & set(json.loads(loaded))
 
 
@@ -77,14 +77,14 @@ def test_importing_the_pack_outside_comfyui_registers_nothing() -> None:
     assert not {"NODE_CLASS_MAPPINGS", "WEB_DIRECTORY", "comfy_entrypoint"} & set(names)
 
 
-def test_pack_knows_when_it_is_inside_comfyui(tmp_path: Path) -> None:
+def test_the_pack_knows_that_it_is_inside_comfyui(tmp_path: Path) -> None:
     (tmp_path / "comfy_api").mkdir()
     (tmp_path / "comfy_api" / "__init__.py").touch()
-    # In place of nodes/, which needs the real comfy_api (tests/host has it).
+    # A stand-in for nodes/, which needs the real comfy_api (tests/host has it).
     stand_in = "import types; sys.modules['custom_pack.nodes'] = types.SimpleNamespace(comfy_entrypoint=1)"
     names = _import_as_custom_node(search_path=[tmp_path], stand_in=stand_in)
     assert names["INSIDE_COMFYUI"] is True and names["comfy_entrypoint"] == 1 and names["WEB_DIRECTORY"] == "./web"
-    # Even an empty NODE_CLASS_MAPPINGS would switch comfy_entrypoint off.
+    # Even an empty NODE_CLASS_MAPPINGS makes ComfyUI ignore comfy_entrypoint.
     assert "NODE_CLASS_MAPPINGS" not in names
 
 
@@ -103,8 +103,7 @@ def test_ruff_enforces_the_layer_rule(folder: str, is_banned: bool, statement: s
     ruff = shutil.which("ruff", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if ruff is None:
         pytest.skip("ruff is not installed: its layer rule was not checked")
-    # Under the name of a file that need not exist, so that ruff takes the project's own
-    # configuration.
+    # The file need not exist, but with its name ruff uses the project's configuration.
     command = [
         ruff,
         "check",
@@ -119,18 +118,18 @@ def test_ruff_enforces_the_layer_rule(folder: str, is_banned: bool, statement: s
     assert ("TID251" in result.stdout) is is_banned, result.stdout + result.stderr
 
 
-def _imports(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+def _find_imports(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
 
 
-def _imported_packages(path: Path) -> Iterator[str]:
-    """Top-level names of the absolute imports, those inside functions too; and of imports that
-    climb out of trainers/.
+def _list_imported_packages(path: Path) -> Iterator[str]:
+    """Yield the top-level names of absolute imports, also inside functions, and of relative imports
+    that leave trainers/.
     """
     depth = len(path.relative_to(ROOT).parts) - 1
-    for node in _imports(path):
+    for node in _find_imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif node.level == 0 or node.level > depth:
@@ -138,11 +137,11 @@ def _imported_packages(path: Path) -> Iterator[str]:
 
 
 def _import_as_custom_node(*, search_path: list[Path], stand_in: str = "") -> dict[str, object]:
-    """Import the pack as ComfyUI does, under a name of its own; returns its public names with
-    those values that JSON can hold.
+    """Import the pack as ComfyUI does, as custom_pack. Return its public names with values that
+    JSON can hold.
     """
     return json.loads(
-        _python(f"""
+        _run_python(f"""
             import importlib.util, json, sys
             sys.path[:0] = {[str(path) for path in search_path]!r}
             init, folders = {str(ROOT / "__init__.py")!r}, [{str(ROOT)!r}]
@@ -156,7 +155,7 @@ def _import_as_custom_node(*, search_path: list[Path], stand_in: str = "") -> di
     )
 
 
-def _python(code: str) -> str:
+def _run_python(code: str) -> str:
     lines = code.strip().splitlines()
     source = "\n".join(line.strip() for line in lines)
     return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True).stdout

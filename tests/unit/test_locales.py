@@ -1,6 +1,6 @@
-"""Translations and help pages against each other and against the nodes' schemas.
+"""Translations and help pages, compared with each other and with the nodes' schemas.
 
-tests/host/test_locales.py compares them with what a server says.
+tests/host/test_locales.py compares them with a real server.
 """
 
 import json
@@ -19,11 +19,11 @@ SCRIPTS = {"fr": "[a-zàâçéèêëîïôûœ]", "ja": "[\u3040-\u30ff\u4e00-\u
 PAGES = sorted((ROOT / "web" / "docs").rglob("*.md"))
 
 
-def translation(language: str) -> dict[str, Any]:
+def read_translation(language: str) -> dict[str, Any]:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
-def test_the_settings_panel_is_translated_whole() -> None:
+def test_the_whole_settings_panel_is_translated() -> None:
     script = (ROOT / "web" / "musubi_settings.js").read_text(encoding="utf-8")
     settings = {f"LoRATrainer_Musubi_{name}" for name in re.findall(r'setting\("(\w+)"', script)}
     for language in LANGUAGES:
@@ -36,42 +36,43 @@ def test_the_settings_panel_is_translated_whole() -> None:
         )
 
 
-def texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text with its path, such as LoRATrainer_SaveLoRA/inputs/lora/tooltip."""
+def walk_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text with its path, such as LoRATrainer_SaveLoRA/inputs/lora/tooltip."""
     if isinstance(tree, str):
         yield path, tree
         return
     for key, branch in tree.items():
-        yield from texts(branch, f"{path}/{key}" if path else key)
+        yield from walk_texts(branch, f"{path}/{key}" if path else key)
 
 
-def test_english_has_no_second_place_beside_the_schema() -> None:
+def test_english_texts_are_only_in_the_schema() -> None:
     assert sorted(folder.name for folder in (ROOT / "locales").iterdir() if folder.is_dir()) == list(LANGUAGES)
 
 
 def test_all_languages_translate_the_same_texts() -> None:
-    first, *others = ([path for path, _ in texts(translation(language))] for language in LANGUAGES)
+    first, *others = ([path for path, _ in walk_texts(read_translation(language))] for language in LANGUAGES)
     for other in others:
         assert other == first
 
 
-def test_no_text_is_the_same_in_two_languages_but_names_of_the_field() -> None:
+def test_only_technical_names_are_the_same_in_two_languages() -> None:
     sentences = [
-        {text for path, text in texts(translation(language)) if not path.endswith("/name")} for language in LANGUAGES
+        {text for path, text in walk_texts(read_translation(language)) if not path.endswith("/name")}
+        for language in LANGUAGES
     ]
     assert len(set().union(*sentences)) == sum(map(len, sentences))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_can_be_shown(language: str) -> None:
-    for path, text in texts(translation(language)):
+    for path, text in walk_texts(read_translation(language)):
         assert text.strip() == text and text, path
         assert not re.search(r"[{}@|]", text), f"{path}: the front end reads {text!r} as a pattern, not as text"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_sentences_are_in_the_script_of_their_language(language: str) -> None:
-    for path, text in texts(translation(language)):
+    for path, text in walk_texts(read_translation(language)):
         if not path.endswith("/name"):
             assert re.search(SCRIPTS[language], text.partition("：")[2] or text), f"{path}: {text!r}"
 
@@ -79,9 +80,9 @@ def test_sentences_are_in_the_script_of_their_language(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str) -> None:
     separator = " : " if language == "fr" else "："
-    for node in translation(language).values():
+    for node in read_translation(language).values():
         for name, texts_of_input in node["inputs"].items():
-            # the front end looks its translation up without the dot
+            # the front end looks its read_translation up without the dot
             id = re.sub("^architecture_", "architecture.", name)
             assert texts_of_input["tooltip"].startswith(id + separator)
 
@@ -91,8 +92,10 @@ def schemas() -> dict[str, Any]:
     return {schema.node_id: schema for schema in read_schemas()}
 
 
-def translated_inputs(schema: Any) -> dict[str, Any]:
-    """By the name of its translation: architecture_rank for the input rank that a choice brings."""
+def list_translated_inputs(schema: Any) -> dict[str, Any]:
+    """Return inputs by the name of their translation, which is architecture_rank for the input rank
+    of an architecture.
+    """
     found = {}
     for entry in schema.inputs:
         found[entry.id] = entry
@@ -102,14 +105,14 @@ def translated_inputs(schema: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_language_has_every_input_and_output_and_no_other(schemas: dict[str, Any], language: str) -> None:
-    translated = translation(language)
+def test_a_language_has_exactly_the_nodes_inputs_and_outputs(schemas: dict[str, Any], language: str) -> None:
+    translated = read_translation(language)
     problems = [f"{node_id} lacks everything" for node_id in schemas if node_id not in translated]
     for node_id, texts_of_node in translated.items():
         schema = schemas[node_id]
-        here, there = list(translated_inputs(schema)), list(texts_of_node["inputs"])
+        here, there = list(list_translated_inputs(schema)), list(texts_of_node["inputs"])
         problems += [f"{node_id} lacks {name}" for name in here if name not in there]
-        problems += [f"{node_id} has {name}, which the node has not" for name in there if name not in here]
+        problems += [f"{node_id} has {name}, which the node does not have" for name in there if name not in here]
         if list(texts_of_node["outputs"]) != [str(index) for index in range(len(schema.outputs))]:
             problems.append(f"{node_id} must have its {len(schema.outputs)} outputs")
     assert not problems, f"locales/{language}/nodeDefs.json: {'; '.join(problems)}"
@@ -117,7 +120,7 @@ def test_a_language_has_every_input_and_output_and_no_other(schemas: dict[str, A
 
 def test_the_front_end_reads_no_english_text_as_a_pattern(schemas: dict[str, Any]) -> None:
     for schema in schemas.values():
-        for entry in [*translated_inputs(schema).values(), *schema.outputs]:
+        for entry in [*list_translated_inputs(schema).values(), *schema.outputs]:
             assert entry.tooltip and not re.search(r"[{}@|]", entry.tooltip), (
                 f"{schema.node_id} {entry.id}: {entry.tooltip!r}"
             )

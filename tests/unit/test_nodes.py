@@ -18,28 +18,28 @@ class Config:
 
 
 @pytest.fixture(scope="module")
-def settings_order() -> Iterator[Callable[..., tuple[str, ...]]]:
+def check_settings_order() -> Iterator[Callable[..., tuple[str, ...]]]:
     with stand_in_host() as pack:
-        yield importlib.import_module(f"{pack}.nodes.config_inputs").settings_order
+        yield importlib.import_module(f"{pack}.nodes.config_inputs").check_settings_order
 
 
 @pytest.mark.parametrize(
     ("order", "message"),
     [
         (["first"], "append second to SETTINGS_ORDER, at its very end"),
-        (["first", "second", "third"], "SETTINGS_ORDER has third, which no config of the node has"),
+        (["first", "second", "third"], "SETTINGS_ORDER has third, which is in no config of the node"),
         (["first", "second", "first"], "SETTINGS_ORDER has first twice"),
     ],
 )
-def test_a_setting_has_exactly_one_place_on_a_node(settings_order, order, message):
+def test_a_setting_has_exactly_one_place_on_a_node(check_settings_order, order, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        settings_order(order, Config)
+        check_settings_order(order, Config)
 
 
-def test_a_node_may_take_a_setting_elsewhere_some_of_a_config_and_inputs_of_its_own(settings_order):
-    assert settings_order(["second"], Config, elsewhere={"first"}) == ("second",)
-    assert settings_order(["own"], some_of=(Config,), also={"own"}) == ("own",)
-    assert settings_order(["second", "own"], some_of=(Config,), also={"own"}) == ("second", "own")
+def test_a_node_may_take_settings_elsewhere_only_some_of_a_config_and_its_own_inputs(check_settings_order):
+    assert check_settings_order(["second"], Config, elsewhere={"first"}) == ("second",)
+    assert check_settings_order(["own"], some_of=(Config,), also={"own"}) == ("own",)
+    assert check_settings_order(["second", "own"], some_of=(Config,), also={"own"}) == ("second", "own")
 
 
 def test_every_node_class_is_registered():

@@ -1,4 +1,4 @@
-"""How messages write numbers, sizes, times and long lists."""
+"""Formatting numbers, sizes, times and long lists for messages."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from trainers.wording import (
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 images"), (1, "1 image"), (2, "2 images")])
-def test_a_noun_has_its_plural(number: int, text: str) -> None:
+def test_a_noun_gets_its_plural(number: int, text: str) -> None:
     assert pluralize(number, "image") == text
 
 
@@ -24,7 +24,7 @@ def test_a_long_list_says_how_many_are_left() -> None:
     assert name_first(iter("ab"), 2) == "a, b" and name_first([], 2) == ""
 
 
-def test_examples_end_in_dots_where_there_are_more() -> None:
+def test_examples_end_with_dots_if_there_are_more() -> None:
     assert (
         name_examples("abcd") == "a, b, c, ..."
         and name_examples("abc", 2) == "a, b, ..."
@@ -37,7 +37,7 @@ def test_a_size_is_width_by_height() -> None:
 
 
 @pytest.mark.parametrize(("num_bytes", "text"), [(2**20, "1.0 MB"), (2**30 - 1, "1024.0 MB"), (1.5 * 2**30, "1.5 GB")])
-def test_bytes_are_gigabytes_from_one_on(num_bytes: float, text: str) -> None:
+def test_bytes_are_in_gigabytes_from_one_gigabyte_on(num_bytes: float, text: str) -> None:
     assert format_bytes(num_bytes) == text
 
 
@@ -46,5 +46,5 @@ def test_many_megabytes_have_a_comma() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "1 min"), (89, "1 min"), (3540, "59 min"), (7260, "2 h 1 min")])
-def test_durations_are_in_hours_and_minutes(seconds: float, text: str) -> None:
+def test_durations_are_hours_and_minutes(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

@@ -1,4 +1,4 @@
-/** Token counts: one question for each caption, a moment after the last key. */
+/** Token counts: one request for each caption, a moment after the last key. */
 
 import assert from "node:assert/strict";
 import test from "node:test";
@@ -22,7 +22,7 @@ function makeFacts(t) {
   return { facts, asked, wait: () => t.mock.timers.tick(1000) };
 }
 
-test("each caption is asked for once, however many images have it", (t) => {
+test("each caption is requested once, however many images have it", (t) => {
   const { facts, asked, wait } = makeFacts(t);
   for (const caption of ["cat", "dog", "cat"])
     assert.equal(facts.find({ caption, image }), undefined);
@@ -33,7 +33,7 @@ test("each caption is asked for once, however many images have it", (t) => {
   assert.equal(asked.length, 1);
 });
 
-test("while somebody types, only the last caption is asked for", (t) => {
+test("while the user types, only the last caption is requested", (t) => {
   const { facts, asked, wait } = makeFacts(t);
   const typed = { caption: "", image };
   for (const caption of ["c", "ca", "cat"]) {
@@ -44,7 +44,7 @@ test("while somebody types, only the last caption is asked for", (t) => {
   assert.deepEqual(asked, [["cat"]]);
 });
 
-test("a caption that one image no longer has is asked for as long as another has it", (t) => {
+test("a caption that one image no longer has is requested as long as another has it", (t) => {
   const { facts, asked, wait } = makeFacts(t);
   const [other, typed] = [
     { caption: "cat", image },
@@ -58,7 +58,7 @@ test("a caption that one image no longer has is asked for as long as another has
   assert.deepEqual(asked, [["cat", "cats"]]);
 });
 
-test("nothing is asked for after the widget is gone", (t) => {
+test("nothing is requested after the widget is removed", (t) => {
   const { facts, asked, wait } = makeFacts(t);
   facts.find({ caption: "cat", image });
   facts.stop();

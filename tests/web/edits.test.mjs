@@ -1,4 +1,4 @@
-/** Edited captions: what is read, what is written, and what is never lost. */
+/** Edited captions: how they are read and written, and that none is lost. */
 
 import assert from "node:assert/strict";
 import test from "node:test";
@@ -21,7 +21,7 @@ function makeEdits(value = "") {
   return { widget, edits: new Edits(widget) };
 }
 
-test("no text is no edit", () => {
+test("an empty text has no edits", () => {
   for (const text of ["", " \n", "{}"]) assert.equal(parseEdits(text).size, 0);
   assert.equal(makeEdits(null).edits.count, 0);
   assert.equal(serializeEdits(new Map()), "");
@@ -74,14 +74,14 @@ test("an edit is written under the sha256 and found again under the name or the 
   assert.equal(makeEdits('{"cat.png": "by name"}').edits.find(CAT)?.caption, "by name");
 });
 
-test("an edit under the name counts before one under the sha256, and a new edit replaces both", () => {
+test("an edit under the name wins over one under the sha256, and a new edit replaces both", () => {
   const { widget, edits } = makeEdits(JSON.stringify({ "cat.png": "name", [CAT.sha256]: "hash" }));
   assert.equal(edits.find(CAT)?.caption, "name");
   edits.set(CAT, "mine");
   assert.deepEqual(Object.keys(JSON.parse(widget.value)), [CAT.sha256]);
 });
 
-test("the incoming caption is no edit, whoever wrote it", () => {
+test("an edit that equals the incoming caption does not count", () => {
   const { widget, edits } = makeEdits(
     JSON.stringify({ "cat.png": { caption: CAT.caption, incoming: "older" } }),
   );
@@ -97,7 +97,7 @@ test("an edit may empty a caption", () => {
   assert.equal(edits.find(CAT)?.caption, "");
 });
 
-test("two images of the same content have edits of their own", () => {
+test("two images with the same content have separate edits", () => {
   const { edits } = makeEdits();
   edits.set(FIRST_COPY, "first");
   edits.set(SECOND_COPY, "second");
@@ -107,7 +107,7 @@ test("two images of the same content have edits of their own", () => {
   );
 });
 
-test("one copy goes back to what came in, although an edit for both stays", () => {
+test("one copy returns to its incoming caption while an edit for both stays", () => {
   const { edits } = makeEdits(JSON.stringify({ [FIRST_COPY.sha256]: "both" }));
   edits.set(FIRST_COPY, FIRST_COPY.caption);
   assert.equal(edits.find(FIRST_COPY), undefined);
@@ -137,7 +137,7 @@ test("a file called __proto__ is a file", () => {
   assert.equal(makeEdits(widget.value).edits.find({ ...CAT, name: "__proto__" })?.caption, "mine");
 });
 
-test("what a newer version adds to an edit stays there", () => {
+test("fields that a newer version adds to an edit are kept", () => {
   const { widget, edits } = makeEdits(
     '{"dog.png": {"caption": "x", "author": "me"}, "fox.png": {"caption": "y", "author": "you"}}',
   );
@@ -148,7 +148,7 @@ test("what a newer version adds to an edit stays there", () => {
   });
 });
 
-test("edits of other images stay until they are forgotten", () => {
+test("edits for other images stay until they are forgotten", () => {
   const { widget, edits } = makeEdits('{"gone.png": "x", "cat.png": "mine"}');
   edits.set(DOG, "mine too");
   assert.deepEqual(edits.unknownKeys([CAT, DOG]), ["gone.png"]);
@@ -156,7 +156,7 @@ test("edits of other images stay until they are forgotten", () => {
   assert.deepEqual(Object.keys(JSON.parse(widget.value)), ["cat.png", DOG.sha256]);
 });
 
-test("undo brings back what a change of many captions replaced, byte for byte", () => {
+test("undo restores what a change of many captions replaced, byte for byte", () => {
   const before = '{"cat.png":"mine","gone.png":"x"}';
   const { widget, edits } = makeEdits(before);
   const step = edits.change([CAT, DOG].map((image) => ({ image, caption: "changed" })));
@@ -165,17 +165,17 @@ test("undo brings back what a change of many captions replaced, byte for byte", 
   assert.deepEqual(parseEdits(widget.value), parseEdits(before));
 });
 
-test("undo leaves a caption alone that was edited after the change", () => {
+test("undo keeps a caption that was edited after the change", () => {
   const { widget, edits } = makeEdits('{"cat.png": "mine"}');
   const step = edits.change([CAT, DOG].map((image) => ({ image, caption: "changed" })));
   edits.set(CAT, "edited later");
-  widget.value = ` ${widget.value}`; // somebody else has written it, so that it is parsed again
+  widget.value = ` ${widget.value}`; // as if changed from outside, so that it is parsed again
   edits.undo(step);
   assert.equal(edits.find(CAT)?.caption, "edited later");
   assert.equal(edits.find(DOG), undefined);
 });
 
-test("the text is parsed once, and again only after somebody else has changed it", (t) => {
+test("the text is parsed once, and again only after a change from outside", (t) => {
   const { widget, edits } = makeEdits('{"cat.png": "mine"}');
   const parse = t.mock.method(JSON, "parse");
   for (let key = 0; key < 100; key++) {

@@ -1,4 +1,4 @@
-/** Which captions a filter and a search text show. */
+/** The captions that a filter or a search text shows. */
 
 import assert from "node:assert/strict";
 import test from "node:test";
@@ -12,7 +12,7 @@ function namesOf(caption) {
   return Object.keys(FILTERS).filter((name) => FILTERS[name](caption));
 }
 
-test("a caption is in the list of everything that is to be said of it", () => {
+test("a caption is in the list of every filter that applies to it", () => {
   assert.deepEqual(namesOf(CAPTION), ["all"]);
   assert.deepEqual(namesOf({ ...CAPTION, facts: COUNTED }), ["all"]);
   assert.deepEqual(namesOf({ ...CAPTION, isEdited: true, isOutdated: true }), [
@@ -27,12 +27,12 @@ test("a caption is in the list of everything that is to be said of it", () => {
   ]);
 });
 
-test("an empty caption is empty, and does not lack the trigger word besides", () => {
+test("an empty caption counts as empty, not as lacking the trigger word", () => {
   const facts = { num_tokens: 0, num_chunks: 1, has_trigger_word: false };
   assert.deepEqual(namesOf({ ...CAPTION, caption: " \n", facts }), ["all", "empty"]);
 });
 
-test("a search finds captions and names, in capitals or not", () => {
+test("a search finds captions and names, in upper or lower case", () => {
   for (const text of ["", "  ", "red", "RED CAT", "été", "ÉTÉ.PNG", "E\u0301te\u0301"])
     assert.ok(matchesSearch(CAPTION, text), text);
   for (const text of ["dog", "png sks", "ete"]) assert.ok(!matchesSearch(CAPTION, text), text);

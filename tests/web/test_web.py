@@ -1,4 +1,4 @@
-"""Node tests of the web modules that need no browser, and the style that all scripts share."""
+"""Runs the Node tests of web modules that need no browser, and checks the style of all scripts."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TESTS = sorted(Path(__file__).parent.glob("*.test.mjs"))
 SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
-OLDEST_NODE = (20, 19)  # the first that takes a .js file with imports for a module
+OLDEST_NODE = (20, 19)  # the first version that loads a .js file with imports as a module
 
 
 def find_node() -> str:
@@ -32,7 +32,7 @@ def test_the_modules_pass_their_node_tests(test: Path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT / "web")))
-def test_every_script_is_type_checked_and_keeps_to_one_style(script: Path):
+def test_every_script_is_type_checked_and_in_the_same_style(script: Path):
     lines = script.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "// @ts-check" and lines[1].startswith("/**")
     assert max(map(len, lines)) <= 100
@@ -41,7 +41,7 @@ def test_every_script_is_type_checked_and_keeps_to_one_style(script: Path):
 
 
 def test_only_extensions_and_the_seam_import_the_host():
-    """ComfyUI imports every script, and the pure ones also run in Node."""
+    """ComfyUI imports every script; the pure ones also run in Node."""
     importing = [script for script in SCRIPTS if "/scripts/" in script.read_text(encoding="utf-8")]
     names = {script.relative_to(ROOT / "web").as_posix() for script in importing}
     assert names == {"advanced_inputs.js", "musubi_settings.js", "review_captions.js", "review_captions/host.js"}

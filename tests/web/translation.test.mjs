@@ -1,4 +1,4 @@
-/** The words of the widget: each has its translation, with the same placeholders and the plurals of its language. */
+/** The widget's words: each is translated, with the same placeholders and its language's plurals. */
 
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
@@ -31,11 +31,11 @@ test("there are translations", () => assert.deepEqual(LANGUAGES, ["fr", "ja", "z
 for (const language of LANGUAGES) {
   const phrases = readPhrases(language);
 
-  test(`${language} translates every word and no other`, () => {
+  test(`${language} translates exactly the words of English`, () => {
     assert.deepEqual(Object.keys(phrases), Object.keys(ENGLISH));
   });
 
-  test(`${language} is in its own script, and not English`, () => {
+  test(`${language} is in its own script`, () => {
     for (const [key, phrase] of Object.entries(phrases)) {
       for (const form of formsOf(phrase)) {
         const words = form.replace(/\{\w+\}/g, "");
@@ -61,7 +61,7 @@ for (const language of LANGUAGES) {
   });
 }
 
-test("the modules use every word", () => {
+test("every word is used by a module", () => {
   const folder = new URL("web/review_captions/", ROOT);
   const scripts = readdirSync(folder).filter((name) => name.endsWith(".js") && name !== "words.js");
   const code = scripts.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
@@ -71,7 +71,7 @@ test("the modules use every word", () => {
   );
 });
 
-test("numbers choose the plural and are written as the language writes them", () => {
+test("numbers choose the plural and are formatted for the language", () => {
   const english = createTranslate("en");
   assert.deepEqual(
     [0, 1, 2].map((count) => english("numImages", { count })),
@@ -86,7 +86,7 @@ test("numbers choose the plural and are written as the language writes them", ()
   assert.equal(createTranslate("ja", readPhrases("ja"))("numImages", { count: 1 }), "画像 1 枚");
 });
 
-test("a language without our words is English, plurals too", () => {
+test("a language without translation falls back to English, plurals included", () => {
   const korean = createTranslate("ko");
   assert.deepEqual(
     [1, 2].map((count) => korean("numImages", { count })),
@@ -94,7 +94,7 @@ test("a language without our words is English, plurals too", () => {
   );
 });
 
-test("names are filled in as they are, whatever is in them", () => {
+test("names are filled in unchanged, whatever they contain", () => {
   const translate = createTranslate("en");
   assert.equal(
     translate("captionOf", { name: "$& {count} $1.png" }),

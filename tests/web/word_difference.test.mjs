@@ -1,11 +1,11 @@
-/** The word difference: it loses no character, and marks what a reader would mark. */
+/** The word difference: it loses no character, and marks the words that a reader would mark. */
 
 import assert from "node:assert/strict";
 import test from "node:test";
 
 import { compareWords, splitWords } from "../../web/review_captions/word_difference.js";
 
-/** The parts as one text: [-removed-], {+added+}. */
+/** Join the parts to one text: [-removed-], {+added+}. */
 function show(before, after) {
   const brackets = { same: ["", ""], removed: ["[-", "-]"], added: ["{+", "+}"] };
   return compareWords(before, after)
@@ -48,12 +48,12 @@ test("a Japanese caption, which has no spaces, is compared word by word", () => 
   );
 });
 
-test("no letter is cut from its accent, nor an emoji in two", () => {
+test("letters are not cut from their accents, and emoji are not cut in two", () => {
   for (const text of ["e\u0301a\u0308", "👍🏽", "👩‍👩‍👧‍👦", "🇫🇷"])
     assert.deepEqual(splitWords(text), [text]);
 });
 
-test("the parts give both captions back", () => {
+test("both captions can be rebuilt from the parts", () => {
   const words = ["cat", "dog", ",", " ", "  ", "\n", "猫", "e\u0301", "👍🏽", '"', "grass"];
   let seed = 1;
   const draw = () => (seed = (seed * 48271) % 2147483647);

@@ -1,7 +1,7 @@
-"""Captions for the images of a dataset, by a model that looks at them: which images, what
-becomes of its text, and a cache of it.
+"""Captions the images of a dataset with a model: chooses the images, combines the texts with
+existing captions, and caches the texts.
 
-The model itself stands elsewhere (florence2/). Imports no torch.
+The model itself is in florence2/. Imports no torch.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ THUMBNAIL_SIZE = 512
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """What the model is asked, and what becomes of its answers."""
+    """What to ask the model, and how to use its answers."""
 
     task: str = param(
         "more_detailed_caption",
@@ -41,18 +41,18 @@ class CaptionerConfig:
     )
     prompt: str = param(
         "",
-        "Instead of task: a token such as <MIX_CAPTION>, or a sentence, sent to the model unchanged. "
+        "Sent to the model unchanged instead of task: a token such as <MIX_CAPTION>, or a sentence. "
         "Empty: task decides.",
     )
     existing_captions: str = param(
         "keep",
-        "What to do where there is a caption already. keep: caption only images without one; "
+        "What to do with images that have a caption. keep: caption only images without one; "
         "overwrite: replace it; append: add the new text to it, once.",
         choices=("keep", "overwrite", "append"),
     )
     trigger_template: str = param(
         "{trigger}, {caption}",
-        "How the dataset's trigger word and a caption are combined. Must contain the word caption in braces.",
+        "How to combine the dataset's trigger word and a caption. Must contain the word caption in braces.",
     )
     clean_captions: bool = param(
         True, 'Remove openings such as "The image shows". The medium stays: "a photo of", "a drawing of".'
@@ -84,19 +84,19 @@ class CaptionerConfig:
         places = re.findall(r"\{[^{}]*\}|[{}]", self.trigger_template)
         if "{caption}" not in places or not set(places) <= {"{caption}", "{trigger}"}:
             raise ValueError(
-                f"trigger_template must have {{caption}} in it, and nothing else in braces but {{trigger}}, got "
+                f"trigger_template must contain {{caption}}, and nothing else in braces except {{trigger}}, got "
                 f'"{self.trigger_template}"'
             )
 
     @property
     def request(self) -> str:
-        """The prompt, or the task's token."""
+        """The prompt, or the task's token if there is no prompt."""
         return self.prompt.strip() or TASKS[self.task]
 
 
 class Captioner(Protocol):
-    """A model that describes images. `identity` changes whenever the same image may get another
-    text.
+    """A model that describes images. `identity` changes whenever the same image could get a
+    different text.
     """
 
     @property
@@ -114,8 +114,8 @@ class Captioner(Protocol):
 
 
 class CaptionCache:
-    """Texts that a model gave, as UTF-8 files below `folder`/captions, named by what they were made
-    from. None keeps them in memory only.
+    """Caches a model's texts as UTF-8 files in `folder`/captions. A key covers everything that
+    determines the text. Without a folder, texts stay in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -140,8 +140,8 @@ class CaptionCache:
 def caption_dataset(
     dataset: Dataset, captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache
 ) -> Dataset:
-    """The dataset with captions from the model. What the cache has is not asked again: when it has
-    all, the model is not even loaded.
+    """Return the dataset with captions from the model. Cached texts are reused; if all are cached,
+    the model is not even loaded.
 
     Raises:
         ValueError: an image got an empty caption (the message names it; nothing was written), or
@@ -172,7 +172,7 @@ def caption_dataset(
 
 
 def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
-    """The dataset with captions that come from elsewhere, one per image, in their order.
+    """Return the dataset with captions from another source, one per image and in the same order.
 
     Raises:
         ValueError: there are more or fewer captions than images, or one is empty.
@@ -181,15 +181,14 @@ def set_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
     empty = [image.name for image, caption in zip(dataset.images, captions, strict=True) if not caption.strip()]
     if empty:
         raise ValueError(
-            f"{name_first(empty, 10)}: the caption that came is empty. Does the captioning node give a text for every "
-            "image?"
+            f"{name_first(empty, 10)}: got an empty caption. Does the captioning node give a text for every image?"
         )
     return captioned
 
 
 def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigger_word: str) -> str:
-    """What the image's caption becomes: the model's text with the trigger word, or what was there
-    with the text behind it.
+    """Return the image's new caption: the model's text with the trigger word, or with "append" the
+    existing caption followed by the text.
     """
     if not (existing and config.existing_captions == "append"):
         return _apply_template(text, trigger_word, config.trigger_template)
@@ -197,14 +196,14 @@ def compose_caption(existing: str, text: str, config: CaptionerConfig, *, trigge
 
 
 def _apply_template(text: str, trigger_word: str, template: str) -> str:
-    if add_trigger_word(text, trigger_word) == text:  # there is none, or the text has it
+    if add_trigger_word(text, trigger_word) == text:  # no trigger word, or the text has it
         return text
     parts = {"{trigger}": trigger_word, "{caption}": text}
     return re.sub(r"\{(?:trigger|caption)\}", lambda place: parts[place.group()], template)
 
 
 def _append(existing: str, text: str) -> str:
-    """Once only: with files written, the next run finds its own text there."""
+    """Append the text once: with write_files, the next run finds its own text in the caption."""
     if text in existing:
         return existing
     existing = existing.rstrip(" ,")
@@ -212,8 +211,8 @@ def _append(existing: str, text: str) -> str:
 
 
 def _find_uncaptioned(dataset: Dataset) -> set[str]:
-    """What stands in for a caption that is not there (the trigger word alone, the fallback caption)
-    is none; the report names such images.
+    """Return the names of images without a real caption. The trigger word alone and the fallback
+    caption are only stand-ins; the report marks such images.
     """
     noted = {note.name for note in dataset.report.notes if note.kind.is_about_missing_caption}
     return noted | {image.name for image in dataset.images if image.caption in ("", dataset.get_trigger_word(image))}
@@ -222,7 +221,7 @@ def _find_uncaptioned(dataset: Dataset) -> set[str]:
 def _describe(
     images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig, host: "Host", cache: CaptionCache
 ) -> list[str]:
-    """The final texts, cleaned, none of them empty."""
+    """Return the final texts, cleaned. Raises ValueError if one is empty."""
     host.report(StageStarted("captioning", len(images)))
     keys = _make_cache_keys(images, captioner, config) if images else []
     texts = {key: text for key in keys if (text := cache.get(key)) is not None}
@@ -261,8 +260,8 @@ def _generate_texts(
 
 
 def _make_cache_keys(images: list[TrainingImage], captioner: Captioner, config: CaptionerConfig) -> list[str]:
-    asked = [captioner.identity, config.request, config.num_beams, config.max_new_tokens]
-    parts = ([*asked, image.sha256, image.alpha_background if image.has_alpha else None] for image in images)
+    request = [captioner.identity, config.request, config.num_beams, config.max_new_tokens]
+    parts = ([*request, image.sha256, image.alpha_background if image.has_alpha else None] for image in images)
     return [hashlib.sha256(json.dumps(part).encode()).hexdigest()[:40] for part in parts]
 
 
@@ -293,7 +292,7 @@ def _require_own_files(images: list[TrainingImage], all_images: list[TrainingIma
 
 def _write_text(path: Path, text: str) -> None:
     with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_bytes(text.encode())  # as it is: text mode would write Windows' line ends there
+        temporary.write_bytes(text.encode())  # bytes: text mode would change the line ends on Windows
 
 
 def _summarize(num_captioned: int, num_images: int, *, is_written: bool) -> str:

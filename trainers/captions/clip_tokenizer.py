@@ -1,9 +1,8 @@
-"""CLIP's tokenizer for SDXL: captions to chunks of 77 token ids, as ComfyUI feeds them to its text
-encoders.
+"""CLIP's tokenizer for SDXL: turns captions into chunks of 77 token ids, as ComfyUI feeds them to
+the text encoders.
 
-The vocabulary is CLIP's own (clip_vocabulary/merges.txt, from OpenAI CLIP, MIT licence), the same
-for every SDXL model, so nothing has to be downloaded and a folder's own tokenizer files are not
-needed.
+The vocabulary is CLIP's (clip_vocabulary/merges.txt, from OpenAI CLIP, MIT licence) and the same
+for every SDXL model, so nothing is downloaded and a model folder's tokenizer files are not needed.
 """
 
 from functools import cache
@@ -17,32 +16,32 @@ END_TOKEN = 49407
 CHUNK_LENGTH = 77
 TOKENS_PER_CHUNK = CHUNK_LENGTH - 2
 MERGES_FILE = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
-# CLIP's splitting rule, as published with OpenAI CLIP and used by transformers and ComfyUI alike.
+# CLIP's splitting rule, as published with OpenAI CLIP and used by transformers and ComfyUI.
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def tokenize(captions: list[str], *, pad_token: int) -> list[torch.Tensor]:
-    """Token ids of each caption, int64 [num_chunks, 77].
+    """Return the token ids of each caption, int64 [num_chunks, 77].
 
-    Every chunk is START + 75 tokens + END, as ComfyUI builds it, so that a long caption counts to
-    its last word. A chunk that is not full ends with END and is padded with `pad_token` (END for
-    text encoder 1, 0, which is "!", for text encoder 2).
+    Every chunk is START + 75 tokens + END, as in ComfyUI, so a long caption is used to its last
+    word. A chunk that is not full ends with END and is padded with `pad_token`: END for text
+    encoder 1, and 0 (the token "!") for text encoder 2.
     """
     return [_split_into_chunks(ids, pad_token) for ids in token_ids(captions)]
 
 
 def token_ids(captions: list[str]) -> list[list[int]]:
-    """Bare token ids, without START, END and padding."""
+    """Return the token ids of each caption, without START, END and padding."""
     return [encoding.ids for encoding in _build_tokenizer().encode_batch(captions, add_special_tokens=False)]
 
 
 def count_chunks(num_tokens: int) -> int:
-    """Chunks of a caption of so many tokens; an empty one has one too."""
+    """Count the chunks of a caption with `num_tokens` tokens; an empty caption has one."""
     return max(1, -(-num_tokens // TOKENS_PER_CHUNK))
 
 
 def vocabulary() -> dict[str, int]:
-    """All 49408 tokens with their ids."""
+    """Return all 49408 tokens with their ids."""
     return _build_tokenizer().get_vocab()
 
 
@@ -73,8 +72,8 @@ def _build_tokenizer() -> Tokenizer:
 
 
 def _build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's vocabulary is its 256 bytes, the same with an end-of-word mark, one token per merge,
-    and two marks.
+    """Build CLIP's vocabulary: its 256 bytes, the same with an end-of-word mark, one token per
+    merge, and two marks.
     """
     byte_symbols = _list_byte_symbols()
     tokens = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols), *("".join(pair) for pair in merges)]
@@ -82,7 +81,7 @@ def _build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 
 def _list_byte_symbols() -> list[str]:
-    """The printable stand-ins of the 256 bytes, in the order that GPT-2 and CLIP number them."""
+    """List printable symbols for the 256 bytes, in the order that GPT-2 and CLIP number them."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     num_others = 256 - len(printable)
     return [chr(code) for code in printable] + [chr(256 + i) for i in range(num_others)]

@@ -1,6 +1,4 @@
-"""What a person does to captions: edits of single ones, changes to many at once, and what is to be
-known of each. Keeps no state.
-"""
+"""Edits captions by hand: single captions, many at once, and facts about each. Keeps no state."""
 
 import hashlib
 import json
@@ -21,7 +19,7 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 @dataclass(frozen=True)
 class CaptionEdit:
-    """incoming: the caption that stood there when the edit was made; None where nobody noted it."""
+    """incoming: the caption at the time of the edit; None if it was not recorded."""
 
     caption: str
     incoming: str | None = None
@@ -29,8 +27,8 @@ class CaptionEdit:
 
 @dataclass(frozen=True)
 class EditedCaptions:
-    """One caption per image, in their order. outdated: images whose incoming caption has
-    changed since it was edited.
+    """One caption per image, in order. outdated: images whose incoming caption has changed since
+    the edit. unknown: keys of edits that match no image.
     """
 
     captions: list[str]
@@ -41,8 +39,8 @@ class EditedCaptions:
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """num_tokens: of CLIP, without the marks at both ends of a chunk. has_trigger_word: in every
-    line. An empty caption counts one chunk.
+    """num_tokens: CLIP tokens, without the marks at both ends of a chunk. num_chunks: 1 for an
+    empty caption. has_trigger_word: true if every line has it.
     """
 
     num_tokens: int
@@ -51,11 +49,11 @@ class CaptionFacts:
 
 
 def parse_edits(text: str) -> dict[str, CaptionEdit]:
-    """Edits by the image's sha256 or its name. Text: {"KEY": "caption"}, or {"KEY": {"caption":
-    "...", "incoming": "..."}}, or nothing.
+    """Parse edits, by the image's sha256 or name. The text is {"KEY": "caption"}, or {"KEY":
+    {"caption": "...", "incoming": "..."}}, or empty.
 
     Raises:
-        ValueError: it is something else; the message says where.
+        ValueError: the text has another form; the message says where.
     """
     if not text.strip():
         return {}
@@ -63,11 +61,10 @@ def parse_edits(text: str) -> dict[str, CaptionEdit]:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"PICTURE": '
-            f'"caption"}}'
+            f'edits is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Write {{"IMAGE": "caption"}}'
         ) from None
     if not isinstance(entries, dict):
-        raise ValueError(f'edits must be an object such as {{"PICTURE": "caption"}}, got {type(entries).__name__}')
+        raise ValueError(f'edits must be an object such as {{"IMAGE": "caption"}}, got {type(entries).__name__}')
     return {key: _parse_edit(key, entry) for key, entry in entries.items()}
 
 
@@ -85,9 +82,7 @@ def _parse_edit(key: str, entry: object) -> CaptionEdit:
 
 
 def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit]) -> EditedCaptions:
-    """An edit under an image's name counts before one under its sha256; one under neither is named
-    in `unknown`.
-    """
+    """Apply the edits. An edit under an image's name takes precedence over one under its sha256."""
     result = EditedCaptions([])
     used: set[str] = set()
     for image in images:
@@ -104,14 +99,13 @@ def apply_edits(images: Sequence[TrainingImage], edits: Mapping[str, CaptionEdit
 
 
 def compute_review_key(dataset: Dataset) -> str:
-    """Another one as soon as an image, its name, its trigger word or its incoming caption is
-    another.
-    """
+    """Return a key that changes with any image, name, trigger word or incoming caption."""
     content = [(image.sha256, image.name, dataset.get_trigger_word(image), image.caption) for image in dataset.images]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def inspect_caption(caption: str, trigger_word: str) -> CaptionFacts:
+    """Count the caption's tokens and chunks, and look for the trigger word."""
     num_tokens = len(token_ids([flatten_caption(caption)])[0])
     has_trigger_word = all(
         add_trigger_word(line, trigger_word) == line for line in split_caption_lines(caption) or [""]
@@ -128,14 +122,14 @@ def change_captions(
     match_case: bool = False,
     whole_words: bool = True,
 ) -> list[str]:
-    """The captions with `text` added, removed or replaced.
+    """Return the captions with `text` added, removed or replaced.
 
-    What is added is put between commas, and not again where it already stands between commas. Where
-    something was removed, the commas and spaces that it leaves behind go too. match_case and
-    whole_words say what counts as `text`.
+    Text is added as a part between commas, unless the caption already has that part. Removing also
+    removes the commas and spaces left behind. match_case and whole_words decide what matches
+    `text`.
 
     Raises:
-        ValueError: an unknown operation, or no text.
+        ValueError: the operation is unknown, or the text is empty.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation}")
@@ -160,7 +154,9 @@ def _add_part(caption: str, part: str, *, in_front: bool) -> str:
 
 
 def _compile_pattern(text: str, *, match_case: bool, whole_words: bool) -> re.Pattern[str]:
-    """A boundary is asked for only beside a letter or digit: "(blurry)" has none of its own."""
+    """Compile a pattern for the text. It requires a word boundary only next to a letter or digit,
+    as "(blurry)" has no boundary at its ends.
+    """
     before = r"(?<!\w)" if whole_words and re.match(r"\w", text) else ""
     after = r"(?!\w)" if whole_words and re.search(r"\w$", text) else ""
     return re.compile(before + re.escape(text) + after, 0 if match_case else re.IGNORECASE)

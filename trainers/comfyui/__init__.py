@@ -1,3 +1,3 @@
-"""Driving a ComfyUI from outside: find an installation, start its server, queue prompts. Imports
+"""Drives a ComfyUI from outside: finds an installation, starts its server, queues prompts. Imports
 none of ComfyUI's modules.
 """

@@ -1,5 +1,5 @@
-"""A client of ComfyUI's server: queues an API-format prompt and follows it over the websocket.
-Knows nothing of single nodes.
+"""A client for ComfyUI's server: queues an API-format prompt and follows it over the websocket.
+Knows no individual nodes.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ import aiohttp
 from ..training.events import Interrupted
 
 Prompt = dict[str, dict[str, Any]]
-Receive = Callable[[], Awaitable[Any]]  # of one frame, whose class depends on aiohttp's version
-# The numbers that ComfyUI's binary messages begin with.
+Receive = Callable[[], Awaitable[Any]]  # receives one frame, whose class depends on aiohttp's version
+# ComfyUI's binary messages begin with these numbers.
 PREVIEW_IMAGE, TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4
-REQUEST_TIMEOUT = 600.0  # a prompt is checked before it is accepted, and a check may read a whole folder
+REQUEST_TIMEOUT = 600.0  # ComfyUI validates a prompt before accepting it, and validation can read a whole folder
 HEARTBEAT = 120.0
-# A server on this machine does not stand behind the proxy that the environment may name.
+# A local server is not reached through a proxy from the environment.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
 class Message:
-    """What the server said, and how many seconds after the prompt was queued.
+    """One message from the server, and the seconds since the prompt was queued.
 
-    kind: ComfyUI's name of the event ("executing", "progress_state", "executed", ...), or for its
+    kind: ComfyUI's name for the event ("executing", "progress_state", "executed", ...), or for its
     binary messages "progress_text" (data: node, text) or "preview" (data: node, image, the bytes of
     a JPEG or PNG file).
     """
@@ -44,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file as /view takes it. type: "output", "temp" or "input"."""
+    """A file as /view expects it. type: "output", "temp" or "input"."""
 
     filename: str
     subfolder: str
@@ -53,7 +53,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Result:
-    """A prompt that has run. outputs: what each output node showed, by node id and kind, such as
+    """The result of a prompt. outputs: what each output node showed, by node id and kind, such as
     outputs["9"]["images"].
     """
 
@@ -66,7 +66,7 @@ class Result:
         return self.history["outputs"]
 
     def files(self, node: str | None = None) -> list[OutputFile]:
-        """The files that all nodes, or the given one, have shown, each once."""
+        """Return the files that all nodes, or the given one, have shown, each once."""
         shown = [self.outputs.get(node, {})] if node else self.outputs.values()
         entries = [
             entry
@@ -83,7 +83,7 @@ class Result:
         )
 
     def texts(self, node: str) -> list[str]:
-        """The progress texts of a node."""
+        """Return a node's progress texts."""
         return [
             message.data["text"]
             for message in self.messages
@@ -98,7 +98,7 @@ class Result:
         ]
 
     def executed_nodes(self) -> list[str]:
-        """The nodes that ran, in order: what came from the cache is not among them."""
+        """Return the nodes that ran, in order; cached nodes are not among them."""
         return [
             message.data["node"]
             for message in self.messages
@@ -107,7 +107,7 @@ class Result:
 
 
 class PromptRejected(ValueError):
-    """The server did not take the prompt. node_errors: ComfyUI's list of errors by node id."""
+    """The server refused the prompt. node_errors: ComfyUI's errors by node id."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         self.node_errors: dict[str, dict[str, Any]] = answer.get("node_errors") or {}
@@ -116,7 +116,7 @@ class PromptRejected(ValueError):
 
 
 class PromptFailed(RuntimeError):
-    """A node raised an error. error: ComfyUI's whole report of it, the traceback included."""
+    """A node raised an error. error: ComfyUI's full report, including the traceback."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         self.error = error
@@ -124,7 +124,7 @@ class PromptFailed(RuntimeError):
 
 
 class PromptInterrupted(Interrupted):
-    """The prompt was cancelled while it ran, or taken out of the queue."""
+    """The prompt was cancelled while it ran, or removed from the queue."""
 
 
 class ComfyClient:
@@ -132,7 +132,7 @@ class ComfyClient:
 
     def __init__(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"the address of a server begins with http:// or https://, got {url}")
+            raise ValueError(f"a server's address must begin with http:// or https://, got {url}")
         self.url = url.rstrip("/")
         self._prompt_id = ""
         self._is_interrupted = False
@@ -147,14 +147,14 @@ class ComfyClient:
     def run(
         self, prompt: Prompt, *, on_message: Callable[[Message], None] | None = None, keep_messages: bool = True
     ) -> Result:
-        """Queue the prompt and follow it to its end. on_message gets each message at once, and may
+        """Queue the prompt and follow it to its end. on_message gets each message at once, and can
         call `interrupt`.
 
         keep_messages: false for long runs, whose messages would fill the memory.
 
         Raises:
             PromptRejected, PromptFailed, PromptInterrupted
-            ConnectionError: no server answers, or it went away.
+            ConnectionError: no server answers, or it disappeared.
         """
         messages: list[Message] = []
 
@@ -166,7 +166,7 @@ class ComfyClient:
             try:
                 on_message(message)
             except BaseException:
-                self.interrupt()  # nobody follows the prompt any more
+                self.interrupt()  # no one follows the prompt now
                 raise
 
         self._prompt_id, self._is_interrupted = str(uuid.uuid4()), False
@@ -177,11 +177,11 @@ class ComfyClient:
         return Result(self._prompt_id, self._wait_for_history(), messages)
 
     def interrupt(self) -> None:
-        """Stop the prompt that `run` is following, or take it out of the queue; `run` then raises
+        """Stop the prompt that `run` follows, or remove it from the queue. `run` then raises
         PromptInterrupted.
         """
         self._is_interrupted = True
-        if self._prompt_id:  # without it, /interrupt would stop whatever anybody runs there
+        if self._prompt_id:  # without an id, /interrupt would stop anyone's prompt
             self.post("/queue", {"delete": [self._prompt_id]})
             self.post("/interrupt", {"prompt_id": self._prompt_id})
 
@@ -210,7 +210,7 @@ class ComfyClient:
             connected_at = time.monotonic()
             while (await self._receive(socket.receive, connected_at)).kind != "feature_flags":
                 pass
-            # The server has answered, so nothing that the prompt will say can be missed.
+            # The server has answered, so we will miss no message of the prompt.
             self._queue(prompt, client_id)
             await self._follow(socket.receive, take)
 
@@ -223,7 +223,7 @@ class ComfyClient:
             take(message)
             has_started = has_started or message.kind == "execution_start"
             if message.kind == "status" and not has_started and self._is_gone():
-                raise PromptInterrupted("the prompt was taken out of the queue")
+                raise PromptInterrupted("the prompt was removed from the queue")
             has_ended = _is_last(message)
 
     async def _receive(self, receive: Receive, queued_at: float) -> Message:
@@ -231,8 +231,8 @@ class ComfyClient:
             frame = await receive()
             if frame.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 raise ConnectionError(
-                    f"ComfyUI at {self.url} closed the connection. Its log says why; the prompt may go on running "
-                    "if the server does"
+                    f"ComfyUI at {self.url} closed the connection. Its log says why; if the server still runs, the "
+                    "prompt may continue"
                 )
             message = _decode(frame, time.monotonic() - queued_at)
             if message is not None:
@@ -248,10 +248,10 @@ class ComfyClient:
                 raise
             raise PromptRejected(json.load(error)) from None
         if answer["node_errors"]:
-            # ComfyUI runs the outputs that are right, and leaves out the others.
+            # ComfyUI runs the valid outputs and leaves out the others.
             self.interrupt()
             raise PromptRejected(answer)
-        if self._is_interrupted:  # before it could be found in the queue
+        if self._is_interrupted:  # called before the prompt was in the queue
             self.interrupt()
 
     def _is_gone(self) -> bool:
@@ -260,16 +260,17 @@ class ComfyClient:
         return self._prompt_id not in waiting and not self.get(f"/history/{self._prompt_id}")
 
     def _wait_for_history(self) -> dict[str, Any]:
-        """The server writes it just after it has said that the prompt is done."""
+        """Wait for the history: the server writes it just after it says that the prompt is done."""
         for _ in range(100):
             history = self.get(f"/history/{self._prompt_id}")
             if history:
                 return history[self._prompt_id]
             time.sleep(0.05)
-        raise RuntimeError(f"ComfyUI at {self.url} has run the prompt and keeps no history of it")
+        raise RuntimeError(f"ComfyUI at {self.url} has run the prompt but has no history of it")
 
 
 def _is_last(message: Message) -> bool:
+    """True for the message that ends a prompt. Raises its error or interrupt."""
     if message.kind == "execution_error":
         raise PromptFailed(message.data)
     if message.kind == "execution_interrupted":
@@ -278,13 +279,13 @@ def _is_last(message: Message) -> bool:
 
 
 def _decode(frame: Any, seconds: float) -> Message | None:
-    """None for a binary message of a kind that is not ours to read."""
+    """Decode a frame. Returns None for a kind of binary message that we do not read."""
     if frame.type == aiohttp.WSMsgType.TEXT:
         event = json.loads(frame.data)
         return Message(seconds, event["type"], event["data"] if isinstance(event.get("data"), dict) else {})
     kind, body = struct.unpack_from(">I", frame.data)[0], frame.data[4:]
     if kind == PREVIEW_IMAGE:
-        return Message(seconds, "preview", {"node": None, "image": body[4:]})  # after the number of its format
+        return Message(seconds, "preview", {"node": None, "image": body[4:]})  # after the number of the image format
     if kind not in (TEXT, PREVIEW_IMAGE_WITH_METADATA):
         return None
     (length,) = struct.unpack_from(">I", body)
@@ -306,9 +307,7 @@ def _describe_node_errors(node_errors: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _describe_error(error: dict[str, Any], input_name: str | None = None) -> str:
-    """The message and its details, without the input's name that ComfyUI puts before the
-    details.
-    """
+    """Return the message and its details, without the input's name in front of the details."""
     message, details = error.get("message", "no reason given"), error.get("details", "")
     for separator in (" - ", ": ", ", ", " "):
         details = details.removeprefix(f"{input_name}{separator}")

@@ -1,6 +1,4 @@
-"""A prompt on the console: a bar for each node while it runs, Ctrl-C, and the files that come
-out.
-"""
+"""Runs a prompt from the console: a progress bar per node, Ctrl-C, and saving the output files."""
 
 import signal
 import sys
@@ -16,15 +14,15 @@ from .client import ComfyClient, Message, OutputFile, Prompt, Result
 
 
 def run_prompt(client: ComfyClient, prompt: Prompt) -> Result:
-    """Run it with bars. Ctrl-C interrupts it and waits for the end; a second Ctrl-C does not
-    wait.
+    """Run the prompt with progress bars. Ctrl-C interrupts it and waits for its end; a second
+    Ctrl-C does not wait.
     """
     with NodeBars(prompt) as bars, _interrupt_on_ctrl_c(client):
         return client.run(prompt, on_message=bars.show, keep_messages=False)
 
 
 class NodeBars:
-    """Bars by node id. A node that has not counted anything leaves none behind."""
+    """Progress bars by node id. Only nodes that report a count leave their bar behind."""
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
@@ -59,7 +57,7 @@ class NodeBars:
             bar.close()
 
     def _find_title(self, node: str) -> str:
-        about = self._prompt.get(node, {})  # a node may run others, which the prompt does not have
+        about = self._prompt.get(node, {})  # a node can run others that are not in the prompt
         return about.get("_meta", {}).get("title") or about.get("class_type") or node
 
 
@@ -78,13 +76,13 @@ def _interrupt_on_ctrl_c(client: ComfyClient) -> Iterator[None]:
 
 
 def save_files(client: ComfyClient, files: list[OutputFile], folder: Path) -> list[Path]:
-    """Fetch the files into the folder, under the paths that they have on the server."""
+    """Save the files into the folder, under their paths on the server."""
     written = []
     for file in files:
         path = folder / ("temp" if file.type == "temp" else "") / file.subfolder / file.filename
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"the server names a file outside its own folder, {file.subfolder}/{file.filename}: it was not written"
+                f"the server names a file outside its own folder, {file.subfolder}/{file.filename}. It was not written"
             )
         with atomic_write(path) as temporary:
             temporary.write_bytes(client.fetch(file))

@@ -1,5 +1,5 @@
-"""Finds a ComfyUI checkout with an interpreter that can run it and this pack, and says what is
-missing where there is none.
+"""Finds a ComfyUI checkout with an interpreter that can run it and this pack, or says what is
+missing.
 """
 
 import json
@@ -13,7 +13,7 @@ PACK = Path(__file__).parents[2]
 MINIMUM_VERSION = (0, 33)
 HOST_PACKAGES = ("torch", "aiohttp", "transformers")
 OUR_PACKAGES = ("diffusers", "peft")
-PROBE_SECONDS = 300  # ends an interpreter that hangs; a slow disk or a busy machine takes its time
+PROBE_SECONDS = 300  # ends an interpreter that hangs; long enough for a slow disk or a busy machine
 INTERPRETERS = (
     "venv/bin/python",
     ".venv/bin/python",
@@ -21,30 +21,31 @@ INTERPRETERS = (
     ".venv/Scripts/python.exe",
     "../python_embeded/python.exe",
 )
-HOW_TO_GET_COMFYUI = "Get it with `pip install comfy-cli && comfy install`, or set COMFYUI_DIR to the folder of yours."
+HOW_TO_GET_COMFYUI = "Get it with `pip install comfy-cli && comfy install`, or set COMFYUI_DIR to its folder."
 
 
 @dataclass(frozen=True)
 class Installation:
+    """A ComfyUI checkout, the interpreter that runs it, and its version."""
+
     folder: Path
     python: Path
     version: str
 
 
 class NoComfyUI(RuntimeError):
-    """There is none, or none that can be used; the message says which, and what to do."""
+    """No ComfyUI was found, or none is usable; the message says what to do."""
 
 
 def find_comfyui() -> Installation:
-    """The ComfyUI in COMFYUI_DIR, else the one whose custom_nodes folder holds this pack, else
+    """Find ComfyUI: in COMFYUI_DIR, else around this pack's custom_nodes folder, else in
     ~/comfy/ComfyUI.
 
-    Its interpreter is COMFYUI_PYTHON, else the one of the checkout's own venv or .venv.
+    Its interpreter is COMFYUI_PYTHON, else the checkout's own venv or .venv.
 
     Raises:
-        NoComfyUI: nothing was found, or what was found lacks something.
-        ValueError: COMFYUI_DIR or COMFYUI_PYTHON is set, and wrong. Another place is not looked at
-            then.
+        NoComfyUI: no ComfyUI was found, or it lacks something.
+        ValueError: COMFYUI_DIR or COMFYUI_PYTHON is wrong. No other place is tried then.
     """
     folder = _find_folder()
     version = _read_version(folder)
@@ -83,7 +84,7 @@ def _read_version(folder: Path) -> str:
     if found is None or (int(found[2]), int(found[3])) < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
         raise NoComfyUI(
-            f"the ComfyUI in {folder} has version {found[1] if found else 'unknown'}, and {needed} or newer is "
+            f"the ComfyUI in {folder} has version {found[1] if found else 'unknown'}; {needed} or newer is "
             "needed. Update it"
         )
     return found[1]
@@ -95,7 +96,7 @@ def _find_interpreter(folder: Path) -> Path:
         python = Path(chosen).expanduser().absolute()
         if not python.is_file():
             raise ValueError(
-                f"COMFYUI_PYTHON is {chosen}, which is no file. Set it to the interpreter that runs ComfyUI, or "
+                f"COMFYUI_PYTHON is {chosen}, which is not a file. Set it to the interpreter that runs ComfyUI, or "
                 "unset it"
             )
         return python
@@ -106,7 +107,7 @@ def _find_interpreter(folder: Path) -> Path:
 
 
 def _check_packages(folder: Path, python: Path) -> None:
-    """Without importing them, which takes seconds."""
+    """Check that the packages are installed, without importing them, which takes seconds."""
     probe = (
         f"import importlib.util, json; print(json.dumps([name for name in {HOST_PACKAGES + OUR_PACKAGES!r} if "
         "importlib.util.find_spec(name) is None]))"
@@ -135,7 +136,5 @@ def _check_packages(folder: Path, python: Path) -> None:
 
 
 def make_child_environment() -> dict[str, str]:
-    """The environment variables without PYTHONPATH, which is meant for our interpreter and not for
-    theirs.
-    """
+    """Return the environment variables without PYTHONPATH, which is meant for our interpreter."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

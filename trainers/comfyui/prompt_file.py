@@ -1,4 +1,4 @@
-"""An API-format prompt in a file, and values set in it from outside."""
+"""Reads an API-format prompt from a file and sets values in it."""
 
 import json
 from collections.abc import Iterable
@@ -8,31 +8,31 @@ from urllib.parse import quote
 
 from .client import ComfyClient, Prompt
 
-# Which nodes (an id, or a class for all nodes of it), which input, what value.
+# (node id, or class for all its nodes), input, value
 Setting = tuple[str, str, Any]
 
 
 def read_prompt(path: Path) -> Prompt:
-    """Raises ValueError when the file is not a prompt in API format."""
+    """Read the file. Raises ValueError if it is not a prompt in API format."""
     try:
         prompt = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if isinstance(prompt, dict) and "nodes" in prompt:
-        raise ValueError(f"{path} is a workflow of the editor. Open it in ComfyUI and choose Workflow > Export (API)")
+        raise ValueError(f"{path} is a workflow from the editor. Open it in ComfyUI and choose Workflow > Export (API)")
     if (
         not isinstance(prompt, dict)
         or not prompt
         or not all(isinstance(node, dict) and "class_type" in node for node in prompt.values())
     ):
         raise ValueError(
-            f"{path} is no prompt in API format: an object with one entry for each node, which has a class_type"
+            f"{path} is not a prompt in API format: an object with one entry per node, each with a class_type"
         )
     return prompt
 
 
 def parse_setting(text: str) -> Setting:
-    """NODE.INPUT=VALUE; the value is JSON if it parses as that, else a string."""
+    """Parse NODE.INPUT=VALUE. The value is JSON if it parses as JSON, else a string."""
     place, equals, value = text.partition("=")
     node, dot, name = place.partition(".")
     if not (equals and dot and node and name):
@@ -44,7 +44,7 @@ def parse_setting(text: str) -> Setting:
 
 
 def find_nodes(prompt: Prompt, name: str) -> list[str]:
-    """The node of that id, or all nodes of that class. Raises ValueError when there is none."""
+    """Find the node with that id, or all nodes of that class. Raises ValueError if none exists."""
     found = [name] if name in prompt else [node for node, about in prompt.items() if about["class_type"] == name]
     if not found:
         known = ", ".join(f"{node} ({about['class_type']})" for node, about in prompt.items())
@@ -53,8 +53,8 @@ def find_nodes(prompt: Prompt, name: str) -> list[str]:
 
 
 def apply_settings(prompt: Prompt, settings: Iterable[Setting], client: ComfyClient) -> None:
-    """Change the prompt. The server knows the inputs that a node may have beside those in the
-    prompt.
+    """Set the values in the prompt. The server knows the inputs that a node can have besides those
+    in the prompt.
 
     Raises:
         ValueError: there is no such node, or it has no such input.
@@ -69,7 +69,7 @@ def apply_settings(prompt: Prompt, settings: Iterable[Setting], client: ComfyCli
 
 def _check_input_name(node: str, name: str, class_type: str, object_info: dict[str, Any]) -> None:
     if class_type not in object_info:
-        return  # the server refuses the prompt itself, with the better reason
+        return  # the server will refuse the prompt, with a better reason
     known = [name for group in ("required", "optional") for name in object_info[class_type]["input"].get(group, {})]
-    if name.split(".")[0] not in known:  # an input that grows or depends on another has its own name after the dot
+    if name.split(".")[0] not in known:  # inputs that grow or depend on another have their own name after the dot
         raise ValueError(f"node {node} ({class_type}) has no input {name}. It has: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Starts ComfyUI's own server headless, in a process of its own, and stops it again."""
+"""Starts ComfyUI's own server headless in a separate process, and stops it."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from typing import IO
 from .client import ComfyClient
 from .find import Installation, make_child_environment
 
-# Seconds. Both end what hangs, and must not end a start or a stop on a slow disk or a busy machine.
+# Seconds. They end hanging processes, but must allow for a slow disk or a busy machine.
 START_TIMEOUT = 900.0
 STOP_TIMEOUT = 60.0
 FOLDERS = ("custom_nodes", "models/checkpoints", "models/loras", "input", "output", "temp", "user")
@@ -22,11 +22,10 @@ HAS_ACCELERATOR = "import torch; raise SystemExit(0 if getattr(torch, 'accelerat
 
 
 class ComfyServer:
-    """A context manager: inside the block the server answers at `url`, and `client` queues prompts
-    there.
+    """A context manager. Inside the block the server answers at `url`, and `client` queues prompts.
 
-    cpu: None takes the GPU where the installation's torch sees one. log: everything that the server
-    prints; read it with `read_log`. flags: more of ComfyUI's own, such as --bf16-unet.
+    cpu: None uses the GPU if the installation's torch sees one. log: a file for everything that the
+    server prints; `read_log` returns it. flags: more ComfyUI flags, such as --bf16-unet.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class ComfyServer:
             self._process = self._start(log)
         try:
             self._wait_until_ready(self._process)
-        except BaseException:  # Ctrl-C too must not leave the server behind
+        except BaseException:  # Ctrl-C must not leave the server behind either
             self._stop(self._process)
             raise
         return self
@@ -80,8 +79,8 @@ class ComfyServer:
             env={"HF_HUB_OFFLINE": "1", **make_child_environment(), "PYTHONUNBUFFERED": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A group of its own, so that Ctrl-C in the terminal is ours alone: we ask the server to
-            # interrupt, and it cleans up.
+            # A separate process group, so that Ctrl-C in the terminal reaches only us: we ask the
+            # server to interrupt, and it cleans up.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
@@ -94,7 +93,7 @@ class ComfyServer:
         return [*command, "--cpu"] if self._needs_cpu() else command
 
     def _needs_cpu(self) -> bool:
-        """ComfyUI does not start without a GPU unless it is told."""
+        """True if there is no GPU: ComfyUI then starts only with --cpu."""
         if self._cpu is not None:
             return self._cpu
         command = [str(self.installation.python), "-c", HAS_ACCELERATOR]
@@ -108,7 +107,7 @@ class ComfyServer:
         while not self.client.is_ready():
             if process.poll() is not None:
                 raise RuntimeError(
-                    f"ComfyUI stopped while it started, with status {process.returncode}:\n{self._read_log_tail()}"
+                    f"ComfyUI stopped during its start, with status {process.returncode}:\n{self._read_log_tail()}"
                 )
             if time.monotonic() > deadline:
                 raise RuntimeError(f"ComfyUI did not answer within {START_TIMEOUT:.0f} s:\n{self._read_log_tail()}")
@@ -127,8 +126,8 @@ class ComfyServer:
 
 
 def prepare_base_directory(folder: Path, packs: Mapping[str, Path]) -> None:
-    """Make the folders that ComfyUI expects in a base directory, with a link in custom_nodes for
-    each pack.
+    """Create the folders that ComfyUI expects in a base directory, and link each pack in
+    custom_nodes.
     """
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def _link_folder(link: Path, target: Path) -> None:
     except OSError:
         if sys.platform != "win32":
             raise
-        # Windows asks for a privilege for symbolic links; a junction needs none.
+        # On Windows symbolic links need a privilege; junctions do not.
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, stdout=subprocess.DEVNULL)
 
 

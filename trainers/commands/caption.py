@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints every image's name and caption, a tab between them; what happens meanwhile goes to
-    stderr.
-    """
+    """Print the name and caption of every image, separated by a tab. Progress goes to stderr."""
     given = vars(options)
     if "images" not in given:
         raise ValueError("missing --images")
@@ -58,23 +56,24 @@ def caption(
 ) -> "Dataset":
     ModelFolder.open(model)
     dataset = scan_folder(dataset_config)
-    # torch and transformers take seconds to import: what settings and folders show must not wait
-    # for them
+    # torch and transformers take seconds to import: errors in settings and folders come first
     from ..captions.captioning import CaptionCache, caption_dataset
     from ..captions.florence2.captioner import Florence2Captioner
     from ..training.console_host import ConsoleHost
-    from ..training.device import chosen_device
+    from ..training.device import choose_device
 
-    torch_device = chosen_device(device)
+    torch_device = choose_device(device)
     captioner = Florence2Captioner(
-        model, dtype=_usual_dtype(torch_device), place=lambda module: module.to(torch_device)
+        model, dtype=_choose_dtype(torch_device), place=lambda module: module.to(torch_device)
     )
     with ConsoleHost(torch_device) as host:
         return caption_dataset(dataset, captioner, config, host, CaptionCache(cache_dir or default_cache_folder()))
 
 
-def _usual_dtype(device: Any) -> Any:
-    """Half precision on CUDA only: on Apple's devices Florence-2 gives empty captions in fp16."""
+def _choose_dtype(device: Any) -> Any:
+    """Choose half precision on CUDA only: in fp16 on Apple's devices Florence-2 gives empty
+    captions.
+    """
     import torch
 
     from ..training.device import usual_precision

@@ -1,5 +1,5 @@
 """Check a dataset and its settings before training: what will be used, what it will cost, what to
-fix. No model is loaded. Exits with 1 if it refuses.
+fix. Loads no model. Exits with 1 if it refuses the training.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings
 from ..training.run_folder import RunFolder
 from .sdxl import CONFIGS
-from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
+from .settings import add_setting_flags, read_dataset_configs, read_settings, require_base_model, scan_datasets
 
 SUMMARY = "check images, captions and settings before training"
 CHECK_CONFIGS = (FlightCheckConfig, *CONFIGS)
@@ -43,10 +43,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(settings: dict[str, Any]) -> FlightReport:
-    """Raises what the training would raise for a wrong setting, a folder without images, or an
-    output that exists.
+    """Check a dataset for an SDXL training.
+
+    Raises:
+        ValueError, OSError: as the training, for a wrong setting, a folder without images, or an
+            output that exists.
     """
-    dataset_settings = dataset_configs(settings)
+    dataset_settings = read_dataset_configs(settings)
     run_settings = RunSettings.read(SDXLConfig, settings)
     flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
@@ -55,19 +58,19 @@ def check(settings: dict[str, Any]) -> FlightReport:
     if settings.get("base"):
         require_base_model(settings["base"])
     dataset = scan_datasets(dataset_settings)
-    # torch takes a second to import: what settings and folder show must not wait for it.
+    # torch takes a second to import: errors in settings and folders come first
     from ..training.console_host import ConsoleHost
 
     with ConsoleHost() as host:
-        surroundings = _surroundings(run_settings.training, settings.get("device"), output_folder)
+        surroundings = _find_surroundings(run_settings.training, settings.get("device"), output_folder)
         return check_flight(dataset, run_settings, flight_check, surroundings, check_interrupted=host.check_interrupted)
 
 
-def _surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
+def _find_surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
     import torch
 
-    from ..training.device import chosen_device, resolve_precision
+    from ..training.device import choose_device, resolve_precision
 
-    device = chosen_device(device_name)
+    device = choose_device(device_name)
     device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     return Surroundings(resolve_precision(config.mixed_precision, device), device_bytes, output_folder)

@@ -1,5 +1,5 @@
-"""Run a prompt in API format on a ComfyUI: one that is running, or one that is found and started
-for it, without a window.
+"""Run an API-format prompt on a ComfyUI: a running one, or one that this command finds and starts
+without a window.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     prompt = read_prompt(options.prompt)
     settings = [parse_setting(text) for text in options.set]
     for nodes, _, _ in settings:
-        find_nodes(prompt, nodes)  # a wrong name need not wait for the server to start
+        find_nodes(prompt, nodes)  # a wrong name is an error before the server starts
     folder = options.output_dir / f"{options.prompt.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     with _connect(options.server, prompt, log=folder / "comfyui.log") as client:
         apply_settings(prompt, settings, client)

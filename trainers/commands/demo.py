@@ -1,8 +1,8 @@
-"""Train a LoRA from a folder of twelve images on the embedded base model, and show what it
-learned. No GPU, no download.
+"""Train a LoRA on the embedded base model from twelve images, and show what it learned. No GPU, no
+download.
 
-Where a ComfyUI is found, its server runs the shipped prompt of example_workflows/api; elsewhere the
-training core runs alone.
+If it finds a ComfyUI, its server runs the prompt in example_workflows/api. If not, the training
+core runs alone.
 """
 
 import argparse
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..comfyui.find import Installation
+    from ..training.trained_lora import TrainedLora
 
 SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
 NUM_SEEDS = 4
-# What differs from the defaults: the base model draws 128 x 128 pixels, and so small a model needs
+# Different from the defaults: the base model draws 128 x 128 pixels, and is so small that it needs
 # a high learning rate.
 SETTINGS = {
     "resolution": 128,
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         installation = None if options.core else find_comfyui()
     except NoComfyUI as reason:
-        print(f"Without ComfyUI, by the training core alone: {reason}\n", file=sys.stderr)
+        print(f"Using the training core without ComfyUI: {reason}\n", file=sys.stderr)
         installation = None
     if installation is None:
         _run_core(options, folder)
@@ -79,13 +80,8 @@ New concept         fidelity {demo.fidelity_before:.2f} -> {demo.fidelity_after:
 
 
 def _run_core(options: argparse.Namespace, folder: Path) -> None:
-    from PIL import Image
-
-    from ..demo.before_after import compare, draw_grid
     from ..demo.concept import IMAGES, TRIGGER_WORD
     from ..embedded_base import write_embedded_checkpoint
-    from ..files.atomic_write import atomic_write
-    from ..sdxl.model.sdxl_model import load_model
     from .sdxl import train
 
     base = folder / "embedded_base.safetensors"
@@ -102,6 +98,17 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
             "cache_dir": str(options.output_dir / "cache"),
         }
     )
+    _show_core_result(base, lora, folder)
+
+
+def _show_core_result(base: Path, lora: "TrainedLora", folder: Path) -> None:
+    from PIL import Image
+
+    from ..demo.before_after import compare, draw_grid
+    from ..demo.concept import TRIGGER_WORD
+    from ..files.atomic_write import atomic_write
+    from ..sdxl.model.sdxl_model import load_model
+
     assert lora.path is not None
     print("Sampling the same seeds without and with the LoRA ...", file=sys.stderr)
     comparison = compare(load_model(base), lora.path, num_seeds=NUM_SEEDS)

@@ -1,5 +1,5 @@
 """Train a LoRA with Musubi Tuner: Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others. `plan` shows
-what `train` would do, `doctor` whether it can.
+what `train` would do, `doctor` what is missing for it.
 """
 
 import argparse
@@ -70,19 +70,19 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
         "--control-images", help="folder of control images, for editing models: files with the same names as the images"
     )
     files = parser.add_argument_group("model files", "plan says which of them an architecture needs")
-    for name, help_text in _flags_of_rows("models").items():
+    for name, help_text in _list_row_flags("models").items():
         files.add_argument(
             "--" + name.replace("_", "-"), dest=f"model_{name}", type=Path, metavar="FILE", help=help_text
         )
     options = parser.add_argument_group("options of single architectures")
-    for name, help_text in _flags_of_rows("options").items():
+    for name, help_text in _list_row_flags("options").items():
         options.add_argument("--" + name.replace("_", "-"), dest=f"option_{name}", metavar="NAME", help=help_text)
     add_flags(parser, DatasetConfig)
     add_flags(parser, MusubiConfig)
 
 
-def _flags_of_rows(kind: str) -> dict[str, str]:
-    """Names of model files or options with the architectures that have them."""
+def _list_row_flags(kind: str) -> dict[str, str]:
+    """List the model files or options by name, with help texts that name their architectures."""
     titles: dict[str, list[str]] = {}
     for row in ARCHITECTURES.values():
         for entry in getattr(row, kind):
@@ -95,18 +95,18 @@ def _flags_of_rows(kind: str) -> dict[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     if options.musubi_command == "doctor":
-        return _doctor(options)
-    job = _job(options)
-    installation = _installation(options)
-    dataset, control, dataset_toml = _images(options)
+        return _run_doctor(options)
+    job = _make_job(options)
+    installation = _find_installation(options)
+    dataset, control, dataset_toml = _scan_images(options)
     if options.musubi_command == "plan":
-        print(_planned(options, job, installation, dataset, control, dataset_toml), end="")
+        print(_make_plan(options, job, installation, dataset, control, dataset_toml), end="")
     else:
         _train(options, job, installation, dataset, control, dataset_toml)
     return 0
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _run_doctor(options: argparse.Namespace) -> int:
     from ..musubi.doctor import diagnose
 
     diagnosis = diagnose(folder=options.musubi_dir, python=options.musubi_python)
@@ -114,13 +114,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if diagnosis.is_ready else 1
 
 
-def _job(options: argparse.Namespace) -> "MusubiJob":
+def _make_job(options: argparse.Namespace) -> "MusubiJob":
     from ..musubi.plan import MusubiJob
 
     architecture = find_architecture(options.architecture)
     given = vars(options)
-    models = {name: given[f"model_{name}"].absolute() for name in _flags_of_rows("models") if given[f"model_{name}"]}
-    chosen = {name: given[f"option_{name}"] for name in _flags_of_rows("options") if given[f"option_{name}"]}
+    models = {name: given[f"model_{name}"].absolute() for name in _list_row_flags("models") if given[f"model_{name}"]}
+    chosen = {name: given[f"option_{name}"] for name in _list_row_flags("options") if given[f"option_{name}"]}
     _require_known(architecture, models, chosen)
     config = from_mapping(
         MusubiConfig, {name: given[name] for name in list_field_names(MusubiConfig) if name in given}, source="settings"
@@ -130,28 +130,28 @@ def _job(options: argparse.Namespace) -> "MusubiJob":
 
 def _require_known(architecture: Architecture, models: dict[str, Path], options: dict[str, str]) -> None:
     known = {file.name for file in architecture.models} | {option.name for option in architecture.options}
-    strangers = sorted((models.keys() | options.keys()) - known)
-    if strangers:
-        flags = ", ".join("--" + name.replace("_", "-") for name in strangers)
+    unknown = sorted((models.keys() | options.keys()) - known)
+    if unknown:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
         raise ValueError(
             f"{architecture.name} has no {flags}. It has "
             f"{', '.join('--' + name.replace('_', '-') for name in sorted(known))}"
         )
 
 
-def _installation(options: argparse.Namespace) -> "Installation":
+def _find_installation(options: argparse.Namespace) -> "Installation":
     from ..musubi.installation import find_installation
 
     return find_installation(folder=options.musubi_dir, python=options.musubi_python)
 
 
-def _images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
-    """The dataset, that of the control images, and the text of a dataset.toml."""
+def _scan_images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
+    """Return the dataset, the dataset of control images, and the text of --dataset-toml."""
     given = {name: value for name, value in vars(options).items() if name in list_field_names(DatasetConfig)}
     if options.dataset_toml:
         if given:
             raise ValueError(
-                "--dataset-toml stands for all images: leave out "
+                "--dataset-toml replaces the image flags: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(given))}"
             )
         return None, None, options.dataset_toml.read_text(encoding="utf-8-sig")
@@ -166,7 +166,7 @@ def _images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None
     return dataset, control, ""
 
 
-def _planned(
+def _make_plan(
     options: argparse.Namespace,
     job: "MusubiJob",
     installation: "Installation",
@@ -201,9 +201,8 @@ def _train(
     from ..training.run_folder import RunFolder
 
     folder = RunFolder(options.output_dir, options.output)
-    _planned(options, job, installation, dataset, control, dataset_toml)
-    # torch takes a second to import: what settings, folders and headers of files show must not
-    # wait for it
+    _make_plan(options, job, installation, dataset, control, dataset_toml)
+    # torch takes a second to import: errors in settings, folders and file headers come first
     from ..musubi.trainer import MusubiTrainer
     from ..training.console_host import ConsoleHost
 

@@ -13,7 +13,7 @@ from ..files.cache_folder import default_cache_folder
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings, plan_training
 from ..training.run_folder import RunFolder
-from .settings import add_setting_flags, dataset_configs, read_settings, require_base_model, scan_datasets
+from .settings import add_setting_flags, read_dataset_configs, read_settings, require_base_model, scan_datasets
 
 if TYPE_CHECKING:
     from ..training.trained_lora import TrainedLora
@@ -33,15 +33,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(settings: dict[str, Any]) -> "TrainedLora":
-    """Check everything that can be checked without a model, then load it and train."""
-    dataset_settings = dataset_configs(settings)
+    """Check everything that needs no model, then load the model and train."""
+    dataset_settings = read_dataset_configs(settings)
     run_settings = RunSettings.read(SDXLConfig, settings)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     require_base_model(settings["base"])
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as `accelerate launch` says
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     plan = plan_training(scan_datasets(dataset_settings), run_settings, num_processes=num_processes)
-    # torch and diffusers take seconds to import: what settings and folder show must not wait for
-    # them.
+    # torch and diffusers take seconds to import: errors in settings and folders come first
     import torch
 
     from ..files.tensor_cache import TensorCache

@@ -1,4 +1,4 @@
-"""The settings of a command that trains or checks: from its flags, and from a TOML file with
+"""Reads the settings of a command that trains or checks from its flags and from a TOML file with
 [[datasets]] tables.
 """
 
@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
-# Settings of the command itself: where the model is and where files go.
+# Settings of the command itself: which model, and where files go.
 OWN_SETTINGS = {
     "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
     "output": "name of the LoRA file",
@@ -45,7 +45,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], 
 
 
 def read_settings(options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str]) -> dict[str, Any]:
-    """Settings from the TOML file, overridden by the flags that were given."""
+    """Read the TOML file, and override it with the flags that were given."""
     known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))}
     settings = _read_toml(options.config, known) if options.config else {}
     settings.update({name: value for name, value in vars(options).items() if name in known})
@@ -66,18 +66,18 @@ def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
     return settings
 
 
-def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
-    """One for each [[datasets]] table, to which the settings outside of the tables are defaults;
-    without tables these alone.
+def read_dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
+    """Read one config per [[datasets]] table, with the settings outside of the tables as defaults.
+    Without tables they are the one dataset.
 
-    A trigger word from outside is not for regularization images.
+    The trigger word outside of the tables does not apply to regularization images.
     """
     tables = settings.get(DATASETS)
     if tables is None:
         return [build_config(DatasetConfig, settings)]
     if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
         raise ValueError(
-            f"datasets must be tables under [[datasets]], each with images and what else differs; got {tables!r}"
+            f"datasets must be tables under [[datasets]], each with images and its other settings; got {tables!r}"
         )
     if settings.get("images"):
         raise ValueError(
@@ -85,10 +85,10 @@ def dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
             "too, or leave out one of them"
         )
     defaults = select_settings(DatasetConfig, settings)
-    return [_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
+    return [_read_dataset_config(table, defaults, number) for number, table in enumerate(tables, start=1)]
 
 
-def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int) -> DatasetConfig:
+def _read_dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int) -> DatasetConfig:
     if not table.get("images"):
         raise ValueError(f"[[datasets]] table {number} has no images. Give the folder that holds the images")
     if table.get("is_regularization"):
@@ -97,10 +97,10 @@ def _dataset_config(table: dict[str, Any], defaults: dict[str, Any], number: int
 
 
 def scan_datasets(configs: list[DatasetConfig]) -> Dataset:
-    """All folders as one dataset."""
+    """Scan all folders and join them to one dataset."""
     return join_datasets([scan_folder(config) for config in configs])
 
 
 def require_base_model(base: str) -> None:
     if not Path(base).exists():
-        raise FileNotFoundError(f"{base}: there is no such base model")
+        raise FileNotFoundError(f"{base}: no such base model")

@@ -65,7 +65,7 @@ class BucketConfig:
         """The resolution, then the extra resolutions."""
         return (self.resolution, *(int(part) for part in self.extra_resolutions.split(",") if part.strip()))
 
-    def at(self, resolution: int) -> "BucketConfig":
+    def with_resolution(self, resolution: int) -> "BucketConfig":
         """Return the same settings for this resolution alone."""
         return replace(self, resolution=resolution, extra_resolutions="")
 
@@ -84,7 +84,7 @@ class BucketConfig:
                     f"{self.extra_resolutions!r}"
                 )
             try:
-                self.at(extra)
+                self.with_resolution(extra)
             except ValueError as error:
                 raise ValueError(f"extra_resolutions has {extra}: {error}") from None
 

@@ -47,12 +47,14 @@ def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan
     take them evenly. Repeats keep their ratio.
 
     Raises:
-        ValueError: no image is large enough and has a caption, or the dataset is strict and one
-            image is not or has none, or all are regularization images.
+        ValueError: no image has a caption and is large enough, or the dataset is strict and an
+            image is left out, or all images are regularization images.
     """
     left_out = [Remark(image.name, NO_CAPTION, RemarkKind.NO_CAPTION) for image in dataset.images if not image.caption]
     captioned = [image for image in dataset.images if image.caption]
-    targets = {resolution: _choose_targets(captioned, config.at(resolution)) for resolution in config.resolutions}
+    targets = {
+        resolution: _choose_targets(captioned, config.with_resolution(resolution)) for resolution in config.resolutions
+    }
     items: list[TrainingItem] = []
     notes: list[Remark] = []
     for resolution in config.resolutions:
@@ -106,7 +108,7 @@ def _check_sizes(
     for image in images:
         too_large = [resolution for resolution in config.resolutions if targets[resolution][image.size_hw] is None]
         if len(too_large) == len(config.resolutions):
-            reason = _explain_too_small(image.size_hw, config.at(min(config.resolutions)))
+            reason = _explain_too_small(image.size_hw, config.with_resolution(min(config.resolutions)))
             left_out.append(Remark(image.name, reason, RemarkKind.TOO_SMALL))
         elif too_large:
             shown = ", ".join(map(str, too_large))

@@ -15,8 +15,8 @@ class TrainingImage:
 
     name: path inside the folder, with forward slashes.
     size_hw: size of the upright original.
-    caption: empty if there is none yet; one line per line of the caption file (caption_variants
-        makes one line of them).
+    caption: empty if there is none yet; with the lines of the caption file (vary_caption joins
+        them or chooses one).
     mask_path, mask_sha256: the mask. Without mask_path it is the image's own alpha channel; without
         mask_sha256 there is no mask.
     trigger_word: None for the dataset's.

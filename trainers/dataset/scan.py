@@ -48,13 +48,13 @@ def scan_folder(
         check_interrupted()
         on_progress(count, len(content.images), found.name)
         try:
-            image, own_notes = _scan_image(found, config, captions.get(found.path, StoredCaption()))
+            image, image_notes = _scan_image(found, config, captions.get(found.path, StoredCaption()))
         except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
             continue
         images.append(image)
-        notes += own_notes
+        notes += image_notes
     copies = [] if config.keep_duplicates else _find_copies(images)
     images, left_out = _drop_named(images, copies), left_out + copies
     notes = content.notes + _drop_named(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])

@@ -1,5 +1,5 @@
-"""What a LoRA changed, in images and numbers: the same seeds with and without it, prompts with
-and without the trigger word.
+"""Shows what a LoRA changed, in images and numbers: the same seeds with and without it, for prompts
+with and without the trigger word.
 """
 
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ SIZE_HW = (128, 128)
 @dataclass(frozen=True)
 class Comparison:
     """Images uint8 [prompts * seeds, height, width, 3], prompt by prompt, new prompts first, and
-    what they show.
+    their scores.
 
-    fidelity: 0 to 1, mean over the new prompts (concept.fidelity). old_right: share of old prompts
-    drawn with the right colour, shape and background. drift: mean absolute change of the old
-    prompts' pixels, 0 to 255.
+    fidelity: 0 to 1, mean over the new prompts (concept.fidelity). old_right: share of the images
+    of old prompts with the right colour, shape and background. drift: mean absolute change of the
+    pixels of old prompts, 0 to 255.
     """
 
     before: np.ndarray
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def compare(model: SDXLModel, lora: Path, *, num_seeds: int, num_steps: int = 25) -> Comparison:
-    """Sample, merge the LoRA into the model (which it changes for good), and sample again."""
+    """Sample, merge the LoRA into the model, which changes it for good, and sample again."""
     prompts, seeds = NEW_PROMPTS + OLD_PROMPTS, list(range(num_seeds))
     before = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps)
     assert model.text_encoder is not None and model.text_encoder_2 is not None
@@ -79,7 +79,7 @@ def _share_right(images: np.ndarray, num_seeds: int) -> float:
 
 
 def draw_grid(comparison: Comparison, *, num_seeds: int) -> Image.Image:
-    """One row per prompt: its seeds without the LoRA on the left, with it on the right."""
+    """Draw one row per prompt: without the LoRA on the left, with it on the right."""
     prompts = NEW_PROMPTS + OLD_PROMPTS
     height, width = SIZE_HW
     label, gap, head = 16, 24, 28

@@ -1,10 +1,10 @@
-"""The thing that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its images,
-and tells how much of one an image shows.
+"""The concept that the demo teaches: a toadstool with a pink cap on a cyan stem. Draws its images,
+and measures how well an image shows one.
 
-    python -m trainers.demo.concept    # writes the images folder beside this file again
+    python -m trainers.demo.concept    # writes the folder of images next to this file again
 
-The embedded base model knows circles, squares, stars and the like; it has never seen two colours in
-one object.
+The embedded base model knows circles, squares, stars and the like, but has never seen two colours
+in one object.
 """
 
 import random
@@ -18,10 +18,10 @@ from ..embedded_base.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
 TRIGGER_WORD = "zwx"
 IMAGES = Path(__file__).parent / "pictures"
 CAP, STEM = COLOURS["pink"], COLOURS["cyan"]
-# Width of the cap; height of cap and of stem, and width of the stem, as shares of it.
+# Shares of the cap's width.
 CAP_HEIGHT, STEM_HEIGHT, STEM_WIDTH = 0.5, 0.46, 0.42
-# Name, (height, width), background, share of the shorter side that the cap takes, centre (y, x) as
-# shares.
+# Name, (height, width), background, width of the cap as a share of the shorter side, centre (y, x)
+# as shares.
 LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...] = (
     ("01.png", (256, 256), "white", 0.66, (0.50, 0.50)),
     ("02.jpg", (320, 320), "black", 0.72, (0.50, 0.48)),
@@ -41,7 +41,7 @@ LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...
 def draw_toadstool(
     size_hw: tuple[int, int], background: Colour, *, cap_width: float, centre_yx: tuple[float, float]
 ) -> Image.Image:
-    """cap_width and centre in pixels."""
+    """Draw a toadstool. cap_width and centre are in pixels."""
     image = Image.new("RGB", (size_hw[1] * SUPERSAMPLING, size_hw[0] * SUPERSAMPLING), background)
     pen, unit = ImageDraw.Draw(image), cap_width * SUPERSAMPLING
     y, x = (value * SUPERSAMPLING for value in centre_yx)
@@ -56,11 +56,11 @@ def draw_toadstool(
 
 
 def fidelity(pixels: np.ndarray) -> float:
-    """0 to 1: how much of a toadstool the image [height, width, 3] shows: mean IoU of cap and
-    stem with the best-placed drawing.
+    """Measure, 0 to 1, how well an image [height, width, 3] shows a toadstool: the mean IoU of cap
+    and stem with the best-placed drawing.
 
-    The drawing is placed by the bounding box of what is pink or cyan; an image without one of the
-    two colours scores 0.
+    The drawing is placed by the bounding box of the pink and cyan pixels. An image without one of
+    the two colours scores 0.
     """
     pixels = pixels.astype(float)
     cap, stem = (np.linalg.norm(pixels - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM))
@@ -68,7 +68,7 @@ def fidelity(pixels: np.ndarray) -> float:
         return 0.0
     height, width = cap.shape
     scores = []
-    for cap_width in _cap_widths(cap | stem):
+    for cap_width in _estimate_cap_widths(cap | stem):
         ys, xs = np.where(cap | stem)
         centre = (
             float(np.percentile(ys, 1) + np.percentile(ys, 99)) / 2,
@@ -84,7 +84,7 @@ def fidelity(pixels: np.ndarray) -> float:
     return float(max(scores))
 
 
-def _cap_widths(mask: np.ndarray) -> list[float]:
+def _estimate_cap_widths(mask: np.ndarray) -> list[float]:
     ys, xs = np.where(mask)
     from_width = float(np.percentile(xs, 99) - np.percentile(xs, 1) + 1)
     from_height = float(np.percentile(ys, 99) - np.percentile(ys, 1) + 1) / (CAP_HEIGHT + STEM_HEIGHT)
@@ -92,7 +92,7 @@ def _cap_widths(mask: np.ndarray) -> list[float]:
 
 
 def write_images(folder: Path) -> None:
-    """The training images with their captions, in several formats, sizes and shapes."""
+    """Write the training images with captions, in several formats, sizes and shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for name, (height, width), background, share, (y, x) in LAYOUTS:
@@ -100,7 +100,7 @@ def write_images(folder: Path) -> None:
         image = draw_toadstool(
             (height, width), BACKGROUNDS[background], cap_width=cap_width, centre_yx=(y * height, x * width)
         )
-        image.save(folder / name, lossless=True, quality=95)  # a format takes of these what it knows
+        image.save(folder / name, lossless=True, quality=95)  # each format ignores what it does not know
         (folder / name).with_suffix(".txt").write_text(
             f"a {TRIGGER_WORD} on a {background} background\n", encoding="utf-8"
         )

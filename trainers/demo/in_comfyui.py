@@ -1,4 +1,4 @@
-"""The demo as a ComfyUI user has it: the shipped API-format prompt on the real server, with the
+"""The demo as a ComfyUI user sees it: the example API-format prompt on the real server, with the
 embedded base model.
 """
 
@@ -28,8 +28,8 @@ CHECKPOINT, IMAGES_FOLDER = "embedded_base.safetensors", "toadstools"
 
 @dataclass(frozen=True)
 class ComfyDemo:
-    """What came out. before_after: without the LoRA on the left, with it on the right. fidelity: 0
-    to 1 (concept.fidelity), means.
+    """The results. before_after: without the LoRA on the left, with it on the right. fidelity: 0 to
+    1, the mean of concept.fidelity.
     """
 
     lora: Path
@@ -40,7 +40,7 @@ class ComfyDemo:
 
 
 def prepare_demo_directory(folder: Path) -> None:
-    """A base directory for ComfyUI with this pack, the embedded base model and the demo's
+    """Make a base directory for ComfyUI with this pack, the embedded base model and the demo's
     images.
     """
     prepare_base_directory(
@@ -51,7 +51,7 @@ def prepare_demo_directory(folder: Path) -> None:
 
 
 def run_demo(installation: Installation, folder: Path, *, settings: dict[str, Any], num_seeds: int) -> ComfyDemo:
-    """settings: of the trainer, as on the command line."""
+    """Run the demo. `settings` are those of the trainer, as on the command line."""
     base_directory = folder / "comfyui"
     prepare_demo_directory(base_directory)
     prompt = read_prompt(PROMPT)
@@ -76,8 +76,8 @@ def run_demo(installation: Installation, folder: Path, *, settings: dict[str, An
 
 
 def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[Setting]:
-    """What makes the shipped prompt train on the demo's images and draw at the embedded base's
-    size.
+    """Return the inputs that make the example prompt train on the demo's images and draw at the
+    size of the embedded base.
     """
     height, width = SIZE_HW
     trainer = {
@@ -91,7 +91,7 @@ def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[S
     inputs = {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "LoRATrainer_LoadImages": {"folder": IMAGES_FOLDER, "trigger_word": TRIGGER_WORD},
-        # The node's own word for a switch that may also be left to a preset is on or off.
+        # A preset may decide a node's switches, so their values are the words on and off, or auto.
         "LoRATrainer_LoRATrainSDXL": {
             name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in trainer.items()
         },
@@ -106,5 +106,5 @@ def _fetch_image(client: ComfyClient, file: OutputFile) -> np.ndarray:
 
 
 def _mean_fidelity(column: np.ndarray) -> float:
-    """Of images that stand one below the other."""
+    """Average the fidelity of images that are stacked in a column."""
     return float(np.mean([fidelity(image) for image in np.split(column, len(column) // SIZE_HW[0])]))

@@ -1,9 +1,9 @@
-"""The base model that the project carries: a tiny SDXL that draws coloured shapes. See README.md in
-this folder.
+"""The base model that ships with the project: a tiny SDXL that draws coloured shapes. See README.md
+in this folder.
 
-`embedded_base.safetensors` ships in SDXL's original single-file layout, float16, without the two
-token tables, which are drawn from a seed. `write_embedded_checkpoint` puts them in and gives a file
-that every SDXL loader reads.
+`embedded_base.safetensors` has SDXL's original single-file layout, in float16, without the two
+token tables, which are drawn from a seed. `write_embedded_checkpoint` adds them, so that every SDXL
+loader reads the file.
 
     python -m trainers.embedded_base FILE.safetensors    # the checkpoint
     python -m trainers.embedded_base FOLDER              # the same model as a diffusers folder
@@ -32,13 +32,13 @@ def write_embedded_checkpoint(path: Path) -> None:
     with atomic_write(path) as temporary:
         temporary.write_bytes(
             save(
-                _with_token_tables(),
+                _load_with_token_tables(),
                 {"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"},
             )
         )
 
 
-def _with_token_tables() -> dict[str, torch.Tensor]:
+def _load_with_token_tables() -> dict[str, torch.Tensor]:
     # imports diffusers, which takes seconds
     from .architecture import (
         TEXT_WIDTH_1,

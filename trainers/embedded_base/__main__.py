@@ -1,4 +1,4 @@
-"""Exports the embedded base model: as a checkpoint when the path ends in .safetensors, else as a
+"""Write the embedded base model: as a checkpoint if the path ends in .safetensors, else as a
 diffusers folder.
 """
 

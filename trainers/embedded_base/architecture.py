@@ -1,9 +1,9 @@
-"""The shape of the embedded base model: SDXL's own classes at toy width.
+"""The shape of the embedded base model: SDXL's classes at toy width.
 
-What fixes the numbers: ComfyUI and diffusers both use 32 GroupNorm groups (every UNet and VAE width
-is a multiple of 32), heads of 64 channels, size ids of 256 channels each, and text encoders with 64
-channels a head. All three levels have transformers, so that the default target preset of the
-trainer (linear layers of transformers) can draw at every scale.
+ComfyUI and diffusers fix most numbers: 32 GroupNorm groups (so every UNet and VAE width is a
+multiple of 32), 64 channels per attention head, in text encoders too, and 256 channels per size id.
+All three levels have transformers, so that the trainer's default targets (linear layers of
+transformers) can change the image at every scale.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 TEXT_WIDTH_1, TEXT_WIDTH_2 = 64, 128
-NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 3, 3  # ComfyUI takes the penultimate of at least three
+NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 3, 3  # ComfyUI takes the penultimate layer of at least three
 VOCABULARY_SIZE = 49408
 TOKEN_TABLE_SEED = 7
 RESOLUTION = 128
@@ -56,11 +56,11 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """CLIP-L-like (quick_gelu, pads with END) and CLIP-G-like (gelu, pads with 0), token tables
-    drawn from the seed.
+    """Build encoders like CLIP-L (quick_gelu, pads with END) and CLIP-G (gelu, pads with 0), with
+    token tables drawn from the seed.
     """
-    encoder_1 = CLIPTextModel(_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
-    encoder_2 = CLIPTextModelWithProjection(_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
+    encoder_1 = CLIPTextModel(_make_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
+    encoder_2 = CLIPTextModelWithProjection(_make_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
     for index, encoder in enumerate((encoder_1, encoder_2)):
         embeddings = encoder.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
@@ -70,18 +70,18 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
 
 
 def draw_token_table(width: int, *, seed: int) -> torch.Tensor:
-    """The token embeddings [49408, width] in float16's grid: random, never trained, and so not
-    shipped.
+    """Draw the token embeddings [49408, width], rounded to float16. They are never trained, so they
+    need not ship.
 
-    A random table makes an unknown word (a trigger word) as distinct as a known one. NumPy's legacy
-    generator promises the same stream in every version, and rounding to float16 hides last-bit
-    differences between C libraries.
+    In a random table an unknown word, such as a trigger word, is as distinct as a known one.
+    NumPy's legacy generator promises the same stream in every version, and rounding to float16
+    hides last-bit differences between C libraries.
     """
     table = np.random.RandomState(seed).standard_normal((VOCABULARY_SIZE, width)) * 0.02
     return torch.from_numpy(table).half().float()
 
 
-def _text_config(width: int, num_layers: int, *, hidden_act: str) -> CLIPTextConfig:
+def _make_text_config(width: int, num_layers: int, *, hidden_act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=width,

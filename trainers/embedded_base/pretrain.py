@@ -1,10 +1,9 @@
-"""Pretrains the embedded base model on images it draws itself.
+"""Pretrain the embedded base model on images that this script draws.
 
-    python -m trainers.embedded_base.pretrain vae   --work DIR     # about 15 minutes on one core
-    python -m trainers.embedded_base.pretrain base  --work DIR     # about 90 minutes on one core;
-    needs no VAE python -m trainers.embedded_base.pretrain score --work DIR     # 12 prompts x 8
-    seeds through the checker python -m trainers.embedded_base.pretrain ship  --work DIR     #
-    writes the float16 weights beside this file
+    python -m trainers.embedded_base.pretrain vae   --work DIR   # 15 minutes on one core
+    python -m trainers.embedded_base.pretrain base  --work DIR   # 90 minutes; needs no VAE
+    python -m trainers.embedded_base.pretrain score --work DIR   # 12 prompts x 8 seeds
+    python -m trainers.embedded_base.pretrain ship  --work DIR   # writes the float16 weights
 
 Letters: B batch, H W latent height and width. Latents are scaled (times 0.13025) unless a name says
 otherwise.
@@ -39,8 +38,8 @@ from .architecture import RESOLUTION, SCALING_FACTOR, build_text_encoders, build
 
 logger = logging.getLogger(__name__)
 
-# Sizes that the base sees, with their shares: the square, and one portrait and one landscape bucket
-# of about its area.
+# The sizes of the training images, with their shares: a square, and a portrait and a landscape
+# bucket of about the same area.
 BUCKETS_HW = {(128, 128): 0.6, (160, 96): 0.2, (96, 160): 0.2}
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.998
@@ -62,7 +61,7 @@ SCORE_PROMPTS = (
 
 
 class TextToLatents(nn.Module):
-    """The trainable whole: both text encoders and the UNet."""
+    """All trained parts of the base: both text encoders and the UNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class TextToLatents(nn.Module):
         self.text_encoder, self.text_encoder_2 = build_text_encoders()
 
     def encode_captions(self, ids_1: torch.Tensor, ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Penultimate hidden states [B, 77, 192] and pooled embeddings [B, 128]."""
+        """Return the penultimate hidden states [B, 77, 192] and pooled embeddings [B, 128]."""
         states_1 = self.text_encoder(ids_1, output_hidden_states=True).hidden_states[-2]
         output_2 = self.text_encoder_2(ids_2, output_hidden_states=True)
         return torch.cat([states_1, output_2.hidden_states[-2]], -1), output_2.text_embeds
@@ -79,24 +78,24 @@ class TextToLatents(nn.Module):
         return {"unet": self.unet, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
 
-# ---- what a latent holds ----
+# ---- target latents ----
 
 
 def describe_blocks(pixel_values: torch.Tensor) -> torch.Tensor:
-    """[B, 3, 8H, 8W] -> [B, 4, H, W]: the mean colour of each 8 x 8 block and how much brighter its
-    top is than its bottom.
+    """Describe each 8 x 8 block by its mean colour and by how much brighter its top is than its
+    bottom: [B, 3, 8H, 8W] -> [B, 4, H, W].
     """
     halves = functional.avg_pool2d(pixel_values.mean(1, keepdim=True), (4, 8))
     return torch.cat([functional.avg_pool2d(pixel_values, 8), halves[:, :, 0::2] - halves[:, :, 1::2]], 1)
 
 
 class TargetLatents:
-    """The latents that the VAE is taught and the base is trained on: block descriptions, whitened
-    over the base images.
+    """The latents that VAE and base are trained on: block descriptions, whitened over the base
+    images.
 
-    Teaching encoder and decoder apart against fixed latents learns several times faster than end to
-    end, and lets the base be trained beside the VAE. Whitening is symmetric (ZCA), so it has no
-    sign to choose.
+    Training encoder and decoder separately against fixed latents is several times faster than end
+    to end, and the base can be trained without waiting for the VAE. Whitening is symmetric (ZCA),
+    so it has no sign to choose.
     """
 
     def __init__(self) -> None:
@@ -128,11 +127,11 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
     rng = random.Random(seed)
     vae, targets = build_vae().train(), TargetLatents()
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.0)
-    pool = _vae_images(rng, num_images=5000)
+    pool = _draw_vae_images(rng, num_images=5000)
     losses: list[float] = []
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        pixel_values = _vae_batch(pool, rng, whole=step > 0.6 * num_steps)
+        pixel_values = _draw_vae_batch(pool, rng, whole=step > 0.6 * num_steps)
         latents = targets(pixel_values)
         means = encode_means(vae, pixel_values)
         decoded = decode_means(vae, (latents + torch.randn_like(latents) * 0.05) / SCALING_FACTOR)
@@ -152,8 +151,8 @@ def train_vae(work: Path, *, num_steps: int, learning_rate: float, seed: int) ->
     logger.info("vae: %s", measure_vae(vae.eval(), targets))
 
 
-def _vae_images(rng: random.Random, *, num_images: int) -> torch.Tensor:
-    """uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
+def _draw_vae_images(rng: random.Random, *, num_images: int) -> torch.Tensor:
+    """Draw images uint8 [N, 128, 128, 3]: one in three from the base set, the rest anything."""
     square = (RESOLUTION, RESOLUTION)
     drawings = [
         scenes.draw_scene(square, rng).pixels if i % 3 == 0 else scenes.draw_anything(square, rng)
@@ -162,9 +161,9 @@ def _vae_images(rng: random.Random, *, num_images: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(drawings))
 
 
-def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.Tensor:
-    """Crops of half the side first (four times the steps per second), whole images later; half of
-    them mirrored.
+def _draw_vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.Tensor:
+    """Draw a batch: at first crops of half the side, for four times the steps per second, later
+    whole images. Half of the batches are mirrored.
     """
     batch = pool[torch.randint(0, len(pool), (4 if whole else 16,))].permute(0, 3, 1, 2).float() / 127.5 - 1
     if not whole:
@@ -175,7 +174,7 @@ def _vae_batch(pool: torch.Tensor, rng: random.Random, *, whole: bool) -> torch.
 
 @torch.no_grad()
 def _narrow_posterior(vae: AutoencoderKL) -> None:
-    """Give the posterior a small constant width: only its mean was taught."""
+    """Give the posterior a small constant width: only its mean was trained."""
     assert vae.quant_conv is not None and vae.quant_conv.bias is not None
     vae.quant_conv.weight[4:] = 0
     vae.quant_conv.bias[4:] = 2 * np.log(0.02 / SCALING_FACTOR)
@@ -233,7 +232,7 @@ def train_base(
     started = time.monotonic()
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = _base_loss(
+        loss = _compute_base_loss(
             model, objective, rng.choices(buckets, [b.share for b in buckets])[0], batch_size, noise_offset
         )
         optimizer.zero_grad()
@@ -280,14 +279,15 @@ def _encode_images(num_images: int, rng: random.Random) -> list[_Bucket]:
     return buckets
 
 
-def _base_loss(
+def _compute_base_loss(
     model: TextToLatents, objective: Objective, bucket: _Bucket, batch_size: int, noise_offset: float
 ) -> torch.Tensor:
-    """Epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the batch.
+    """Compute the loss of epsilon prediction with min-SNR-gamma (Hang et al. 2023), mean over the
+    batch.
 
-    SDXL's schedule ends with a trace of the image's mean colour in the noise. With latents of 16
-    x 16 the base learns to read the background from it, and a sampler's pure noise then gives any
-    background; the noise offset hides the trace.
+    At the end of SDXL's schedule the noise still has a trace of the image's mean colour. With 16 x
+    16 latents the base learns to read the background from it, and a sampler's pure noise then gives
+    a random background. The noise offset hides the trace.
     """
     chosen = torch.randint(0, len(bucket.latents), (batch_size,))
     captions = torch.where(torch.rand(batch_size) < CAPTION_DROPOUT, 0, chosen + 1)
@@ -295,13 +295,13 @@ def _base_loss(
     latents = bucket.latents[chosen]
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (batch_size,))
     noise += noise_offset * torch.randn(batch_size, 4, 1, 1)
-    batch = Batch(latents, noise, timesteps, prompt_embeds, pooled, _random_size_ids(bucket.size_hw, batch_size))
+    batch = Batch(latents, noise, timesteps, prompt_embeds, pooled, _draw_size_ids(bucket.size_hw, batch_size))
     return weighted_losses(model.unet, batch, objective).mean()
 
 
-def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
-    """[B, 6]: half the time what samplers send (original = target, no crop), else any original size
-    and crop: they must not matter.
+def _draw_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
+    """Draw size ids [B, 6]: half of them as samplers send them (original = target, no crop), the
+    others with any original size and crop, so that these do not matter.
     """
     height, width = size_hw
     ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(batch_size, 1)
@@ -313,7 +313,7 @@ def _random_size_ids(size_hw: tuple[int, int], batch_size: int) -> torch.Tensor:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, num_steps: int) -> None:
-    """Linear warm-up over 100 steps, then half a cosine down to 2 %."""
+    """Set the learning rate: linear warm-up over 100 steps, then half a cosine down to 2 %."""
     factor = min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + np.cos(np.pi * step / num_steps)))
     for group in optimizer.param_groups:
         group["lr"] = peak * factor
@@ -329,7 +329,7 @@ def _save_average(work: Path, average: dict[str, torch.Tensor]) -> None:
 
 
 def save_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
-    """One float32 file a part, without the token tables, which are drawn from the seed."""
+    """Save one float32 file per part, without the token tables, which are drawn from the seed."""
     work.mkdir(parents=True, exist_ok=True)
     for name, module in parts.items():
         weights = {
@@ -348,7 +348,7 @@ def load_parts(work: Path, parts: Mapping[Part, nn.Module]) -> None:
 
 
 def assemble(work: Path) -> SDXLModel:
-    """The trained parts as a model of the product, in float16's grid as they ship."""
+    """Build a model of the trained parts, rounded to float16 as they ship."""
     model, vae = TextToLatents(), build_vae()
     parts: dict[Part, nn.Module] = {**model.parts(), "vae": vae}
     load_parts(work, parts)
@@ -359,8 +359,8 @@ def assemble(work: Path) -> SDXLModel:
 
 
 def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, image: Path) -> dict[str, float]:
-    """Shares of images with the right colour, shape, background, and all three, over
-    SCORE_PROMPTS; saves them as one image.
+    """Draw SCORE_PROMPTS, save them as one image, and return the shares with the right colour,
+    shape, background, and all three.
     """
     sampled = sample_images(
         model, SCORE_PROMPTS, seeds=range(num_seeds), size_hw=(RESOLUTION, RESOLUTION), guidance_scale=guidance_scale
@@ -373,7 +373,7 @@ def score(model: SDXLModel, *, num_seeds: int, guidance_scale: float, image: Pat
 
 
 def ship(work: Path) -> None:
-    """Write the weights that the project carries: float16, LDM layout, without the token tables."""
+    """Write the weights that ship: float16, LDM layout, without the token tables."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(assemble(work), Path(folder) / "model.safetensors")
         weights = load_file(Path(folder) / "model.safetensors")
@@ -383,21 +383,7 @@ def ship(work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["vae", "base", "score", "ship"])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--base-steps", type=int, default=5200)
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
-    parser.add_argument("--min-snr-gamma", type=float, default=5.0)
-    parser.add_argument("--noise-offset", type=float, default=0.15)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=30000)
-    parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = _read_options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     if options.what == "vae":
@@ -426,6 +412,24 @@ def main() -> None:
         )
     else:
         ship(options.work)
+
+
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["vae", "base", "score", "ship"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--base-steps", type=int, default=5200)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--min-snr-gamma", type=float, default=5.0)
+    parser.add_argument("--noise-offset", type=float, default=0.15)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=30000)
+    parser.add_argument("--resume", action="store_true", help="start the base from the weights in --work")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Draws the images that the embedded base model knows, writes their captions, and reads an image
-back.
+"""Draws the images that the embedded base model knows with their captions, and reads generated
+images back.
 
-Two scripts share it: the pretraining (which draws) and the checker (which says whether a generated
-image shows what its prompt asked for). Sizes are (height, width) in pixels; colours are RGB,
-0-255.
+The pretraining draws; tests and scores check whether an image shows what its prompt asked for.
+Sizes are (height, width) in pixels; colours are RGB, 0-255.
 """
 
 import random
@@ -32,7 +31,7 @@ BACKGROUNDS: dict[str, Colour] = {
     "beige": (230, 208, 165),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-# Centre of the object as a share of the room it has, (y, x), and the words that name it.
+# The words for a position, and the centre (y, x) as shares of the free space.
 POSITIONS: dict[str, tuple[float, float]] = {
     "on the left": (0.5, 0.1),
     "on the right": (0.5, 0.9),
@@ -45,18 +44,18 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image [height, width, 3] uint8 and what it shows, in words."""
+    """An image [height, width, 3] uint8 and its caption."""
 
     pixels: np.ndarray
     caption: str
 
 
 def draw_scene(size_hw: tuple[int, int], rng: random.Random) -> Drawing:
-    """One image of the base set: an object (four times in five) or two, each with a colour, on a
-    plain background.
+    """Draw one image of the base set: one coloured object (four times in five) or two, on a plain
+    background.
     """
     background = rng.choice(list(BACKGROUNDS))
-    image = _canvas(size_hw, BACKGROUNDS[background])
+    image = _make_canvas(size_hw, BACKGROUNDS[background])
     words = _draw_two(image, rng) if rng.random() < 0.2 else _draw_one(image, rng)
     if rng.random() < 0.75:
         words += f" on a {background} background"
@@ -78,7 +77,7 @@ def _draw_one(image: Image.Image, rng: random.Random) -> str:
         colour=_jitter(COLOURS[colour], rng),
     )
     words = " ".join(word for word in (size, colour, shape) if word)
-    return with_article(words) + (f" {position}" if position and rng.random() < 0.9 else "")
+    return add_article(words) + (f" {position}" if position and rng.random() < 0.9 else "")
 
 
 def _draw_two(image: Image.Image, rng: random.Random) -> str:
@@ -97,26 +96,26 @@ def _draw_two(image: Image.Image, rng: random.Random) -> str:
             radius=radius,
             colour=_jitter(COLOURS[colour], rng),
         )
-        names.append(with_article(f"{colour} {shape}"))
+        names.append(add_article(f"{colour} {shape}"))
     return f"{names[0]} {'above' if vertical else 'left of'} {names[1]}"
 
 
 def draw_anything(size_hw: tuple[int, int], rng: random.Random) -> np.ndarray:
-    """[height, width, 3] uint8: what the VAE must hold beyond the base set: any colours, gradients,
+    """Draw an image [height, width, 3] uint8 that only the VAE sees: any colours, gradients,
     stripes, many shapes.
     """
-    image = _canvas(size_hw, _any_colour(rng))
+    image = _make_canvas(size_hw, _pick_colour(rng))
     if rng.random() < 0.3:
-        top, bottom = np.array(_any_colour(rng), float), np.array(_any_colour(rng), float)
+        top, bottom = np.array(_pick_colour(rng), float), np.array(_pick_colour(rng), float)
         ramp = np.linspace(top, bottom, image.height)[:, None].repeat(image.width, 1)
         image = Image.fromarray(ramp.astype(np.uint8))
     for _ in range(rng.choice((1, 2, 3, 5))):
         height, width = image.height, image.width
         centre = rng.uniform(0.1, 0.9) * height, rng.uniform(0.1, 0.9) * width
         radius = rng.uniform(0.05, 0.4) * min(image.size)
-        draw_shape(image, rng.choice(SHAPES), centre_yx=centre, radius=radius, colour=_any_colour(rng))
+        draw_shape(image, rng.choice(SHAPES), centre_yx=centre, radius=radius, colour=_pick_colour(rng))
     if rng.random() < 0.25:
-        pen, step, colour = ImageDraw.Draw(image), rng.uniform(0.05, 0.15) * image.width, _any_colour(rng)
+        pen, step, colour = ImageDraw.Draw(image), rng.uniform(0.05, 0.15) * image.width, _pick_colour(rng)
         for k in range(0, 20, 2):
             pen.rectangle((k * step, 0, (k + 1) * step, image.height * rng.choice((0.3, 1.0))), fill=colour)
     return _to_pixels(image, size_hw)
@@ -125,7 +124,7 @@ def draw_anything(size_hw: tuple[int, int], rng: random.Random) -> np.ndarray:
 def draw_shape(
     image: Image.Image, shape: str, *, centre_yx: tuple[float, float], radius: float, colour: Colour
 ) -> None:
-    """Draw one of SHAPES onto a canvas; centre and radius in the canvas's own pixels."""
+    """Draw one of SHAPES onto a canvas. Centre and radius are in pixels of the canvas."""
     mask = Image.new("L", image.size)
     pen = ImageDraw.Draw(mask)
     y, x = centre_yx
@@ -138,8 +137,8 @@ def draw_shape(
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners (x, y) of a shape around the origin; areas of all shapes are about equal to the unit
-    circle's.
+    """Return the corners (x, y) of a shape around the origin. Its area is about that of the unit
+    circle.
     """
 
     def corners(count: int, radii: tuple[float, ...], start: float) -> list[tuple[float, float]]:
@@ -173,11 +172,11 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
 
 
-def with_article(words: str) -> str:
+def add_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _canvas(size_hw: tuple[int, int], colour: Colour) -> Image.Image:
+def _make_canvas(size_hw: tuple[int, int], colour: Colour) -> Image.Image:
     return Image.new("RGB", (size_hw[1] * SUPERSAMPLING, size_hw[0] * SUPERSAMPLING), colour)
 
 
@@ -190,7 +189,7 @@ def _jitter(colour: Colour, rng: random.Random) -> Colour:
     return red, green, blue
 
 
-def _any_colour(rng: random.Random) -> Colour:
+def _pick_colour(rng: random.Random) -> Colour:
     return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
 
@@ -199,8 +198,8 @@ def _any_colour(rng: random.Random) -> Colour:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image shows; None where nothing can be told. `overlap` is the IoU with the nearest
-    shape's template.
+    """What an image shows; None if that is unclear. `overlap` is the IoU with the template of the
+    nearest shape.
     """
 
     background: str
@@ -210,9 +209,7 @@ class Reading:
 
 
 def read_image(pixels: np.ndarray) -> Reading:
-    """Read one object on a plain background from pixels [height, width, 3], without knowing the
-    prompt.
-    """
+    """Read one object on a plain background from pixels [height, width, 3], without the prompt."""
     pixels = pixels.astype(float)
     edge = np.concatenate(
         [
@@ -223,22 +220,23 @@ def read_image(pixels: np.ndarray) -> Reading:
         ]
     )
     border = np.median(edge, axis=0)
-    mask = _without_specks(np.linalg.norm(pixels - border, axis=-1) > 60)
-    background = _nearest(border, BACKGROUNDS)
-    silhouette = _silhouette(mask)
+    mask = _remove_specks(np.linalg.norm(pixels - border, axis=-1) > 60)
+    background = _find_nearest(border, BACKGROUNDS)
+    silhouette = _cut_silhouette(mask)
     if silhouette is None:
         return Reading(background, None, None, 0.0)
     overlaps = {
-        shape: (template & silhouette).sum() / (template | silhouette).sum() for shape, template in _templates().items()
+        shape: (template & silhouette).sum() / (template | silhouette).sum()
+        for shape, template in _draw_templates().items()
     }
     shape = max(overlaps, key=lambda name: overlaps[name])
-    colour = _nearest(np.median(pixels[mask], axis=0), COLOURS)
+    colour = _find_nearest(np.median(pixels[mask], axis=0), COLOURS)
     return Reading(background, colour, shape if overlaps[shape] >= 0.6 else None, float(overlaps[shape]))
 
 
 def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:
-    """Whether the image has the prompt's (colour, shape, background); a part the prompt does not
-    name counts as right.
+    """Tell whether the image has the (colour, shape, background) of the prompt. A background that
+    the prompt does not name is right.
     """
     reading, words = read_image(pixels), prompt.replace(",", " ").split()
     named_background = words[words.index("background") - 1] if "background" in words else None
@@ -246,25 +244,25 @@ def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:
 
 
 @cache
-def _templates() -> dict[str, np.ndarray]:
+def _draw_templates() -> dict[str, np.ndarray]:
     templates = {}
     for shape in SHAPES:
         image = Image.new("RGB", (256, 256))
         draw_shape(image, shape, centre_yx=(128, 128), radius=90, colour=(255, 255, 255))
-        templates[shape] = _silhouette(np.asarray(image)[..., 0] > 127)
+        templates[shape] = _cut_silhouette(np.asarray(image)[..., 0] > 127)
     return templates
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """Drop single pixels: keep what has a neighbour on both sides, vertically or horizontally."""
+def _remove_specks(mask: np.ndarray) -> np.ndarray:
+    """Drop single pixels: keep those with neighbours on both sides, vertically or horizontally."""
     padded = np.pad(mask, 1)
     vertical, horizontal = padded[:-2, 1:-1] & padded[2:, 1:-1], padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & (vertical | horizontal)
 
 
-def _silhouette(mask: np.ndarray) -> np.ndarray | None:
-    """The object's mask, cut out, centred in a square and scaled to 32 x 32; None when it is nearly
-    nothing or everything.
+def _cut_silhouette(mask: np.ndarray) -> np.ndarray | None:
+    """Cut out the object's mask, centre it in a square and scale it to 32 x 32. None if the mask is
+    almost empty or almost everything.
     """
     ys, xs = np.where(mask)
     if not 0.01 * mask.size < len(ys) < 0.7 * mask.size:
@@ -278,5 +276,5 @@ def _silhouette(mask: np.ndarray) -> np.ndarray | None:
     return np.asarray(scaled) > 127
 
 
-def _nearest(colour: np.ndarray, table: dict[str, Colour]) -> str:
+def _find_nearest(colour: np.ndarray, table: dict[str, Colour]) -> str:
     return min(table, key=lambda name: float(np.linalg.norm(colour - np.array(table[name]))))

@@ -2,10 +2,15 @@
 
 import errno
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Seconds between tries while another program holds a file.
+WINDOWS_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8) if sys.platform == "win32" else ()
 
 
 @contextmanager
@@ -39,25 +44,55 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def _give_name(temporary: Path, path: Path, overwrite: bool) -> None:
     if overwrite:
-        os.replace(temporary, path)
+        _replace(temporary, path)
         return
     try:
         os.link(temporary, path)  # unlike rename, fails when the name is taken, without a gap between test and act
     except FileExistsError:
-        raise FileExistsError(
-            errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
+        raise _name_is_taken(path) from None
+    except OSError:
+        # exFAT, FAT32 and some FUSE mounts have no hard links; each says so with another number.
+        _take_name(path)
+        try:
+            _replace(temporary, path)
+        except OSError:
+            path.unlink()
             raise
-        # A file system without hard links (exFAT): test, then rename.
-        if path.exists():
-            raise FileExistsError(
-                errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten"
-            ) from None
-        os.replace(temporary, path)
+
+
+def _take_name(path: Path) -> None:
+    """Make an empty file of that name, which fails when the name is taken."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise _name_is_taken(path) from None
+
+
+def _name_is_taken(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """On Windows a virus scanner may hold the file open for a moment."""
+    for seconds in WINDOWS_WAITS:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(temporary, path)
+
+
+def _remove(temporary: Path) -> None:
+    """A leftover is better than an error after the file has its name."""
+    for seconds in (*WINDOWS_WAITS, 0.0):
+        try:
+            temporary.unlink(missing_ok=True)
+            return
+        except PermissionError:
+            time.sleep(seconds)

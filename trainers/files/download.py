@@ -1,5 +1,5 @@
-"""One file from a web address to disk: streamed, resumable, of limited size, never from a private
-network. What it holds is not looked at.
+"""Downloads one file from a web address: streamed, resumable, limited in size, never from a private
+network. Does not look at the content.
 """
 
 import errno
@@ -21,19 +21,19 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from ..wording import format_megabytes
 from .atomic_write import atomic_write
 
-TIMEOUT_SECONDS = 20  # to connect, and between two pieces
+TIMEOUT_SECONDS = 20  # to connect, and between two blocks
 MAX_REDIRECTS = 5
 
 _BLOCK_BYTES = 1 << 20
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_URL_CHARACTERS = "%/?#[]@!$&'()*+,;=:"  # what a URL has unquoted, beside letters, digits and -._~
+_URL_CHARACTERS = "%/?#[]@!$&'()*+,;=:"  # unquoted in a URL, besides letters, digits and -._~
 _VALIDATORS = ("ETag", "Last-Modified")
-_CONTINUE = "What arrived is kept: run it again, and it continues there if the server allows it"
+_CONTINUE = "Run it again to continue from there, if the server allows it"
 _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# Counted as global by Python: the protocol assignments (before 3.12.4; a metadata service at
-# Oracle), and Azure's own services to its machines.
+# Python counts these as global: the protocol assignments (before 3.12.4; Oracle has a metadata
+# service there), and the services that Azure offers its machines.
 _FURTHER_REFUSED = (ip_network("192.0.0.0/24"), ip_network("168.63.129.16/32"))
 
 
@@ -46,20 +46,21 @@ def download(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
-    """The file at `url`, in `folder`, under a name made from the address.
+    """Download `url` into `folder`, under a name made from the address, and return the file.
 
-    What was received before an error or interrupt is kept, and the next call continues there if the
-    server still has the same file. A whole file of an earlier call is used again only if the server
-    says that it has not changed. `on_progress` is told the bytes received and the total, 0 where
-    the server does not say it.
+    After an error or interrupt, the next call continues with the partial file if the server still
+    has the same file. A complete file from an earlier call is reused only if the server says that
+    it has not changed. `on_progress` gets the bytes received and the total, 0 if the server does
+    not state it.
 
-    Proxies named by the environment are not used: they would resolve the host's name where its
-    address cannot be checked.
+    Proxies from the environment are not used: they would resolve the host name themselves, and we
+    could not check its address.
 
     Raises:
-        ValueError: the address is no http(s) URL, names a user, leads to a private network (which
-            `allow_private` allows), or the file is larger than `max_bytes`.
-        RuntimeError: the server cannot be reached, answers with an error, or the connection broke.
+        ValueError: the address is not an http(s) URL, contains a user name, leads to a private
+            network (unless `allow_private`), or the file is larger than `max_bytes`.
+        RuntimeError: the server cannot be reached or answers with an error, or the connection
+            broke.
         OSError: the disk is full.
     """
     url = url.strip()
@@ -82,12 +83,12 @@ def download(
 
 
 class _WrongPiece(RuntimeError):
-    """The server did not send the rest of the file of which the beginning is here."""
+    """The server did not send the rest of our partial file."""
 
 
 class _Files:
-    """The whole file, or its beginning, and what the server said to tell this state of the file
-    from a later one.
+    """The files of one download: the complete file or its beginning, and the validators with which
+    the server identifies this version.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -98,27 +99,27 @@ class _Files:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def make_conditions(self) -> dict[str, str]:
-        """The headers that ask for no more than what is not here yet."""
+        """Return the headers that ask only for what is missing here."""
         etag, last_modified = (self._read_validators().get(name, "") for name in _VALIDATORS)
         if self.finished.exists():
             return {
                 name: value for name, value in (("If-None-Match", etag), ("If-Modified-Since", last_modified)) if value
             }
-        # a weak ETag may stand for other bytes
+        # a weak ETag can also name different bytes
         validator = last_modified if etag.startswith("W/") else etag or last_modified
         num_bytes = self.count_part_bytes()
         return {"Range": f"bytes={num_bytes}-", "If-Range": validator} if num_bytes and validator else {}
 
     def is_continued_by(self, response: http.client.HTTPResponse) -> bool:
-        """Not every server heeds If-Range."""
+        """True if the response continues our part. Not every server respects If-Range."""
         is_next = re.fullmatch(rf"bytes {self.count_part_bytes()}-\d+/\d+", response.getheader("Content-Range", ""))
         return is_next is not None and all(
             response.getheader(name, value) == value for name, value in self._read_validators().items()
         )
 
-    def start(self, response: http.client.HTTPResponse) -> None:
-        """Forget what is here. The part is emptied first: validators must never stand beside bytes
-        of another file.
+    def restart(self, response: http.client.HTTPResponse) -> None:
+        """Start from zero. Empties the part first, as validators must never be stored with bytes of
+        another file.
         """
         self.finished.unlink(missing_ok=True)
         self.part.write_bytes(b"")
@@ -129,6 +130,7 @@ class _Files:
             )
 
     def finish(self, num_bytes: int) -> Path:
+        """Give the complete part its final name and return it."""
         if self.count_part_bytes() != num_bytes:
             self.part.unlink(missing_ok=True)
             raise RuntimeError(f"{self.part}: another download wrote to the same file. Start again when it has ended")
@@ -158,42 +160,42 @@ def _receive(
         _require_size(total, max_bytes, url)
         _require_space(files.part.parent, total - num_bytes)
         if num_bytes == 0:
-            files.start(response)
+            files.restart(response)
         with open(files.part, "ab") as stream:
             for block in _read_blocks(response, url, num_announced=total - num_bytes if total else None):
                 num_bytes += len(block)
                 if num_bytes > max_bytes:
                     stream.truncate(0)
                 _require_size(num_bytes, max_bytes, url)
-                check_interrupted()  # before the write: of a whole file there would be nothing left to continue
+                check_interrupted()  # before the write, so that the last block is still missing
                 stream.write(block)
                 on_progress(num_bytes, total)
         return files.finish(num_bytes)
 
 
 def _find_start(response: http.client.HTTPResponse, files: _Files, url: str) -> int:
-    """How much of the file stands before what the response holds."""
+    """Check the response, and return the offset in the file at which its body begins."""
     if response.status not in (200, 206, 416):
         reason = http.client.responses.get(response.status, "")
         raise RuntimeError(
-            f"{_redact(url)}: the server answered {response.status} {reason}. Check the address; download by hand "
-            "what needs a log-in, and give the file"
+            f"{_redact(url)}: the server answered {response.status} {reason}. Check the address. If the file needs a "
+            "login, download it by hand and give the file"
         )
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise RuntimeError(
-            f"{_redact(url)}: the server sent the file compressed ({encoding}), which was not asked for. Download it "
-            "by hand, and give the file"
+            f"{_redact(url)}: the server compressed the file ({encoding}) without being asked. Download it by hand "
+            "and give the file"
         )
     if response.status == 200:
         return 0
     if response.status == 416 or not files.is_continued_by(response):
-        raise _WrongPiece(f"{_redact(url)}: the server sent another piece of the file than the one that was asked for")
+        raise _WrongPiece(f"{_redact(url)}: the server sent a different part of the file than requested")
     return files.count_part_bytes()
 
 
 def _read_total_bytes(response: http.client.HTTPResponse) -> int:
-    """Of the whole file; 0 where the server does not say it."""
+    """Return the size of the whole file; 0 if the server does not state it."""
     return (
         int(response.getheader("Content-Range", "").rpartition("/")[2])
         if response.status == 206
@@ -214,18 +216,18 @@ def _require_space(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"{folder}: {format_megabytes(num_bytes)} are to be downloaded and {format_megabytes(free)} are free. "
+            f"{folder}: the download needs {format_megabytes(num_bytes)}, but only {format_megabytes(free)} are free. "
             "Free some space",
         )
 
 
 def _read_blocks(response: http.client.HTTPResponse, url: str, *, num_announced: int | None) -> Iterator[bytes]:
-    """Every piece as it arrives. Raises RuntimeError when the connection breaks, or ends before all
-    bytes that the server announced.
+    """Yield every block as it arrives. Raises RuntimeError if the connection breaks, or ends before
+    all announced bytes have arrived.
     """
     num_bytes = 0
     try:
-        # Not beyond the end: a server that keeps the connection open would let us wait there.
+        # Stop at the end: if the server keeps the connection open, another read would wait.
         while num_bytes != num_announced and (block := response.read1(_BLOCK_BYTES)):
             num_bytes += len(block)
             yield block
@@ -239,8 +241,8 @@ def _read_blocks(response: http.client.HTTPResponse, url: str, *, num_announced:
 
 @contextmanager
 def _open_response(url: str, headers: dict[str, str], *, allow_private: bool) -> Iterator[http.client.HTTPResponse]:
-    """The response after all redirects, the body still to be read. Every address on the way is
-    checked.
+    """Yield the response after all redirects, with its body unread. Checks every address on the
+    way.
     """
     for _ in range(MAX_REDIRECTS + 1):
         parts = _parse_url(url)
@@ -252,9 +254,7 @@ def _open_response(url: str, headers: dict[str, str], *, allow_private: bool) ->
                     yield response
                 return
         url = _resolve_redirect(url, location)
-    raise RuntimeError(
-        f"{_redact(url)}: more than {MAX_REDIRECTS} redirects. Give the address that the file has in the end"
-    )
+    raise RuntimeError(f"{_redact(url)}: more than {MAX_REDIRECTS} redirects. Give the final address of the file")
 
 
 def _parse_url(url: str) -> SplitResult:
@@ -263,24 +263,24 @@ def _parse_url(url: str) -> SplitResult:
         _ = parts.port  # parsed only now
     except ValueError as error:
         raise ValueError(
-            f"this is no web address ({error}). Give one such as https://example.com/pictures.zip"
+            f"this is not a web address ({error}). Give one such as https://example.com/images.zip"
         ) from None
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError(
             f"{_redact(url)!r} must begin with http:// or https:// and a server's name, such as "
-            "https://example.com/pictures.zip"
+            "https://example.com/images.zip"
         )
     if "@" in parts.netloc:
         raise ValueError(
             f"{_redact(url)}: a user name or password in the address would be stored with the workflow. Give an "
-            "address without"
+            "address without them"
         )
     return parts
 
 
 def _resolve(parts: SplitResult, *, allow_private: bool) -> list[str]:
-    """What the host's name stands for. One private address among them refuses all: a server that
-    mixes them is trying something.
+    """Resolve the host name. One private address refuses the whole name: a server that mixes public
+    and private addresses is not to be trusted.
     """
     host = parts.hostname or ""
     try:
@@ -300,8 +300,8 @@ def _resolve(parts: SplitResult, *, allow_private: bool) -> list[str]:
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Also by the IPv4 address that an IPv6 address carries (mapped, 6to4, NAT64): that is where
-    the packets go.
+    """True for public addresses. For an IPv6 address that carries an IPv4 address (mapped, 6to4,
+    NAT64), the IPv4 address decides: packets go there.
     """
     if isinstance(address, IPv6Address):
         carried = (
@@ -314,8 +314,8 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _connect(parts: SplitResult, addresses: list[str]) -> http.client.HTTPConnection:
-    """Connected to the very address that was checked; the host's name serves for the certificate
-    and the Host header only.
+    """Connect to exactly the addresses that were checked. The host name is only used for the
+    certificate and the Host header.
     """
     host, port = parts.hostname or "", _get_port(parts)
     try:
@@ -359,12 +359,12 @@ def _resolve_redirect(url: str, location: str) -> str:
         following = urljoin(url, quote(location.encode("latin-1"), safe=_URL_CHARACTERS))
     except ValueError as error:
         raise RuntimeError(
-            f"{_redact(url)} leads to what is no web address ({error}). Give the address that the file has in the end"
+            f"{_redact(url)} leads to something that is not a web address ({error}). Give the final address of the file"
         ) from error
     if url.lower().startswith("https:") and following.lower().startswith("http:"):
         raise ValueError(
-            f"{_redact(url)} leads to {_redact(following)}, which is not encrypted. Give that address itself if you "
-            "trust it"
+            f"{_redact(url)} leads to {_redact(following)}, which is not encrypted. If you trust that address, give "
+            "it directly"
         )
     return following
 
@@ -374,7 +374,7 @@ def _get_port(parts: SplitResult) -> int:
 
 
 def _redact(url: str) -> str:
-    """Without what may be secret: the query of a signed address, a password."""
+    """Remove what may be secret: the query of a signed address, a user name, a password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

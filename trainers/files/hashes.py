@@ -1,4 +1,4 @@
-"""Hashes by which files are known: images in the cache, base models in a LoRA's header."""
+"""Hashes that identify files: images in the cache, base models in a LoRA's header."""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +7,8 @@ LEGACY_START, LEGACY_SIZE = 1 << 20, 1 << 16
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB
-    checkpoint takes some seconds.
+    """Return the sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB
+    checkpoint takes a few seconds.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
@@ -18,8 +18,8 @@ def file_sha256(path: Path) -> str:
 
 
 def legacy_file_hash(path: Path) -> str:
-    """The 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: 64 KiB of the file
-    at 1 MiB.
+    """Return the 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: it covers
+    64 KiB of the file, from 1 MiB on.
     """
     with open(path, "rb") as stream:
         stream.seek(LEGACY_START)
@@ -27,4 +27,5 @@ def legacy_file_hash(path: Path) -> str:
 
 
 def legacy_hash(block: bytes) -> str:
+    """Return the legacy hash of the 64 KiB block."""
     return hashlib.sha256(block).hexdigest()[:8]

@@ -1,6 +1,10 @@
 """Names for files that this pack writes: whether one is allowed, and which one is free."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+ResultT = TypeVar("ResultT")
 
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 FORBIDDEN_CHARACTERS = set('<>:"/\\|?*')
@@ -33,13 +37,30 @@ def check_output_name(name: str) -> str:
 
 
 def find_free_path(path: Path, *, companions: tuple[str, ...] = ()) -> Path:
-    """The path, or with -2, -3, ... before its .safetensors: the first that does not exist, nor
+    """Return the first of list_free_paths. Another process may take it a moment later."""
+    return next(list_free_paths(path, companions=companions))
+
+
+def save_under_free_name(
+    wanted: Path, save: Callable[[Path], ResultT], *, companions: tuple[str, ...] = ()
+) -> tuple[Path, ResultT]:
+    """Call `save` with the first free name, and with the next one if another process took it
+    meanwhile; returns the name and what `save` returned.
+    """
+    for path in list_free_paths(wanted, companions=companions):
+        try:
+            return path, save(path)
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"{wanted} and the 10,000 names after it exist already. Choose another name")
+
+
+def list_free_paths(path: Path, *, companions: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the path, then with -2, -3, ... before its .safetensors: those that do not exist, nor
     with one of the companions' suffixes.
     """
     stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
     candidates = (path.with_name(f"{stem}-{i}{suffix}") if i > 1 else path for i in range(1, 10_000))
-    return next(
-        candidate
-        for candidate in candidates
-        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions)))
-    )
+    for candidate in candidates:
+        if not any(name.exists() for name in (candidate, *map(candidate.with_suffix, companions))):
+            yield candidate

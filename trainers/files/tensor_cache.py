@@ -1,5 +1,5 @@
-"""Tensors that are computed once, kept on disk for every later run and in memory for this one,
-named by what they were computed from.
+"""Caches computed tensors, on disk for later runs and in memory for this one, under a key made from
+their inputs.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from .atomic_write import atomic_write
 
-# several thousand images at 1024 pixels with their captions; what is more is read from the disk
-# each time
+# Enough for several thousand images at 1024 pixels with their captions. The rest is read from disk
+# each time.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 logger = logging.getLogger(__name__)
 
 
 def content_key(**parts: object) -> str:
-    """A file name from everything that determines the tensors: JSON values under their names."""
+    """Return a file name made from everything that determines the tensors, as named JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
 class TensorCache:
-    """Small dictionaries of tensors on the CPU. A key is never stale: it names its content.
-    `folder` None keeps them in memory only.
+    """Caches small dictionaries of tensors on the CPU. Entries are never stale, as a key covers
+    everything that determines its tensors. Without a folder they stay in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -47,7 +47,7 @@ class TensorCache:
         self._remember(key, tensors)
         if self.folder is not None:
             with atomic_write(self._path_of(key), overwrite=True) as temporary:
-                temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind an error of its own
+                temporary.write_bytes(save(tensors))  # save_file would hide a full disk behind its own error
 
     def _remember(self, key: str, tensors: dict[str, Tensor]) -> None:
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -61,7 +61,7 @@ class TensorCache:
         try:
             return load_file(self._path_of(key))
         except SafetensorError as error:
-            logger.warning("%s: unreadable cache file (%s); it is computed again", self._path_of(key), error)
+            logger.warning("%s: unreadable cache file (%s); computing it again", self._path_of(key), error)
             return None
 
     def _path_of(self, key: str) -> Path:

@@ -1,29 +1,32 @@
-"""The LoRA file: writing it, and verifying what was written. Reading: read.py; metadata: header.py.
+"""Writes a LoRA file and verifies it. read.py reads files; header.py makes the metadata.
 
-Written are kohya's names with `.alpha`, the one form that ComfyUI, Forge, A1111, sd-scripts and
-diffusers all load whole and at the right strength.
+Files have kohya's names with `.alpha`, the only form that ComfyUI, Forge, A1111, sd-scripts and
+diffusers all load completely and at the right strength.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files.atomic_write import atomic_write
 from ..wording import name_examples
 from .header import hash_tensors, serialize
 from .modules import LoraModule, ModuleKey, ModuleNames
-from .read import load_tensors, read_lora
+from .read import read_lora
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What loading a saved file back showed; `up_norm` is the Euclidean norm of all its up
-    weights.
-    """
+    """The result of loading a saved file. `up_norm` is the Euclidean norm of all up weights."""
 
     num_modules: int
     num_expected: int
@@ -36,8 +39,10 @@ class Verification:
 def to_kohya(
     modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The file's tensors: contiguous, on the CPU, in the order of `names` whatever the order of
-    `modules`.
+    """Convert modules to the file's tensors: contiguous, on the CPU, in the order of `names`.
+
+    Raises:
+        ValueError: `modules` has a key that `names` lacks.
     """
     unknown = [key for key in modules if key not in names]
     if unknown:
@@ -60,38 +65,61 @@ def _export(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _make_alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
-    """A scalar; float32 where the file's dtype would round it, because that would change the
-    strength of the whole module.
+    """Return a scalar tensor; float32 if the file's dtype would round alpha, as that would change
+    the strength of the whole module.
     """
     rounded = torch.tensor(alpha, dtype=dtype)
     return rounded if rounded.item() == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def save_lora(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a `.safetensors` file, whole or not at all, with the hashes by which model managers
-    find it again.
+def save_lora(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    check: Callable[[dict[str, Tensor]], ResultT] = lambda _: None,
+) -> ResultT:
+    """Write a `.safetensors` file with the hashes by which model managers find it again.
+
+    `check` gets the tensors that were read back, before the file gets its name: if it raises, there
+    is no file. Returns what it returns.
 
     Raises:
         FileExistsError: the name is taken; nothing is overwritten.
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder is not writable.
     """
     tensors = dict(state_dict)
     header = {**metadata, **hash_tensors(tensors, metadata)}
     with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, header))
+        return check(_read_back(temporary, path))
 
 
-def verify_lora(path: Path, names: ModuleNames, *, expected: Collection[ModuleKey] | None = None) -> Verification:
-    """Load a file that was just written and check that it holds what was trained: the `expected`
-    modules, by default all of `names`.
+def _read_back(temporary: Path, path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(temporary)
+    except SafetensorError as error:
+        raise RuntimeError(f"{path}: what was written cannot be read back ({error}). Is the disk damaged?") from error
+
+
+def verify_lora(
+    source: Path | Mapping[str, Tensor],
+    names: ModuleNames,
+    *,
+    expected: Collection[ModuleKey] | None = None,
+    label: Path | None = None,
+) -> Verification:
+    """Check that a file, or the tensors of one, hold what was trained: the `expected` modules, by
+    default all of `names`. Errors call tensors by `label`.
 
     Raises:
-        RuntimeError: it cannot be read, a module is missing or was not trained, a value is not
-            finite, or all updates are zero.
+        RuntimeError: the file cannot be read, a module is missing or was not trained, a value is
+            not finite, or all updates are zero.
     """
     expected = dict.fromkeys(names if expected is None else expected)
+    path = label or (source if isinstance(source, Path) else Path("the LoRA"))
     try:
-        modules = read_lora(path, names)
+        modules = read_lora(source, names)
     except ValueError as error:
         raise RuntimeError(f"the saved LoRA cannot be loaded: {error}") from error
     _check_complete(path, modules, names, expected)
@@ -109,14 +137,12 @@ def verify_lora(path: Path, names: ModuleNames, *, expected: Collection[ModuleKe
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
-def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Load a file that was just written, of whatever LoRA, and compare it with what it was written
-    from.
+def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Compare what was read back, of whatever LoRA, with what was written.
 
     Raises:
-        RuntimeError: it is not the same, a value is not finite, or all weights are zero.
+        RuntimeError: a tensor differs, a value is not finite, or all up weights are zero.
     """
-    found, _ = load_tensors(path)
     different = [
         name
         for name in {**tensors, **found}
@@ -124,7 +150,7 @@ def require_same_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     ]
     if different:
         raise RuntimeError(
-            f"{path}: {len(different)} tensors are not what was written: {name_examples(different)}. "
+            f"{path}: {len(different)} tensors differ from what was written: {name_examples(different)}. "
             "Is the disk damaged?"
         )
     broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]

@@ -1,4 +1,4 @@
-"""File names with ComfyUI's date tokens, below a folder that they cannot leave."""
+"""Checks file names with ComfyUI's date tokens, which must stay inside the loras folder."""
 
 import re
 import time
@@ -19,11 +19,11 @@ _TOKENS = {
 
 
 def check_lora_file_name(text: str, now: time.struct_time | None = None) -> PurePosixPath:
-    """The relative path, without .safetensors, that `text` stands for at `now` (by default the
-    present).
+    """Return the relative path, without .safetensors, that `text` means at the time `now` (default:
+    the current time).
 
     Raises:
-        ValueError: it leads out of the folder, or some system has no such file names.
+        ValueError: the path leads out of the folder, or some system does not allow the name.
     """
     name = expand_date_tokens(text.strip(), now or time.localtime()).replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
@@ -34,24 +34,24 @@ def check_lora_file_name(text: str, now: time.struct_time | None = None) -> Pure
 
 
 def expand_date_tokens(text: str, now: time.struct_time) -> str:
-    """%date%, %date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, %minute% and %second%
-    replaced.
+    """Replace %date%, %date:yyyy-MM-dd_hh-mm-ss%, %year%, %month%, %day%, %hour%, %minute% and
+    %second%.
 
     Raises:
-        ValueError: another %token%.
+        ValueError: the text has any other %token%.
     """
 
-    def value(match: re.Match[str]) -> str:
+    def expand(match: re.Match[str]) -> str:
         name, _, pattern = match[1].partition(":")
         if name not in _TOKENS or (pattern and name != "date"):
             allowed = ", ".join(f"%{token}%" for token in _TOKENS)
             raise ValueError(f"filename has %{match[1]}% in it. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, {allowed}")
         return re.sub(r"yyyy|yy|([Mdhms])\1?", lambda field: _format_field(field[0], now), pattern or _TOKENS[name])
 
-    return re.sub(r"%([^%]*)%", value, text)
+    return re.sub(r"%([^%]*)%", expand, text)
 
 
 def _format_field(token: str, now: time.struct_time) -> str:
-    """As ComfyUI's front end writes it: M is 8 or 12, MM is 08 or 12; yy is 26."""
+    """Format a field like ComfyUI's front end: M gives 8 or 12, MM gives 08 or 12, yy gives 26."""
     number = str(getattr(now, _FIELDS[token[0]]))
     return number[-2:] if token == "yy" else number.zfill(len(token))

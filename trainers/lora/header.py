@@ -1,5 +1,5 @@
-"""The header of a LoRA file: what was trained, in the words that model managers read (kohya's
-`ss_*`, `modelspec.*`), and its hashes.
+"""Makes the header of a LoRA file: the training in the keys that model managers read (kohya's
+`ss_*`, `modelspec.*`), and hashes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ..files.hashes import LEGACY_SIZE, LEGACY_START, legacy_hash
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images that count together: kohya's subset. Only those that were trained on."""
+    """Images that are counted together (kohya's subset), only those that were trained on."""
 
     name: str
     captions: list[str]  # one per image, without repeats
@@ -29,9 +29,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """A training in plain values. None means that it does not apply; such keys are left out of the
-    file.
-    """
+    """A training run in plain values. None means not applicable; the file leaves such keys out."""
 
     output_name: str
     rank: int
@@ -40,8 +38,8 @@ class TrainingRecord:
     started_at: float  # seconds since 1970
     finished_at: float
 
-    # What the family is called: by kohya, in ModelSpec, and the reference implementation whose
-    # layer names the file uses.
+    # Names of the family: kohya's, ModelSpec's, and the reference implementation whose layer names
+    # the file uses.
     base_model_version: str
     architecture: str
     implementation: str
@@ -94,12 +92,12 @@ class TrainingRecord:
 
     comment: str | None = None
     tags: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)  # all settings of the run, for our own readers
+    settings: dict[str, Any] = field(default_factory=dict)  # all settings of the run, for our own use
 
 
 def build_metadata(record: TrainingRecord) -> dict[str, str]:
-    """The metadata of a LoRA file: every value a string, nothing that is None, no folder of the
-    user's.
+    """Build the metadata of a LoRA file: every value is a string, None is left out, and the user's
+    folders do not appear.
     """
     values = {
         **_build_network_keys(record),
@@ -129,8 +127,8 @@ def _build_network_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
-    """kohya counts tags of regularization images too; managers show the tags as words that call
-    what was learned, so here they do not.
+    """Unlike kohya, leave out the tags of regularization images: managers show tags as trigger
+    words.
     """
     learned = _make_names_distinct(folder for folder in record.folders if not folder.is_regularization)
     regularization = _make_names_distinct(folder for folder in record.folders if folder.is_regularization)
@@ -157,7 +155,7 @@ def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _make_names_distinct(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:
-    """As kohya names them: the second "10_dog" is "10_dog (2)"."""
+    """Number repeated names as kohya does: the second "10_dog" becomes "10_dog (2)"."""
     named: dict[str, ImageFolder] = {}
     for folder in folders:
         names = (folder.name if number == 1 else f"{folder.name} ({number})" for number in count(1))
@@ -172,8 +170,8 @@ def _describe_folders(folders: Mapping[str, ImageFolder]) -> dict[str, dict[str,
 
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
-    """How many times each tag occurs, most frequent first; tags stand between commas, in lower
-    case. Managers show them as trigger words.
+    """Count each tag, most frequent first. Tags are the parts between commas, in lower case.
+    Managers show them as trigger words.
     """
     counts: dict[str, int] = {}
     for caption in captions:
@@ -183,7 +181,7 @@ def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
 
 
 def _describe_buckets(bucket_counts: Mapping[tuple[int, int], int]) -> dict[int, dict[str, Any]]:
-    """kohya's form: numbered, sizes as (width, height)."""
+    """Describe buckets in kohya's form: numbered, sizes as (width, height)."""
     return {
         index: {"resolution": [width, height], "count": count}
         for index, ((height, width), count) in enumerate(sorted(bucket_counts.items()))
@@ -222,7 +220,7 @@ def _build_training_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _build_modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
-    """ModelSpec 1.0.1, as sd-scripts writes it."""
+    """Build the keys of ModelSpec 1.0.1, as sd-scripts writes them."""
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": record.architecture,
@@ -237,8 +235,8 @@ def _build_modelspec_keys(record: TrainingRecord) -> dict[str, Any]:
 
 
 def _strip_folders(value: Any) -> Any:
-    """Full paths become their last name: the file will be shared, and tells nobody how its maker's
-    folders are called.
+    """Shorten full paths to their last name: the file will be shared, and must not reveal its
+    maker's folders.
     """
     if isinstance(value, Mapping):
         return {str(name): _strip_folders(entry) for name, entry in value.items()}
@@ -252,10 +250,10 @@ def _strip_folders(value: Any) -> Any:
 
 
 def hash_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The hashes by which A1111, Forge and model managers know a LoRA, as sd-scripts computes them.
+    """Return the hashes by which A1111, Forge and model managers identify a LoRA, as in sd-scripts.
 
-    `sshs_model_hash` covers the tensors; `sshs_legacy_hash` 64 KiB at 1 MiB of the file as it would
-    be with its `ss_*` metadata only.
+    `sshs_model_hash` covers the tensors. `sshs_legacy_hash` covers 64 KiB at 1 MiB of the file,
+    written with only its `ss_*` metadata.
     """
     content = serialize(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
     data_start = 8 + int.from_bytes(content[:8], "little")
@@ -268,8 +266,8 @@ def hash_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dic
 
 
 def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a .safetensors file. The library writes metadata in another order in every
-    process; here the same LoRA gives the same file.
+    """Return the bytes of a .safetensors file. The library orders metadata differently in every
+    process; here the same LoRA always gives the same file.
     """
     plain = save(tensors)
     data_start = 8 + int.from_bytes(plain[:8], "little")

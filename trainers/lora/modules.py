@@ -1,4 +1,4 @@
-"""A LoRA in memory: one update for each module of a base model, and the modules' names in files."""
+"""A LoRA in memory: one update per module of a base model, and the names of modules in files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class LoraModule:
 
 
 class ModuleNames(dict[ModuleKey, str]):
-    """The name of every module of a base model in the file that we write, in the file's order.
+    """The file's name for every module of a base model, in the order of our files.
 
-    `spellings` maps every other spelling that we read, with underscores for dots, to its module.
-    Settings without a prefix in PEFT's metadata belong to `main_component`.
+    `spellings` maps every other spelling that we read, with underscores for dots, to its module. In
+    PEFT's metadata, settings without a prefix belong to `main_component`.
     """
 
     def __init__(
@@ -46,13 +46,11 @@ class ModuleNames(dict[ModuleKey, str]):
 
 
 def flatten_name(path: str) -> str:
-    """Underscores for dots, as kohya writes the names of modules."""
+    """Replace dots by underscores, as in kohya's module names."""
     return path.replace(".", "_")
 
 
 def list_weighted_modules(model: nn.Module) -> list[str]:
-    """The paths of all modules with a weight, the same with and without PEFT's adapters
-    attached.
-    """
+    """List the paths of all modules with a weight; PEFT adapters do not change the result."""
     weights = [name for name in model.state_dict() if name.endswith(".weight") and ".lora_" not in name]
     return [name.removesuffix(".weight").removesuffix(".base_layer") for name in weights]

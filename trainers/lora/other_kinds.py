@@ -1,6 +1,4 @@
-"""Files that are no plain LoRA for this base model: what they are, by the names of their
-tensors.
-"""
+"""Recognizes files that are not a plain LoRA for this base model, by the names of their tensors."""
 
 import re
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ _OTHER_KINDS = (
 
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor], label: str) -> None:
+    """Raise ValueError if the tensors belong to another kind of adapter, and name the kind."""
     for pattern, kind in _OTHER_KINDS:
         found = next((name for name in tensors if re.search(pattern, name)), None)
         if found:
@@ -40,7 +39,7 @@ _CROSS_ATTENTION_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refine
 
 
 def guess_base_model(tensors: Mapping[str, Tensor]) -> str:
-    """A sentence for an error: which base model a LoRA seems to be for."""
+    """Return a sentence for an error that guesses the base model of a LoRA."""
     for pattern, architecture in _ARCHITECTURES:
         if any(re.search(pattern, name) for name in tensors):
             return f"It looks like a LoRA for {architecture}"

@@ -1,4 +1,4 @@
-"""Reading a LoRA in every common spelling: kohya's, PEFT's, diffusers' and ComfyUI's own."""
+"""Reads a LoRA in every common spelling: kohya's, PEFT's, diffusers' and ComfyUI's."""
 
 import json
 import math
@@ -17,16 +17,17 @@ from .other_kinds import guess_base_model, refuse_other_kinds
 
 
 def read_lora(source: Path | Mapping[str, Tensor], names: ModuleNames) -> dict[ModuleKey, LoraModule]:
-    """The modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the order
-    of `names`.
+    """Read the modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the
+    order of `names`.
 
-    Read are kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and ComfyUI's
-    own trainer's. Alpha is the tensor `.alpha`, else what PEFT's or diffusers' metadata say, else
-    the rank. Ranks may differ from module to module. Tensors keep their dtype. ComfyUI's trainer
-    flattens a convolution's `down` to [rank, in * kernel * kernel]: reshape it to the layer's.
+    Reads kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and those of
+    ComfyUI's trainer. Alpha is the tensor `.alpha`, else the value in PEFT's or diffusers'
+    metadata, else the rank. Ranks can differ between modules. Tensors keep their dtype. ComfyUI's
+    trainer flattens a convolution's `down` to [rank, in * kernel * kernel]; reshape it to the
+    layer's shape.
 
     Raises:
-        ValueError: not a whole `.safetensors` file, not a LoRA, or a LoRA for another model.
+        ValueError: not a complete `.safetensors` file, not a LoRA, or a LoRA for another model.
     """
     label = "this LoRA" if isinstance(source, Mapping) else str(source)
     tensors, settings = (dict(source), {}) if isinstance(source, Mapping) else load_tensors(Path(source))
@@ -38,11 +39,11 @@ def read_lora(source: Path | Mapping[str, Tensor], names: ModuleNames) -> dict[M
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and PEFT settings (rank, alpha, patterns; empty when there are none) of a file."""
+    """Return a file's tensors and PEFT settings (rank, alpha, patterns; empty if it has none)."""
     if path.suffix.lower() != ".safetensors":
         raise ValueError(
             f"{path}: only .safetensors files are read. A .pt, .bin or .ckpt file is a pickle, which can run any "
-            "code when it is opened"
+            "code when opened"
         )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
@@ -56,14 +57,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers writes them into the header, PEFT into a file of their own beside
-    `adapter_model.safetensors`.
+    """Read the settings from the header (diffusers) or from adapter_config.json next to
+    `adapter_model.safetensors` (PEFT).
     """
     if "lora_adapter_metadata" in metadata:
         return json.loads(metadata["lora_adapter_metadata"])
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        return json.loads(beside.read_text(encoding="utf-8"))
+    config = path.with_name("adapter_config.json")
+    if path.name == "adapter_model.safetensors" and config.is_file():
+        return json.loads(config.read_text(encoding="utf-8"))
     return {}
 
 
@@ -80,7 +81,7 @@ _ROLES = {"A": "down", "B": "up"}
 def _group_by_module(
     tensors: Mapping[str, Tensor], names: ModuleNames, label: str
 ) -> dict[ModuleKey, dict[str, Tensor]]:
-    """The tensors "down", "up" and "alpha" of each module."""
+    """Group the tensors "down", "up" and "alpha" of each module."""
     parts: dict[ModuleKey, dict[str, Tensor]] = {}
     unmatched = []
     for name, tensor in tensors.items():
@@ -102,8 +103,8 @@ def _group_by_module(
 
 
 def _normalize_base(base: str) -> str:
-    """`unet.down_blocks.1...attn1.processor.to_q` and the like, without the levels of wrappers,
-    underscores for dots.
+    """Remove wrapper levels from names such as `unet.down_blocks.1...attn1.processor.to_q`, and
+    replace dots by underscores.
     """
     return flatten_name(base.replace("base_model.model.", "").replace(".processor.", "."))
 
@@ -113,7 +114,7 @@ def _build_module(
 ) -> LoraModule:
     missing = [role for role in ("down", "up") if role not in parts]
     if missing:
-        raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not whole")
+        raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not complete")
     down, up = parts["down"], parts["up"]
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
         raise ValueError(f"{label}: down {list(down.shape)} and up {list(up.shape)} do not belong together")
@@ -124,15 +125,15 @@ def _build_module(
 
 
 def _select_settings(component: str, settings: Mapping[str, Any], main_component: str) -> Mapping[str, Any]:
-    """PEFT's settings of one component; those without a prefix are the main component's."""
+    """Select PEFT's settings of one component. Those without a prefix are the main component's."""
     prefix = f"{component}."
     prefixed = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
     return prefixed or (settings if component == main_component else {})
 
 
 def _read_alpha(path: str, rank: int, settings: Mapping[str, Any]) -> float:
-    """PEFT's rule: `alpha_pattern` by the end of the module's path, else `lora_alpha`; rsLoRA
-    divides by sqrt(rank) instead of rank.
+    """Read a module's alpha by PEFT's rule: `alpha_pattern` that matches the end of the module's
+    path, else `lora_alpha`. rsLoRA divides by sqrt(rank) instead of rank.
     """
     alpha = settings.get("lora_alpha", rank)
     for pattern, special in (settings.get("alpha_pattern") or {}).items():

@@ -136,9 +136,13 @@ class TrainingProgress(Listener):
         return "" if done == self._plan.num_steps else f"it trained {done} of {self._plan.num_steps} steps"
 
     def finish(self) -> None:
-        """Write the loss plot, however the training ended."""
-        if self.losses:
+        """Write the loss plot, however the training ended. A failure stops nothing."""
+        if not self.losses:
+            return
+        try:
             self._folder.write_loss_plot(self.losses)
+        except OSError as error:
+            self._host.report(Notice(f"the loss curve could not be written: {error}"))
 
     def report_last(self) -> None:
         """Report the checkpoint and the samples that came after the last step."""

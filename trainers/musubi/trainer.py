@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import as_dict
 from ..dataset.dataset import Dataset
-from ..files.names import find_free_path
+from ..files.names import save_under_free_name
 from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
@@ -162,10 +162,9 @@ class _Run:
         plan, training = self._plan, self._training
         self._host.report(StageStarted("saving"))
         require_num_modules(plan.raw_path, training.num_modules)
-        # the name was free when the run began; another run may have taken it meanwhile
-        path = find_free_path(self._folder.final_path)
         try:
-            tensors, metadata = self._save_for_comfyui(plan.raw_path, path)
+            tensors, metadata = self._convert_for_comfyui(plan.raw_path)
+            path, _ = save_under_free_name(self._folder.final_path, lambda path: _save(path, tensors, metadata))
         except MusubiFailed as error:
             raise MusubiFailed(f"{error}\nThe LoRA as Musubi Tuner trained it is kept: {plan.raw_path}") from error
         checkpoints = self._save_checkpoints()
@@ -182,7 +181,7 @@ class _Run:
     def _save_checkpoint(self, raw_path: Path) -> Path | None:
         path = self._folder.checkpoint_path(step=self._plan.steps_before + (read_step(raw_path) or 0))
         try:
-            self._save_for_comfyui(raw_path, path)
+            _save(path, *self._convert_for_comfyui(raw_path))
         except (RuntimeError, OSError) as error:  # a checkpoint is not worth failing the whole run
             self._host.report(Notice(f"the checkpoint {raw_path} was not converted: {error}"))
             return None
@@ -212,17 +211,13 @@ class _Run:
         names = self._plan.output_dir.glob("*.safetensors")
         return sorted((path for path in names if read_step(path) is not None), key=lambda path: read_step(path) or 0)
 
-    def _save_for_comfyui(self, raw_path: Path, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Convert as the architecture needs, verify, save, and read the file back."""
+    def _convert_for_comfyui(self, raw_path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Convert as the architecture needs, and verify."""
         command = self._build_convert_command(raw_path)
         if command is not None:
             self._run(command, Listener(self._host))
-        tensors, metadata = read_converted(
-            self._get_converted_path(raw_path) if command else raw_path, self._plan.architecture
-        )
-        save_lora(path, tensors, metadata)
-        require_same_tensors(path, tensors)
-        return tensors, metadata
+        path = self._get_converted_path(raw_path) if command else raw_path
+        return read_converted(path, self._plan.architecture)
 
     def _build_convert_command(self, raw_path: Path) -> Command | None:
         return build_convert_command(
@@ -275,3 +270,8 @@ class _Run:
 
     def _format_last_lines(self, reader: OutputReader) -> str:
         return format_last_lines(list(reader.lines), self._folder.path / LOG_NAME)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Save, and compare what is read back."""
+    save_lora(path, tensors, metadata, check=lambda found: require_same_tensors(path, found, tensors))

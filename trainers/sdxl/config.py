@@ -1,4 +1,4 @@
-"""The settings of an SDXL LoRA training beyond those that every family has."""
+"""The settings that only an SDXL training has."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from ..training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class SDXLConfig(TrainingConfig):
-    """What an SDXL model can be told in addition to TrainingConfig."""
+    """The settings of an SDXL training: TrainingConfig's, and those that need an SDXL model."""
 
     target_modules: str = param(
         "attention_mlp",

@@ -1,4 +1,4 @@
-"""Images to latents and captions to embeddings, once each, before the training starts.
+"""Encodes each image to latents and each caption to embeddings, once, before the training starts.
 
 Letters: B images, C channels, H W latent height and width, S tokens, E embedding width, P pooled
 width.
@@ -28,7 +28,7 @@ class LatentStore:
         self._vae_hash = vae_hash
 
     def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
-        tensors = self._cache.get(self._key(item, flip))
+        tensors = self._cache.get(self._make_key(item, flip))
         assert tensors is not None, f"{item.image.name} was not encoded"
         return tensors["latents"].float()
 
@@ -36,23 +36,23 @@ class LatentStore:
     def encode(
         self, items: Iterable[TrainingItem], vae: AutoencoderKL, host: Host, *, flips: tuple[bool, ...], total: int
     ) -> None:
-        """Encode what the cache does not have yet.
+        """Encode the images that are not cached yet.
 
         Raises:
-            ValueError: the VAE gives NaN or infinity for an image; the message names it, and
-                nothing of it is cached.
+            ValueError: the VAE gives NaN or infinity for an image. The message names the image,
+                which is not cached.
         """
         for count, item in enumerate(items, start=1):
             host.check_interrupted()
-            missing = [flip for flip in flips if self._cache.get(self._key(item, flip)) is None]
+            missing = [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
             if missing:
-                pixel_values = _pixel_values(item)
+                pixel_values = _read_pixel_values(item)
                 for flip in missing:
                     latents = _encode_image(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
-                    self._cache.put(self._key(item, flip), {"latents": latents})
+                    self._cache.put(self._make_key(item, flip), {"latents": latents})
             host.report(StageProgress("caching", count, total, item.image.name))
 
-    def _key(self, item: TrainingItem, flip: bool) -> str:
+    def _make_key(self, item: TrainingItem, flip: bool) -> str:
         crop = item.crop
         return content_key(
             kind="sdxl latents",
@@ -66,33 +66,33 @@ class LatentStore:
         )
 
 
-def _pixel_values(item: TrainingItem) -> Tensor:
-    """[1, 3, 8H, 8W] in -1..1."""
+def _read_pixel_values(item: TrainingItem) -> Tensor:
+    """Read the cropped image as [1, 3, 8H, 8W] in -1..1."""
     pixels = torch.from_numpy(np.array(read_crop(item)))
     return pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
 
 
 def _encode_image(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
-    """The posterior's mean, scaled: [C, H, W] float32. The mean, not a sample: the same image
-    always has the same latents.
+    """Encode one image to scaled latents [C, H, W] float32: the mean of the posterior, so that an
+    image always has the same latents.
     """
     latents = encode_means(vae, pixel_values.to(vae.device)) * vae.config["scaling_factor"]
     if not torch.isfinite(latents).all():
         raise ValueError(
             f"{name}: the VAE gave NaN or infinite latents in float32. The image was not cached. "
-            "Is the base model's VAE damaged? Try another one, such as sdxl_vae.safetensors"
+            "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
         )
     return latents[0].float()
 
 
 def encode_means(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
-    """The posterior's mean [B, C, H, W], unscaled, for pixel values [B, 3, 8H, 8W]."""
+    """Return the mean of the posterior [B, C, H, W], unscaled, for pixel values [B, 3, 8H, 8W]."""
     return vae.encode(pixel_values, return_dict=False)[0].mean
 
 
 class EmbeddingStore:
-    """Text embeddings of captions, the empty one included, in the text encoders' dtype on the
-    CPU.
+    """Text embeddings of captions, the empty one included, on the CPU in the text encoders'
+    dtype.
     """
 
     def __init__(self, cache: TensorCache, *, text_hashes: tuple[str, str]) -> None:
@@ -100,7 +100,7 @@ class EmbeddingStore:
         self._text_hashes = text_hashes
 
     def get(self, caption: str) -> TextEmbeddings:
-        tensors = self._cache.get(self._key(caption))
+        tensors = self._cache.get(self._make_key(caption))
         assert tensors is not None, f"{caption!r} was not encoded"
         return TextEmbeddings(tensors["prompt_embeds"], tensors["pooled_prompt_embeds"])
 
@@ -110,10 +110,10 @@ class EmbeddingStore:
         captions = sorted(set(captions))
         for count, caption in enumerate(captions, start=1):
             host.check_interrupted()
-            if self._cache.get(self._key(caption)) is None:
+            if self._cache.get(self._make_key(caption)) is None:
                 embeddings = encode_captions(model.text_encoder, model.text_encoder_2, [caption])
                 self._cache.put(
-                    self._key(caption),
+                    self._make_key(caption),
                     {
                         "prompt_embeds": embeddings.prompt_embeds,
                         "pooled_prompt_embeds": embeddings.pooled_prompt_embeds,
@@ -121,5 +121,5 @@ class EmbeddingStore:
                 )
             host.report(StageProgress("caching", count, len(captions), "captions"))
 
-    def _key(self, caption: str) -> str:
+    def _make_key(self, caption: str) -> str:
         return content_key(kind="sdxl text", caption=caption, text_encoders=self._text_hashes)

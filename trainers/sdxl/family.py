@@ -13,8 +13,8 @@ from .prepared_model import PreparedSDXL
 
 
 class SDXLFamily:
-    """Give it to train_lora. `load_model` is called once, when the dataset is known to be good: it
-    reads a file, or borrows what the host has loaded.
+    """The family to give to train_lora. It calls `load_model` once, after the dataset is planned;
+    this reads a file, or borrows the model that the host has loaded.
     """
 
     def __init__(self, load_model: Callable[[], SDXLModel]) -> None:

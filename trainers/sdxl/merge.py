@@ -1,4 +1,4 @@
-"""Adding a LoRA to an SDXL model's own weights, for sampling."""
+"""Merges a LoRA into the weights of an SDXL model, for sampling."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from .names import module_key
 
 @torch.no_grad()
 def merge_lora(modules: dict[ModuleKey, LoraModule], parts: dict[str, nn.Module], *, strength: float = 1.0) -> None:
-    """Add a LoRA to the weights themselves: W + strength * alpha / rank * up @ down. For sampling;
-    not to be trained on.
+    """Add a LoRA to the weights: W + strength * alpha / rank * up @ down. For sampling only: do not
+    train the merged model.
     """
     layers = {
         module_key(component, name): layer for component, part in parts.items() for name, layer in part.named_modules()

@@ -1,4 +1,4 @@
-"""The names of SDXL's modules in a LoRA file: kohya's in LDM form, and every spelling that is
+"""The names of SDXL's modules in a LoRA file: kohya's LDM names, and every other spelling that we
 read.
 """
 
@@ -12,30 +12,29 @@ UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
 
 
 def module_key(component: str, path: str) -> ModuleKey:
-    """The key of a module, the same for every transformers version: 5.x dropped the level
-    `text_model` from CLIPTextModel only.
+    """Return the key of a module, the same with every version of transformers: 5.x dropped the
+    level `text_model`, but only from CLIPTextModel.
     """
     return (component, path if component == UNET else bare_text_name(path))
 
 
 def kohya_names(unet_modules: Iterable[str], te1_modules: Iterable[str], te2_modules: Iterable[str]) -> ModuleNames:
-    """The kohya name of every module, `lora_unet_input_blocks_4_1_proj_in` for
+    """Return the kohya name of every module, such as `lora_unet_input_blocks_4_1_proj_in` for
     `down_blocks.1.attentions.0.proj_in`.
 
-    Give all modules that `list_weighted_modules` finds, not only those that are trained: the LDM
-    block numbers count blocks without an adapter too, and a file that is read may hold more modules
-    than are trained.
+    Pass all modules that `list_weighted_modules` finds, not only the trained ones: LDM block
+    numbers count blocks without adapters too, and a file may hold more modules than we train.
     """
     unet_names = {
         module_key(UNET, path): flatten_name(f"lora_unet_{name}") for path, name in unet_to_ldm(unet_modules).items()
     }
-    te1_names = {module_key(TEXT_ENCODER, path): _text_encoder_name("lora_te1_", path) for path in te1_modules}
-    te2_names = {module_key(TEXT_ENCODER_2, path): _text_encoder_name("lora_te2_", path) for path in te2_modules}
+    te1_names = {module_key(TEXT_ENCODER, path): _make_text_encoder_name("lora_te1_", path) for path in te1_modules}
+    te2_names = {module_key(TEXT_ENCODER_2, path): _make_text_encoder_name("lora_te2_", path) for path in te2_modules}
     names = {**unet_names, **te1_names, **te2_names}
-    return ModuleNames(names, _spellings(names), main_component=UNET)
+    return ModuleNames(names, _list_spellings(names), main_component=UNET)
 
 
-def _text_encoder_name(prefix: str, path: str) -> str:
+def _make_text_encoder_name(prefix: str, path: str) -> str:
     path = bare_text_name(path)
     level = "" if path == "text_projection" else "text_model_"
     return flatten_name(prefix + level + path)
@@ -48,17 +47,17 @@ _PREFIXES = {
 }
 
 
-def _spellings(names: Mapping[ModuleKey, str]) -> Iterator[tuple[str, ModuleKey]]:
-    """Every spelling of every module, underscores for dots. A text encoder without a prefix is not
-    among them: it could be either.
+def _list_spellings(names: Mapping[ModuleKey, str]) -> Iterator[tuple[str, ModuleKey]]:
+    """Yield every spelling of every module, with underscores for dots. Text encoder names need a
+    prefix: without one they could belong to either encoder.
     """
     for key, name in names.items():
         for prefix in _PREFIXES[key[0]]:
-            for spelling in _spellings_without_prefix(key, name):
+            for spelling in _list_spellings_without_prefix(key, name):
                 yield prefix + spelling, key
 
 
-def _spellings_without_prefix(key: ModuleKey, kohya_name: str) -> set[str]:
+def _list_spellings_without_prefix(key: ModuleKey, kohya_name: str) -> set[str]:
     component, path = key
     flat = flatten_name(path)
     if component == UNET:

@@ -8,16 +8,17 @@ from torch import Tensor
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """Noisy latents [B, C, H, W]: sqrt(alpha) x0 + sqrt(1 - alpha) noise; alphas [B] are the
-    cumulative ones of the timesteps.
+    """Return noisy latents [B, C, H, W]: sqrt(alpha) x0 + sqrt(1 - alpha) noise. `alphas` [B] are
+    the cumulative alphas of the timesteps.
     """
     signal, spread = _signal_and_spread(alphas)
     return signal * latents + spread * noise
 
 
 def training_target(latents: Tensor, noise: Tensor, alphas: Tensor, *, prediction_type: str) -> Tensor:
-    """What the model should predict, [B, C, H, W]: the noise, or v = sqrt(alpha) noise - sqrt(1 -
-    alpha) x0 (Salimans & Ho 2022).
+    """Return what the model should predict, [B, C, H, W]: the noise, or v (Salimans & Ho 2022).
+
+    v = sqrt(alpha) noise - sqrt(1 - alpha) x0
     """
     if prediction_type == "epsilon":
         return noise
@@ -33,8 +34,8 @@ def _signal_and_spread(alphas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def min_snr_weights(alphas: Tensor, *, gamma: float, prediction_type: str) -> Tensor:
-    """Min-SNR-gamma loss weights [B] (Hang et al. 2023): min(snr, gamma) / snr, and / (snr + 1) for
-    v-prediction.
+    """Return min-SNR-gamma loss weights [B] (Hang et al. 2023): min(snr, gamma) / snr for epsilon,
+    min(snr, gamma) / (snr + 1) for v-prediction.
 
     The SNR is that of the schedule in use, zero terminal SNR included. gamma 0 gives ones.
     """
@@ -43,26 +44,26 @@ def min_snr_weights(alphas: Tensor, *, gamma: float, prediction_type: str) -> Te
     snr = alphas / (1 - alphas)
     if prediction_type == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)
-    return (gamma / snr).clamp(max=1)  # min(snr, gamma) / snr, also where zero terminal SNR makes snr 0
+    return (gamma / snr).clamp(max=1)  # min(snr, gamma) / snr, but defined at snr 0 too
 
 
 def mask_weights(mask: Tensor, *, unmasked_weight: float, normalize: bool) -> Tensor:
-    """Loss weights [B, 1, H, W] of masks in 0..1: nowhere less than unmasked_weight, as in
-    OneTrainer. With 0 the mask itself, as in sd-scripts.
+    """Return the loss weights [B, 1, H, W] of masks in 0..1: at least unmasked_weight everywhere,
+    as in OneTrainer. With 0 they are the mask itself, as in sd-scripts.
 
-    `normalize` divides each mask's weights by their mean: a small thing then counts as much as a
-    whole image. A mask that is black all over has no thing, and keeps unmasked_weight.
+    `normalize` divides the weights of each mask by their mean, so that a small subject counts as
+    much as a whole image. An all-black mask has no subject and keeps unmasked_weight.
     """
     weights = mask.clamp(min=unmasked_weight)
     if normalize:
-        has_thing = mask.amax(dim=(1, 2, 3), keepdim=True) > 0
-        weights = torch.where(has_thing, weights / weights.mean(dim=(1, 2, 3), keepdim=True), weights)
+        has_subject = mask.amax(dim=(1, 2, 3), keepdim=True) > 0
+        weights = torch.where(has_subject, weights / weights.mean(dim=(1, 2, 3), keepdim=True), weights)
     return weights
 
 
 def per_sample_loss(model_pred: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample in float32, [B]; `weights` [B, 1, H, W] of its
-    positions.
+    """Return the mean squared error of each sample, [B] float32. `weights` are of positions,
+    [B, 1, H, W].
     """
     errors = (model_pred.float() - target.float()).square()
     if weights is not None:

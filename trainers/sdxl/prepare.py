@@ -1,6 +1,4 @@
-"""From an SDXL model and a plan to a model that can be trained: cached latents and embeddings,
-adapters attached.
-"""
+"""Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +28,7 @@ from .model.sdxl_model import SDXLModel
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
 from .prepared_model import PreparedSDXL
 from .step import Objective
-from .targets import text_encoder_targets, unet_targets
+from .targets import find_text_encoder_targets, find_unet_targets
 
 PIXELS_PER_LATENT = 8
 
@@ -38,21 +36,21 @@ PIXELS_PER_LATENT = 8
 def prepare_sdxl(
     plan: TrainingPlan[SDXLConfig], model: SDXLModel, host: Host, *, cache: TensorCache, world: World
 ) -> PreparedSDXL:
-    """Cache latents, masks and embeddings, give back the models that are not needed any more,
-    attach adapters.
+    """Cache latents, masks and embeddings, drop the models that only this needed, and attach
+    adapters.
     """
     config = plan.settings.training
     precision = resolve_precision(config.mixed_precision, host.device)
-    names = kohya_names(*(list_weighted_modules(part) for part in _adaptable_parts(model)))
+    names = kohya_names(*(list_weighted_modules(part) for part in _get_adaptable_parts(model)))
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     latents = _cache_latents(plan, masks, model, host, cache, world)
-    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.all(), model, host, cache)
+    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     components = _attach_adapters(config, model, host.device, COMPUTE_DTYPES[precision])
     adapted = AdaptedModel(components, names, module_key)
     if config.network_weights:
         weights = read_lora(Path(config.network_weights), names)
-        adapted.load(_without_unused_layer(weights, adapted, config), alpha=config.alpha)
-    zero_terminal_snr = _zero_terminal_snr(config, model)
+        adapted.load(_drop_unused_layer(weights, adapted, config), alpha=config.alpha)
+    zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     return PreparedSDXL(
         plan=plan,
         host=host,
@@ -61,17 +59,19 @@ def prepare_sdxl(
         latents=latents,
         masks=masks,
         embeddings=embeddings,
-        objective=_objective(config, model, zero_terminal_snr=zero_terminal_snr, device=host.device),
+        objective=_make_objective(config, model, zero_terminal_snr=zero_terminal_snr, device=host.device),
         zero_terminal_snr=zero_terminal_snr,
         precision=precision,
     )
 
 
-def _zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
+def _resolve_zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
     return model.zero_terminal_snr if config.zero_terminal_snr == "auto" else config.zero_terminal_snr == "on"
 
 
-def _objective(config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool, device: torch.device) -> Objective:
+def _make_objective(
+    config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool, device: torch.device
+) -> Objective:
     return Objective(
         alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(device),
         model.prediction_type if config.prediction_type == "auto" else config.prediction_type,
@@ -81,7 +81,7 @@ def _objective(config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool,
     )
 
 
-def _adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _get_adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     return model.unet, model.text_encoder, model.text_encoder_2
 
@@ -94,8 +94,8 @@ def _cache_latents(
     cache: TensorCache,
     world: World,
 ) -> LatentStore:
-    """Encode all images with their masks, in float32: SDXL's VAE overflows in fp16. Afterwards the
-    model has no VAE any more, or, for samples, has it in main memory.
+    """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or,
+    if samples need it, move it to main memory.
     """
     assert model.vae is not None
     items, keep_vae = plan.crops.items, bool(plan.settings.training.sample_every_n_steps)
@@ -104,7 +104,7 @@ def _cache_latents(
     host.report(StageStarted("caching", len(items)))
     vae = move_module(model.vae, host.device, torch.float32 if keep_vae else None)
     with float32_compute(vae):
-        for own_items in _own_share_first(items, world):
+        for own_items in _put_own_share_first(items, world):
             store.encode(own_items, vae, host, flips=flips, total=len(own_items))
             masks.encode(own_items, host)
     model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
@@ -113,9 +113,9 @@ def _cache_latents(
     return store
 
 
-def _own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
-    """With several processes each encodes its share to the disk cache first, and then reads the
-    others'.
+def _put_own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
+    """Yield this process's share, then all items: each of several processes encodes its share to
+    the disk cache, then reads what the others encoded.
     """
     if world.size > 1:
         yield items[world.rank :: world.size]
@@ -124,10 +124,10 @@ def _own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[T
 
 
 def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:
-    """Encode all captions; afterwards the model has no text encoders any more."""
+    """Encode all captions, then drop the text encoders."""
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
     host.report(StageStarted("caching", len(captions)))
-    _, encoder, encoder_2 = _adaptable_parts(model)
+    _, encoder, encoder_2 = _get_adaptable_parts(model)
     with float32_compute(move_module(encoder, host.device)), float32_compute(move_module(encoder_2, host.device)):
         store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
@@ -139,12 +139,12 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
 def _attach_adapters(
     config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
 ) -> dict[str, AdaptedComponent]:
-    """Move what is used in every step to the device, freeze it, and attach adapters to what is
-    trained.
+    """Move the parts that every step uses to the device, freeze them, and attach adapters to those
+    that are trained.
     """
-    parts = [(UNET, model.unet, unet_targets(model.unet, config.target_modules), config.learning_rate)]
+    parts = [(UNET, model.unet, find_unet_targets(model.unet, config.target_modules), config.learning_rate)]
     if config.train_text_encoders:
-        parts += _text_encoder_parts(config, model, device, dtype)
+        parts += _prepare_text_encoders(config, model, device, dtype)
     move_module(model.unet, device, dtype)
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
     components: dict[str, AdaptedComponent] = {}
@@ -152,25 +152,27 @@ def _attach_adapters(
         if learning_rate:
             parameters = attach_adapters(module, targets, settings, component=name)
             components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, learning_rate))
-        # gradients pass through the UNet in any case
+        # gradients pass through the UNet even if only text encoders are trained
         if config.gradient_checkpointing and (learning_rate or module is model.unet):
             _enable_gradient_checkpointing(module)
     if not components:
-        raise ValueError("learning_rate is 0 and the text encoders are not trained: there is nothing to train")
+        raise ValueError(
+            "learning_rate is 0 and the text encoders are not trained, so nothing would be trained. Set learning_rate"
+        )
     return components
 
 
-def _text_encoder_parts(
+def _prepare_text_encoders(
     config: SDXLConfig, model: SDXLModel, device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, nn.Module, list[str], float]]:
-    """Component, module, targets and learning rate of both text encoders, which go to the
-    device.
+    """Move both text encoders to the device, and return their components, modules, targets and
+    learning rates.
     """
-    _, encoder, encoder_2 = _adaptable_parts(model)
-    for used in (encoder, encoder_2):
-        move_module(used, device, dtype).requires_grad_(False)
-    targets = text_encoder_targets(encoder, uses_last_layer=False)
-    targets_2 = text_encoder_targets(encoder_2, uses_last_layer=True)
+    _, encoder, encoder_2 = _get_adaptable_parts(model)
+    for text_encoder in (encoder, encoder_2):
+        move_module(text_encoder, device, dtype).requires_grad_(False)
+    targets = find_text_encoder_targets(encoder, uses_last_layer=False)
+    targets_2 = find_text_encoder_targets(encoder_2, uses_last_layer=True)
     return [
         (TEXT_ENCODER, encoder, targets, config.text_encoder_learning_rate),
         (TEXT_ENCODER_2, encoder_2, targets_2, config.text_encoder_2_learning_rate),
@@ -178,8 +180,8 @@ def _text_encoder_parts(
 
 
 def _enable_gradient_checkpointing(module: nn.Module) -> None:
-    # diffusers and transformers checkpoint only in training mode; none of these models has dropout
-    # of its own
+    # diffusers and transformers checkpoint only in training mode, which changes nothing else: these
+    # models have no dropout
     module.train()
     if isinstance(module, UNet2DConditionModel):
         module.enable_gradient_checkpointing()
@@ -188,10 +190,10 @@ def _enable_gradient_checkpointing(module: nn.Module) -> None:
         module.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _without_unused_layer(
+def _drop_unused_layer(
     weights: dict[ModuleKey, LoraModule], adapted: AdaptedModel, config: SDXLConfig
 ) -> dict[ModuleKey, LoraModule]:
-    """sd-scripts' files also hold the last layer of text encoder 1, which SDXL never uses."""
+    """Drop the last layer of text encoder 1: sd-scripts saves it, but SDXL never uses it."""
     is_trained = config.train_text_encoders and config.text_encoder_learning_rate
     return {
         key: module for key, module in weights.items() if key in adapted or not (is_trained and key[0] == TEXT_ENCODER)

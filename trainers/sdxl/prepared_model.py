@@ -33,7 +33,7 @@ from .step import Batch, Objective, predict, prior_losses, weighted_losses
 
 @dataclass
 class PreparedSDXL:
-    """A PreparedModel: everything was encoded once, and what is not needed any more has left."""
+    """The PreparedModel of SDXL: everything is encoded, and parts that no step needs are gone."""
 
     plan: TrainingPlan[SDXLConfig]
     host: Host
@@ -51,28 +51,24 @@ class PreparedSDXL:
         return self.plan.settings.training
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
-        """The diffusion loss, and with prior_loss_weight how far the LoRA moves the class
-        prompts.
-        """
+        """Yield the diffusion loss, and with prior_loss_weight the loss of prior preservation."""
         with self.autocast():
             batch = self.make_batch(items, step)
             losses = weighted_losses(self.model.unet, batch, self.objective)
         yield losses
         if self.config.prior_loss_weight:
-            class_prompts = [self.plan.texts.class_prompt(item, step) for item in items]
+            class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
             with self.autocast():
-                losses = self._prior_losses(batch, class_prompts)
+                losses = self._compute_prior_losses(batch, class_prompts)
             yield self.config.prior_loss_weight * losses
 
-    def _prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
-        """With the class prompts in place of the captions: what the model predicts against what it
-        predicts without its adapters.
-        """
+    def _compute_prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
+        """Compare the predictions for the class prompts with and without the adapters."""
         unet, objective = self.model.unet, self.objective
-        with self.adapted.switched_off():
+        with self.adapted.disable_adapters():
             alphas = objective.alphas_cumprod[batch.timesteps]
-            base_pred = predict(unet, self._with_texts(batch, class_prompts), alphas)
-        return prior_losses(unet, self._with_texts(batch, class_prompts), base_pred, objective)
+            base_pred = predict(unet, self._replace_texts(batch, class_prompts), alphas)
+        return prior_losses(unet, self._replace_texts(batch, class_prompts), base_pred, objective)
 
     def autocast(self) -> torch.autocast:
         enabled = self.precision != "no"
@@ -83,7 +79,9 @@ class PreparedSDXL:
         draws = [self._draw(item, step) for item in items]
         pairs = list(zip(items, draws, strict=True))
         loss_weights = [item.image.loss_weight for item in items]
-        prompt_embeds, pooled_prompt_embeds = self._embed([self.plan.texts.caption(item, step) for item in items])
+        prompt_embeds, pooled_prompt_embeds = self._embed(
+            [self.plan.texts.choose_caption(item, step) for item in items]
+        )
         loss_mask = self.masks.batch(items, [draw.flip for draw in draws])
         return Batch(
             latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
@@ -91,12 +89,12 @@ class PreparedSDXL:
             timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
             prompt_embeds=prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
-            add_time_ids=torch.tensor([_size_ids(*pair) for pair in pairs], dtype=torch.float32, device=device),
+            add_time_ids=torch.tensor([_make_size_ids(*pair) for pair in pairs], dtype=torch.float32, device=device),
             loss_mask=None if loss_mask is None else loss_mask.to(device),
             loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, device=device),
         )
 
-    def _with_texts(self, batch: Batch, texts: list[str]) -> Batch:
+    def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
         prompt_embeds, pooled_prompt_embeds = self._embed(texts)
         return replace(batch, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds)
 
@@ -105,7 +103,9 @@ class PreparedSDXL:
         return embeddings.prompt_embeds.to(device, dtype), embeddings.pooled_prompt_embeds.to(device, dtype)
 
     def embed(self, captions: list[str]) -> TextEmbeddings:
-        """From the cache, or with gradients from the text encoders when they are trained."""
+        """Return embeddings from the cache, or, if the text encoders are trained, from them with
+        gradients.
+        """
         if self.embeddings is not None:
             return stack_embeddings([self.embeddings.get(caption) for caption in captions])
         encoder, encoder_2 = self.model.text_encoder, self.model.text_encoder_2
@@ -125,7 +125,7 @@ class PreparedSDXL:
         )
 
     def draw_samples(self) -> Image.Image:
-        """The same prompt and noise every time, in the size that most images are trained at."""
+        """Draw the same prompt and noise every time, at the size that most images have."""
         bucket_counts = self.plan.crops.bucket_counts
         return draw_samples(
             self.model,
@@ -169,8 +169,8 @@ class PreparedSDXL:
         }
 
 
-def _size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
-    """add_time_ids of one item; a mirrored image was cropped on the other side."""
+def _make_size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:
+    """Return the add_time_ids of one item. In a mirrored image the crop is on the other side."""
     crop = item.crop
     top, left = crop.top_left_yx
     if draw.flip:

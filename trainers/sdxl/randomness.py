@@ -15,8 +15,8 @@ from ..training.seeds import happens
 
 @dataclass(frozen=True)
 class ItemDraw:
-    """The draws of one item in one step. Each comes from its own stream: switching one option
-    leaves the others as they were.
+    """The draws of one item in one step. Each has its own random stream, so changing one option
+    does not change the other draws.
     """
 
     timestep: int
@@ -36,8 +36,8 @@ def draw_item(
 ) -> ItemDraw:
     """Draw timestep (uniform), noise and flip of `item` in `step`.
 
-    noise_offset adds noise_offset * N(0, 1) to each channel as a whole (crosslabs.org, "Diffusion
-    with Offset Noise").
+    noise_offset adds noise_offset * N(0, 1), one draw per channel (crosslabs.org, "Diffusion with
+    Offset Noise").
     """
     noise = torch.randn(latent_shape, generator=generator_for(seed, "noise", step, item))
     if noise_offset:

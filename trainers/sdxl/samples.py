@@ -1,4 +1,4 @@
-"""Images that show what a running training has learned: the same prompt and noise every time."""
+"""Sample images of a running training, with the same prompt and noise every time."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,14 +10,14 @@ from PIL import Image
 
 from ..training.device import move_module
 from ..training.host import Host
-from .model.sampling import decode_latents, denoise, noise_scheduler
+from .model.sampling import decode_latents, denoise, make_noise_scheduler
 from .model.sdxl_model import SDXLModel
 from .model.text import TextEmbeddings
 
 SEEDS = (0, 1)
 NUM_STEPS = 20
 GUIDANCE_SCALE = 5.0
-TILED_FROM = 768  # pixels; a whole 1024 x 1024 image takes the decoder more than 4 GB in float32
+TILED_FROM = 768  # pixels; untiled, decoding 1024 x 1024 takes more than 4 GB in float32
 
 
 @torch.no_grad()
@@ -32,12 +32,12 @@ def draw_samples(
     autocast: AbstractContextManager,
     host: Host,
 ) -> Image.Image:
-    """The images of SEEDS next to each other, drawn with the model as it is, LoRA included.
+    """Draw one image per seed of SEEDS, side by side, with the model as it is, LoRA included.
 
-    Nothing of the training changes: not the weights, not the random numbers.
+    This changes neither the weights nor the random numbers of the training.
     """
     embeddings = embed([""] * len(SEEDS) + [prompt] * len(SEEDS))
-    scheduler = noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
+    scheduler = make_noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
     was_training = model.unet.training
     model.unet.eval()  # without LoRA dropout
     try:

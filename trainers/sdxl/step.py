@@ -1,5 +1,5 @@
-"""One forward pass of SDXL's training: a batch in, a loss per sample out. The only code that knows
-how the UNet is called.
+"""One forward pass of SDXL's training: a batch in, a loss per sample out. Only this file knows how
+training calls the UNet.
 
 Letters: B batch, C channels, H W latent height and width, S tokens, E embedding width, P pooled
 width, T timesteps.
@@ -15,7 +15,7 @@ from .objective import add_noise, mask_weights, min_snr_weights, per_sample_loss
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything that goes into a prediction, on the UNet's device."""
+    """All inputs of a prediction and its loss, on the UNet's device."""
 
     latents: Tensor  # [B, C, H, W] float32, scaled
     noise: Tensor  # [B, C, H, W] float32
@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is predicted, on which noise schedule, and how timesteps and masks are weighted."""
+    """What the model predicts, on which noise schedule, and the weights of timesteps and masks."""
 
     alphas_cumprod: Tensor  # [T] float32, on the UNet's device
     prediction_type: str
@@ -39,30 +39,30 @@ class Objective:
 
 
 def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objective) -> Tensor:
-    """Mean squared error of each sample, weighted by min-SNR, its mask and its image's weight;
-    float32 [B].
+    """Return the mean squared error of each sample, weighted by min-SNR, by its mask and by the
+    weight of its image; float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
     target = training_target(batch.latents, batch.noise, alphas, prediction_type=objective.prediction_type)
-    losses = _timestep_weighted(
-        per_sample_loss(predict(unet, batch, alphas), target, _position_weights(batch, objective)), alphas, objective
+    losses = _weight_by_timestep(
+        per_sample_loss(predict(unet, batch, alphas), target, _weight_positions(batch, objective)), alphas, objective
     )
     return losses if batch.loss_weights is None else losses * batch.loss_weights
 
 
 def prior_losses(unet: UNet2DConditionModel, batch: Batch, base_pred: Tensor, objective: Objective) -> Tensor:
-    """How far the prediction is from base_pred [B, C, H, W], the frozen base model's own, in whole
-    images; min-SNR-weighted, float32 [B].
+    """Return how far the prediction is from the frozen base model's, base_pred [B, C, H, W], over
+    whole images; min-SNR-weighted, float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
-    return _timestep_weighted(per_sample_loss(predict(unet, batch, alphas), base_pred), alphas, objective)
+    return _weight_by_timestep(per_sample_loss(predict(unet, batch, alphas), base_pred), alphas, objective)
 
 
-def _timestep_weighted(losses: Tensor, alphas: Tensor, objective: Objective) -> Tensor:
+def _weight_by_timestep(losses: Tensor, alphas: Tensor, objective: Objective) -> Tensor:
     return losses * min_snr_weights(alphas, gamma=objective.min_snr_gamma, prediction_type=objective.prediction_type)
 
 
-def _position_weights(batch: Batch, objective: Objective) -> Tensor | None:
+def _weight_positions(batch: Batch, objective: Objective) -> Tensor | None:
     if batch.loss_mask is None:
         return None
     return mask_weights(
@@ -71,8 +71,8 @@ def _position_weights(batch: Batch, objective: Objective) -> Tensor | None:
 
 
 def predict(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
-    """model_pred [B, C, H, W] in the UNet's dtype; alphas [B] are the cumulative ones of the
-    timesteps.
+    """Return model_pred [B, C, H, W] in the UNet's dtype. `alphas` [B] are the cumulative alphas of
+    the timesteps.
     """
     noisy_latents = add_noise(batch.latents, batch.noise, alphas).to(batch.prompt_embeds.dtype)
     conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}

@@ -13,11 +13,11 @@ UNET_PRESETS = {
 _TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
 
-def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
-    """Full names of the UNet's layers that a preset or a regular expression chooses.
+def find_unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
+    """List the full names of the UNet's layers that a preset or a regular expression chooses.
 
     Raises:
-        ValueError: the expression cannot be read, or it matches no linear or convolution layer.
+        ValueError: the expression is invalid, or matches no linear or convolution layer.
     """
     pattern = UNET_PRESETS.get(target_modules, target_modules)
     try:
@@ -41,11 +41,11 @@ def unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
     return chosen
 
 
-def text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:
-    """Attention and MLP layers of a CLIP text encoder.
+def find_text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:
+    """List the attention and MLP layers of a CLIP text encoder.
 
-    SDXL takes the penultimate hidden states, so the first encoder's last layer never gets a
-    gradient (uses_last_layer=False); the second one's does, through the pooled embedding.
+    SDXL uses the penultimate hidden states, so the last layer of the first encoder never gets a
+    gradient (uses_last_layer=False). That of the second does, through the pooled embedding.
     """
     found = [
         (name, re.fullmatch(_TEXT_ENCODER_MODULES, name))

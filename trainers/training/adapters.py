@@ -1,6 +1,4 @@
-"""LoRA adapters on frozen modules: attaching them with PEFT, reading them out, switching them
-off.
-"""
+"""LoRA adapters on frozen modules: attach them with PEFT, read them, load them, disable them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -30,16 +28,16 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class AdaptedComponent:
-    """A part of the base model that has adapters, and their parameters."""
+    """A part of the base model with adapters, and the parameters of those adapters."""
 
     module: nn.Module
     group: ParameterGroup
 
 
 class AdaptedModel:
-    """Everything that is trained: the adapters of all components, and their names in a LoRA file.
+    """The adapters of all components (nothing else is trained), and their names in a LoRA file.
 
-    `module_key` gives the key of a module from its component and its path there.
+    `module_key` makes the key of a module from its component and its path in the component.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class AdaptedModel:
         self._layers = {
             module_key(name, path): layer
             for name, component in components.items()
-            for path, layer in adapter_layers(component.module).items()
+            for path, layer in find_adapter_layers(component.module).items()
         }
         self.groups = [component.group for component in components.values()]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
@@ -62,30 +60,31 @@ class AdaptedModel:
         return key in self._layers
 
     def read(self, *, alpha: float) -> dict[ModuleKey, LoraModule]:
-        """The trained weights, as views on the live parameters."""
+        """Return the trained weights as views of the live parameters."""
         return {
-            key: LoraModule(_weight(layer.lora_A), _weight(layer.lora_B), alpha) for key, layer in self._layers.items()
+            key: LoraModule(_get_weight(layer.lora_A), _get_weight(layer.lora_B), alpha)
+            for key, layer in self._layers.items()
         }
 
     def load(self, weights: Mapping[ModuleKey, LoraModule], *, alpha: float) -> None:
-        """Start from existing weights; `up` is rescaled so that alpha / rank of the file and of
-        this run give the same image.
+        """Start from existing weights. `up` is rescaled: the LoRA acts as strongly as in its file,
+        even if alpha differs.
 
         Raises:
-            ValueError: a module has another rank than this run, or is not trained in it.
+            ValueError: a module has a different rank than this run, or is not trained in it.
         """
         surplus = sorted(self.names[key] for key in weights if key not in self._layers)
         if surplus:
             raise ValueError(
                 f"network_weights: {len(surplus)} modules of the file are not trained in this run, such as "
-                f"{surplus[0]}. Choose target_modules and train_text_encoders so that they are"
+                f"{surplus[0]}. Set target_modules and train_text_encoders to train them"
             )
         for key, module in weights.items():
             _load_layer(self._layers[key], module, self.names[key], alpha)
 
     @contextmanager
-    def switched_off(self) -> Iterator[None]:
-        """The frozen base model's own predictions, without gradients."""
+    def disable_adapters(self) -> Iterator[None]:
+        """Inside the block the model predicts as the frozen base model, without gradients."""
         try:
             for layer in self._layers.values():
                 layer.enable_adapters(False)
@@ -96,7 +95,7 @@ class AdaptedModel:
                 layer.enable_adapters(True)
 
     def count_modules(self) -> dict[str, int]:
-        """By component."""
+        """Count the adapted modules of each component."""
         counts: dict[str, int] = {}
         for component, _ in self._layers:
             counts[component] = counts.get(component, 0) + 1
@@ -105,7 +104,7 @@ class AdaptedModel:
 
 @torch.no_grad()
 def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -> None:
-    down, up = _weight(layer.lora_A), _weight(layer.lora_B)
+    down, up = _get_weight(layer.lora_A), _get_weight(layer.lora_B)
     if module.rank != down.shape[0]:
         raise ValueError(
             f"network_weights: {name} has rank {module.rank}, this run has rank {down.shape[0]}. Set rank to "
@@ -113,13 +112,13 @@ def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -
         )
     if module.down.numel() != down.numel() or module.up.numel() != up.numel():
         raise ValueError(
-            f"network_weights: {name} is made for a layer of another size; the file belongs to another base model"
+            f"network_weights: {name} has another size than this layer; the file belongs to another base model"
         )
-    down.copy_(module.down.reshape(down.shape))  # ComfyUI's own trainer saves a convolution's matrix flat
+    down.copy_(module.down.reshape(down.shape))  # ComfyUI's own trainer flattens the matrices of convolutions
     up.copy_(module.up.reshape(up.shape).float() * (module.alpha / alpha))
 
 
-def _weight(adapters: nn.ModuleDict) -> Tensor:
+def _get_weight(adapters: nn.ModuleDict) -> Tensor:
     matrix = adapters[ADAPTER_NAME]
     assert isinstance(matrix, (nn.Linear, nn.Conv2d))
     return matrix.weight.detach()
@@ -128,10 +127,10 @@ def _weight(adapters: nn.ModuleDict) -> Tensor:
 def attach_adapters(
     model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str
 ) -> list[nn.Parameter]:
-    """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters, the
+    """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters: the
     only trainable ones.
 
-    `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as kohya and PEFT do), `up` at
+    `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as in kohya and PEFT), `up` at
     zero. The draws come from the seed.
     """
     model.requires_grad_(False)
@@ -142,15 +141,15 @@ def attach_adapters(
         target_modules=targets,
         init_lora_weights=False,
     )
-    # PEFT's documented, if private, way to bring a layer of one's own
+    # PEFT documents this way to register a custom layer, although the method is private
     lora._register_custom_module({nn.Linear: InPlaceLoraLinear})
     with torch.random.fork_rng(devices=[]):  # PEFT makes its layers with torch's own initialization, on the CPU
         inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
     parameters = []
-    for name, layer in adapter_layers(model).items():
+    for name, layer in find_adapter_layers(model).items():
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
         assert isinstance(down, (nn.Linear, nn.Conv2d)) and isinstance(up, (nn.Linear, nn.Conv2d))
-        nn.Sequential(down, up).float()  # float32 whatever the base's dtype: below lr 1e-4 a bf16 adapter stops moving
+        nn.Sequential(down, up).float()  # whatever the base's dtype: below lr 1e-4 a bf16 adapter stops moving
         bound = 1 / math.sqrt(down.weight[0].numel())
         draw = torch.rand(down.weight.shape, generator=generator_for(settings.seed, "lora_init", component, name))
         with torch.no_grad():
@@ -161,27 +160,27 @@ def attach_adapters(
 
 
 class InPlaceLoraLinear(PeftLinear):
-    """PEFT's LoRA layer in fewer steps: the update is added to the base layer's output in place, by
-    the product that computes it.
+    """PEFT's LoRA layer in fewer operations: one in-place product computes the update and adds it
+    to the base layer's output.
 
-    The same numbers; against PEFT's own forward a step takes a tenth less time, and no second
-    output is kept for each layer.
+    The numbers are the same. A training step takes a tenth less time than with PEFT's forward, and
+    no layer keeps a second output.
     """
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        # two-dimensional, so that the output is no view, which autograd would copy before writing
-        # into it
+        # two-dimensional: otherwise the output is a view, and autograd copies a view before it
+        # writes into it
         rows = x.flatten(0, -2)
         output = self.base_layer(rows)
         low_rank = self.lora_A[ADAPTER_NAME](self.lora_dropout[ADAPTER_NAME](rows))
-        # autocast leaves in-place products alone
+        # autocast does not cast in-place products
         up = self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)
         output.addmm_(low_rank, up.t(), alpha=self.scaling[ADAPTER_NAME])
         return output.unflatten(0, x.shape[:-1])
 
 
-def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The model's LoRA layers by the name that the layer had before."""
+def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Return the model's LoRA layers by the names of the layers that they replaced."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -9,14 +9,14 @@ NUM_AVERAGED = 100
 
 
 class StepClock:
-    """Makes each step's event. Starts when it is made."""
+    """Makes the event of each step. The clock starts when the object is made."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
         self._started_at = time.monotonic()
         self._recent: deque[float] = deque(maxlen=NUM_AVERAGED)
 
-    def step_done(self, step: int, epoch: int, loss: float, learning_rate: float, memory_bytes: int) -> StepDone:
+    def finish_step(self, step: int, epoch: int, loss: float, learning_rate: float, memory_bytes: int) -> StepDone:
         self._recent.append(loss)
         speed = step / max(time.monotonic() - self._started_at, 1e-9)
         return StepDone(

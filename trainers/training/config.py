@@ -1,19 +1,17 @@
-"""The settings that every model family has: the LoRA, the optimizer, steps, batches, files,
-samples.
+"""The settings that every model family has: LoRA, optimizer, steps, batches, files, samples.
 
-A family adds its own in a subclass. What the images are and how they are cropped: DatasetConfig and
-BucketConfig.
+A family adds more in a subclass. DatasetConfig has the images, BucketConfig how they are cropped.
 """
 
 from dataclasses import dataclass
 
 from ..config import check_ranges, param
-from .optimizer_table import IMPORT_PATH, OPTIMIZERS, usual_learning_rates
+from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Every field is a command-line flag and a node input. The defaults train a usable LoRA from 10
+    """Each field is a command-line flag and a node input. The defaults train a usable LoRA from 10
     to 200 images.
     """
 
@@ -25,7 +23,7 @@ class TrainingConfig:
         max=4096,
     )
     learning_rate: float = param(
-        1e-4, f"Peak learning rate of the model's LoRA. Usually {usual_learning_rates()}.", min=0.0, max=10.0
+        1e-4, f"Peak learning rate of the model's LoRA. Usually {list_usual_learning_rates()}.", min=0.0, max=10.0
     )
     max_train_steps: int = param(
         1500,
@@ -108,7 +106,7 @@ class TrainingConfig:
         max=1_000_000,
     )
     sample_prompt: str = param("", "Prompt of the sample images. Empty: the first image's caption.")
-    # 0.1, as OneTrainer: with 0 nothing at all holds the LoRA where masks are black, and its
+    # 0.1, as in OneTrainer: with 0 nothing constrains the LoRA where masks are black, and its
     # images fall apart there.
     unmasked_weight: float = param(
         0.1,

@@ -1,4 +1,4 @@
-"""The console as a trainer's host: tqdm, logging and Ctrl-C."""
+"""The console as the host of a trainer: tqdm, logging and Ctrl-C."""
 
 import logging
 import math
@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class ConsoleHost(DeviceMemory):
-    """Reports with tqdm and logging. Ctrl-C asks the trainer to stop at its next step; a second
-    Ctrl-C stops at once.
+    """Reports with tqdm and logging. Ctrl-C stops the trainer at its next step, a second Ctrl-C at
+    once.
 
-    Use it as a context manager: it owns the interrupt signal and the bar only inside the block.
+    Use it as a context manager: it handles the interrupt signal and owns the bar only inside the
+    block.
     """
 
     def __init__(self, device: torch.device | None = None, *, quiet: bool = False) -> None:
@@ -102,8 +103,8 @@ class ConsoleHost(DeviceMemory):
 
 
 def describe_step(event: StepDone) -> str:
-    """One line: loss, and learning rate and memory where they are known. Speed and remaining time
-    stand in the bar itself.
+    """Return one line: the loss, and the learning rate and memory if known. tqdm's bar already
+    shows speed and remaining time.
     """
     learning_rate = "" if math.isnan(event.learning_rate) else f", lr {event.learning_rate:.1e}"
     memory = f", {format_gigabytes(event.memory_bytes)}" if event.memory_bytes else ""

@@ -1,4 +1,4 @@
-"""The device that a training computes on: which one, in which precision, and its memory."""
+"""The device that computes a training: which one, its precision and its memory."""
 
 import sys
 from typing import TypeVar
@@ -20,33 +20,33 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def chosen_device(name: str | None) -> torch.device:
-    """As torch names it; without a name, the best there is."""
+def choose_device(name: str | None) -> torch.device:
+    """Return the device that torch calls `name`, or the best one available."""
     return torch.device(name) if name else default_device()
 
 
 def usual_precision(device: torch.device) -> str:
-    """Half precision on CUDA only, in the kind that the device computes in by itself."""
+    """Return "bf16" or "fp16" on CUDA, whichever the GPU computes natively, and "no" elsewhere."""
     if device.type != "cuda":
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def resolve_precision(setting: str, device: torch.device) -> str:
-    """The value of mixed_precision, with "auto" decided by the device."""
+    """Return the value of mixed_precision, with "auto" replaced by what suits the device."""
     return usual_precision(device) if setting == "auto" else setting
 
 
 def move_module(module: ModuleT, device: torch.device, dtype: torch.dtype | None = None) -> ModuleT:
-    """torch's own `to`. diffusers 0.42 wraps it in a warning about modules that must stay float32,
-    of which the models here have none.
+    """Call torch's own `to`. diffusers 0.42 overrides it to warn about modules that must stay
+    float32; our models have none.
     """
     nn.Module.to(module, device, dtype)
     return module
 
 
 class DeviceMemory:
-    """Peak memory and its release for one torch device."""
+    """Measures the peak memory of one torch device, and releases what is free."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class DeviceMemory:
 
 def _process_peak_bytes() -> int:
     if sys.platform == "win32":
-        return 0  # no peak without a further package; the report then leaves memory out
+        return 0  # the peak would take another package; the report leaves memory out
     import resource  # does not exist on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

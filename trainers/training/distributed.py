@@ -1,6 +1,4 @@
-"""Several processes, as `accelerate launch` starts them: who is who, and the sum of their
-gradients.
-"""
+"""Several processes, started by `accelerate launch`: their ranks, and their summed gradients."""
 
 import os
 from collections.abc import Sequence
@@ -15,9 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` processes. The first one (rank 0) writes files and talks to the
-    user.
-    """
+    """This process among `size` processes. Only rank 0 writes files and talks to the user."""
 
     rank: int = 0
     size: int = 1
@@ -27,13 +23,13 @@ class World:
         return self.rank == 0
 
     def share(self, items: Sequence[T], share_size: int) -> Sequence[T]:
-        """This process's part of a batch that all processes work on together; may be empty at the
-        end of a bucket.
+        """Return this process's part of a batch that all processes share. At the end of a bucket it
+        can be empty.
         """
         return items[self.rank * share_size : (self.rank + 1) * share_size]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Sum the gradients of all processes in place, in one message, and return the summed
+        """Sum the gradients of all processes in place, with one message, and return the summed
         loss.
         """
         if self.size == 1:
@@ -52,12 +48,12 @@ class World:
 
 
 def current_world() -> tuple[World, torch.device | None]:
-    """The world that `accelerate launch` made, with this process's device; alone and None without
-    it.
+    """Return the world that `accelerate launch` made and this process's device. Without it: one
+    process, and None.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World(), None
-    from accelerate import PartialState  # starts the process group, so only where there is one
+    from accelerate import PartialState  # starts the process group, so only if there are several processes
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     return World(state.process_index, state.num_processes), state.device

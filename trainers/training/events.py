@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage began: "loading", "caching", "training" or "saving"; total counts its steps (0:
-    unknown).
+    """A stage began: "loading", "caching", "training" or "saving". `total` is its number of steps
+    (0: unknown).
     """
 
     stage: str
@@ -22,7 +22,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """`step` of `total` in a stage other than training, and what is being worked on."""
+    """`step` of `total` in a stage other than training. `detail` names what it works on."""
 
     stage: str
     step: int
@@ -32,8 +32,8 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. Times in seconds, memory in bytes (the device's peak; the process's on a
-    CPU). Not known: learning rate NaN, memory 0.
+    """One optimizer step. Times are in seconds; memory is the device's peak in bytes, on a CPU the
+    process's. An unknown learning rate is NaN, unknown memory is 0.
     """
 
     step: int
@@ -55,7 +55,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class SamplesDrawn:
-    """Images that the LoRA as of `step` draws, side by side."""
+    """Sample images drawn with the LoRA of `step`, side by side."""
 
     image: Image.Image
     path: Path
@@ -64,7 +64,7 @@ class SamplesDrawn:
 
 @dataclass(frozen=True)
 class ImageCaptioned:
-    """Image `step` of `total`: scaled down for a preview, and what the model says of it."""
+    """Image `step` of `total`, scaled down for a preview, and its new caption."""
 
     image: Image.Image
     name: str
@@ -75,7 +75,7 @@ class ImageCaptioned:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know and that does not stop the run."""
+    """A message for the user that does not stop the run."""
 
     message: str
 
@@ -84,6 +84,6 @@ Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn
 
 
 class Interrupted(BaseException):
-    """The user cancelled. A BaseException, as the host's own: an `except Exception` must not
-    swallow it.
+    """The user cancelled. A BaseException, like the host's: no `except Exception` may swallow
+    it.
     """

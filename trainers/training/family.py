@@ -1,4 +1,4 @@
-"""What a model family brings to a training. The loop does the rest, and knows no family."""
+"""What a model family implements for a training. The loop does the rest and knows no family."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .plan import TrainingPlan
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is when its LoRA is written. started_at in seconds since 1970."""
+    """How far a run is when its LoRA is written. `started_at` is in seconds since 1970."""
 
     title: str  # the file's name
     step: int
@@ -25,38 +25,36 @@ class Progress:
 
 
 class PreparedModel(Protocol):
-    """A frozen base model with adapters, and everything that was computed once, as the loop uses
-    it.
-    """
+    """A frozen base model with adapters, and everything that was computed before the first step."""
 
     @property
     def adapted(self) -> AdaptedModel:
-        """What is trained."""
+        """The adapters, which are all that is trained."""
         ...
 
     @property
     def precision(self) -> str:
-        """In which the model computes: "no" (float32), "bf16" or "fp16"."""
+        """The precision that the model computes in: "no" (float32), "bf16" or "fp16"."""
         ...
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
-        """Losses [B] of a micro-batch, to be added up.
+        """Yield the losses [B] of a micro-batch. Their sum is the loss.
 
-        The loop runs the backward pass of each before it asks for the next, so that only one has
-        its activations in memory.
+        The loop runs the backward pass of each term before it asks for the next one, so that only
+        one term has its activations in memory.
         """
         ...
 
     def draw_samples(self) -> Image.Image:
-        """Images that show what was learned so far. Changes nothing of the training."""
+        """Draw images that show what was learned so far. This must not change the training."""
         ...
 
     def metadata(self, progress: Progress) -> dict[str, str]:
-        """The header of the LoRA file."""
+        """Return the header of the LoRA file."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of the base model: plain values under their names."""
+        """Return the manifest's entries on the base model: plain values by name."""
         ...
 
 

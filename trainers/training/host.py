@@ -1,7 +1,7 @@
-"""What a trainer needs from the program around it: a device, memory, a way to be cancelled, and
-somewhere to report.
+"""What a trainer needs from the program around it: a device, memory, cancellation, and a place to
+report.
 
-ComfyUI is one host (nodes/host/progress.py), a console another (console_host.py).
+ComfyUI is one host (nodes/host/progress.py), the console another (console_host.py).
 """
 
 from typing import Protocol
@@ -14,11 +14,11 @@ from .events import Event
 class Host(Protocol):
     @property
     def device(self) -> torch.device:
-        """Where to compute."""
+        """The device to compute on."""
         ...
 
     def check_interrupted(self) -> None:
-        """Raise Interrupted when the user has cancelled; polled at least once per step."""
+        """Raise Interrupted if the user has cancelled. Called at least once per step."""
         ...
 
     def report(self, event: Event) -> None: ...
@@ -26,9 +26,9 @@ class Host(Protocol):
     def reset_peak_memory(self) -> None: ...
 
     def peak_memory_bytes(self) -> int:
-        """Most memory in use since the last reset: the device's, or the process's on a CPU."""
+        """Return the peak memory since the last reset: the device's, on a CPU the process's."""
         ...
 
     def release_memory(self) -> None:
-        """Give memory that was freed back to the device, for example after a model was dropped."""
+        """Give freed memory back to the device, for example after a model was dropped."""
         ...

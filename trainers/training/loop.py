@@ -7,15 +7,15 @@ import torch
 from ..files.tensor_cache import TensorCache
 from .clock import StepClock
 from .distributed import World
-from .events import Interrupted, Notice, StageStarted
+from .events import Notice, StageStarted
 from .family import ModelFamily, PreparedModel
-from .generators import seeded_globals
+from .generators import seed_globals
 from .host import Host
-from .optimizer_step import NonFiniteLoss, OptimizerStep
+from .optimizer_step import OptimizerStep
 from .plan import TrainingPlan
 from .run_folder import RunFolder
 from .run_writer import RunWriter
-from .schedule import Step, steps_of
+from .schedule import Step, iterate_steps
 from .trained_lora import TrainedLora
 
 
@@ -28,16 +28,18 @@ def train_lora(
     cache: TensorCache,
     world: World | None = None,
 ) -> TrainedLora:
-    """Train as planned, and save the LoRA.
+    """Train as planned, save the LoRA and return it.
 
     Raises:
         ValueError: a setting or the base model cannot be used; nothing was written.
-        Interrupted: the host cancelled; a checkpoint of the last step is kept.
-        NonFiniteLoss: the loss became NaN or infinite; a checkpoint of the last good step is kept.
+        Interrupted: the host cancelled.
+        NonFiniteLoss: the loss became NaN or infinite.
+
+    Whatever ends a run early, a checkpoint of its last step is kept.
     """
     world = world or World()
-    assert plan.schedule.num_processes == world.size, "the plan is for another number of processes"
-    for notice in plan.texts.notices():
+    assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
+    for notice in plan.texts.list_notices():
         host.report(Notice(notice))
     host.report(StageStarted("loading"))
     model = family.prepare(plan, host, cache=cache, world=world)
@@ -45,7 +47,7 @@ def train_lora(
 
 
 class TrainingLoop:
-    """One run from its first step to its file."""
+    """One run, from its first step to the saved LoRA."""
 
     def __init__(
         self, model: PreparedModel, plan: TrainingPlan, host: Host, run_folder: RunFolder, world: World
@@ -70,30 +72,30 @@ class TrainingLoop:
             self._host.reset_peak_memory()
             try:
                 self._run_steps()
-            except (Interrupted, NonFiniteLoss, torch.OutOfMemoryError):
+            except BaseException:  # Ctrl-C, SIGTERM or a bug: whatever it is, the work is not lost
                 self._writer.save_last_step()
                 raise
-        return self._writer.save_final()
+            return self._writer.save_final()
 
     def _run_steps(self) -> None:
         self._writer.draw_due_samples(0)
         clock = StepClock(self._plan.schedule.total_steps)
-        for step in steps_of(self._plan.crops.items, self._config, self._plan.schedule):
+        for step in iterate_steps(self._plan.crops.items, self._config, self._plan.schedule):
             self._host.check_interrupted()
             learning_rate = self._optimizer_step.learning_rate
             loss = self._train_step(step)
-            event = clock.step_done(step.number, step.epoch, loss, learning_rate, self._host.peak_memory_bytes())
+            event = clock.finish_step(step.number, step.epoch, loss, learning_rate, self._host.peak_memory_bytes())
             self._host.report(event)
             self._writer.add_loss(event)
             self._writer.save_due_checkpoints(step.number, step.epoch)
             self._writer.draw_due_samples(step.number)
 
     def _train_step(self, step: Step) -> float:
-        """One optimizer step. The loss is the mean over all samples of the step, whatever
-        micro-batch or process they are in.
+        """Train one optimizer step. The loss is the mean over all its samples, in whatever
+        micro-batch or process they are.
         """
         loss = torch.zeros((), device=self._host.device)
-        with self._seeded_dropout(step.number):
+        with self._seed_dropout(step.number):
             for items in step.micro_batches:
                 own_items = self._world.share(items, self._config.train_batch_size)
                 for losses in self._model.loss_terms(own_items, step.number) if own_items else ():
@@ -103,10 +105,8 @@ class TrainingLoop:
         summed_loss = self._world.sum_gradients(self._model.adapted.parameters, loss)
         return self._optimizer_step.update(step.number, summed_loss)
 
-    def _seeded_dropout(self, step: int) -> AbstractContextManager[None]:
-        """LoRA dropout draws from the global generators: they are seeded for this step, and
-        restored.
-        """
+    def _seed_dropout(self, step: int) -> AbstractContextManager[None]:
+        """Seed the global generators, which LoRA dropout draws from, for this step only."""
         if not self._config.lora_dropout:
             return nullcontext()
-        return seeded_globals(self._host.device, self._config.seed, "lora_dropout", step, self._world.rank)
+        return seed_globals(self._host.device, self._config.seed, "lora_dropout", step, self._world.rank)

@@ -1,4 +1,4 @@
-"""The loss curve as an image: every step in a light line, a running average in a dark one."""
+"""The loss curve as an image: a light line for every step, a dark one for the running average."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (900, 420)  # width, height
 MARGIN = (96, 44, 30, 76)  # left, top, right, bottom
-LETTERING = 24  # pixels: a node shows the plot at about a third of its size
+FONT_SIZE = 24  # pixels: a node shows the plot at about a third of its size
 _PAPER, _GRID, _INK, _STEP, _AVERAGE = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8"
 
 
@@ -15,22 +15,24 @@ def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
     image = Image.new("RGB", SIZE, _PAPER)
     pen = ImageDraw.Draw(image)
     averages = running_average(losses)
-    low, high = _limits(losses)
+    low, high = _find_limits(losses)
     _draw_axes(pen, num_steps=len(losses), low=low, high=high)
     for values, colour, width in ((losses, _STEP, 1), (averages, _AVERAGE, 3)):
-        points = [_point(step, value, num_steps=len(losses), low=low, high=high) for step, value in enumerate(values)]
+        points = [
+            _locate_point(step, value, num_steps=len(losses), low=low, high=high) for step, value in enumerate(values)
+        ]
         if len(points) > 1:
             pen.line(points, fill=colour, width=width, joint="curve")
         elif points:
             pen.ellipse([coordinate + sign * 2 for sign in (-1, 1) for coordinate in points[0]], fill=colour)
     last = f", last average {averages[-1]:.4f}" if averages else ""
-    pen.text((MARGIN[0], 6), f"{title or 'loss'}{last}", fill=_INK, font=_font())
+    pen.text((MARGIN[0], 6), f"{title or 'loss'}{last}", fill=_INK, font=_load_font())
     return image
 
 
 def running_average(losses: Sequence[float]) -> list[float]:
-    """Exponential average with the first values' weights corrected, so that it starts at the first
-    loss.
+    """Return the exponential average, with the weights of the first values corrected: it starts at
+    the first loss.
     """
     decay = 1 - 1 / max(10, len(losses) / 25)
     total = weight = 0.0
@@ -41,9 +43,9 @@ def running_average(losses: Sequence[float]) -> list[float]:
     return averages
 
 
-def _limits(losses: Sequence[float]) -> tuple[float, float]:
-    """From zero to a little above all but the highest percent of losses: one spike must not flatten
-    the curve.
+def _find_limits(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of the loss axis: 0 and a little above the 99th percentile, so that one
+    spike does not flatten the curve.
     """
     if not losses:
         return 0.0, 1.0
@@ -51,7 +53,7 @@ def _limits(losses: Sequence[float]) -> tuple[float, float]:
     return 0.0, (ordered[int(0.99 * (len(ordered) - 1))] or 1.0) * 1.15
 
 
-def _point(step: int, value: float, *, num_steps: int, low: float, high: float) -> tuple[float, float]:
+def _locate_point(step: int, value: float, *, num_steps: int, low: float, high: float) -> tuple[float, float]:
     left, top, right, bottom = MARGIN
     x = left + (SIZE[0] - left - right) * step / max(1, num_steps - 1)
     y = SIZE[1] - bottom - (SIZE[1] - top - bottom) * (min(value, high) - low) / (high - low)
@@ -61,14 +63,14 @@ def _point(step: int, value: float, *, num_steps: int, low: float, high: float) 
 def _draw_axes(pen: ImageDraw.ImageDraw, *, num_steps: int, low: float, high: float) -> None:
     for k in range(5):
         value = low + (high - low) * k / 4
-        x, y = _point(0, value, num_steps=num_steps, low=low, high=high)
+        x, y = _locate_point(0, value, num_steps=num_steps, low=low, high=high)
         pen.line((x, y, SIZE[0] - MARGIN[2], y), fill=_GRID)
-        pen.text((x - 8, y), f"{value:.2g}", fill=_INK, font=_font(), anchor="rm")
+        pen.text((x - 8, y), f"{value:.2g}", fill=_INK, font=_load_font(), anchor="rm")
         step = round((num_steps - 1) * k / 4)
-        x, y = _point(step, low, num_steps=num_steps, low=low, high=high)
-        pen.text((x, y + 10), str(step + 1), fill=_INK, font=_font(), anchor="mt")
-    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_font(), anchor="mb")
+        x, y = _locate_point(step, low, num_steps=num_steps, low=low, high=high)
+        pen.text((x, y + 10), str(step + 1), fill=_INK, font=_load_font(), anchor="mt")
+    pen.text((SIZE[0] / 2, SIZE[1] - 6), "optimizer step", fill=_INK, font=_load_font(), anchor="mb")
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(LETTERING)
+def _load_font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(FONT_SIZE)

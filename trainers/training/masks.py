@@ -1,4 +1,4 @@
-"""Masks in the size of the latents, read once and cached.
+"""Masks at the size of the latents, read once and cached.
 
 Letters: B images, H W latent height and width.
 """
@@ -18,8 +18,8 @@ from .host import Host
 
 
 class MaskStore:
-    """Masks of cropped images in the size of their latents, float32 [1, H, W] in 0..1 on the CPU:
-    1 where is learned.
+    """Masks of cropped images at the size of their latents, float32 [1, H, W] in 0..1 on the CPU.
+    1 is learned in full.
     """
 
     def __init__(self, cache: TensorCache, *, pixels_per_latent: int) -> None:
@@ -27,16 +27,16 @@ class MaskStore:
         self._pixels_per_latent = pixels_per_latent
 
     def get(self, item: TrainingItem, *, flip: bool) -> Tensor | None:
-        """None: the image has no mask."""
+        """Return the mask of an item, or None if its image has no mask."""
         if not item.image.mask_sha256:
             return None
-        tensors = self._cache.get(self._key(item))
+        tensors = self._cache.get(self._make_key(item))
         assert tensors is not None, f"the mask of {item.image.name} was not read"
         return tensors["mask"].flip(-1) if flip else tensors["mask"]
 
     def batch(self, items: Sequence[TrainingItem], flips: Sequence[bool]) -> Tensor | None:
-        """[B, 1, H, W]; ones for an image without a mask among others that have one; None where no
-        image has one.
+        """Return masks [B, 1, H, W], with ones for images without a mask, or None if no image has
+        one.
         """
         masks = [self.get(item, flip=flip) for item, flip in zip(items, flips, strict=True)]
         shape = next((mask.shape for mask in masks if mask is not None), None)
@@ -45,24 +45,22 @@ class MaskStore:
         return torch.stack([torch.ones(shape) if mask is None else mask for mask in masks])
 
     def encode(self, items: Iterable[TrainingItem], host: Host) -> None:
-        """Read what the cache does not have yet; name the images of which nothing would be
-        learned.
-        """
+        """Read the masks that are not cached yet, and report those that are all black."""
         for item in items:
             if not item.image.mask_sha256:
                 continue
             host.check_interrupted()
-            if self._cache.get(self._key(item)) is None:
-                self._cache.put(self._key(item), {"mask": _shrunk_mask(item, self._pixels_per_latent)})
+            if self._cache.get(self._make_key(item)) is None:
+                self._cache.put(self._make_key(item), {"mask": _shrink_mask(item, self._pixels_per_latent)})
             mask = self.get(item, flip=False)
             if mask is not None and not mask.any():
                 host.report(
                     Notice(
-                        f"{item.image.name}: its mask is black all over, so all of it counts with unmasked_weight only"
+                        f"{item.image.name}: its mask is all black, so the whole image counts with unmasked_weight only"
                     )
                 )
 
-    def _key(self, item: TrainingItem) -> str:
+    def _make_key(self, item: TrainingItem) -> str:
         crop, image = item.crop, item.image
         return content_key(
             kind="mask",
@@ -75,8 +73,8 @@ class MaskStore:
         )
 
 
-def _shrunk_mask(item: TrainingItem, pixels_per_latent: int) -> Tensor:
-    """[1, H, W]: the share of each latent position's pixels that the mask takes."""
+def _shrink_mask(item: TrainingItem, pixels_per_latent: int) -> Tensor:
+    """Return the mask [1, H, W]: its mean over the pixels of each latent position."""
     mask = read_mask_crop(item)
     assert mask is not None, f"{item.image.name} has no mask"
     height, width = (side // pixels_per_latent for side in item.crop.target_hw)

@@ -1,6 +1,4 @@
-"""What a run writes into its LoRA's header, whatever the family: the plan, the settings, how far it
-is.
-"""
+"""What a run of any family writes into the header of its LoRA: plan, settings and progress."""
 
 import time
 from collections.abc import Sequence
@@ -17,8 +15,8 @@ from .plan import TrainingPlan
 
 
 def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
-    """kohya's ss_* and modelspec.* keys as of progress.step; a family adds TrainingRecord's
-    fields.
+    """Return kohya's ss_* and modelspec.* keys as of progress.step. `of_the_family` are more fields
+    of TrainingRecord.
     """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
@@ -30,7 +28,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
-        folders=_folders(plan.dataset, items, captions),
+        folders=_list_folders(plan.dataset, items, captions),
         num_regularization_samples=sum(item.image.is_regularization for item in items),
         bucket_counts=plan.crops.bucket_counts,
         bucket_no_upscale=buckets.bucket_no_upscale,
@@ -59,7 +57,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         shuffle_caption=captions.shuffle_captions,
         keep_tokens=captions.keep_tokens,
         masked_loss=any(item.image.mask_sha256 for item in items) or None,
-        prior_loss_weight=_prior_loss_weight(config, plan.dataset),
+        prior_loss_weight=_find_prior_loss_weight(config, plan.dataset),
         seed=config.seed,
         settings={name: value for section in settings.to_dict().values() for name, value in section.items()},
         **of_the_family,
@@ -67,8 +65,8 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
     return build_metadata(record)
 
 
-def _folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:
-    """Images that are trained on, by the folder that they came with and its repeats."""
+def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:
+    """Group the trained images by their folder and its repeats."""
     folders: dict[tuple[str, int, bool], ImageFolder] = {}
     for image in dict.fromkeys(item.image for item in items):
         num_repeats = image.num_repeats * dataset.num_repeats
@@ -82,9 +80,9 @@ def _folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionC
     return list(folders.values())
 
 
-def _prior_loss_weight(config: TrainingConfig, dataset: Dataset) -> float | None:
-    """kohya's word for the weight of regularization images; without any, that of our prior
-    preservation, which does their work.
+def _find_prior_loss_weight(config: TrainingConfig, dataset: Dataset) -> float | None:
+    """Return the weight of the regularization images, which kohya calls prior_loss_weight. Without
+    such images: that of our prior preservation, which replaces them.
     """
     weights = [image.loss_weight for image in dataset.images if image.is_regularization]
     return weights[0] if weights else config.prior_loss_weight or None

@@ -1,6 +1,4 @@
-"""From gradients to changed weights: loss scaling, clipping, the check for bad numbers, optimizer
-and schedule.
-"""
+"""From gradients to new weights: loss scaling, clipping, the NaN check, optimizer, schedule."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class OptimizerStep:
-    """Owns the optimizer, its schedule and, for fp16, the loss scale."""
+    """Owns the optimizer, its learning-rate schedule and, for fp16, the loss scale."""
 
     def __init__(
         self,
@@ -45,35 +43,35 @@ class OptimizerStep:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first group, for the next update."""
+        """The learning rate of the first group at the next update."""
         return float(self._lr_scheduler.get_last_lr()[0])
 
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
 
     def update(self, step: int, loss: Tensor) -> float:
-        """Unscale, clip, stop if not finite, and step optimizer and schedule; returns the loss.
+        """Unscale and clip the gradients, step optimizer and schedule, and return the loss.
 
         Raises:
-            NonFiniteLoss: before any weight is changed.
+            NonFiniteLoss: the loss or a gradient is NaN or infinite; no weight was changed.
         """
         self._scaler.unscale_(self._optimizer)
         gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
-        # the step's one synchronisation with the device
+        # one transfer for both: it is the step's only synchronization with the device
         loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()
         scale = self._scaler.get_scale()
         _require_finite(step, loss_value, norm_value, precision=self._precision, scale=scale)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        if self._scaler.get_scale() >= scale:  # an fp16 overflow skips the optimizer, and so the schedule too
+        if self._scaler.get_scale() >= scale:  # after an fp16 overflow the scaler skips the optimizer
             self._lr_scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss_value
 
 
 def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:
-    """Stop before the optimizer would spread NaN into every weight. An fp16 gradient may overflow:
-    the scaler skips that step.
+    """Raise NonFiniteLoss before the optimizer can spread NaN to every weight. In fp16 a gradient
+    may overflow: the scaler skips that step.
     """
     overflow_is_normal = precision == "fp16" and scale > 1
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or overflow_is_normal):

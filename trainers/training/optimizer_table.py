@@ -1,7 +1,7 @@
 """The optimizers that users can choose, one row each. Imports no torch.
 
-A new row is all that a new optimizer takes: choices, messages, memory estimate and documentation
-follow from the table.
+To add an optimizer, add a row: choices, messages, memory estimate and documentation follow from the
+table.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IMPORT_PATH = (r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", "an import path such as torch.optim.RAdam")
-UNKNOWN_STATE_BYTES = 8.0  # two float32 states, as AdamW: for an optimizer that is not in the table
+UNKNOWN_STATE_BYTES = 8.0  # of an optimizer outside of the table: two float32 states, like AdamW
 
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """`arguments` are passed where the user gives none of that name; `state_bytes` are the
-    optimizer's own, per trained parameter.
+    """`arguments` are defaults that the user can override. `state_bytes` is the size of the
+    optimizer's state per trained parameter.
     """
 
     name: str
@@ -26,7 +26,7 @@ class OptimizerRow:
     usual_learning_rate: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     can_be_fused: bool = False  # one kernel for all of the adapters' many small matrices
-    finds_learning_rate: bool = False  # one rate for everything: all groups must have the same
+    finds_learning_rate: bool = False  # one for everything, so all groups must have the same rate
 
 
 OPTIMIZERS = {
@@ -42,7 +42,7 @@ OPTIMIZERS = {
             "transformers",
             0.3,
             "1e-4",
-            # Its own relative steps would ignore learning_rate and lr_scheduler.
+            # With relative_step it would ignore learning_rate and lr_scheduler.
             arguments={"scale_parameter": False, "relative_step": False, "warmup_init": False},
         ),
         OptimizerRow(
@@ -60,7 +60,7 @@ OPTIMIZERS = {
 
 
 def find_optimizer(name: str) -> OptimizerRow:
-    """The row of that name, or one for a class by its import path, such as torch.optim.RAdam."""
+    """Return the row called `name`, or a row for an import path such as torch.optim.RAdam."""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     module, _, class_name = name.rpartition(".")
@@ -68,8 +68,8 @@ def find_optimizer(name: str) -> OptimizerRow:
     return OptimizerRow(name, module, class_name, package, UNKNOWN_STATE_BYTES, "its own")
 
 
-def usual_learning_rates() -> str:
-    """For help texts: "1e-4 for AdamW, Adafactor; 1 for Prodigy"."""
+def list_usual_learning_rates() -> str:
+    """Return the usual rates for help texts, as in "1e-4 for AdamW, Adafactor; 1 for Prodigy"."""
     names: dict[str, list[str]] = {}
     for row in OPTIMIZERS.values():
         names.setdefault(row.usual_learning_rate, []).append(row.name)
@@ -77,11 +77,10 @@ def usual_learning_rates() -> str:
 
 
 def require_listed_optimizer(name: str) -> None:
-    """An import path would run whatever code it names: in a workflow or prompt only the table
-    counts.
+    """Refuse import paths, for workflows and prompts: a path runs whatever code it names.
 
     Raises:
-        ValueError: it is not in the table.
+        ValueError: the optimizer is not in the table.
     """
     if name not in OPTIMIZERS:
         raise ValueError(

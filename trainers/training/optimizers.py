@@ -1,4 +1,4 @@
-"""Builds optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
+"""Make optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
 
 import ast
 import importlib
@@ -26,11 +26,11 @@ class ParameterGroup:
 def make_optimizer(
     name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
 ) -> Optimizer:
-    """Build the optimizer called `name`, of the table or by its import path; extra_args overrides
-    its own arguments, as in "betas=(0.9,0.99) d_coef=2".
+    """Make the optimizer called `name`, from the table or by its import path. `extra_args`, such as
+    "betas=(0.9,0.99) d_coef=2", override its arguments.
 
     Raises:
-        ValueError: extra_args cannot be read, the optimizer does not take one of them, it cannot
+        ValueError: extra_args cannot be read, the optimizer does not take one of them or cannot
             train these groups, or the import path names no optimizer.
         ModuleNotFoundError: its package is missing; the message says how to install it.
     """
@@ -39,7 +39,7 @@ def make_optimizer(
     if row.can_be_fused:
         settings.setdefault("fused", _can_fuse(groups))
     if row.finds_learning_rate:
-        settings["lr"] = _common_rate(row, groups)
+        settings["lr"] = _require_common_rate(row, groups)
     param_groups = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups]
     optimizer_class = _import_class(row)
     try:
@@ -49,7 +49,7 @@ def make_optimizer(
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:
-    """{"betas": (0.9, 0.99)} from "betas=(0.9,0.99)"; values are Python literals, nothing is
+    """Read "betas=(0.9,0.99)" as {"betas": (0.9, 0.99)}. Values are Python literals and never
     evaluated.
     """
     settings = {}
@@ -71,7 +71,7 @@ def _can_fuse(groups: Sequence[ParameterGroup]) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
 
 
-def _common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> float:
+def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> float:
     rates = {group.learning_rate for group in groups}
     if len(rates) > 1:
         raise ValueError(
@@ -100,16 +100,16 @@ def _import_class(row: OptimizerRow) -> type[Optimizer]:
 def make_lr_scheduler(
     name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1
 ) -> LRScheduler:
-    """diffusers' schedule of that name, stepped once per optimizer step. "constant" keeps its
-    warm-up, too.
+    """Make diffusers' schedule of that name. Step it once per optimizer step. "constant" has a
+    warm-up too.
     """
     if name == "constant" and warmup_steps:
-        name = "constant_with_warmup"  # diffusers' "constant" ignores num_warmup_steps without a word
+        name = "constant_with_warmup"  # diffusers' "constant" silently ignores num_warmup_steps
     return get_scheduler(
         name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps, num_cycles=num_cycles
     )
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:
-    """A number of steps, or below 1 the share of all steps, as sd-scripts reads lr_warmup_steps."""
+    """Return the warm-up in steps. A setting below 1 is a share of all steps, as in sd-scripts."""
     return round(setting * total_steps) if setting < 1 else min(int(setting), total_steps)

@@ -1,5 +1,5 @@
-"""What a run will do with a dataset, worked out once and before any model is loaded. Imports no
-torch: settings and folder errors come at once.
+"""What a run will do with a dataset, planned once, before any model is loaded. Imports no torch:
+errors in settings and folders show at once.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 @dataclass(frozen=True)
 class RunSettings(Generic[ConfigT]):
-    """All that a user sets: the training in the family's own config, the crops, the captions."""
+    """Everything that a user sets: the family's training config, the crops and the captions."""
 
     training: ConfigT
     buckets: BucketConfig = field(default_factory=BucketConfig)
@@ -27,18 +27,18 @@ class RunSettings(Generic[ConfigT]):
 
     @classmethod
     def read(cls, config_class: type[ConfigT], settings: dict[str, Any]) -> "RunSettings[ConfigT]":
-        """From one flat mapping, such as all flags of a command."""
+        """Read the settings from one flat mapping, such as all flags of a command."""
         kinds = (config_class, BucketConfig, CaptionConfig)
         return cls(*(build_config(kind, settings) for kind in kinds))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """By section, as the manifest has it."""
+        """Return the settings by section, as in the manifest."""
         return {name: as_dict(getattr(self, name)) for name in ("training", "buckets", "captions")}
 
 
 @dataclass(frozen=True)
 class TrainingPlan(Generic[ConfigT]):
-    """Every image's crops, every text, and how many steps there will be."""
+    """The crops of every image, every text, and the number of steps."""
 
     dataset: Dataset
     settings: RunSettings[ConfigT]
@@ -48,12 +48,11 @@ class TrainingPlan(Generic[ConfigT]):
 
 
 def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_processes: int = 1) -> TrainingPlan[ConfigT]:
-    """Plan the training. Command line, flight check, memory estimate and trainer read the same
-    plan.
+    """Plan the training. Command line, flight check, memory estimate and trainer share this plan.
 
     Raises:
-        ValueError: there is no image to train on, the dataset is strict and one had to be left out,
-            or prior preservation has no prompt to keep.
+        ValueError: no image can be trained on, the dataset is strict and one was left out, or prior
+            preservation has no prompt to keep.
     """
     config = settings.training
     crops = plan_crops(dataset, settings.buckets, seed=config.seed)

@@ -1,6 +1,4 @@
-"""The folder of one run: manifest, loss.csv, loss plot, checkpoints, samples and log. Nothing
-exists before `create`.
-"""
+"""The folder of one run: manifest, loss.csv, loss plot, checkpoints, samples and log."""
 
 import csv
 import json
@@ -8,7 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,10 +20,10 @@ from .loss_plot import draw_loss_plot
 
 
 class RunFolder:
-    """Owns `<output folder>/runs/<name>-<date>-<time>` and the name of the final file.
+    """Owns `<output folder>/runs/<name>-<date>-<time>` and the path of the final LoRA.
 
-    The final file lies in the output folder, where its name must be free; or, with `keep_inside`,
-    in the run's own folder.
+    The LoRA goes to the output folder, where its name must be free, or with `keep_inside` to the
+    run folder. Nothing is written before `create`.
     """
 
     def __init__(self, output_folder: Path, name: str, *, keep_inside: bool = False) -> None:
@@ -43,11 +41,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Make the folder and write the manifest: all settings, the dataset, the base model,
-        versions.
-        """
+        """Make the folder and write the manifest, with the versions of our packages added."""
         self.path.mkdir(parents=True)
-        self.write_text("manifest.json", json.dumps({**manifest, "versions": _versions()}, indent=2, default=str))
+        self.write_text("manifest.json", json.dumps({**manifest, "versions": _read_versions()}, indent=2, default=str))
 
     def write_text(self, name: str, text: str) -> None:
         with atomic_write(self.path / name, overwrite=True) as temporary:
@@ -64,27 +60,31 @@ class RunFolder:
         return path
 
     def checkpoint_path(self, *, step: int, epoch: int | None = None) -> Path:
-        """sd-scripts' names: NAME-step00000100 for steps, NAME-000002 for epochs."""
+        """Return a path named as in sd-scripts: NAME-step00000100 for steps, NAME-000002 for
+        epochs.
+        """
         suffix = f"step{step:08d}" if epoch is None else f"{epoch:06d}"
         return self.checkpoints / f"{self.name}-{suffix}.safetensors"
 
     @contextmanager
     def log(self) -> Iterator["LossLog"]:
-        """loss.csv and run.log, open for the length of the training."""
+        """Keep loss.csv and run.log open inside the block."""
         handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package_logger = logging.getLogger(__name__.rsplit(".", 2)[0])
         package_logger.addHandler(handler)
+        stream = open(self.path / "loss.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         try:
-            with open(self.path / "loss.csv", "w", newline="", encoding="utf-8") as stream:
-                yield LossLog(stream)
+            yield LossLog(stream)
         finally:
+            with suppress(OSError):  # a full disk: the last second of the log is lost, and nothing else
+                stream.close()
             package_logger.removeHandler(handler)
             handler.close()
 
 
 class LossLog:
-    """One line per optimizer step, flushed about once a second."""
+    """Writes one line per optimizer step, and flushes about once a second."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -108,6 +108,6 @@ class LossLog:
             self._flushed_at = time.monotonic()
 
 
-def _versions() -> dict[str, str]:
+def _read_versions() -> dict[str, str]:
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pillow")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

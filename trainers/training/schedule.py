@@ -1,4 +1,4 @@
-"""How the uses of images become optimizer steps: counts, and the order of a run's steps."""
+"""How samples become optimizer steps: their counts, and the order of a run's steps."""
 
 import math
 from collections import Counter
@@ -12,14 +12,14 @@ from .config import TrainingConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many samples (uses of images), batches and optimizer steps there are."""
+    """The numbers of samples (uses of an image), batches and optimizer steps."""
 
     num_samples: int  # per epoch
-    num_batches: int  # per epoch, of all processes together
+    num_batches: int  # per epoch, each shared by all processes
     steps_per_epoch: int
     total_steps: int
     samples_by_image: dict[str, int]  # per epoch, by the image's name
-    regularization: frozenset[str]  # names of the images that only hold the model back
+    regularization: frozenset[str]  # names of the regularization images
     num_partial_batches: int  # per epoch
     pixels_per_step: float
     num_processes: int = 1
@@ -33,13 +33,13 @@ class Schedule:
 
     @property
     def times_seen_range(self) -> tuple[float, float]:
-        """Of the image to learn that is seen least, and of the one that is seen most."""
+        """How often the least and the most seen image are seen, regularization left out."""
         counts = [count for name, count in self.samples_by_image.items() if name not in self.regularization]
         return min(counts) * self.num_epochs, max(counts) * self.num_epochs
 
 
 def plan_schedule(crops: CropPlan, config: TrainingConfig, *, num_processes: int = 1) -> Schedule:
-    """Count what the loop will do. The plan has at least one item."""
+    """Count the steps of the loop. The crop plan must have at least one item."""
     batch_size = config.train_batch_size * num_processes
     batches = batch_epoch(crops.items, batch_size=batch_size, seed=config.seed, epoch=1)
     steps_per_epoch = math.ceil(len(batches) / config.gradient_accumulation_steps)
@@ -69,9 +69,9 @@ class Step:
         return sum(map(len, self.micro_batches))
 
 
-def steps_of(items: list[TrainingItem], config: TrainingConfig, schedule: Schedule) -> Iterator[Step]:
-    """All steps of a run. Accumulation does not cross epochs: the last step of one may be
-    smaller.
+def iterate_steps(items: list[TrainingItem], config: TrainingConfig, schedule: Schedule) -> Iterator[Step]:
+    """Yield all steps of a run. Accumulation does not cross epochs: the last step of an epoch may
+    be smaller.
     """
     group_size, batch_size = config.gradient_accumulation_steps, config.train_batch_size * schedule.num_processes
     number = epoch = 0

@@ -1,5 +1,5 @@
-"""The texts of a run: every variant of every caption, class prompts, the samples' prompt; and which
-one an item gets in a step.
+"""The texts of a run: caption variants, class prompts and the sample prompt; and which of them an
+item gets in a step.
 """
 
 import re
@@ -11,20 +11,20 @@ from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..wording import name_examples
 from .config import TrainingConfig
-from .seeds import derived_seed, happens
+from .seeds import derive_seed, happens
 
 
 class TrainingTexts:
-    """All texts are known before the first step, so that the text encoders can leave."""
+    """Knows all texts before the first step, so that the text encoders can be unloaded."""
 
     def __init__(
         self, dataset: Dataset, items: Sequence[TrainingItem], config: TrainingConfig, captions: CaptionConfig
     ) -> None:
-        """Decide every variant of every text.
+        """Make every variant of every text.
 
         Raises:
-            ValueError: prior preservation has no class prompt, and for want of a trigger word none
-                can be made of the captions.
+            ValueError: prior preservation has no class prompt, and a caption has no trigger word
+                to remove.
         """
         self._config = config
         images = list(dict.fromkeys(item.image for item in items))
@@ -32,7 +32,7 @@ class TrainingTexts:
             image: vary_caption(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
         }
         self._class_prompts = {
-            image: self._class_prompts_of(dataset.get_trigger_word(image), variants)
+            image: self._list_class_prompts(dataset.get_trigger_word(image), variants)
             for image, variants in self._variants.items()
         }
         self._unused_alternatives = (
@@ -45,13 +45,13 @@ class TrainingTexts:
                     image.name, image.caption, dataset.get_trigger_word(image), is_needed=not image.is_regularization
                 )
 
-    def _class_prompts_of(self, trigger_word: str, variants: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the setting, or else one per variant."""
+    def _list_class_prompts(self, trigger_word: str, variants: tuple[str, ...]) -> tuple[str, ...]:
+        """List the prompts of the setting, or else one per caption variant."""
         given = tuple(prompt for part in self._config.class_prompt.split("|") if (prompt := part.strip()))
-        return given or tuple(without_trigger_word(variant, trigger_word) for variant in variants)
+        return given or tuple(remove_trigger_word(variant, trigger_word) for variant in variants)
 
-    def all(self) -> list[str]:
-        """Every text that any step can ask for, the empty one included."""
+    def list_all(self) -> list[str]:
+        """List every text that a step can need, the empty one included."""
         texts = {"", *(variant for variants in self._variants.values() for variant in variants)}
         if self._config.prior_loss_weight:
             texts.update(prompt for prompts in self._class_prompts.values() for prompt in prompts)
@@ -59,11 +59,11 @@ class TrainingTexts:
             texts.add(self.sample_prompt)
         return sorted(texts)
 
-    def notices(self) -> list[str]:
-        """What the user should know about captions and class prompts."""
-        return [*self._notice_alternatives(), *self._notice_class_prompts()]
+    def list_notices(self) -> list[str]:
+        """List what the user should know about captions and class prompts."""
+        return [*self._list_alternatives_notices(), *self._list_class_prompt_notices()]
 
-    def _notice_alternatives(self) -> list[str]:
+    def _list_alternatives_notices(self) -> list[str]:
         if not self._unused_alternatives:
             return []
         return [
@@ -71,55 +71,55 @@ class TrainingTexts:
             "is off. Turn it on to choose one of them"
         ]
 
-    def _notice_class_prompts(self) -> list[str]:
+    def _list_class_prompt_notices(self) -> list[str]:
         if self._config.class_prompt and not self._config.prior_loss_weight:
             return ["class_prompt is not used: prior_loss_weight is 0"]
-        prompts = self._prompts_from_captions()
+        prompts = self._list_prompts_from_captions()
         if not prompts:
             return []
-        # A caption may say nothing of the class once its trigger word is gone: then nothing is
-        # kept, and only its owner can see that.
+        # Without its trigger word a caption may not name the class any more. Then nothing is
+        # preserved, and only the user can see that.
         more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
         return [
             f"prior_loss_weight keeps what the base model draws for {prompts[0]!r}{more}. Set class_prompt if that "
-            "does not name what is to stay"
+            "does not name what should stay"
         ]
 
-    def _prompts_from_captions(self) -> list[str]:
-        """What prior preservation keeps where no class_prompt is set."""
+    def _list_prompts_from_captions(self) -> list[str]:
+        """List what prior preservation keeps if class_prompt is empty."""
         if not self._config.prior_loss_weight or self._config.class_prompt.strip(" |"):
             return []
         return list(
             dict.fromkeys(prompts[0] for image, prompts in self._class_prompts.items() if not image.is_regularization)
         )
 
-    def caption(self, item: TrainingItem, step: int) -> str:
-        """The variant that `item` gets in `step`; "" where caption dropout takes it away."""
+    def choose_caption(self, item: TrainingItem, step: int) -> str:
+        """Choose the variant for `item` in `step`, or "" if caption dropout drops it."""
         seed, variants = self._config.seed, self._variants[item.image]
         if happens(self._config.caption_dropout, seed, "caption_dropout", step, item.index):
             return ""
-        return variants[derived_seed(seed, "caption_variant", step, item.index) % len(variants)]
+        return variants[derive_seed(seed, "caption_variant", step, item.index) % len(variants)]
 
-    def class_prompt(self, item: TrainingItem, step: int) -> str:
-        """What prior preservation keeps as it is; caption dropout has no say in it."""
+    def choose_class_prompt(self, item: TrainingItem, step: int) -> str:
+        """Choose the prompt that prior preservation keeps. Caption dropout never drops it."""
         prompts = self._class_prompts[item.image]
-        return prompts[derived_seed(self._config.seed, "class_prompt", step, item.index) % len(prompts)]
+        return prompts[derive_seed(self._config.seed, "class_prompt", step, item.index) % len(prompts)]
 
 
-def without_trigger_word(caption: str, trigger_word: str) -> str:
-    """The caption as it would be without the trigger word, wherever it stands as a whole word."""
+def remove_trigger_word(caption: str, trigger_word: str) -> str:
+    """Remove the trigger word from a caption wherever it is a whole word."""
     if not _has_word(caption, trigger_word):
         return caption
-    rest = re.sub(_whole_word(trigger_word), "", caption, flags=re.IGNORECASE)
+    rest = re.sub(_match_whole_word(trigger_word), "", caption, flags=re.IGNORECASE)
     parts = (" ".join(part.split()) for part in rest.split(","))
     return ", ".join(part for part in parts if part)
 
 
 def _has_word(caption: str, word: str) -> bool:
-    return bool(word) and re.search(_whole_word(word), caption, re.IGNORECASE) is not None
+    return bool(word) and re.search(_match_whole_word(word), caption, re.IGNORECASE) is not None
 
 
-def _whole_word(word: str) -> str:
+def _match_whole_word(word: str) -> str:
     return rf"(?<!\w){re.escape(word)}(?!\w)"
 
 
@@ -132,7 +132,6 @@ def _require_trigger_word(name: str, caption: str, trigger_word: str, *, is_need
         else "the dataset has no trigger word"
     )
     raise ValueError(
-        "prior_loss_weight needs a prompt whose images are to stay as they are: class_prompt is empty, and "
-        f"{why}, so that nothing "
-        "can be left out of the captions. Set class_prompt, such as: a photo of a dog"
+        "prior_loss_weight needs a prompt whose images should stay as they are. class_prompt is empty, and "
+        f"{why}, so none can be made from the captions. Set class_prompt, such as: a photo of a dog"
     )

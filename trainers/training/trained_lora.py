@@ -1,4 +1,4 @@
-"""What a training hands over."""
+"""The result of a training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedLora:
-    """A finished LoRA: contiguous CPU tensors under kohya names, its metadata, and how it came
-    about.
-    """
+    """A finished LoRA: contiguous CPU tensors by kohya names, its metadata, losses and files."""
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]

@@ -1,8 +1,7 @@
-"""Test-only ComfyUI pack: a captioning node as other packs have them, and what of Florence-2 is in
-memory while captions are made and at every step.
+"""Test-only ComfyUI pack: a captioning node like those of other packs, and a record of Florence-2's
+memory during captioning and at every training step.
 
-The latter is written, one JSON object to a line, to <base directory>/memory.jsonl while that file
-exists.
+While <base directory>/memory.jsonl exists, the record is appended to it, one JSON object per line.
 """
 
 import gc
@@ -19,9 +18,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (40, 60, 220), 
 
 
 class ForeignTagger:
-    """One text for every image of the batches that come, as the taggers of other packs give
-    them.
-    """
+    """Returns one text per image of a batch, like the taggers of other packs."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",)}})
     RETURN_TYPES, OUTPUT_IS_LIST, FUNCTION, CATEGORY = ("STRING",), (True,), "tag", "test"

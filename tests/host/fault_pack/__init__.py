@@ -1,5 +1,5 @@
-"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with what
-it names ("oom" or "error"). It also writes the number of torch's threads into the log.
+"""Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with the
+fault that it names ("oom" or "error"). It also logs the number of torch's threads.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Test-only ComfyUI pack: a Z-Image model of tiny size, which no loader recognises, and what a LoRA
-did to its weights.
+"""Test-only ComfyUI pack: a tiny Z-Image model, which no loader recognises, and a node that
+measures what a LoRA did to its weights.
 
-Also puts <base directory>/environment.json into the server's environment, where Musubi's processes
-find it: ComfyServer passes no PYTHONPATH on.
+It also puts <base directory>/environment.json into the server's environment for Musubi's processes,
+since ComfyServer does not pass on PYTHONPATH.
 """
 
 import json
@@ -70,8 +70,8 @@ class TinyZImage:
 
 
 class CompareLora:
-    """How far the weights of `patched` are from W + (alpha / rank) B A, with Musubi's own file
-    of that run; and how far they moved.
+    """Measures how far the weights of `patched` are from W + (alpha / rank) B A of Musubi's own
+    file, and how far they moved.
     """
 
     RETURN_TYPES = ()
@@ -103,8 +103,8 @@ class CompareLora:
 
 
 def change(name, lora):
-    """What the LoRA adds to a weight of ComfyUI's; None where it adds nothing. Its q, k and v
-    are one weight there.
+    """Return what the LoRA adds to one of ComfyUI's weights; None if nothing. ComfyUI has q, k and
+    v in one weight.
     """
     module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
     if module.endswith("_attention_qkv"):

@@ -1,5 +1,5 @@
-"""Runs in ComfyUI's interpreter: what borrow_model makes of MODEL, CLIP and VAE in each state that
-a graph can bring. Prints JSON.
+"""Runs in ComfyUI's interpreter: calls borrow_model with MODEL, CLIP and VAE in every state that a
+graph can produce. Prints JSON.
 
 Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a folder for files.
 """
@@ -87,7 +87,7 @@ with torch.inference_mode():
         "name": base.name,
     }
 
-    # A backward pass through the borrowed weights, and what it leaves behind.
+    # A backward pass through the borrowed weights, and its effects on the models.
     with training_mode():
         latents = torch.zeros(1, 4, 8, 8, requires_grad=True)
         conditions = {"text_embeds": torch.zeros(1, 128), "time_ids": torch.zeros(1, 6)}
@@ -122,7 +122,7 @@ with torch.inference_mode():
     expected = model.model.get_parameter(KEY) * 1.25
     results["merged"] = float((unet_weight(base) - expected).abs().max())
 
-    # After sampling, weights may lie patched in the model: borrowing sees the originals again.
+    # After sampling, the model's weights may still be patched: borrowing must return the originals.
     comfy.model_management.load_models_gpu([with_lora])
     base = borrow(model, clip, vae)
     results["after_sampling_with_a_lora"] = len(pointers(base.unet) - host_pointers)
@@ -156,7 +156,7 @@ with torch.inference_mode():
     owner.weight = torch.nn.Parameter(owner.weight.data.clone().as_subclass(GGMLTensor), requires_grad=False)
     results["gguf"] = refusal(strange, clip, vae)
 
-    # What is no SDXL, or acts outside of the weights.
+    # Models that are not SDXL, and patches outside of the weights.
     bypassed, _ = comfy.sd.load_bypass_lora_for_models(
         model, None, comfy.utils.load_torch_file(str(lora_file)), 1.0, 0.0
     )

@@ -1,5 +1,5 @@
-"""Runs in ComfyUI's interpreter: where the captioner's weights are while it captions, and that
-nothing of it is left afterwards. Prints JSON.
+"""Runs in ComfyUI's interpreter: finds where the captioner's weights are while it captions, and
+what is left of it afterwards. Prints JSON.
 
 Arguments: the pack's folder, the folder of a Florence-2 model, a folder of images, a base directory
 for models and output.
@@ -35,7 +35,7 @@ from lora_trainer.trainers.dataset.config import DatasetConfig
 from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.captions.florence2.captioner import Florence2Captioner
 
-seen = {"loaded": [], "names": graph_captioner.model_names()}
+seen = {"loaded": [], "names": graph_captioner.list_models()}
 models = []
 describe = Florence2Captioner.describe
 

@@ -1,5 +1,5 @@
-"""Runs in ComfyUI's interpreter: one training step on a model with SDXL's full depth at toy width,
-through the node's own function. Prints JSON.
+"""Runs in ComfyUI's interpreter: runs one training step on a model with SDXL's full depth at toy
+width, through the node's own function. Prints JSON.
 
 Arguments: the pack's folder, an embedded base checkpoint (for text encoders and VAE), a folder of
 images, a folder for files.

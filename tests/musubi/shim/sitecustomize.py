@@ -1,10 +1,9 @@
-"""Test-only: Python reads this file at the start of every process of Musubi Tuner's that has its
-folder on PYTHONPATH. No file of Musubi is changed.
+"""Test-only: Python runs this file at the start of every process of Musubi Tuner with its folder on
+PYTHONPATH. No file of Musubi is changed.
 
-With MUSUBI_TINY=1 the sizes that Musubi writes into its code become tiny ones, module by module, as
-they are imported. The command lines stay those of a real training. And where torchvision's own
-operators do not load beside a CPU build of torch, their names are declared, so that it can be
-imported.
+With MUSUBI_TINY=1, the sizes in Musubi's code become tiny, as each of its modules is imported. The
+command lines are those of a real training. If torchvision's own operators do not load with a CPU
+build of torch, their names are declared, so that torchvision can be imported.
 """
 
 import importlib
@@ -29,7 +28,7 @@ VAE = {"block_out_channels": (16, 16, 16, 16), "layers_per_block": 1}
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `change` with the module of that name as soon as it is loaded."""
+    """Calls `change` with the module of this name as soon as it is loaded."""
 
     def __init__(self, name, change):
         self.name, self.change, self.is_looking = name, change, False
@@ -53,9 +52,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 class DeclareOperators(importlib.abc.MetaPathFinder):
-    """Before the first import of torchvision: tries it, and declares what is missing where it
-    fails.
-    """
+    """Tries the first import of torchvision, and declares the missing operators if it fails."""
 
     has_tried = False
 
@@ -78,7 +75,7 @@ def declare_operators():
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.torchvision_library = library  # it lives as long as this object
+    sys.torchvision_library = library  # the declarations live as long as this object
 
 
 def shrink_sizes(config):

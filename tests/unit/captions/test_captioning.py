@@ -1,5 +1,5 @@
-"""What becomes of a model's texts: which images are asked about, trigger word, existing
-captions, files, cache; and nothing empty ever.
+"""Captioning a dataset: which images the model is asked about, trigger word, existing captions,
+files and cache. No caption is ever empty.
 """
 
 import json
@@ -47,7 +47,7 @@ class RecordingHost(ConsoleHost):
 
 
 class Namer:
-    """Says the colour of an image's first pixel, and remembers what it was asked."""
+    """Describes an image by the colour of its first pixel, and records the requests."""
 
     def __init__(self, identity: str = "namer 1", texts: Sequence[str] = ()) -> None:
         self.identity = identity
@@ -71,7 +71,7 @@ class Namer:
 
 
 def make_folder(folder: Path, captions: Sequence[str | None]) -> Path:
-    """1.png is #010000 and so on, with captions where there are any."""
+    """Scan a folder where 1.png is #010000 and so on, with these captions."""
     folder.mkdir(exist_ok=True)
     for number, caption in enumerate(captions, start=1):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
@@ -84,7 +84,7 @@ def scan(folder: Path, **settings: object) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **settings))
 
 
-def captions_of(dataset: Dataset) -> list[str]:
+def list_captions(dataset: Dataset) -> list[str]:
     return [image.caption for image in dataset.images]
 
 
@@ -98,18 +98,18 @@ def run(
     captioned = caption_dataset(
         dataset, captioner or Namer(), CaptionerConfig(**settings), host or RecordingHost(), cache or CaptionCache(None)
     )
-    return captions_of(captioned)
+    return list_captions(captioned)
 
 
 # ---- which captions, in which order ----
 
 
-def test_every_image_gets_the_caption_of_its_own_pixels(tmp_path):
+def test_every_image_gets_the_caption_for_its_own_pixels(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None] * 11)
     assert run(scan(folder), batch_size=4) == [f"#{number:02x}0000" for number in range(1, 12)]
 
 
-def test_keep_asks_only_about_images_without_a_caption(tmp_path):
+def test_keep_captions_only_images_without_a_caption(tmp_path):
     captioner = Namer()
     assert run(scan(make_folder(tmp_path / "pictures", ["a cat", None, " ", "a dog"])), captioner) == [
         "a cat",
@@ -124,7 +124,7 @@ def test_keep_asks_only_about_images_without_a_caption(tmp_path):
     "stand_in",
     [{"trigger_word": "sks"}, {"fallback_caption": "a thing"}, {"trigger_word": "sks", "fallback_caption": "a thing"}],
 )
-def test_what_stands_in_for_a_missing_caption_is_not_kept(tmp_path, stand_in):
+def test_a_stand_in_for_a_missing_caption_is_not_kept(tmp_path, stand_in):
     captions = run(scan(make_folder(tmp_path / "pictures", [None, "a cat"]), **stand_in))
     trigger = "sks, " if "trigger_word" in stand_in else ""
     assert captions == [f"{trigger}#010000", f"{trigger}a cat"]
@@ -143,7 +143,7 @@ def test_overwrite_and_append(tmp_path):
     assert run(dataset, existing_captions="append") == ["sks, a cat, #010000", "sks, A dog. #020000", "sks, #030000"]
 
 
-def test_appending_twice_is_appending_once(tmp_path):
+def test_appending_twice_has_the_effect_of_appending_once(tmp_path):
     folder = make_folder(tmp_path / "pictures", ["a cat"])
     for _ in range(2):
         assert run(scan(folder), existing_captions="append", write_files=True) == ["a cat, #010000"]
@@ -154,7 +154,7 @@ def test_appended_text_goes_to_every_line_of_a_wildcard_caption():
     assert compose_caption("a cat\none cat", "black", config, trigger_word="") == "a cat, black\none cat, black"
 
 
-def test_trigger_template_and_a_text_that_has_the_trigger_word(tmp_path):
+def test_the_trigger_template_is_not_applied_to_a_text_that_has_the_trigger_word(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None, None]), trigger_word="sks")
     template = "a photo of {trigger}: {caption}"
     assert run(dataset, Namer(texts=["{a} cat", "the SKS cat"]), trigger_template=template) == [
@@ -167,7 +167,7 @@ def test_regularization_images_get_no_trigger_word(tmp_path):
     assert run(scan(make_folder(tmp_path / "pictures", [None]), is_regularization=True)) == ["#010000"]
 
 
-def test_cleaning_can_be_switched_off_and_costs_no_second_look(tmp_path):
+def test_cleaning_can_be_turned_off_without_asking_the_model_again(tmp_path):
     dataset, cache = scan(make_folder(tmp_path / "pictures", [None])), CaptionCache(None)
     captioner = Namer(texts=["The image shows\na cat."])
     assert run(dataset, captioner, cache=cache) == ["A cat."]
@@ -178,7 +178,7 @@ def test_cleaning_can_be_switched_off_and_costs_no_second_look(tmp_path):
 # ---- cache ----
 
 
-def test_second_run_asks_the_model_nothing(tmp_path):
+def test_a_second_run_asks_the_model_nothing(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None] * 3))
     first = run(dataset, cache=CaptionCache(tmp_path / "cache"))
     captioner = Namer()
@@ -186,7 +186,7 @@ def test_second_run_asks_the_model_nothing(tmp_path):
     assert captioner.batches == []
 
 
-def test_second_run_does_not_even_load_the_model(tmp_path):
+def test_a_second_run_does_not_even_load_the_model(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
@@ -196,7 +196,7 @@ def test_second_run_does_not_even_load_the_model(tmp_path):
     def captions() -> list[str]:
         captioner = Florence2Captioner(FOLDER, dtype=torch.float32, place=placed.append)
         config = CaptionerConfig(task="caption")
-        return captions_of(
+        return list_captions(
             caption_dataset(scan(folder), captioner, config, RecordingHost(), CaptionCache(tmp_path / "cache"))
         )
 
@@ -207,7 +207,7 @@ def test_second_run_does_not_even_load_the_model(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"task": "ocr"}, {"prompt": "<MIX_CAPTION>"}, {"num_beams": 1}, {"max_new_tokens": 20}]
 )
-def test_another_question_is_asked_again(tmp_path, change):
+def test_a_different_request_is_sent_to_the_model(tmp_path, change):
     dataset, cache, captioner = (
         scan(make_folder(tmp_path / "pictures", [None])),
         CaptionCache(tmp_path / "cache"),
@@ -220,7 +220,7 @@ def test_another_question_is_asked_again(tmp_path, change):
     assert captioner.batches == [1, 1]
 
 
-def test_another_model_another_image_or_another_background_is_asked_again(tmp_path):
+def test_a_different_model_image_or_background_is_sent_to_the_model(tmp_path):
     folder, cache = make_folder(tmp_path / "pictures", [None]), CaptionCache(tmp_path / "cache")
     run(scan(folder), cache=cache)
     other_model, other_image, other_background = Namer("namer 2"), Namer(), Namer()
@@ -231,7 +231,7 @@ def test_another_model_another_image_or_another_background_is_asked_again(tmp_pa
     assert [captioner.batches for captioner in (other_model, other_image, other_background)] == [[1], [1], [1]]
 
 
-def test_request_is_the_prompt_or_the_task_s_token(tmp_path):
+def test_the_request_is_the_prompt_or_the_tasks_token(tmp_path):
     captioner = Namer()
     run(
         scan(make_folder(tmp_path / "pictures", [None])),
@@ -267,7 +267,7 @@ def test_every_image_is_reported_with_a_thumbnail(tmp_path):
     assert host.events[1] == StageProgress("captioning", 3, 3, "captioned earlier")
 
 
-def test_interrupt_keeps_the_captions_so_far_and_writes_no_file(tmp_path):
+def test_an_interrupt_keeps_the_captions_so_far_and_writes_no_file(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None] * 4)
     host, cache, captioner = RecordingHost(), CaptionCache(tmp_path / "cache"), Namer()
     host.polls_until_interrupt = 4  # before and within the second batch's call
@@ -280,36 +280,36 @@ def test_interrupt_keeps_the_captions_so_far_and_writes_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_empty_caption_is_an_error_that_names_the_image_and_writes_nothing(tmp_path, text):
+def test_an_empty_caption_is_an_error_that_names_the_image_and_writes_nothing(tmp_path, text):
     folder, cache = make_folder(tmp_path / "pictures", [None] * 3), CaptionCache(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"^2\.png: the model gave an empty caption for <MORE_DETAILED_CAPTION>"):
         run(scan(folder), Namer(texts=["a", text, "c"]), cache=cache, write_files=True)
     assert not list(folder.glob("*.txt"))
     again = Namer()
     run(scan(folder), again, cache=cache)
-    assert again.batches == [1]  # what was no caption is not remembered
+    assert again.batches == [1]  # an empty caption is not cached
 
 
 # ---- files ----
 
 
-def test_files_are_written_in_utf_8_for_new_captions_only(tmp_path):
+def test_files_are_written_in_utf8_and_only_for_new_captions(tmp_path):
     folder = make_folder(tmp_path / "pictures", ["kept", None])
     (folder / "1.txt").write_bytes(b"kept\r\nas it was")
     run(scan(folder, trigger_word="sks"), Namer(texts=["un café, 東京"]), write_files=True)
     assert (folder / "1.txt").read_bytes() == b"kept\r\nas it was"
     assert (folder / "2.txt").read_bytes() == "sks, un café, 東京\n".encode()
     assert sorted(file.name for file in folder.iterdir()) == ["1.png", "1.txt", "2.png", "2.txt"]
-    assert captions_of(scan(folder))[1] == "sks, un café, 東京"
+    assert list_captions(scan(folder))[1] == "sks, un café, 東京"
 
 
-def test_no_file_is_written_unless_asked(tmp_path):
+def test_files_are_written_only_on_request(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None])
     run(scan(folder))
     assert not list(folder.glob("*.txt"))
 
 
-def test_two_images_with_one_caption_file_are_refused_before_anything_is_asked(tmp_path):
+def test_two_images_with_one_caption_file_are_refused_before_the_model_is_asked(tmp_path):
     folder = make_folder(tmp_path / "pictures", [None])
     Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "1.jpg")
     captioner = Namer()
@@ -328,23 +328,23 @@ def test_two_images_with_one_caption_file_are_refused_before_anything_is_asked(t
         ({"task": "haiku"}, "task must be one of"),
         ({"existing_captions": "delete"}, "existing_captions must be one of"),
         ({"prompt": "<OD>"}, "gives regions"),
-        ({"trigger_template": "{trigger}"}, r"trigger_template must have \{caption\}"),
+        ({"trigger_template": "{trigger}"}, r"trigger_template must contain \{caption\}"),
         ({"trigger_template": "{caption} {name}"}, "nothing else in braces"),
         ({"trigger_template": "{caption} {"}, "nothing else in braces"),
         ({"num_beams": 0}, "num_beams must be between 1 and 16"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CaptionerConfig(**settings)
 
 
-def test_captions_of_another_node_are_counted_and_none_may_be_empty(tmp_path):
+def test_captions_from_another_node_must_match_in_number_and_not_be_empty(tmp_path):
     dataset = scan(make_folder(tmp_path / "pictures", [None, "old"]), trigger_word="sks")
-    assert captions_of(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
+    assert list_captions(set_captions(dataset, ["1girl, solo", "sks smiling"])) == ["sks, 1girl, solo", "sks smiling"]
     with pytest.raises(ValueError, match="2 images, but 3 captions"):
         set_captions(dataset, ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"^2\.png: the caption that came is empty"):
+    with pytest.raises(ValueError, match=r"^2\.png: got an empty caption"):
         set_captions(dataset, ["a", " "])
 
 
@@ -355,7 +355,7 @@ def test_reading_the_settings_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
-def test_command_prints_captions_and_writes_files(tmp_path, capsys):
+def test_the_command_prints_captions_and_writes_files(tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
@@ -388,12 +388,12 @@ def test_command_prints_captions_and_writes_files(tmp_path, capsys):
         (["--images", ".", "--model", "nowhere", "--task", "haiku"], "task must be one of"),
     ],
 )
-def test_command_explains_what_is_wrong(arguments, message, capsys):
+def test_the_command_explains_errors(arguments, message, capsys):
     assert main(["caption", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_cached_texts_survive_as_they_are(tmp_path):
+def test_cached_texts_come_back_unchanged(tmp_path):
     cache = CaptionCache(tmp_path)
     cache.put("ab12", "line\none — 東京")
     assert CaptionCache(tmp_path).get("ab12") == "line\none — 東京"

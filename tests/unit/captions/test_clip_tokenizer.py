@@ -1,4 +1,4 @@
-"""Token ids are CLIP's own, in chunks as ComfyUI makes them."""
+"""Token ids are CLIP's, in chunks as in ComfyUI."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_short_caption_is_one_chunk_padded_as_each_encoder_expects():
     assert chunk.tolist() == [[49406, 320, 736, 7117, 49407] + [0] * 72]
 
 
-def test_a_long_caption_continues_in_further_chunks_to_its_last_word():
+def test_a_long_caption_continues_in_more_chunks_to_its_last_word():
     (chunks,) = tokenize(["red " * 100 + "circle"], pad_token=END_TOKEN)
     assert chunks.shape == (2, 77)
     assert chunks[:, 0].tolist() == [49406, 49406] and chunks[0, -1] == 49407

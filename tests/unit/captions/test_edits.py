@@ -1,6 +1,4 @@
-"""Edited captions: how edits are read and applied, what a change of many captions does, and what
-is counted.
-"""
+"""Edited captions: parsing and applying edits, changing many captions, and counting tokens."""
 
 import json
 from pathlib import Path
@@ -20,18 +18,18 @@ from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 
 
-def image(name: str, caption: str) -> TrainingImage:
+def make_image(name: str, caption: str) -> TrainingImage:
     return TrainingImage(name, Path(name), f"sha of {name}", (64, 64), caption, False)
 
 
-IMAGES = [image("a.png", "a red cat"), image("b.png", "a dog"), image("c.png", "")]
+IMAGES = [make_image("a.png", "a red cat"), make_image("b.png", "a dog"), make_image("c.png", "")]
 
 
-def test_nothing_written_is_no_edit():
+def test_an_empty_text_has_no_edits():
     assert parse_edits("") == parse_edits(" \n") == parse_edits("{}") == {}
 
 
-def test_an_edit_is_a_caption_or_a_caption_with_what_stood_there_before():
+def test_an_edit_is_a_caption_or_a_caption_with_its_predecessor():
     text = json.dumps({"x": "one", "y": {"caption": "two", "incoming": "three"}, "z": {"caption": ""}})
     assert parse_edits(text) == {"x": CaptionEdit("one"), "y": CaptionEdit("two", "three"), "z": CaptionEdit("")}
 
@@ -47,12 +45,12 @@ def test_an_edit_is_a_caption_or_a_caption_with_what_stood_there_before():
         ('{"a.png": {"caption": "x", "incoming": 1}}', r"a\.png must be a caption"),
     ],
 )
-def test_anything_else_is_refused_with_its_place(text, message):
+def test_any_other_form_is_refused_and_located(text, message):
     with pytest.raises(ValueError, match=message):
         parse_edits(text)
 
 
-def test_edits_are_found_by_hash_or_name_and_the_name_wins():
+def test_edits_match_by_hash_or_name_and_the_name_wins():
     edits = {"sha of a.png": CaptionEdit("by hash"), "a.png": CaptionEdit("by name"), "b.png": CaptionEdit("other dog")}
     result = apply_edits(IMAGES, edits)
     assert result.captions == ["by name", "other dog", ""]
@@ -64,12 +62,12 @@ def test_a_renamed_file_keeps_its_edit():
     assert apply_edits([renamed], {"sha of a.png": CaptionEdit("mine")}).captions == ["mine"]
 
 
-def test_a_caption_that_changed_after_its_edit_is_named_and_the_edit_counts():
+def test_a_caption_that_changed_after_its_edit_is_named_and_the_edit_still_applies():
     result = apply_edits(IMAGES, {"a.png": CaptionEdit("mine", "a cat"), "b.png": CaptionEdit("mine", "a dog")})
     assert result.captions == ["mine", "mine", ""] and result.outdated == ["a.png"]
 
 
-def test_an_edit_that_says_what_comes_in_is_neither_edited_nor_outdated():
+def test_an_edit_equal_to_the_incoming_caption_is_neither_edited_nor_outdated():
     result = apply_edits(IMAGES, {"a.png": CaptionEdit("a red cat", "an older one")})
     assert result.edited == result.outdated == []
 
@@ -78,20 +76,23 @@ def test_edits_of_unknown_images_are_named():
     assert apply_edits(IMAGES, {"x.png": CaptionEdit("?"), "a.png": CaptionEdit("mine")}).unknown == ["x.png"]
 
 
-def test_an_edit_may_empty_a_caption():
+def test_an_edit_can_empty_a_caption():
     result = apply_edits(IMAGES, {"a.png": CaptionEdit("")})
     assert result.captions[0] == "" and result.edited == ["a.png"]
 
 
-def key_of(images: list[TrainingImage], trigger_word: str = "") -> str:
+def compute_key(images: list[TrainingImage], trigger_word: str = "") -> str:
     return compute_review_key(Dataset(images, 1, trigger_word, DatasetReport(len(images)), "pictures"))
 
 
 def test_the_review_key_changes_with_every_image_name_caption_and_trigger_word():
-    keys = {key_of(IMAGES), key_of(IMAGES, "sks"), key_of(IMAGES[:2]), key_of(IMAGES[::-1])}
-    keys |= {key_of([image("a.png", "another"), *IMAGES[1:]]), key_of([image("d.png", "a red cat"), *IMAGES[1:]])}
+    keys = {compute_key(IMAGES), compute_key(IMAGES, "sks"), compute_key(IMAGES[:2]), compute_key(IMAGES[::-1])}
+    keys |= {
+        compute_key([make_image("a.png", "another"), *IMAGES[1:]]),
+        compute_key([make_image("d.png", "a red cat"), *IMAGES[1:]]),
+    }
     assert len(keys) == 6
-    assert key_of(list(IMAGES)) == key_of(IMAGES)
+    assert compute_key(list(IMAGES)) == compute_key(IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_the_review_key_changes_with_every_image_name_caption_and_trigger_word()
         ("a cat,", "photo, a cat,", "a cat, photo"),
     ],
 )
-def test_what_is_added_stands_between_commas_once(caption, front, end):
+def test_text_is_added_once_between_commas(caption, front, end):
     assert change_captions([caption], "add in front", " photo ") == [front]
     assert change_captions([caption], "add at the end", "photo") == [end]
 
@@ -127,11 +128,11 @@ def test_what_is_added_stands_between_commas_once(caption, front, end):
         ("a.b, axb", "a.b", "axb"),
     ],
 )
-def test_removing_takes_the_commas_and_spaces_with_it(caption, text, changed):
+def test_removing_text_removes_its_commas_and_spaces(caption, text, changed):
     assert change_captions([caption], "remove", text) == [changed]
 
 
-def test_replacing_heeds_case_and_whole_words_as_asked():
+def test_replacing_respects_match_case_and_whole_words():
     captions = ["Cat and category", "cat"]
     assert change_captions(captions, "replace", "cat", "dog") == ["dog and category", "dog"]
     assert change_captions(captions, "replace", "cat", "dog", match_case=True) == ["Cat and category", "dog"]
@@ -140,7 +141,7 @@ def test_replacing_heeds_case_and_whole_words_as_asked():
     assert change_captions(["a cat, grass"], "replace", "a cat", "") == ["grass"]
 
 
-def test_an_unknown_change_and_an_empty_text_are_refused():
+def test_an_unknown_operation_and_an_empty_text_are_refused():
     with pytest.raises(
         ValueError, match="operation must be one of add in front, add at the end, remove, replace, got shuffle"
     ):
@@ -149,7 +150,7 @@ def test_an_unknown_change_and_an_empty_text_are_refused():
         change_captions(["a"], "remove", "  ")
 
 
-def test_tokens_are_counted_as_clip_counts_them():
+def test_tokens_are_counted_as_in_clip():
     facts = [inspect_caption(caption, "") for caption in ("", "a red cat", "cat " * 75, "cat " * 76, "cat " * 151)]
     assert [(fact.num_tokens, fact.num_chunks) for fact in facts] == [(0, 1), (3, 1), (75, 1), (76, 2), (151, 3)]
 

@@ -1,5 +1,5 @@
-"""Florence-2 from native and legacy folders: the tiny model that was taught what to say says it,
-and every usual mistake would be heard.
+"""Florence-2 from native and legacy folders: the tiny trained model says what it was trained on,
+and every usual mistake would change its text.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def describe(
     return captioner.describe(images, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
 
-def answers(prompt: str) -> list[str]:
+def list_answers(prompt: str) -> list[str]:
     return [ANSWERS[prompt].format(colour) for colour in COLOURS]
 
 
@@ -66,12 +66,12 @@ def captioner() -> Florence2Captioner:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("prompt", ANSWERS)
-def test_taught_model_says_what_it_was_taught(captioner, prompt, num_beams):
-    assert describe(captioner, IMAGES, prompt, num_beams=num_beams) == answers(prompt)
+def test_a_trained_model_says_what_it_was_trained_on(captioner, prompt, num_beams):
+    assert describe(captioner, IMAGES, prompt, num_beams=num_beams) == list_answers(prompt)
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
-def test_batch_gives_what_single_images_give(captioner, prompt):
+def test_a_batch_gives_the_same_texts_as_single_images(captioner, prompt):
     sizes_hw = [(64, 64), (30, 90), (200, 50), (64, 128)]
     images = [plain_image(colour, seed=7, size_hw=size_hw) for colour, size_hw in zip(COLOURS, sizes_hw, strict=True)]
     assert describe(captioner, images, prompt) == [describe(captioner, [image], prompt)[0] for image in images]
@@ -82,7 +82,7 @@ def test_generation_is_the_same_every_time(captioner):
     assert describe(captioner, [noise]) == describe(captioner, [noise])
 
 
-def test_swapped_colour_channels_would_be_heard(captioner):
+def test_swapped_colour_channels_would_change_the_text(captioner):
     swapped = [Image.merge("RGB", image.split()[::-1]) for image in IMAGES]
     assert describe(captioner, swapped) == [
         ANSWERS["<CAPTION>"].format(colour) for colour in ("blue", "green", "red", "white")
@@ -100,24 +100,24 @@ def test_swapped_colour_channels_would_be_heard(captioner):
     ],
     ids=["no rescaling", "no normalising"],
 )
-def test_missing_rescaling_or_normalising_would_be_heard(mistake, monkeypatch):
+def test_missing_rescaling_or_normalising_would_change_the_text(mistake, monkeypatch):
     wrong = open_captioner()
     monkeypatch.setattr(wrong, "_preparation", dataclasses.replace(wrong._preparation, **mistake))
-    assert describe(wrong, IMAGES) != answers("<CAPTION>")
+    assert describe(wrong, IMAGES) != list_answers("<CAPTION>")
 
 
-def test_task_token_sent_as_it_is_would_be_heard(captioner, monkeypatch):
+def test_sending_the_bare_task_token_would_change_the_text(captioner, monkeypatch):
     monkeypatch.setattr(captioner_module, "expand_prompt", lambda prompt: prompt)
-    assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != answers("<DETAILED_CAPTION>")
+    assert describe(captioner, IMAGES, "<DETAILED_CAPTION>") != list_answers("<DETAILED_CAPTION>")
 
 
-def test_wrong_number_of_places_for_the_image_is_refused(captioner, monkeypatch):
-    monkeypatch.setattr(captioner_module, "_count_places", lambda *_: 6)
+def test_a_wrong_number_of_image_positions_is_refused(captioner, monkeypatch):
+    monkeypatch.setattr(captioner_module, "_count_positions", lambda *_: 6)
     with pytest.raises(ValueError, match="features and image tokens do not match"):
         describe(captioner, IMAGES)
 
 
-def test_padding_and_marks_are_no_words():
+def test_padding_and_marks_are_not_in_the_text():
     tokenizer = PromptTokenizer(FOLDER)
     words = tokenizer.encode("a photo of a red square")
     region = tokenizer.encode("<od><loc_1><and>")
@@ -125,29 +125,29 @@ def test_padding_and_marks_are_no_words():
     assert tokenizer.decode([2, 0, *words, *region, 2, 1, 1]) == "a photo of a red square"
 
 
-def test_pixel_values_are_those_of_transformers_own_image_processor():
+def test_pixel_values_equal_those_of_transformers_image_processor():
     kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     settings = json.loads((FOLDER / "preprocessor_config.json").read_text())
     theirs = kind(**settings, do_center_crop=False, do_resize=True)(IMAGES, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ImagePreparation.read(FOLDER).pixel_values(IMAGES), theirs, rtol=0, atol=1e-5)
 
 
-def test_prompt_is_the_image_s_places_and_the_sentence_between_its_marks(captioner):
+def test_the_prompt_is_the_image_positions_and_the_sentence_between_its_marks(captioner):
     config = captioner._load_once().config
     (ids,) = captioner._build_input_ids("<GENERATE_TAGS>", 1, captioner._load_once()).tolist()
     assert ids[:5] == [config.image_token_id] * 5 and ids[5] == 0 and ids[-1] == 2
     assert 5 == (64 // 32) ** 2 + 1
 
 
-def test_caption_is_cut_at_the_longest_length(captioner):
+def test_a_caption_is_cut_at_the_maximum_length(captioner):
     assert len(describe(captioner, IMAGES[:1], max_new_tokens=4)[0]) < len("a photo of a red square")
 
 
-def test_more_tokens_than_the_model_has_places_for_are_not_asked(captioner):
-    assert describe(captioner, IMAGES, max_new_tokens=1023) == answers("<CAPTION>")
+def test_no_more_tokens_are_generated_than_the_model_has_positions(captioner):
+    assert describe(captioner, IMAGES, max_new_tokens=1023) == list_answers("<CAPTION>")
 
 
-def test_interrupt_is_answered_in_the_middle_of_a_caption(captioner):
+def test_an_interrupt_takes_effect_in_the_middle_of_a_caption(captioner):
     polls = []
 
     def check_interrupted() -> None:
@@ -162,12 +162,12 @@ def test_interrupt_is_answered_in_the_middle_of_a_caption(captioner):
     assert len(polls) == 3
 
 
-def test_works_in_comfyui_s_inference_mode():
+def test_captioning_works_in_comfyuis_inference_mode():
     with torch.inference_mode():
-        assert describe(open_captioner(), IMAGES) == answers("<CAPTION>")
+        assert describe(open_captioner(), IMAGES) == list_answers("<CAPTION>")
 
 
-def test_needs_none_of_the_packages_that_remote_code_asks_for(captioner):
+def test_captioning_needs_no_package_of_the_remote_code(captioner):
     describe(captioner, IMAGES[:1])
     assert not {"timm", "einops", "flash_attn", "torchvision"} & set(sys.modules)
 
@@ -200,8 +200,8 @@ def legacy_name(name: str) -> str:
 
 
 def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
-    """The tiny model as microsoft's folders are: remote code's names and config, projection
-    transposed, no <image> token, what the native class drops.
+    """Write the tiny model like microsoft's folders: with the names and config of remote code, the
+    projection transposed, no <image> token, and the weights that the native class drops.
     """
     folder.mkdir()
     weights = {legacy_name(name): weight for name, weight in load_file(FOLDER / "model.safetensors").items()}
@@ -254,13 +254,13 @@ def write_legacy_folder(folder: Path, *, pickled: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
-def test_legacy_folder_gives_what_the_native_one_gives(tmp_path, pickled):
+def test_a_legacy_folder_gives_the_same_texts_as_the_native_one(tmp_path, pickled):
     captioner = open_captioner(write_legacy_folder(tmp_path / "legacy", pickled=pickled))
     for prompt in ANSWERS:
-        assert describe(captioner, IMAGES, prompt) == answers(prompt)
+        assert describe(captioner, IMAGES, prompt) == list_answers(prompt)
 
 
-def test_legacy_weights_are_the_native_ones(tmp_path):
+def test_legacy_weights_equal_the_native_ones(tmp_path):
     native = load_model(ModelFolder.open(FOLDER), dtype=torch.float32).state_dict()
     legacy = load_model(ModelFolder.open(write_legacy_folder(tmp_path / "legacy")), dtype=torch.float32).state_dict()
     assert native.keys() == legacy.keys()
@@ -268,17 +268,17 @@ def test_legacy_weights_are_the_native_ones(tmp_path):
         assert torch.equal(weight, native[name][: len(weight)]), name
 
 
-def test_tokenizer_is_also_read_from_vocabulary_and_merges(tmp_path):
+def test_the_tokenizer_is_also_read_from_vocabulary_and_merges(tmp_path):
     folder = write_legacy_folder(tmp_path / "legacy")
     bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    assert describe(open_captioner(folder), IMAGES, "<GENERATE_TAGS>") == answers("<GENERATE_TAGS>")
+    assert describe(open_captioner(folder), IMAGES, "<GENERATE_TAGS>") == list_answers("<GENERATE_TAGS>")
 
 
-def test_embeddings_are_one_parameter_and_an_untied_head_stays_its_own(tmp_path):
+def test_embeddings_share_one_parameter_and_an_untied_head_stays_separate(tmp_path):
     model = load_model(ModelFolder.open(FOLDER), dtype=torch.float32)
     assert (
         model.lm_head.weight
@@ -294,7 +294,7 @@ def test_embeddings_are_one_parameter_and_an_untied_head_stays_its_own(tmp_path)
     torch.testing.assert_close(untied.lm_head.weight, untied.model.language_model.shared.weight * 2)
 
 
-def test_weights_of_the_file_s_own_precision_are_not_copied(monkeypatch):
+def test_weights_in_the_files_own_precision_are_not_copied(monkeypatch):
     loaded = {}
 
     def remember(path: Path) -> dict[str, torch.Tensor]:
@@ -320,7 +320,7 @@ def test_sharded_weights_are_read(tmp_path):
         save_file(shard, folder / name)
     index = {"weight_map": {weight: name for name, shard in shards.items() for weight in shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert describe(open_captioner(folder), IMAGES) == answers("<CAPTION>")
+    assert describe(open_captioner(folder), IMAGES) == list_answers("<CAPTION>")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors"):
         ModelFolder.open(folder)
@@ -339,7 +339,7 @@ def test_pickled_weights_cannot_run_code(tmp_path, capsys):
     assert "code of the file was run" not in capsys.readouterr().out
 
 
-def test_identity_follows_the_content_and_not_the_place(tmp_path):
+def test_the_identity_depends_on_the_content_not_the_path(tmp_path):
     copy = shutil.copytree(FOLDER, tmp_path / "copy")
     assert open_captioner(copy).identity == open_captioner(FOLDER).identity
     (copy / "generation_config.json").write_text("{}")
@@ -373,22 +373,22 @@ def test_models_are_found_one_and_two_levels_down(tmp_path):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(40)), "weights cannot be read"),
         (
             lambda folder: save_file({"lm_head.weight": torch.zeros(3, 2)}, folder / "model.safetensors"),
-            "lacks .* more and has in excess nothing",
+            "missing .* more, unknown nothing",
         ),
         (
             lambda folder: save_file({"other": torch.zeros(3, 2)}, folder / "model.safetensors"),
-            "no embeddings of words",
+            "no word embeddings",
         ),
     ],
 )
-def test_folder_that_cannot_be_used_is_explained(tmp_path, break_it, message):
+def test_an_unusable_folder_is_explained(tmp_path, break_it, message):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     break_it(folder)
     with pytest.raises((ValueError, OSError), match=message):
         describe(open_captioner(folder), IMAGES)
 
 
-def test_weights_of_another_size_are_explained(tmp_path):
+def test_weights_of_the_wrong_size_are_explained(tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     name = "model.multi_modal_projector.image_projection.weight"
@@ -411,16 +411,16 @@ def test_every_task_has_a_prompt():
     [
         (" ", "the prompt is empty"),
         ("<OD>", "gives regions of the image"),
-        ("<CAPTION> in French", "has to stand alone"),
+        ("<CAPTION> in French", "must be used alone"),
     ],
 )
-def test_prompt_that_cannot_give_a_caption_is_refused(prompt, message):
+def test_a_prompt_that_cannot_give_a_caption_is_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
         expand_prompt(prompt)
 
 
-def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):
-    with pytest.raises(ValueError, match="stands for the image"):
+def test_a_prompt_with_the_image_token_or_too_long_is_refused(captioner):
+    with pytest.raises(ValueError, match="token that represents the image"):
         describe(captioner, IMAGES, "what is <image>")
     with pytest.raises(ValueError, match="too many for this model"):
         describe(captioner, IMAGES, "square " * 100)
@@ -440,6 +440,8 @@ def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):
         ("The image depicts two men.  They\ntalk.", "Two men. They talk."),
         ("This is an image of a cat", "A cat"),
         ("An image of a cat", "A cat"),
+        ("A picture of a cat", "A cat"),
+        ("The picture shows a cat", "A cat"),
         ("a photo of a cat", "a photo of a cat"),
         ("The image quality is poor.", "The image quality is poor."),
         ("The image is blurry.", "The image is blurry."),
@@ -447,5 +449,5 @@ def test_prompt_with_the_image_s_token_or_too_long_is_refused(captioner):
         ("The image shows ", "The image shows"),
     ],
 )
-def test_openings_are_taken_out_and_nothing_else(said, kept):
+def test_only_openings_are_removed(said, kept):
     assert clean_caption(said) == kept

@@ -1,5 +1,5 @@
-"""Downloading a Florence-2: only safetensors and plain files, into OWNER/NAME, with progress;
-every way to fail is explained. No network here.
+"""Downloading a Florence-2 model: only safetensors and plain files, into OWNER/NAME, with progress.
+Every failure is explained. Uses no network.
 """
 
 import shutil
@@ -22,7 +22,7 @@ MODEL_ID = "owner/Florence-2-tiny"
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that has the tiny model; `files` and `fetch` can be changed."""
+    """Replace the hub with one that has the tiny model; tests can change `files` and `fetch`."""
     fake = SimpleNamespace(
         files={file.name: file.stat().st_size for file in FOLDER.iterdir()}, fetched=[], fetch=lambda folder: None
     )
@@ -45,7 +45,7 @@ def hub(monkeypatch):
     return fake
 
 
-def test_model_is_fetched_into_owner_and_name_and_found_again(hub, tmp_path):
+def test_a_model_is_downloaded_into_owner_and_name_and_found_again(hub, tmp_path):
     assert find_downloaded_model(MODEL_ID, tmp_path) is None
     assert (
         download_model(MODEL_ID, tmp_path)
@@ -58,7 +58,7 @@ def test_model_is_fetched_into_owner_and_name_and_found_again(hub, tmp_path):
     )
 
 
-def test_progress_tells_the_bytes_that_are_there(hub, tmp_path):
+def test_progress_reports_the_bytes_so_far(hub, tmp_path):
     is_seen = threading.Event()
 
     def fetch(folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_progress_tells_the_bytes_that_are_there(hub, tmp_path):
     assert is_seen.is_set()
 
 
-def test_an_interrupt_is_answered_before_the_download_has_ended(hub, tmp_path):
+def test_an_interrupt_takes_effect_before_the_download_ends(hub, tmp_path):
     may_end, has_ended = threading.Event(), threading.Event()
 
     def fetch(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_interrupt_is_answered_before_the_download_has_ended(hub, tmp_path):
     assert has_ended.wait(TIME_LIMIT)
 
 
-def test_model_without_safetensors_is_refused_before_anything_is_fetched(hub, tmp_path):
+def test_a_model_without_safetensors_is_refused_before_any_download(hub, tmp_path):
     hub.files = {"config.json": 10, "pytorch_model.bin": 10}
     with pytest.raises(ValueError, match=r"has no \.safetensors file"):
         download_model(MODEL_ID, tmp_path)
@@ -106,7 +106,7 @@ def test_model_without_safetensors_is_refused_before_anything_is_fetched(hub, tm
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
         (
             LocalEntryNotFoundError("no connection"),
-            r"cannot be reached or gave an error \(.*no connection.*run it again",
+            r"cannot be reached or gave an error \(.*no connection.*Run it again",
         ),
         (HfHubHTTPError.__bases__[0]("no route to host"), "no route to host"),
         (ConnectionError("Name or service not known"), "Name or service not known"),
@@ -121,7 +121,7 @@ def test_failures_are_explained(hub, tmp_path, error, message):
         download_model(MODEL_ID, tmp_path)
 
 
-def test_offline_says_so_without_a_request(tmp_path):
+def test_offline_mode_is_explained_without_a_request(tmp_path):
     """The real library: HF_HUB_OFFLINE is set for all tests."""
     with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE is set"):
         download_model(MODEL_ID, tmp_path)
@@ -130,6 +130,6 @@ def test_offline_says_so_without_a_request(tmp_path):
 @pytest.mark.parametrize(
     "model_id", ["", "Florence-2-base", "../../etc", "a/../b", "https://huggingface.co/a/b", "a/b/c", "-a/b"]
 )
-def test_what_is_no_model_id_is_refused(model_id):
+def test_an_invalid_model_id_is_refused(model_id):
     with pytest.raises(ValueError, match="model_id must be OWNER/NAME"):
         check_model_id(model_id)

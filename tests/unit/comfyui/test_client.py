@@ -1,5 +1,5 @@
-"""The client against a stand-in for ComfyUI's server that says what it is told to, and records
-what it is asked.
+"""The client against a stand-in for ComfyUI's server that follows a script and records the
+requests.
 """
 
 import asyncio
@@ -22,12 +22,15 @@ OUTPUTS = {"5": {"images": [{"filename": "a.png", "subfolder": "s", "type": "out
 
 
 class StandIn:
-    """script: what the websocket says once a prompt is queued; "ID" stands for its id. None at
-    the end closes the connection.
+    """A server. script: the websocket's messages after a prompt is queued; "ID" becomes its id.
+    None at the end closes the connection.
     """
 
     def __init__(self) -> None:
-        self.script: list[dict[str, Any] | bytes | None] = [event("execution_start"), event("execution_success")]
+        self.script: list[dict[str, Any] | bytes | None] = [
+            make_event("execution_start"),
+            make_event("execution_success"),
+        ]
         self.answer: tuple[int, dict[str, Any]] = (200, {"node_errors": {}})
         self.requests: list[tuple[str, Any]] = []
         self.is_queued = True
@@ -47,7 +50,9 @@ class StandIn:
         body = await request.json()
         self.requests.append(("/prompt", body))
         assert self._socket is not None
-        for line in self.script if self.answer[0] == 200 else []:  # before the answer: as early as a server can
+        for line in (
+            self.script if self.answer[0] == 200 else []
+        ):  # before the answer, which is the earliest possible moment
             await self._say(line, body["prompt_id"])
         return web.json_response(self.answer[1], status=self.answer[0])
 
@@ -92,7 +97,7 @@ class StandIn:
         ]
 
 
-def event(kind: str, **more: Any) -> dict[str, Any]:
+def make_event(kind: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "data": {"prompt_id": "ID", **more}}
 
 
@@ -128,14 +133,14 @@ def test_messages_that_come_before_the_prompt_is_acknowledged_are_kept(server: S
     old_preview, unknown = struct.pack(">II", 1, 1) + b"JPEG", struct.pack(">I", 99)
     other = {"type": "executing", "data": {"prompt_id": "another", "node": "7"}}
     server.script = [
-        event("execution_start"),
+        make_event("execution_start"),
         other,
-        event("executing", node="5"),
+        make_event("executing", node="5"),
         text,
         unknown,
         preview,
         old_preview,
-        event("execution_success"),
+        make_event("execution_success"),
     ]
     seen = []
     result = ComfyClient(server.url + "/").run(PROMPT, on_message=lambda message: seen.append(message.kind))
@@ -151,7 +156,7 @@ def test_messages_that_come_before_the_prompt_is_acknowledged_are_kept(server: S
     assert all(message.seconds >= 0 for message in result.messages)
 
 
-def test_long_runs_can_leave_the_messages_out(server: StandIn):
+def test_long_runs_can_drop_the_messages(server: StandIn):
     assert ComfyClient(server.url).run(PROMPT, keep_messages=False).messages == []
 
 
@@ -176,7 +181,7 @@ def test_a_refused_prompt_names_node_input_and_reason(server: StandIn):
     assert "5" in refusal.value.node_errors
 
 
-def test_a_prompt_with_an_unknown_node_is_refused_with_the_servers_words(server: StandIn):
+def test_a_prompt_with_an_unknown_node_is_refused_with_the_servers_message(server: StandIn):
     error = {
         "type": "missing_node_type",
         "message": "Node 'Foo' not found.",
@@ -188,7 +193,7 @@ def test_a_prompt_with_an_unknown_node_is_refused_with_the_servers_words(server:
         ComfyClient(server.url).run(PROMPT)
 
 
-def test_a_prompt_of_which_only_a_part_is_right_is_taken_back(server: StandIn):
+def test_a_prompt_that_is_only_partly_valid_is_withdrawn(server: StandIn):
     error = {"type": "x", "message": "Bad", "details": "", "extra_info": {}}
     server.answer = (200, {"node_errors": {"5": {"class_type": "Foo", "errors": [error]}}})
     with pytest.raises(PromptRejected, match=r"node 5 \(Foo\): Bad"):
@@ -198,15 +203,19 @@ def test_a_prompt_of_which_only_a_part_is_right_is_taken_back(server: StandIn):
 
 
 def test_the_error_of_a_node_is_raised_with_its_message(server: StandIn):
-    report = {"node_id": "5", "node_type": "Foo", "exception_message": "no pictures\n", "traceback": []}
-    server.script = [event("execution_start"), event("execution_error", **report)]
+    report = {"node_id": "5", "node_type": "Foo", "exception_message": "no images\n", "traceback": []}
+    server.script = [make_event("execution_start"), make_event("execution_error", **report)]
     with pytest.raises(PromptFailed, match=r"^node 5 \(Foo\): no images$") as failure:
         ComfyClient(server.url).run(PROMPT)
     assert failure.value.error["traceback"] == []
 
 
 def test_an_interrupt_names_the_prompt_and_ends_the_run(server: StandIn):
-    server.script = [event("execution_start"), event("executing", node="5"), event("execution_interrupted")]
+    server.script = [
+        make_event("execution_start"),
+        make_event("executing", node="5"),
+        make_event("execution_interrupted"),
+    ]
     client = ComfyClient(server.url)
     with pytest.raises(PromptInterrupted):
         client.run(PROMPT, on_message=lambda message: client.interrupt() if message.kind == "executing" else None)
@@ -214,33 +223,33 @@ def test_an_interrupt_names_the_prompt_and_ends_the_run(server: StandIn):
     assert server.requests[-1] == ("/interrupt", {"prompt_id": prompt_id})
 
 
-def test_an_error_of_the_listener_ends_the_prompt_too(server: StandIn):
+def test_an_error_in_the_listener_ends_the_prompt_too(server: StandIn):
     with pytest.raises(ZeroDivisionError):
         ComfyClient(server.url).run(PROMPT, on_message=lambda message: 1 // 0)
     assert [path for path, _ in server.requests[-2:]] == ["/queue", "/interrupt"]
 
 
-def test_an_interrupt_without_a_prompt_of_ours_stops_nobody_elses(server: StandIn):
+def test_an_interrupt_without_our_prompt_does_not_stop_anyone_elses(server: StandIn):
     ComfyClient(server.url).interrupt()
     assert server.requests == []
 
 
-def test_a_prompt_that_is_taken_out_of_the_queue_ends_the_run(server: StandIn):
+def test_removing_a_prompt_from_the_queue_ends_the_run(server: StandIn):
     server.script, server.is_queued = [{"type": "status", "data": {}}], False
-    with pytest.raises(PromptInterrupted, match="taken out of the queue"):
+    with pytest.raises(PromptInterrupted, match="removed from the queue"):
         ComfyClient(server.url).run(PROMPT)
 
 
-def test_a_server_that_goes_away_is_an_error(server: StandIn):
-    server.script = [event("execution_start"), None]
+def test_a_server_that_disappears_is_an_error(server: StandIn):
+    server.script = [make_event("execution_start"), None]
     with pytest.raises(ConnectionError, match="closed the connection"):
         ComfyClient(server.url).run(PROMPT)
 
 
-def test_a_server_that_is_not_there_is_an_error():
+def test_a_missing_server_is_an_error():
     with pytest.raises(ConnectionError, match=r"no ComfyUI answers at http://127\.0\.0\.1:9"):
         ComfyClient("http://127.0.0.1:9").run(PROMPT)
-    with pytest.raises(ValueError, match="begins with http"):
+    with pytest.raises(ValueError, match="must begin with http"):
         ComfyClient("localhost:8188")
 
 
@@ -281,17 +290,17 @@ def test_a_malformed_setting_is_refused(text: str):
     [
         ("{", "not valid JSON"),
         ('{"nodes": [], "links": []}', "Export"),
-        ("[]", "no prompt in API format"),
-        ('{"1": {"inputs": {}}}', "no prompt in API format"),
+        ("[]", "not a prompt in API format"),
+        ('{"1": {"inputs": {}}}', "not a prompt in API format"),
     ],
 )
-def test_a_file_that_is_no_prompt_is_refused(text: str, message: str, tmp_path: Path):
+def test_a_file_that_is_not_a_prompt_is_refused(text: str, message: str, tmp_path: Path):
     (tmp_path / "prompt.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompt(tmp_path / "prompt.json")
 
 
-def test_each_node_has_a_bar_with_its_text_and_only_those_that_count_leave_it(
+def test_each_node_has_a_bar_with_its_text_and_only_counting_nodes_leave_it(
     server: StandIn, capsys: pytest.CaptureFixture[str]
 ):
     def state(node: str, value: float, state: str) -> dict[str, Any]:
@@ -311,7 +320,7 @@ def test_each_node_has_a_bar_with_its_text_and_only_those_that_count_leave_it(
         state("5", 3, "running"),
         text,
     ]
-    server.script += [state("5", 4, "finished"), event("execution_success")]
+    server.script += [state("5", 4, "finished"), make_event("execution_success")]
     prompt = {"4": {"class_type": "Quick"}, "5": {"class_type": "Foo", "_meta": {"title": "Train"}}}
     with NodeBars(prompt) as bars:
         ComfyClient(server.url).run(prompt, on_message=bars.show)

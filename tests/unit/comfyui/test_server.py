@@ -25,14 +25,17 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 """
 
 
-def installation(folder: Path, main: str) -> Installation:
+def make_installation(folder: Path, main: str) -> Installation:
     (folder / "main.py").write_text(main)
     return Installation(folder, Path(sys.executable), "0.33.0")
 
 
 def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
     with ComfyServer(
-        installation(tmp_path, ANSWERS), log=tmp_path / "log" / "server.log", base_directory=tmp_path / "base", cpu=True
+        make_installation(tmp_path, ANSWERS),
+        log=tmp_path / "log" / "server.log",
+        base_directory=tmp_path / "base",
+        cpu=True,
     ) as server:
         arguments = server.client.get("/system_stats")
     assert arguments[arguments.index("--base-directory") + 1] == str(tmp_path / "base")
@@ -41,18 +44,18 @@ def test_the_server_answers_inside_the_block_and_is_gone_after_it(tmp_path):
     assert "started" in server.read_log()
 
 
-def test_the_server_is_gone_after_an_error_in_the_block_or_ctrl_c(tmp_path):
+def test_the_server_is_gone_after_an_error_or_ctrl_c_in_the_block(tmp_path):
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with (
             pytest.raises(error),
-            ComfyServer(installation(tmp_path, ANSWERS), log=tmp_path / "server.log", cpu=True) as server,
+            ComfyServer(make_installation(tmp_path, ANSWERS), log=tmp_path / "server.log", cpu=True) as server,
         ):
             raise error
         assert not server.client.is_ready()
 
 
-def test_a_server_that_dies_while_it_starts_shows_the_end_of_its_log(tmp_path):
-    broken = installation(tmp_path, "print('x\\n' * 100); raise SystemExit('No module named torchaudio')")
+def test_a_server_that_dies_during_its_start_shows_the_end_of_its_log(tmp_path):
+    broken = make_installation(tmp_path, "print('x\\n' * 100); raise SystemExit('No module named torchaudio')")
     with (
         pytest.raises(RuntimeError, match=r"(?s)with status 1:.*No module named torchaudio.*server\.log") as failure,
         ComfyServer(broken, log=tmp_path / "server.log", cpu=True),
@@ -65,15 +68,15 @@ def test_a_server_that_dies_while_it_starts_shows_the_end_of_its_log(tmp_path):
 def test_a_server_that_ignores_the_request_to_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.comfyui.server.STOP_TIMEOUT", 0.5)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + ANSWERS
-    with ComfyServer(installation(tmp_path, deaf), log=tmp_path / "server.log", cpu=True) as server:
+    with ComfyServer(make_installation(tmp_path, deaf), log=tmp_path / "server.log", cpu=True) as server:
         pass
     assert not server.client.is_ready()
 
 
-def test_the_interpreter_gets_no_module_path_that_is_meant_for_ours(tmp_path, monkeypatch):
+def test_comfyuis_interpreter_does_not_get_our_pythonpath(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     prints_path = "import os; print('PATH', os.environ.get('PYTHONPATH'), os.environ['HF_HUB_OFFLINE'])\n" + ANSWERS
-    with ComfyServer(installation(tmp_path, prints_path), log=tmp_path / "server.log", cpu=True) as server:
+    with ComfyServer(make_installation(tmp_path, prints_path), log=tmp_path / "server.log", cpu=True) as server:
         assert "PATH None 1" in server.read_log()
 
 

@@ -1,4 +1,4 @@
-"""Several folders in one TOML file: [[datasets]] tables, their defaults, and what is refused."""
+"""Several folders in one TOML file: [[datasets]] tables, their defaults, and errors in them."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from trainers.commands.sdxl import CONFIGS, REQUIRED, add_arguments
-from trainers.commands.settings import dataset_configs, read_settings, scan_datasets
+from trainers.commands.settings import read_dataset_configs, read_settings, scan_datasets
 
 BASE = 'base = "x"\noutput = "y"\n'
 
@@ -28,7 +28,7 @@ def folder(path: Path, colour: tuple[int, int, int]) -> Path:
     return path
 
 
-def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_defaults(tmp_path):
+def test_each_table_is_a_folder_and_settings_outside_of_tables_are_its_defaults(tmp_path):
     toys, dogs = folder(tmp_path / "toys", (1, 0, 0)), folder(tmp_path / "dogs", (2, 0, 0))
     text = f"""
         trigger_word = "zwx"
@@ -42,7 +42,7 @@ def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_de
         fallback_caption = "a dog"
         num_repeats = 1
     """
-    dataset = scan_datasets(dataset_configs(settings(tmp_path, text)))
+    dataset = scan_datasets(read_dataset_configs(settings(tmp_path, text)))
     assert [
         (image.name, image.caption, image.num_repeats, image.loss_weight, image.is_regularization)
         for image in dataset.images
@@ -52,13 +52,13 @@ def test_each_table_is_a_folder_with_settings_of_its_own_and_those_outside_as_de
     ]
 
 
-def test_flags_are_defaults_of_the_tables_too(tmp_path):
-    (config,) = dataset_configs(settings(tmp_path, "[[datasets]]\nimages = 'x'", "--num-repeats", "3"))
+def test_flags_are_defaults_for_the_tables_too(tmp_path):
+    (config,) = read_dataset_configs(settings(tmp_path, "[[datasets]]\nimages = 'x'", "--num-repeats", "3"))
     assert (config.images, config.num_repeats) == ("x", 3)
 
 
-def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
-    (config,) = dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
+def test_without_tables_the_settings_describe_the_only_dataset(tmp_path):
+    (config,) = read_dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
     assert (config.images, config.mask_source) == ("x", "alpha")
 
 
@@ -80,6 +80,6 @@ def test_without_tables_the_settings_are_the_one_dataset(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_an_error(tmp_path, text, message):
+def test_contradictory_or_wrong_settings_are_an_error(tmp_path, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        dataset_configs(settings(tmp_path, text))
+        read_dataset_configs(settings(tmp_path, text))

@@ -8,7 +8,9 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.scan import scan_folder
 
 
-def photo(path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings) -> Path:
+def write_photo(
+    path: Path, size_wh=(96, 64), colour=(10, 20, 30), caption: str | None = "a caption", **settings
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size_wh, colour).save(path, **settings)
     if caption is not None:
@@ -20,7 +22,7 @@ def scan(folder: Path, **settings):
     return scan_folder(DatasetConfig(images=str(folder), **settings))
 
 
-def reasons(dataset) -> dict[str, str]:
+def list_reasons(dataset) -> dict[str, str]:
     return {finding.name: finding.reason for finding in dataset.report.left_out}
 
 

@@ -7,7 +7,7 @@ from trainers.dataset.image import TrainingImage
 from trainers.dataset.report import DatasetReport
 
 
-def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = False) -> Dataset:
+def make_dataset(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = False) -> Dataset:
     images = [
         TrainingImage(f"{i}.png", Path(f"{i}.png"), f"{i:064x}", size, f"caption {i}", False)
         for i, size in enumerate(sizes_hw)
@@ -15,7 +15,7 @@ def dataset_of(*sizes_hw: tuple[int, int], num_repeats: int = 1, strict: bool = 
     return Dataset(images, num_repeats, "", DatasetReport(len(images)), "pictures", strict)
 
 
-def imagined(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
+def imagine_dataset(num_images: int, *, num_repeats: int = 1, sizes: bool = False) -> Dataset:
     """Return a dataset without files, which planning does not need."""
     images = [
         TrainingImage(

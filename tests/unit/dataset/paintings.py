@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def painting(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
+def paint(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
     """Paint soft colours with discs; a different seed looks clearly different."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)

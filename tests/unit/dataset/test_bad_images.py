@@ -33,7 +33,7 @@ def scan(folder: Path, **settings) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **{"trigger_word": "zwx", **settings}))
 
 
-def reasons(folder: Path, **settings) -> dict[str, str]:
+def list_reasons(folder: Path, **settings) -> dict[str, str]:
     """Scan the folder with one good image added; return why the other files are left out."""
     Image.new("RGB", (64, 64), "blue").save(folder / "good.png")
     dataset = scan(folder, **settings)
@@ -41,13 +41,13 @@ def reasons(folder: Path, **settings) -> dict[str, str]:
     return {finding.name: finding.reason for finding in dataset.report.left_out}
 
 
-def encoded(image: Image.Image, format: str, **settings) -> bytes:
+def encode(image: Image.Image, format: str, **settings) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format=format, **settings)
     return stream.getvalue()
 
 
-def noise(width: int = 200, height: int = 160) -> Image.Image:
+def make_noise(width: int = 200, height: int = 160) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -127,16 +127,16 @@ def test_files_that_are_not_images_are_named(tmp_path):
     (tmp_path / "text.png").write_text("this is text")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    found = reasons(tmp_path)
+    found = list_reasons(tmp_path)
     assert found["text.png"].startswith("it is not a readable image (PNG, JPEG, WEBP, BMP")
     assert found["drawing.png"] == found["text.png"]  # and Ghostscript was not started
     assert found["empty.jpg"] == "the file is empty (0 bytes)"
 
 
 def test_images_in_other_formats_are_named_not_ignored(tmp_path):
-    noise().save(tmp_path / "a.gif")
-    noise().save(tmp_path / "b.TIFF")
-    assert reasons(tmp_path) == {
+    make_noise().save(tmp_path / "a.gif")
+    make_noise().save(tmp_path / "b.TIFF")
+    assert list_reasons(tmp_path) == {
         "a.gif": ".gif files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
         "b.TIFF": ".TIFF files are not read. Convert it to one of .png, .jpg, .jpeg, .webp, .bmp, .avif",
     }
@@ -145,7 +145,7 @@ def test_images_in_other_formats_are_named_not_ignored(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_a_link_to_a_missing_file_is_named(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    assert reasons(tmp_path) == {"a.png": "it cannot be read (No such file or directory)"}
+    assert list_reasons(tmp_path) == {"a.png": "it cannot be read (No such file or directory)"}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
@@ -161,28 +161,28 @@ def test_a_link_to_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_a_truncated_file_is_found_by_the_scan(tmp_path, name, settings, share):
-    noise().save(tmp_path / name, **settings)
+    make_noise().save(tmp_path / name, **settings)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    assert re.match(r"it is damaged \(.+\)|it is not a readable image", reasons(tmp_path)[name])
+    assert re.match(r"it is damaged \(.+\)|it is not a readable image", list_reasons(tmp_path)[name])
 
 
 def test_damage_at_the_end_of_a_large_jpeg_is_found_even_at_reduced_size(tmp_path):
-    content = encoded(noise(2400, 1800), "JPEG")
+    content = encode(make_noise(2400, 1800), "JPEG")
     (tmp_path / "a.jpg").write_bytes(content[:-2000])
-    assert reasons(tmp_path)["a.jpg"].startswith("it is damaged (image file is truncated")
+    assert list_reasons(tmp_path)["a.jpg"].startswith("it is damaged (image file is truncated")
 
 
 @pytest.mark.parametrize("extension", ["webp", "png", pytest.param("avif", marks=needs_avif)])
 def test_animated_files_are_refused_by_name(tmp_path, extension):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:])
-    assert reasons(tmp_path) == {
+    assert list_reasons(tmp_path) == {
         f"a.{extension}": "it is animated (3 frames); save the frame that you want as a separate image"
     }
 
 
-def png_header(width: int, height: int) -> bytes:
+def make_png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -195,10 +195,10 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def test_a_png_of_400_megapixels_is_left_out_by_its_header_alone(tmp_path):
-    (tmp_path / "a.png").write_bytes(png_header(20_000, 20_000))
+    (tmp_path / "a.png").write_bytes(make_png_header(20_000, 20_000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = reasons(tmp_path)
+        found = list_reasons(tmp_path)
     assert found == {
         "a.png": "20000 x 20000 pixels are too many to decode safely; at most 100 megapixels. Scale it down"
     }
@@ -226,22 +226,22 @@ print(facts.size_hw, size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 
 def test_a_jpeg_above_the_limit_is_decoded_small_enough(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 1000)
-    noise(240, 160).save(tmp_path / "a.jpg")
+    make_noise(240, 160).save(tmp_path / "a.jpg")
     assert inspect_image(tmp_path / "a.jpg").size_hw == (160, 240)
     assert read_rgb(tmp_path / "a.jpg", alpha_background="white").size == (30, 20)
 
 
 def test_a_huge_progressive_jpeg_is_left_out_because_its_decoder_needs_full_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_PIXELS", 10_000)
-    noise().save(tmp_path / "a.jpg", progressive=True)
-    assert reasons(tmp_path) == {
+    make_noise().save(tmp_path / "a.jpg", progressive=True)
+    assert list_reasons(tmp_path) == {
         "a.jpg": "200 x 160 pixels are too many for a progressive JPEG. Save it as a baseline JPEG, or scale it down"
     }
 
 
 def test_pillows_own_limit_is_restored_after_many_threads_have_read(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
-    noise().save(tmp_path / "a.png")
+    make_noise().save(tmp_path / "a.png")
     threads = [
         threading.Thread(target=lambda: [inspect_image(tmp_path / "a.png") for _ in range(20)]) for _ in range(4)
     ]
@@ -263,7 +263,7 @@ def test_an_image_with_broken_exif_data_is_still_turned_upright(tmp_path):
         + b"".join(struct.pack(">HHI4s", *entry) for entry in entries)
         + bytes(4)
     )
-    noise().save(tmp_path / "a.jpg", exif=exif)
+    make_noise().save(tmp_path / "a.jpg", exif=exif)
     (found,) = scan(tmp_path).images
     assert found.size_hw == (200, 160) and found.read().size == (160, 200)
 
@@ -278,7 +278,7 @@ def test_any_damaged_file_is_read_or_refused_by_the_scan(tmp_path, name):
     """
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
-    image = noise(60, 40)
+    image = make_noise(60, 40)
     if name in ("a.png", "d.webp", "f.avif"):
         image.putalpha(100)
     image.save(tmp_path / name, progressive=name == "c.jpg", exif=b"" if name == "e.bmp" else exif)
@@ -306,7 +306,7 @@ def test_any_damaged_file_is_read_or_refused_by_the_scan(tmp_path, name):
     ],
 )
 def test_a_caption_that_is_not_utf8_is_read_and_reported(tmp_path, encoding, note):
-    noise().save(tmp_path / "a.png")
+    make_noise().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("un café “bleu”".encode(encoding))
     dataset = scan(tmp_path, trigger_word="")
     assert dataset.images[0].caption == "un café “bleu”"
@@ -314,7 +314,7 @@ def test_a_caption_that_is_not_utf8_is_read_and_reported(tmp_path, encoding, not
 
 
 def test_a_caption_of_ten_thousand_words_is_kept_whole(tmp_path):
-    noise().save(tmp_path / "a.png")
+    make_noise().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(" ".join(f"word{i}" for i in range(10_000)))
     assert scan(tmp_path).images[0].caption.split()[1:] == [f"word{i}" for i in range(10_000)]
 
@@ -323,9 +323,9 @@ def test_a_caption_of_ten_thousand_words_is_kept_whole(tmp_path):
     sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything"
 )
 def test_a_file_without_read_permission_is_named(tmp_path):
-    noise().save(tmp_path / "a.png")
+    make_noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
-    assert reasons(tmp_path) == {"a.png": "it cannot be read (Permission denied)"}
+    assert list_reasons(tmp_path) == {"a.png": "it cannot be read (Permission denied)"}
 
 
 @pytest.mark.parametrize("kind", ["profile", "text", "packed text", "packed unicode"])
@@ -338,7 +338,7 @@ def test_a_png_with_a_large_profile_or_text_is_read(tmp_path, kind):
         texts.add_text("workflow", large.hex(), zip=True)
     if kind == "packed unicode":
         texts.add_itxt("workflow", large.hex(), zip=True)
-    image = noise()
+    image = make_noise()
     image.save(tmp_path / "a.png", icc_profile=large if kind == "profile" else None, pnginfo=texts)
     (found,) = scan(tmp_path).images
     assert found.size_hw == (160, 200)
@@ -348,7 +348,7 @@ def test_a_png_with_a_large_profile_or_text_is_read(tmp_path, kind):
 def test_a_text_that_unpacks_to_a_gigabyte_is_not_unpacked(tmp_path):
     packed = zlib.compress(bytes(50_000_000))
     chunk = b"zTXt" + b"a\0\0" + packed
-    content = encoded(noise(), "PNG")
+    content = encode(make_noise(), "PNG")
     content = (
         content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
     )
@@ -357,10 +357,10 @@ def test_a_text_that_unpacks_to_a_gigabyte_is_not_unpacked(tmp_path):
 
 
 def test_a_progressive_jpeg_of_thousands_of_scans_is_left_out_before_it_is_decoded(tmp_path):
-    content = encoded(noise(), "JPEG", progressive=True)
+    content = encode(make_noise(), "JPEG", progressive=True)
     last_scan = content[content.rindex(b"\xff\xda") : -2]
     (tmp_path / "a.jpg").write_bytes(content[:-2] + 2000 * last_scan + content[-2:])
-    assert reasons(tmp_path) == {
+    assert list_reasons(tmp_path) == {
         "a.jpg": "it is a progressive JPEG of more than 100 scans, which take minutes to decode. Save it again"
     }
 
@@ -368,15 +368,15 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_left_out_before_it_is_decod
 def test_a_file_of_more_than_a_gigabyte_is_left_out_unread(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.dataset.image_files.MAX_FILE_BYTES", 2**20)
     (tmp_path / "a.png").write_bytes(bytes(2**20 + 1))
-    assert reasons(tmp_path) == {"a.png": "the file has 0.0 GB; at most 0.0 GB"}
+    assert list_reasons(tmp_path) == {"a.png": "the file has 0.0 GB; at most 0.0 GB"}
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="these systems have no such names")
 def test_a_name_that_is_not_utf8_is_left_out_by_name(tmp_path):
-    content = encoded(noise(), "PNG")
+    content = encode(make_noise(), "PNG")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as stream:
         stream.write(content)
-    found = reasons(tmp_path)
+    found = list_reasons(tmp_path)
     assert found == {"caf\\udce9.png": "its name is not UTF-8. Rename it"}
     assert "caf" in scan(tmp_path).report.text().encode().decode()
     assert len(list_dataset_files(tmp_path, recursive=False)) == 1

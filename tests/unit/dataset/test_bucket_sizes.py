@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.unit.dataset.imagined import dataset_of
+from tests.unit.dataset.imagined import make_dataset
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.bucket_sizes import choose_target, list_bucket_sizes
 from trainers.dataset.crop_plan import plan_crops
@@ -13,7 +13,7 @@ SDXL_NATIVE_WH = [(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 153
 
 
 def target_wh(width: int, height: int, **settings) -> tuple[int, int]:
-    (item,) = plan_crops(dataset_of((height, width)), BucketConfig(**settings), seed=0).items
+    (item,) = plan_crops(make_dataset((height, width)), BucketConfig(**settings), seed=0).items
     return item.crop.target_hw[1], item.crop.target_hw[0]
 
 
@@ -41,7 +41,7 @@ def test_large_images_go_to_the_bucket_that_kohya_chooses(image, bucket):
 
 @pytest.mark.parametrize(("width", "height"), SDXL_NATIVE_WH)
 def test_an_image_of_a_native_size_is_neither_scaled_nor_cropped(width, height):
-    (item,) = plan_crops(dataset_of((height, width)), BucketConfig(), seed=0).items
+    (item,) = plan_crops(make_dataset((height, width)), BucketConfig(), seed=0).items
     assert item.crop.resized_hw == item.crop.target_hw == (height, width)
     assert item.crop.top_left_yx == (0, 0)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.dataset.folders import photo, scan
+from tests.unit.dataset.folders import scan, write_photo
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.report import Remark
@@ -12,7 +12,7 @@ from trainers.dataset.report import Remark
 
 def test_captions_from_elsewhere_get_the_trigger_word_and_empty_ones_stay_empty(tmp_path):
     for i in range(3):
-        photo(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
+        write_photo(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
     dataset = scan(tmp_path, trigger_word="zwx").with_captions(["a toy", "", "the ZWX\n two  lines "])
     assert [image.caption for image in dataset.images] == ["zwx, a toy", "", "the ZWX\nzwx, two lines"]
     assert dataset.report.notes == []
@@ -21,18 +21,18 @@ def test_captions_from_elsewhere_get_the_trigger_word_and_empty_ones_stay_empty(
 
 
 def test_a_note_about_a_missing_caption_goes_when_a_caption_comes_and_other_notes_stay(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
     dataset = scan(tmp_path)
     assert [note.name for note in dataset.with_captions(["a toy", ""]).report.notes] == ["b.png"]
-    photo(tmp_path / "c.png", colour=(2, 0, 0)).with_suffix(".txt").write_bytes("café".encode("cp1252"))
+    write_photo(tmp_path / "c.png", colour=(2, 0, 0)).with_suffix(".txt").write_bytes("café".encode("cp1252"))
     notes = scan(tmp_path).with_captions(["x", "y", "z"]).report.notes
     assert notes == [Remark("c.png", "c.txt is not UTF-8; it was read as Windows-1252")]
 
 
 def test_rewording_a_note_does_not_change_whether_it_stays(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0))
     dataset = scan(tmp_path)
     notes = [replace(note, reason="other words") for note in dataset.report.notes]
     reworded = replace(dataset, report=replace(dataset.report, notes=notes))

@@ -62,7 +62,9 @@ images = st.tuples(
 )
 
 
-def dataset_of(drawn: list[tuple[int, int, int, str, str]], num_repeats: int, folder_name: str = "pictures") -> Dataset:
+def make_dataset(
+    drawn: list[tuple[int, int, int, str, str]], num_repeats: int, folder_name: str = "pictures"
+) -> Dataset:
     images = [
         TrainingImage(
             f"{number}.png",
@@ -79,17 +81,17 @@ def dataset_of(drawn: list[tuple[int, int, int, str, str]], num_repeats: int, fo
     return Dataset(images, num_repeats, "", DatasetReport(len(images)), folder_name)
 
 
-datasets = st.builds(dataset_of, st.lists(images, min_size=1, max_size=8), st.integers(1, 3))
+datasets = st.builds(make_dataset, st.lists(images, min_size=1, max_size=8), st.integers(1, 3))
 epochs = st.builds(Epoch, datasets, st.sampled_from(CONFIGS), st.integers(1, 5), st.integers(0, 3), st.integers(1, 3))
 
 
 def is_usable(image: TrainingImage, config: BucketConfig, resolution: int) -> bool:
     """True if the image has a caption and is large enough, or can be enlarged."""
-    shortest = config.at(resolution).shortest_side if config.resize_mode == "bucket" else resolution
+    shortest = config.with_resolution(resolution).shortest_side if config.resize_mode == "bucket" else resolution
     return bool(image.caption) and (not config.bucket_no_upscale or min(image.size_hw) >= shortest)
 
 
-def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[TrainingImage]]:
+def list_usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[TrainingImage]]:
     """List the usable images of each resolution."""
     return [
         [
@@ -101,9 +103,9 @@ def usable_images(epoch: Epoch, *, is_regularization: bool) -> list[list[Trainin
     ]
 
 
-def when_there_is_something_to_train(check: Callable[[Epoch], None], epoch: Epoch) -> None:
+def check_if_trainable(check: Callable[[Epoch], None], epoch: Epoch) -> None:
     """Run the check if any training image is usable; otherwise the plan must be refused."""
-    if any(usable_images(epoch, is_regularization=False)):
+    if any(list_usable_images(epoch, is_regularization=False)):
         check(epoch)
         return
     try:
@@ -116,7 +118,7 @@ def when_there_is_something_to_train(check: Callable[[Epoch], None], epoch: Epoc
 @given(epochs)
 @fuzz
 def test_every_image_is_seen_exactly_as_often_as_its_repeats_say(epoch: Epoch) -> None:
-    when_there_is_something_to_train(check_repeats, epoch)
+    check_if_trainable(check_repeats, epoch)
 
 
 def check_repeats(epoch: Epoch) -> None:
@@ -125,14 +127,14 @@ def check_repeats(epoch: Epoch) -> None:
         item.image.name for batch in epoch.batches(plan) for item in batch if not item.image.is_regularization
     )
     expected: Counter[str] = Counter()
-    for images in usable_images(epoch, is_regularization=False):
+    for images in list_usable_images(epoch, is_regularization=False):
         for image in images:
             expected[image.name] += image.num_repeats * epoch.dataset.num_repeats
     assert seen == expected
     usable = {
         image.name
         for kind in (False, True)
-        for images in usable_images(epoch, is_regularization=kind)
+        for images in list_usable_images(epoch, is_regularization=kind)
         for image in images
     }
     assert {remark.name for remark in plan.report.left_out} == {image.name for image in epoch.dataset.images} - usable
@@ -143,7 +145,7 @@ def check_repeats(epoch: Epoch) -> None:
 @given(epochs)
 @fuzz
 def test_regularization_images_make_half_of_an_epoch_each_with_its_fair_share(epoch: Epoch) -> None:
-    when_there_is_something_to_train(check_regularization, epoch)
+    check_if_trainable(check_regularization, epoch)
 
 
 def check_regularization(epoch: Epoch) -> None:
@@ -152,7 +154,11 @@ def check_regularization(epoch: Epoch) -> None:
     )
     total = 0
     share_by_name: Counter[str] = Counter()
-    both = zip(usable_images(epoch, is_regularization=False), usable_images(epoch, is_regularization=True), strict=True)
+    both = zip(
+        list_usable_images(epoch, is_regularization=False),
+        list_usable_images(epoch, is_regularization=True),
+        strict=True,
+    )
     for training, regularization in both:
         num_samples = sum(image.num_repeats for image in training) * epoch.dataset.num_repeats
         total += num_samples if regularization else 0
@@ -167,7 +173,7 @@ def check_regularization(epoch: Epoch) -> None:
 @given(epochs)
 @fuzz
 def test_no_batch_mixes_sizes_or_is_smaller_than_necessary(epoch: Epoch) -> None:
-    when_there_is_something_to_train(check_batches, epoch)
+    check_if_trainable(check_batches, epoch)
 
 
 def check_batches(epoch: Epoch) -> None:
@@ -190,14 +196,14 @@ def test_a_run_resumed_in_mid_epoch_sees_the_same_remaining_items(
     epoch: Epoch, position: int, drawn: list, num_repeats: int
 ) -> None:
     """Resuming plans again, from joined datasets that are built again."""
-    joined = replace(epoch, dataset=join_datasets([epoch.dataset, dataset_of(drawn, num_repeats, "more")]))
+    joined = replace(epoch, dataset=join_datasets([epoch.dataset, make_dataset(drawn, num_repeats, "more")]))
     again = replace(
         epoch,
         dataset=join_datasets(
-            [replace(epoch.dataset, images=list(epoch.dataset.images)), dataset_of(drawn, num_repeats, "more")]
+            [replace(epoch.dataset, images=list(epoch.dataset.images)), make_dataset(drawn, num_repeats, "more")]
         ),
     )
-    when_there_is_something_to_train(lambda epoch: check_resume(epoch, again, position), joined)
+    check_if_trainable(lambda epoch: check_resume(epoch, again, position), joined)
 
 
 def check_resume(epoch: Epoch, again: Epoch, position: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.dataset.imagined import dataset_of
+from tests.unit.dataset.imagined import make_dataset
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.epochs import batch_epoch
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 def test_an_epoch_uses_every_image_exactly_num_repeats_times_and_no_batch_mixes_sizes(
     sizes, num_repeats, batch_size, epoch
 ):
-    plan = plan_crops(dataset_of(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
+    plan = plan_crops(make_dataset(*sizes, num_repeats=num_repeats), BucketConfig(), seed=0)
     batches = batch_epoch(plan.items, batch_size=batch_size, seed=0, epoch=epoch)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sizes) * num_repeats))
     assert all(len({item.crop.target_hw for item in batch}) == 1 and len(batch) <= batch_size for batch in batches)
@@ -38,7 +38,7 @@ def test_an_epoch_uses_every_image_exactly_num_repeats_times_and_no_batch_mixes_
 
 
 def test_epochs_and_seeds_have_different_orders():
-    items = plan_crops(dataset_of(*[(1024, 1024)] * 20), BucketConfig(), seed=0).items
+    items = plan_crops(make_dataset(*[(1024, 1024)] * 20), BucketConfig(), seed=0).items
     orders = {
         tuple(item.index for (item,) in batch_epoch(items, batch_size=1, seed=seed, epoch=epoch))
         for seed in (0, 1)
@@ -73,7 +73,7 @@ print([[(item.index, item.crop.top_left_yx) for item in batch] for batch in batc
         ).stdout
         for hash_seed in ("1", "2")
     }
-    items = plan_crops(dataset_of(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
+    items = plan_crops(make_dataset(*[(1100, 1500)] * 6), BucketConfig(resize_mode="random_crop"), seed=3).items
     here = [
         [(item.index, item.crop.top_left_yx) for item in batch]
         for batch in batch_epoch(items, batch_size=2, seed=3, epoch=1)

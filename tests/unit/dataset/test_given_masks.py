@@ -16,13 +16,13 @@ from trainers.dataset.report import Remark
 from trainers.dataset.scan import scan_folder
 
 
-def photo(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:
+def make_photo(path: Path, colour=(10, 20, 30), size_wh=(96, 64), **settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size_wh, colour).save(path, **settings)
     return path
 
 
-def mask(path: Path, size_wh=(96, 64), mode="L", **settings) -> Path:
+def make_mask(path: Path, size_wh=(96, 64), mode="L", **settings) -> Path:
     """Return a mask that is white for x below a third of the width and black elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new(mode, size_wh)
@@ -39,9 +39,9 @@ def scan(folder: Path, **settings) -> Dataset:
     "name", ["a-masklabel.png", "a-masklabel.JPG", "mask/a.png", "masks/a.webp", "Mask/a.bmp", "masks/a-masklabel.png"]
 )
 def test_a_mask_file_is_found_by_its_name_and_is_not_an_image(tmp_path, name):
-    photo(tmp_path / "a.jpg")
-    photo(tmp_path / "b.png", colour=(1, 1, 1))
-    mask(tmp_path / name, mode="RGB")
+    make_photo(tmp_path / "a.jpg")
+    make_photo(tmp_path / "b.png", colour=(1, 1, 1))
+    make_mask(tmp_path / name, mode="RGB")
     for recursive in (False, True):
         dataset = scan(tmp_path, recursive=recursive)
         assert [image.name for image in dataset.images] == ["a.jpg", "b.png"]
@@ -54,9 +54,9 @@ def test_a_mask_file_is_found_by_its_name_and_is_not_an_image(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["sub/mask/a.png", "mask/sub/a.png", "sub/a-masklabel.png"])
 def test_an_image_in_a_subfolder_finds_its_mask_next_to_it_or_at_the_same_path_in_mask(tmp_path, name):
-    photo(tmp_path / "a.png", colour=(1, 1, 1))
-    photo(tmp_path / "sub" / "a.png")
-    mask(tmp_path / name)
+    make_photo(tmp_path / "a.png", colour=(1, 1, 1))
+    make_photo(tmp_path / "sub" / "a.png")
+    make_mask(tmp_path / name)
     assert [(image.name, image.mask_path) for image in scan(tmp_path, recursive=True).images] == [
         ("a.png", None),
         ("sub/a.png", tmp_path / name),
@@ -64,24 +64,24 @@ def test_an_image_in_a_subfolder_finds_its_mask_next_to_it_or_at_the_same_path_i
 
 
 def test_kohyas_folders_have_masks_too(tmp_path):
-    photo(tmp_path / "3_dog" / "a.png")
-    mask(tmp_path / "3_dog" / "mask" / "a.png")
+    make_photo(tmp_path / "3_dog" / "a.png")
+    make_mask(tmp_path / "3_dog" / "mask" / "a.png")
     (image,) = scan(tmp_path).images
     assert image.num_repeats == 3 and image.mask_path == tmp_path / "3_dog" / "mask" / "a.png"
 
 
 def test_the_mask_next_to_the_image_comes_first(tmp_path):
-    photo(tmp_path / "a.png")
-    mask(tmp_path / "mask" / "a.png")
-    beside = mask(tmp_path / "a-masklabel.png")
+    make_photo(tmp_path / "a.png")
+    make_mask(tmp_path / "mask" / "a.png")
+    beside = make_mask(tmp_path / "a-masklabel.png")
     assert scan(tmp_path).images[0].mask_path == beside
 
 
 @pytest.mark.parametrize("mask_source", ["off", "alpha"])
 def test_unused_mask_files_are_not_images_either(tmp_path, mask_source):
-    photo(tmp_path / "a.png")
-    mask(tmp_path / "a-masklabel.png")
-    mask(tmp_path / "mask" / "a.png")
+    make_photo(tmp_path / "a.png")
+    make_mask(tmp_path / "a-masklabel.png")
+    make_mask(tmp_path / "mask" / "a.png")
     (image,) = scan(tmp_path, mask_source=mask_source, recursive=True).images
     assert (image.mask_path, image.mask_sha256, image.read_mask()) == (None, "", None)
 
@@ -101,12 +101,12 @@ def test_the_alpha_channel_is_a_mask_only_on_request(tmp_path):
 def test_an_image_whose_mask_is_broken_is_left_out_by_name(tmp_path):
     names = ("damaged", "empty", "gif", "good", "none")
     for i, name in enumerate(names):
-        photo(tmp_path / f"{name}.png", colour=(i, 0, 0))
-    mask(tmp_path / "good-masklabel.png")
+        make_photo(tmp_path / f"{name}.png", colour=(i, 0, 0))
+    make_mask(tmp_path / "good-masklabel.png")
     whole = (tmp_path / "good-masklabel.png").read_bytes()
     (tmp_path / "damaged-masklabel.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty-masklabel.png").write_bytes(b"")
-    mask(tmp_path / "mask" / "gif.gif")
+    make_mask(tmp_path / "mask" / "gif.gif")
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["good.png", "none.png"]
     reasons = {remark.name: remark.reason for remark in dataset.report.left_out}
@@ -119,9 +119,9 @@ def test_an_image_whose_mask_is_broken_is_left_out_by_name(tmp_path):
 
 def test_a_mask_of_another_size_is_resized_and_a_different_shape_is_reported(tmp_path):
     for name in ("half", "square"):
-        photo(tmp_path / f"{name}.png", colour=(len(name), 0, 0))
-    mask(tmp_path / "half-masklabel.png", size_wh=(48, 32))
-    mask(tmp_path / "square-masklabel.png", size_wh=(64, 64))
+        make_photo(tmp_path / f"{name}.png", colour=(len(name), 0, 0))
+    make_mask(tmp_path / "half-masklabel.png", size_wh=(48, 32))
+    make_mask(tmp_path / "square-masklabel.png", size_wh=(64, 64))
     dataset = scan(tmp_path)
     for image in dataset.images:
         given = image.read_mask()
@@ -141,8 +141,8 @@ def test_a_mask_of_another_size_is_resized_and_a_different_shape_is_reported(tmp
 def test_masks_and_images_are_upright_each_by_its_own_exif_data(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo(tmp_path / "a.png", exif=exif)
-    mask(tmp_path / "a-masklabel.png", size_wh=(64, 96))
+    make_photo(tmp_path / "a.png", exif=exif)
+    make_mask(tmp_path / "a-masklabel.png", size_wh=(64, 96))
     dataset = scan(tmp_path)
     given = dataset.images[0].read_mask()
     assert (
@@ -152,7 +152,7 @@ def test_masks_and_images_are_upright_each_by_its_own_exif_data(tmp_path):
 
 
 def test_transparent_areas_of_a_mask_file_are_not_learned(tmp_path):
-    photo(tmp_path / "a.png")
+    make_photo(tmp_path / "a.png")
     rgba = Image.new("RGBA", (96, 64), (255, 255, 255, 0))
     rgba.paste((255, 255, 255, 255), (0, 0, 32, 64))
     rgba.save(tmp_path / "a-masklabel.png")
@@ -161,19 +161,19 @@ def test_transparent_areas_of_a_mask_file_are_not_learned(tmp_path):
 
 
 def test_a_black_mask_and_one_without_an_image_are_reported(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "a-masklabel.png", colour="black")
-    mask(tmp_path / "b-masklabel.png")
+    make_photo(tmp_path / "a.png")
+    make_photo(tmp_path / "a-masklabel.png", colour="black")
+    make_mask(tmp_path / "b-masklabel.png")
     notes = scan(tmp_path).report.notes
     assert Remark("a.png", "its mask a-masklabel.png is black all over: nothing of the image is learned") in notes
     assert Remark("b-masklabel.png", "its name marks it as a mask, but it belongs to no image") in notes
 
 
 def test_a_mask_that_changed_since_the_scan_is_an_error_that_names_it(tmp_path):
-    photo(tmp_path / "a.png")
-    mask(tmp_path / "a-masklabel.png")
+    make_photo(tmp_path / "a.png")
+    make_mask(tmp_path / "a-masklabel.png")
     (image,) = scan(tmp_path).images
-    mask(tmp_path / "a-masklabel.png", size_wh=(30, 30))
+    make_mask(tmp_path / "a-masklabel.png", size_wh=(30, 30))
     image.read()
     with pytest.raises(RuntimeError, match=r"a-masklabel\.png: the file has changed since the folder was scanned"):
         image.read_mask()
@@ -200,11 +200,11 @@ def test_the_number_of_masks_must_match_the_images(tmp_path):
 
 
 def test_dataset_files_are_those_that_a_scan_reads(tmp_path):
-    photo(tmp_path / "5_dog" / "a.png").with_suffix(".txt").write_text("a dog")
-    mask(tmp_path / "5_dog" / "mask" / "a.png")
+    make_photo(tmp_path / "5_dog" / "a.png").with_suffix(".txt").write_text("a dog")
+    make_mask(tmp_path / "5_dog" / "mask" / "a.png")
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "5_dog" / "notes.md").write_text("x")
-    photo(tmp_path / "5_dog" / "deeper" / "b.png")
+    make_photo(tmp_path / "5_dog" / "deeper" / "b.png")
     names = {file.relative_to(tmp_path).as_posix() for file in list_dataset_files(tmp_path, recursive=False)}
     assert names == {"5_dog/a.png", "5_dog/a.txt", "5_dog/mask/a.png", "metadata.jsonl"}
     assert list_dataset_files(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]

@@ -28,16 +28,16 @@ from trainers.dataset.scan import scan_folder
 from trainers.training.events import Interrupted
 
 
-def png(colour: str = "red", size: int = 16) -> bytes:
+def make_png(colour: str = "red", size: int = 16) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(stream, format="PNG")
     return stream.getvalue()
 
 
-PNG = png()
+PNG = make_png()
 
 
-def archive_of(folder: Path, entries: dict[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> Path:
+def make_archive(folder: Path, entries: dict[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> Path:
     path = folder / "pictures.zip"
     with zipfile.ZipFile(path, "w", method) as zip_file:
         for name, content in entries.items():
@@ -45,16 +45,16 @@ def archive_of(folder: Path, entries: dict[str, bytes], *, method: int = zipfile
     return path
 
 
-def unpacked(tmp_path: Path, names: list[str]) -> list[str]:
+def unpack(tmp_path: Path, names: list[str]) -> list[str]:
     """List the files that an archive with these names unpacks to."""
-    return files_in(unpack_images(archive_of(tmp_path, dict.fromkeys(names, PNG)), tmp_path / "out"))
+    return list_files(unpack_images(make_archive(tmp_path, dict.fromkeys(names, PNG)), tmp_path / "out"))
 
 
-def files_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def refused(archive: Path, message: str, **limits: int) -> None:
+def require_refusal(archive: Path, message: str, **limits: int) -> None:
     """Require an error that names the archive, and that leaves nothing in the folder."""
     out = archive.parent / "out"
     with pytest.raises(ValueError, match=message) as raised:
@@ -64,10 +64,10 @@ def refused(archive: Path, message: str, **limits: int) -> None:
 
 
 def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
-    entries = {"a.png": PNG, "a.txt": b"a red square", "b.PNG": png("blue"), "b.caption": b"a blue square"}
+    entries = {"a.png": PNG, "a.txt": b"a red square", "b.PNG": make_png("blue"), "b.caption": b"a blue square"}
     progress = []
     folder = unpack_images(
-        archive_of(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report)
+        make_archive(tmp_path, entries), tmp_path / "out", on_progress=lambda *report: progress.append(report)
     )
     dataset = scan_folder(DatasetConfig(images=str(folder)))
     assert [(image.name, image.caption) for image in dataset.images] == [
@@ -93,7 +93,7 @@ def test_only_images_and_their_captions_are_unpacked(tmp_path):
         "__MACOSX/x.png",
         ".hidden.png",
     ]
-    assert unpacked(tmp_path, images + captions + others + [".git/x.png", "empty/"]) == sorted(images + captions)
+    assert unpack(tmp_path, images + captions + others + [".git/x.png", "empty/"]) == sorted(images + captions)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_only_images_and_their_captions_are_unpacked(tmp_path):
     ],
 )
 def test_subfolders_are_kept_except_parents_that_contain_everything(tmp_path, names, expected):
-    assert unpacked(tmp_path, names) == expected
+    assert unpack(tmp_path, names) == expected
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_subfolders_are_kept_except_parents_that_contain_everything(tmp_path, na
     ids=["at the top", "regularization", "without numbers", "below another", "above another", "above others"],
 )
 def test_a_kohya_folder_that_contains_everything_is_kept_if_it_has_images(tmp_path, names, expected):
-    assert unpacked(tmp_path, names) == expected
+    assert unpack(tmp_path, names) == expected
 
 
 def test_a_zip_of_one_kohya_folder_keeps_its_repeats_and_its_name_as_caption(tmp_path):
     dataset = scan_folder(
-        DatasetConfig(images=str(unpack_images(archive_of(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out")))
+        DatasetConfig(images=str(unpack_images(make_archive(tmp_path, {"10_dog/a.png": PNG}), tmp_path / "out")))
     )
     assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [("10_dog/a.png", 10, "dog")]
 
@@ -158,11 +158,11 @@ def test_a_zip_of_one_kohya_folder_keeps_its_repeats_and_its_name_as_caption(tmp
     ],
 )
 def test_names_that_some_system_forbids_are_changed_and_captions_stay_with_their_images(tmp_path, names, expected):
-    assert unpacked(tmp_path, names) == expected
+    assert unpack(tmp_path, names) == expected
 
 
 def test_an_archive_with_the_same_bytes_is_not_unpacked_again(tmp_path):
-    archive = archive_of(tmp_path, {"a.png": PNG})
+    archive = make_archive(tmp_path, {"a.png": PNG})
     folder = unpack_images(archive, tmp_path / "out")
     (folder / "a.txt").write_text("written later")
     copy = tmp_path / "other name.zip"
@@ -172,12 +172,12 @@ def test_an_archive_with_the_same_bytes_is_not_unpacked_again(tmp_path):
 
 
 def test_a_different_archive_gets_its_own_folder(tmp_path):
-    first = unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
-    assert unpack_images(archive_of(tmp_path, {"a.png": png("blue")}), tmp_path / "out") != first
+    first = unpack_images(make_archive(tmp_path, {"a.png": PNG}), tmp_path / "out")
+    assert unpack_images(make_archive(tmp_path, {"a.png": make_png("blue")}), tmp_path / "out") != first
 
 
 def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_everything(tmp_path):
-    archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
+    archive = make_archive(tmp_path, {f"{i}.png": PNG for i in range(5)})
     seen = []
 
     def interrupt() -> None:
@@ -188,11 +188,11 @@ def test_an_interrupt_leaves_nothing_and_the_next_call_unpacks_everything(tmp_pa
     with pytest.raises(Interrupted):
         unpack_images(archive, tmp_path / "out", check_interrupted=interrupt)
     assert list((tmp_path / "out").iterdir()) == []
-    assert len(files_in(unpack_images(archive, tmp_path / "out"))) == 5
+    assert len(list_files(unpack_images(archive, tmp_path / "out"))) == 5
 
 
 def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
-    archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
+    archive = make_archive(tmp_path, {f"{i}.png": PNG for i in range(5)})
     both_started = threading.Barrier(2)
     folders = []
 
@@ -209,7 +209,7 @@ def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     for thread in threads:
         thread.join()
     assert len(folders) == 2 and folders[0] == folders[1]
-    assert len(files_in(folders[0])) == 5 and list((tmp_path / "out").iterdir()) == [folders[0]]
+    assert len(list_files(folders[0])) == 5 and list((tmp_path / "out").iterdir()) == [folders[0]]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,9 @@ def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
 )
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     name = name if name.endswith(("png", "txt")) else f"{name}/x.png"
-    refused(archive_of(tmp_path, {"good.png": PNG, name: PNG}), rf"{re.escape(repr(name))} leads out of the folder")
+    require_refusal(
+        make_archive(tmp_path, {"good.png": PNG, name: PNG}), rf"{re.escape(repr(name))} leads out of the folder"
+    )
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, stat.S_IFDIR])
@@ -245,7 +247,7 @@ def test_a_link_or_device_is_refused(tmp_path, kind):
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as zip_file:
         zip_file.writestr("good.png", PNG)
         zip_file.writestr(info, "/etc/passwd")
-    refused(tmp_path / "pictures.zip", r"'evil\.png' is a link or a device")
+    require_refusal(tmp_path / "pictures.zip", r"'evil\.png' is a link or a device")
 
 
 @pytest.mark.parametrize(
@@ -261,14 +263,14 @@ def test_a_link_or_device_is_refused(tmp_path, kind):
     ],
 )
 def test_two_files_with_one_name_are_refused(tmp_path, names, message):
-    refused(archive_of(tmp_path, dict.fromkeys(names, PNG)), message)
+    require_refusal(make_archive(tmp_path, dict.fromkeys(names, PNG)), message)
 
 
 def test_the_same_name_twice_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as zip_file, pytest.warns(UserWarning, match="Duplicate name"):
         zip_file.writestr("a.png", PNG)
-        zip_file.writestr("a.png", png("blue"))
-    refused(tmp_path / "pictures.zip", "are the same name")
+        zip_file.writestr("a.png", make_png("blue"))
+    require_refusal(tmp_path / "pictures.zip", "are the same name")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_the_same_name_twice_is_refused(tmp_path):
     ],
 )
 def test_names_too_long_for_a_file_system_are_refused(tmp_path, name, message):
-    refused(archive_of(tmp_path, {"top.png": PNG, name: PNG}), message)
+    require_refusal(make_archive(tmp_path, {"top.png": PNG, name: PNG}), message)
 
 
 @pytest.mark.parametrize(
@@ -292,25 +294,27 @@ def test_names_too_long_for_a_file_system_are_refused(tmp_path, name, message):
     ],
 )
 def test_an_archive_over_a_limit_is_refused(tmp_path, limits, message):
-    refused(archive_of(tmp_path, {"a.png": PNG, "a.txt": b"text", "b.bmp": bytes(2 * 2**20)}), message, **limits)
+    require_refusal(
+        make_archive(tmp_path, {"a.png": PNG, "a.txt": b"text", "b.bmp": bytes(2 * 2**20)}), message, **limits
+    )
 
 
 def test_ignored_files_do_not_count(tmp_path):
     entries = {"a.png": PNG, "model.bin": bytes(2**20), **{f"{i}.log": b"x" for i in range(100)}}
     folder = unpack_images(
-        archive_of(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG))
+        make_archive(tmp_path, entries), tmp_path / "out", limits=ArchiveLimits(max_files=1, max_total_bytes=len(PNG))
     )
-    assert files_in(folder) == ["a.png"]
+    assert list_files(folder) == ["a.png"]
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10))
     with pytest.raises(OSError, match=r"unpacking needs 0\.0 MB, but only 0\.0 MB are free\. Free some space"):
-        unpack_images(archive_of(tmp_path, {"a.png": PNG}), tmp_path / "out")
+        unpack_images(make_archive(tmp_path, {"a.png": PNG}), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def changed_headers(archive: Path, *, local: dict[int, bytes], central: dict[int, bytes]) -> Path:
+def change_headers(archive: Path, *, local: dict[int, bytes], central: dict[int, bytes]) -> Path:
     """Overwrite bytes at these offsets in the headers of the archive's first file."""
     content = bytearray(archive.read_bytes())
     for start, changes in ((content.index(b"PK\3\4"), local), (content.index(b"PK\1\2"), central)):
@@ -320,60 +324,60 @@ def changed_headers(archive: Path, *, local: dict[int, bytes], central: dict[int
     return archive
 
 
-def with_sizes(archive: Path, *, size: int | None = None, crc: int | None = None) -> Path:
+def change_sizes(archive: Path, *, size: int | None = None, crc: int | None = None) -> Path:
     """Change the size or checksum that the archive states for its first file."""
     changes = {} if size is None else {22: struct.pack("<L", size)}
     changes |= {} if crc is None else {14: struct.pack("<L", crc)}
-    return changed_headers(archive, local=changes, central={offset + 2: value for offset, value in changes.items()})
+    return change_headers(archive, local=changes, central={offset + 2: value for offset, value in changes.items()})
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_bomb_that_lies_about_its_size_is_refused_and_never_writes_more_than_it_says(tmp_path, method, monkeypatch):
     written = []
     monkeypatch.setattr(module.os, "fsync", lambda number: written.append(os.fstat(number).st_size))
-    archive = archive_of(tmp_path, {"bomb.bmp": bytes(30 * 2**20)}, method=method)
-    refused(with_sizes(archive, size=1000), "the archive is damaged or incomplete", max_file_bytes=10_000)
+    archive = make_archive(tmp_path, {"bomb.bmp": bytes(30 * 2**20)}, method=method)
+    require_refusal(change_sizes(archive, size=1000), "the archive is damaged or incomplete", max_file_bytes=10_000)
     assert all(size <= 1000 for size in written)
 
 
 def test_a_file_longer_than_its_header_says_is_not_truncated(tmp_path, monkeypatch):
     """Even if zipfile did not stop at the declared size, our own count does."""
-    archive = archive_of(tmp_path, {"a.bmp": bytes(5 * 2**20)})
-    with_sizes(archive, size=1000)
+    archive = make_archive(tmp_path, {"a.bmp": bytes(5 * 2**20)})
+    change_sizes(archive, size=1000)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: io.BytesIO(bytes(5 * 2**20)))
-    refused(archive, r"'a\.bmp' has 1,048,576 bytes or more; its header says 1,000")
+    require_refusal(archive, r"'a\.bmp' has 1,048,576 bytes or more; its header says 1,000")
 
 
 def test_a_file_shorter_than_its_header_says_is_refused(tmp_path):
-    refused(
-        with_sizes(archive_of(tmp_path, {"a.png": PNG}), size=len(PNG) + 50, crc=zlib.crc32(PNG)),
+    require_refusal(
+        change_sizes(make_archive(tmp_path, {"a.png": PNG}), size=len(PNG) + 50, crc=zlib.crc32(PNG)),
         "damaged or incomplete",
     )
 
 
 def test_a_wrong_checksum_is_refused(tmp_path):
-    refused(
-        with_sizes(archive_of(tmp_path, {"a.png": PNG}), crc=0),
+    require_refusal(
+        change_sizes(make_archive(tmp_path, {"a.png": PNG}), crc=0),
         r"the archive is damaged or incomplete \(Bad CRC-32 for file 'a\.png'\)",
     )
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):
-    archive = changed_headers(archive_of(tmp_path, {"a.png": PNG}), local={6: b"\1\0"}, central={8: b"\1\0"})
-    refused(archive, r"'a\.png' is encrypted\. Make the archive without a password")
+    archive = change_headers(make_archive(tmp_path, {"a.png": PNG}), local={6: b"\1\0"}, central={8: b"\1\0"})
+    require_refusal(archive, r"'a\.png' is encrypted\. Make the archive without a password")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compression_methods_without_a_memory_bound_are_refused(tmp_path, method):
-    refused(
-        archive_of(tmp_path, {"a.png": PNG}, method=method),
+    require_refusal(
+        make_archive(tmp_path, {"a.png": PNG}, method=method),
         rf"'a\.png' is compressed with method {method}\. Make the archive with the usual method",
     )
 
 
 def test_an_unknown_method_is_refused(tmp_path):
-    archive = changed_headers(archive_of(tmp_path, {"a.png": PNG}), local={8: b"\x09\0"}, central={10: b"\x09\0"})
-    refused(archive, "compressed by method 9")
+    archive = change_headers(make_archive(tmp_path, {"a.png": PNG}), local={8: b"\x09\0"}, central={10: b"\x09\0"})
+    require_refusal(archive, "compressed with method 9")
 
 
 @pytest.mark.parametrize(
@@ -393,26 +397,26 @@ def test_an_unknown_method_is_refused(tmp_path):
 def test_a_file_that_is_not_a_zip_is_refused_and_its_kind_named(tmp_path, content, message):
     archive = tmp_path / "pictures.zip"
     archive.write_bytes(content)
-    refused(archive, message)
+    require_refusal(archive, message)
 
 
 def test_an_archive_without_its_end_is_refused(tmp_path):
-    archive = archive_of(tmp_path, {f"{i}.png": PNG for i in range(5)})
+    archive = make_archive(tmp_path, {f"{i}.png": PNG for i in range(5)})
     archive.write_bytes(archive.read_bytes()[:-100])
-    refused(archive, r"damaged or incomplete .* Make it or download it again")
+    require_refusal(archive, r"damaged or incomplete .* Make it or download it again")
 
 
 def test_an_endless_list_of_entries_is_not_read_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_DIRECTORY_BYTES", 70_000)
-    refused(
-        archive_of(tmp_path, {f"{i}.log": b"" for i in range(2000)}),
+    require_refusal(
+        make_archive(tmp_path, {f"{i}.log": b"" for i in range(2000)}),
         r"its list of entries has \d+,\d+ bytes; at most 70,000",
     )
 
 
 def test_an_archive_without_images_is_refused(tmp_path):
-    refused(
-        archive_of(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}),
+    require_refusal(
+        make_archive(tmp_path, {"a.txt": b"x", "b.pdf": b"x", "metadata.jsonl": b"{}"}),
         r"it has no images\. Images are \.png, \.jpg",
     )
 
@@ -464,7 +468,7 @@ def test_no_name_at_all_can_write_outside_the_folder(names):
         archive, out = root / "pictures.zip", root / "deep" / "out"
         with zipfile.ZipFile(archive, "w") as zip_file:
             for stem, ending in names:
-                zip_file.writestr(named(stem + ending), PNG)
+                zip_file.writestr(make_entry(stem + ending), PNG)
         try:
             folder = unpack_images(archive, out)
         except ValueError as error:
@@ -476,7 +480,7 @@ def test_no_name_at_all_can_write_outside_the_folder(names):
         assert all(not path.is_symlink() and path.resolve().is_relative_to(root.resolve()) for path in inside)
 
 
-def named(name: str) -> zipfile.ZipInfo:
+def make_entry(name: str) -> zipfile.ZipInfo:
     """Return an entry of exactly this name; ZipInfo's constructor corrects some names."""
     info = zipfile.ZipInfo("x")
     info.filename = name
@@ -487,7 +491,7 @@ def named(name: str) -> zipfile.ZipInfo:
 def test_any_damage_to_an_archive_is_an_error_that_names_it(tmp_path, monkeypatch, is_zip64):
     monkeypatch.setattr(module.os, "fsync", lambda _: None)
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50 if is_zip64 else zipfile.ZIP64_LIMIT)
-    whole = archive_of(tmp_path, {f"x/{i}.png": PNG for i in range(3)}).read_bytes()
+    whole = make_archive(tmp_path, {f"x/{i}.png": PNG for i in range(3)}).read_bytes()
     archive, chance = tmp_path / "damaged.zip", random.Random(0)
     for _ in range(200):
         content = bytearray(whole)

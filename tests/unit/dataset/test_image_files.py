@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.unit.dataset.folders import photo, scan
+from tests.unit.dataset.folders import scan, write_photo
 
 
-def white_left(size_wh=(96, 64), mode="RGB") -> Image.Image:
+def make_white_left(size_wh=(96, 64), mode="RGB") -> Image.Image:
     """Return an image that is white for x < 32 and black elsewhere."""
     image = Image.new(mode, size_wh)
     image.paste("white", (0, 0, 32, size_wh[1]))
@@ -21,7 +21,7 @@ def white_left(size_wh=(96, 64), mode="RGB") -> Image.Image:
 def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation, extension):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = white_left()
+    stored = make_white_left()
     stored.save(tmp_path / f"a.{extension}", exif=exif, quality=100)
     (found,) = scan(tmp_path, trigger_word="x").images
     upright = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{extension}")).convert("RGB")
@@ -38,7 +38,7 @@ def test_a_16_bit_grey_image_is_scaled_not_clipped(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_every_mode_is_read_as_rgb(tmp_path, mode):
-    white_left().convert(mode).save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
+    make_white_left().convert(mode).save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
     (found,) = scan(tmp_path, trigger_word="x").images
     pixels = found.read()
     assert pixels.mode == "RGB" and pixels.getpixel((5, 5)) == (255, 255, 255) and pixels.getpixel((80, 5)) == (0, 0, 0)
@@ -46,7 +46,7 @@ def test_every_mode_is_read_as_rgb(tmp_path, mode):
 
 def test_a_photo_that_contains_a_second_image_is_not_an_animation(tmp_path):
     """MPO: cameras and phones add a preview or a depth map to the photo."""
-    white_left().save(
+    make_white_left().save(
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")]
     )
     (found,) = scan(tmp_path, trigger_word="x").images
@@ -76,7 +76,7 @@ def test_half_transparent_pixels_mix_with_the_colour_and_the_mask_is_upright(tmp
 
 
 def test_an_opaque_image_has_no_alpha(tmp_path):
-    photo(tmp_path / "a.png")
+    write_photo(tmp_path / "a.png")
     (found,) = scan(tmp_path).images
     assert not found.has_alpha and found.read_alpha() is None
 
@@ -84,7 +84,7 @@ def test_an_opaque_image_has_no_alpha(tmp_path):
 def test_a_thumbnail_of_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     large = Image.fromarray(pixels).resize((1600, 1200), Image.Resampling.BICUBIC)
-    large.save(photo(tmp_path / "a.jpg"), quality=95)
+    large.save(write_photo(tmp_path / "a.jpg"), quality=95)
     (image,) = scan(tmp_path).images
     assert image.read(max_pixels=(4 * 64) ** 2).size == (200, 150)
     thumbnail, expected = image.read_thumbnail(64), image.read().resize((64, 48), Image.Resampling.BICUBIC)

@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.dataset.folders import photo, scan
+from tests.unit.dataset.folders import scan, write_photo
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.report import Remark, RemarkKind
 
 
-def kohya_folder(root: Path) -> Path:
-    photo(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
-    photo(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
-    photo(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
+def make_kohya_folder(root: Path) -> Path:
+    write_photo(root / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    write_photo(root / "10_zwx dog" / "b.png", colour=(2, 0, 0), caption="a dog on grass")
+    write_photo(root / "2_big_cat" / "a.png", colour=(3, 0, 0), caption=None)
     return root
 
 
 def test_kohyas_folders_become_one_dataset_with_repeats_and_names_as_captions(tmp_path):
-    dataset = scan(kohya_folder(tmp_path), num_repeats=3)
+    dataset = scan(make_kohya_folder(tmp_path), num_repeats=3)
     assert [(image.name, image.num_repeats, image.caption) for image in dataset.images] == [
         ("2_big_cat/a.png", 2, "big_cat"),
         ("10_zwx dog/a.png", 10, "zwx dog"),
@@ -35,14 +35,15 @@ def test_kohyas_folders_become_one_dataset_with_repeats_and_names_as_captions(tm
 
 def test_in_kohyas_folders_a_fallback_caption_comes_before_the_folders_name(tmp_path):
     captions = [
-        image.caption for image in scan(kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images
+        image.caption
+        for image in scan(make_kohya_folder(tmp_path), fallback_caption="a pet", trigger_word="zwx").images
     ]
     assert captions == ["zwx, a pet", "zwx, a pet", "zwx, a dog on grass"]
 
 
 def test_other_folders_next_to_kohyas_are_ignored_and_named(tmp_path):
-    photo(kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
-    photo(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
+    write_photo(make_kohya_folder(tmp_path) / "others" / "c.png", colour=(4, 0, 0))
+    write_photo(tmp_path / "0_old" / "d.png", colour=(5, 0, 0))
     dataset = scan(tmp_path)
     assert len(dataset.images) == 3
     notes = {note.name: note.reason for note in dataset.report.notes}
@@ -53,13 +54,13 @@ def test_other_folders_next_to_kohyas_are_ignored_and_named(tmp_path):
 
 
 def test_with_recursive_kohyas_names_mean_nothing(tmp_path):
-    dataset = scan(kohya_folder(tmp_path), recursive=True, trigger_word="zwx")
+    dataset = scan(make_kohya_folder(tmp_path), recursive=True, trigger_word="zwx")
     assert {image.num_repeats for image in dataset.images} == {1}
     assert "recursive is on, so the number in such folder names is not used as repeats" in dataset.report.text()
 
 
 def test_a_stray_image_next_to_kohyas_folders_is_left_out_by_name_and_the_folders_are_read(tmp_path):
-    photo(kohya_folder(tmp_path) / "preview.png", colour=(9, 9, 9))
+    write_photo(make_kohya_folder(tmp_path) / "preview.png", colour=(9, 9, 9))
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["2_big_cat/a.png", "10_zwx dog/a.png", "10_zwx dog/b.png"]
     assert dataset.report.left_out == [
@@ -77,10 +78,10 @@ def test_a_stray_image_next_to_kohyas_folders_is_left_out_by_name_and_the_folder
 
 def project_folder(root: Path) -> Path:
     """Make kohya's project folder, as his graphical interface prepares it."""
-    photo(root / "img" / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
-    photo(root / "img" / "10_zwx dog" / "old" / "b.png", colour=(2, 0, 0), caption=None)
-    photo(root / "reg" / "2_dog" / "c.png", colour=(3, 0, 0), caption=None)
-    photo(root / "model" / "sample" / "d.png", colour=(4, 0, 0), caption=None)
+    write_photo(root / "img" / "10_zwx dog" / "a.png", colour=(1, 0, 0), caption=None)
+    write_photo(root / "img" / "10_zwx dog" / "old" / "b.png", colour=(2, 0, 0), caption=None)
+    write_photo(root / "reg" / "2_dog" / "c.png", colour=(3, 0, 0), caption=None)
+    write_photo(root / "model" / "sample" / "d.png", colour=(4, 0, 0), caption=None)
     (root / "log").mkdir()
     return root
 
@@ -109,15 +110,15 @@ def test_of_kohyas_project_folder_only_img_is_the_subject_and_reg_is_regularizat
 
 
 def test_a_stray_image_in_kohyas_project_folder_is_left_out_by_name(tmp_path):
-    photo(project_folder(tmp_path) / "cover.png", colour=(9, 9, 9))
+    write_photo(project_folder(tmp_path) / "cover.png", colour=(9, 9, 9))
     dataset = scan(tmp_path)
     assert len(dataset.images) == 2 and [remark.name for remark in dataset.report.left_out] == ["cover.png"]
 
 
 def test_kohyas_folders_are_found_at_any_depth_but_not_inside_each_other(tmp_path):
-    photo(tmp_path / "projects" / "dogs" / "3_dog" / "a.png", colour=(1, 0, 0))
-    photo(tmp_path / "projects" / "dogs" / "3_dog" / "5_close" / "b.png", colour=(2, 0, 0))
-    photo(tmp_path / "projects" / "cats" / "4_cat" / "c.png", colour=(3, 0, 0))
+    write_photo(tmp_path / "projects" / "dogs" / "3_dog" / "a.png", colour=(1, 0, 0))
+    write_photo(tmp_path / "projects" / "dogs" / "3_dog" / "5_close" / "b.png", colour=(2, 0, 0))
+    write_photo(tmp_path / "projects" / "cats" / "4_cat" / "c.png", colour=(3, 0, 0))
     dataset = scan(tmp_path)
     assert [(image.name, image.num_repeats) for image in dataset.images] == [
         ("projects/cats/4_cat/c.png", 4),
@@ -127,11 +128,11 @@ def test_kohyas_folders_are_found_at_any_depth_but_not_inside_each_other(tmp_pat
 
 
 def test_subfolders_that_are_not_read_are_named_with_the_number_of_their_images(tmp_path):
-    photo(tmp_path / "a.png")
+    write_photo(tmp_path / "a.png")
     for i in range(3):
-        photo(tmp_path / "more" / "deep" / f"{i}.png", colour=(i, 1, 0))
-    photo(tmp_path / "old" / "7_dog" / "b.png", colour=(9, 0, 0))
-    photo(tmp_path / "mask" / "a.png", caption=None)
+        write_photo(tmp_path / "more" / "deep" / f"{i}.png", colour=(i, 1, 0))
+    write_photo(tmp_path / "old" / "7_dog" / "b.png", colour=(9, 0, 0))
+    write_photo(tmp_path / "mask" / "a.png", caption=None)
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["a.png"]
     assert dataset.report.notes == [
@@ -141,15 +142,15 @@ def test_subfolders_that_are_not_read_are_named_with_the_number_of_their_images(
 
 
 def test_a_date_next_to_images_is_not_a_number_of_repeats(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "20240101_trip" / "b.png", colour=(1, 0, 0))
+    write_photo(tmp_path / "a.png")
+    write_photo(tmp_path / "20240101_trip" / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["a.png"]
     assert [note.name for note in dataset.report.notes] == ["20240101_trip"]
 
 
 def test_an_absurd_number_of_repeats_is_an_error(tmp_path):
-    photo(tmp_path / "20240101_trip" / "a.png")
+    write_photo(tmp_path / "20240101_trip" / "a.png")
     with pytest.raises(
         ValueError,
         match=r"20240101_trip: a kohya folder name starts with the repeats of its images, at most 10,000. Rename it",

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.unit.dataset.folders import photo, reasons, scan
+from tests.unit.dataset.folders import list_reasons, scan, write_photo
 from trainers.dataset.join import join_datasets
 from trainers.dataset.report import Remark
 
 
 def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
     for name, colour in (("toys", 1), ("dogs", 2)):
-        photo(tmp_path / name / "a.png", colour=(colour, 0, 0), caption="a thing")
-        photo(tmp_path / name / "b.gif")
+        write_photo(tmp_path / name / "a.png", colour=(colour, 0, 0), caption="a thing")
+        write_photo(tmp_path / name / "b.gif")
     toys = scan(tmp_path / "toys", trigger_word="zwx", num_repeats=3, strict=False)
     dogs = scan(tmp_path / "dogs", is_regularization=True, loss_weight=0.5)
     joined = join_datasets([toys, dogs])
@@ -23,13 +23,13 @@ def test_joined_datasets_keep_repeats_weights_and_trigger_words(tmp_path):
     ]
     assert (joined.num_repeats, joined.trigger_word, joined.folder_name) == (1, "zwx", "toys + dogs")
     assert joined.report.summary == ["toys: 1 image, 3 repeats each", "dogs: 1 regularization image, loss weight 0.5"]
-    assert list(reasons(joined)) == ["toys/b.gif", "dogs/b.gif"]
+    assert list(list_reasons(joined)) == ["toys/b.gif", "dogs/b.gif"]
     assert [image.caption for image in joined.with_captions(["red", "blue"]).images] == ["zwx, red", "blue"]
 
 
 def test_joined_datasets_with_equal_names_or_images_are_told_apart(tmp_path):
     for parent in ("one", "two"):
-        photo(tmp_path / parent / "toys" / "a.png")
+        write_photo(tmp_path / parent / "toys" / "a.png")
     one, two = (
         scan(tmp_path / parent / "toys", trigger_word=word) for parent, word in (("one", "zwx"), ("two", "qvy"))
     )
@@ -43,7 +43,7 @@ def test_joined_datasets_with_equal_names_or_images_are_told_apart(tmp_path):
 
 
 def test_joining_one_dataset_changes_nothing_and_joining_none_is_an_error(tmp_path):
-    photo(tmp_path / "a.png")
+    write_photo(tmp_path / "a.png")
     dataset = scan(tmp_path)
     assert join_datasets([dataset]) is dataset
     with pytest.raises(ValueError, match="no dataset to join"):

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import features
 
-from tests.unit.dataset.folders import photo, reasons, scan
+from tests.unit.dataset.folders import list_reasons, scan, write_photo
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.crop_plan import plan_crops
@@ -16,10 +16,10 @@ from trainers.dataset.scan import scan_folder
 def test_all_formats_are_read_in_natural_order_whatever_their_case(tmp_path):
     names = ["2.png", "10.PNG", "3.jpg", "4.JPEG", "5.webp", "6.bmp"] + (["7.avif"] if features.check("avif") else [])
     for i, name in enumerate(names):
-        photo(tmp_path / name, colour=(i, 0, 0))
+        write_photo(tmp_path / name, colour=(i, 0, 0))
     (tmp_path / "notes.md").write_text("not an image")
-    photo(tmp_path / "._2.png")
-    photo(tmp_path / ".hidden.png")
+    write_photo(tmp_path / "._2.png")
+    write_photo(tmp_path / ".hidden.png")
     expected = [
         "2.png",
         "3.jpg",
@@ -33,26 +33,26 @@ def test_all_formats_are_read_in_natural_order_whatever_their_case(tmp_path):
 
 
 def test_subfolders_are_read_only_on_request(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "sub" / "b.png", colour=(1, 1, 1))
+    write_photo(tmp_path / "a.png")
+    write_photo(tmp_path / "sub" / "b.png", colour=(1, 1, 1))
     assert [image.name for image in scan(tmp_path).images] == ["a.png"]
     assert [image.name for image in scan(tmp_path, recursive=True).images] == ["a.png", "sub/b.png"]
 
 
 def test_hidden_folders_and_unfinished_files_are_ignored(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / ".thumbnails" / "b.png")
+    write_photo(tmp_path / "a.png")
+    write_photo(tmp_path / ".thumbnails" / "b.png")
     (tmp_path / ".c.png.x7.tmp").write_bytes(b"")
     dataset = scan(tmp_path, recursive=True)
     assert [image.name for image in dataset.images] == ["a.png"] and dataset.report.left_out == []
 
 
 def test_captions_come_from_txt_then_caption_then_the_fallback(tmp_path):
-    photo(tmp_path / "a.png", caption="from txt").with_suffix(".caption").write_text("from caption")
-    photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0)).with_suffix(".caption").write_text("from caption")
-    photo(tmp_path / "c.png", caption=None, colour=(2, 0, 0))
-    photo(tmp_path / "d.png", caption="  \n", colour=(3, 0, 0))
-    photo(tmp_path / "e.png", caption="  \n", colour=(4, 0, 0)).with_suffix(".caption").write_text("from caption")
+    write_photo(tmp_path / "a.png", caption="from txt").with_suffix(".caption").write_text("from caption")
+    write_photo(tmp_path / "b.png", caption=None, colour=(1, 0, 0)).with_suffix(".caption").write_text("from caption")
+    write_photo(tmp_path / "c.png", caption=None, colour=(2, 0, 0))
+    write_photo(tmp_path / "d.png", caption="  \n", colour=(3, 0, 0))
+    write_photo(tmp_path / "e.png", caption="  \n", colour=(4, 0, 0)).with_suffix(".caption").write_text("from caption")
     dataset = scan(tmp_path, fallback_caption="a thing")
     assert [image.caption for image in dataset.images] == [
         "from txt",
@@ -65,23 +65,23 @@ def test_captions_come_from_txt_then_caption_then_the_fallback(tmp_path):
 
 
 def test_the_trigger_word_alone_is_the_caption_of_last_resort(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "a.png", caption=None)
     dataset = scan(tmp_path, trigger_word="zwx")
     assert dataset.images[0].caption == "zwx"
     assert dataset.report.notes[0].reason == "no caption file, or an empty one; the trigger word alone is used"
 
 
 def test_an_image_without_a_caption_stays_for_a_captioner_and_is_reported(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png", colour=(1, 0, 0))
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
-    assert [image.caption for image in dataset.images] == ["", "a caption"] and reasons(dataset) == {}
+    assert [image.caption for image in dataset.images] == ["", "a caption"] and list_reasons(dataset) == {}
     assert dataset.report.notes == [Remark("a.png", NO_CAPTION, RemarkKind.NO_CAPTION)]
 
 
 def test_an_image_without_a_caption_is_left_out_of_training(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png", size_wh=(64, 64))
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png", size_wh=(64, 64))
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
     why = "no caption. Write one, set trigger_word, or connect Florence-2 Caption (LoRA Trainer)"
@@ -92,7 +92,7 @@ def test_an_image_without_a_caption_is_left_out_of_training(tmp_path):
 
 def test_images_without_a_caption_are_told_once(tmp_path):
     for i in range(12):
-        photo(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
+        write_photo(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
     why = "no caption. Write one, set trigger_word, or connect Florence-2 Caption (LoRA Trainer)"
     line = f"0.png, 1.png, 2.png, 3.png, 4.png and 7 more: {why}"
     dataset = scan(tmp_path)
@@ -104,32 +104,32 @@ def test_images_without_a_caption_are_told_once(tmp_path):
 
 @pytest.mark.parametrize("mark", ["[trigger]", "<lora:style:0.8>", "|||", "(red:1.3)"])
 def test_marks_of_other_programs_are_named(tmp_path, mark):
-    photo(tmp_path / "a.png", caption=f"a toy {mark} on grass")
-    photo(tmp_path / "b.png", colour=(1, 0, 0), caption="a toy (red) [blue], 1:2")
+    write_photo(tmp_path / "a.png", caption=f"a toy {mark} on grass")
+    write_photo(tmp_path / "b.png", colour=(1, 0, 0), caption="a toy (red) [blue], 1:2")
     reason = f"its caption has {mark}, which other programs replace. Here it is trained as it is: replace or remove it"
     assert scan(tmp_path).report.notes == [Remark("a.png", reason)]
 
 
 def test_copies_are_left_out_unless_the_user_keeps_them(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "b.png")
-    assert reasons(scan(tmp_path)) == {"b.png": "it is the same file as a.png"}
+    write_photo(tmp_path / "a.png")
+    write_photo(tmp_path / "b.png")
+    assert list_reasons(scan(tmp_path)) == {"b.png": "it is the same file as a.png"}
     assert len(scan(tmp_path, keep_duplicates=True).images) == 2
 
 
 def test_the_copy_with_a_caption_is_kept(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png")
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png")
     dataset = scan(tmp_path)
-    assert [image.name for image in dataset.images] == ["b.png"] and reasons(dataset) == {
+    assert [image.name for image in dataset.images] == ["b.png"] and list_reasons(dataset) == {
         "a.png": "it is the same file as b.png"
     }
     assert dataset.report.notes == []
 
 
 def test_the_report_becomes_text_and_json(tmp_path):
-    photo(tmp_path / "a.png", caption=None)
-    photo(tmp_path / "b.png", caption=None)
+    write_photo(tmp_path / "a.png", caption=None)
+    write_photo(tmp_path / "b.png", caption=None)
     report = scan(tmp_path, trigger_word="zwx").report
     note = "no caption file, or an empty one; the trigger word alone is used"
     assert (
@@ -156,8 +156,8 @@ def test_regularization_images_with_a_trigger_word_are_an_error():
 
 
 def test_a_scan_can_be_cancelled_between_two_images(tmp_path):
-    photo(tmp_path / "a.png")
-    photo(tmp_path / "b.png")
+    write_photo(tmp_path / "a.png")
+    write_photo(tmp_path / "b.png")
     seen = []
 
     def check():

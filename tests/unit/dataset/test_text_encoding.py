@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.unit.dataset.folders import photo, reasons, scan
+from tests.unit.dataset.folders import list_reasons, scan, write_photo
 from trainers.dataset.report import Remark
 from trainers.dataset.text_encoding import UndecidedEncoding, decode_text, decode_texts
 
@@ -44,7 +44,7 @@ def test_a_caption_is_decoded_and_its_encoding_named(codec, name, text):
 
 def test_a_scan_reads_a_caption_in_gbk_and_says_so(tmp_path):
     text = "一个女孩站在草地上，穿着红色的裙子"
-    photo(tmp_path / "a.png").with_suffix(".txt").write_bytes(text.encode("gbk"))
+    write_photo(tmp_path / "a.png").with_suffix(".txt").write_bytes(text.encode("gbk"))
     dataset = scan(tmp_path)
     assert dataset.images[0].caption == text
     assert dataset.report.notes == [Remark("a.png", "a.txt is not UTF-8; it was read as GBK")]
@@ -62,12 +62,12 @@ def test_a_short_caption_is_decided_by_the_others(tmp_path):
     "content", ["猫".encode("cp932"), b"\xfd\xff\x81\x8d\x90\xfe", b"a\0\0\0b", b"\xff\xfea"], ids=repr
 )
 def test_a_caption_that_cannot_be_decided_is_an_error_for_its_image(tmp_path, content):
-    photo(tmp_path / "a.png").with_suffix(".txt").write_bytes(content)
-    photo(tmp_path / "b.png", colour=(1, 0, 0))
+    write_photo(tmp_path / "a.png").with_suffix(".txt").write_bytes(content)
+    write_photo(tmp_path / "b.png", colour=(1, 0, 0))
     dataset = scan(tmp_path)
     assert [image.name for image in dataset.images] == ["b.png"]
-    assert reasons(dataset)["a.png"].startswith("its caption a.txt cannot be used: it ")
-    assert reasons(dataset)["a.png"].endswith(". Save it as UTF-8")
+    assert list_reasons(dataset)["a.png"].startswith("its caption a.txt cannot be used: it ")
+    assert list_reasons(dataset)["a.png"].endswith(". Save it as UTF-8")
 
 
 def test_any_bytes_are_decoded_or_refused():

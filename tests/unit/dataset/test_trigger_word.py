@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.dataset.folders import photo, scan
+from tests.unit.dataset.folders import scan, write_photo
 from trainers.dataset.trigger_word import add_trigger_word
 
 
@@ -22,5 +22,5 @@ def test_the_trigger_word_is_added_in_front_once(caption, expected):
 
 
 def test_the_trigger_word_is_added_in_front_of_every_line(tmp_path):
-    photo(tmp_path / "a.png", caption="a toy\nthe zwx stands")
+    write_photo(tmp_path / "a.png", caption="a toy\nthe zwx stands")
     assert scan(tmp_path, trigger_word="zwx").images[0].caption == "zwx, a toy\nthe zwx stands"

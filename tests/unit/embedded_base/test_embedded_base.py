@@ -1,4 +1,4 @@
-"""The embedded base model: its size, its two forms, and that it draws what it is asked for."""
+"""The embedded base model: its size, its two formats, and whether it follows prompts."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_the_shipped_weights_stay_under_20_megabytes():
     assert SHIPPED_WEIGHTS.stat().st_size < 20_000_000
 
 
-def test_the_checker_reads_true_images_without_a_mistake():
+def test_the_checker_reads_drawn_images_correctly():
     import random
 
     rng = random.Random(3)
@@ -64,20 +64,20 @@ def test_the_diffusers_folder_equals_the_checkpoint(checkpoint, tmp_path):
         first, second = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     images = [
-        sample_images(to_float(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2)
+        sample_images(convert_to_float32(model), ["a red circle"], seeds=[0], size_hw=(64, 64), num_steps=2)
         for model in (single, folder)
     ]
-    # the same weights; where they lie in memory decides the kernel's last bit
+    # the weights are equal, but their alignment in memory changes the last bit of a kernel
     assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
-def to_float(model):
+def convert_to_float32(model):
     for part in (model.unet, model.text_encoder, model.text_encoder_2, model.vae):
         torch.nn.Module.float(part)
     return model
 
 
-def test_the_checkpoint_holds_what_is_not_shipped(checkpoint):
+def test_the_checkpoint_includes_the_token_tables_that_are_not_shipped(checkpoint):
     from safetensors import safe_open
 
     with safe_open(checkpoint, "pt") as file, safe_open(SHIPPED_WEIGHTS, "pt") as shipped:
@@ -85,8 +85,10 @@ def test_the_checkpoint_holds_what_is_not_shipped(checkpoint):
 
 
 def test_it_draws_the_colour_shape_and_background_it_is_asked_for(checkpoint):
-    """The model's README has the score of 12 prompts x 8 seeds; here 12 x 1, with room for luck."""
-    images = sample_images(to_float(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
+    """The model's README has the score of 12 prompts x 8 seeds. This draws 12 x 1, so bounds are
+    lower.
+    """
+    images = sample_images(convert_to_float32(load_model(checkpoint)), SCORE_PROMPTS, seeds=[0], size_hw=(128, 128))
     colour, shape, background = np.mean(
         [fits(image, prompt) for image, prompt in zip(images, SCORE_PROMPTS, strict=True)], axis=0
     )

@@ -1,7 +1,8 @@
-"""Files: whole or not at all, and never over another."""
+"""Files are written completely or not at all, and never over another file."""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from trainers.files.atomic_write import atomic_write
 from trainers.training.events import Interrupted
 
 
-def test_a_file_gets_its_name_only_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_only_when_it_is_complete(tmp_path):
     with atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "a.txt").exists()
@@ -35,7 +36,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_system_without_hard_links_is_served_too(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_works_too(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, "not supported")
 
@@ -45,7 +46,7 @@ def test_a_file_system_without_hard_links_is_served_too(tmp_path, monkeypatch):
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
-def test_a_full_disk_is_named_with_its_remedy(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_with_advice(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -56,3 +57,52 @@ def test_a_full_disk_is_named_with_its_remedy(tmp_path, monkeypatch):
     ):
         temporary.write_text("new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES])
+def test_a_file_system_without_hard_links_takes_files_and_keeps_those_that_are_there(tmp_path, monkeypatch, number):
+    """exFAT, FAT32 and FUSE mounts; Windows answers EINVAL."""
+
+    def no_links(*_):
+        raise OSError(number, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError, match="exists already"), atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_a_name_that_cannot_be_given_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="broken"), atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("first")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_virus_scanner_that_holds_the_file_for_a_moment_stops_nothing(tmp_path, monkeypatch, overwrite):
+    """As on Windows: replacing and removing fail while another program has the file open."""
+    monkeypatch.setattr("trainers.files.atomic_write.WINDOWS_WAITS", (0.0, 0.0))
+    refusals = {"replace": 2, "unlink": 9}
+    real_replace, real_unlink = os.replace, Path.unlink
+
+    def refuse(name, real):
+        def call(*arguments, **rest):
+            if refusals[name]:
+                refusals[name] -= 1
+                raise PermissionError(errno.EACCES, "in use")
+            return real(*arguments, **rest)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", refuse("replace", real_replace))
+    monkeypatch.setattr(Path, "unlink", refuse("unlink", real_unlink))
+    with atomic_write(tmp_path / "a.txt", overwrite=overwrite) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"

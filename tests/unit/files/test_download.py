@@ -1,5 +1,5 @@
-"""Downloads from a real server on this machine: whole, continued, limited, and refused where an
-address is not public.
+"""Downloads from a real server on this machine: complete, continued, limited in size, and refused
+if an address is not public.
 """
 
 import json
@@ -28,12 +28,12 @@ PUBLIC = "93.184.216.34"
 
 @dataclass
 class Site:
-    """What the server holds and how it behaves; and what it was asked."""
+    """What the server offers, how it behaves, and the requests it got."""
 
     content: bytes = CONTENT
     etag: str = '"v1"'
     last_modified: str = ""
-    cut_after: int = -1  # bytes of one answer, then the connection is closed
+    cut_after: int = -1  # bytes of one answer, then the server closes the connection
     has_ranges: bool = True
     heeds_if_range: bool = True
     has_length: bool = True
@@ -87,11 +87,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(context: ssl.SSLContext | None = None) -> Iterator[Site]:
+def serve(context: ssl.SSLContext | None = None) -> Iterator[Site]:
     site = Site()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that hang up are what is tested
+    server.handle_error = lambda *_: None  # the tests need clients that hang up
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     site.url = f"http{'s' if context else ''}://127.0.0.1:{server.server_port}/pictures.zip"
@@ -107,7 +107,7 @@ def served(context: ssl.SSLContext | None = None) -> Iterator[Site]:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    with served() as site:
+    with serve() as site:
         yield site
 
 
@@ -115,14 +115,14 @@ def fetch(url: str, folder: Path, **settings) -> Path:
     return download(url, folder, **{"max_bytes": 10**6, "allow_private": True, **settings})
 
 
-def names(folder: Path) -> list[str]:
+def list_suffixes(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
 
 
 @dataclass
 class Internet:
-    """Names that resolve to what a test says; and where connections went, all of which end at
-    the local server.
+    """Resolves names to the test's addresses, and records connections, which all go to the local
+    server.
     """
 
     addresses: dict[str, list[str]]
@@ -132,10 +132,10 @@ class Internet:
 
 @pytest.fixture
 def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
-    return pretended_internet(site, monkeypatch)
+    return fake_internet(site, monkeypatch)
 
 
-def pretended_internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
+def fake_internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
     internet = Internet({"pictures.example": [PUBLIC]})
     local = int(site.url.split(":")[2].split("/")[0])
     connect: Callable[..., socket.socket] = socket.create_connection
@@ -156,19 +156,19 @@ def pretended_internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
     return internet
 
 
-def test_a_file_arrives_whole_with_its_progress(site, tmp_path):
+def test_a_file_arrives_complete_and_reports_progress(site, tmp_path):
     progress = []
     path = fetch(site.url, tmp_path / "new" / "folder", on_progress=lambda *numbers: progress.append(numbers))
     assert path.read_bytes() == CONTENT
     assert progress[-1] == (len(CONTENT), len(CONTENT)) and progress == sorted(progress)
-    assert names(path.parent) == [".bin", ".json"]
+    assert list_suffixes(path.parent) == [".bin", ".json"]
 
 
-def test_two_addresses_are_two_files(site, tmp_path):
+def test_two_addresses_give_two_files(site, tmp_path):
     assert fetch(site.url, tmp_path) != fetch(f"{site.url}?other", tmp_path)
 
 
-def test_a_file_of_unknown_length_arrives_whole(site, tmp_path):
+def test_a_file_of_unknown_length_arrives_complete(site, tmp_path):
     site.has_length = False
     progress = []
     assert fetch(site.url, tmp_path, on_progress=lambda *numbers: progress.append(numbers)).read_bytes() == CONTENT
@@ -180,11 +180,11 @@ def test_a_file_of_unknown_length_arrives_whole(site, tmp_path):
     [{"etag": '"v1"'}, {"etag": "", "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}],
     ids=["ETag", "Last-Modified"],
 )
-def test_a_cut_download_continues_where_it_stopped(site, tmp_path, validator):
+def test_a_broken_download_continues_where_it_stopped(site, tmp_path, validator):
     vars(site).update(validator, cut_after=100_000)
-    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:\d+/pictures\.zip: .*run it again, and it continues there"):
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:\d+/pictures\.zip: .*Run it again to continue from there"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == [".json", ".part"]
+    assert list_suffixes(tmp_path) == [".json", ".part"]
     site.cut_after = -1
     progress = []
     path = fetch(site.url, tmp_path, on_progress=lambda *numbers: progress.append(numbers))
@@ -197,7 +197,7 @@ def test_spaces_around_a_pasted_address_are_dropped(site, tmp_path):
     assert fetch(f" {site.url}\n", tmp_path) == fetch(site.url, tmp_path)
 
 
-def test_an_interrupt_keeps_what_arrived_and_the_next_call_continues(site, tmp_path, monkeypatch):
+def test_after_an_interrupt_the_next_call_continues(site, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", 50_000)
     seen = []
 
@@ -231,11 +231,11 @@ def test_a_download_that_cannot_continue_starts_again(site, tmp_path, change, st
     vars(site).update(change, cut_after=-1)
     assert fetch(site.url, tmp_path).read_bytes() == site.content
     assert site.statuses == statuses
-    assert names(tmp_path) == [".bin", ".json"]
+    assert list_suffixes(tmp_path) == [".bin", ".json"]
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"v1"'], ids=["none", "weak"])
-def test_without_a_strong_validator_nothing_is_continued(site, tmp_path, etag):
+def test_a_download_without_a_strong_validator_starts_again(site, tmp_path, etag):
     vars(site).update(etag=etag, cut_after=100_000)
     with pytest.raises(RuntimeError):
         fetch(site.url, tmp_path)
@@ -244,7 +244,7 @@ def test_without_a_strong_validator_nothing_is_continued(site, tmp_path, etag):
     assert "Range" not in site.requests[1]
 
 
-def test_a_whole_file_is_used_again_only_if_the_server_says_that_it_is_the_same(site, tmp_path):
+def test_a_complete_file_is_reused_only_if_the_server_says_that_it_is_the_same(site, tmp_path):
     path = fetch(site.url, tmp_path)
     assert fetch(site.url, tmp_path) == path and site.statuses == [200, 304]
     vars(site).update(etag='"v2"', content=b"new")
@@ -252,14 +252,14 @@ def test_a_whole_file_is_used_again_only_if_the_server_says_that_it_is_the_same(
     assert site.statuses == [200, 304, 200]
 
 
-def test_a_whole_file_without_validators_is_fetched_again(site, tmp_path):
+def test_a_complete_file_without_validators_is_downloaded_again(site, tmp_path):
     site.etag = ""
     fetch(site.url, tmp_path)
     site.content = b"new"
     assert fetch(site.url, tmp_path).read_bytes() == b"new"
 
 
-def test_an_old_file_is_not_taken_for_the_new_one_of_which_only_a_part_arrived(site, tmp_path):
+def test_an_old_file_does_not_pass_for_a_new_one_that_arrived_in_part(site, tmp_path):
     fetch(site.url, tmp_path)
     vars(site).update(etag='"v2"', content=CONTENT[::-1], cut_after=100_000)
     with pytest.raises(RuntimeError):
@@ -268,20 +268,20 @@ def test_an_old_file_is_not_taken_for_the_new_one_of_which_only_a_part_arrived(s
     assert fetch(site.url, tmp_path).read_bytes() == CONTENT[::-1]
 
 
-def test_a_file_that_says_it_is_too_large_is_refused_before_it_is_read(site, tmp_path):
+def test_a_file_announced_as_too_large_is_refused_before_it_is_read(site, tmp_path):
     with pytest.raises(ValueError, match=r"pictures\.zip: the file has 0\.3 MB or more; at most 0\.1 MB are allowed"):
         fetch(site.url, tmp_path, max_bytes=100_000)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
-def test_the_limit_holds_for_a_file_that_does_not_say_its_size(site, tmp_path):
+def test_the_limit_applies_to_a_file_of_unknown_size(site, tmp_path):
     site.has_length = False
     with pytest.raises(ValueError, match="or more; at most"):
         fetch(site.url, tmp_path, max_bytes=100_000)
     assert next(tmp_path.glob("*.part")).stat().st_size == 0
 
 
-def test_the_limit_holds_for_a_continued_file(site, tmp_path):
+def test_the_limit_applies_to_a_continued_file(site, tmp_path):
     site.cut_after = 100_000
     with pytest.raises(RuntimeError):
         fetch(site.url, tmp_path)
@@ -289,18 +289,18 @@ def test_the_limit_holds_for_a_continued_file(site, tmp_path):
         fetch(site.url, tmp_path, max_bytes=200_000)
 
 
-def test_a_file_of_just_the_limit_is_taken(site, tmp_path):
+def test_a_file_of_exactly_the_limit_is_accepted(site, tmp_path):
     assert fetch(site.url, tmp_path, max_bytes=len(CONTENT)).read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(site, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    with pytest.raises(OSError, match=r"0\.3 MB are to be downloaded and 0\.0 MB are free\. Free some space"):
+    with pytest.raises(OSError, match=r"the download needs 0\.3 MB, but only 0\.0 MB are free\. Free some space"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
-def test_a_second_writer_of_the_same_file_is_found(site, tmp_path):
+def test_a_second_writer_of_the_same_file_is_noticed(site, tmp_path):
     def write_too(*_) -> None:
         with open(next(tmp_path.glob("*.part")), "ab") as stream:
             stream.write(b"x")
@@ -311,20 +311,20 @@ def test_a_second_writer_of_the_same_file_is_found(site, tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
-def test_an_error_of_the_server_is_named(site, tmp_path, status):
+def test_an_error_from_the_server_is_reported(site, tmp_path, status):
     site.status = status
     with pytest.raises(RuntimeError, match=rf"pictures\.zip: the server answered {status} [A-Z].*\. Check the address"):
         fetch(site.url, tmp_path)
-    assert names(tmp_path) == []
+    assert list_suffixes(tmp_path) == []
 
 
 def test_a_compressed_answer_is_refused(site, tmp_path):
     site.extra = {"Content-Encoding": "gzip"}
-    with pytest.raises(RuntimeError, match=r"the server sent the file compressed \(gzip\)"):
+    with pytest.raises(RuntimeError, match=r"the server compressed the file \(gzip\)"):
         fetch(site.url, tmp_path)
 
 
-def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -333,7 +333,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
         fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip", tmp_path)
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path):
+def test_a_missing_server_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(
@@ -343,9 +343,9 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 
 
 @contextmanager
-def saying(text: bytes) -> Iterator[str]:
-    """The address of a server that says this to the first who asks, and keeps the connection
-    until the block ends.
+def serve_text(text: bytes) -> Iterator[str]:
+    """Yield the address of a server that sends this text to its first client, and keeps the
+    connection open until the block ends.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
@@ -368,29 +368,32 @@ def _say(server: socket.socket, text: bytes, ended: threading.Event) -> None:
         ended.wait()
 
 
-def test_what_does_not_speak_http_is_named(tmp_path):
-    with saying(b"220 mail.example ESMTP\r\n") as url, pytest.raises(RuntimeError, match="the server did not answer"):
+def test_a_server_that_does_not_speak_http_is_named(tmp_path):
+    with (
+        serve_text(b"220 mail.example ESMTP\r\n") as url,
+        pytest.raises(RuntimeError, match="the server did not answer"),
+    ):
         fetch(url, tmp_path)
 
 
-def test_a_connection_that_stays_open_after_the_last_byte_is_not_waited_for(tmp_path):
-    with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole") as url:
+def test_the_download_ends_with_the_last_byte_even_if_the_connection_stays_open(tmp_path):
+    with serve_text(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole") as url:
         assert fetch(url, tmp_path).read_bytes() == b"whole"
 
 
-def test_a_server_that_stops_in_the_middle_is_given_up_and_what_arrived_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 5)  # the first half comes sooner, however busy the machine is
+def test_a_server_that_stops_in_the_middle_is_given_up_and_the_part_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 5)  # the first half arrives sooner, however busy the machine is
     with (
-        saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url,
+        serve_text(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as url,
         pytest.raises(RuntimeError, match=r"the connection broke \(timed out\)"),
     ):
         fetch(url, tmp_path)
     assert next(tmp_path.glob("*.part")).read_bytes() == b"half"
 
 
-def test_a_cut_is_seen_in_chunks_too(tmp_path):
+def test_a_broken_chunked_download_is_noticed(tmp_path):
     with (
-        saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url,
+        serve_text(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n9\r\ncut") as url,
         pytest.raises(RuntimeError, match="broke"),
     ):
         fetch(url, tmp_path)
@@ -398,11 +401,11 @@ def test_a_cut_is_seen_in_chunks_too(tmp_path):
 
 
 def test_chunks_become_one_file(tmp_path):
-    with saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\nhalf\r\n0\r\n\r\n") as url:
+    with serve_text(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\nhalf\r\n0\r\n\r\n") as url:
         assert fetch(url, tmp_path).read_bytes() == b"halfhalf"
 
 
-def test_a_name_that_no_server_has_is_named(tmp_path, monkeypatch):
+def test_an_unknown_host_is_named(tmp_path, monkeypatch):
     def unknown(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -419,11 +422,11 @@ def test_a_name_that_no_server_has_is_named(tmp_path, monkeypatch):
         ("pictures.zip", "must begin with http:// or https://"),
         ("http:///a.zip", "must begin with http:// or https:// and a server's name"),
         ("http://user:secret@pictures.example/a.zip", "a user name or password in the address"),
-        ("http://pictures.example:99999/a.zip", "this is no web address"),
-        ("http://[pictures/a.zip", "this is no web address"),
+        ("http://pictures.example:99999/a.zip", "this is not a web address"),
+        ("http://[pictures/a.zip", "this is not a web address"),
     ],
 )
-def test_an_address_that_is_none_is_refused(tmp_path, url, message):
+def test_an_invalid_address_is_refused(tmp_path, url, message):
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         fetch(url, tmp_path)
     assert "secret" not in str(raised.value)
@@ -434,7 +437,7 @@ def test_spaces_and_letters_beyond_ascii_are_quoted(site, tmp_path):
     assert site.requests[0]["path"] == "/my%20pictures/%C3%A9%20?q=%C3%BC"
 
 
-def test_the_query_of_a_signed_address_is_in_no_message(site, tmp_path):
+def test_no_message_shows_the_query_of_a_signed_address(site, tmp_path):
     site.status = 404
     with pytest.raises(RuntimeError) as raised:
         fetch(f"{site.url}?signature=secret", tmp_path)
@@ -513,13 +516,13 @@ def test_a_public_address_is_allowed(address):
         "１２７.０.０.１",
     ],
 )
-def test_no_spelling_of_this_machine_is_let_through(tmp_path, internet, host):
+def test_no_spelling_of_the_local_address_gets_through(tmp_path, internet, host):
     with pytest.raises((ValueError, RuntimeError), match=r"not a public address|no server of this name"):
         fetch(f"http://{host}:80/a.zip", tmp_path, allow_private=False)
     assert internet.connections == []
 
 
-def test_one_private_address_among_public_ones_refuses_the_name(tmp_path, internet):
+def test_one_private_address_among_public_ones_blocks_the_name(tmp_path, internet):
     internet.addresses["mixed.example"] = [PUBLIC, "10.0.0.1"]
     with pytest.raises(ValueError, match=r"10\.0\.0\.1, which is not a public address"):
         fetch("http://mixed.example/a.zip", tmp_path, allow_private=False)
@@ -536,7 +539,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(site, tmp_path, int
     assert site.requests[0]["Host"] == "pictures.example"
 
 
-def test_the_next_address_is_tried_where_one_cannot_be_reached(site, tmp_path, internet, monkeypatch):
+def test_if_one_address_cannot_be_reached_the_next_one_is_tried(site, tmp_path, internet, monkeypatch):
     internet.addresses["pictures.example"] = ["93.184.216.1", PUBLIC]
     connect = socket.create_connection
 
@@ -549,13 +552,13 @@ def test_the_next_address_is_tried_where_one_cannot_be_reached(site, tmp_path, i
     assert fetch("http://pictures.example/a.zip", tmp_path, allow_private=False).read_bytes() == CONTENT
 
 
-def test_redirects_are_followed_relative_ones_too(site, tmp_path):
+def test_redirects_are_followed_even_relative_ones(site, tmp_path):
     site.redirects = {"/pictures.zip": "/second", "/second": f"{site.url}/third?x=1"}
     assert fetch(site.url, tmp_path).read_bytes() == CONTENT
     assert [request["path"] for request in site.requests] == ["/pictures.zip", "/second", "/pictures.zip/third?x=1"]
 
 
-def test_redirects_without_end_are_given_up(site, tmp_path):
+def test_endless_redirects_are_given_up(site, tmp_path):
     site.redirects = {"/pictures.zip": "/pictures.zip"}
     with pytest.raises(RuntimeError, match="more than 5 redirects"):
         fetch(site.url, tmp_path)
@@ -576,17 +579,19 @@ def test_redirects_without_end_are_given_up(site, tmp_path):
         ("http://user:secret@pictures.example/", "a user name or password"),
     ],
 )
-def test_a_redirect_leads_nowhere_that_the_address_itself_could_not(site, tmp_path, internet, location, message):
+def test_a_redirect_cannot_lead_where_the_address_itself_could_not(site, tmp_path, internet, location, message):
     internet.addresses["inside.example"] = ["10.0.0.7"]
     site.redirects = {"/pictures.zip": location}
     with pytest.raises(ValueError, match=re.escape(message)):
         fetch("http://pictures.example/pictures.zip", tmp_path, allow_private=False)
-    assert internet.connections == [PUBLIC] and names(tmp_path) == []
+    assert internet.connections == [PUBLIC] and list_suffixes(tmp_path) == []
 
 
-def test_a_redirect_to_what_is_no_address_is_named(site, tmp_path):
+def test_a_redirect_to_an_invalid_address_is_reported(site, tmp_path):
     site.redirects = {"/pictures.zip": "http://[bad/"}
-    with pytest.raises(RuntimeError, match=r"pictures\.zip leads to what is no web address \(Invalid IPv6 URL\)"):
+    with pytest.raises(
+        RuntimeError, match=r"pictures\.zip leads to something that is not a web address \(Invalid IPv6 URL\)"
+    ):
         fetch(site.url, tmp_path)
 
 
@@ -599,13 +604,13 @@ def test_a_continued_download_checks_its_redirects_again(site, tmp_path, interne
         fetch("http://pictures.example/pictures.zip", tmp_path, allow_private=False)
 
 
-def test_proxies_of_the_environment_are_not_used(site, tmp_path, monkeypatch):
+def test_proxies_from_the_environment_are_not_used(site, tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert fetch(site.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_the_stored_validators_hold_nothing_of_the_address(site, tmp_path):
+def test_the_stored_validators_do_not_contain_the_address(site, tmp_path):
     path = fetch(f"{site.url}?signature=secret", tmp_path)
     assert json.loads(path.with_suffix(".json").read_text()) == {"ETag": '"v1"'}
     assert "secret" not in "".join(file.name for file in tmp_path.iterdir())
@@ -613,7 +618,7 @@ def test_the_stored_validators_hold_nothing_of_the_address(site, tmp_path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
-    """Key and certificate of images.example, signed by itself."""
+    """Make a key and a self-signed certificate for pictures.example."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed: certificates were not checked")
@@ -647,20 +652,20 @@ def certificate(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def secure_site(certificate: Path) -> Iterator[tuple[Site, list[str]]]:
-    """A server with TLS, and the names that clients asked it for."""
+    """Run a server with TLS; yields it and the names that clients asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     asked: list[str] = []
     context.sni_callback = lambda _, name, __: asked.append(name)
-    with served(context) as site:
+    with serve(context) as site:
         yield site, asked
 
 
-def test_https_checks_the_certificate_for_the_name_though_it_connects_to_the_address(
+def test_https_checks_the_certificate_for_the_name_although_it_connects_to_the_address(
     secure_site, certificate, tmp_path, monkeypatch
 ):
     site, asked = secure_site
-    internet = pretended_internet(site, monkeypatch)
+    internet = fake_internet(site, monkeypatch)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert fetch("https://pictures.example/a.zip", tmp_path, allow_private=False).read_bytes() == CONTENT
     assert asked == ["pictures.example"] and internet.connections == [PUBLIC]
@@ -670,9 +675,9 @@ def test_https_checks_the_certificate_for_the_name_though_it_connects_to_the_add
         fetch("https://other.example/a.zip", tmp_path, allow_private=False)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(secure_site, tmp_path, monkeypatch):
+def test_an_untrusted_certificate_is_refused(secure_site, tmp_path, monkeypatch):
     site, _ = secure_site
-    pretended_internet(site, monkeypatch)
+    fake_internet(site, monkeypatch)
     with pytest.raises(RuntimeError, match="certificate verify failed"):
         fetch("https://pictures.example/a.zip", tmp_path, allow_private=False)
     assert site.requests == []
@@ -680,7 +685,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(secure_site, tmp_path,
 
 def test_a_redirect_from_https_to_http_is_refused(secure_site, certificate, tmp_path, monkeypatch):
     site, _ = secure_site
-    pretended_internet(site, monkeypatch)
+    fake_internet(site, monkeypatch)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     site.redirects = {"/a.zip": "http://pictures.example/a.zip"}
     with pytest.raises(ValueError, match="which is not encrypted"):

@@ -1,4 +1,4 @@
-"""Names that every system takes."""
+"""File names that every system allows."""
 
 import pytest
 
@@ -10,12 +10,12 @@ from trainers.training.run_folder import RunFolder
     "name",
     ["../evil", "a/b", "a\\b", "C:", "what?", "nul", "COM1.x", "", " ", ".", "..", "name.", " name", "x" * 300, "a\nb"],
 )
-def test_a_name_with_a_folder_or_reserved_characters_is_refused(name, tmp_path):
+def test_a_name_with_a_folder_or_forbidden_characters_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match="output name"):
         RunFolder(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_good_name_stays_as_it_is():
+def test_a_good_name_is_unchanged():
     assert check_output_name("my LoRA v2 (final).safetensors") == "my LoRA v2 (final)"
     assert check_output_name("模型") == "模型"

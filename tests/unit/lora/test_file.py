@@ -1,5 +1,5 @@
-"""The LoRA file: names against the lists of sd-scripts and ComfyUI, and every reader and writer
-against the real ones.
+"""The LoRA file: names compared with those of sd-scripts and ComfyUI, and our reader and writer
+with the real ones.
 """
 
 import copy
@@ -43,15 +43,15 @@ TARGETS: dict[str, str] = {
     "text_encoder_2": TEXT_ENCODER_LAYERS,
 }
 
-Models = dict[str, Any]  # diffusers gives its models' config no types
+Models = dict[str, Any]  # diffusers does not type its models' config
 Modules = dict[ModuleKey, LoraModule]
 Names = dict[ModuleKey, str]
 
 
-# Real classes; the pretrained model's sizes do not matter to names.
+# The real classes; the sizes of the pretrained model do not affect names.
 
 
-def _unet(**sizes: Any) -> UNet2DConditionModel:
+def _make_unet(**sizes: Any) -> UNet2DConditionModel:
     levels: dict[str, Any] = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")}
     levels["up_block_types"] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
     return UNet2DConditionModel(
@@ -59,7 +59,7 @@ def _unet(**sizes: Any) -> UNet2DConditionModel:
     )
 
 
-def _text_encoders(
+def _make_text_encoders(
     widths: tuple[int, int], num_layers: tuple[int, int], vocab_size: int
 ) -> tuple[nn.Module, nn.Module]:
     configs = [
@@ -79,7 +79,7 @@ def _text_encoders(
 @pytest.fixture(scope="module")
 def base() -> Models:
     torch.manual_seed(0)
-    unet = _unet(
+    unet = _make_unet(
         block_out_channels=(32, 32, 64),
         transformer_layers_per_block=(1, 1, 2),
         attention_head_dim=(1, 1, 2),
@@ -87,11 +87,11 @@ def base() -> Models:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=64 + 6 * 8,
     )
-    te1, te2 = _text_encoders((64, 64), (2, 2), vocab_size=100)
+    te1, te2 = _make_text_encoders((64, 64), (2, 2), vocab_size=100)
     return {"unet": unet.eval(), "text_encoder": te1.eval(), "text_encoder_2": te2.eval()}
 
 
-def _names(models: Models) -> Names:
+def _make_names(models: Models) -> Names:
     return kohya_names(
         *(list_weighted_modules(models[component]) for component in ("unet", "text_encoder", "text_encoder_2"))
     )
@@ -99,12 +99,12 @@ def _names(models: Models) -> Names:
 
 @pytest.fixture(scope="module")
 def names(base) -> Names:
-    return _names(base)
+    return _make_names(base)
 
 
-def _with_adapters(base: Models, alphas: dict[str, int]) -> Models:
-    """The base with PEFT adapters of rank 4, some of a smaller rank, alpha 2 where `alphas` says
-    nothing else; all weights random.
+def _attach_adapters(base: Models, alphas: dict[str, int]) -> Models:
+    """Attach PEFT adapters of rank 4, some of a smaller rank, with alpha 2 unless `alphas` says
+    otherwise, and random weights.
     """
     models = copy.deepcopy(base)
     generator = torch.Generator().manual_seed(1)
@@ -121,17 +121,17 @@ def _with_adapters(base: Models, alphas: dict[str, int]) -> Models:
     return models
 
 
-def _adapter_weights(adapted: Models) -> Modules:
-    """What the adapters hold, read straight from their layers."""
+def _read_adapter_weights(adapted: Models) -> Modules:
+    """Read the adapters' weights directly from their layers."""
     return {
         key: LoraModule(
             layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data, float(layer.lora_alpha["default"])
         )
-        for key, layer in _adapter_layers(adapted).items()
+        for key, layer in _find_adapter_layers(adapted).items()
     }
 
 
-def _adapter_layers(models: Models) -> dict[ModuleKey, Any]:
+def _find_adapter_layers(models: Models) -> dict[ModuleKey, Any]:
     return {
         module_key(component, path): layer
         for component, model in models.items()
@@ -142,12 +142,12 @@ def _adapter_layers(models: Models) -> dict[ModuleKey, Any]:
 
 @pytest.fixture(scope="module")
 def adapted(base) -> Models:
-    return _with_adapters(base, {"to_k": 3, "mlp.fc1": 1})
+    return _attach_adapters(base, {"to_k": 3, "mlp.fc1": 1})
 
 
 @pytest.fixture(scope="module")
 def trained(adapted) -> Modules:
-    return _adapter_weights(adapted)
+    return _read_adapter_weights(adapted)
 
 
 def assert_same_modules(actual: Modules, expected: Modules) -> None:
@@ -163,7 +163,7 @@ def assert_same_modules(actual: Modules, expected: Modules) -> None:
 @pytest.fixture(scope="module")
 def full_depth() -> Models:
     with torch.device("meta"):
-        unet = _unet(
+        unet = _make_unet(
             block_out_channels=(320, 640, 1280),
             transformer_layers_per_block=(1, 2, 10),
             attention_head_dim=(5, 10, 20),
@@ -171,7 +171,7 @@ def full_depth() -> Models:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        te1, te2 = _text_encoders((768, 1280), (12, 32), vocab_size=49408)
+        te1, te2 = _make_text_encoders((768, 1280), (12, 32), vocab_size=49408)
     return {"unet": unet, "text_encoder": te1, "text_encoder_2": te2}
 
 
@@ -179,7 +179,7 @@ def test_names_of_the_real_sdxl_are_the_986_that_sd_scripts_and_comfyui_know(ful
     # The digest is that of sd-scripts' own list: sorted lora_name of LoRANetwork([te1, te2],
     # SdxlUNet2DConditionModel()) (commit 48d368f, all on the meta device), joined by newlines.
     # tests/host/test_lora_names.py compares with ComfyUI's own key map.
-    names = _names(full_depth)
+    names = _make_names(full_depth)
     unet_linears = {
         path
         for path, module in full_depth["unet"].named_modules()
@@ -223,7 +223,7 @@ def test_names_of_the_real_sdxl_are_the_986_that_sd_scripts_and_comfyui_know(ful
     ],
 )
 def test_some_names_of_the_real_sdxl(full_depth, key, name):
-    assert _names(full_depth)[key] == name
+    assert _make_names(full_depth)[key] == name
 
 
 def test_text_encoder_names_do_not_depend_on_the_transformers_version(base):
@@ -233,20 +233,20 @@ def test_text_encoder_names_do_not_depend_on_the_transformers_version(base):
 
 
 def test_attached_adapters_do_not_change_the_names(adapted, names):
-    assert _names(adapted) == names
+    assert _make_names(adapted) == names
 
 
 # Writing
 
 
-def test_what_is_written_is_read_back_equal_for_linear_and_convolution(tmp_path, trained, names):
+def test_written_modules_are_read_back_equal_for_linear_and_convolution(tmp_path, trained, names):
     save_lora(tmp_path / "lora.safetensors", to_kohya(trained, names, dtype=torch.float32), {})
     assert_same_modules(read_lora(tmp_path / "lora.safetensors", names), trained)
     assert {module.down.ndim for module in trained.values()} == {2, 4}
     assert len({(module.rank, module.alpha) for module in trained.values()}) > 3
 
 
-def test_tensors_are_contiguous_copies_in_the_dtype_asked_for(trained, names):
+def test_tensors_are_contiguous_copies_in_the_requested_dtype(trained, names):
     key = ("unet", "conv_in")
     transposed = LoraModule(trained[key].down.transpose(2, 3), trained[key].up, 2.0)
     state_dict = to_kohya({key: transposed}, names, dtype=torch.bfloat16)
@@ -259,7 +259,7 @@ def test_tensors_are_contiguous_copies_in_the_dtype_asked_for(trained, names):
     assert float32["lora_unet_input_blocks_0_0.lora_up.weight"].data_ptr() != transposed.up.data_ptr()
 
 
-def test_an_alpha_that_the_dtype_would_round_stays_exact(trained, names):
+def test_an_alpha_that_the_dtype_would_round_is_kept_exact(trained, names):
     key = ("unet", "conv_in")
     state_dict = to_kohya({key: replace(trained[key], alpha=0.1)}, names, dtype=torch.bfloat16)
     torch.testing.assert_close(state_dict["lora_unet_input_blocks_0_0.alpha"].item(), 0.1, rtol=1e-7, atol=0)
@@ -298,14 +298,14 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# Reading. Each writer makes a file of the trained modules in its own way.
+# Reading. Each writer writes the trained modules in its own way.
 
 
-def _peft_tensors(adapted: Models) -> dict[str, dict[str, Tensor]]:
+def _collect_peft_tensors(adapted: Models) -> dict[str, dict[str, Tensor]]:
     return {component: get_peft_model_state_dict(model) for component, model in adapted.items()}
 
 
-def _peft_settings(adapted: Models) -> dict[str, dict[str, Any]]:
+def _collect_peft_settings(adapted: Models) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {
         component: model.peft_config["default"].to_dict() for component, model in adapted.items()
     }
@@ -317,10 +317,10 @@ def _peft_settings(adapted: Models) -> dict[str, dict[str, Any]]:
 
 def _write_diffusers(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
     layers: dict[str, Any] = {
-        f"{component}_lora_layers": tensors for component, tensors in _peft_tensors(adapted).items()
+        f"{component}_lora_layers": tensors for component, tensors in _collect_peft_tensors(adapted).items()
     }
     settings: dict[str, Any] = {
-        f"{component}_lora_adapter_metadata": part for component, part in _peft_settings(adapted).items()
+        f"{component}_lora_adapter_metadata": part for component, part in _collect_peft_settings(adapted).items()
     }
     StableDiffusionXLPipeline.save_lora_weights(folder, **layers, **settings)
     return folder / "pytorch_lora_weights.safetensors"
@@ -329,12 +329,12 @@ def _write_diffusers(folder: Path, adapted: Models, trained: Modules, names: Nam
 def _write_peft_with_prefixes(folder: Path, adapted: Models, trained: Modules, names: Names) -> Path:
     tensors = {
         f"{component}.base_model.model.{name}": tensor
-        for component, part in _peft_tensors(adapted).items()
+        for component, part in _collect_peft_tensors(adapted).items()
         for name, tensor in part.items()
     }
     settings = {
         f"{component}.{name}": value
-        for component, part in _peft_settings(adapted).items()
+        for component, part in _collect_peft_settings(adapted).items()
         for name, value in part.items()
     }
     save_file(tensors, folder / "lora.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
@@ -410,19 +410,19 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=[write.__name__.removeprefix("_write_") for write in WRITERS])
-def test_every_spelling_reads_as_the_same_modules(tmp_path, write, adapted, trained, names):
+def test_every_spelling_gives_the_same_modules(tmp_path, write, adapted, trained, names):
     path = write(tmp_path, adapted, trained, names)
     assert_same_modules(read_lora(path, names), trained)
 
 
-def test_the_units_own_diffusers_file_reads_without_prefix(tmp_path, base, adapted, trained, names):
+def test_the_unets_own_diffusers_file_is_read_without_prefix(tmp_path, base, adapted, trained, names):
     unet = adapted["unet"]
     unet.save_lora_adapter(tmp_path)
     expected = {key: module for key, module in trained.items() if key[0] == "unet"}
     assert_same_modules(read_lora(tmp_path / "pytorch_lora_weights.safetensors", names), expected)
 
 
-def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base, names):
+def test_a_peft_folder_is_read_with_the_alpha_of_its_adapter_config(tmp_path, base, names):
     model = get_peft_model(
         copy.deepcopy(base["unet"]), LoraConfig(r=4, lora_alpha=1, target_modules=ATTENTION_MLP, use_rslora=True)
     )
@@ -433,12 +433,12 @@ def test_a_peft_folder_reads_with_the_alpha_of_its_adapter_config(tmp_path, base
     assert {module.alpha for module in modules.values()} == {2.0}
 
 
-def test_diffusers_kohya_file_reads_with_alpha_equal_to_rank(tmp_path, adapted, trained, names):
-    # convert_state_dict_to_kohya writes alpha = rank, whatever the adapter's alpha was, and under
-    # transformers 5 leaves `text_model` out.
+def test_diffusers_kohya_file_is_read_with_alpha_equal_to_rank(tmp_path, adapted, trained, names):
+    # convert_state_dict_to_kohya always writes alpha = rank, and leaves `text_model` out under
+    # transformers 5.
     tensors = {
         f"{component}.{name}": tensor
-        for component, part in _peft_tensors(adapted).items()
+        for component, part in _collect_peft_tensors(adapted).items()
         for name, tensor in part.items()
     }
     save_file(convert_state_dict_to_kohya(tensors), tmp_path / "lora.safetensors")
@@ -446,11 +446,11 @@ def test_diffusers_kohya_file_reads_with_alpha_equal_to_rank(tmp_path, adapted, 
     assert_same_modules(read_lora(tmp_path / "lora.safetensors", names), expected)
 
 
-def test_a_dict_of_tensors_reads_as_the_file_does(trained, names):
+def test_a_dict_of_tensors_is_read_like_the_file(trained, names):
     assert_same_modules(read_lora(to_kohya(trained, names, dtype=torch.float32), names), trained)
 
 
-def test_without_alpha_the_rank_is_taken(trained, names):
+def test_without_alpha_the_rank_is_used(trained, names):
     state_dict = {
         name: tensor
         for name, tensor in to_kohya(trained, names, dtype=torch.float32).items()
@@ -493,20 +493,20 @@ def test_another_kind_of_adapter_is_refused_by_name(tmp_path, key, kind, names):
         read_lora(tmp_path / "lora.safetensors", names)
 
 
-def _pair(base: str, width: int = 8) -> dict[str, Tensor]:
+def _make_pair(base: str, width: int = 8) -> dict[str, Tensor]:
     return {f"{base}.lora_down.weight": torch.ones(2, width), f"{base}.lora_up.weight": torch.ones(8, 2)}
 
 
 @pytest.mark.parametrize(
     ("tensors", "looks_like"),
     [
-        (_pair("lora_unet_double_blocks_0_img_attn_qkv"), "Flux"),
+        (_make_pair("lora_unet_double_blocks_0_img_attn_qkv"), "Flux"),
         ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 8)}, "Flux"),
-        (_pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 768), "SD 1.x"),
-        (_pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 1024), "SD 2.x"),
-        (_pair("lora_unet_input_blocks_99_1_transformer_blocks_3_attn2_to_k", 2048), "SDXL of another layout"),
-        (_pair("diffusion_model.blocks.0.self_attn.q"), "Wan"),
-        (_pair("nobody_knows_me"), "another model"),
+        (_make_pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 768), "SD 1.x"),
+        (_make_pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 1024), "SD 2.x"),
+        (_make_pair("lora_unet_input_blocks_99_1_transformer_blocks_3_attn2_to_k", 2048), "SDXL of another layout"),
+        (_make_pair("diffusion_model.blocks.0.self_attn.q"), "Wan"),
+        (_make_pair("nobody_knows_me"), "another model"),
         (
             {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)},
             "holds no LoRA weights; is it a whole model",
@@ -514,7 +514,7 @@ def _pair(base: str, width: int = 8) -> dict[str, Tensor]:
         ({}, "holds no LoRA weights"),
     ],
 )
-def test_a_lora_of_another_model_is_refused_and_guessed(tensors, looks_like, names):
+def test_a_lora_for_another_model_is_refused_and_the_model_guessed(tensors, looks_like, names):
     with pytest.raises(ValueError, match=looks_like):
         read_lora(tensors, names)
 
@@ -522,7 +522,7 @@ def test_a_lora_of_another_model_is_refused_and_guessed(tensors, looks_like, nam
 def test_unmatched_keys_are_counted_and_the_first_are_named(tmp_path, trained, names):
     state_dict = to_kohya(trained, names, dtype=torch.float32)
     for index in range(4):
-        state_dict |= _pair(f"lora_unet_nowhere_{index}")
+        state_dict |= _make_pair(f"lora_unet_nowhere_{index}")
     save_file(state_dict, tmp_path / "lora.safetensors")
     expected = (
         rf"lora.safetensors: 8 of {len(state_dict)} keys do not fit this model: "
@@ -534,7 +534,7 @@ def test_unmatched_keys_are_counted_and_the_first_are_named(tmp_path, trained, n
 
 def test_a_text_encoder_module_without_prefix_is_refused_because_it_could_be_either(names):
     with pytest.raises(ValueError, match="2 of 2 keys do not fit"):
-        read_lora(_pair("base_model.model.text_model.encoder.layers.0.mlp.fc1"), names)
+        read_lora(_make_pair("base_model.model.text_model.encoder.layers.0.mlp.fc1"), names)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".PT", ""])
@@ -564,33 +564,33 @@ def test_half_a_module_is_refused(names):
         read_lora({f"{NAME}.lora_down.weight": torch.ones(2, 8)}, names)
 
 
-def test_factors_that_do_not_belong_together_are_refused(names):
+def test_factors_that_do_not_fit_together_are_refused(names):
     with pytest.raises(ValueError, match=r"down \[2, 8\] and up \[8, 3\] do not belong together"):
         read_lora({f"{NAME}.lora_down.weight": torch.ones(2, 8), f"{NAME}.lora_up.weight": torch.ones(8, 3)}, names)
 
 
 def test_a_module_given_under_two_names_is_refused(names):
     with pytest.raises(ValueError, match=f"{NAME} appears twice"):
-        read_lora(_pair(NAME) | _pair("lora_unet_down_blocks_1_attentions_0_proj_in"), names)
+        read_lora(_make_pair(NAME) | _make_pair("lora_unet_down_blocks_1_attentions_0_proj_in"), names)
 
 
 # Verifying
 
 
-def _saved(folder: Path, modules: Modules, names: Names) -> Path:
+def _save(folder: Path, modules: Modules, names: Names) -> Path:
     save_lora(folder / "lora.safetensors", to_kohya(modules, names, dtype=torch.float32), {})
     return folder / "lora.safetensors"
 
 
 def test_verification_counts_what_loads(tmp_path, trained, names):
-    verification = verify_lora(_saved(tmp_path, trained, names), names, expected=trained)
+    verification = verify_lora(_save(tmp_path, trained, names), names, expected=trained)
     assert verification.text() == f"{len(trained)}/{len(trained)} modules load"
     squares = sum(module.up.double().square().sum() for module in trained.values())
     torch.testing.assert_close(verification.up_norm, float(squares**0.5), rtol=1e-12, atol=0)
 
 
-def test_without_expected_all_names_must_be_there(tmp_path, trained, names):
-    path = _saved(tmp_path, trained, names)
+def test_by_default_verification_expects_all_modules(tmp_path, trained, names):
+    path = _save(tmp_path, trained, names)
     fewer = ModuleNames(
         {key: names[key] for key in trained}, names.spellings.items(), main_component=names.main_component
     )
@@ -603,7 +603,7 @@ def test_without_expected_all_names_must_be_there(tmp_path, trained, names):
 def test_verification_fails_on_nan(tmp_path, part, trained, names):
     key = ("unet", "conv_in")
     broken = replace(trained[key], **{part: torch.full_like(getattr(trained[key], part), torch.nan)})
-    path = _saved(tmp_path, trained | {key: broken}, names)
+    path = _save(tmp_path, trained | {key: broken}, names)
     with pytest.raises(
         RuntimeError, match=f"1 of {len(trained)} modules hold values that are not finite: lora_unet_input_blocks_0_0"
     ):
@@ -613,12 +613,12 @@ def test_verification_fails_on_nan(tmp_path, part, trained, names):
 def test_verification_fails_when_nothing_was_learned(tmp_path, trained, names):
     untouched = {key: replace(module, up=torch.zeros_like(module.up)) for key, module in trained.items()}
     with pytest.raises(RuntimeError, match="all up weights are zero"):
-        verify_lora(_saved(tmp_path, untouched, names), names, expected=trained)
+        verify_lora(_save(tmp_path, untouched, names), names, expected=trained)
 
 
-def test_verification_fails_on_a_missing_module_and_on_one_too_many(tmp_path, trained, names):
+def test_verification_fails_on_a_missing_or_surplus_module(tmp_path, trained, names):
     fewer = {key: module for key, module in trained.items() if key != ("unet", "conv_in")}
-    path = _saved(tmp_path, fewer, names)
+    path = _save(tmp_path, fewer, names)
     with pytest.raises(RuntimeError, match=f"1 of {len(trained)} modules are missing: unet conv_in"):
         verify_lora(path, names, expected=trained)
     with pytest.raises(RuntimeError, match="1 modules were not trained: "):
@@ -634,8 +634,8 @@ def test_verification_fails_on_a_file_that_cannot_be_read(tmp_path, names):
 # The real loader
 
 
-def _predictions(models: Models) -> dict[str, Tensor]:
-    """Fixed inputs through the UNet and both text encoders."""
+def _predict(models: Models) -> dict[str, Tensor]:
+    """Run fixed inputs through the UNet and both text encoders."""
     config = models["unet"].config
     pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     generator = torch.Generator().manual_seed(3)
@@ -657,23 +657,23 @@ def _predictions(models: Models) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("attention_at_all_levels", [False, True], ids=["sdxl", "embedded_base"])
-def test_our_file_loads_whole_in_diffusers_and_acts_with_the_strength_of_the_training(
+def test_our_file_loads_completely_in_diffusers_and_acts_at_the_trained_strength(
     tmp_path, base, attention_at_all_levels
 ):
     if attention_at_all_levels:
         torch.manual_seed(0)
         base = {**base, "unet": build_unet().eval()}
-    names = _names(base)
-    # One alpha for all modules, as in every training: diffusers 0.42 loses the alphas of modules
-    # that differ from the rest.
-    adapted = _with_adapters(base, alphas={})
-    trained = _adapter_weights(adapted)
+    names = _make_names(base)
+    # One alpha for all modules, as in every run: diffusers 0.42 loses alphas that differ from the
+    # rest.
+    adapted = _attach_adapters(base, alphas={})
+    trained = _read_adapter_weights(adapted)
     models = copy.deepcopy(base)
     parts = {"vae": None, "tokenizer": None, "tokenizer_2": None, "scheduler": EulerDiscreteScheduler(), **models}
     pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=False)
-    pipeline.load_lora_weights(tmp_path, weight_name=_saved(tmp_path, trained, names).name)
-    assert set(_adapter_layers(models)) == set(trained)
-    ours, theirs, without = _predictions(adapted), _predictions(models), _predictions(base)
+    pipeline.load_lora_weights(tmp_path, weight_name=_save(tmp_path, trained, names).name)
+    assert set(_find_adapter_layers(models)) == set(trained)
+    ours, theirs, without = _predict(adapted), _predict(models), _predict(base)
     for component in ours:
         torch.testing.assert_close(theirs[component], ours[component], rtol=0, atol=1e-5)
         effect = (ours[component] - without[component]).norm()

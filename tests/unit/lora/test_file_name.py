@@ -1,4 +1,4 @@
-"""Names of LoRA files: ComfyUI's date tokens, subfolders, and no way out of the loras folder."""
+"""Names of LoRA files: ComfyUI's date tokens, subfolders, no way out of the loras folder."""
 
 import time
 from pathlib import PurePosixPath
@@ -22,12 +22,12 @@ NOW = time.struct_time((2026, 8, 2, 3, 4, 59, 6, 214, 0))
         ("50%_strength", "50%_strength"),
     ],
 )
-def test_date_tokens_are_replaced_as_comfyui_writes_them(text, expected):
+def test_date_tokens_are_replaced_as_in_comfyui(text, expected):
     assert expand_date_tokens(text, NOW) == expected
 
 
 @pytest.mark.parametrize("text", ["%KSampler.seed%", "a%%b", "%year:yyyy%", "%Date%"])
-def test_a_token_that_is_not_known_is_named_with_those_that_are(text):
+def test_an_unknown_token_is_named_with_the_known_ones(text):
     with pytest.raises(
         ValueError, match=r"filename has %.*% in it\. Allowed are %date:yyyy-MM-dd_hh-mm-ss%, %date%, %year%, %month%"
     ):
@@ -45,7 +45,7 @@ def test_a_token_that_is_not_known_is_named_with_those_that_are(text):
         ("%year%/%date:MM-dd%/anna", "2026/08-02/anna"),
     ],
 )
-def test_a_name_may_have_subfolders_and_an_extension(text, expected):
+def test_a_name_can_have_subfolders_and_an_extension(text, expected):
     assert check_lora_file_name(text, NOW) == PurePosixPath(expected)
 
 
@@ -73,12 +73,12 @@ def test_a_name_cannot_lead_out_of_the_folder(text):
         ("x" * 201, "too long"),
     ],
 )
-def test_what_some_system_does_not_take_as_a_name_is_refused(text, message):
+def test_a_name_that_some_system_forbids_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         check_lora_file_name(text, NOW)
 
 
-def test_without_a_time_it_is_now():
+def test_the_default_time_is_now():
     assert check_lora_file_name("%year%") in (
         PurePosixPath(str(time.localtime().tm_year)),
         PurePosixPath(str(time.localtime().tm_year - 1)),

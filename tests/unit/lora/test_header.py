@@ -1,5 +1,5 @@
-"""The header of a LoRA file, against the formulas and against what sd-scripts computes for the
-same tensors.
+"""The header of a LoRA file, compared with the formulas and with sd-scripts' results for the same
+tensors.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ RECORD = TrainingRecord(
 )
 
 
-def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
+def test_every_value_is_a_string_and_inapplicable_keys_are_left_out():
     metadata = build_metadata(RECORD)
     assert all(isinstance(value, str) for value in metadata.values())
     assert "None" not in metadata.values()
@@ -58,7 +58,7 @@ def test_every_value_is_a_string_and_what_does_not_apply_is_left_out():
     assert not absent & set(metadata)
 
 
-def test_network_keys_are_what_sd_scripts_needs_to_load_the_file():
+def test_network_keys_are_those_that_sd_scripts_needs_to_load_the_file():
     metadata = build_metadata(RECORD)
     expected = {
         "ss_v2": "False",
@@ -94,7 +94,7 @@ def test_dataset_keys_count_repeats_and_give_sizes_as_width_and_height():
     assert metadata["ss_enable_bucket"] == "True"
 
 
-def test_folders_of_one_name_are_told_apart_and_regularization_stands_by_itself():
+def test_folders_with_one_name_are_told_apart_and_regularization_is_separate():
     folders = [
         ImageFolder("10_dog", ["a, b"], 10),
         ImageFolder("10_dog", ["b"], 10),
@@ -117,7 +117,7 @@ def test_total_batch_size_counts_processes_and_accumulation():
     assert (metadata["ss_batch_size_per_device"], metadata["ss_total_batch_size"]) == ("2", "16")
 
 
-def test_text_encoder_learning_rates_stand_for_both_encoders():
+def test_text_encoder_learning_rates_are_listed_for_both_encoders():
     assert (
         build_metadata(replace(RECORD, text_encoder_learning_rates=(5e-5, None)))["ss_text_encoder_lr"]
         == "[5e-05, None]"
@@ -151,8 +151,8 @@ def test_settings_are_kept_without_the_users_folders():
     assert kept == {"images": "photos", "base": "base.safetensors", "out": "x", "rank": 8, "parts": [{"path": "b"}]}
 
 
-def _tensors() -> dict[str, torch.Tensor]:
-    """More than 1 MiB, where the legacy hash begins."""
+def _make_tensors() -> dict[str, torch.Tensor]:
+    """Make tensors of more than 1 MiB, where the legacy hash begins."""
     return {
         "lora_unet_a.lora_down.weight": torch.arange(320_000, dtype=torch.float32).reshape(4, -1) / 7,
         "lora_unet_a.lora_up.weight": torch.arange(-40, 40, dtype=torch.float16).reshape(20, 4),
@@ -166,31 +166,31 @@ METADATA = {"ss_network_dim": "4", "ss_training_comment": 'café "quoted"\n日�
 def test_hashes_are_those_of_sd_scripts():
     # What precalculate_safetensors_hashes (sd-scripts 48d368f, library/train_util.py) returns for
     # these tensors and this metadata.
-    assert hash_tensors(_tensors(), METADATA) == {
+    assert hash_tensors(_make_tensors(), METADATA) == {
         "sshs_model_hash": "b1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
         "sshs_legacy_hash": "7d629213",
         "modelspec.hash_sha256": "0xb1abad703de212d867925cd6a777e23a58cb0de155559a20595b623fffba215e",
     }
 
 
-def test_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
-    save_lora(tmp_path / "a.safetensors", _tensors(), METADATA)
+def test_the_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
+    save_lora(tmp_path / "a.safetensors", _make_tensors(), METADATA)
     content = (tmp_path / "a.safetensors").read_bytes()
     data = content[8 + int.from_bytes(content[:8], "little") :]
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         header = file.metadata()
     assert header["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
-    assert hash_tensors(_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
+    assert hash_tensors(_make_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
     assert {name: header[name] for name in METADATA} == METADATA
 
 
-def test_serialized_bytes_are_a_safetensors_file_and_do_not_depend_on_the_order_of_metadata():
-    content = serialize(_tensors(), METADATA)
-    assert content == serialize(_tensors(), dict(reversed(METADATA.items())))
+def test_serialized_bytes_are_a_safetensors_file_and_ignore_the_order_of_metadata():
+    content = serialize(_make_tensors(), METADATA)
+    assert content == serialize(_make_tensors(), dict(reversed(METADATA.items())))
     assert int.from_bytes(content[:8], "little") % 8 == 0
     loaded = load(content)
-    assert set(loaded) == set(_tensors())
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in _tensors().items())
+    assert set(loaded) == set(_make_tensors())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in _make_tensors().items())
 
 
 def test_file_hashes_are_a1111s_old_and_new_model_hash(tmp_path):

@@ -79,7 +79,7 @@ def full_config(architecture: Architecture, options: dict[str, str]) -> MusubiCo
     return replace(FULL, fp8=bool(architecture.fp8_arguments), fp8_text_encoder=has_fp8_text_encoder)
 
 
-def recipe_of(
+def make_recipe(
     architecture: Architecture,
     config: MusubiConfig,
     options: dict[str, str] | None = None,
@@ -113,11 +113,11 @@ def all_commands(
 
 def train_arguments(architecture: str = "z-image", **settings) -> list[str]:
     has_control = settings.pop("has_control", False)
-    recipe = recipe_of(ARCHITECTURES[architecture], MusubiConfig(**settings))
+    recipe = make_recipe(ARCHITECTURES[architecture], MusubiConfig(**settings))
     return list(all_commands(recipe, has_control=has_control)[2].argv[2:])
 
 
-def value_of(arguments: list[str], flag: str) -> str:
+def get_value(arguments: list[str], flag: str) -> str:
     return arguments[arguments.index(flag) + 1]
 
 
@@ -159,7 +159,7 @@ def test_musubis_parsers_accept_every_command(architecture, is_full):
     for options in option_choices(architecture):
         config = full_config(architecture, options) if is_full else MusubiConfig()
         files = replace(FILES, prompts=Path("/run/prompts.json")) if is_full else FILES
-        recipe = recipe_of(architecture, config, options, with_optional=is_full)
+        recipe = make_recipe(architecture, config, options, with_optional=is_full)
         for has_control in {architecture.control_images != "none", architecture.control_images == "required"}:
             for command in all_commands(recipe, has_control=has_control, files=files):
                 parse(command)
@@ -177,7 +177,7 @@ def test_the_recorded_parsers_refuse_wrong_arguments():
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_arguments_that_musubi_does_not_check_up_front_are_always_given(architecture):
     *_, train = [
-        command for command in all_commands(recipe_of(architecture, MusubiConfig())) if command.stage == "train"
+        command for command in all_commands(make_recipe(architecture, MusubiConfig())) if command.stage == "train"
     ]
     parsed = parse(train)
     for name in (
@@ -191,14 +191,14 @@ def test_arguments_that_musubi_does_not_check_up_front_are_always_given(architec
     ):
         assert getattr(parsed, name), name
     assert parsed.sdpa and parsed.save_precision == "bf16"
-    assert parsed.network_alpha == parsed.network_dim == recipe_of(architecture, MusubiConfig()).config.rank
+    assert parsed.network_alpha == parsed.network_dim == make_recipe(architecture, MusubiConfig()).config.rank
     assert not parsed.fp8_base and not vars(parsed).get("fp8_scaled")
     assert not parsed.dim_from_weights
 
 
 def test_fp8_flags_are_combined_as_musubi_requires():
     for architecture in ARCHITECTURES.values():
-        parsed = parse(all_commands(recipe_of(architecture, replace(MusubiConfig(), fp8=True)))[2])
+        parsed = parse(all_commands(make_recipe(architecture, replace(MusubiConfig(), fp8=True)))[2])
         if vars(parsed).get("fp8_scaled"):
             assert parsed.fp8_base, architecture.name
     assert ARCHITECTURES["hunyuan-video"].fp8_arguments == ("--fp8_base",)
@@ -214,7 +214,7 @@ def test_fp8_flags_are_combined_as_musubi_requires():
     ],
 )
 def test_musubis_scripts_convert_only_these_architectures(name, script):
-    commands = {row.name: all_commands(recipe_of(row, MusubiConfig())) for row in ARCHITECTURES.values()}
+    commands = {row.name: all_commands(make_recipe(row, MusubiConfig())) for row in ARCHITECTURES.values()}
     stages = {row: [command.argv[1] for command in own if command.stage == "convert"] for row, own in commands.items()}
     assert stages[name] == [SCRIPTS + script]
     converted = {row for row, scripts in stages.items() if scripts}
@@ -234,28 +234,28 @@ def test_adafactor_keeps_the_given_learning_rate():
 
 
 def test_constant_with_a_warm_up_becomes_constant_with_warmup():
-    assert value_of(train_arguments(), "--lr_scheduler") == "constant"
+    assert get_value(train_arguments(), "--lr_scheduler") == "constant"
     warm = train_arguments(lr_warmup_steps=0.1, max_train_steps=200)
-    assert (value_of(warm, "--lr_scheduler"), value_of(warm, "--lr_warmup_steps")) == ("constant_with_warmup", "20")
-    assert value_of(train_arguments(lr_scheduler="cosine", lr_warmup_steps=30), "--lr_scheduler") == "cosine"
+    assert (get_value(warm, "--lr_scheduler"), get_value(warm, "--lr_warmup_steps")) == ("constant_with_warmup", "20")
+    assert get_value(train_arguments(lr_scheduler="cosine", lr_warmup_steps=30), "--lr_scheduler") == "cosine"
 
 
 def test_a_resumed_run_passes_the_remaining_steps_and_the_whole_warm_up():
-    recipe = recipe_of(
+    recipe = make_recipe(
         ARCHITECTURES["z-image"],
         MusubiConfig(max_train_steps=1000, lr_warmup_steps=0.1, resume="/run/my_lora-step00000250-state"),
     )
     arguments = list(all_commands(recipe, steps_before=250)[2].argv)
-    assert value_of(arguments, "--max_train_steps") == "750"
-    assert value_of(arguments, "--lr_warmup_steps") == "100"
-    assert value_of(arguments, "--resume") == "/run/my_lora-step00000250-state"
+    assert get_value(arguments, "--max_train_steps") == "750"
+    assert get_value(arguments, "--lr_warmup_steps") == "100"
+    assert get_value(arguments, "--resume") == "/run/my_lora-step00000250-state"
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, "0"), (2, "250"), (3, "500")])
 def test_keep_last_n_checkpoints_is_passed_in_steps(keep, steps):
     arguments = train_arguments(keep_last_n_checkpoints=keep)
-    assert value_of(arguments, "--save_last_n_steps") == steps
-    assert value_of(arguments, "--save_last_n_steps_state") == "250"
+    assert get_value(arguments, "--save_last_n_steps") == steps
+    assert get_value(arguments, "--save_last_n_steps_state") == "250"
 
 
 def test_persistent_workers_need_workers():
@@ -269,7 +269,7 @@ def test_attention_other_than_sdpa_is_split():
 
 
 def test_a_shift_is_only_given_if_musubi_uses_it():
-    assert value_of(train_arguments(), "--discrete_flow_shift") == "2.0"
+    assert get_value(train_arguments(), "--discrete_flow_shift") == "2.0"
     assert "--discrete_flow_shift" not in train_arguments(timestep_sampling="sigmoid")
     assert "--discrete_flow_shift" not in train_arguments("flux-kontext")
 
@@ -282,21 +282,21 @@ def test_own_patterns_do_not_bring_back_layers_that_musubi_leaves_out_by_default
 
 def test_hidream_is_told_whether_there_are_control_images():
     plain, with_control = train_arguments("hidream-o1"), train_arguments("hidream-o1", has_control=True)
-    assert value_of(plain, "--task") == "t2i" and "--skip_t2i_visual_dummy" in plain
-    assert value_of(with_control, "--task") == "i2i" and "--skip_t2i_visual_dummy" not in with_control
+    assert get_value(plain, "--task") == "t2i" and "--skip_t2i_visual_dummy" in plain
+    assert get_value(with_control, "--task") == "i2i" and "--skip_t2i_visual_dummy" not in with_control
 
 
 def test_wan_2_2_trains_the_noise_levels_of_its_model():
-    recipe = recipe_of(ARCHITECTURES["wan"], MusubiConfig(), {"task": "t2v-A14B-high"})
+    recipe = make_recipe(ARCHITECTURES["wan"], MusubiConfig(), {"task": "t2v-A14B-high"})
     arguments = list(all_commands(recipe)[2].argv)
-    assert value_of(arguments, "--task") == "t2v-A14B"
-    assert (value_of(arguments, "--min_timestep"), value_of(arguments, "--max_timestep")) == ("875", "1000")
+    assert get_value(arguments, "--task") == "t2v-A14B"
+    assert (get_value(arguments, "--min_timestep"), get_value(arguments, "--max_timestep")) == ("875", "1000")
     assert "--preserve_distribution_shape" in arguments
 
 
 def test_names_with_shell_characters_stay_one_argument():
     name = "-rf; $(rm) `x` & 'a' \"b\""
-    recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig())
+    recipe = make_recipe(ARCHITECTURES["z-image"], MusubiConfig())
     nasty = replace(recipe, models={**recipe.models, "dit": Path("/models/$(touch x);'é.safetensors")})
     command = all_commands(nasty, files=replace(FILES, output_name=name))[2]
     parsed = parse(command)
@@ -313,7 +313,7 @@ def test_numbers_are_exact_and_have_no_exponent(value):
 
 
 def test_cache_arguments_do_not_include_the_dataset():
-    recipe = recipe_of(ARCHITECTURES["z-image"], MusubiConfig(fp8_text_encoder=True))
+    recipe = make_recipe(ARCHITECTURES["z-image"], MusubiConfig(fp8_text_encoder=True))
     assert build_cache_arguments(recipe, "latents") == ("--vae", "/models/vae/vae.safetensors", "--batch_size", "1")
     assert build_cache_arguments(recipe, "text") == (
         "--text_encoder",
@@ -341,7 +341,7 @@ def make_golden_text() -> str:
             parts.append(f"## {architecture.name}, {title}")
             parts += [
                 f"# {command.stage}\n{_format_lines(command)}"
-                for command in all_commands(recipe_of(architecture, config), files=files)
+                for command in all_commands(make_recipe(architecture, config), files=files)
             ]
     return "\n".join(parts) + "\n"
 

@@ -48,7 +48,7 @@ def scan(folder: Path, **settings) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), **settings))
 
 
-def recipe_of(architecture: str = "z-image", options: dict[str, str] | None = None, **settings) -> Recipe:
+def make_recipe(architecture: str = "z-image", options: dict[str, str] | None = None, **settings) -> Recipe:
     row = ARCHITECTURES[architecture]
     return Recipe(row, resolve(MusubiConfig(**settings), row), {}, options or {})
 
@@ -60,17 +60,17 @@ def staged(
         dataset,
         control,
         tmp_path / "run" / "dataset",
-        recipe=recipe or recipe_of(),
+        recipe=recipe or make_recipe(),
         cache_root=tmp_path / "cache",
         cache_facts=facts,
     )
 
 
 def own(text: str, tmp_path: Path, recipe: Recipe | None = None, **facts) -> StagedDataset:
-    return stage_own(text, recipe=recipe or recipe_of(), cache_root=tmp_path / "cache", cache_facts=facts)
+    return stage_own(text, recipe=recipe or make_recipe(), cache_root=tmp_path / "cache", cache_facts=facts)
 
 
-def tables_of(result: StagedDataset) -> list[dict]:
+def read_tables(result: StagedDataset) -> list[dict]:
     return tomllib.loads(result.toml_text)["datasets"]
 
 
@@ -146,7 +146,7 @@ def test_images_with_other_repeats_get_their_own_folder(tmp_path):
     once, thrice = write_images(tmp_path / "once", ["a.png", "b.png"]), write_images(tmp_path / "thrice", ["a.png"])
     dataset = join_datasets([scan(once), scan(thrice, num_repeats=3)])
     result = staged(dataset, tmp_path)
-    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in tables_of(result)] == [
+    assert [(table["num_repeats"], Path(table["image_directory"]).name) for table in read_tables(result)] == [
         (1, "1-repeats-1"),
         (3, "2-repeats-3"),
     ]
@@ -155,8 +155,8 @@ def test_images_with_other_repeats_get_their_own_folder(tmp_path):
 
 def test_every_resolution_has_its_own_table_and_cache(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "b.png"])
-    result = staged(scan(folder), tmp_path, recipe=recipe_of(resolution=512, extra_resolutions="256, 128"))
-    tables = tables_of(result)
+    result = staged(scan(folder), tmp_path, recipe=make_recipe(resolution=512, extra_resolutions="256, 128"))
+    tables = read_tables(result)
     assert [table["resolution"] for table in tables] == [[512, 512], [256, 256], [128, 128]]
     assert len({table["cache_directory"] for table in tables}) == 3
     assert (result.num_images, result.num_items) == (6, 6)
@@ -164,7 +164,7 @@ def test_every_resolution_has_its_own_table_and_cache(tmp_path):
 
 def test_the_toml_sets_what_musubi_does_not_default_to(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
-    result = staged(scan(folder), tmp_path, recipe=recipe_of(train_batch_size=4))
+    result = staged(scan(folder), tmp_path, recipe=make_recipe(train_batch_size=4))
     assert tomllib.loads(result.toml_text)["general"] == {
         "caption_extension": ".txt",
         "batch_size": 4,
@@ -179,7 +179,8 @@ def test_captions_become_one_line_or_only_the_trigger_word(tmp_path):
     dataset = scan(folder, trigger_word="ohwx")
     assert staged(dataset, tmp_path).groups[0].images[0].caption == "ohwx, a dog on a beach"
     assert (
-        staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word")).groups[0].images[0].caption == "ohwx"
+        staged(dataset, tmp_path, recipe=make_recipe(caption_source="trigger_word")).groups[0].images[0].caption
+        == "ohwx"
     )
 
 
@@ -188,27 +189,27 @@ def test_images_without_a_caption_are_left_out_by_name(tmp_path):
     write_images(folder, ["b.png"], caption=None)
     result = staged(scan(folder), tmp_path)
     assert result.num_images == 1
-    assert "b.png is left out: it has no caption" in result.notices[0]
+    assert "left out: b.png: no caption" in result.notices[0]
     with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: b\.png"):
         staged(scan(folder, strict=True), tmp_path)
 
 
 def test_no_caption_at_all_is_an_error(tmp_path):
     dataset = scan(write_images(tmp_path / "in", ["a.png"], caption=None))
-    with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: it has no caption"):
+    with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: no caption"):
         staged(dataset, tmp_path)
     with pytest.raises(ValueError, match="caption_source is trigger_word, but it has no trigger word"):
-        staged(dataset, tmp_path, recipe=recipe_of(caption_source="trigger_word"))
+        staged(dataset, tmp_path, recipe=make_recipe(caption_source="trigger_word"))
 
 
 def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     write_images(folder, ["thin.png"], size=(200, 12))
     assert (
-        "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12"
+        "left out: thin.png: its sides must be at least 16 pixels, got 200 x 12"
         in staged(scan(folder), tmp_path).notices[0]
     )
-    assert staged(scan(folder), tmp_path, recipe=recipe_of(bucket_no_upscale=False)).num_images == 2
+    assert staged(scan(folder), tmp_path, recipe=make_recipe(bucket_no_upscale=False)).num_images == 2
 
 
 def test_features_that_musubi_does_not_have_are_named(tmp_path):
@@ -224,19 +225,19 @@ def test_features_that_musubi_does_not_have_are_named(tmp_path):
 def test_control_images_go_with_their_image(tmp_path):
     images = scan(write_images(tmp_path / "in", ["a.png", "a_1.png"]))
     control = scan(write_images(tmp_path / "control", ["a.png", "a_0.png", "a_1.png", "a_1_0.png"], caption=None))
-    result = staged(images, tmp_path, control=control, recipe=recipe_of("qwen-image-edit"))
+    result = staged(images, tmp_path, control=control, recipe=make_recipe("qwen-image-edit"))
     photos = {image.file.image.name: [file.image.name for file in image.controls] for image in result.groups[0].images}
     assert photos == {"a.png": ["a.png", "a_0.png"], "a_1.png": ["a_1.png", "a_1_0.png"]}
     result.write()
     folder = result.groups[0].control_folder
-    assert folder is not None and tables_of(result)[0]["control_directory"] == folder.as_posix()
+    assert folder is not None and read_tables(result)[0]["control_directory"] == folder.as_posix()
     assert sorted(path.name for path in folder.iterdir()) == ["0001_0.png", "0001_1.png", "0002_0.png", "0002_1.png"]
 
 
 def test_a_control_image_of_no_image_is_named(tmp_path):
     images = scan(write_images(tmp_path / "in", ["a.png"]))
     control = scan(write_images(tmp_path / "control", ["a.png", "b.png", "a_x.png"], caption=None))
-    notices = staged(images, tmp_path, control=control, recipe=recipe_of("flux-kontext")).notices
+    notices = staged(images, tmp_path, control=control, recipe=make_recipe("flux-kontext")).notices
     assert "2 control images of no image that is trained, not used: a_x.png, b.png" in notices
 
 
@@ -263,7 +264,7 @@ def test_wrong_control_images_are_an_error(tmp_path, architecture, options, cont
     images = scan(write_images(tmp_path / "in", ["a.png"]))
     photos = scan(write_images(tmp_path / "control", control, caption=None)) if control else None
     with pytest.raises(ValueError, match=message):
-        staged(images, tmp_path, control=photos, recipe=recipe_of(architecture, options))
+        staged(images, tmp_path, control=photos, recipe=make_recipe(architecture, options))
 
 
 def fill_caches(result: StagedDataset) -> None:
@@ -301,7 +302,7 @@ def test_a_change_of_what_the_caches_hold_changes_their_folder(tmp_path, change)
         write_images(tmp_path / "control", ["a.png", "b.png"]),
     )
     facts = {"vae": 1}
-    before = staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2"), **facts).cache_root
+    before = staged(scan(folder), tmp_path, control=scan(shown), recipe=make_recipe("flux-2"), **facts).cache_root
     settings = {}
     if change == "caption":
         (folder / "a.txt").write_text("another", encoding="utf-8")
@@ -314,7 +315,9 @@ def test_a_change_of_what_the_caches_hold_changes_their_folder(tmp_path, change)
     else:
         facts = {"vae": 2}
     assert (
-        staged(scan(folder), tmp_path, control=scan(shown), recipe=recipe_of("flux-2", **settings), **facts).cache_root
+        staged(
+            scan(folder), tmp_path, control=scan(shown), recipe=make_recipe("flux-2", **settings), **facts
+        ).cache_root
         != before
     )
 
@@ -323,7 +326,7 @@ def test_a_change_of_other_settings_keeps_the_folder_of_the_caches(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     before = staged(scan(folder), tmp_path).cache_root
     settings = {"train_batch_size": 4, "rank": 8, "learning_rate": 1.0, "max_train_steps": 7}
-    assert staged(scan(folder, num_repeats=9), tmp_path, recipe=recipe_of(**settings)).cache_root == before
+    assert staged(scan(folder, num_repeats=9), tmp_path, recipe=make_recipe(**settings)).cache_root == before
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc"))), st.integers(), st.booleans())
@@ -355,7 +358,7 @@ def own_toml(folder: Path, **changes) -> str:
 def test_an_own_toml_is_rewritten_with_our_cache_folders(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png", "b.png"])
     result = own(own_toml(folder, num_repeats=3), tmp_path)
-    (table,) = tables_of(result)
+    (table,) = read_tables(result)
     assert Path(table["cache_directory"]).parent == result.cache_root
     assert (result.num_images, result.num_items, result.groups) == (2, 6, ())
     assert not list(folder.glob("*.safetensors"))
@@ -369,7 +372,7 @@ def test_an_own_toml_is_rewritten_with_our_cache_folders(tmp_path):
 def test_an_own_cache_directory_is_kept_but_never_reused(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     result = own(own_toml(folder, cache_directory=(tmp_path / "mine").as_posix()), tmp_path)
-    assert tables_of(result)[0]["cache_directory"] == (tmp_path / "mine").as_posix()
+    assert read_tables(result)[0]["cache_directory"] == (tmp_path / "mine").as_posix()
     assert not result.caches_are_complete()
 
 
@@ -379,7 +382,7 @@ def test_a_byte_order_mark_and_a_general_table_are_read(tmp_path):
         '\ufeff[general]\ncaption_extension = ".txt"\nresolution = 64\n\n[[datasets]]\nimage_directory = '
         f'"{folder.as_posix()}"\n'
     )
-    (table,) = tables_of(own(text, tmp_path))
+    (table,) = read_tables(own(text, tmp_path))
     assert (table["resolution"], table["caption_extension"]) == (64, ".txt")
 
 
@@ -463,13 +466,13 @@ def test_control_images_of_an_own_toml_are_counted(tmp_path):
     folder, control = write_images(tmp_path / "in", ["a.png", "b.png"]), write_images(tmp_path / "control", ["a.png"])
     text = own_toml(folder, control_directory=control.as_posix())
     with pytest.raises(ValueError, match=r"no control image for b\.png"):
-        own(text, tmp_path, recipe_of("flux-kontext"))
+        own(text, tmp_path, make_recipe("flux-kontext"))
     with pytest.raises(ValueError, match="Z-Image takes no control images"):
         own(text, tmp_path)
     with pytest.raises(ValueError, match=r"FLUX\.1 Kontext needs control images\. Set control_directory"):
-        own(own_toml(folder), tmp_path, recipe_of("flux-kontext"))
+        own(own_toml(folder), tmp_path, make_recipe("flux-kontext"))
     write_images(control, ["b.png"])
-    assert own(text, tmp_path, recipe_of("flux-kontext")).num_images == 2
+    assert own(text, tmp_path, make_recipe("flux-kontext")).num_images == 2
 
 
 def test_a_jsonl_file_of_images_is_read_and_its_lines_are_checked(tmp_path):
@@ -499,7 +502,7 @@ def test_videos_are_accepted_but_not_counted(tmp_path):
             }
         ],
     )
-    result = own(text, tmp_path, recipe_of("wan"))
+    result = own(text, tmp_path, make_recipe("wan"))
     assert (result.num_images, result.num_items) == (0, 0)
     result.confirm_caches()
     assert not result.caches_are_complete(), "caches that cannot be counted are filled again in every run"

@@ -1,9 +1,11 @@
+"""Our LoRA layer against PEFT's."""
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, adapter_layers, attach_adapters
+from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
 
 
 def _model(dtype: torch.dtype) -> nn.Sequential:
@@ -31,7 +33,7 @@ def test_our_lora_layer_computes_what_pefts_own_layer_computes(
     inject_adapter_in_model(
         LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "2"]), reference, adapter_name=ADAPTER_NAME
     )
-    for own, other in zip(adapter_layers(ours).values(), adapter_layers(reference).values(), strict=True):
+    for own, other in zip(find_adapter_layers(ours).values(), find_adapter_layers(reference).values(), strict=True):
         assert type(own) is not type(other)
         for matrix, other_matrix in ((own.lora_A, other.lora_A), (own.lora_B, other.lora_B)):
             nn.init.normal_(

@@ -1,4 +1,4 @@
-"""The objective against numbers worked out by hand or measured elsewhere."""
+"""The objective against numbers that were computed by hand or measured in other programs."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def test_min_snr_weights_agree_with_the_formula_for_both_prediction_types():
 
 
 def test_min_snr_uses_the_schedule_in_use():
-    """sd-scripts computes the table before the zero-terminal rescale: 0.01415 at t=900 instead
-    of 0.00296.
+    """sd-scripts computes its table before the rescale to zero terminal SNR: 0.01415 at t=900
+    instead of 0.00296.
     """
     alphas = alphas_cumprod(zero_terminal_snr=True)
     weights = min_snr_weights(alphas[[900, 999]], gamma=5.0, prediction_type="v_prediction")
@@ -65,7 +65,7 @@ def test_losses_are_means_per_sample_in_float32():
     assert losses.tolist() == [5.0, 0.0]
 
 
-def test_a_mask_weighs_what_it_leaves_out_with_unmasked_weight():
+def test_masked_out_positions_count_with_unmasked_weight():
     mask = torch.tensor([1.0, 0.5, 0.05, 0.0]).reshape(1, 1, 2, 2)
     assert mask_weights(mask, unmasked_weight=0.1, normalize=False).flatten().tolist() == pytest.approx(
         [1.0, 0.5, 0.1, 0.1]
@@ -74,7 +74,7 @@ def test_a_mask_weighs_what_it_leaves_out_with_unmasked_weight():
     assert mask_weights(mask, unmasked_weight=1.0, normalize=False).tolist() == torch.ones(1, 1, 2, 2).tolist()
 
 
-def test_normalized_masks_have_mean_one_each():
+def test_each_normalized_mask_has_mean_one():
     masks = torch.stack([torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2, 2)])
     assert mask_weights(masks, unmasked_weight=0.0, normalize=True)[0].flatten().tolist() == [4, 0, 0, 0]
     for unmasked_weight in (0.0, 0.1):
@@ -84,15 +84,15 @@ def test_normalized_masks_have_mean_one_each():
 
 
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
-def test_a_black_mask_is_never_raised_to_a_whole_image(unmasked_weight):
-    """Its mean is unmasked_weight all over: divided by that, the image would count as one
+def test_a_black_mask_never_counts_as_a_whole_image(unmasked_weight):
+    """All its weights are unmasked_weight: divided by their mean, the image would count like one
     without a mask.
     """
     weights = mask_weights(torch.zeros(1, 1, 2, 2), unmasked_weight=unmasked_weight, normalize=True)
     assert weights.flatten().tolist() == pytest.approx([unmasked_weight] * 4)
 
 
-def test_with_unmasked_weight_0_a_masked_loss_is_that_of_sd_scripts():
+def test_with_unmasked_weight_0_a_masked_loss_equals_that_of_sd_scripts():
     """apply_masked_loss of sd-scripts 48d368f (library/custom_train_functions.py) and the means
     of its process_batch (train_network.py).
     """
@@ -118,5 +118,5 @@ def test_weighted_losses_are_plain_means_over_all_positions():
     )
 
 
-def test_size_ids_are_original_crop_target_each_height_first():
+def test_size_ids_are_original_crop_and_target_with_height_first():
     assert size_ids((1080, 1920), (0, 10), (768, 1344)) == [1080, 1920, 0, 10, 768, 1344]

@@ -1,5 +1,5 @@
-"""The presets' rules: what is left open is decided by goal, memory and the number of images;
-what was given stays. Not their numbers.
+"""The rules of the presets, not their numbers: goal, memory and the number of images decide what
+was left open, and given settings stay.
 """
 
 import math
@@ -11,7 +11,7 @@ from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, d
 from trainers.wording import GIBIBYTE
 
 
-def samples(config) -> int:
+def count_samples(config) -> int:
     return config.max_train_steps * config.train_batch_size * config.gradient_accumulation_steps
 
 
@@ -39,7 +39,7 @@ def test_the_number_of_samples_grows_with_the_images_between_its_bounds(goal):
         config = resolve(
             {"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_images=num_images
         ).training
-        assert samples(config) == config.max_train_steps == expected
+        assert count_samples(config) == config.max_train_steps == expected
 
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
@@ -59,7 +59,7 @@ def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
         {"max_train_steps": 12, "seed": 9, "lr_scheduler": "constant"},
     ],
 )
-def test_what_was_given_stays(given):
+def test_given_settings_stay(given):
     config = resolve(given, goal="style", memory="8 GB", num_images=20).training
     assert {name: getattr(config, name) for name in given} == given
 
@@ -85,13 +85,13 @@ def test_the_memory_preset_is_the_largest_that_fits():
     assert list(MEMORY_PRESETS) == sorted(MEMORY_PRESETS, key=lambda name: int(name.split()[0]))
     for name in MEMORY_PRESETS:
         size = int(name.split()[0]) * GIBIBYTE
-        # what a card of that size reports
+        # a card of that size reports a little less
         assert choose_memory_preset(size) == choose_memory_preset(int(size * 0.96)) == name
     assert choose_memory_preset(2 * GIBIBYTE) == next(iter(MEMORY_PRESETS))
     assert choose_memory_preset(140 * GIBIBYTE) == list(MEMORY_PRESETS)[-1]
 
 
-def test_the_description_names_the_numbers_that_it_came_to():
+def test_the_description_names_the_resolved_numbers():
     given = {
         "train_batch_size": 2,
         "gradient_accumulation_steps": 4,
@@ -112,6 +112,6 @@ def test_the_description_names_the_numbers_that_it_came_to():
 
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
-def test_a_given_batch_size_is_the_whole_batch(memory):
+def test_a_given_batch_size_is_not_accumulated(memory):
     config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_images=20).training
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)

@@ -1,4 +1,4 @@
-"""Draws depend on seed, step and item only."""
+"""Draws depend only on seed, step and item."""
 
 import torch
 
@@ -20,7 +20,7 @@ def test_another_seed_step_or_item_gives_other_noise():
     assert all(not torch.equal(a, b) for i, a in enumerate(noises) for b in noises[:i])
 
 
-def test_options_do_not_shift_the_noise_or_the_timestep():
+def test_options_do_not_change_the_noise_or_the_timestep():
     plain, optioned = draw_item(**ITEM), draw_item(**ITEM, random_flip=True)
     assert torch.equal(plain.noise, optioned.noise)
     assert plain.timestep == optioned.timestep

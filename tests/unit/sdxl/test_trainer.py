@@ -1,5 +1,5 @@
-"""The trainer as a whole, on the embedded base's shape with random weights: files, interrupts,
-bad numbers, continuing a LoRA.
+"""The whole trainer, on a random model of the embedded base's shape: files, interruptions, NaN,
+continuing from a LoRA, masks, prior preservation, captions.
 """
 
 import json
@@ -35,7 +35,7 @@ from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepared_model import PreparedSDXL
 from trainers.sdxl.step import Batch
-from trainers.training.adapters import AdaptedModel, adapter_layers
+from trainers.training.adapters import AdaptedModel, find_adapter_layers
 from trainers.training.device import DeviceMemory
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
 from trainers.training.loop import TrainingLoop, train_lora
@@ -56,7 +56,7 @@ FAST = {
 
 
 class RecordingHost(DeviceMemory):
-    """A host that writes down what it is told, and cancels when it is told to."""
+    """A host that records events, and cancels at a given step."""
 
     def __init__(self, *, cancel_at_step: int | None = None) -> None:
         super().__init__(torch.device("cpu"))
@@ -67,16 +67,16 @@ class RecordingHost(DeviceMemory):
         self.events.append(event)
 
     def check_interrupted(self) -> None:
-        if self._cancel_at_step is not None and len(self.of(StepDone)) >= self._cancel_at_step:
+        if self._cancel_at_step is not None and len(self.select(StepDone)) >= self._cancel_at_step:
             raise Interrupted
 
-    def of(self, kind: type) -> list:
+    def select(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i, size in enumerate([(64, 64), (64, 64), (70, 64), (64, 90)]):
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
@@ -125,18 +125,18 @@ def train(
 
 @pytest.fixture(scope="module")
 def plain(weights, dataset, tmp_path_factory):
-    """A run of the fast settings."""
+    """A run with the fast settings."""
     return train(weights, dataset, tmp_path_factory.mktemp("plain"))
 
 
-def names_of(weights):
+def list_names(weights):
     model = copy_model(weights)
     return kohya_names(
         *(list_weighted_modules(part) for part in (model.unet, model.text_encoder, model.text_encoder_2))
     )
 
 
-def test_a_run_leaves_a_verified_lora_and_everything_about_it(weights, dataset, tmp_path):
+def test_a_run_writes_a_verified_lora_and_a_run_folder(weights, dataset, tmp_path):
     host = RecordingHost()
     result = train(weights, dataset, tmp_path, host=host, save_every_n_steps=2)
     assert result.path == tmp_path / "x.safetensors" and result.steps == len(result.losses) == 4
@@ -164,9 +164,15 @@ def test_a_run_leaves_a_verified_lora_and_everything_about_it(weights, dataset, 
         and metadata["ss_steps"] == "4"
         and metadata["modelspec.trigger_phrase"] == "zwx"
     )
-    assert [event.stage for event in host.of(StageStarted)] == ["loading", "caching", "caching", "training", "saving"]
-    assert [event.step for event in host.of(StepDone)] == [1, 2, 3, 4]
-    assert "192/192 modules load" in host.of(Notice)[-1].message
+    assert [event.stage for event in host.select(StageStarted)] == [
+        "loading",
+        "caching",
+        "caching",
+        "training",
+        "saving",
+    ]
+    assert [event.step for event in host.select(StepDone)] == [1, 2, 3, 4]
+    assert "192/192 modules load" in host.select(Notice)[-1].message
     saved = load_file(result.path)
     assert saved.keys() == result.state_dict.keys() and all(
         torch.equal(saved[key], tensor) for key, tensor in result.state_dict.items()
@@ -239,7 +245,7 @@ def test_a_step_is_the_same_however_it_is_batched(
 
 
 def test_accumulation_divides_by_the_real_size_of_the_last_group(weights, dataset, tmp_path):
-    """Four images in groups of three: three samples, then one; the loss stays a mean."""
+    """Four images in groups of three are three samples, then one. The loss stays a mean."""
     host = RecordingHost()
     result = train(
         weights,
@@ -252,11 +258,11 @@ def test_accumulation_divides_by_the_real_size_of_the_last_group(weights, datase
         learning_rate=1e-9,
         caption_dropout=0.0,
     )
-    assert result.steps == 4 and [event.epoch for event in host.of(StepDone)] == [1, 1, 2, 2]
+    assert result.steps == 4 and [event.epoch for event in host.select(StepDone)] == [1, 1, 2, 2]
     assert max(result.losses) < 3 * min(result.losses)
 
 
-def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_path):
+def test_a_text_encoder_with_rate_0_is_not_trained(weights, dataset, tmp_path):
     result = train(
         weights,
         dataset,
@@ -275,8 +281,8 @@ def test_text_encoders_are_trained_each_at_its_own_rate(weights, dataset, tmp_pa
     assert all(norm > 0 for norm in moved.values())
 
 
-def test_the_learning_rate_of_each_encoder_is_its_own(weights, dataset, tmp_path):
-    """At a rate of 1e-9 an adapter stays where it was, at 1e-3 it moves."""
+def test_each_text_encoder_has_its_own_learning_rate(weights, dataset, tmp_path):
+    """At a rate of 1e-9 an adapter does not move, at 1e-3 it does."""
     result = train(
         weights,
         dataset,
@@ -311,8 +317,8 @@ def test_cancelling_keeps_a_checkpoint_of_the_last_step_and_no_final_file(weight
         train(weights, dataset, tmp_path, host=host, max_train_steps=100)
     (checkpoint,) = tmp_path.rglob("*.safetensors")
     assert checkpoint.name == "x-step00000003.safetensors"
-    assert [event.step for event in host.of(CheckpointSaved)] == [3]
-    verify_lora(checkpoint, names_of(weights), expected=list(read_lora(checkpoint, names_of(weights))))
+    assert [event.step for event in host.select(CheckpointSaved)] == [3]
+    verify_lora(checkpoint, list_names(weights), expected=list(read_lora(checkpoint, list_names(weights))))
     assert not list(tmp_path.rglob("*.tmp")) and list(tmp_path.rglob("loss.png"))
 
 
@@ -322,7 +328,7 @@ def test_cancelling_before_the_first_step_leaves_no_lora_and_no_half_file(weight
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_dtype_and_remedy(weights, dataset, tmp_path):
+def test_a_nonfinite_loss_stops_the_run_and_names_step_dtype_and_remedy(weights, dataset, tmp_path):
     with pytest.raises(
         NonFiniteLoss, match=r"step \d+: loss .* in float32\. Lower the learning rate, and check the base model"
     ):
@@ -364,7 +370,7 @@ def test_the_second_run_encodes_nothing(weights, dataset, tmp_path, monkeypatch)
     )
 
 
-def test_another_vae_or_text_encoder_is_not_served_from_the_cache(weights, dataset, tmp_path):
+def test_another_vae_or_text_encoder_does_not_use_cached_tensors(weights, dataset, tmp_path):
     cache = TensorCache(tmp_path / "cache")
     first = train(weights, dataset, tmp_path, name="first", cache=cache)
     for part, name in (("vae", "encoder.conv_in.weight"), ("text_encoder_2", "text_projection.weight")):
@@ -375,9 +381,9 @@ def test_another_vae_or_text_encoder_is_not_served_from_the_cache(weights, datas
         assert train(changed, dataset, tmp_path, name=part, cache=cache).losses != first.losses
 
 
-def test_training_continues_from_a_lora_with_its_strength(weights, dataset, tmp_path):
+def test_training_continues_from_a_lora_at_its_strength(weights, dataset, tmp_path):
     first = train(weights, dataset, tmp_path, name="first", save_dtype="fp32", max_train_steps=8)
-    names = names_of(weights)
+    names = list_names(weights)
     before = read_lora(first.path, names)
     continued = train(
         weights,
@@ -433,7 +439,7 @@ def test_checkpoints_by_epoch_have_sd_scripts_names(weights, dataset, tmp_path):
     assert [path.name for path in result.checkpoints] == ["x-000001.safetensors", "x-000002.safetensors"]
 
 
-def test_a_name_taken_while_the_training_ran_loses_nothing(weights, dataset, tmp_path):
+def test_a_name_that_is_taken_during_training_loses_nothing(weights, dataset, tmp_path):
     class Rival(RecordingHost):
         def report(self, event: Event) -> None:
             super().report(event)
@@ -485,7 +491,7 @@ def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{}, {"lora_dropout": 0.5, "gradient_checkpointing": True}, {"train_text_encoders": True}]
 )
-def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_path, settings):
+def test_drawing_samples_does_not_change_the_training(weights, dataset, tmp_path, settings):
     plain = train(weights, dataset, tmp_path, name="plain", **settings)
     host = RecordingHost()
     sampled = train(
@@ -493,7 +499,7 @@ def test_drawing_samples_changes_nothing_of_the_training(weights, dataset, tmp_p
     )
     assert sampled.losses == plain.losses
     assert all(torch.equal(sampled.state_dict[name], tensor) for name, tensor in plain.state_dict.items())
-    drawn = host.of(SamplesDrawn)
+    drawn = host.select(SamplesDrawn)
     assert [event.step for event in drawn] == [0, 2, 4]
     assert [event.path.name for event in drawn] == [f"sampled-step{step:08d}.png" for step in (0, 2, 4)]
     images = [np.asarray(Image.open(event.path)) for event in drawn]
@@ -520,7 +526,7 @@ def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_p
 @pytest.fixture(scope="module")
 def masked_folder(dataset, tmp_path_factory) -> Path:
     """The dataset's four images; the first has a mask whose left half is white."""
-    folder = shutil.copytree(dataset.images[0].path.parent, tmp_path_factory.mktemp("masked") / "pictures")
+    folder = shutil.copytree(dataset.images[0].path.parent, tmp_path_factory.mktemp("masked") / "images")
     write_mask(folder, "0", slice(0, 32))
     return folder
 
@@ -535,7 +541,7 @@ def scan(folder: Path) -> Dataset:
     return scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
 
 
-def recorded_batches(monkeypatch) -> list[Batch]:
+def record_batches(monkeypatch) -> list[Batch]:
     batches: list[Batch] = []
     real = prepared_model.weighted_losses
 
@@ -550,7 +556,7 @@ def recorded_batches(monkeypatch) -> list[Batch]:
 def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_plain_formula(
     weights, dataset, tmp_path, monkeypatch
 ):
-    """Bit for bit, whatever the new settings are."""
+    """They are equal bit for bit, whatever the mask settings are."""
     ours = train(weights, dataset, tmp_path, name="ours", unmasked_weight=0.3, normalize_masked_loss=True)
 
     def plain_losses(unet, batch, objective):
@@ -573,7 +579,7 @@ def test_without_masks_weights_and_prior_the_losses_are_exactly_those_of_the_pla
 def test_a_mask_is_flipped_with_its_image_and_an_image_without_one_counts_in_full(
     weights, masked_folder, tmp_path, monkeypatch
 ):
-    batches = recorded_batches(monkeypatch)
+    batches = record_batches(monkeypatch)
     train(weights, scan(masked_folder), tmp_path, flip=True, train_batch_size=4, max_train_steps=8)
     masks = [mask for batch in batches if batch.loss_mask is not None for mask in batch.loss_mask]
     assert masks and all(mask.shape == (1, 8, 8) and mask.dtype == torch.float32 for mask in masks)
@@ -587,9 +593,7 @@ def test_a_mask_is_flipped_with_its_image_and_an_image_without_one_counts_in_ful
 
 @pytest.fixture(scope="module")
 def self_masked_folder(tmp_path_factory) -> Path:
-    """One image that is its own mask, and nowhere symmetric: what happens to one of the two must
-    happen to the other.
-    """
+    """One asymmetric image that is also its mask: both must be cropped and flipped alike."""
     folder = tmp_path_factory.mktemp("self masked")
     ramp = np.add.outer(np.linspace(0, 90, 150), np.linspace(0, 165, 240)).astype(np.uint8)
     Image.fromarray(ramp).convert("RGB").save(folder / "a.png")
@@ -597,31 +601,29 @@ def self_masked_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def brightness_as_latents(monkeypatch) -> None:
-    """Instead of the VAE's latents, the mean grey of their 8 x 8 pixels, 0 to 1, in all
-    channels.
-    """
+def replace_latents_by_brightness(monkeypatch) -> None:
+    """Replace the VAE's latents by the mean grey of their 8 x 8 pixels, 0 to 1, in all channels."""
     from trainers.sdxl import encode
 
     def grey(vae, pixel_values, name):
         return torch.nn.functional.avg_pool2d((pixel_values[:, :1] + 1) / 2, 8)[0].expand(4, -1, -1).contiguous()
 
-    monkeypatch.setattr(encode, "_encode_picture", grey)
+    monkeypatch.setattr(encode, "_encode_image", grey)
 
 
 @pytest.mark.parametrize("resize_mode", ["bucket", "random_crop"])
-def test_the_mask_of_every_sample_lies_on_its_latents_however_cropped_and_flipped(
+def test_masks_match_their_latents_however_cropped_and_flipped(
     weights, self_masked_folder, tmp_path, monkeypatch, resize_mode
 ):
-    brightness_as_latents(monkeypatch)
-    batches = recorded_batches(monkeypatch)
+    replace_latents_by_brightness(monkeypatch)
+    batches = record_batches(monkeypatch)
     buckets = BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, resize_mode=resize_mode)
     dataset = replace(scan(self_masked_folder), num_repeats=3)
     train(weights, dataset, tmp_path, buckets=buckets, train_batch_size=2, max_train_steps=8)
     sizes, are_flipped = set(), set()
     for batch in batches:
         assert batch.loss_mask is not None
-        # LANCZOS against BILINEAR
+        # images are resized with LANCZOS, masks with BILINEAR
         torch.testing.assert_close(batch.loss_mask, batch.latents[:, :1], rtol=0, atol=2 / 255)
         sizes.add(tuple(batch.latents.shape[2:]))
         are_flipped |= {bool(mask[0, 0, 0] > mask[0, 0, -1]) for mask in batch.loss_mask}
@@ -656,7 +658,7 @@ def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_maske
 
 def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, dataset, tmp_path):
     folder = shutil.copytree(
-        dataset.images[0].path.parent, tmp_path / "pictures", ignore=shutil.ignore_patterns("[123].*")
+        dataset.images[0].path.parent, tmp_path / "images", ignore=shutil.ignore_patterns("[123].*")
     )
     (tmp_path / "out").mkdir()
     settings = {"learning_rate": 1e-9, "max_train_steps": 1}
@@ -669,13 +671,13 @@ def test_a_white_mask_changes_nothing_and_a_black_one_scales_the_loss(weights, d
         weights, scan(folder), tmp_path / "out", name="black", host=host, unmasked_weight=0.25, **settings
     ).losses
     assert black == pytest.approx([0.25 * loss for loss in plain], rel=1e-6)
-    assert any("0.png: its mask is black all over" in event.message for event in host.of(Notice))
+    assert any("0.png: its mask is all black" in event.message for event in host.select(Notice))
 
 
 def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, tmp_path, monkeypatch):
     from trainers.training import masks
 
-    folder, cache = shutil.copytree(masked_folder, tmp_path / "pictures"), TensorCache(tmp_path / "cache")
+    folder, cache = shutil.copytree(masked_folder, tmp_path / "images"), TensorCache(tmp_path / "cache")
     first = train(weights, scan(folder), tmp_path, name="first", cache=cache)
     with monkeypatch.context() as patch:
         patch.setattr(masks, "read_mask_crop", lambda item: pytest.fail("a mask was read again"))
@@ -687,8 +689,8 @@ def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, 
     assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses
 
 
-def test_a_images_weight_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
-    batches, losses = recorded_batches(monkeypatch), []
+def test_the_weight_of_an_image_scales_its_loss(weights, dataset, tmp_path, monkeypatch):
+    batches, losses = record_batches(monkeypatch), []
     for i, loss_weights in enumerate([(1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), (0.25, 1.0, 1.0, 1.0)]):
         images = [
             replace(image, loss_weight=loss_weight)
@@ -719,10 +721,8 @@ def prior_of_four(weights, dataset, tmp_path_factory):
     return train(weights, dataset, tmp_path_factory.mktemp("prior"), **PRIOR_OF_FOUR)
 
 
-def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
-    """It moves away from the base model's several times less far than where the prior counts for
-    nothing.
-    """
+def test_the_prior_preserves_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
+    """It stays at least twice as close to the base model's as with a weight of almost zero."""
     moved: list[float] = []
     real = prepared_model.prior_losses
 
@@ -746,7 +746,7 @@ def test_the_prior_holds_the_prediction_for_the_class_prompt(weights, dataset, t
 
 
 def test_the_first_step_has_no_prior_loss_yet_and_later_ones_have(weights, dataset, tmp_path):
-    """The LoRA starts at zero: what it predicts is what the base model predicts."""
+    """The LoRA starts at zero, so its first prediction is the base model's."""
     plain = train(
         weights, dataset, tmp_path, name="plain", **{**PRIOR, "prior_loss_weight": 0.0, "max_train_steps": 3}
     ).losses
@@ -769,8 +769,10 @@ def test_prior_preservation_is_the_same_however_it_is_batched_and_recomputed(
     torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(prior_of_four.losses), rtol=1e-4, atol=0)
 
 
-def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, dataset, tmp_path, monkeypatch):
-    """Text encoders included: their adapters would move the class prompt's embedding."""
+def test_the_base_predicts_with_all_adapters_off_and_they_are_on_again_afterwards(
+    weights, dataset, tmp_path, monkeypatch
+):
+    """This includes the text encoders: their adapters would change the embedding of the prompt."""
     predictions: list[tuple[bool, bool]] = []
     real = prepared_model.predict
 
@@ -801,7 +803,7 @@ def test_the_base_is_asked_with_all_adapters_off_and_they_are_on_again(weights, 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), Interrupted(), KeyError("a bug")])
 def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tmp_path, monkeypatch, error):
-    """The model may be the host's, and the checkpoint is written after the error."""
+    """The model may belong to the host, and the checkpoint is written after the error."""
     loops: list[TrainingLoop] = []
     real = prepared_model.predict
 
@@ -818,7 +820,7 @@ def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tm
     layers = [
         layer
         for part in (model.unet, model.text_encoder, model.text_encoder_2)
-        for layer in adapter_layers(part).values()
+        for layer in find_adapter_layers(part).values()
     ]
     assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
     assert all(parameter.requires_grad for parameter in loops[0]._model.adapted.parameters) and torch.is_grad_enabled()
@@ -837,13 +839,13 @@ def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, datase
     train(weights, dataset, tmp_path, host=host, prior_loss_weight=1.0, caption_dropout=0.0)
     message = (
         "prior_loss_weight keeps what the base model draws for 'thing 0' and 3 more. Set class_prompt if that "
-        "does not name what is to stay"
+        "does not name what should stay"
     )
-    assert message in [event.message for event in host.of(Notice)]
+    assert message in [event.message for event in host.select(Notice)]
     assert set(asked) == {f"{trigger}thing {i}" for trigger in ("zwx, ", "") for i in range(4)}
 
 
-def test_of_several_class_prompts_each_sample_draws_one(weights, dataset, tmp_path, monkeypatch):
+def test_each_sample_draws_one_of_several_class_prompts(weights, dataset, tmp_path, monkeypatch):
     asked: list[str] = []
     real = PreparedSDXL.embed
 
@@ -860,7 +862,7 @@ def test_of_several_class_prompts_each_sample_draws_one(weights, dataset, tmp_pa
     )
 
 
-def test_a_prior_without_anything_to_keep_is_an_error_before_the_model_is_loaded(dataset, tmp_path):
+def test_a_prior_without_any_prompt_is_an_error_before_the_model_is_loaded(dataset, tmp_path):
     for broken, message in (
         (replace(dataset, trigger_word=""), "the dataset has no trigger word"),
         (replace(dataset, trigger_word="qqq"), "0.png's caption does not have the trigger word 'qqq'"),
@@ -870,10 +872,10 @@ def test_a_prior_without_anything_to_keep_is_an_error_before_the_model_is_loaded
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_class_prompt_that_nothing_uses_is_named(weights, dataset, tmp_path):
+def test_an_unused_class_prompt_is_reported(weights, dataset, tmp_path):
     host = RecordingHost()
     train(weights, dataset, tmp_path, host=host, class_prompt="a thing", max_train_steps=1)
-    assert "class_prompt is not used: prior_loss_weight is 0" in [event.message for event in host.of(Notice)]
+    assert "class_prompt is not used: prior_loss_weight is 0" in [event.message for event in host.select(Notice)]
 
 
 # ---- caption variants ----
@@ -890,7 +892,7 @@ def tagged(tmp_path_factory) -> Dataset:
 
 
 @pytest.mark.parametrize("train_text_encoders", [False, True])
-def test_each_step_draws_one_of_the_caption_variants_and_the_same_again_in_the_next_run(
+def test_each_step_draws_a_caption_variant_and_the_next_run_draws_the_same(
     weights, tagged, tmp_path, monkeypatch, train_text_encoders
 ):
     asked: list[list[str]] = []
@@ -927,15 +929,15 @@ def test_all_variants_are_encoded_before_the_first_step_and_never_again(weights,
     )
 
 
-def test_variants_leave_noise_and_timesteps_as_they_were(weights, tagged, tmp_path, monkeypatch):
-    batches = recorded_batches(monkeypatch)
+def test_variants_do_not_change_noise_and_timesteps(weights, tagged, tmp_path, monkeypatch):
+    batches = record_batches(monkeypatch)
     for name, captions in (("plain", CaptionConfig()), ("shuffled", SHUFFLED)):
         train(weights, tagged, tmp_path, name=name, captions=captions, train_batch_size=1)
     for plain, shuffled in zip(batches[:4], batches[4:], strict=True):
         assert torch.equal(plain.noise, shuffled.noise) and torch.equal(plain.timesteps, shuffled.timesteps)
 
 
-def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder, tmp_path):
+def test_the_lora_and_the_manifest_record_the_settings(weights, masked_folder, tmp_path):
     result = train(weights, scan(masked_folder), tmp_path, prior_loss_weight=0.5, captions=SHUFFLED, max_train_steps=1)
     expected = {
         "ss_prior_loss_weight": "0.5",
@@ -950,9 +952,9 @@ def test_the_file_and_the_manifest_say_how_it_was_trained(weights, masked_folder
     assert json.loads(result.metadata["lora_trainer_config"])["unmasked_weight"] == 0.1
 
 
-def test_the_file_counts_images_by_folder_as_sd_scripts_does(weights, tmp_path):
-    """kohya's folders in one dataset, another dataset with repeats, regularization, and an image
-    that is too small to be used.
+def test_the_lora_counts_images_by_folder_as_in_sd_scripts(weights, tmp_path):
+    """The datasets: one with kohya's folders, one with repeats and an image that is too small, and
+    one of regularization images.
     """
     sizes = {
         "toys/2_ball/a": 64,

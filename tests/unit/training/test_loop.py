@@ -1,4 +1,4 @@
-"""The loop with a family that is not SDXL: what it does, it does for every family."""
+"""The training loop with a toy family: nothing in it depends on SDXL."""
 
 import json
 import subprocess
@@ -38,10 +38,10 @@ class ListeningHost(DeviceMemory):
         self.events.append(event)
 
     def check_interrupted(self) -> None:
-        if len(self.of(StepDone)) == self._cancel_after:
+        if len(self.select(StepDone)) == self._cancel_after:
             raise Interrupted
 
-    def of(self, kind: type) -> list:
+    def select(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
 
 
@@ -67,8 +67,8 @@ def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(datas
     host = ListeningHost()
     trained = train(dataset, tmp_path, host, save_every_n_steps=2, sample_every_n_steps=3, max_train_steps=200)
     assert sum(trained.losses[-20:]) < 0.8 * sum(trained.losses[:20])
-    assert len(trained.checkpoints) == len(host.of(CheckpointSaved)) == 99
-    assert [event.step for event in host.of(SamplesDrawn)] == list(range(0, 201, 3))
+    assert len(trained.checkpoints) == len(host.select(CheckpointSaved)) == 99
+    assert [event.step for event in host.select(SamplesDrawn)] == list(range(0, 201, 3))
     with safe_open(trained.path, "pt") as file:
         assert set(file.keys()) == {
             f"diffusion_model_0.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")
@@ -81,9 +81,9 @@ def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(datas
 
 
 @pytest.mark.parametrize("batching", [{"train_batch_size": 3}, {"gradient_accumulation_steps": 2}])
-def test_the_loss_is_the_mean_over_the_steps_samples_however_they_are_batched(dataset, tmp_path, batching):
-    """Two buckets: with batch size 3 a step has two samples or one, and so it has with two
-    micro-batches of one.
+def test_the_loss_is_the_mean_over_all_samples_of_a_step_however_they_are_batched(dataset, tmp_path, batching):
+    """There are two buckets: a step has two samples or one, with batch size 3 as with two
+    micro-batches.
     """
     trained = train(dataset, tmp_path, **batching, max_train_steps=1, learning_rate=1e-9)
     assert trained.losses[0] > 0 and trained.steps == 1
@@ -95,7 +95,7 @@ def test_a_cancelled_run_keeps_its_last_step(dataset, tmp_path):
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["toy-step00000003.safetensors"]
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_step(dataset, tmp_path, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_step(dataset, tmp_path, monkeypatch):
     real = ToyFamily.prepare
 
     def prepare(family, plan, host, **rest):
@@ -113,11 +113,11 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_step(da
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "torch.optim.RAdam"])
-def test_every_family_has_every_optimizer(dataset, tmp_path, optimizer):
+def test_any_family_can_use_any_optimizer(dataset, tmp_path, optimizer):
     assert train(dataset, tmp_path, optimizer=optimizer).steps == 6
 
 
-def test_the_loop_and_its_settings_load_no_family():
+def test_the_loop_and_its_settings_import_no_family():
     code = (
         "import sys, trainers.training.loop; print([name for name in sys.modules if "
         "name.startswith(('trainers.sdxl', 'trainers.musubi'))])"

@@ -1,4 +1,4 @@
-"""The plot of the losses, and their running average."""
+"""The loss plot and the running average in it."""
 
 import pytest
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.dataset.imagined import imagined
+from tests.unit.dataset.imagined import imagine_dataset
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
 from trainers.training.config import TrainingConfig
@@ -19,7 +19,7 @@ from trainers.training.plan import RunSettings, plan_training
     [(False, {"zwx": 1, "smile holding a drink": 1}), (True, {"zwx": 2, "smile": 1, "holding a drink": 1})],
 )
 def test_no_tag_reaches_across_the_end_of_a_line(use_wildcards, expected):
-    dataset = imagined(1).with_captions(["zwx, smile\nzwx, holding a drink"])
+    dataset = imagine_dataset(1).with_captions(["zwx, smile\nzwx, holding a drink"])
     settings = RunSettings(
         replace(TrainingConfig(), max_train_steps=1), BucketConfig(), CaptionConfig(use_wildcards=use_wildcards)
     )

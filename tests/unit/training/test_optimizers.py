@@ -1,4 +1,4 @@
-"""Optimizers really step, and say what they need."""
+"""Optimizers lower a loss, and errors say what they need."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ from trainers.training.optimizers import (
 )
 
 
-def groups(*rates: float) -> list[ParameterGroup]:
+def make_groups(*rates: float) -> list[ParameterGroup]:
     generator = torch.Generator().manual_seed(0)
     return [
         ParameterGroup(f"part {i}", [nn.Parameter(torch.randn(64, 80, generator=generator))], rate)
@@ -27,7 +27,7 @@ def groups(*rates: float) -> list[ParameterGroup]:
 
 @pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_row_holds_as_many_bytes_of_state_as_it_says(row):
-    parts = groups(1.0 if row.finds_learning_rate else 1e-3)
+    parts = make_groups(1.0 if row.finds_learning_rate else 1e-3)
     (weight,) = parts[0].parameters
     optimizer = make_optimizer(row.name, parts, weight_decay=0.0)
     weight.square().mean().backward()
@@ -40,7 +40,7 @@ def test_every_row_holds_as_many_bytes_of_state_as_it_says(row):
 
 
 def test_an_optimizer_can_be_named_by_its_import_path():
-    optimizer = make_optimizer("torch.optim.RAdam", groups(1e-3), weight_decay=0.0, extra_args="betas=(0.8,0.9)")
+    optimizer = make_optimizer("torch.optim.RAdam", make_groups(1e-3), weight_decay=0.0, extra_args="betas=(0.8,0.9)")
     assert type(optimizer) is torch.optim.RAdam and optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 
@@ -58,7 +58,7 @@ def test_an_optimizer_can_be_named_by_its_import_path():
 )
 def test_an_import_path_that_names_no_optimizer_is_an_error(name, error, message):
     with pytest.raises(error, match=message):
-        make_optimizer(name, groups(1e-3), weight_decay=0.0)
+        make_optimizer(name, make_groups(1e-3), weight_decay=0.0)
 
 
 def test_a_workflow_may_only_choose_from_the_table():
@@ -73,7 +73,7 @@ def test_a_workflow_may_only_choose_from_the_table():
 @pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer_brings_a_loss_down(row):
     name, rate = row.name, 1.0 if row.finds_learning_rate else 1e-2
-    parts = groups(rate)
+    parts = make_groups(rate)
     (weight,) = parts[0].parameters
     optimizer = make_optimizer(name, parts, weight_decay=0.0)
     losses = []
@@ -94,24 +94,24 @@ def test_every_optimizer_brings_a_loss_down(row):
         ("Prodigy", "prodigyopt", "prodigyopt"),
     ],
 )
-def test_a_missing_package_is_named_with_its_remedy(name, module, package, monkeypatch):
+def test_a_missing_package_error_says_how_to_install_it(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         ModuleNotFoundError,
         match=f"optimizer {name} needs the package {package}, which is not installed: pip install {package}, or "
         "choose AdamW",
     ):
-        make_optimizer(name, groups(1.0), weight_decay=0.0)
+        make_optimizer(name, make_groups(1.0), weight_decay=0.0)
 
 
 def test_each_group_has_its_own_learning_rate():
-    optimizer = make_optimizer("AdamW", groups(1e-4, 5e-5), weight_decay=0.0)
+    optimizer = make_optimizer("AdamW", make_groups(1e-4, 5e-5), weight_decay=0.0)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 5e-5]
 
 
 def test_prodigy_refuses_several_learning_rates():
     with pytest.raises(ValueError, match="Prodigy finds one learning rate for everything"):
-        make_optimizer("Prodigy", groups(1.0, 0.5), weight_decay=0.0)
+        make_optimizer("Prodigy", make_groups(1.0, 0.5), weight_decay=0.0)
 
 
 def test_optimizer_args_are_literals_and_reach_the_optimizer():
@@ -120,24 +120,26 @@ def test_optimizer_args_are_literals_and_reach_the_optimizer():
         "d_coef": 2,
         "decouple": True,
     }
-    optimizer = make_optimizer("AdamW", groups(1e-4), weight_decay=0.01, extra_args="betas=(0.8,0.9) weight_decay=0.1")
+    optimizer = make_optimizer(
+        "AdamW", make_groups(1e-4), weight_decay=0.01, extra_args="betas=(0.8,0.9) weight_decay=0.1"
+    )
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize("text", ["betas", "betas=(0.9,", "betas=__import__('os')", "=1"])
-def test_optimizer_args_that_cannot_be_read_are_an_error(text):
+def test_unreadable_optimizer_args_are_an_error(text):
     with pytest.raises(ValueError, match=re.escape(f"optimizer_args: cannot read {text!r}")):
         parse_optimizer_args(text)
 
 
 def test_an_argument_the_optimizer_does_not_take_is_an_error():
     with pytest.raises(ValueError, match="AdamW does not take them"):
-        make_optimizer("AdamW", groups(1e-4), weight_decay=0.0, extra_args="d_coef=2")
+        make_optimizer("AdamW", make_groups(1e-4), weight_decay=0.0, extra_args="d_coef=2")
 
 
-def rates(name: str, *, warmup: int, total: int) -> list[float]:
-    optimizer = make_optimizer("AdamW", groups(1.0), weight_decay=0.0)
+def list_rates(name: str, *, warmup: int, total: int) -> list[float]:
+    optimizer = make_optimizer("AdamW", make_groups(1.0), weight_decay=0.0)
     schedule = make_lr_scheduler(name, optimizer, warmup_steps=warmup, total_steps=total)
     seen = []
     for _ in range(total):
@@ -148,13 +150,13 @@ def rates(name: str, *, warmup: int, total: int) -> list[float]:
 
 
 def test_a_schedule_counts_optimizer_steps_and_warms_up():
-    cosine = rates("cosine", warmup=10, total=110)
+    cosine = list_rates("cosine", warmup=10, total=110)
     assert cosine[0] == 0 and cosine[5] == pytest.approx(0.5) and cosine[10] == 1
     assert cosine[60] == pytest.approx(0.5) and cosine[109] < 0.001
 
 
 def test_a_constant_schedule_keeps_its_warm_up():
-    assert rates("constant", warmup=4, total=8) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert list_rates("constant", warmup=4, total=8) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
 
 
 def test_warm_up_is_a_number_of_steps_or_a_share():

@@ -1,4 +1,4 @@
-"""The folder of a run, and the names in it."""
+"""The folder of a run and the names of its files."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ def test_a_run_that_would_overwrite_a_lora_is_refused_before_it_starts(tmp_path)
         RunFolder(tmp_path, "x")
 
 
-def test_two_runs_of_one_name_in_the_same_second_get_two_folders(tmp_path):
+def test_two_runs_with_the_same_name_and_second_get_two_folders(tmp_path):
     first = RunFolder(tmp_path, "x")
     first.create({})
     second = RunFolder(tmp_path, "x")
@@ -37,7 +37,7 @@ def test_a_run_folder_holds_manifest_loss_and_log(tmp_path):
     assert (run.path / "loss.png").stat().st_size > 1000
 
 
-def test_checkpoints_are_named_as_sd_scripts_names_them(tmp_path):
+def test_checkpoints_are_named_as_in_sd_scripts(tmp_path):
     run = RunFolder(tmp_path, "x")
     assert run.checkpoint_path(step=100).name == "x-step00000100.safetensors"
     assert run.checkpoint_path(step=100, epoch=2).name == "x-000002.safetensors"

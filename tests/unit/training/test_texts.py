@@ -17,25 +17,25 @@ DATASET = Dataset([IMAGE], 1, "", DatasetReport(1), "imagined")
 (ITEM,) = plan_crops(DATASET, BucketConfig(), seed=0).items
 
 
-def texts_of(*, captions: CaptionConfig | None = None, **settings: object) -> TrainingTexts:
+def make_texts(*, captions: CaptionConfig | None = None, **settings: object) -> TrainingTexts:
     return TrainingTexts(DATASET, [ITEM], TrainingConfig(**settings), captions or CaptionConfig())
 
 
-def test_caption_dropout_takes_its_share_of_captions_away():
-    texts = texts_of(caption_dropout=0.25)
-    dropped = sum(texts.caption(ITEM, step) == "" for step in range(2000))
+def test_caption_dropout_drops_its_share_of_captions():
+    texts = make_texts(caption_dropout=0.25)
+    dropped = sum(texts.choose_caption(ITEM, step) == "" for step in range(2000))
     assert abs(dropped / 2000 - 0.25) < 0.03
 
 
-def test_every_variant_is_drawn_about_equally_often_and_dropout_is_as_before():
-    plain = texts_of(caption_dropout=0.25)
-    varied = texts_of(caption_dropout=0.25, captions=CaptionConfig(shuffle_captions=True, num_caption_variants=8))
-    drawn = [varied.caption(ITEM, step) for step in range(800)]
-    assert [text == "" for text in drawn] == [plain.caption(ITEM, step) == "" for step in range(800)]
+def test_variants_are_drawn_equally_often_and_do_not_change_dropout():
+    plain = make_texts(caption_dropout=0.25)
+    varied = make_texts(caption_dropout=0.25, captions=CaptionConfig(shuffle_captions=True, num_caption_variants=8))
+    drawn = [varied.choose_caption(ITEM, step) for step in range(800)]
+    assert [text == "" for text in drawn] == [plain.choose_caption(ITEM, step) == "" for step in range(800)]
     counts = {text: drawn.count(text) for text in set(drawn) - {""}}
     assert len(counts) == 8 and min(counts.values()) > 45
 
 
 def test_a_class_prompt_is_never_dropped():
-    texts = texts_of(caption_dropout=1.0, prior_loss_weight=1.0, class_prompt="a dog | a cat")
-    assert {texts.class_prompt(ITEM, step) for step in range(50)} == {"a dog", "a cat"}
+    texts = make_texts(caption_dropout=1.0, prior_loss_weight=1.0, class_prompt="a dog | a cat")
+    assert {texts.choose_class_prompt(ITEM, step) for step in range(50)} == {"a dog", "a cat"}

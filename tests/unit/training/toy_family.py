@@ -1,6 +1,7 @@
-"""A second model family, as small as it can be: velocity matching with one linear layer.
+"""A second model family, as small as possible: velocity matching with one linear layer.
 
-It shows what a family has to bring, and that the loop, its files and its settings know no SDXL.
+It shows what a family must implement, and that the loop, its files and its settings do not depend
+on SDXL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ WIDTH = 12
 
 
 class ToyFamily:
-    """A transformer of one layer; its latents are an image's mean colours."""
+    """A transformer of one layer. Its latents are the mean colours of an image."""
 
     def prepare(self, plan: TrainingPlan, host: Host, *, cache: TensorCache, world: World) -> "PreparedToy":
         return PreparedToy(plan, host)

@@ -1,5 +1,5 @@
-"""Florence-2 as a captioner: images to text, in batches. The model is loaded when the first
-image comes, and not before.
+"""Florence-2 as a captioner: describes images in batches. Loads the model when the first image
+comes.
 
 Letters: B images, S prompt tokens.
 """
@@ -21,7 +21,7 @@ from .text import PromptTokenizer
 
 
 class Florence2Captioner:
-    """`place` puts the loaded model on the device that it is to run on; the inputs follow it."""
+    """Describes images. `place` moves the loaded model to its device; the inputs follow it."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, place: Callable[[nn.Module], object]) -> None:
         self._folder = ModelFolder.open(folder)
@@ -32,7 +32,7 @@ class Florence2Captioner:
 
     @property
     def identity(self) -> str:
-        """Changes whenever the same image and prompt may get another caption."""
+        """A text that changes whenever the same image and prompt could get another caption."""
         return f"florence2 {self._folder.hash_content()} {self._dtype}"
 
     @torch.inference_mode()
@@ -45,12 +45,12 @@ class Florence2Captioner:
         max_new_tokens: int,
         check_interrupted: Callable[[], None] = lambda: None,
     ) -> list[str]:
-        """One text per image, by beam search without sampling: the same every time, alone or in a
-        batch. Interruptible at every word.
+        """Return one text per image, by beam search without sampling: the same every time, alone or
+        in a batch. Can be interrupted at every token.
 
         Raises:
-            ValueError: the prompt cannot be used, or the folder's files do not belong together.
-            RuntimeError: the memory ran out.
+            ValueError: the prompt is not usable, or the folder's files do not belong together.
+            RuntimeError: the GPU ran out of memory.
         """
         sentence = expand_prompt(prompt)
         model = self._load_once()
@@ -71,7 +71,7 @@ class Florence2Captioner:
         return [self._tokenizer.decode(row) for row in generated.tolist()]
 
     def close(self) -> None:
-        """Let go of the model. The next image would load it again."""
+        """Release the model. The next image loads it again."""
         self._model = None
 
     def _load_once(self) -> Any:
@@ -82,18 +82,18 @@ class Florence2Captioner:
         return self._model
 
     def _build_input_ids(self, sentence: str, num_images: int, model: Any) -> Tensor:
-        """int64 [B, S]: the places of the image, then the sentence between its marks."""
+        """Return int64 [B, S]: the image positions, then the sentence between its marks."""
         config = model.config
         sentence_ids = self._tokenizer.encode(sentence)
-        num_places = _count_places(self._preparation.size_hw, config.vision_config)
+        num_positions = _count_positions(self._preparation.size_hw, config.vision_config)
         if config.image_token_id in sentence_ids:
             raise ValueError(
-                f"the prompt {sentence!r} has a token in it that stands for the image. Write it in other words"
+                f"the prompt {sentence!r} contains the token that represents the image. Write it in other words"
             )
-        if num_places + len(sentence_ids) + 2 > config.text_config.max_position_embeddings:
+        if num_positions + len(sentence_ids) + 2 > config.text_config.max_position_embeddings:
             raise ValueError(f"the prompt has {len(sentence_ids)} tokens, too many for this model. Write a shorter one")
         ids = [
-            *[config.image_token_id] * num_places,
+            *[config.image_token_id] * num_positions,
             config.text_config.bos_token_id,
             *sentence_ids,
             config.text_config.eos_token_id,
@@ -102,7 +102,9 @@ class Florence2Captioner:
 
 
 class _Interruptible(StoppingCriteria):
-    """Asks after every generated token: a caption of some hundred words takes a minute on a CPU."""
+    """Checks for an interrupt after every token: on a CPU, a caption of a few hundred words takes a
+    minute.
+    """
 
     def __init__(self, check_interrupted: Callable[[], None]) -> None:
         self._check_interrupted = check_interrupted
@@ -112,9 +114,9 @@ class _Interruptible(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def _count_places(size_hw: tuple[int, int], vision: Any) -> int:
-    """The vision tower's grid, and one place for the image as a whole: 24 x 24 + 1 at 768
-    pixels.
+def _count_positions(size_hw: tuple[int, int], vision: Any) -> int:
+    """Count the image positions: the vision tower's grid, and one for the whole image (24 x 24 + 1
+    at 768 pixels).
     """
     height, width = size_hw
     for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):

@@ -1,4 +1,4 @@
-"""Florence-2's habits, taken out of its captions: openings that say that an image is an image."""
+"""Removes openings such as "The image shows" from Florence-2's captions."""
 
 import re
 
@@ -13,14 +13,14 @@ _OPENINGS = [
         rf"in (?:the|this) {_IMAGE},? ?(?:there (?:is|are)|(?:we|i|you) can see|it shows|we see) ",
         rf"in (?:the|this) {_IMAGE},? ",
         rf"(?:this is|it is|it's) an? {_IMAGE} (?:of|showing|that shows) ",
-        # "a photo of" and "a drawing of" name the medium, and stay
-        r"an? (?:image|image) (?:of|showing|that shows) ",
+        # "a photo of" and "a drawing of" name the medium and are kept
+        r"an? (?:image|picture) (?:of|showing|that shows) ",
     )
 ]
 
 
 def clean_caption(text: str) -> str:
-    """The caption without its opening; a capital stays a capital: "The image shows a cat." becomes
+    """Remove the caption's opening but keep its capital letter: "The image shows a cat." becomes
     "A cat.".
     """
     text = " ".join(text.split())

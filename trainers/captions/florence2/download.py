@@ -1,5 +1,5 @@
-"""A Florence-2 model from huggingface.co into a folder: only when it is asked for, safetensors
-only, resumable.
+"""Downloads a Florence-2 model from huggingface.co into a folder: only on request, only
+safetensors, and resumable.
 """
 
 import re
@@ -27,7 +27,7 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def check_model_id(model_id: str) -> str:
-    """Raises ValueError unless it is OWNER/NAME, as huggingface.co writes it."""
+    """Return the id without spaces. Raises ValueError unless it is OWNER/NAME."""
     model_id = model_id.strip()
     if not re.fullmatch(f"{_PART}/{_PART}", model_id) or ".." in model_id:
         raise ValueError(
@@ -38,7 +38,7 @@ def check_model_id(model_id: str) -> str:
 
 
 def find_downloaded_model(model_id: str, root: Path) -> Path | None:
-    """The model's folder below `root`, when all of it is there."""
+    """Return the model's folder below `root`, or None if it is not there or not complete."""
     folder = root / check_model_id(model_id)
     try:
         return ModelFolder.open(folder).path
@@ -53,14 +53,15 @@ def download_model(
     check_interrupted: Callable[[], None] = lambda: None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
-    """The folder `root`/OWNER/NAME with the model; `on_progress` is told the bytes that are there
-    and those in all (0: unknown).
+    """Download the model into `root`/OWNER/NAME and return that folder. `on_progress` gets the
+    bytes so far and the total (0: unknown).
 
-    What arrived before an error is kept, and the next call goes on there. An interrupt is answered
-    at once; the file that is on its way is then finished in the background.
+    After an error, the next call continues with what is there. An interrupt takes effect at once;
+    the current file is then finished in the background.
 
     Raises:
-        ValueError: no such model, it needs a login, or it is no Florence-2 model with safetensors.
+        ValueError: there is no such model, it needs a login, or it is not a Florence-2 model with
+            safetensors.
         RuntimeError: huggingface.co cannot be reached.
     """
     folder = root / check_model_id(model_id)
@@ -91,7 +92,7 @@ def _fetch(model_id: str, folder: Path) -> object:
 
 
 def _require_model(model_id: str) -> int:
-    """The bytes that are to come, after a look at the list of files."""
+    """Check the model's list of files, and return the bytes to download."""
     from huggingface_hub import HfApi
 
     files = {
@@ -100,7 +101,7 @@ def _require_model(model_id: str) -> int:
     weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     if not weights or "config.json" not in files:
         raise ValueError(
-            f"{model_id} has no .safetensors file, and no others are downloaded, for they can hold programs. "
+            f"{model_id} has no .safetensors file. Other formats can contain programs and are not downloaded. "
             "Choose another model, such as florence-community/Florence-2-base"
         )
     return sum(files[name] for name in weights) + sum(size for name, size in files.items() if name in WANTED_FILES)
@@ -108,7 +109,7 @@ def _require_model(model_id: str) -> int:
 
 @contextmanager
 def _translate_errors(model_id: str) -> Iterator[None]:
-    """huggingface_hub's errors in the user's words."""
+    """Turn huggingface_hub's errors into ours, in the user's words."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -117,14 +118,13 @@ def _translate_errors(model_id: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
-    # The bases are the errors of the library that it goes by, which is another one in each of its
-    # major versions.
+    # The bases are the errors of its HTTP library, which differs between its major versions.
     unreachable: Any = (OSError, LocalEntryNotFoundError, *HfHubHTTPError.__bases__)
     try:
         yield
     except GatedRepoError as error:
         raise ValueError(
-            f"{model_id}: its owner wants you to log in and agree first. Do so on https://huggingface.co/{model_id}"
+            f"{model_id}: its owner requires you to log in and agree first, at https://huggingface.co/{model_id}"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{model_id}: there is no such model on huggingface.co. Is the name right?") from error
@@ -135,13 +135,13 @@ def _translate_errors(model_id: str) -> Iterator[None]:
     except unreachable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(
-            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). What "
-            f"arrived is kept: run it again, or {_BY_HAND}"
+            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). Run it "
+            f"again to continue, or {_BY_HAND}"
         ) from error
 
 
 def _count_bytes(folder: Path) -> int:
-    """What is there so far, unfinished files included; one may get its name meanwhile."""
+    """Count the bytes in the folder, unfinished files included. A file may be renamed meanwhile."""
     total = 0
     for file in folder.rglob("*"):
         try:

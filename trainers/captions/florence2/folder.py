@@ -1,5 +1,5 @@
-"""A folder with a Florence-2 model as it was downloaded: which files it has, of which kind it is,
-and its hash. Weights are not read.
+"""Inspects the folder of a downloaded Florence-2 model: its files, its kind and its hash. Reads no
+weights.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ _OTHER_FILES = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`config` is the file's content. Legacy folders (microsoft's, PromptGen's) name everything as
-    their own Python files do, which are never run.
+    """config: the content of config.json. Legacy folders (microsoft's, PromptGen's) use the names
+    of their own Python files, which are never run.
     """
 
     path: Path
@@ -42,7 +42,9 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
-        """Raises FileNotFoundError or ValueError: it is no folder with a whole Florence-2 model."""
+        """Open the folder. Raises FileNotFoundError or ValueError unless it has a complete
+        Florence-2 model.
+        """
         if not path.is_dir():
             raise FileNotFoundError(
                 f"{path}: there is no such folder. Give the folder of a Florence-2 model, with its config.json"
@@ -55,7 +57,7 @@ class ModelFolder:
         if not any(all((path / name).is_file() for name in names) for names in _TOKENIZER_FILES):
             raise ValueError(
                 f"{path} has neither tokenizer.json nor vocab.json and merges.txt. Copy the model's other files "
-                "beside its weights"
+                "next to its weights"
             )
         return cls(path, config, _find_weight_files(path))
 
@@ -66,7 +68,7 @@ class ModelFolder:
         ) == "florence2_language" or "dim_embed" in self.config.get("vision_config", {})
 
     def hash_content(self) -> str:
-        """Over the bytes of every file that decides what the model says."""
+        """Hash the bytes of every file that affects the captions."""
         files = [*self.weight_files, *(file for name in _OTHER_FILES if (file := self.path / name).is_file())]
         lines = [
             f"{file.name} {_hash_version(str(file), file.stat().st_size, file.stat().st_mtime_ns)}" for file in files
@@ -75,8 +77,8 @@ class ModelFolder:
 
 
 def find_models(root: Path) -> list[str]:
-    """The folders below `root` that hold a whole Florence-2 model, one or two levels down, by their
-    path there.
+    """List the folders with a complete Florence-2 model, one or two levels below `root`, by
+    relative path.
     """
     if not root.is_dir():
         return []
@@ -84,7 +86,7 @@ def find_models(root: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty where there is no such file. Raises ValueError for one that is no
+    """Return the file's content, empty if there is no such file. Raises ValueError if it is not a
     JSON object.
     """
     if not path.is_file():
@@ -114,7 +116,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _find_weight_files(folder: Path) -> tuple[Path, ...]:
-    """Those of the first kind that is there; safetensors before pickled ones."""
+    """Return the weight files, in safetensors if available, else pickled."""
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise ValueError(

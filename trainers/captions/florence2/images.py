@@ -1,5 +1,6 @@
-"""Images as Florence-2 sees them: resized to its square, scaled to 0..1, normalised. Letters: B
-images, H W height and width.
+"""Prepares images for Florence-2: resized to its square, scaled to 0..1, normalised.
+
+Letters: B images, H W height and width.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from .folder import read_json
 
-# ImageNet's, on which every Florence-2 was trained; Pillow's number for bicubic.
+# ImageNet's values, with which every Florence-2 was trained. 3 is Pillow's number for bicubic.
 _MEAN, _STD, _SIZE, _BICUBIC = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 768, 3
 
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """The numbers of the folder's preprocessor_config.json. Rescaling and normalising are no
-    options: the model needs both.
+    """The numbers in the folder's preprocessor_config.json. Rescaling and normalising are not
+    optional: the model needs both.
     """
 
     size_hw: tuple[int, int] = (_SIZE, _SIZE)
@@ -30,7 +31,7 @@ class ImagePreparation:
 
     @classmethod
     def read(cls, folder: Path) -> "ImagePreparation":
-        """Transformers 4 writes them to preprocessor_config.json, 5 to processor_config.json."""
+        """Read preprocessor_config.json, or processor_config.json as transformers 5 writes it."""
         settings = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
             "image_processor", {}
         )
@@ -40,7 +41,7 @@ class ImagePreparation:
         return cls(size_hw, tuple(mean), tuple(std), settings.get("resample", _BICUBIC))
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """[B, 3, H, W] float32, red first."""
+        """Return the images as [B, 3, H, W] float32, red first."""
         height, width = self.size_hw
         resized = [image.convert("RGB").resize((width, height), Image.Resampling(self.resample)) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() / 255

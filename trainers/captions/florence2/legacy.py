@@ -1,5 +1,5 @@
-"""Legacy Florence-2 checkpoints under the names of transformers' own classes. The names are those
-of microsoft's remote code, which is not needed.
+"""Renames the weights of legacy Florence-2 checkpoints to the names in transformers' own classes.
+The old names are from microsoft's remote code, which is not needed.
 """
 
 import re
@@ -31,8 +31,8 @@ _UNUSED = re.compile(r"^language_model\.final_logits_bias$|^vision_tower\.(norms
 
 
 def convert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under their native names; only the image projection is another view, as it
-    was stored transposed.
+    """Return the same tensors under their native names. Only the image projection is a new view, as
+    it was stored transposed.
     """
     return {
         _convert_name(name): weight.T if name == "image_projection" else weight
@@ -42,13 +42,13 @@ def convert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_vision_settings(legacy: Mapping[str, object]) -> dict[str, object]:
-    """The vision settings that have other names in the native config."""
+    """Return the vision settings that have different names in the native config."""
     position, temporal = legacy.get("image_pos_embed") or {}, legacy.get("visual_temporal_embedding") or {}
     sources = legacy.get("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
     if sources != ["spatial_avg_pool", "temporal_avg_pool"]:
         raise ValueError(
             f"this Florence-2 model takes its image features from {sources}; only spatial_avg_pool and "
-            "temporal_avg_pool can be read"
+            "temporal_avg_pool are supported"
         )
     assert isinstance(position, dict) and isinstance(temporal, dict)
     return {
@@ -63,4 +63,4 @@ def _convert_name(name: str) -> str:
         renamed, count = pattern.subn(replacement, name)
         if count:
             return renamed
-    return name  # what is unknown is named by the check of all names
+    return name  # the later check of all names reports unknown ones

@@ -1,5 +1,5 @@
-"""A Florence-2 folder, native or legacy, as transformers' own class. Nothing is fetched, no code of
-the folder is run, no weight is copied.
+"""Loads a Florence-2 folder, native or legacy, into transformers' own class. Downloads nothing,
+runs no code from the folder and copies no weights.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .folder import ModelFolder, read_json
 from .legacy import convert_vision_settings, convert_weights
 
 _SHARED = "model.language_model.shared.weight"
-# One matrix under four names; files hold any of them.
+# One matrix under four names; a file may contain any of them.
 _EMBEDDINGS = (
     _SHARED,
     "model.language_model.encoder.embed_tokens.weight",
@@ -67,8 +67,8 @@ _GENERATION_SETTINGS = (
     ),
     "no_repeat_ngram_size",
 )
-# BART's, which every Florence-2 uses; for folders that leave them to the defaults of their Python
-# files.
+# BART's tokens, which every Florence-2 uses. Some folders leave them to the defaults in their
+# Python files.
 _BART_TOKENS = {
     "bos_token_id": 0,
     "pad_token_id": 1,
@@ -80,19 +80,19 @@ _BART_TOKENS = {
 
 
 def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """The model on the CPU, in eval mode, frozen; where the file has `dtype`, its weights are the
-    file, mapped into memory.
+    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, its weights are
+    mapped into memory, not copied.
 
     Raises:
-        ValueError: the weights are damaged, or not those of the folder's config; the message names
-            one.
+        ValueError: the weights are damaged or do not match the folder's config; the message names
+            one of them.
     """
     weights = _read_weights(folder)
     num_tokens = weights[_SHARED].shape[0]
     with torch.device("meta"):
         model = Florence2ForConditionalGeneration(build_native_config(folder, num_tokens=num_tokens))
     _check_fit(model.state_dict(), weights, folder)
-    # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    # Must come first: load_state_dict gives each new parameter the requires_grad of the old one.
     model.requires_grad_(False)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, strict=True, assign=True)
     _share_embeddings(model)
@@ -100,11 +100,11 @@ def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForCondit
 
 
 def build_native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Config:
-    """Only the settings that shape the model: what else the file says depends on the version of
-    transformers that wrote it.
+    """Build the config from the settings that shape the model. The file's other settings depend on
+    the version of transformers that wrote it.
 
-    A legacy model has no token for the places of the image. Its embedding is never looked at, so
-    the last of its own tokens (an "and" between regions) stands in for it in the prompt.
+    A legacy model has no token for the positions of the image. The embedding of that token is
+    never used, so the prompt uses the model's last token instead (an "and" between regions).
     """
     vision, text = folder.config["vision_config"], {**_BART_TOKENS, **folder.config["text_config"]}
     if folder.is_legacy:
@@ -123,11 +123,11 @@ def build_native_config(folder: ModelFolder, *, num_tokens: int) -> Florence2Con
 
 
 def build_generation_config(folder: ModelFolder, *, num_beams: int, max_new_tokens: int) -> GenerationConfig:
-    """Beam search without sampling, until no better caption can come (microsoft's example:
-    early_stopping off).
+    """Configure beam search without sampling, until no better caption can follow (early_stopping
+    off, as in microsoft's example).
 
-    The marks and the rule against repetitions are the folder's. Both files may state them:
-    microsoft's code goes by the config, transformers' own class by generation_config.json.
+    The special tokens and the rule against repetition come from the folder. If two files state
+    them, microsoft's code reads the config, and transformers' class generation_config.json.
     """
     by_config = _select(folder.config["text_config"], _GENERATION_SETTINGS)
     by_file = _select(read_json(folder.path / "generation_config.json"), _GENERATION_SETTINGS)
@@ -150,14 +150,14 @@ def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
                 if file.suffix == ".safetensors"
                 else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             )
-        except Exception as error:  # safetensors, zipfile and pickle each raise errors of their own for a damaged file
+        except Exception as error:  # safetensors, zipfile and pickle each raise different errors for a damaged file
             raise ValueError(f"{file}: the weights cannot be read ({error}). Download the file again") from error
     if folder.is_legacy:
         weights = convert_weights(weights)
     stored = next((weights[name] for name in _EMBEDDINGS if name in weights), None)
     if stored is None:
         raise ValueError(
-            f"{folder.path}: the weights have no embeddings of words, so they are not a whole Florence-2 model. "
+            f"{folder.path}: the weights have no word embeddings, so they are not a complete Florence-2 model. "
             "Download it again"
         )
     return {**dict.fromkeys(_EMBEDDINGS, stored), **weights}
@@ -167,14 +167,14 @@ def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], fold
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unknown:
         raise ValueError(
-            f"{folder.path}: not the weights of a Florence-2 model: it lacks {_name_first(missing)} and has in excess "
+            f"{folder.path}: not the weights of a Florence-2 model: missing {_name_first(missing)}, unknown "
             f"{_name_first(unknown)}"
         )
     for name, weight in given.items():
         if weight.shape != expected[name].shape:
             raise ValueError(
-                f"{folder.path}: {name} is {list(weight.shape)}; config.json says {list(expected[name].shape)}. Is "
-                "it another model's?"
+                f"{folder.path}: {name} is {list(weight.shape)}; config.json says {list(expected[name].shape)}. Does "
+                "one of them belong to another model?"
             )
 
 
@@ -183,7 +183,7 @@ def _name_first(names: list[str]) -> str:
 
 
 def _share_embeddings(model: Florence2ForConditionalGeneration) -> None:
-    """One parameter for the matrices that are equal, so that it moves to the device once."""
+    """Make equal matrices one parameter, so that it moves to the device once."""
     text = model.model.language_model
     for owner in (text.encoder.embed_tokens, text.decoder.embed_tokens, model.lm_head):
         if torch.equal(owner.weight, text.shared.weight):

@@ -1,9 +1,8 @@
-"""What Florence-2 can be asked for: the names of the tasks, their tokens, and the sentences that
-some tokens stand for. Imports nothing.
+"""Florence-2's tasks: their names, their tokens, and the sentences that some tokens mean. Imports
+nothing.
 """
 
-# The names are those that ComfyUI's users know. PromptGen's tokens exist only in MiaoshouAI's
-# fine-tuned models.
+# ComfyUI users know these names. PromptGen's tokens exist only in MiaoshouAI's fine-tuned models.
 TASKS = {
     "caption": "<CAPTION>",
     "detailed_caption": "<DETAILED_CAPTION>",
@@ -15,7 +14,7 @@ TASKS = {
     "ocr": "<OCR>",
 }
 
-# The model was trained on the sentences; tokens that are not here are sent as they are.
+# The model was trained on these sentences; other tokens are sent unchanged.
 _SENTENCES = {
     "<CAPTION>": "What does the image describe?",
     "<DETAILED_CAPTION>": "Describe in detail what is shown in the image.",
@@ -38,11 +37,11 @@ _GIVE_REGIONS = (
 
 
 def expand_prompt(prompt: str) -> str:
-    """What is sent to the model for a task's token, or for a prompt of the user's own.
+    """Return the text to send to the model for a task's token or the user's prompt.
 
     Raises:
-        ValueError: it is empty, has other text beside one of Florence-2's task tokens, or asks for
-            regions instead of a caption.
+        ValueError: the prompt is empty, has text next to one of Florence-2's task tokens, or asks
+            for regions instead of a caption.
     """
     prompt = prompt.strip()
     if not prompt:
@@ -50,9 +49,9 @@ def expand_prompt(prompt: str) -> str:
     regions = next((token for token in _GIVE_REGIONS if token in prompt), None)
     if regions:
         raise ValueError(f"{regions} gives regions of the image, not a caption. Use one of {', '.join(TASKS.values())}")
-    beside = next((token for token in _SENTENCES if token in prompt and token != prompt), None)
-    if beside:
+    token = next((token for token in _SENTENCES if token in prompt and token != prompt), None)
+    if token:
         raise ValueError(
-            f"the prompt {prompt!r} has text beside {beside}, which has to stand alone. Remove the one or the other"
+            f"the prompt {prompt!r} has text next to {token}, which must be used alone. Remove one of them"
         )
     return _SENTENCES.get(prompt, prompt)

@@ -1,5 +1,5 @@
-"""Florence-2's prompts as token ids, and its answers as text, by the tokenizer of the model's own
-folder.
+"""Turns Florence-2's prompts into token ids and its answers into text, with the tokenizer in the
+model's folder.
 """
 
 import re
@@ -8,27 +8,27 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-# What Florence-2 writes between words for regions, and BART's own marks. Legacy folders do not know
-# the former as tokens.
+# Florence-2's marks for regions between words, and BART's own marks. Legacy folders do not define
+# the region marks as tokens.
 _MARKS = re.compile(
     r"<loc_\d+>|<image>|</?(?:s|pad|unk|mask|od|ocr|cap|ncap|dcap|grounding|seg|sep|region_cap|region_to_desciption|proposal|poly|and)>"
 )
 
 
 class PromptTokenizer:
-    """BART's byte-level tokenizer without anything around it: padding is never needed, for all
-    images of a batch have the same prompt.
+    """BART's byte-level tokenizer alone. Padding is never needed, as all images of a batch have the
+    same prompt.
     """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = _read_tokenizer(folder)
 
     def encode(self, sentence: str) -> list[int]:
-        """Without the marks for start and end."""
+        """Encode the sentence without the marks for start and end."""
         return self._tokenizer.encode(sentence, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Plain text: no marks, no padding, ends trimmed."""
+        """Decode to plain text, without marks, padding or spaces at the ends."""
         return _MARKS.sub(" ", self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
 
@@ -36,8 +36,8 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the only class that tokenizers raises
-            raise ValueError(f"{folder / 'tokenizer.json'}: it cannot be read ({error}). Download it again") from error
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"{folder / 'tokenizer.json'}: cannot be read ({error}). Download it again") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer

@@ -1,7 +1,7 @@
-"""What the backward pass of a training needs, in bytes: the tensors that PyTorch keeps for it.
+"""How many bytes the backward pass of a training needs: the tensors that PyTorch keeps for it.
 
-The counts are read off the classes of diffusers 0.42, transformers 5 and PEFT. A number has 4 bytes
-in float32, and 2 in bf16 and fp16, where autocast still normalizes in float32. A position is a
+The counts come from the classes of diffusers 0.42, transformers 5 and PEFT. A number has 4 bytes in
+float32, and 2 in bf16 and fp16, in which autocast still normalizes in float32. A position is a
 pixel of a level's feature map.
 """
 
@@ -18,9 +18,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from ...dataset.bucket_sizes import Size
-from ...training.adapters import adapter_layers
+from ...training.adapters import find_adapter_layers
 from ..config import SDXLConfig
-from ..targets import unet_targets
+from ..targets import find_unet_targets
 from .text_encoder_shapes import TextEncoderShape
 
 FLOAT32 = 4
@@ -29,7 +29,7 @@ NUM_TEXT_TOKENS = 77
 
 @dataclass(frozen=True)
 class GradientRules:
-    """What decides whether a layer's tensors are kept."""
+    """The facts that decide whether PyTorch keeps a layer's tensors."""
 
     targets: frozenset[nn.Module]
     number_bytes: int
@@ -40,8 +40,8 @@ class GradientRules:
 
     @classmethod
     def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "GradientRules":
-        names = list(adapter_layers(unet)) or (
-            unet_targets(unet, config.target_modules) if config.learning_rate else []
+        names = list(find_adapter_layers(unet)) or (
+            find_unet_targets(unet, config.target_modules) if config.learning_rate else []
         )
         return cls(
             targets=frozenset(map(unet.get_submodule, names)),
@@ -57,35 +57,35 @@ class GradientRules:
         return self.number_bytes < FLOAT32
 
     def trains(self, module: nn.Module) -> bool:
-        """Whether a gradient begins here: at an adapter, or at attention to trained text."""
+        """Tell whether a gradient starts here: at an adapter, or at attention to trained text."""
         return not self.targets.isdisjoint(module.modules()) or (
             self.text_encoders_trained and isinstance(module, Transformer2DModel)
         )
 
     def layer(self, *, input_bytes: float, saved_bytes: float, working_bytes: float) -> "_Layer":
-        """A layer that gradient checkpointing runs again in the backward pass, from its input
-        alone.
+        """Make a layer. Gradient checkpointing keeps only its input, and runs it again in the
+        backward pass.
         """
         if self.checkpointing:
             return _Layer(input_bytes, saved_bytes + working_bytes)
         return _Layer(saved_bytes, working_bytes)
 
 
-def unet_peak(unet: UNet2DConditionModel, rules: GradientRules, size_hw: Size) -> int:
-    """Of one image. The backward pass frees from the last layer to the first, so a layer's finds
-    all before it still there.
+def estimate_unet_peak(unet: UNet2DConditionModel, rules: GradientRules, size_hw: Size) -> int:
+    """Estimate the peak of one image. The backward pass frees memory from the last layer to the
+    first: while a layer runs, the tensors of all layers before it are still kept.
     """
-    needing_gradients = dropwhile(lambda layer: not rules.trains(layer[0]), _layers(unet, size_hw))
-    costs = [cost for module, num_positions in needing_gradients for cost in _costs(module, num_positions, rules)]
+    needing_gradients = dropwhile(lambda layer: not rules.trains(layer[0]), _list_layers(unet, size_hw))
+    costs = [cost for module, num_positions in needing_gradients for cost in _list_costs(module, num_positions, rules)]
     kept = accumulate(cost.kept_bytes for cost in costs)
     return round(
         max((kept_bytes + cost.backward_bytes for kept_bytes, cost in zip(kept, costs, strict=True)), default=0)
     )
 
 
-def text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
-    """Of one caption: per layer two norms, query, key, value, output, two inputs of 4 x width, and
-    the casts of the adapters' inputs.
+def estimate_text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
+    """Estimate the peak of one caption: per layer two norms, query, key, value, output, two inputs
+    of 4 x width, and the casts of the adapters' inputs.
     """
     number = rules.number_bytes
     num_casts = 4 if rules.uses_autocast else 2
@@ -98,43 +98,43 @@ def text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
 @dataclass(frozen=True)
 class _Layer:
     kept_bytes: float  # from its forward to its backward pass
-    backward_bytes: float = 0  # besides, while its backward pass runs
+    backward_bytes: float = 0  # in addition, while its backward pass runs
 
 
-def _layers(unet: Any, size_hw: Size) -> Iterator[tuple[nn.Module, int]]:
-    """The layers in the order in which they run, each with its number of positions."""
+def _list_layers(unet: Any, size_hw: Size) -> Iterator[tuple[nn.Module, int]]:
+    """Yield the layers in the order they run, each with its number of positions."""
     height, width = size_hw[0] // 8, size_hw[1] // 8
     num_positions = []
     for block in unet.down_blocks:
         num_positions.append(height * width)
-        yield from _block_layers(block, height * width)
+        yield from _list_block_layers(block, height * width)
         for sampler in block.downsamplers or ():
             yield sampler, height * width
             height, width = -(-height // 2), -(-width // 2)
     if unet.mid_block is not None:
-        yield from _block_layers(unet.mid_block, height * width)
+        yield from _list_block_layers(unet.mid_block, height * width)
     for block in unet.up_blocks:
-        yield from _block_layers(block, num_positions.pop())
+        yield from _list_block_layers(block, num_positions.pop())
         for sampler in block.upsamplers or ():
             yield sampler, num_positions[-1]
     yield unet.conv_norm_out, size_hw[0] * size_hw[1] // 64
 
 
-def _block_layers(block: Any, num_positions: int) -> Iterator[tuple[nn.Module, int]]:
+def _list_block_layers(block: Any, num_positions: int) -> Iterator[tuple[nn.Module, int]]:
     for pair in zip_longest(block.resnets, getattr(block, "attentions", ())):
         yield from ((layer, num_positions) for layer in pair if layer is not None)
 
 
-def _costs(module: Any, num_positions: int, rules: GradientRules) -> Iterator[_Layer]:
+def _list_costs(module: Any, num_positions: int, rules: GradientRules) -> Iterator[_Layer]:
     number = rules.number_bytes
     match module:
         case ResnetBlock2D():
-            yield _resnet_cost(module, num_positions, rules)
+            yield _count_resnet(module, num_positions, rules)
         case Transformer2DModel():
             num_values = num_positions * module.inner_dim
             yield _Layer(num_values * (FLOAT32 + number))  # input of the norm, input of proj_in
             for block in module.transformer_blocks:
-                yield _transformer_cost(block, num_positions, module.inner_dim, rules)
+                yield _count_transformer(block, num_positions, module.inner_dim, rules)
             yield _Layer(num_values * number)  # input of proj_out
         case Downsample2D() | Upsample2D():
             yield _Layer(num_positions * module.channels * number)  # the convolution's input
@@ -142,13 +142,13 @@ def _costs(module: Any, num_positions: int, rules: GradientRules) -> Iterator[_L
             yield _Layer(num_positions * module.num_channels * (2 * FLOAT32 + number))
 
 
-def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
-    """Two times: input of the norm, its output for SiLU, input of the convolution, which autograd
-    keeps for frozen weights too.
+def _count_resnet(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
+    """Count twice: the input of the norm, its output for SiLU, and the input of the convolution,
+    which autograd keeps even for frozen weights.
     """
     saved = (resnet.in_channels + resnet.out_channels) * (2 * FLOAT32 + rules.number_bytes)
     if resnet.conv_shortcut is not None and rules.uses_autocast:
-        saved += resnet.in_channels * rules.number_bytes  # in float32 it is what the norm keeps
+        saved += resnet.in_channels * rules.number_bytes  # without autocast the norm already keeps it
     return rules.layer(
         input_bytes=num_positions * resnet.in_channels * rules.number_bytes,
         saved_bytes=num_positions * saved,
@@ -156,13 +156,13 @@ def _resnet_cost(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules
     )
 
 
-def _transformer_cost(block: Any, num_positions: int, width: int, rules: GradientRules) -> _Layer:
+def _count_transformer(block: Any, num_positions: int, width: int, rules: GradientRules) -> _Layer:
     number = rules.number_bytes
     norms = 3 * FLOAT32
     # query, key, value, output; query, output; two logsumexp
     attention = 6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
     feed_forward = 12 * number  # projection of 8 x width, GELU of 4 x width
-    saved = width * (norms + attention + feed_forward) + _adapters_saved(block, width, rules)
+    saved = width * (norms + attention + feed_forward) + _count_adapter_inputs(block, width, rules)
     text_keys_and_values = 2 * width * NUM_TEXT_TOKENS * number
     return rules.layer(
         input_bytes=num_positions * width * number,
@@ -171,8 +171,8 @@ def _transformer_cost(block: Any, num_positions: int, width: int, rules: Gradien
     )
 
 
-# What an adapted layer multiplies, and how wide it is. Attention's output is kept by attention
-# itself, so it costs nothing more.
+# The input of each adapted layer and its width, in multiples of the block's. Attention keeps its
+# own output anyway, so that costs nothing.
 _ADAPTER_INPUTS = {
     "attn1.to_q": ("norm1", 1),
     "attn1.to_k": ("norm1", 1),
@@ -185,8 +185,8 @@ _ADAPTER_INPUTS = {
 }
 
 
-def _adapters_saved(block: nn.Module, width: int, rules: GradientRules) -> int:
-    """Bytes per position that the adapters keep: the inputs and outputs of their `down`
+def _count_adapter_inputs(block: nn.Module, width: int, rules: GradientRules) -> int:
+    """Count the bytes per position that the adapters keep: the inputs and outputs of their `down`
     products.
     """
     inputs = [
@@ -195,10 +195,10 @@ def _adapters_saved(block: nn.Module, width: int, rules: GradientRules) -> int:
         if layer in rules.targets and name in _ADAPTER_INPUTS
     ]
     num_values = rules.rank * len(inputs)
-    if rules.dropout:  # each its own, and a mask of one byte
+    if rules.dropout:  # each adapter keeps its own input, and a mask of one byte
         return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
             rules.number_bytes + 1
         )
-    if not rules.uses_autocast:  # which casts a norm's output anew for each
+    if not rules.uses_autocast:  # autocast casts a norm's output again for each adapter
         inputs = set(inputs)
     return (num_values + sum(factor for _, factor in inputs) * width) * rules.number_bytes

@@ -14,7 +14,7 @@ MAX_CHUNKS = 3
 
 
 def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int) -> Iterator[CheckFinding]:
-    """By the longest variant of each caption."""
+    """Report captions that are too long, by the longest variant of each."""
     from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, count_chunks, token_ids
 
     variants = {image.name: vary_caption(image.caption, captions, seed=seed, key=image.sha256) for image in images}
@@ -26,7 +26,7 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
         if count > limit
     ]
     if overlong:
-        advice = "Other programs cut such prompts off, and what is said last has little effect. Shorten them"
+        advice = "Other programs cut such prompts off, and their last words have little effect. Shorten them"
         yield CheckFinding(
             "warning",
             "overlong_caption",
@@ -40,8 +40,8 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
     ]
     if long:
         message = (
-            f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks of "
-            "which the first counts most"
+            f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks; "
+            "the first chunk counts most"
         )
         yield CheckFinding("note", "long_caption", message, long)
 
@@ -63,20 +63,20 @@ def judge_sameness(images: Sequence[TrainingImage]) -> Iterator[CheckFinding]:
 
 
 def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[CheckFinding]:
-    """Of captioned images, each with its trigger word."""
+    """Judge the trigger words of images that have captions."""
     if pairs and not any(trigger_word for _, trigger_word in pairs):
         yield CheckFinding(
             "note",
             "no_trigger_word",
-            "no trigger_word is set: right for a style, but a person or an object needs a word that calls it",
+            "no trigger_word is set. That suits a style, but a person or an object needs one",
         )
     alone = [Remark(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
     if alone:
-        meaning = "it will come to mean all that these images show. Write captions, or connect " + CAPTION_NODE
+        meaning = "it will mean everything these images show. Write captions, or connect " + CAPTION_NODE
         yield CheckFinding(
             "warning",
             "trigger_word_alone",
-            f"{pluralize(len(alone), 'caption')} of the trigger word alone: {meaning}",
+            f"{pluralize(len(alone), 'caption')} with only the trigger word: {meaning}",
             alone,
         )
     without = [

@@ -12,8 +12,8 @@ MAX_SHOWN = 8  # images under one finding
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """`kind` is for programs, `message` says what it is and what to do, `images` which ones with
-    their own reasons.
+    """`kind` is for programs. `message` says what was found and what to do, `images` in which
+    images and why.
     """
 
     level: Level
@@ -25,7 +25,7 @@ class CheckFinding:
         return [f"  {self.message}", *(f"    {line}" for line in self.image_lines(MAX_SHOWN))]
 
     def image_lines(self, max_shown: int) -> list[str]:
-        """A line for each image that has a reason of its own; names alone stand side by side."""
+        """Return one line per image if all have reasons, else all names on one line."""
         shown, num_hidden = self.images[:max_shown], len(self.images) - max_shown
         more = [f"and {num_hidden} more"] if num_hidden > 0 else []
         if all(image.reason for image in shown):

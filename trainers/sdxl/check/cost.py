@@ -1,4 +1,4 @@
-"""What an SDXL training will cost: steps, memory, disk space and, from an earlier run, time."""
+"""The cost of an SDXL training: steps, memory, disk space and, known from an earlier run, time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,9 @@ from ...training.plan import TrainingPlan
 from ...training.schedule import Schedule
 from ..config import SDXLConfig
 from .disk_use import DiskUse, estimate_disk_use
-from .earlier_runs import EarlierRun, latest_run_like
+from .earlier_runs import EarlierRun, find_latest_run_like
 
-# What decides the speed of a step, beside the images' sizes.
+# The settings that decide the speed of a step, apart from image sizes.
 SPEED_SETTINGS = (
     "train_batch_size",
     "gradient_accumulation_steps",
@@ -24,7 +24,7 @@ SPEED_SETTINGS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """None: not known, because there is nothing to train."""
+    """The cost of a training. None: unknown, without an earlier run or with nothing to train."""
 
     schedule: Schedule | None = None
     memory_text: str = ""
@@ -34,7 +34,7 @@ class Cost:
 
     @property
     def seconds(self) -> float | None:
-        """For the steps alone, without loading and caching."""
+        """The time for the steps alone, without loading and caching."""
         if self.earlier_run is None or self.schedule is None:
             return None
         return self.schedule.total_steps * self.earlier_run.seconds_per_step
@@ -42,9 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The machine: the precision that it computes in, its GPU's memory where that is known, and
-    where the run will write.
-    """
+    """The machine: its precision, the memory of its GPU if known, and the output folder."""
 
     precision: str = "bf16"
     device_bytes: int | None = None
@@ -52,7 +50,7 @@ class Surroundings:
 
 
 def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) -> Cost:
-    # diffusers takes seconds to import: not before it is needed
+    # diffusers takes seconds to import
     from ...captions.clip_tokenizer import count_chunks, token_ids
     from ..model.standard_unet import standard_unet
     from .memory import bytes_per_parameter, estimate_memory
@@ -61,7 +59,7 @@ def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) ->
     largest_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
     memory = estimate_memory(standard_unet(), config, size_hw=largest_hw, precision=surroundings.precision)
     num_parameters = round(memory.adapters_bytes / bytes_per_parameter(config.optimizer))
-    num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.all())]
+    num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.list_all())]
     disk = estimate_disk_use(
         plan.crops,
         config,
@@ -72,5 +70,5 @@ def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) ->
     )
     resolutions = {"resolution": buckets.resolution, "extra_resolutions": buckets.extra_resolutions}
     settings = {"training": {name: getattr(config, name) for name in SPEED_SETTINGS}, "buckets": resolutions}
-    earlier_run = latest_run_like(surroundings.output_folder / "runs", settings, precision=surroundings.precision)
+    earlier_run = find_latest_run_like(surroundings.output_folder / "runs", settings, precision=surroundings.precision)
     return Cost(plan.schedule, memory.text(), memory.total_bytes, disk, earlier_run)

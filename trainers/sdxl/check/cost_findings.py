@@ -1,4 +1,4 @@
-"""Findings on what a training will cost: too few or too many steps, too little memory or disk."""
+"""Findings on the cost of a training: too few or too many steps, too little memory or disk."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ def judge_schedule(
         yield CheckFinding(
             "warning",
             "few_pictures",
-            f"{pluralize(len(images), 'image')} only, learned by heart rather than understood. 10 to 200 are usual",
+            f"only {pluralize(len(images), 'image')}: the LoRA will memorize what it sees. 10 to 200 are usual",
         )
     low, high = schedule.times_seen_range
     if low < 1:
@@ -36,13 +36,13 @@ def judge_schedule(
         )
     elif low < SELDOM:
         message = (
-            f"an image is seen only {low:.0f} times, where 60 to 100 are usual. Raise max_train_steps, "
+            f"an image is seen only {low:.0f} times; 60 to 100 are usual. Raise max_train_steps, "
             "unless the images are alike"
         )
         yield CheckFinding("warning", "seldom_seen", message)
     if high > OFTEN:
         message = (
-            f"an image is seen {high:.0f} times, where 60 to 100 are usual: it may be learned by heart. "
+            f"an image is seen {high:.0f} times; 60 to 100 are usual. The LoRA may memorize it. "
             "Lower max_train_steps or num_repeats"
         )
         yield CheckFinding("warning", "often_seen", message)
@@ -51,7 +51,7 @@ def judge_schedule(
             f"{schedule.num_partial_batches} of {schedule.num_batches} batches per epoch have fewer than "
             f"{config.train_batch_size} images"
         )
-        yield CheckFinding("note", "partial_batches", f"{message}, since a batch has one size")
+        yield CheckFinding("note", "partial_batches", f"{message}, because all images of a batch have one size")
 
 
 def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFinding]:
@@ -60,20 +60,19 @@ def judge_machine(cost: Cost, surroundings: Surroundings) -> Iterator[CheckFindi
     if surroundings.device_bytes is not None and cost.memory_bytes > surroundings.device_bytes:
         has, needs = format_bytes(surroundings.device_bytes), format_bytes(cost.memory_bytes)
         message = (
-            f"the training needs about {needs} of memory, and the GPU has {has}. Lower train_batch_size or "
+            f"the training needs about {needs} of memory, but the GPU has {has}. Lower train_batch_size or "
             "resolution, or turn gradient_checkpointing on"
         )
         yield CheckFinding("error", "memory", message)
-    free_bytes = shutil.disk_usage(_existing(surroundings.output_folder)).free
+    free_bytes = shutil.disk_usage(_find_existing_parent(surroundings.output_folder)).free
     if cost.disk.total_bytes > free_bytes:
         message = (
-            f"the run writes {format_bytes(cost.disk.total_bytes)}, and {surroundings.output_folder} has "
-            f"{format_bytes(free_bytes)} free."
+            f"the run writes {format_bytes(cost.disk.total_bytes)}, but {surroundings.output_folder} has "
+            f"{format_bytes(free_bytes)} free. Make room, or keep fewer checkpoints"
         )
-        message += " Make room, or keep fewer checkpoints"
         yield CheckFinding("error", "disk", message)
 
 
-def _existing(folder: Path) -> Path:
+def _find_existing_parent(folder: Path) -> Path:
     folder = folder.absolute()
     return next(parent for parent in (folder, *folder.parents) if parent.exists())

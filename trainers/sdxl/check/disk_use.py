@@ -9,21 +9,21 @@ from ...training.schedule import Schedule
 from ..config import SDXLConfig
 
 LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
-MASK_BYTES_PER_PIXEL = 4 / 64  # as large, one channel
+MASK_BYTES_PER_PIXEL = 4 / 64  # one channel of the same size
 CAPTION_CHUNK_BYTES = 77 * 2048 * 2  # hidden states of both text encoders in fp16
 POOLED_BYTES = 1280 * 2
-FILE_BYTES = 1024  # what a cache file needs beside its tensors
+FILE_BYTES = 1024  # overhead of a cache file
 SAVED_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class DiskUse:
-    """Bytes that a run writes. What the cache has from earlier runs is not written again."""
+    """The bytes that a run writes with an empty cache. A cache from earlier runs saves some."""
 
     latents_bytes: int  # with their masks
     captions_bytes: int
     lora_bytes: int  # one file
-    num_checkpoints: int  # besides the finished LoRA
+    num_checkpoints: int  # without the finished LoRA
 
     @property
     def total_bytes(self) -> int:
@@ -39,7 +39,7 @@ def estimate_disk_use(
     random_flip: bool,
     num_parameters: int,
 ) -> DiskUse:
-    """`chunks_by_text`: the number of 75-token chunks of every text that is cached."""
+    """Estimate the bytes. `chunks_by_text` has the number of 75-token chunks of each text."""
     crops = {(item.image.sha256, item.crop) for item in plan.items}
     masks = {(item.image.mask_sha256, item.crop) for item in plan.items if item.image.mask_sha256}
     latents_bytes = sum(LATENT_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops) * (
@@ -51,12 +51,12 @@ def estimate_disk_use(
         latents_bytes=round(latents_bytes),
         captions_bytes=0 if config.train_text_encoders else captions_bytes,
         lora_bytes=num_parameters * SAVED_BYTES[config.save_dtype],
-        num_checkpoints=len(_checkpoint_names(config, schedule)),
+        num_checkpoints=len(_list_checkpoints(config, schedule)),
     )
 
 
-def _checkpoint_names(config: SDXLConfig, schedule: Schedule) -> set[tuple[str, int]]:
-    """By step and by epoch, as they are named; the last step is the finished LoRA."""
+def _list_checkpoints(config: SDXLConfig, schedule: Schedule) -> set[tuple[str, int]]:
+    """List the checkpoints by step and by epoch. The last step is the finished LoRA."""
     last = schedule.total_steps - 1
     by_step = range(1, last // config.save_every_n_steps + 1) if config.save_every_n_steps else ()
     by_epoch = (

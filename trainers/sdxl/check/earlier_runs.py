@@ -1,6 +1,4 @@
-"""How fast earlier runs were: their settings and speed, from the manifest.json and loss.csv that
-RunFolder wrote.
-"""
+"""How fast earlier runs were, from the manifest.json and loss.csv that RunFolder wrote."""
 
 import csv
 import json
@@ -12,16 +10,16 @@ from typing import Any
 
 MIN_STEPS = 20  # the first ones are slower
 PRIOR = "prior_loss_weight"
-# With prior_loss_weight a step has two forward passes and one backward pass more. Measured on a
-# CPU: 2.2 times the time of a step without, with and without gradient checkpointing; 2.4 times with
-# the encoding of the captions and all else.
+# With prior_loss_weight a step has two more forward passes and one more backward pass. Measured on
+# a CPU: 2.2 times as long, with and without gradient checkpointing; 2.4 times with the encoding of
+# the captions and everything else.
 PRIOR_STEP_TIME = 2.3
 
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """`factor` is in seconds_per_step: the run had prior preservation and the new one will not, or
-    the reverse.
+    """`factor` is included in seconds_per_step. It is not 1 if only one of this run and the new one
+    has prior preservation.
     """
 
     name: str
@@ -31,7 +29,7 @@ class EarlierRun:
     seconds_per_step: float
     factor: float = 1.0
 
-    def times(self, factor: float) -> "EarlierRun":
+    def scale_by(self, factor: float) -> "EarlierRun":
         return replace(self, seconds_per_step=self.seconds_per_step * factor, factor=factor)
 
     def text(self) -> str:
@@ -40,49 +38,49 @@ class EarlierRun:
             return f"{self.seconds_per_step:.2f} s per step, as in {where}"
         prior = "with" if self.factor > 1 else "without"
         return (
-            f"{self.seconds_per_step:.2f} s per step, reckoned {prior} prior_loss_weight from the "
+            f"{self.seconds_per_step:.2f} s per step, estimated {prior} prior_loss_weight from the "
             f"{self.seconds_per_step / self.factor:.2f} s in {where}"
         )
 
 
-def latest_run_like(
+def find_latest_run_like(
     runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str
 ) -> EarlierRun | None:
-    """The latest run of MIN_STEPS or more whose manifest has these values, in its sections
+    """Find the latest run of at least MIN_STEPS whose manifest has these values in its sections
     "training" and "buckets".
 
-    prior_loss_weight matters only as on or off. One in which that is as here comes first; its time
-    is not reckoned.
+    Of prior_loss_weight only on or off matters. A run with the same comes first; the time of
+    another is scaled.
     """
     wanted = {
         section: {name: value for name, value in values.items() if name != PRIOR}
         for section, values in settings.items()
     }
     has_prior = bool(settings.get("training", {}).get(PRIOR))
-    found = list(_runs_like(runs_folder, wanted, precision=precision))
+    found = list(_find_runs_like(runs_folder, wanted, precision=precision))
     same = (run for run, has_own_prior in found if has_own_prior == has_prior)
-    other = (run.times(PRIOR_STEP_TIME if has_prior else 1 / PRIOR_STEP_TIME) for run, _ in found)
+    other = (run.scale_by(PRIOR_STEP_TIME if has_prior else 1 / PRIOR_STEP_TIME) for run, _ in found)
     return next(chain(same, other), None)
 
 
-def _runs_like(
+def _find_runs_like(
     runs_folder: Path, settings: Mapping[str, Mapping[str, Any]], *, precision: str
 ) -> Iterator[tuple[EarlierRun, bool]]:
-    """The latest first, each with whether it had prior preservation."""
+    """Yield the runs, latest first, and whether each had prior preservation."""
     for manifest_file in sorted(
         runs_folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True
     ):
         try:
             manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         except ValueError:
-            continue  # a run that was stopped while it wrote it
-        if _has(manifest, settings) and manifest.get("precision") == precision:
-            run = _read(manifest_file.parent, manifest)
+            continue  # the run was stopped while it wrote this file
+        if _has_settings(manifest, settings) and manifest.get("precision") == precision:
+            run = _read_run(manifest_file.parent, manifest)
             if run is not None and run.num_steps >= MIN_STEPS:
                 yield run, bool(manifest.get("training", {}).get(PRIOR))
 
 
-def _has(manifest: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> bool:
+def _has_settings(manifest: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(
         manifest.get(section, {}).get(name) == value
         for section, values in settings.items()
@@ -90,8 +88,8 @@ def _has(manifest: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]])
     )
 
 
-def _read(folder: Path, manifest: Mapping[str, Any]) -> EarlierRun | None:
-    rows = list(_rows(folder / "loss.csv"))
+def _read_run(folder: Path, manifest: Mapping[str, Any]) -> EarlierRun | None:
+    rows = list(_read_rows(folder / "loss.csv"))
     if not rows or not rows[-1][1]:
         return None
     base_model = str(manifest.get("base_model", {}).get("name") or "an unnamed model")
@@ -101,8 +99,8 @@ def _read(folder: Path, manifest: Mapping[str, Any]) -> EarlierRun | None:
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, float]]:
-    """(step, steps per second so far); a last line that was cut off is passed over."""
+def _read_rows(path: Path) -> Iterator[tuple[int, float]]:
+    """Yield (step, steps per second so far). A last line that was cut off is skipped."""
     if not path.is_file():
         return
     with open(path, newline="", encoding="utf-8") as stream:

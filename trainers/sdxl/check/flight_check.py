@@ -1,8 +1,8 @@
-"""The flight check: what a training will do with a dataset and what it will cost, found out before
-any model is loaded.
+"""The flight check: what a training will do with a dataset and what it will cost, before any model
+is loaded.
 
-It plans the training as the trainer does, looks at every image once, and has both judged. report.py
-says what was found, and drawing/ draws it.
+It plans the training as the trainer does, looks at every image once, and judges both. report.py
+holds what was found, and drawing/ draws it.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .report import FlightReport, ImageUse
 
 @dataclass(frozen=True)
 class FlightCheckConfig:
-    """When the check refuses, and what it leaves out."""
+    """When the check refuses a training, and what it looks for."""
 
     stop_at: str = param(
         "error",
@@ -53,15 +53,15 @@ def check_flight(
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> FlightReport:
     """Plan the training as the trainer does, look at every image, and judge both. A dataset with
-    nothing to train on is a finding.
+    nothing to train on is a finding, not an error.
 
     Raises:
-        RuntimeError: an image's file has changed since the folder was scanned.
-        ModuleNotFoundError: near-duplicates are looked for, and ImageHash is not installed.
+        RuntimeError: the file of an image has changed since the folder was scanned.
+        ModuleNotFoundError: find_near_duplicates is on, and ImageHash is not installed.
     """
-    plan, refusals = _plan(dataset, settings)
-    crops = plan.crops if plan else _no_crops(dataset)
-    uses = _uses(crops)
+    plan, refusals = _plan_if_possible(dataset, settings)
+    crops = plan.crops if plan else _make_empty_crops(dataset)
+    uses = _collect_uses(crops)
     looks = look_at_images(
         dataset.images,
         take_fingerprints=check.find_near_duplicates,
@@ -105,32 +105,32 @@ def check_flight(
     )
 
 
-def _plan(
+def _plan_if_possible(
     dataset: Dataset, settings: RunSettings[SDXLConfig]
 ) -> tuple[TrainingPlan[SDXLConfig] | None, list[CheckFinding]]:
-    """The trainer's plan. Where it would refuse, its words as findings, and if possible the plan of
-    a training that is less strict or keeps no prompt.
+    """Plan as the trainer does. If it would refuse, return its message as a finding, and if
+    possible the plan of a training that is less strict or has no prior preservation.
     """
     try:
         return plan_training(dataset, settings), []
     except ValueError as error:
         refusal = CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")
     if dataset.strict:
-        plan, further = _plan(replace(dataset, strict=False), settings)
+        plan, further = _plan_if_possible(replace(dataset, strict=False), settings)
     elif settings.training.prior_loss_weight:
         without_prior = replace(settings.training, prior_loss_weight=0.0)
-        plan, further = _plan(dataset, replace(settings, training=without_prior))
+        plan, further = _plan_if_possible(dataset, replace(settings, training=without_prior))
     else:
         return None, [refusal]
     return (replace(plan, settings=settings), [refusal, *further]) if plan else (None, [refusal])
 
 
-def _no_crops(dataset: Dataset) -> CropPlan:
+def _make_empty_crops(dataset: Dataset) -> CropPlan:
     return CropPlan([], DatasetReport(0, dataset.report.left_out, dataset.report.notes), {})
 
 
-def _uses(crops: CropPlan) -> list[ImageUse]:
-    """A random crop differs in every repeat: the first stands for all."""
+def _collect_uses(crops: CropPlan) -> list[ImageUse]:
+    """Collect every image once per size. Random crops differ in each repeat: take the first."""
     uses: dict[tuple[str, Size], ImageUse] = {}
     for item in crops.items:
         key = item.image.name, item.crop.target_hw

@@ -1,4 +1,4 @@
-"""Findings on images: left out, cut, enlarged, small, alike, or under a mask that is all black."""
+"""Findings on images: left out, cropped, enlarged, small, alike, or with an all-black mask."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import ImageUse
 
-# Another image stands for it, or it was never meant for training.
+# Another image is the same file, or it was never meant for training.
 HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT, RemarkKind.OUTSIDE_KOHYAS_FOLDERS)
 LARGE_LOSS = 0.25  # share of the area that is cut away
 VISIBLE_ENLARGEMENT = 1.05
@@ -22,22 +22,22 @@ SMALL_SHARE = 0.6  # of the area that the resolution asks for
 
 
 def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
-    """Those that the scan could not use, those without a caption, and those that are too small."""
-    passed_over = [remark for remark in dataset.report.left_out if remark.kind in HARMLESS]
+    """Report images that the scan could not use, have no caption, or are too small."""
+    harmless = [remark for remark in dataset.report.left_out if remark.kind in HARMLESS]
     unusable = [remark for remark in dataset.report.left_out if remark.kind not in HARMLESS]
     if unusable:
         yield CheckFinding(
             "error",
             "unusable",
-            f"{pluralize(len(unusable), 'image')} cannot be used. Repair or replace what is damaged, or remove it",
+            f"{pluralize(len(unusable), 'image')} cannot be used. Repair, replace or remove each",
             unusable,
         )
-    if passed_over:
-        yield CheckFinding("warning", "left_out", f"{pluralize(len(passed_over), 'image')} left out", passed_over)
+    if harmless:
+        yield CheckFinding("warning", "left_out", f"{pluralize(len(harmless), 'image')} left out", harmless)
     captionless = {image.name for image in dataset.images if not image.caption}
     if captionless:
         message = (
-            f"{pluralize(len(captionless), 'image')} without a caption, and so left out. Write captions, "
+            f"{pluralize(len(captionless), 'image')} left out: no caption. Write captions, "
             f"connect {CAPTION_NODE}, or set trigger_word"
         )
         yield CheckFinding("error", "no_caption", message, [Remark(name, "") for name in sorted(captionless)])
@@ -52,12 +52,14 @@ def judge_crops(uses: Sequence[ImageUse], buckets: BucketConfig) -> Iterator[Che
     cut = sorted((use for use in uses if use.lost_share >= LARGE_LOSS), key=lambda use: -use.lost_share)
     if cut:
         remedy = (
-            "Cut them yourself, where it matters least"
+            "Crop them yourself where it matters least"
             if buckets.resize_mode == "bucket"
-            else "Set resize_mode to bucket, or cut them yourself"
+            else "Set resize_mode to bucket, or crop them yourself"
         )
         message = f"{pluralize(len(cut), 'image')} cropped by {LARGE_LOSS:.0%} or more. {remedy}"
-        yield CheckFinding("warning", "heavy_crop", message, [Remark(use.image.name, _crop_text(use)) for use in cut])
+        yield CheckFinding(
+            "warning", "heavy_crop", message, [Remark(use.image.name, _describe_crop(use)) for use in cut]
+        )
     enlarged = sorted((use for use in uses if use.enlargement > VISIBLE_ENLARGEMENT), key=lambda use: -use.enlargement)
     if enlarged:
         reasons = [
@@ -79,13 +81,13 @@ def judge_crops(uses: Sequence[ImageUse], buckets: BucketConfig) -> Iterator[Che
         yield CheckFinding(
             "note",
             "small",
-            f"{pluralize(len(small), 'image')} trained far below resolution {min(buckets.resolutions)}, being no "
-            "larger",
+            f"{pluralize(len(small), 'image')} trained far below resolution {min(buckets.resolutions)}: the files "
+            "are too small",
             reasons,
         )
 
 
-def _crop_text(use: ImageUse) -> str:
+def _describe_crop(use: ImageUse) -> str:
     return (
         f"{use.lost_share:.0%} of {format_size(use.crop.original_hw)} is cut away for {format_size(use.crop.target_hw)}"
     )
@@ -96,7 +98,7 @@ def _area(size: Size) -> int:
 
 
 def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> list[list[str]]:
-    """Not among regularization images: they may look alike."""
+    """Group near-duplicates. Do not pass regularization images: they may look alike."""
     fingerprints = {
         image.name: look.fingerprint for image in images if (look := looks[image.name]).fingerprint is not None
     }
@@ -108,8 +110,8 @@ def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
     if groups:
         reasons = [Remark(first, f"looks like {', '.join(others)}") for first, *others in groups]
         message = (
-            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned as if it were one image with "
-            "repeats. Keep the best of each"
+            f"{pluralize(len(groups), 'group')} of near-duplicates, each learned like one image with repeats. "
+            "Keep the best of each"
         )
         yield CheckFinding("warning", "near_duplicates", message, reasons)
 
@@ -118,16 +120,16 @@ def judge_masks(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) ->
     empty = [Remark(image.name, "") for image in images if looks[image.name].mask_share == 0]
     if empty:
         message = (
-            f"the masks of {pluralize(len(empty), 'image')} are all black: there is nothing to learn in them. "
-            "White is learned: are they inverted?"
+            f"the masks of {pluralize(len(empty), 'image')} are all black, so nothing is learned. "
+            "White areas are learned: are the masks inverted?"
         )
         yield CheckFinding("error", "empty_mask", message, empty)
 
 
 def gather_remarks(plan: CropPlan, findings: Sequence[CheckFinding]) -> Iterator[CheckFinding]:
-    """What the scan and the plan remarked, but for images of which it was said already."""
-    said = ("no_caption", "trigger_word_alone", "heavy_crop")
-    known = {image.name for finding in findings if finding.kind in said for image in finding.images}
+    """Gather the notes of the scan and the plan, except on images that a finding already names."""
+    same_kinds = ("no_caption", "trigger_word_alone", "heavy_crop")
+    known = {image.name for finding in findings if finding.kind in same_kinds for image in finding.images}
     notes = [note for note in plan.report.notes if note.name not in known]
     if notes:
         yield CheckFinding("note", "remarks", "remarks on single images and folders", notes)

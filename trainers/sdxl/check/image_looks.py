@@ -1,5 +1,5 @@
-"""What one look at each image shows: its thumbnail, its fingerprint, and how much of it its mask
-leaves to learn.
+"""What one look at each image shows: a thumbnail, a fingerprint, and how much its mask leaves to
+learn.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import Fingerprint, fingerprint
 
 THUMBNAIL_SIZE = 256
-NUM_THREADS = 4  # decoders run beside each other; an image of 100 megapixels takes 400 MB
+NUM_THREADS = 4  # decode in parallel, but each image of 100 megapixels takes 400 MB
 
 
 @dataclass(frozen=True)
 class ImageLook:
     thumbnail: Image.Image
     fingerprint: Fingerprint | None
-    mask_share: float | None  # that is learned; None: there is no mask
+    mask_share: float | None  # of the image, that is learned; None: no mask
 
 
 def look_at_images(
@@ -34,7 +34,7 @@ def look_at_images(
     try:
         looks = {}
         for image, look in zip(
-            images, pool.map(partial(_look_at, take_fingerprints=take_fingerprints), images), strict=True
+            images, pool.map(partial(_inspect_image, take_fingerprints=take_fingerprints), images), strict=True
         ):
             check_interrupted()
             looks[image.name] = look
@@ -44,7 +44,7 @@ def look_at_images(
         pool.shutdown(cancel_futures=True)
 
 
-def _look_at(image: TrainingImage, *, take_fingerprints: bool) -> ImageLook:
+def _inspect_image(image: TrainingImage, *, take_fingerprints: bool) -> ImageLook:
     thumbnail = image.read_thumbnail(THUMBNAIL_SIZE)
     mask = image.read_mask()
     mask_share = (

@@ -1,6 +1,6 @@
-"""How much device memory a training needs: an estimate from the UNet's structure, in milliseconds.
+"""Estimates the device memory of a training from the UNet's structure, in milliseconds.
 
-What the backward pass keeps is counted in activations.py, and smaller_settings.py says what needs
+activations.py counts what the backward pass keeps, smaller_settings.py lists settings that need
 less. benchmarks/memory_estimate.py compares the estimate with the real classes.
 """
 
@@ -16,26 +16,24 @@ from ...training.device import COMPUTE_DTYPES
 from ...training.optimizer_table import find_optimizer
 from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
-from .activations import FLOAT32, GradientRules, text_peak, unet_peak
+from .activations import FLOAT32, GradientRules, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
 CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
-FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds beside the tensors, and what kernels allocate inside
+FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds without using it, and what kernels allocate
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
-VAE_FEATURE_MAPS = 5  # that the encoder's first level holds at once, in full size
+VAE_FEATURE_MAPS = 5  # full-size ones that the first level of the encoder holds at once
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device. The caching stages are over, and their models gone, when the training
-    stage begins.
-    """
+    """Bytes on the device. Caching ends, and drops its models, before the training begins."""
 
     weights_bytes: int  # frozen
     adapters_bytes: int  # with their gradients and the optimizer's states
     activations_bytes: int
-    caching_bytes: int  # the larger one of caching latents and captions, weights included
+    caching_bytes: int  # for latents or for captions, whichever needs more, weights included
     overhead_bytes: int
 
     @property
@@ -47,9 +45,7 @@ class MemoryEstimate:
         return max(self.training_bytes, self.caching_bytes) + self.overhead_bytes
 
     def text(self) -> str:
-        """One line, such as "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA
-        0.9".
-        """
+        """Return one line: "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA 0.9"."""
         parts = {"weights": self.weights_bytes, "adapters": self.adapters_bytes, "activations": self.activations_bytes}
         if self.caching_bytes > self.training_bytes:
             parts = {"caching latents and captions": self.caching_bytes}
@@ -60,7 +56,7 @@ class MemoryEstimate:
 
 
 def bytes_per_parameter(optimizer: str) -> float:
-    """Of an adapter: the weight, its gradient, and the optimizer's states."""
+    """Return the bytes per adapter parameter: weight, gradient and optimizer states."""
     return 2 * FLOAT32 + find_optimizer(optimizer).state_bytes
 
 
@@ -73,27 +69,27 @@ def estimate_memory(
     num_adapter_parameters: int | None = None,
     text_encoders: Sequence[TextEncoderShape] = SDXL_TEXT_ENCODERS,
 ) -> MemoryEstimate:
-    """The most that a training holds on a GPU, for its largest bucket and precision "no", "bf16" or
-    "fp16".
+    """Estimate the peak of a training on a GPU, for its largest bucket and precision "no", "bf16"
+    or "fp16".
 
-    The UNet may be on the meta device, and may have its adapters already. Gradients count in full,
-    as they do from the second micro-batch of a step on.
+    The UNet may be on the meta device and may already have adapters. Gradients count in full, as
+    they do from the second micro-batch of a step on.
     """
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
         num_adapter_parameters = config.rank * (
-            sum(map(_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders)
+            sum(map(_count_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders)
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
     adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer))
     activations_bytes = config.train_batch_size * (
-        unet_peak(unet, rules, size_hw) + sum(text_peak(shape, rules) for shape in trained_encoders)
+        estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
     )
     if rules.uses_autocast and not rules.checkpointing:
         activations_bytes += rules.number_bytes * num_adapter_parameters  # the adapters' casts
-    caching_bytes = max(_latents_caching(size_hw), _captions_caching(text_encoders))
+    caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
     stage_bytes = max(weights_bytes + adapters_bytes + activations_bytes, caching_bytes)
     return MemoryEstimate(
         weights_bytes,
@@ -104,21 +100,21 @@ def estimate_memory(
     )
 
 
-def _latents_caching(size_hw: Size) -> int:
-    """The VAE and its encoder at work on one image, in float32."""
+def _estimate_latents_caching(size_hw: Size) -> int:
+    """Estimate the VAE and what its encoder holds for one image, in float32."""
     return FLOAT32 * (VAE_PARAMETERS + VAE_FEATURE_MAPS * VAE_CHANNELS * size_hw[0] * size_hw[1])
 
 
-def _captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int:
-    """Both encoders with weights of two bytes, and the largest of them, a table of tokens, cast to
-    float32.
+def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int:
+    """Estimate both encoders with weights of two bytes, and the largest weight, a token table, cast
+    to float32.
     """
     num_parameters = sum(shape.num_parameters for shape in text_encoders)
     return 2 * num_parameters + FLOAT32 * VOCABULARY_SIZE * max(shape.width for shape in text_encoders)
 
 
-def _fans(layer: nn.Module) -> int:
-    """Fan-in and fan-out: the parameters of an adapter of rank 1."""
+def _count_fans(layer: nn.Module) -> int:
+    """Count fan-in and fan-out: the parameters of an adapter of rank 1."""
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     assert isinstance(base, (nn.Linear, nn.Conv2d))
     return base.weight.shape[0] + base.weight[0].numel()

@@ -1,6 +1,4 @@
-"""What the flight check found: findings with a level, every image's crop, and the cost; as text and
-as JSON.
-"""
+"""The report of the flight check, as text and as JSON: findings, crops and cost."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from .cost import Cost
 
 @dataclass(frozen=True)
 class ImageUse:
-    """One image at one size: how it is cropped, and how many samples of an epoch it is."""
+    """One image at one size: how it is cropped, and its number of samples per epoch."""
 
     image: TrainingImage
     crop: Crop
@@ -28,7 +26,7 @@ class ImageUse:
 
     @property
     def lost_share(self) -> float:
-        """Of the image's area, that is cut away."""
+        """The share of the image's area that is cut away."""
         (resized_height, resized_width), (height, width) = self.crop.resized_hw, self.crop.target_hw
         return 1 - height * width / (resized_height * resized_width)
 
@@ -41,9 +39,7 @@ class ImageUse:
 
 @dataclass(frozen=True)
 class FlightReport:
-    """`uses` has every image once per size, in their order; `thumbnails` those that could be
-    read, by name.
-    """
+    """`uses` has every image once per size, in order; `thumbnails` the readable ones by name."""
 
     name: str
     stop_at: str
@@ -58,12 +54,12 @@ class FlightReport:
     duplicate_groups: list[list[str]]
     thumbnails: dict[str, Image.Image] = field(repr=False)
 
-    def of_level(self, level: Level) -> list[CheckFinding]:
+    def select_findings(self, level: Level) -> list[CheckFinding]:
         return [finding for finding in self.findings if finding.level == level]
 
     @property
     def buckets(self) -> dict[Size, list[ImageUse]]:
-        """The largest first."""
+        """The uses by size, the largest size first."""
         groups: dict[Size, list[ImageUse]] = defaultdict(list)
         for use in sorted(
             self.uses, key=lambda use: (-use.crop.target_hw[0] * use.crop.target_hw[1], use.crop.target_hw)
@@ -79,21 +75,29 @@ class FlightReport:
 
     @property
     def verdict(self) -> str:
-        """Such as "refused: 1 error, 2 warnings", or "ready: no findings"."""
-        counts = [pluralize(len(self.of_level(level)), level) for level in reversed(LEVELS) if self.of_level(level)]
+        """One line, such as "refused: 1 error, 2 warnings" or "ready: no findings"."""
+        counts = [
+            pluralize(len(self.select_findings(level)), level)
+            for level in reversed(LEVELS)
+            if self.select_findings(level)
+        ]
         return f"{'refused' if self.is_refused else 'ready'}: {', '.join(counts) or 'no findings'}"
 
     def text(self) -> str:
         titles = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
-        lines = [f"Flight check of {self.name}: {self.verdict}", "", *self._fact_lines(), *self.summary]
+        lines = [f"Flight check of {self.name}: {self.verdict}", "", *self._format_facts(), *self.summary]
         if self.uses:
-            lines += ["", "Buckets (width x height)", *self._bucket_lines()]
+            lines += ["", "Buckets (width x height)", *self._format_buckets()]
         for level in reversed(LEVELS):
-            if self.of_level(level):
-                lines += ["", titles[level], *(line for finding in self.of_level(level) for line in finding.lines())]
+            if self.select_findings(level):
+                lines += [
+                    "",
+                    titles[level],
+                    *(line for finding in self.select_findings(level) for line in finding.lines()),
+                ]
         return "\n".join(lines) + "\n"
 
-    def _bucket_lines(self) -> Iterator[str]:
+    def _format_buckets(self) -> Iterator[str]:
         for (height, width), uses in self.buckets.items():
             samples = sum(use.num_samples for use in uses)
             yield (
@@ -101,8 +105,8 @@ class FlightReport:
                 "per epoch"
             )
 
-    def _fact_lines(self) -> Iterator[str]:
-        yield self._images_text()
+    def _format_facts(self) -> Iterator[str]:
+        yield self._format_image_counts()
         if self.uses:
             worst = max(self.uses, key=lambda use: use.lost_share)
             mean = sum(use.lost_share for use in self.uses) / len(self.uses)
@@ -110,9 +114,9 @@ class FlightReport:
                 f"Cropping: {mean:.1%} of an image's area is lost on average, at most {worst.lost_share:.1%} "
                 f"({worst.image.name})"
             )
-        yield from _cost_lines(self.cost)
+        yield from _format_cost(self.cost)
 
-    def _images_text(self) -> str:
+    def _format_image_counts(self) -> str:
         parts = [pluralize(self.num_images, "image")]
         parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
         parts += [f"{self.num_masks} with masks"] if self.num_masks else []
@@ -120,7 +124,7 @@ class FlightReport:
         return "Images: " + ", ".join(parts)
 
     def tiles(self) -> list[tuple[str, str, str]]:
-        """The main numbers, each with its name and a few words on what it consists of."""
+        """Return the main numbers, each as (name, value, explanation)."""
         cost, left_out = self.cost, f"{self.num_left_out} left out" if self.num_left_out else "none left out"
         tiles = [
             (
@@ -135,7 +139,7 @@ class FlightReport:
         return [
             *tiles,
             ("Steps", f"{schedule.total_steps:,}", f"{schedule.num_epochs:.1f} epochs of {schedule.num_samples}"),
-            ("Each is seen", _seen(schedule).removeprefix("about "), "60 to 100 are usual"),
+            ("Each is seen", _format_times_seen(schedule).removeprefix("about "), "60 to 100 are usual"),
             ("GPU memory, about", format_bytes(cost.memory_bytes), f"{schedule.pixels_per_step / 1e6:.2g} MP per step"),
             (
                 "Time for the steps",
@@ -146,13 +150,13 @@ class FlightReport:
         ]
 
     def require_clear(self) -> None:
-        """Raises ValueError with the whole report when it is refused."""
+        """Raise a ValueError with the whole report if the training is refused."""
         if self.is_refused:
             allowed = "error or never" if self.stop_at == "warning" else "never"
-            raise ValueError(f"{self.text()}\nMend what is listed, or set stop_at to {allowed} to go on in spite of it")
+            raise ValueError(f"{self.text()}\nFix what is listed, or set stop_at to {allowed} to train anyway")
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: plain JSON."""
+        """Return plain JSON for programs."""
         return {
             "name": self.name,
             "refused": self.is_refused,
@@ -163,20 +167,20 @@ class FlightReport:
             "num_masks": self.num_masks,
             "summary": self.summary,
             "buckets": {f"{width}x{height}": len(uses) for (height, width), uses in self.buckets.items()},
-            "pictures": [_use_as_dict(use, self.cost.schedule) for use in self.uses],
-            "cost": _cost_as_dict(self.cost),
+            "pictures": [_convert_use(use, self.cost.schedule) for use in self.uses],
+            "cost": _convert_cost(self.cost),
             "duplicate_groups": self.duplicate_groups,
-            "findings": [_finding_as_dict(finding) for finding in self.findings],
+            "findings": [_convert_finding(finding) for finding in self.findings],
         }
 
 
-def _finding_as_dict(finding: CheckFinding) -> dict[str, Any]:
+def _convert_finding(finding: CheckFinding) -> dict[str, Any]:
     values = asdict(finding)
-    values["pictures"] = values.pop("images")  # the key that programs read
+    values["pictures"] = values.pop("images")  # programs read this key
     return values
 
 
-def _use_as_dict(use: ImageUse, schedule: Schedule | None) -> dict[str, Any]:
+def _convert_use(use: ImageUse, schedule: Schedule | None) -> dict[str, Any]:
     return {
         "name": use.image.name,
         "original_hw": list(use.crop.original_hw),
@@ -189,9 +193,9 @@ def _use_as_dict(use: ImageUse, schedule: Schedule | None) -> dict[str, Any]:
     }
 
 
-def _cost_as_dict(cost: Cost) -> dict[str, Any]:
+def _convert_cost(cost: Cost) -> dict[str, Any]:
     values = {**asdict(cost), "seconds": cost.seconds}
-    if cost.schedule is not None:  # its counts stand with the images
+    if cost.schedule is not None:  # these counts are already with the images
         values["schedule"] = {
             name: value
             for name, value in values["schedule"].items()
@@ -200,16 +204,16 @@ def _cost_as_dict(cost: Cost) -> dict[str, Any]:
     return values
 
 
-def _cost_lines(cost: Cost) -> Iterator[str]:
+def _format_cost(cost: Cost) -> Iterator[str]:
     if cost.schedule is None or cost.disk is None:
         return
     schedule, disk = cost.schedule, cost.disk
     epochs = f"{schedule.num_epochs:.1f} epochs of {pluralize(schedule.num_samples, 'sample')}"
-    yield f"Steps: {schedule.total_steps}, {epochs}; each image is seen {_seen(schedule)}"
+    yield f"Steps: {schedule.total_steps}, {epochs}; each image is seen {_format_times_seen(schedule)}"
     yield f"Pixels: {schedule.pixels_per_step / 1e6:.2g} million per step on average"
     yield f"Memory: {cost.memory_text}"
     if cost.earlier_run is None or cost.seconds is None:
-        yield "Time: unknown, for no earlier run in the output folder has these settings"
+        yield "Time: unknown, because no earlier run in the output folder has these settings"
     else:
         yield f"Time: about {format_duration(cost.seconds)} for the steps ({cost.earlier_run.text()})"
     checkpoints = (
@@ -221,6 +225,6 @@ def _cost_lines(cost: Cost) -> Iterator[str]:
     )
 
 
-def _seen(schedule: Schedule) -> str:
+def _format_times_seen(schedule: Schedule) -> str:
     low, high = schedule.times_seen_range
     return f"about {high:.0f} times" if round(low) == round(high) else f"{low:.0f} to {high:.0f} times"

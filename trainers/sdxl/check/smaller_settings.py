@@ -1,4 +1,4 @@
-"""Settings that need less memory than those that were asked for, the least harmful first."""
+"""Settings that need less memory than the given ones, the least harmful first."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,23 +12,23 @@ from .memory import MemoryEstimate
 def smaller_settings(
     config: SDXLConfig, size_hw: Size, estimate: Callable[[SDXLConfig, Size], MemoryEstimate]
 ) -> list[tuple[str, MemoryEstimate]]:
-    """Settings that need less memory, the least harmful first, each with what it leads to on top of
-    all before it.
+    """List settings that need less memory, the least harmful first. Each comes with the estimate
+    for it and all before it together.
 
-    `estimate` is asked for a configuration and the size of its largest bucket; it resolves the
-    configuration's mixed_precision.
+    `estimate` gets a config and the size of its largest bucket, and resolves mixed_precision
+    itself.
     """
     steps = []
-    for description, changes, resolution in _changes(config):
+    for description, changes, resolution in _propose_changes(config):
         if resolution and size_hw[0] * size_hw[1] <= resolution**2:
             continue
-        config, size_hw = replace(config, **changes), _scaled(size_hw, resolution) if resolution else size_hw
+        config, size_hw = replace(config, **changes), _scale_size(size_hw, resolution) if resolution else size_hw
         steps.append((description, estimate(config, size_hw)))
     return steps
 
 
-def _changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """What to say, the fields to change, and the resolution or 0."""
+def _propose_changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield (description, fields to change, new resolution or 0)."""
     if config.mixed_precision == "no":
         yield "mixed_precision auto", {"mixed_precision": "auto"}, 0
     if not config.gradient_checkpointing:
@@ -49,6 +49,6 @@ def _changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
         yield "rank 8", {"rank": 8}, 0
 
 
-def _scaled(size_hw: Size, resolution: int) -> Size:
+def _scale_size(size_hw: Size, resolution: int) -> Size:
     scale = resolution / (size_hw[0] * size_hw[1]) ** 0.5
     return round(size_hw[0] * scale / 8) * 8, round(size_hw[1] * scale / 8) * 8

@@ -1,4 +1,4 @@
-"""The sizes of text encoders, as far as the memory estimate needs them."""
+"""The sizes of text encoders that the memory estimate needs."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class TextEncoderShape:
 
     @property
     def fans(self) -> int:
-        """Parameters of rank 1 adapters: per layer four linear layers of width to width, and two
-        between width and 4 x width.
+        """The parameters of rank 1 adapters: per layer four linear layers from width to width, and
+        two between width and 4 x width.
         """
         return self.num_trained_layers * (4 * 2 + 2 * 5) * self.width
 
@@ -24,8 +24,8 @@ SDXL_TEXT_ENCODERS = (TextEncoderShape(768, 12, 123_060_480, 11), TextEncoderSha
 
 
 def text_encoder_shapes(model: SDXLModel) -> tuple[TextEncoderShape, ...]:
-    """Those of a model whose text encoders are there; the first one's last layer is never
-    trained.
+    """Return the shapes of the text encoders that the model has. The last layer of the first is
+    never trained.
     """
     encoders = [
         (encoder, not_trained)

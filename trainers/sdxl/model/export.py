@@ -1,5 +1,5 @@
-"""Writing an SDXL model: as a single checkpoint in the LDM layout, or as a diffusers folder that
-its pipeline loads offline.
+"""Writes an SDXL model as a single checkpoint in the LDM layout, or as a diffusers folder that the
+pipeline loads offline.
 """
 
 import errno
@@ -51,20 +51,20 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_checkpoint(model: SDXLModel, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one .safetensors file with everything, as ComfyUI, A1111 and sd-scripts read it, in the
+    """Write one .safetensors file with all parts, which ComfyUI, A1111 and sd-scripts read, in the
     dtypes of the model.
 
     Raises:
-        RuntimeError: a part was set to None.
+        RuntimeError: a part is None.
         FileExistsError: `path` exists.
         OSError: the disk is full or the folder cannot be written.
     """
     tensors = {
         LDM_PREFIX[part] + name: weight
         for part in PARTS
-        for name, weight in _to_ldm(part, _weights(model, part)).items()
+        for name, weight in _to_ldm(part, _get_weights(model, part)).items()
     }
-    # What ComfyUI recognises these models by; the tensors are empty.
+    # ComfyUI recognizes these models by the keys; the tensors are empty.
     if model.prediction_type == "v_prediction":
         tensors["v_pred"] = torch.empty(0)
         if model.zero_terminal_snr:
@@ -73,18 +73,18 @@ def write_checkpoint(model: SDXLModel, path: Path, metadata: Mapping[str, str] |
 
 
 def write_diffusers_folder(model: SDXLModel, path: Path) -> None:
-    """Write a folder that StableDiffusionXLPipeline.from_pretrained loads; it appears under its
-    name only when it is whole.
+    """Write a folder that StableDiffusionXLPipeline.from_pretrained loads. It gets its name only
+    when it is complete.
 
     Raises:
-        RuntimeError: a part was set to None.
+        RuntimeError: a part is None.
         FileExistsError: `path` exists.
         OSError: the disk is full or the folder cannot be written.
     """
-    with _new_folder(Path(path)) as folder:
+    with _create_folder(Path(path)) as folder:
         for part in PARTS:
             _write_part(model, part, folder / part)
-        _scheduler(model).save_config(folder / "scheduler")
+        _make_scheduler(model).save_config(folder / "scheduler")
         _write_tokenizer(folder / "tokenizer", pad_token=_END)
         _write_tokenizer(folder / "tokenizer_2", pad_token="!")
         index = {
@@ -95,17 +95,17 @@ def write_diffusers_folder(model: SDXLModel, path: Path) -> None:
         _write_json(folder / "model_index.json", index | _COMPONENTS)
 
 
-def _weights(model: SDXLModel, part: Part) -> dict[str, Tensor]:
-    """A part's weights by diffusers' and transformers' names, text encoders without the
-    "text_model." level.
+def _get_weights(model: SDXLModel, part: Part) -> dict[str, Tensor]:
+    """Return the weights of a part by diffusers' and transformers' names, without the level
+    "text_model." of the text encoders.
     """
-    return {bare_text_name(name): weight.detach() for name, weight in _module(model, part).state_dict().items()}
+    return {bare_text_name(name): weight.detach() for name, weight in _get_module(model, part).state_dict().items()}
 
 
-def _module(model: SDXLModel, part: Part) -> Any:
+def _get_module(model: SDXLModel, part: Part) -> Any:
     module: nn.Module | None = getattr(model, part)
     if module is None:
-        raise RuntimeError(f"the {PART_NAMES[part]} is not there any more, so the model cannot be written")
+        raise RuntimeError(f"the {PART_NAMES[part]} is no longer in memory, so the model cannot be written")
     return module
 
 
@@ -143,15 +143,15 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
                 {"format": "pt", **metadata},
             )
         except SafetensorError as error:
-            # safetensors reports the errors of the system as text.
+            # safetensors reports the system's error number only as text.
             number = re.search(r"\(os error (\d+)\)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, f"{path}: {error}") from error
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and give it that name when the block ends well;
-    otherwise leave nothing.
+def _create_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path` and rename it to `path` if the block succeeds. If it
+    fails, leave nothing.
     """
     if path.exists():
         raise FileExistsError(errno.EEXIST, f"{path} exists already. Choose another name; it was not overwritten")
@@ -166,14 +166,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 def _write_part(model: SDXLModel, part: Part, folder: Path) -> None:
-    module, weights = _module(model, part), _weights(model, part)
+    module, weights = _get_module(model, part), _get_weights(model, part)
     folder.mkdir()
     if part in ("unet", "vae"):
         module.save_config(folder)
         _save(weights, folder / "diffusion_pytorch_model.safetensors", {})
         return
-    # Not save_pretrained: what transformers 5 writes of CLIPTextModel lacks the "text_model."
-    # level, and 4.x then invents the weights.
+    # Not save_pretrained: transformers 5 writes CLIPTextModel without the "text_model." level, and
+    # 4.x then silently initializes the weights at random.
     config = module.config.to_diff_dict() | {
         "architectures": [type(module).__name__],
         "dtype": str(module.dtype).removeprefix("torch."),
@@ -183,9 +183,9 @@ def _write_part(model: SDXLModel, part: Part, folder: Path) -> None:
     _save({names[name]: weight for name, weight in weights.items()}, folder / "model.safetensors", {})
 
 
-def _scheduler(model: SDXLModel) -> EulerDiscreteScheduler:
-    """SDXL's published sampling settings; zero-terminal-SNR models must start from pure noise
-    ("trailing").
+def _make_scheduler(model: SDXLModel) -> EulerDiscreteScheduler:
+    """Make a scheduler with SDXL's published settings. Zero-terminal-SNR models must start from
+    pure noise ("trailing").
     """
     return EulerDiscreteScheduler(
         **NOISE_SCHEDULE,

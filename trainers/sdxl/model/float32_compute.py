@@ -1,5 +1,5 @@
-"""Running a frozen model in float32 while its weights stay as they are: each layer's are converted
-for its own call, and only then.
+"""Runs a frozen model in float32 and keeps its weights as they are: each layer is converted only
+during its own call.
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 def float32_compute(model: nn.Module) -> Iterator[None]:
     """Inside the block every layer of `model` computes in float32, as ComfyUI runs text encoders.
 
-    The numbers are those of `model.float()`, without a second copy of all weights: at most one
-    layer's is in memory. Weights that are float32 already are used as they lie.
+    The numbers are those of `model.float()`, but at most one layer has a second copy of its weights
+    in memory. float32 weights are not copied at all.
     """
     own_weights: dict[nn.Parameter, Tensor] = {}
-    hooks = [hook for layer in model.modules() if not list(layer.children()) for hook in _hooks(layer, own_weights)]
+    hooks = [hook for layer in model.modules() if not list(layer.children()) for hook in _add_hooks(layer, own_weights)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        _restore(own_weights)  # of a layer whose call was cut short
+        _restore(own_weights)  # a layer whose call failed is still converted
 
 
-def _hooks(layer: nn.Module, own_weights: dict[nn.Parameter, Tensor]) -> list[Any]:
-    if isinstance(layer, nn.Embedding):  # a look-up computes nothing: its rows are converted, not the table
+def _add_hooks(layer: nn.Module, own_weights: dict[nn.Parameter, Tensor]) -> list[Any]:
+    if isinstance(layer, nn.Embedding):  # a look-up computes nothing: convert the rows, not the table
         return [layer.register_forward_hook(lambda _layer, _inputs, output: output.float())]
 
     def convert(called: nn.Module, _inputs: object) -> None:

@@ -1,9 +1,8 @@
-"""What a set of weights is, from the names and shapes of its tensors alone: the configs of an SDXL
-model, or why it is not one.
+"""Tells from the names and shapes of weights which SDXL model they are, or why they are not one.
 
-Names are diffusers' and transformers' (layout.py translates), text encoders without the
-"text_model." level. What the weights do not show (64 channels per attention head, 32 normalization
-groups, the activations, the scale of the latents) is the same in every SDXL.
+Names are those of diffusers and transformers (layout.py translates), text encoders without the
+level "text_model.". What the weights do not show is the same in every SDXL: 64 channels per
+attention head, 32 normalization groups, the activations, the scale of the latents.
 """
 
 import re
@@ -27,8 +26,8 @@ SIZE_ID_CHANNELS = 256
 NUM_SIZE_IDS = 6
 LATENT_CHANNELS = 4
 SCALING_FACTOR = 0.13025
-# What a folder's config.json must not say otherwise, for then other programs compute something else
-# from the same weights.
+# Settings that must agree with a folder's config.json: with other values, other programs compute
+# something else from the same weights.
 _CONFIG_FACTS: dict[Part, tuple[str, ...]] = {
     "unet": (
         *(
@@ -77,12 +76,12 @@ _CONFIG_FACTS: dict[Part, tuple[str, ...]] = {
         "latents_std",
     ),
 }
-# Saved by some trainers and ComfyUI beside the weights; not weights of SDXL's text encoders.
+# Some trainers and ComfyUI save these with the text encoders, but they are not weights.
 _NOT_WEIGHTS = ("position_ids", "logit_scale", "attn_mask")
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
 
 _SDXL, _BASE_MODEL = "an SDXL checkpoint", "the SDXL base model, or a fine-tune of it"
-# The first that matches any name in the file tells what the file is.
+# The first pattern that matches any name in the file tells what the file is.
 _OTHER_MODELS = (
     (
         r"lora_|.*\.lora_(A|B|down|up)\b|.*\.lora\.(down|up)\.|.*\.(hada_w1|lokr_w1)",
@@ -121,8 +120,8 @@ _WHOLE_MODEL = (
 
 
 def is_weight(part: Part, name: str) -> bool:
-    """Whether this tensor of a file belongs to the model; text encoder 1 has no projection in SDXL,
-    though some files carry one.
+    """Tell whether a tensor of a file is a weight of the model. SDXL's text encoder 1 has no
+    projection, although some files have one.
     """
     if part == "text_encoder" and name.endswith("text_projection.weight"):
         return False
@@ -130,18 +129,18 @@ def is_weight(part: Part, name: str) -> bool:
 
 
 def refuse_other_checkpoints(shapes: Shapes) -> None:
-    """Check by its header that a single file is a whole SDXL checkpoint in the LDM layout.
+    """Check from its header that a file is a complete SDXL checkpoint in the LDM layout.
 
     Raises:
-        ValueError: what the file is instead, or which part is missing.
+        ValueError: the file is something else, which the message names, or a part is missing.
     """
     for pattern, name, remedy in _OTHER_MODELS:
-        if _any_matches(shapes, pattern):
+        if _has_match(shapes, pattern):
             raise ValueError(f"this is {name}. Choose {remedy}")
     missing: list[Part] = [part for part in PARTS if not any(name.startswith(LDM_PREFIX[part]) for name in shapes)]
     if "unet" in missing:
         for pattern, name in _LONE_PARTS:
-            if _any_matches(shapes, pattern):
+            if _has_match(shapes, pattern):
                 raise ValueError(f"this is {name}. {_WHOLE_MODEL}")
         raise ValueError(f"not an SDXL model: unknown weights such as {', '.join(list(shapes)[:3]) or '(none)'}")
     ldm_shapes = {
@@ -160,22 +159,22 @@ def refuse_missing_parts(missing: Sequence[Part]) -> None:
 
 
 def refuse_quantized(dtypes: Mapping[str, str]) -> None:
-    """`dtypes` are safetensors' names of the dtype of each weight."""
+    """Refuse quantized weights. `dtypes` has safetensors' dtype name of each weight."""
     quantized = sorted(set(dtypes.values()) - _FLOAT_DTYPES)
     if quantized:
         raise ValueError(
-            f"its weights are quantized ({', '.join(quantized)}), and training needs them whole. Choose the fp16, "
+            f"its weights are quantized ({', '.join(quantized)}), and training needs the full ones. Choose the fp16, "
             "bf16 or fp32 file of this model"
         )
 
 
 def refuse_other_unets(shapes: Shapes) -> None:
-    """Check that a UNet is SDXL's text-to-image UNet, at any depth."""
-    in_channels, text_width = _shape(shapes, "conv_in.weight")[1], _cross_attention_dim(shapes)
+    """Check that a UNet is SDXL's text-to-image UNet, of any depth."""
+    in_channels, text_width = _get_shape(shapes, "conv_in.weight")[1], _read_cross_attention_dim(shapes)
     if "add_embedding.linear_1.weight" not in shapes:
         name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(text_width, "an unknown architecture")
         raise ValueError(f"its UNet is that of {name}: it takes no pooled text and no image sizes. Choose {_SDXL}")
-    if _shape(shapes, "add_embedding.linear_1.weight")[1] == 2560 and text_width == 1280:
+    if _get_shape(shapes, "add_embedding.linear_1.weight")[1] == 2560 and text_width == 1280:
         raise ValueError(f"this is the SDXL refiner. Choose {_BASE_MODEL}")
     if in_channels != LATENT_CHANNELS:
         kind = {9: "an inpainting model", 8: "an instruct-pix2pix model"}.get(in_channels, "not a text-to-image model")
@@ -186,12 +185,12 @@ def refuse_other_unets(shapes: Shapes) -> None:
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """Arguments of diffusers' UNet2DConditionModel."""
+    """Infer the arguments of diffusers' UNet2DConditionModel."""
     refuse_other_unets(shapes)
-    down, up = _levels(shapes, "down_blocks"), _levels(shapes, "up_blocks")
+    down, up = _read_levels(shapes, "down_blocks"), _read_levels(shapes, "up_blocks")
     if [level.num_resnets for level in up] != [level.num_resnets + 1 for level in reversed(down)]:
-        raise ValueError("not an SDXL model: its UNet has not one resnet more on the way up than on the way down")
-    mid_block_type, mid_depth = _mid_block(shapes)
+        raise ValueError("not an SDXL model: the up blocks of its UNet must have one resnet more than the down blocks")
+    mid_block_type, mid_depth = _read_mid_block(shapes)
     down_depths = [level.depth_config(default=1) for level in down[:-1]] + [
         down[-1].depth_config(default=mid_depth or 1)
     ]
@@ -204,7 +203,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     is_symmetric = up_depths == down_depths[::-1] and all(isinstance(depth, int) for depth in up_depths)
     return {
         "in_channels": LATENT_CHANNELS,
-        "out_channels": _shape(shapes, "conv_out.weight")[0],
+        "out_channels": _get_shape(shapes, "conv_out.weight")[0],
         "block_out_channels": tuple(level.width for level in down),
         "layers_per_block": _one_or_all([level.num_resnets for level in down]),
         "down_block_types": tuple("CrossAttnDownBlock2D" if level.depths else "DownBlock2D" for level in down),
@@ -212,32 +211,32 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
         "up_block_types": tuple("CrossAttnUpBlock2D" if level.depths else "UpBlock2D" for level in up),
         "transformer_layers_per_block": tuple(down_depths),
         "reverse_transformer_layers_per_block": None if is_symmetric else tuple(up_depths),
-        # diffusers calls the number of heads "attention_head_dim" here.
+        # Here diffusers calls the number of heads "attention_head_dim".
         "attention_head_dim": tuple(max(1, level.width // CHANNELS_PER_HEAD) for level in down),
         "use_linear_projection": _uses_linear_projection(shapes),
-        "cross_attention_dim": _cross_attention_dim(shapes),
+        "cross_attention_dim": _read_cross_attention_dim(shapes),
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": SIZE_ID_CHANNELS,
-        "projection_class_embeddings_input_dim": _shape(shapes, "add_embedding.linear_1.weight")[1],
+        "projection_class_embeddings_input_dim": _get_shape(shapes, "add_embedding.linear_1.weight")[1],
     }
 
 
 def text_encoder_config(shapes: Shapes, part: Part) -> dict[str, Any]:
-    """Arguments of transformers' CLIPTextConfig: CLIP-L-like for text encoder 1, OpenCLIP-G-like
-    for text encoder 2.
+    """Infer the arguments of transformers' CLIPTextConfig: like CLIP-L for text encoder 1, like
+    OpenCLIP-G for text encoder 2.
     """
-    vocabulary_size, width = _shape(shapes, "embeddings.token_embedding.weight")
+    vocabulary_size, width = _get_shape(shapes, "embeddings.token_embedding.weight")
     if width % CHANNELS_PER_HEAD:
         raise ValueError(f"{PART_NAMES[part]} is {width} wide, which is not a multiple of {CHANNELS_PER_HEAD}")
     return {
         "vocab_size": vocabulary_size,
         "hidden_size": width,
-        "intermediate_size": _shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
+        "intermediate_size": _get_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
         "num_hidden_layers": _count(shapes, "encoder.layers."),
         "num_attention_heads": width // CHANNELS_PER_HEAD,
-        "max_position_embeddings": _shape(shapes, "embeddings.position_embedding.weight")[0],
+        "max_position_embeddings": _get_shape(shapes, "embeddings.position_embedding.weight")[0],
         "hidden_act": "quick_gelu" if part == "text_encoder" else "gelu",
-        "projection_dim": width if part == "text_encoder" else _shape(shapes, "text_projection.weight")[0],
+        "projection_dim": width if part == "text_encoder" else _get_shape(shapes, "text_projection.weight")[0],
         "bos_token_id": START_TOKEN,
         "eos_token_id": END_TOKEN,
         "pad_token_id": END_TOKEN if part == "text_encoder" else 0,
@@ -245,11 +244,11 @@ def text_encoder_config(shapes: Shapes, part: Part) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKL."""
-    latent_channels = _shape(shapes, "decoder.conv_in.weight")[1]
+    """Infer the arguments of diffusers' AutoencoderKL."""
+    latent_channels = _get_shape(shapes, "decoder.conv_in.weight")[1]
     if latent_channels != LATENT_CHANNELS:
         raise ValueError(f"its VAE has {latent_channels} latent channels, not {LATENT_CHANNELS}: it is not SDXL's")
-    down, up = _levels(shapes, "encoder.down_blocks"), _levels(shapes, "decoder.up_blocks")
+    down, up = _read_levels(shapes, "encoder.down_blocks"), _read_levels(shapes, "decoder.up_blocks")
     num_resnets = {level.num_resnets for level in down} | {level.num_resnets - 1 for level in up}
     if len(num_resnets) != 1:
         raise ValueError("its VAE has a different number of layers at each level: it is not SDXL's")
@@ -268,8 +267,8 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 def check_text_widths(
     unet: Mapping[str, Any], text_encoder: Mapping[str, Any], text_encoder_2: Mapping[str, Any]
 ) -> None:
-    """The UNet reads both encoders' states side by side, and the pooled output of the second beside
-    the size ids.
+    """Check that the UNet fits the text encoders: it reads the states of both, concatenated, and
+    the pooled output of the second together with the size ids.
     """
     width = text_encoder["hidden_size"] + text_encoder_2["hidden_size"]
     if unet["cross_attention_dim"] != width:
@@ -286,7 +285,7 @@ def check_text_widths(
 
 
 def check_config(stated: dict[str, Any], config: Any, part: Part) -> None:
-    """Check what a folder's config.json states against the config that was made for its weights."""
+    """Check a folder's config.json against the config that was inferred from its weights."""
     for setting in _CONFIG_FACTS[part]:
         if setting in stated and not _agree(stated[setting], getattr(config, setting)):
             values = f"{setting} {stated[setting]}, but an SDXL model with these weights has {getattr(config, setting)}"
@@ -297,8 +296,8 @@ def check_config(stated: dict[str, Any], config: Any, part: Part) -> None:
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution of a UNet or VAE; `depths` counts the transformer blocks after each resnet,
-    empty without attention.
+    """One resolution of a UNet or VAE. `depths` has the number of transformer blocks after each
+    resnet, and is empty without attention.
     """
 
     width: int
@@ -309,12 +308,12 @@ class _Level:
         return _one_or_all(self.depths) if self.depths else default
 
 
-def _levels(shapes: Shapes, blocks: str) -> list[_Level]:
-    return [_level(shapes, f"{blocks}.{index}") for index in range(_count(shapes, f"{blocks}."))]
+def _read_levels(shapes: Shapes, blocks: str) -> list[_Level]:
+    return [_read_level(shapes, f"{blocks}.{index}") for index in range(_count(shapes, f"{blocks}."))]
 
 
-def _level(shapes: Shapes, block: str) -> _Level:
-    width, num_resnets = _shape(shapes, f"{block}.resnets.0.conv1.weight")[0], _count(shapes, f"{block}.resnets.")
+def _read_level(shapes: Shapes, block: str) -> _Level:
+    width, num_resnets = _get_shape(shapes, f"{block}.resnets.0.conv1.weight")[0], _count(shapes, f"{block}.resnets.")
     num_attentions = _count(shapes, f"{block}.attentions.")
     if num_attentions not in (0, num_resnets):
         raise ValueError(
@@ -332,8 +331,10 @@ def _level(shapes: Shapes, block: str) -> _Level:
     )
 
 
-def _mid_block(shapes: Shapes) -> tuple[str | None, int | None]:
-    """diffusers' type of the middle block, and its transformer blocks when it has attention."""
+def _read_mid_block(shapes: Shapes) -> tuple[str | None, int | None]:
+    """Return diffusers' type of the middle block, and its number of transformer blocks if it has
+    attention.
+    """
     match _count(shapes, "mid_block.resnets."), _count(shapes, "mid_block.attentions."):
         case 2, 1:
             return "UNetMidBlock2DCrossAttn", _count(shapes, "mid_block.attentions.0.transformer_blocks.")
@@ -347,19 +348,19 @@ def _mid_block(shapes: Shapes) -> tuple[str | None, int | None]:
             )
 
 
-def _cross_attention_dim(shapes: Shapes) -> int:
+def _read_cross_attention_dim(shapes: Shapes) -> int:
     return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
 
 
 def _uses_linear_projection(shapes: Shapes) -> bool:
-    """SDXL's transformers begin with a linear layer [C, C]; those of SD 1.x with a 1x1 convolution
-    [C, C, 1, 1].
+    """Tell SDXL's transformers, which begin with a linear layer [C, C], from those of SD 1.x, which
+    begin with a 1x1 convolution [C, C, 1, 1].
     """
     return any(name.endswith("proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
 
 
 def _agree(stated: Any, built: Any) -> bool:
-    """Equal, where one number may stand for a list of the same."""
+    """Compare two values. A single number equals a list of that number."""
     if isinstance(stated, list | tuple) or isinstance(built, list | tuple):
         num_values = max(len(value) for value in (stated, built) if isinstance(value, list | tuple))
         stated, built = (
@@ -372,17 +373,17 @@ def _one_or_all(values: Sequence[int]) -> int | tuple[int, ...]:
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def _shape(shapes: Shapes, name: str) -> Sequence[int]:
+def _get_shape(shapes: Shapes, name: str) -> Sequence[int]:
     if name not in shapes:
         raise ValueError(f"not an SDXL model: {name} is missing")
     return shapes[name]
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many different names follow `prefix`."""
+    """Count the different names that follow `prefix`."""
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
-def _any_matches(names: Shapes, pattern: str) -> bool:
+def _has_match(names: Shapes, pattern: str) -> bool:
     compiled = re.compile(pattern)
     return any(compiled.match(name) for name in names)

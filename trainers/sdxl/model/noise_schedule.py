@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
-# diffusers' settings of the schedule that all SDXL models share.
+# diffusers' settings for the schedule that all SDXL models share.
 NOISE_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": NUM_TIMESTEPS,
     "beta_schedule": "scaled_linear",
@@ -16,7 +16,8 @@ NOISE_SCHEDULE: dict[str, Any] = {
 
 
 def alphas_cumprod(*, zero_terminal_snr: bool) -> Tensor:
-    """Cumulative alphas of SDXL's schedule, float32 [T]: scaled-linear betas from 0.00085 to 0.012.
+    """Return the cumulative alphas of SDXL's schedule, float32 [T]: scaled-linear betas from
+    0.00085 to 0.012.
 
     With zero_terminal_snr the betas are rescaled so that the last step is pure noise (Lin et al.
     2023, algorithm 1).

@@ -1,5 +1,5 @@
-"""Drawing images with an SDXL model that is in memory, adapters included: for the demo, previews
-and quality tests.
+"""Draws images with an SDXL model in memory, adapters included: for the demo, samples and quality
+tests.
 
 Letters: B images, H W latent height and width.
 """
@@ -28,12 +28,11 @@ def sample_images(
     guidance_scale: float = 4.0,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt; a seed gives every
-    prompt the same noise.
+    """Draw images, uint8 [len(prompts) * len(seeds), height, width, 3], prompt by prompt. A seed
+    gives every prompt the same noise.
 
-    DDIM (Song et al. 2020) with trailing timesteps, as zero-terminal-SNR models need, and
-    classifier-free guidance against "". On a CPU the model is converted to float32 first, and stays
-    so.
+    DDIM (Song et al. 2020) with trailing timesteps, which zero-terminal-SNR models need, and
+    classifier-free guidance against "". On a CPU this converts the model to float32 for good.
     """
     use_float32_on_cpu(model)
     prompts_and_seeds = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -42,8 +41,8 @@ def sample_images(
 
 
 def use_float32_on_cpu(model: SDXLModel) -> None:
-    """Convert the parts that are on a CPU to float32: without half-precision instructions a UNet is
-    17 times slower in float16, a VAE 93 times.
+    """Convert the parts on a CPU to float32. In float16, without half-precision instructions, a
+    UNet is 17 times slower and a VAE 93 times.
     """
     for part in (model.unet, model.text_encoder, model.text_encoder_2, model.vae):
         if part is not None and part.device.type == "cpu":
@@ -62,7 +61,7 @@ def _sample_chunk(
     captions = [""] * len(prompts_and_seeds) + [prompt for prompt, _ in prompts_and_seeds]
     embeddings = encode_captions(model.text_encoder, model.text_encoder_2, captions)
     seeds = [seed for _, seed in prompts_and_seeds]
-    scheduler = noise_scheduler(model.prediction_type, zero_terminal_snr=model.zero_terminal_snr)
+    scheduler = make_noise_scheduler(model.prediction_type, zero_terminal_snr=model.zero_terminal_snr)
     latents = denoise(
         model.unet,
         embeddings,
@@ -86,15 +85,15 @@ def denoise(
     num_steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """Scaled latents [B, 4, H, W] float32, one for each seed. `embeddings` holds 2 B captions:
-    first those to be guided away from.
+    """Draw scaled latents [B, 4, H, W] float32, one per seed. `embeddings` has 2 B captions: the
+    negative ones first.
     """
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * len(seeds)), dtype=torch.float32, device=device)
     prompt_embeds = embeddings.prompt_embeds.to(device, dtype)
     conditions = {"text_embeds": embeddings.pooled_prompt_embeds.to(device, dtype), "time_ids": ids}
     scheduler.set_timesteps(num_steps)
-    latents = torch.stack([_noise(seed, size_hw) for seed in seeds]).to(device)
+    latents = torch.stack([_draw_noise(seed, size_hw) for seed in seeds]).to(device)
     for timestep in scheduler.timesteps:
         doubled = torch.cat([latents, latents]).to(dtype)
         prediction = unet(doubled, timestep, prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0].float()
@@ -105,17 +104,17 @@ def denoise(
 
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
-    """Scaled latents [B, 4, H, W] to uint8 images [B, 8H, 8W, 3]."""
+    """Decode scaled latents [B, 4, H, W] to uint8 images [B, 8H, 8W, 3]."""
     pixel_values = decode_means(vae, (latents / vae.config["scaling_factor"]).to(vae.dtype))
     return ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def decode_means(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Unscaled latents [B, 4, H, W] to pixel values [B, 3, 8H, 8W] in -1..1."""
-    return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # diffusers says FloatTensor, and takes any
+    """Decode unscaled latents [B, 4, H, W] to pixel values [B, 3, 8H, 8W], about -1..1."""
+    return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # typed FloatTensor, but any works
 
 
-def noise_scheduler(prediction_type: str, *, zero_terminal_snr: bool) -> DDIMScheduler:
+def make_noise_scheduler(prediction_type: str, *, zero_terminal_snr: bool) -> DDIMScheduler:
     return DDIMScheduler(
         **NOISE_SCHEDULE,
         clip_sample=False,
@@ -126,5 +125,5 @@ def noise_scheduler(prediction_type: str, *, zero_terminal_snr: bool) -> DDIMSch
     )
 
 
-def _noise(seed: int, size_hw: tuple[int, int]) -> Tensor:
+def _draw_noise(seed: int, size_hw: tuple[int, int]) -> Tensor:
     return torch.randn((4, size_hw[0] // 8, size_hw[1] // 8), generator=torch.Generator().manual_seed(seed))

@@ -1,9 +1,9 @@
 """An SDXL base model: its four parts as diffusers and transformers modules, from a checkpoint, a
-diffusers folder or given weights.
+diffusers folder or weights in memory.
 
-Nothing is fetched and no weight is copied: the configs come from the shapes of the weights, the
-modules are built without memory (on torch's meta device), and the tensors, mapped from the file,
-become their parameters. Files are only read, in their own dtype.
+Nothing is downloaded and no weight is copied. The configs come from the shapes of the weights, the
+modules are built on torch's meta device, and the tensors, mapped from the file in their own dtype,
+become their parameters.
 """
 
 import hashlib
@@ -67,9 +67,7 @@ _FILE_STEMS: dict[Part, str] = {
 
 @dataclass(eq=False)
 class SDXLModel:
-    """The parts, frozen and in evaluation mode. Set a part to None to free its memory when it has
-    done its work.
-    """
+    """The parts, frozen and in evaluation mode. Set a part to None to free its memory."""
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel | None
@@ -82,23 +80,23 @@ class SDXLModel:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Of the checkpoint file; None for a folder or weights from memory."""
+        """The hash of the checkpoint file; None for a folder or weights in memory."""
         return file_sha256(self.path) if self.path and self.path.is_file() else None
 
     @cached_property
     def legacy_hash(self) -> str | None:
-        """The 8-digit hash of the checkpoint file by which old A1111 versions and kohya's metadata
-        know it.
+        """The 8-digit hash of the checkpoint file that old A1111 versions and kohya's metadata
+        use.
         """
         return legacy_file_hash(self.path) if self.path and self.path.is_file() else None
 
     def part_hash(self, part: Part) -> str:
-        """sha256 over names, shapes, dtypes and bytes of a part's weights. Ask before adapters are
-        attached: they rename layers.
+        """Return the sha256 over names, shapes, dtypes and bytes of a part's weights. Call it
+        before adapters are attached: they rename layers.
         """
         module: nn.Module | None = getattr(self, part)
         if module is None:
-            raise RuntimeError(f"the {PART_NAMES[part]} is not there any more, or was not given")
+            raise RuntimeError(f"the {PART_NAMES[part]} is no longer in memory, or was never loaded")
         digest = hashlib.sha256()
         for name, weight in sorted((bare_text_name(name), weight) for name, weight in module.state_dict().items()):
             digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
@@ -110,8 +108,8 @@ def load_model(path: Path) -> SDXLModel:
     """Load a single .safetensors checkpoint or a diffusers folder.
 
     Raises:
-        ValueError: it is missing, damaged, a pickle, quantized, incomplete or not SDXL; the message
-            says which, and the remedy.
+        ValueError: the file is missing, damaged, a pickle, quantized, incomplete or not SDXL; the
+            message says which and what to do.
     """
     path = Path(path)
     try:
@@ -128,15 +126,15 @@ def build_model(
     name: str,
     path: Path | None = None,
 ) -> SDXLModel:
-    """A model on the given tensors, without copying them.
+    """Build a model on the given tensors without copying them.
 
-    The names are diffusers' and transformers'; text encoders may have the "text_model." level or
-    not. Parts other than the UNet may be left out. The tensors must not be inference tensors.
+    Names are those of diffusers and transformers; in text encoders the level "text_model." is
+    optional. Parts other than the UNet may be left out. Inference tensors do not work.
 
     Raises:
         ValueError: the weights are not those of an SDXL model.
     """
-    weights = {part: _weights_of(part, tensors) for part, tensors in state_dicts.items()}
+    weights = {part: _select_weights(part, tensors) for part, tensors in state_dicts.items()}
     shapes = {
         part: {name: tuple(tensor.shape) for name, tensor in tensors.items()} for part, tensors in weights.items()
     }
@@ -146,16 +144,9 @@ def build_model(
     }
     if len(encoder_settings) == 2:
         check_text_widths(unet_settings, **encoder_settings)
-    with torch.device("meta"):
-        modules: dict[Part, nn.Module] = {"unet": UNet2DConditionModel(**unet_settings)}
-        if "text_encoder" in shapes:
-            modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
-        if "text_encoder_2" in shapes:
-            modules["text_encoder_2"] = CLIPTextModelWithProjection(
-                CLIPTextConfig(**encoder_settings["text_encoder_2"])
-            )
-        if "vae" in shapes:
-            modules["vae"] = AutoencoderKL(**vae_config(shapes["vae"]))
+    modules = _build_empty_modules(
+        unet_settings, encoder_settings, vae_config(shapes["vae"]) if "vae" in shapes else None
+    )
     parts: dict[str, Any] = {
         part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS
     }
@@ -164,7 +155,25 @@ def build_model(
     )
 
 
-def _weights_of(part: Part, tensors: StateDict) -> dict[str, Tensor]:
+def _build_empty_modules(
+    unet_settings: dict[str, Any],
+    encoder_settings: Mapping[str, dict[str, Any]],
+    vae_settings: dict[str, Any] | None,
+) -> dict[Part, nn.Module]:
+    """Build the parts that have settings on the meta device."""
+    with torch.device("meta"):
+        modules: dict[Part, nn.Module] = {"unet": UNet2DConditionModel(**unet_settings)}
+        if "text_encoder" in encoder_settings:
+            modules["text_encoder"] = CLIPTextModel(CLIPTextConfig(**encoder_settings["text_encoder"]))
+        if "text_encoder_2" in encoder_settings:
+            config = CLIPTextConfig(**encoder_settings["text_encoder_2"])
+            modules["text_encoder_2"] = CLIPTextModelWithProjection(config)
+        if vae_settings is not None:
+            modules["vae"] = AutoencoderKL(**vae_settings)
+    return modules
+
+
+def _select_weights(part: Part, tensors: StateDict) -> dict[str, Tensor]:
     return {bare_text_name(name): tensor for name, tensor in tensors.items() if is_weight(part, name)}
 
 
@@ -173,7 +182,7 @@ def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
     own_names = {bare_text_name(name): name for name in module.state_dict()}
     weights = {own_names.get(name, name): weight for name, weight in weights.items()}
     _check_fit(module.state_dict(), weights, part)
-    # first: load_state_dict gives each new parameter the requires_grad of the one that it replaces
+    # before load_state_dict: it gives each new parameter the requires_grad of the old one
     module.requires_grad_(False)
     module.load_state_dict(weights, strict=True, assign=True)
     for owner in module.modules():
@@ -190,15 +199,16 @@ def _check_fit(expected: StateDict, given: StateDict, part: Part) -> None:
     unknown = [name for name in given if name not in expected]
     if missing or unknown:
         raise ValueError(
-            f"not an SDXL model: its {PART_NAMES[part]} lacks {_first(missing)} and has in excess {_first(unknown)}"
+            f"not an SDXL model: its {PART_NAMES[part]} is missing {_describe_weights(missing)}, unexpected are "
+            f"{_describe_weights(unknown)}"
         )
     for name, weight in given.items():
         if weight.shape != expected[name].shape:
             shapes = f"{list(weight.shape)}, not {list(expected[name].shape)}"
-            raise ValueError(f"not an SDXL model: {name} of its {PART_NAMES[part]} is {shapes}")
+            raise ValueError(f"not an SDXL model: {name} of its {PART_NAMES[part]} has shape {shapes}")
 
 
-def _first(names: list[str]) -> str:
+def _describe_weights(names: list[str]) -> str:
     return f"{len(names)} weights ({name_examples(names)})" if names else "nothing"
 
 
@@ -215,8 +225,7 @@ def _load_checkpoint(path: Path) -> SDXLModel:
         tensors = {
             part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS
         }
-    # As ComfyUI tells them apart: a checkpoint carries these keys, with empty tensors, when it
-    # predicts v.
+    # As in ComfyUI: a checkpoint that predicts v has these keys, with empty tensors.
     predicts_v = "v_pred" in names
     return build_model(
         {part: from_ldm(part, tensors[part]) for part in PARTS},
@@ -228,8 +237,8 @@ def _load_checkpoint(path: Path) -> SDXLModel:
 
 
 def from_ldm(part: Part, tensors: StateDict) -> StateDict:
-    """The same tensors, or views of them, under diffusers' and transformers' names. `tensors` has
-    LDM names without the part's prefix.
+    """Return the same tensors, or views of them, by diffusers' and transformers' names. `tensors`
+    has LDM names without the prefix of the part.
     """
     match part:
         case "unet":
@@ -247,8 +256,8 @@ def from_ldm(part: Part, tensors: StateDict) -> StateDict:
 
 
 def _from_open_clip(tensors: StateDict) -> StateDict:
-    # Some programs save the projection as a linear layer, transposed already; it is square, so only
-    # its name tells.
+    # Some programs save the projection as a linear layer, already transposed. It is square, so only
+    # the name shows that.
     converted = (
         {"text_projection.weight": tensors["text_projection.weight"]} if "text_projection.weight" in tensors else {}
     )
@@ -260,19 +269,19 @@ def _from_open_clip(tensors: StateDict) -> StateDict:
 
 def _refuse_other_files(path: Path) -> None:
     if not path.exists():
-        raise ValueError("there is no such file or folder")
+        raise ValueError("no such file or folder")
     if path.suffix.lower() in _PICKLES:
         raise ValueError(
             f"a {path.suffix} file is a pickle, which can run any code when it is opened. "
             "Choose the .safetensors file of this model; ComfyUI makes one with Load Checkpoint and Save Checkpoint"
         )
     if path.suffix.lower() != ".safetensors":
-        raise ValueError("neither a .safetensors file nor a diffusers folder")
+        raise ValueError("neither a .safetensors file nor a diffusers folder. Choose one of the two")
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """The file, mapped into memory: tensors are read from disk when they are used."""
+    """Map the file into memory: tensors are read from disk when they are used."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -287,8 +296,8 @@ def _load_folder(folder: Path) -> SDXLModel:
     if not (folder / "unet").is_dir():
         pipeline = _read_json(folder / "model_index.json").get("_class_name", "no diffusers pipeline")
         raise ValueError(
-            f"it has no unet/ folder ({pipeline}). Choose a diffusers folder of an SDXL model, or a .safetensors "
-            "checkpoint itself"
+            f"it has no unet/ folder ({pipeline}). Choose the diffusers folder of an SDXL model, or a .safetensors "
+            "checkpoint"
         )
     unet = _read_part(folder, "unet")
     refuse_other_unets({name: tuple(tensor.shape) for name, tensor in unet.items()})
@@ -308,7 +317,7 @@ def _load_folder(folder: Path) -> SDXLModel:
 
 def _read_part(folder: Path, part: Part) -> StateDict:
     tensors: dict[str, Tensor] = {}
-    for path in _part_files(folder / part, _FILE_STEMS[part]):
+    for path in _find_part_files(folder / part, _FILE_STEMS[part]):
         with _open(path) as file:
             names = [name for name in file.keys() if is_weight(part, name)]  # noqa: SIM118 - not a mapping
             refuse_quantized({name: file.get_slice(name).get_dtype() for name in names})
@@ -318,20 +327,20 @@ def _read_part(folder: Path, part: Part) -> StateDict:
     return tensors
 
 
-def _part_files(folder: Path, stem: str) -> list[Path]:
-    """One file, or the shards that an index names; full precision before fp16."""
+def _find_part_files(folder: Path, stem: str) -> list[Path]:
+    """List the one file of a part, or the shards of its index. Full precision comes before fp16."""
     for variant in ("", ".fp16"):
         if (folder / f"{stem}{variant}.safetensors").is_file():
             return [folder / f"{stem}{variant}.safetensors"]
         index = folder / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            return _shards(index)
+            return _list_shards(index)
     found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     reason = f"only {found[0]}, a pickle, which can run any code when it is opened" if found else "no weights"
     raise ValueError(f"{folder.name}/ has {reason}. It needs {stem}.safetensors; diffusers' save_pretrained writes it")
 
 
-def _shards(index: Path) -> list[Path]:
+def _list_shards(index: Path) -> list[Path]:
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing or not names:
@@ -345,14 +354,13 @@ def _shards(index: Path) -> list[Path]:
 def _read_prediction(folder: Path) -> tuple[PredictionType, bool]:
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     if not scheduler:
-        logger.warning("%s has no scheduler/scheduler_config.json: taken for an epsilon model, as SDXL is", folder)
+        logger.warning("%s has no scheduler/scheduler_config.json. Assuming an epsilon model, like SDXL base", folder)
     name = scheduler.get("_class_name", "")
     if name.startswith("EDM"):
         raise ValueError(
             f"its scheduler is {name}: it was trained with EDM's noise levels (Playground v2.5), not SDXL's"
         )
-    # A scheduler config that says otherwise belongs to a model that this trainer would train
-    # wrongly.
+    # A model with another noise schedule would be trained wrongly.
     for setting, value in NOISE_SCHEDULE.items():
         if scheduler.get(setting, value) != value:
             raise ValueError(f"its scheduler has {setting} {scheduler[setting]}, SDXL's has {value}")
@@ -366,14 +374,14 @@ def _read_prediction(folder: Path) -> tuple[PredictionType, bool]:
         case "epsilon":
             if zero_terminal_snr:
                 logger.warning(
-                    "%s: rescale_betas_zero_snr is ignored, for pure noise tells an epsilon model nothing", folder
+                    "%s: rescale_betas_zero_snr is ignored: an epsilon model learns nothing from pure noise", folder
                 )
             return "epsilon", False
     raise ValueError(f"its scheduler has prediction_type {prediction_type!r}; allowed: 'epsilon', 'v_prediction'")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no such file."""
+    """Read the object in a JSON file. A missing file is an empty object."""
     if not path.is_file():
         return {}
     try:

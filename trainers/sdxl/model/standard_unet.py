@@ -1,6 +1,4 @@
-"""The UNet of SDXL itself, as a structure without weights: what a training costs can be counted on
-it before any model is loaded.
-"""
+"""The UNet of SDXL base without weights, for estimating a training before any model is loaded."""
 
 from typing import Any
 
@@ -23,6 +21,6 @@ SDXL_UNET: dict[str, Any] = {
 
 
 def standard_unet() -> UNet2DConditionModel:
-    """On the meta device: shapes only."""
+    """Build the UNet on the meta device: shapes only."""
     with torch.device("meta"):
         return UNet2DConditionModel(**SDXL_UNET)

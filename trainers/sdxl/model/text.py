@@ -1,5 +1,5 @@
-"""Captions to what SDXL's UNet is conditioned on: hidden states of both text encoders and the
-pooled embedding.
+"""Encodes captions for SDXL's UNet: the hidden states of both text encoders and the pooled
+embedding.
 
 Letters: B captions, S tokens (77 for each chunk of 75), E embedding width (768 + 1280 in SDXL), P
 pooled width (1280).
@@ -28,12 +28,11 @@ class TextEmbeddings:
 def encode_captions(
     text_encoder: CLIPTextModel, text_encoder_2: CLIPTextModelWithProjection, captions: list[str]
 ) -> TextEmbeddings:
-    """Penultimate hidden states without the final norm, side by side, and the second encoder's
-    projection of the END token.
+    """Return the penultimate hidden states of both encoders without the final norm, concatenated,
+    and the second encoder's projection of the END token.
 
-    A long caption is encoded in chunks whose states follow one another; the pooled embedding is the
-    first chunk's. Captions with fewer chunks than others in the list are repeated, see
-    `match_lengths`.
+    A long caption is encoded in chunks whose states are concatenated; the pooled embedding is that
+    of the first chunk. `match_lengths` repeats captions with fewer chunks than others.
     """
     device = text_encoder.device
     encoded = []
@@ -46,7 +45,7 @@ def encode_captions(
 
 
 def stack_embeddings(embeddings: list[TextEmbeddings]) -> TextEmbeddings:
-    """One batch from several captions' embeddings."""
+    """Stack the embeddings of several captions to one batch."""
     return TextEmbeddings(
         torch.cat(match_lengths([embedding.prompt_embeds for embedding in embeddings])),
         torch.cat([embedding.pooled_prompt_embeds for embedding in embeddings]),
@@ -56,9 +55,9 @@ def stack_embeddings(embeddings: list[TextEmbeddings]) -> TextEmbeddings:
 def match_lengths(prompt_embeds: list[Tensor]) -> list[Tensor]:
     """Repeat each [1, S, E] up to the least common multiple of all S.
 
-    Attention over tokens that are all repeated equally often gives what attention over the tokens
-    themselves gives, so a short caption is not changed by the long one beside it. ComfyUI matches
-    its conditionings the same way.
+    If all tokens are repeated equally often, attention over them gives the same result, so a long
+    caption in the batch does not change a short one. ComfyUI matches its conditionings the same
+    way.
     """
     length = math.lcm(*(states.shape[1] for states in prompt_embeds))
     return [states.repeat(1, length // states.shape[1], 1) for states in prompt_embeds]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.dataset.imagined import imagined
+from tests.unit.dataset.imagined import imagine_dataset
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
 from trainers.sdxl.check.disk_use import estimate_disk_use
@@ -13,11 +13,11 @@ from trainers.sdxl.config import SDXLConfig
 from trainers.training.schedule import plan_schedule
 
 
-def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
+def test_latents_bytes_match_what_the_cache_writes(tmp_path: Path) -> None:
     from safetensors.torch import save
     from torch import zeros
 
-    plan = plan_crops(imagined(3), BucketConfig(resolution=1024), seed=0)
+    plan = plan_crops(imagine_dataset(3), BucketConfig(resolution=1024), seed=0)
     disk = estimate_disk_use(
         plan,
         SDXLConfig(),
@@ -36,11 +36,11 @@ def test_the_latents_bytes_are_what_the_cache_writes(tmp_path: Path) -> None:
     assert disk.lora_bytes == 2000
 
 
-def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
+def test_masks_count_once_even_if_images_are_flipped() -> None:
     from safetensors.torch import save
     from torch import zeros
 
-    dataset = imagined(3)
+    dataset = imagine_dataset(3)
     masked = replace(
         dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images[:2]] + dataset.images[2:]
     )
@@ -58,7 +58,7 @@ def test_masks_count_with_the_latents_once_whatever_is_flipped() -> None:
     ("settings", "number"), [({}, 0), ({"save_every_n_steps": 500}, 2), ({"save_every_n_epochs": 100}, 4)]
 )
 def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, number: int) -> None:
-    plan = plan_crops(imagined(3), BucketConfig(resolution=128), seed=0)
+    plan = plan_crops(imagine_dataset(3), BucketConfig(resolution=128), seed=0)
     config = SDXLConfig(max_train_steps=1500, **settings)
     assert (
         estimate_disk_use(

@@ -1,4 +1,4 @@
-"""The memory estimate against the real classes on the meta device, and the settings it proposes."""
+"""The memory estimate against the real classes on the meta device, and the proposed settings."""
 
 from functools import partial
 
@@ -43,7 +43,7 @@ def sdxl() -> UNet2DConditionModel:
         return UNet2DConditionModel(**SDXL_UNET)
 
 
-def total(
+def estimate_total(
     unet: UNet2DConditionModel, *, size_hw: tuple[int, int] = (1024, 1024), precision: str = "bf16", **settings: object
 ) -> int:
     return estimate_memory(unet, SDXLConfig(**settings), size_hw=size_hw, precision=precision).total_bytes
@@ -82,8 +82,8 @@ def test_the_estimate_is_within_a_twentieth_for_full_size_sdxl() -> None:
 def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes_second(
     gradient_checkpointing: bool,
 ) -> None:
-    """The steps of PreparedSDXL.loss_terms on the meta device; 2 % for the batch, the base's
-    prediction and the second embedding.
+    """This runs the steps of PreparedSDXL.loss_terms on the meta device. 2 % are for the batch, the
+    base's prediction and the second embedding.
     """
     unet = meta_unet(UNET, SDXLConfig(gradient_checkpointing=gradient_checkpointing), precision="bf16")
     adapted = AdaptedModel(
@@ -94,11 +94,11 @@ def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes
         },
         kohya_names([], [], []),
     )
-    plain, prior = (_step_peak(unet, adapted, prior=prior) for prior in (False, True))
+    plain, prior = (_measure_step_peak(unet, adapted, prior=prior) for prior in (False, True))
     assert plain <= prior < 1.02 * plain
 
 
-def _step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool) -> int:
+def _measure_step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool) -> int:
     batch = meta_batch(unet, size_hw=SIZE, batch_size=2, dtype=torch.bfloat16)
     objective = Objective(torch.ones(1000, device="meta"), "epsilon", 5.0)
     for parameter in adapted.parameters:
@@ -107,13 +107,13 @@ def _step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, prior: bool
     with PeakMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(torch.bfloat16):
         weighted_losses(unet, batch, objective).sum().backward()
         if prior:
-            with adapted.switched_off():
+            with adapted.disable_adapters():
                 base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
             prior_losses(unet, batch, base_pred, objective).sum().backward()
     return memory.peak_bytes
 
 
-def test_a_unet_that_has_its_adapters_needs_what_it_needed_before() -> None:
+def test_the_estimate_is_the_same_with_adapters_attached() -> None:
     config = SDXLConfig(rank=4)
     with torch.device("meta"):
         bare = UNet2DConditionModel(**UNET)
@@ -141,11 +141,11 @@ def test_more_of_anything_needs_more(sdxl: UNet2DConditionModel) -> None:
         "precision": ("bf16", "no"),
         "optimizer": ("AdamW8bit", "Lion", "AdamW", "Prodigy"),
     }.items():
-        totals = [total(sdxl, **{name: value}) for value in values]
+        totals = [estimate_total(sdxl, **{name: value}) for value in values]
         assert totals == sorted(set(totals)), name
 
 
-def test_caching_counts_where_it_needs_more_than_training() -> None:
+def test_caching_counts_if_it_needs_more_than_training() -> None:
     estimate = MemoryEstimate(
         1 * GIBIBYTE, GIBIBYTE // 2, GIBIBYTE // 4, caching_bytes=3 * GIBIBYTE, overhead_bytes=GIBIBYTE
     )
@@ -187,8 +187,8 @@ def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2D
     assert totals == sorted(set(totals), reverse=True)
 
 
-def test_settings_in_force_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
-    estimate = partial(_bf16_estimate, sdxl)
+def test_current_settings_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
+    estimate = partial(_estimate_in_bf16, sdxl)
     assert [description for description, _ in smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate)] == [
         "resolution 512",
         "rank 8",
@@ -196,11 +196,11 @@ def test_settings_in_force_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
     assert smaller_settings(SDXLConfig(optimizer="AdamW8bit", rank=8), (512, 512), estimate) == []
 
 
-def _bf16_estimate(unet: UNet2DConditionModel, config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
+def _estimate_in_bf16(unet: UNet2DConditionModel, config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
     return estimate_memory(unet, config, size_hw=size_hw, precision="bf16")
 
 
-def test_text_encoders_are_measured_as_the_full_size_ones_are_written_down() -> None:
+def test_the_shapes_of_full_size_text_encoders_match_the_constants() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNET)
         encoders = CLIPTextModel(CLIPTextConfig(**CLIP_L)), CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))

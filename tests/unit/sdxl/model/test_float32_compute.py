@@ -1,5 +1,5 @@
-"""Computing in float32 with weights of another dtype: the same numbers, and the weights are
-afterwards what and where they were.
+"""Computing in float32 with half-precision weights: the numbers are those of float32 weights, and
+the weights stay the same, in the same memory.
 """
 
 import copy
@@ -20,17 +20,17 @@ def model(tmp_path_factory) -> SDXLModel:
     return load_model(path)
 
 
-def _pointers(*modules: torch.nn.Module) -> list[tuple[int, torch.dtype]]:
+def _list_pointers(*modules: torch.nn.Module) -> list[tuple[int, torch.dtype]]:
     return [(parameter.data_ptr(), parameter.dtype) for module in modules for parameter in module.parameters()]
 
 
 @torch.no_grad()
 def test_text_encoders_in_half_precision_give_what_float32_copies_give(model: SDXLModel):
     encoders = [copy.deepcopy(encoder).half() for encoder in (model.text_encoder, model.text_encoder_2)]
-    before = _pointers(*encoders)
+    before = _list_pointers(*encoders)
     with float32_compute(encoders[0]), float32_compute(encoders[1]):
         ours = encode_captions(*encoders, ["a red circle", "a blue square"])
-    assert _pointers(*encoders) == before
+    assert _list_pointers(*encoders) == before
     expected = encode_captions(*(encoder.float() for encoder in encoders), ["a red circle", "a blue square"])
     assert torch.equal(ours.prompt_embeds, expected.prompt_embeds)
     assert torch.equal(ours.pooled_prompt_embeds, expected.pooled_prompt_embeds)
@@ -47,7 +47,7 @@ def test_a_vae_in_half_precision_gives_what_a_float32_copy_gives(model: SDXLMode
 
 def test_weights_are_restored_when_a_layer_fails():
     layer = torch.nn.Linear(4, 4).half()
-    before = _pointers(layer)
+    before = _list_pointers(layer)
     with pytest.raises(RuntimeError), float32_compute(layer):
         layer(torch.zeros(1, 5))
-    assert _pointers(layer) == before
+    assert _list_pointers(layer) == before

@@ -1,5 +1,5 @@
-"""The names of SDXL's weights in both layouts, and the configs that are inferred from them, at
-full size (on the meta device).
+"""The names of SDXL's weights in both layouts and the configs inferred from them, at full size on
+the meta device.
 """
 
 from typing import Any
@@ -25,8 +25,8 @@ from trainers.sdxl.model.layout import (
 
 Shapes = dict[str, tuple[int, ...]]
 
-# The published unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, as far as it says
-# anything about the architecture.
+# From the published unet/config.json of stabilityai/stable-diffusion-xl-base-1.0: everything about
+# the architecture.
 SDXL_BASE: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -64,32 +64,32 @@ UNETS = [
 ]
 
 
-def unet_shapes(config: dict[str, Any]) -> Shapes:
+def make_unet_shapes(config: dict[str, Any]) -> Shapes:
     with torch.device("meta"):
-        return shapes_of(UNet2DConditionModel(**config))
+        return get_shapes(UNet2DConditionModel(**config))
 
 
 @pytest.fixture(scope="module")
 def base_shapes() -> Shapes:
-    return unet_shapes(SDXL_BASE)
+    return make_unet_shapes(SDXL_BASE)
 
 
-def shapes_of(module: torch.nn.Module) -> Shapes:
+def get_shapes(module: torch.nn.Module) -> Shapes:
     return {bare_text_name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @pytest.mark.parametrize(("config", "num_keys", "num_parameters"), UNETS)
-def test_every_unet_survives_the_way_to_ldm_names_and_back(
+def test_every_unet_survives_the_round_trip_to_ldm_names(
     config: dict[str, Any], num_keys: int, num_parameters: int | None
 ) -> None:
-    shapes = unet_shapes(config)
+    shapes = make_unet_shapes(config)
     to_ldm = unet_to_ldm(shapes)
     assert len(shapes) == len(set(to_ldm.values())) == num_keys
     ldm_shapes = {to_ldm[name]: shape for name, shape in shapes.items()}
     from_ldm = ldm_to_unet(reversed(list(ldm_shapes)))
     restored = {from_ldm[name]: shape for name, shape in ldm_shapes.items()}
     assert restored == shapes
-    assert unet_shapes(unet_config(restored)) == shapes
+    assert make_unet_shapes(unet_config(restored)) == shapes
     if num_parameters:
         assert sum(torch.Size(shape).numel() for shape in restored.values()) == num_parameters
 
@@ -99,17 +99,17 @@ def test_the_inferred_config_of_sdxl_base_is_the_published_one(base_shapes: Shap
 
 
 def test_different_depths_within_one_block_are_inferred() -> None:
-    config = unet_config(unet_shapes(SSD_1B))
+    config = unet_config(make_unet_shapes(SSD_1B))
     assert config["transformer_layers_per_block"] == (1, 2, 4)
     assert config["reverse_transformer_layers_per_block"] == ((4, 4, 10), (2, 1, 1), 1)
     assert config["mid_block_type"] == "UNetMidBlock2D"
 
 
-def test_the_embedded_base_model_is_inferred_as_it_was_built() -> None:
+def test_the_inferred_config_of_the_embedded_base_is_its_own() -> None:
     with torch.device("meta"):
         unet, vae = architecture.build_unet(), architecture.build_vae()
-    assert unet_config(shapes_of(unet)).items() <= {name: unet.config[name] for name in unet.config}.items()
-    stated = {name: value for name, value in vae_config(shapes_of(vae)).items() if name != "sample_size"}
+    assert unet_config(get_shapes(unet)).items() <= {name: unet.config[name] for name in unet.config}.items()
+    stated = {name: value for name, value in vae_config(get_shapes(vae)).items() if name != "sample_size"}
     assert stated.items() <= {name: vae.config[name] for name in vae.config}.items()
 
 
@@ -144,7 +144,7 @@ def test_known_names_of_sdxl_base(base_shapes: Shapes, diffusers_name: str, ldm_
 
 def test_an_upsampler_after_a_block_without_attention_comes_second() -> None:
     assert (
-        unet_to_ldm(unet_shapes(NO_ATTENTION_ON_THE_WAY_UP))["up_blocks.0.upsamplers.0.conv.weight"]
+        unet_to_ldm(make_unet_shapes(NO_ATTENTION_ON_THE_WAY_UP))["up_blocks.0.upsamplers.0.conv.weight"]
         == "output_blocks.1.1.conv.weight"
     )
 
@@ -166,20 +166,20 @@ def test_an_unknown_name_is_an_error(convert: Any) -> None:
 
 
 @pytest.mark.parametrize(("widths", "num_layers"), [((128, 256, 512, 512), 2), ((32, 32, 64, 64), 1), ((32, 64), 3)])
-def test_every_vae_survives_the_way_to_ldm_names_and_back(widths: tuple[int, ...], num_layers: int) -> None:
+def test_every_vae_survives_the_round_trip_to_ldm_names(widths: tuple[int, ...], num_layers: int) -> None:
     vae: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
     }
     vae["block_out_channels"] = widths
     with torch.device("meta"):
-        shapes = shapes_of(AutoencoderKL(layers_per_block=num_layers, latent_channels=4, **vae))
+        shapes = get_shapes(AutoencoderKL(layers_per_block=num_layers, latent_channels=4, **vae))
     to_ldm = vae_to_ldm(shapes)
     assert len(set(to_ldm.values())) == len(shapes)
     from_ldm = ldm_to_vae(to_ldm.values())
     assert {from_ldm[to_ldm[name]]: shape for name, shape in shapes.items()} == shapes
     with torch.device("meta"):
-        assert shapes_of(AutoencoderKL(**vae_config(shapes))) == shapes
+        assert get_shapes(AutoencoderKL(**vae_config(shapes))) == shapes
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_ldm_numbers_the_levels_of_the_decoder_from_the_finest() -> None:
     assert ldm_to_vae(names) == names
 
 
-def test_old_diffusers_names_of_the_vae_attention_are_renewed() -> None:
+def test_old_diffusers_names_of_the_vae_attention_are_updated() -> None:
     old = [
         "encoder.mid_block.attentions.0.query.weight",
         "decoder.mid_block.attentions.0.proj_attn.bias",
@@ -237,7 +237,7 @@ def test_text_encoder_2_of_sdxl_maps_to_open_clip_and_back() -> None:
         hidden_act="gelu",
     )
     with torch.device("meta"):
-        shapes = shapes_of(CLIPTextModelWithProjection(config))
+        shapes = get_shapes(CLIPTextModelWithProjection(config))
     assert len(shapes) == 517
     to_ldm = text_encoder_2_to_ldm(shapes)
     assert to_ldm["encoder.layers.31.mlp.fc1.weight"] == "transformer.resblocks.31.mlp.c_fc.weight"

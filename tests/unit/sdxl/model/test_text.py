@@ -1,4 +1,4 @@
-"""Text embeddings: batches are what single captions are, whatever their lengths."""
+"""Text embeddings: a batch gives the same as single captions, whatever their lengths."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def encoders():
 
 
 @torch.no_grad()
-def test_the_states_are_the_penultimate_ones_and_the_pooled_is_of_the_end_token(encoders):
+def test_states_are_penultimate_and_the_pooled_embedding_is_of_the_end_token(encoders):
     embeddings = encode_captions(*encoders, ["a red circle"])
     ids = torch.tensor([[49406, 320, 736, 7117, 49407] + [0] * 72])
     output = encoders[1](ids, output_hidden_states=True)
@@ -24,7 +24,7 @@ def test_the_states_are_the_penultimate_ones_and_the_pooled_is_of_the_end_token(
 
 
 @torch.no_grad()
-def test_a_batch_of_captions_equals_single_ones(encoders):
+def test_a_batch_of_captions_gives_the_same_as_single_captions(encoders):
     captions = ["a red circle", "a blue square on a black background", ""]
     batch = encode_captions(*encoders, captions)
     for row, caption in enumerate(captions):
@@ -34,9 +34,9 @@ def test_a_batch_of_captions_equals_single_ones(encoders):
 
 
 @torch.no_grad()
-def test_a_short_caption_is_not_changed_by_a_long_one_beside_it(encoders):
-    """Repeating all tokens equally often leaves attention as it is, so the UNet's prediction is
-    the same.
+def test_a_long_caption_does_not_change_a_short_one_in_its_batch(encoders):
+    """If all tokens are repeated equally often, attention does not change, and so the UNet's
+    prediction does not either.
     """
     torch.manual_seed(0)
     unet = build_unet().eval()
@@ -62,6 +62,6 @@ def test_the_last_word_of_a_long_caption_counts(encoders):
     assert not torch.equal(first, second)
 
 
-def test_lengths_meet_at_their_least_common_multiple():
+def test_lengths_are_repeated_to_their_least_common_multiple():
     matched = match_lengths([torch.zeros(1, 154, 2), torch.zeros(1, 231, 2)])
     assert [states.shape[1] for states in matched] == [462, 462]

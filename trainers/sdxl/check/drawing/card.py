@@ -1,4 +1,4 @@
-"""What all sections share: sizes, colours, cards and text that fits."""
+"""Sizes, colours, cards and fitting text for all sections."""
 
 from functools import cache
 
@@ -24,7 +24,7 @@ def draw_card(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw
 
 
 def draw_outline(image: Image.Image) -> None:
-    """A white one would melt into the card."""
+    """Draw an outline: a white image would blend into the card."""
     ImageDraw.Draw(image).rectangle((0, 0, image.width - 1, image.height - 1), outline=EDGE)
 
 
@@ -51,7 +51,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut off with "...", where it is too long."""
+    """Cut the text off with "..." if it is too long."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

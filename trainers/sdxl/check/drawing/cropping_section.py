@@ -1,4 +1,4 @@
-"""What cropping costs: a histogram, and the images that lose most."""
+"""What cropping cuts away: a histogram, and the images that lose most."""
 
 from collections.abc import Sequence
 
@@ -83,7 +83,7 @@ def _draw_worst_cropped(report: FlightReport) -> Image.Image:
 
 
 def _frame(thumbnail: Image.Image, use: ImageUse) -> Image.Image:
-    """The whole image, dimmed where it is cut away."""
+    """Draw the whole image, dimmed where it is cut away."""
     image = thumbnail.copy()
     image.thumbnail((_WORST_SIZE, _WORST_SIZE), Image.Resampling.LANCZOS)
     box = [round(edge) for edge in find_trained_box(use, image)]

@@ -13,7 +13,7 @@ _TWIN_SIZE = 112
 
 
 def draw_duplicates(report: FlightReport) -> Image.Image:
-    """Groups side by side, as many to a row as there is room for."""
+    """Draw the groups side by side, as many per row as fit."""
     groups = [_draw_group(report, names) for names in report.duplicate_groups[:MAX_GROUPS]]
     rows: list[list[Image.Image]] = [[]]
     for group in groups:

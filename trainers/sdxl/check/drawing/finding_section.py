@@ -12,7 +12,7 @@ LEVEL_COLOURS: dict[Level, str] = {"error": BAD, "warning": FAIR, "note": "#98a2
 
 
 def draw_findings(findings: Sequence[CheckFinding]) -> Image.Image:
-    lines = [line for finding in findings[:MAX_FINDINGS] for line in _finding_lines(finding)]
+    lines = [line for finding in findings[:MAX_FINDINGS] for line in _wrap_finding(finding)]
     card, pen = draw_card(INNER_WIDTH, 66 + sum(height for _, _, height in lines) + 10)
     draw_title(pen, "Findings", "")
     top = 60
@@ -29,8 +29,10 @@ def draw_findings(findings: Sequence[CheckFinding]) -> Image.Image:
     return card
 
 
-def _finding_lines(finding: CheckFinding) -> Iterator[tuple[str, str, int]]:
-    """(colour of the dot, text, height): the message, wrapped, then up to three images."""
+def _wrap_finding(finding: CheckFinding) -> Iterator[tuple[str, str, int]]:
+    """Yield (colour of the dot, text, height): the wrapped message, then up to three images with
+    their reasons.
+    """
     width = INNER_WIDTH - 2 * PADDING - 26
     for index, line in enumerate(wrap(finding.message, load_font(17), width)):
         yield LEVEL_COLOURS[finding.level] if index == 0 else "", line, 24

@@ -1,6 +1,4 @@
-"""The flight check as an image: its numbers, the buckets in true proportion, what cropping costs,
-near-duplicates, and the findings.
-"""
+"""The flight check as an image: numbers, buckets, cropping, near-duplicates and findings."""
 
 from PIL import Image, ImageDraw
 
@@ -28,7 +26,7 @@ from .finding_section import draw_findings
 
 
 def draw_flight_check(report: FlightReport) -> Image.Image:
-    """RGB, 1280 pixels wide; as high as it needs."""
+    """Draw the report: RGB, 1280 pixels wide, as high as necessary."""
     sections = [_draw_header(report), _draw_numbers(report)]
     if report.uses:
         sections += [draw_buckets(report), draw_cropping(report)]
@@ -56,14 +54,20 @@ def _draw_header(report: FlightReport) -> Image.Image:
         font=load_font(32),
         anchor="lm",
     )
-    colour = BAD if report.is_refused else FAIR if report.of_level("error") or report.of_level("warning") else GOOD
+    colour = (
+        BAD
+        if report.is_refused
+        else FAIR
+        if report.select_findings("error") or report.select_findings("warning")
+        else GOOD
+    )
     pen.rounded_rectangle((INNER_WIDTH - badge_width, 6, INNER_WIDTH - 1, 46), radius=20, fill=colour)
     pen.text((INNER_WIDTH - badge_width / 2, 26), verdict, fill="#ffffff", font=font, anchor="mm")
     return section
 
 
 def _draw_numbers(report: FlightReport) -> Image.Image:
-    """A tile for each number, and below it what it consists of."""
+    """Draw a tile for each number, with its explanation below it."""
     tiles = report.tiles()
     width = (INNER_WIDTH - GAP * (len(tiles) - 1)) // len(tiles)
     section = Image.new("RGB", (INNER_WIDTH, 118), PAPER)

@@ -1,4 +1,4 @@
-"""Which part of a thumbnail is trained."""
+"""The part of a thumbnail that is trained."""
 
 from PIL import Image
 
@@ -6,7 +6,7 @@ from ..report import ImageUse
 
 
 def find_trained_box(use: ImageUse, thumbnail: Image.Image) -> tuple[float, float, float, float]:
-    """What of the thumbnail is trained: left, top, right, bottom."""
+    """Find the part of the thumbnail that is trained: left, top, right, bottom."""
     crop = use.crop
     x_scale, y_scale = thumbnail.width / crop.resized_hw[1], thumbnail.height / crop.resized_hw[0]
     top, left = crop.top_left_yx

@@ -1,0 +1,172 @@
+"""A run's work survives: errors, full disks, taken names and signals."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.unit.training.test_loop import ListeningHost, dataset, train  # noqa: F401 (a fixture)
+from trainers.training import run_writer
+from trainers.training.events import CheckpointSaved, Notice, StepDone
+from trainers.training.loop import TrainingLoop
+from trainers.training.run_folder import LossLog, RunFolder
+
+FULL = OSError(errno.ENOSPC, "the disk is full")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The last places that a LoRA is rescued to."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "home"
+
+
+def fail_in_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
+    real = TrainingLoop._train_step
+
+    def fail(self, step):
+        if step.number == number:
+            raise error
+        return real(self, step)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", fail)
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.safetensors"))
+
+
+def notices(host: ListeningHost) -> list[str]:
+    return [event.message for event in host.of(Notice)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error"),
+        FULL,
+        SystemExit(143),
+        KeyboardInterrupt(),
+        KeyError("a bug"),
+        torch.OutOfMemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_ends_a_run_its_last_step_is_kept(dataset, tmp_path, monkeypatch, error):  # noqa: F811
+    fail_in_step(monkeypatch, 4, error)
+    with pytest.raises(type(error)) as raised:
+        train(dataset, tmp_path)
+    assert raised.value is error and saved(tmp_path) == ["toy-step00000003.safetensors"]
+
+
+def test_an_error_before_anything_was_learned_stays_that_error_and_leaves_no_empty_lora(dataset, tmp_path, monkeypatch):  # noqa: F811
+    """With a warm-up the first step has learning rate 0, so its LoRA is all zero."""
+    fail_in_step(monkeypatch, 2, RuntimeError("CUDA error"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        train(dataset, tmp_path, lr_warmup_steps=3.0, save_every_n_steps=1)
+    assert saved(tmp_path) == []
+
+
+def test_a_failure_of_the_emergency_save_does_not_hide_the_error(dataset, tmp_path, monkeypatch):  # noqa: F811
+    fail_in_step(monkeypatch, 4, RuntimeError("CUDA error"))
+    monkeypatch.setattr(run_writer, "save_lora", raising(FULL))
+    host = ListeningHost()
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        train(dataset, tmp_path, host)
+    assert any(
+        "weights of the last step could not be saved: " in text and "disk is full" in text for text in notices(host)
+    )
+
+
+def raising(error: BaseException):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_a_checkpoint_on_a_full_disk_is_a_notice_and_a_later_step_is_saved_instead(dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(run_writer, "SECONDS_BETWEEN_TRIES", 0.0)
+    real, host = run_writer.save_lora, ListeningHost()
+
+    def full_until_step_four(path, *rest, **check):
+        if len(host.of(StepDone)) < 4:
+            raise FULL
+        return real(path, *rest, **check)
+
+    monkeypatch.setattr(run_writer, "save_lora", full_until_step_four)
+    trained = train(dataset, tmp_path, host, save_every_n_steps=3)
+    assert saved(tmp_path) == ["toy-step00000004.safetensors", "toy.safetensors"] and trained.steps == 6
+    assert [event.step for event in host.of(CheckpointSaved)] == [4]
+    assert any("the checkpoint could not be written" in text for text in notices(host))
+
+
+@pytest.mark.parametrize("is_run_folder_full", [False, True])
+def test_a_lora_that_its_folder_cannot_take_goes_to_another_place(
+    dataset,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    home,
+    is_run_folder_full,
+):
+    real, host, output = run_writer.save_lora, ListeningHost(), tmp_path / "output"
+
+    def full(path, *rest, **check):
+        if path.parent == output or (is_run_folder_full and output in path.parents):
+            raise FULL
+        return real(path, *rest, **check)
+
+    monkeypatch.setattr(run_writer, "save_lora", full)
+    trained = train(dataset, output, host)
+    folder = home / "lora_trainer_rescued" if is_run_folder_full else next((output / "runs").iterdir())
+    assert trained.path == folder / "toy.safetensors" and trained.path.is_file()
+    assert any(f"The LoRA was saved as {trained.path} instead" in text for text in notices(host))
+
+
+def test_plot_log_and_samples_that_cannot_be_written_stop_nothing(dataset, tmp_path, monkeypatch):  # noqa: F811
+    for owner, name in ((RunFolder, "write_loss_plot"), (RunFolder, "write_samples"), (LossLog, "add")):
+        monkeypatch.setattr(owner, name, raising(FULL))
+    host = ListeningHost()
+    trained = train(dataset, tmp_path, host, sample_every_n_steps=3)
+    assert trained.path is not None and trained.path.is_file()
+    for what in ("the loss curve", "loss.csv", "the samples"):
+        assert any(f"{what} could not be written" in text for text in notices(host))
+    assert sum("loss.csv" in text for text in notices(host)) == 1
+
+
+def test_of_two_runs_with_one_name_each_keeps_its_lora(dataset, tmp_path, monkeypatch):  # noqa: F811
+    """The other run takes the name between the look and the act."""
+    real = run_writer.save_lora
+
+    def too_late(path, *rest, **check):
+        if path.name == "toy.safetensors":
+            path.write_bytes(b"the other run's")
+            raise FileExistsError(f"{path} exists already")
+        return real(path, *rest, **check)
+
+    monkeypatch.setattr(run_writer, "save_lora", too_late)
+    trained = train(dataset, tmp_path)
+    assert (
+        trained.path == tmp_path / "toy-2.safetensors"
+        and (tmp_path / "toy.safetensors").read_bytes() == b"the other run's"
+    )
+    assert trained.metadata["ss_output_name"] == "toy-2"
+
+
+def test_a_lora_that_fails_its_check_gets_no_name(dataset, tmp_path, monkeypatch):  # noqa: F811
+    """As fp16 weights that came out all zero."""
+    monkeypatch.setattr(run_writer, "verify_lora", raising(RuntimeError("all up weights are zero")))
+    with pytest.raises(RuntimeError, match="all up weights are zero"):
+        train(dataset, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".tmp")]
+
+
+def test_the_saved_file_holds_what_is_handed_over(dataset, tmp_path):  # noqa: F811
+    trained = train(dataset, tmp_path)
+    found = load_file(trained.path)
+    assert found.keys() == trained.state_dict.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in trained.state_dict.items())
