@@ -15,8 +15,8 @@ class MusubiDoctor(io.ComfyNode):
             display_name="Musubi Doctor (LoRA Trainer)",
             category=CATEGORY,
             description="Looks for Musubi Tuner and its Python and says what is missing and how to get it: folder, "
-            "version, torch and CUDA, packages. It changes nothing. Set their paths in ComfyUI's "
-            "settings, under LoRA Trainer.",
+            "version, torch and CUDA, packages. It changes nothing. It also says into which file on the "
+            "server to write other paths.",
             search_aliases=["MusubiDoctor", "musubi", "install musubi", "diagnose", "check installation"],
             is_output_node=True,
             inputs=[],

@@ -26,18 +26,8 @@ interface ComfyNode {
   onExecuted?: (output: any) => void;
 }
 
-interface ComfySetting {
-  id: string;
-  name: string;
-  category: string[];
-  type: string;
-  defaultValue: string;
-  tooltip: string;
-}
-
 interface ComfyExtension {
   name: string;
-  settings?: ComfySetting[];
   nodeCreated?(node: ComfyNode): void;
 }
 

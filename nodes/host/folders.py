@@ -4,6 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trainers.files.client_folders import ClientFolder
+
 NONE = "[None]"
 
 
@@ -14,6 +16,27 @@ def get_work_folder() -> Path:
 
 def get_cache_folder() -> Path:
     return get_work_folder() / "cache"
+
+
+def list_client_folders() -> list[ClientFolder]:
+    """Return the folders that clients of the server can write to: by uploads, as user data, by
+    nodes, and by uploads of models. Not custom_nodes: no route of ComfyUI writes there, and what is
+    there is run anyway.
+    """
+    own = {
+        "input folder": folder_paths.get_input_directory(),
+        "output folder": folder_paths.get_output_directory(),
+        "temp folder": folder_paths.get_temp_directory(),
+        "user folder": folder_paths.get_user_directory(),
+        "models folder": folder_paths.models_dir,
+    }
+    models = [
+        ClientFolder(f"ComfyUI's models folder {name}", Path(path))
+        for name in folder_paths.folder_names_and_paths
+        if name != "custom_nodes"
+        for path in folder_paths.get_folder_paths(name)
+    ]
+    return [*(ClientFolder(f"ComfyUI's {name}", Path(path)) for name, path in own.items()), *models]
 
 
 def list_input_folders() -> list[str]:

@@ -3,27 +3,33 @@ the result to the MODEL and verifies it.
 """
 
 import gc
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
+import folder_paths
 
 from ...trainers.config import from_mapping, list_field_names
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.files.client_folders import ClientFolder, find_client_folder
 from ...trainers.musubi.architectures import Architecture, find_architecture
 from ...trainers.musubi.config import MusubiConfig
 from ...trainers.musubi.conversion import list_modules
+from ...trainers.musubi.dataset_toml import read_toml
 from ...trainers.musubi.doctor import diagnose
 from ...trainers.musubi.installation import Installation, NoMusubi, find_installation
+from ...trainers.musubi.owner_file import get_owner_file
 from ...trainers.musubi.plan import MusubiJob
 from ...trainers.musubi.trainer import MusubiTrainer
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
 from . import folders, musubi_files
 from .lora import GraphLora, apply_lora
-from .musubi_settings import read_musubi_settings, settings_panel_applies
+from .musubi_settings import find_old_settings
 from .progress import ComfyHost, cancellable
 
 _CHOICE = "architecture"
@@ -91,12 +97,14 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
             "no dataset: connect Load Images to dataset, or write a dataset configuration into dataset_toml"
         )
     architecture = find_architecture(job.architecture)
+    _refuse_caches_elsewhere(given.dataset_toml, architecture)
     if model is not None:
         _require_kind(model, architecture)
     installation = _find_installation()
     run_folder, host = RunFolder(folders.get_work_folder(), output_name, keep_inside=True), ComfyHost()
-    trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())
-    with cancellable():
+    with musubi_files.copy_state(job.config.resume) as resume, cancellable():
+        job = replace(job, config=replace(job.config, resume=resume))
+        trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())
         _free_the_gpu()
         result = trainer.train(given.dataset, host, control=given.control, dataset_toml=given.dataset_toml)
     num_modules = len(list_modules(result.state_dict))
@@ -112,24 +120,24 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
 
 def write_musubi_report() -> str:
     """Return the report of Musubi Doctor."""
-    text = diagnose(**read_musubi_settings()).text()
-    return (
-        text
-        if settings_panel_applies()
-        else f"{text}With --multi-user, only MUSUBI_TUNER_DIR and MUSUBI_PYTHON apply, not ComfyUI's settings.\n"
-    )
+    return diagnose(client_folders=folders.list_client_folders()).text() + "".join(_describe_old_settings())
+
+
+def _describe_old_settings() -> Iterator[str]:
+    old = find_old_settings()
+    if old:
+        written = ", ".join(f"{name} {text!r}" for name, text in old.items())
+        yield (
+            f"ComfyUI's settings still name {written}. They do not count any more, because everybody who reaches the "
+            f"server can write them. If you wrote this yourself, move it into {get_owner_file()}\n"
+        )
 
 
 def _find_installation() -> Installation:
     try:
-        return find_installation(**read_musubi_settings())
+        return find_installation(client_folders=folders.list_client_folders())
     except NoMusubi as error:
-        where = (
-            "In ComfyUI: the settings (the gear), LoRA Trainer"
-            if settings_panel_applies()
-            else "With --multi-user, ComfyUI's settings do not apply"
-        )
-        raise NoMusubi(f"{error}. {where}. Run the node Musubi Doctor for details") from None
+        raise NoMusubi(f"{error}. Run the node Musubi Doctor for details") from None
 
 
 def _make_job(given: MusubiInputs) -> MusubiJob:
@@ -166,6 +174,22 @@ def _refuse_unknown_inputs(settings: dict[str, Any], choice: dict[str, Any], arc
             f"{', '.join(misplaced)} must be given with the architecture. Write "
             f"{', '.join(f'{_CHOICE}.{name}' for name in misplaced)}"
         )
+
+
+def _refuse_caches_elsewhere(dataset_toml: str, architecture: Architecture) -> None:
+    """Musubi writes its caches there, and deletes those of other images: a workflow must not send
+    it into any folder of the server. What else is wrong with the text, the plan says.
+    """
+    tables, _ = read_toml(dataset_toml, resolution_step=architecture.resolution_step) if dataset_toml else ([], [])
+    output = ClientFolder("output", Path(folder_paths.get_output_directory()))
+    for number, table in enumerate(tables, start=1):
+        cache = Path(table.get("cache_directory", output.path))
+        if find_client_folder(Path(os.path.realpath(cache)), [output]) is None:
+            raise ValueError(
+                f"[[datasets]] {number} of dataset_toml: cache_directory {cache} is not below ComfyUI's output folder "
+                f"{output.path}. Leave cache_directory out: the caches then are in {folders.get_cache_folder()}. On "
+                "the command line it can be any folder"
+            )
 
 
 def _find_starting_files(settings: dict[str, Any]) -> dict[str, str]:

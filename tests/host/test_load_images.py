@@ -154,7 +154,7 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(folder / "1.png")
     assert get_captions(client.run(load(folder="deep", trigger_word="zwx", recursive=True))) == ["zwx"]
-    assert "It has subfolders: turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
+    assert "It has subfolders; turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
@@ -241,7 +241,7 @@ def test_a_wrong_number_of_captions_and_a_second_source_are_errors(client: Comfy
         "one": node("EmptyImage", width=32, height=32, batch_size=2, color=0),
     }
     message = catch_failure(client, load(nodes, images=["one", 0], captions=["core", 1]))
-    assert message == "2 images came, but 3 captions. Give one caption per image, in the same order, or one for all"
+    assert message == "got 2 images, but 3 captions. Give one caption per image, in the same order, or one for all"
     with pytest.raises(
         PromptRejected, match=r"images are connected, and .*colors is chosen too\. Use one source"
     ) as refusal:

@@ -4,7 +4,8 @@ with a reason, if one of them is missing.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from trainers.comfyui.client import (
     PromptRejected,
     Result,
 )
-from trainers.comfyui.find import PACK, Installation
+from trainers.comfyui.find import Installation
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory
+from trainers.musubi.owner_file import format_lines
 
 FILES = {"dit": "z_image_tiny_bf16.safetensors", "vae": "ae.safetensors", "text_encoder": "qwen_3_4b.safetensors"}
 SMALL = {"rank": 4, "learning_rate": 1e-2, "resolution": 64}
@@ -49,7 +51,7 @@ def server(
     installation: Installation, tiny: TinyMusubi, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
     """Start a separate server, with the environment that Musubi's processes need and with Musubi's
-    folder in its settings.
+    folder in its owner's file.
     """
     folder = tmp_path_factory.mktemp("comfyui with Musubi")
     prepare_demo_directory(folder)
@@ -58,14 +60,20 @@ def server(
         (folder / "models" / kind).mkdir(exist_ok=True)
         (folder / "models" / kind / FILES[name]).symlink_to(tiny.models[name])
     (folder / "environment.json").write_text(json.dumps(tiny.environment), encoding="utf-8")
-    with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
-        point_at(server.client, folder=str(tiny.installation.folder), python=str(tiny.installation.python))
-        yield server
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        monkeypatch.delenv("MUSUBI_TUNER_DIR", raising=False)
+        monkeypatch.delenv("MUSUBI_PYTHON", raising=False)
+        point_at(folder, tiny.installation.folder, tiny.installation.python)
+        with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
+            yield server
 
 
-def point_at(client: ComfyClient, **settings: str) -> None:
-    """Change the settings as the settings panel does."""
-    client.post("/settings", {f"LoRATrainer.Musubi.{name.title()}": value for name, value in settings.items()})
+def point_at(base_directory: Path, folder: Path, python: Path) -> None:
+    """Write the owner's file as the machine's owner does."""
+    owner_file = base_directory / "config/lora-trainer/musubi.toml"
+    owner_file.parent.mkdir(parents=True, exist_ok=True)
+    owner_file.write_text(format_lines(folder, python), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -294,20 +302,23 @@ def musubi_processes(run: Path) -> list[str]:
 # ---- where Musubi Tuner is ----
 
 
-def test_the_doctor_reports_on_the_folder_in_the_settings(client: ComfyClient, tiny: TinyMusubi):
+def test_the_doctor_reports_what_the_owners_file_names(client: ComfyClient, tiny: TinyMusubi):
     report = client.run({"doctor": {"class_type": "LoRATrainer_MusubiDoctor", "inputs": {}}}).outputs["doctor"]["text"][
         0
     ]
     assert str(tiny.installation.folder) in report and tiny.installation.version in report
 
 
-def test_the_error_for_a_wrong_folder_in_the_settings_names_it(client: ComfyClient, tiny: TinyMusubi):
-    point_at(client, folder="/nowhere/musubi-tuner")
+def test_a_wrong_folder_in_the_owners_file_is_an_error_that_names_it(
+    server: ComfyServer, client: ComfyClient, tiny: TinyMusubi
+):
+    assert server.base_directory is not None
+    point_at(server.base_directory, Path("/nowhere/musubi-tuner"), tiny.installation.python)
     try:
-        with pytest.raises(PromptFailed, match="/nowhere/musubi-tuner"):
+        with pytest.raises(PromptFailed, match=r"musubi\.toml: /nowhere/musubi-tuner"):
             client.run(prompt(seed=4))
     finally:
-        point_at(client, folder=str(tiny.installation.folder))
+        point_at(server.base_directory, tiny.installation.folder, tiny.installation.python)
 
 
 def test_no_input_can_name_a_program_or_a_folder(client: ComfyClient):
@@ -316,48 +327,50 @@ def test_no_input_can_name_a_program_or_a_folder(client: ComfyClient):
     assert not any(f'"{name}"' in inputs for name in ("python", "folder", "musubi_path", "interpreter", "path"))
 
 
-SETTINGS_SCRIPT = """
-import asyncio
-import json
-import sys
-from pathlib import Path
-
-import folder_paths
-import nodes
-import server
-
-pack, user_folder = sys.argv[1:3]
-args.multi_user = len(sys.argv) > 3
-folder_paths.set_user_directory(user_folder)
-(Path(user_folder) / "default").mkdir(exist_ok=True)
-(Path(user_folder) / "default" / "comfy.settings.json").write_text(
-    '{"LoRATrainer.Musubi.Folder": " /a/folder ", "LoRATrainer.Musubi.Python": null}'
-)
+# ---- states of earlier runs ----
 
 
-async def load():
-    server.PromptServer(asyncio.get_running_loop())
-    assert await nodes.load_custom_node(pack, set())
+def list_states(client: ComfyClient) -> list[str]:
+    entry = client.get("/object_info/LoRATrainer_MusubiTrain")["LoRATrainer_MusubiTrain"]["input"]["optional"]["resume"]
+    return [name for name in (entry[1].get("options") or entry[0]) if name != "[None]"]
 
 
-asyncio.run(load())
-import importlib
+@pytest.fixture(scope="module")
+def state(server: ComfyServer, client: ComfyClient) -> str:
+    """Of step 4, by its name in the list."""
+    client.run(prompt(seed=6, save_state=True, output_name="continued"))
+    (run,) = runs(server, "continued")
+    return f"{run.name}/musubi/continued-step00000004-state"
 
-folders = next(name for name in sys.modules if name.endswith(".nodes.host.folders"))
-settings = importlib.import_module(folders.replace(".folders", ".musubi_settings"))
-print("RESULT" + json.dumps(settings.read_musubi_settings()))
-"""
+
+def test_a_state_of_an_earlier_run_is_continued_from_a_copy(server: ComfyServer, client: ComfyClient, state: str):
+    assert state in list_states(client)
+    result = client.run(prompt(seed=6, resume=state, save_state=False, output_name="again"))
+    assert get_facts(result)["steps"] == 8 and len(get_facts(result)["loss"]) == 4
+    (run,) = runs(server, "again")
+    resume = Path(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["training"]["resume"])
+    assert resume.name == Path(state).name and not resume.exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "folder"), [([], "/a/folder"), (["--multi-user"], "")], ids=["one user", "several users"]
-)
-def test_only_the_single_user_of_a_server_can_choose_what_it_runs(
-    run_in_comfyui: Callable[..., str], tmp_path: Path, flags: list[str], folder: str
-):
-    (line,) = [
-        line
-        for line in run_in_comfyui(SETTINGS_SCRIPT, PACK, tmp_path, *flags).splitlines()
-        if line.startswith("RESULT")
-    ]
-    assert json.loads(line.removeprefix("RESULT")) == {"folder": folder, "python": ""}
+def test_an_uploaded_state_is_not_offered_and_not_read(server: ComfyServer, client: ComfyClient, state: str):
+    """Whole, with a seal of another machine."""
+    assert server.base_directory is not None
+    runs_folder = server.base_directory / "output/lora_trainer/runs"
+    uploaded = "uploaded/musubi/evil-step00000004-state"
+    shutil.copytree(runs_folder / state, runs_folder / uploaded)
+    assert uploaded not in list_states(client)
+    with pytest.raises(PromptRejected, match="Value not in list"):
+        client.run(prompt(seed=7, resume=uploaded))
+
+
+def test_a_state_that_was_changed_by_an_upload_is_refused_by_name(server: ComfyServer, client: ComfyClient, state: str):
+    assert server.base_directory is not None
+    path = server.base_directory / "output/lora_trainer/runs" / state / "random_states_0.pkl"
+    before = path.read_bytes()
+    path.write_bytes(b"x" * len(before))
+    try:
+        with pytest.raises(PromptFailed, match=r"random_states_0\.pkl is not as our run wrote it"):
+            client.run(prompt(seed=8, resume=state, output_name="changed"))
+    finally:
+        path.write_bytes(before)
+    assert runs(server, "changed") == []

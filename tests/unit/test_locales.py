@@ -23,19 +23,6 @@ def read_translation(language: str) -> dict[str, Any]:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
-def test_the_whole_settings_panel_is_translated() -> None:
-    script = (ROOT / "web" / "musubi_settings.js").read_text(encoding="utf-8")
-    settings = {f"LoRATrainer_Musubi_{name}" for name in re.findall(r'setting\("(\w+)"', script)}
-    for language in LANGUAGES:
-        translated = json.loads((ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
-        assert settings == set(translated)
-        assert all(
-            re.search(SCRIPTS[language], text)
-            for text_of_setting in translated.values()
-            for text in text_of_setting.values()
-        )
-
-
 def walk_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text with its path, such as LoRATrainer_SaveLoRA/inputs/lora/tooltip."""
     if isinstance(tree, str):

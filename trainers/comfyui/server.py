@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ..process_guard import ProcessGuard
 from .client import ComfyClient
 from .find import Installation, make_child_environment
 
@@ -46,12 +47,15 @@ class ComfyServer:
         self.url = f"http://127.0.0.1:{self._port}"
         self.client = ComfyClient(self.url)
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: ProcessGuard | None = None
 
     def __enter__(self) -> "ComfyServer":
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self._process = self._start(log)
         try:
+            if sys.platform != "win32":
+                self._guard = ProcessGuard(self._process.pid, grace_seconds=STOP_TIMEOUT)
             self._wait_until_ready(self._process)
         except BaseException:  # Ctrl-C must not leave the server behind either
             self._stop(self._process)
@@ -123,6 +127,8 @@ class ComfyServer:
         except subprocess.TimeoutExpired:
             process.kill() if sys.platform == "win32" else _send_signal(process, signal.SIGKILL)
             process.wait()
+        if self._guard is not None:
+            self._guard.dismiss()
 
 
 def prepare_base_directory(folder: Path, packs: Mapping[str, Path]) -> None:

@@ -40,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add_job_arguments(command)
     for command in (train, plan, doctor):
         command.add_argument(
-            "--musubi-dir", default="", help="folder of Musubi Tuner (default: MUSUBI_TUNER_DIR, or the usual places)"
+            "--musubi-dir",
+            default="",
+            help="folder of Musubi Tuner (default: MUSUBI_TUNER_DIR, musubi.toml, or the usual places)",
         )
         command.add_argument(
             "--musubi-python",
             default="",
-            help="Python that has its packages (default: MUSUBI_PYTHON, or the .venv or venv in its folder)",
+            help="Python that has its packages (default: MUSUBI_PYTHON, musubi.toml, or .venv or venv in its folder)",
         )
 
 

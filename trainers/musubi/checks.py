@@ -261,7 +261,7 @@ def _check_resume(config: MusubiConfig) -> list[str]:
     if not config.resume:
         return []
     folder = Path(config.resume)
-    missing = [name for name in _STATE_FILES if not (folder / name).is_file()]
+    missing = _list_missing(folder)
     if missing:
         return [
             f"resume: {folder} is not a complete state of Musubi Tuner: {', '.join(missing)} is missing. Use an "
@@ -280,6 +280,14 @@ def _check_resume(config: MusubiConfig) -> list[str]:
             "network_weights instead of resume, or set lr_scheduler to constant"
         ]
     return []
+
+
+def is_complete_state(folder: Path) -> bool:
+    return not _list_missing(folder)
+
+
+def _list_missing(state_folder: Path) -> list[str]:
+    return [name for name in _STATE_FILES if not (state_folder / name).is_file()]
 
 
 def read_steps_done(state_folder: Path) -> int | None:

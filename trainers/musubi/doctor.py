@@ -6,16 +6,20 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.client_folders import ClientFolder
 from ..wording import GIBIBYTE, format_gigabytes
+from .architectures import MUSUBI_VERSION
 from .installation import Installation, NoMusubi, find_folder, find_python, read_version
+from .owner_file import format_lines, get_owner_file
 from .process import build_environment
 
 PROBE_SECONDS = 600  # for the first import of torch, from a slow disk on a busy machine
-TESTED_VERSION = "0.3.4"
 # What training on images imports: name in Python, name for pip.
 PACKAGES = {
     **{
@@ -49,8 +53,12 @@ OPTIONAL_PACKAGES = {
     "ftfy": "Wan",
 }
 _PROBE = """
-import importlib.metadata, importlib.util, json, sys
+import importlib.metadata, importlib.util, json, site, sys
 given = json.loads(sys.argv[1])
+# Isolated mode leaves out the user's own packages, which the training finds.
+if sys.prefix == sys.base_prefix:
+    site.addsitedir(site.getusersitepackages())
+sys.path.append(given["sources"])  # last: nothing in it can take the name of another module
 found = {"python": sys.version.split()[0]}
 found["missing"] = [name for name in given["modules"] if importlib.util.find_spec(name) is None]
 installed = [name for name in given["pins"] if list(importlib.metadata.distributions(name=name))]
@@ -70,11 +78,14 @@ print("FOUND" + json.dumps(found))
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Lines about what was found, and about what is wrong, each with its remedy."""
+    """Lines about what was found, and about what is wrong, each with its remedy. `places` are the
+    lines for the owner's file.
+    """
 
     found: list[str]
     problems: list[str]
     remarks: list[str]
+    places: str
 
     @property
     def is_ready(self) -> bool:
@@ -85,44 +96,60 @@ class Diagnosis:
         sections = [verdict, *self.found]
         sections += ["To do:", *(f"  {problem}" for problem in self.problems)] if self.problems else []
         sections += ["Good to know:", *(f"  {remark}" for remark in self.remarks)] if self.remarks else []
+        sections.append(f"To use another Musubi Tuner or Python, write these two lines into {get_owner_file()}:")
+        sections += [f"  {line}" for line in self.places.splitlines()]
         return "\n".join(sections) + "\n"
 
 
-def diagnose(*, folder: str = "", python: str = "") -> Diagnosis:
+def diagnose(*, folder: str = "", python: str = "", client_folders: Sequence[ClientFolder] = ()) -> Diagnosis:
     """Find the folder and its Python, then ask that Python what it has. Takes as long as an import
-    of torch, at most ten minutes.
+    of torch, at most ten minutes. Nothing below `client_folders` is run.
     """
     found: list[str] = []
+    place = Path.home() / "musubi-tuner"
+    interpreter = place / (".venv/Scripts/python.exe" if sys.platform == "win32" else ".venv/bin/python")
     try:
-        place = find_folder(folder)
+        place = find_folder(folder, client_folders=client_folders)
         version = read_version(place)
         found.append(f"Folder: {place}, version {version}")
-        interpreter = find_python(place, python)
+        interpreter = find_python(place, python, client_folders=client_folders)
         found.append(f"Python: {interpreter}")
     except NoMusubi as error:
-        return Diagnosis(found, [str(error)], [])
-    installation = Installation(place, interpreter, version)
+        return Diagnosis(found, [str(error)], [], format_lines(place, interpreter))
+    installation, places = Installation(place, interpreter, version), format_lines(place, interpreter)
     probed, failure = _probe(installation)
     if failure:
-        return Diagnosis(found, [failure], [])
+        return Diagnosis(found, [failure], [], places)
     found += list(_describe_found(probed))
-    return Diagnosis(found, list(_find_problems(probed, interpreter, place)), list(_find_remarks(probed, installation)))
+    problems, remarks = _find_problems(probed, interpreter, place), _find_remarks(probed, installation)
+    return Diagnosis(found, list(problems), list(remarks), places)
 
 
 def _probe(installation: Installation) -> tuple[dict, str]:
-    """Return what the interpreter says about itself, or why it cannot say."""
-    questions = json.dumps({"modules": [*PACKAGES, *OPTIONAL_PACKAGES], "pins": list(_read_pins(installation.folder))})
-    command = [str(installation.python), "-c", _PROBE, questions]
+    """Return what the interpreter says about itself, or why it cannot say.
+
+    It runs isolated in an empty folder: no file of the current folder and no variable of the
+    environment decides what it imports.
+    """
+    questions = {
+        "modules": [*PACKAGES, *OPTIONAL_PACKAGES],
+        "pins": list(_read_pins(installation.folder)),
+        "sources": str(installation.folder / "src"),
+    }
+    command = [str(installation.python), "-I", "-X", "utf8", "-c", _PROBE, json.dumps(questions)]
+    environment = build_environment(installation)
+    del environment["PYTHONPATH"]
     try:
-        result = subprocess.run(
-            command,
-            check=False,
-            cwd=installation.folder,
-            env=build_environment(installation),
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        with tempfile.TemporaryDirectory(prefix="lora-trainer-", ignore_cleanup_errors=True) as empty_folder:
+            result = subprocess.run(
+                command,
+                check=False,
+                cwd=empty_folder,
+                env=environment,
+                capture_output=True,
+                timeout=PROBE_SECONDS,
+                stdin=subprocess.DEVNULL,
+            )
     except subprocess.TimeoutExpired:
         return (
             {},
@@ -167,8 +194,8 @@ def _find_problems(probed: dict, python: Path, folder: Path) -> Iterator[str]:
 
 
 def _find_remarks(probed: dict, installation: Installation) -> Iterator[str]:
-    if installation.version != TESTED_VERSION:
-        yield f"version {installation.version} is untested; the tested version is {TESTED_VERSION}"
+    if installation.version != MUSUBI_VERSION:
+        yield f"version {installation.version} is untested; the tested version is {MUSUBI_VERSION}"
     if "torch" in probed and not probed.get("gpus"):
         yield "torch sees no GPU: training would take days on the CPU"
     for name in probed["missing"]:

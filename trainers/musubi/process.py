@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
+from ..process_guard import ProcessGuard
 from .commands import Command
 from .installation import Installation
 
@@ -27,6 +28,9 @@ _OWN_TO_A_LAUNCHER = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+# They say where the Python of this process is, and would lead another one to its packages.
+_OWN_TO_AN_INTERPRETER = ("PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
+_ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 class NotStarted(RuntimeError):
@@ -54,7 +58,8 @@ def run_process(
     """Run to the end and return the exit status; if negative, the signal that ended it. stdout and
     stderr come as one stream, which `log` gets too.
 
-    However this ends, even by an interrupt, everything that the process started is ended too.
+    However this ends, even by an interrupt or with this process, everything that the process
+    started is ended too.
 
     Raises:
         NotStarted: the interpreter cannot be started.
@@ -72,15 +77,25 @@ def run_process(
 
 
 def build_environment(installation: Installation) -> dict[str, str]:
-    """Return this process's environment, with what Musubi's scripts need to find their package and
-    to write UTF-8 everywhere.
+    """Return this process's environment without what is meant for this process alone, and with
+    what Musubi's scripts need to find their package and to write UTF-8 everywhere.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _OWN_TO_A_LAUNCHER}
+    own = (*_OWN_TO_A_LAUNCHER, *_OWN_TO_AN_INTERPRETER, *_ALLOCATORS)
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    environment |= {name: setting for name in _ALLOCATORS if (setting := _leave_out_backend(os.environ.get(name, "")))}
     sources = str(installation.folder / "src")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, environment.get("PYTHONPATH"))))
     # On Windows a pipe is cp1252, in which Musubi's Japanese is an error. Set both variables:
     # PYTHONIOENCODING overrides PYTHONUTF8.
     return environment | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+
+
+def _leave_out_backend(setting: str) -> str:
+    """Return the allocator's settings without `backend:cudaMallocAsync`, which ComfyUI adds for its
+    own torch. What else is there, such as expandable_segments:True, is the owner's.
+    """
+    parts = [part.strip() for part in setting.split(",")]
+    return ",".join(part for part in parts if part and part.replace(" ", "") != "backend:cudaMallocAsync")
 
 
 def _read(
@@ -140,8 +155,17 @@ class _ProcessGroup:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        try:
+            self._guard = ProcessGuard(self.process.pid, grace_seconds=GRACE_SECONDS)
+        except OSError:
+            self._end()
+            raise
 
     def stop(self) -> None:
+        self._end()
+        self._guard.dismiss()
+
+    def _end(self) -> None:
         """End the group by its id, since it may outlive its leader. The id stays taken as long as
         the group has a member.
         """

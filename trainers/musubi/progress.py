@@ -17,6 +17,7 @@ from .config import MusubiConfig
 from .output import TRAINING_BAR, Bar, BatchCount, Epoch, Fact, Merging, Saving, StatedCount, WeightsLoaded
 from .plan import Plan
 from .safetensors_header import read_header
+from .saved_state import StateSealer
 
 _POLYNOMIAL_END = 1e-7  # the last learning rate of transformers' polynomial schedule
 _STEP_FILE = re.compile(r".*-step(?P<step>\d{8})")
@@ -101,6 +102,7 @@ class TrainingProgress(Listener):
         self.num_modules = 0
         self._plan, self._folder, self._loss_log = plan, folder, loss_log
         self._samples = _SampleImages(plan.output_dir / "sample")
+        self._sealer = StateSealer(plan.output_dir, host)
         self._started_at = 0.0
         self._epoch = 1
         self._is_merging = False
@@ -136,7 +138,10 @@ class TrainingProgress(Listener):
         return "" if done == self._plan.num_steps else f"it trained {done} of {self._plan.num_steps} steps"
 
     def finish(self) -> None:
-        """Write the loss plot, however the training ended. A failure stops nothing."""
+        """Seal the last state and write the loss plot, however the training ended. A failure stops
+        nothing.
+        """
+        self._sealer.seal()
         if not self.losses:
             return
         try:
@@ -183,6 +188,7 @@ class TrainingProgress(Listener):
         self._host.report(event)
         self._loss_log.add(event)
         self._report_samples()
+        self._sealer.seal(before_step=event.step)
 
     def _build_event(self, bar: Bar) -> StepDone:
         step = self._plan.steps_before + bar.step

@@ -1,10 +1,15 @@
 """Starting and stopping a server process, with a stand-in for ComfyUI's main.py."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.limits import TIME_LIMIT, wait_until
+from trainers.comfyui.client import ComfyClient
 from trainers.comfyui.find import Installation
 from trainers.comfyui.server import ComfyServer, prepare_base_directory
 
@@ -87,3 +92,32 @@ def test_the_base_directory_links_the_packs(tmp_path):
     prepare_base_directory(tmp_path / "base", {"My-Pack": pack})
     assert (tmp_path / "base" / "custom_nodes" / "My-Pack" / "__init__.py").is_file()
     assert (tmp_path / "base" / "models" / "checkpoints").is_dir()
+
+
+COMMAND = """
+import signal, sys
+from pathlib import Path
+from trainers.comfyui.find import Installation
+from trainers.comfyui.server import ComfyServer
+
+folder = Path.cwd()
+with ComfyServer(Installation(folder, Path(sys.executable), "0"), log=folder / "server.log", cpu=True) as server:
+    (folder / "url.tmp").write_text(server.url)
+    (folder / "url.tmp").rename(folder / "url")
+    signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither signals nor process groups")
+@pytest.mark.parametrize("number", ["SIGHUP", "SIGKILL"])
+def test_the_server_is_gone_when_the_command_that_started_it_is_killed(tmp_path: Path, number: str):
+    make_installation(tmp_path, ANSWERS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
+    try:
+        wait_until((tmp_path / "url").exists, what="the server")
+    finally:
+        command.send_signal(getattr(signal, number))
+        command.wait(TIME_LIMIT)
+    client = ComfyClient((tmp_path / "url").read_text())
+    wait_until(lambda: not client.is_ready(), what="the end of the server")

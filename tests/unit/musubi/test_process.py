@@ -1,7 +1,10 @@
 """Processes: their arguments and environment, reading their output, and ending all of them."""
 
+import contextlib
 import io
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,6 +81,35 @@ def test_the_environment_is_extended_and_writes_utf_8(installation: Installation
     assert ear.heard.decode("utf-8") == "学習\n"
 
 
+@pytest.mark.parametrize(
+    ("set_by_the_host", "expected"),
+    [
+        ("backend:cudaMallocAsync", None),
+        ("expandable_segments:True,backend:cudaMallocAsync", "expandable_segments:True"),
+        (
+            "max_split_size_mb:128, garbage_collection_threshold:0.8",
+            "max_split_size_mb:128,garbage_collection_threshold:0.8",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_the_allocator_that_comfyui_chose_for_itself_is_not_passed_on(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, name: str, set_by_the_host: str, expected: str | None
+):
+    monkeypatch.setenv(name, set_by_the_host)
+    assert build_environment(installation).get(name) == expected
+
+
+def test_the_place_of_our_own_python_is_not_passed_on_but_the_chosen_gpu_is(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__"):
+        monkeypatch.setenv(name, "/ours")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    environment = build_environment(installation)
+    assert "/ours" not in environment.values() and environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 def require_gone(number: int) -> None:
     wait_until(lambda: not is_alive(number), what=f"the end of process {number}")
 
@@ -139,3 +171,57 @@ def test_a_process_that_closes_its_output_is_still_awaited_and_can_be_interrupte
     with pytest.raises(Interrupted):
         run(installation, silent, check_interrupted=interrupt)
     assert run(installation, "import os, time; os.close(1); os.close(2); time.sleep(0.4); os._exit(4)")[0] == 4
+
+
+# As ComfyUI does: the prompt runs in a daemon thread, and the main thread ends the process.
+SERVER = """
+import io, signal, sys, threading
+from pathlib import Path
+from trainers.musubi.commands import Command
+from trainers.musubi.installation import Installation
+from trainers.musubi.process import run_process
+
+class Deaf:
+    def feed(self, output): pass
+    def idle(self): pass
+
+def work():
+    command = Command("train", (sys.executable, "-c", sys.argv[1]))
+    installation = Installation(Path.cwd(), Path(sys.executable), "0")
+    run_process(command, installation, listener=Deaf(), log=io.BytesIO(), check_interrupted=lambda: None)
+
+threading.Thread(target=work, daemon=True).start()
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_nothing_outlives_the_server_however_it_ends(tmp_path: Path, number: str):
+    """Both the program and what it started, which ignores SIGTERM."""
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"open('deaf', 'w').close(); time.sleep({FOREVER})"
+    )
+    program = (
+        f"import os, subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {deaf!r}]);"
+        "open('pids.tmp', 'w').write(f'{os.getpid()} {p.pid}'); os.rename('pids.tmp', 'pids');"
+        f"time.sleep({FOREVER})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    server = subprocess.Popen([sys.executable, "-c", SERVER, program], cwd=tmp_path, env=environment)
+    try:
+        wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "deaf").exists(), what="its processes")
+    finally:
+        server.send_signal(getattr(signal, number))
+        server.wait(TIME_LIMIT)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    try:
+        for pid in pids:
+            require_gone(pid)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -21,6 +21,7 @@ from trainers.musubi.config import MusubiConfig
 from trainers.musubi.failure import MusubiFailed
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob
+from trainers.musubi.saved_state import has_seal, read_key
 from trainers.musubi.trainer import MusubiTrainer
 from trainers.training.console_host import ConsoleHost
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
@@ -86,6 +87,10 @@ for step in range(1, wrong.get("steps", steps) + 1):
         path = folder / f"{name}-step{step:08d}.safetensors"
         say(f"\\nsaving checkpoint: {path}")
         save_file(lora(), path)
+        state = folder / f"{name}-step{step:08d}-state"
+        state.mkdir()
+        for file in ("model.safetensors", "optimizer.bin", "random_states_0.pkl"):
+            (state / file).write_text(f"{file} at {step}")
         if "half" in wrong and step == 8:
             path.write_bytes(path.read_bytes()[:-9])
     say(f"\\rsteps:  1%|#  | {step}/{steps} [00:01<00:01,  4.00it/s, avr_loss={loss}]", end="")
@@ -320,6 +325,34 @@ def test_a_cancelled_run_keeps_only_complete_checkpoints_and_names_the_last(
     (checkpoint,) = (run / "musubi").glob("*.safetensors")
     assert checkpoint.name == "disc-step00000004.safetensors" and (run / "loss.png").is_file()
     assert f"the last checkpoint is {checkpoint}. Convert it before you load it into ComfyUI" in host.notices()
+
+
+def test_the_states_of_a_run_are_sealed_while_it_trains_and_at_its_end(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path
+):
+    sealed_at_step_6: list[bool] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 6:
+            states = (tmp_path / "output").rglob("*-step00000004-state")
+            sealed_at_step_6.extend(has_seal(state, read_key()) for state in states)
+
+    result = make_trainer().train(dataset, Recorder(look))
+    assert result.path is not None
+    states = sorted((result.path.parent / "musubi").glob("*-state"))
+    assert sealed_at_step_6 == [True]
+    assert [has_seal(state, read_key()) for state in states] == [True, True]
+
+
+def test_a_key_that_cannot_be_written_is_a_notice_and_costs_no_training(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "a file"))
+    host = Recorder()
+    result = make_trainer().train(dataset, host)
+    assert result.path is not None and result.path.is_file()
+    assert host.notices().count("-state cannot be continued in ComfyUI, only on the command line: ") == 2
 
 
 def test_wrong_settings_leave_no_trace(make_trainer: Make, dataset: Dataset, tmp_path: Path):
