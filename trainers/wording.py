@@ -46,3 +46,8 @@ def format_duration(seconds: float) -> str:
     """Return hours and minutes, at least one minute."""
     minutes = max(1, round(seconds / 60))
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def make_printable(name: str) -> str:
+    """A file name as text that can be written, whatever its bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -117,7 +117,7 @@ def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
         f"{file.relative_to(root).as_posix()} {_hash_file(file)}"
         for file in list_dataset_files(root, recursive=recursive)
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _is_ours(name: str, extensions: tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ Which step uses which variant is decided elsewhere.
 import random
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ..config import check_ranges, param
 
@@ -78,14 +79,16 @@ def split_caption_lines(caption: str) -> list[str]:
 
 
 def flatten_caption(caption: str) -> str:
-    """Join all lines into one. A first tag that all lines share, such as the trigger word, is kept
+    """Join all lines into one. First tags that all lines share, such as the trigger word, are kept
     once.
     """
     lines = split_caption_lines(caption)
-    lead = lines[0].partition(",")[0] + "," if len(lines) > 1 else ""
-    if lead and all(line.startswith(lead) for line in lines):
-        lines[1:] = [line.removeprefix(lead).strip() for line in lines[1:]]
-    return " ".join(lines)
+    if len(lines) < 2:
+        return " ".join(lines)
+    leads = [line.split(",")[:-1] for line in lines]  # a tag ends with a comma
+    num_shared = sum(1 for _ in takewhile(lambda tags: len(set(tags)) == 1, zip(*leads, strict=False)))
+    length = sum(len(tag) + 1 for tag in leads[0][:num_shared])
+    return " ".join([lines[0], *(line[length:].strip() for line in lines[1:])])
 
 
 def _vary_line(line: str, config: CaptionConfig, stream: str) -> str:

@@ -22,9 +22,9 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from ..files.hashes import file_sha256
 from ..files.names import FORBIDDEN_CHARACTERS, RESERVED_NAMES
 from ..wording import format_megabytes, pluralize
-from .caption_files import CAPTION_EXTENSIONS, METADATA_NAME
+from .caption_files import CAPTION_EXTENSIONS, METADATA_NAMES
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
-from .image_folder import parse_repeat_folder
+from .image_folder import REGULARIZATION_FOLDERS, parse_repeat_folder
 
 MAX_NAME_BYTES = 240  # of one folder or file; file systems allow 255
 MAX_PATH_BYTES = 800
@@ -172,7 +172,7 @@ def _select_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[P
 
 def _has_wanted_name(entry: ZipInfo) -> bool:
     name = entry.filename.replace("\\", "/").rpartition("/")[2].lower()
-    return _is_image(name) or name.endswith(CAPTION_EXTENSIONS) or name == METADATA_NAME
+    return _is_image(name) or name.endswith(CAPTION_EXTENSIONS) or name in METADATA_NAMES
 
 
 def _is_image(name: str) -> bool:
@@ -204,12 +204,18 @@ def _select_images_and_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> l
         for path, entry in found
         if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     ]
-    images = {path.with_suffix("") for path, _ in visible if _is_image(path.name)}
+    images = {path for path, _ in visible if _is_image(path.name)}
+    images |= {path.with_suffix("") for path in images}
     return [
         (path, entry)
         for path, entry in visible
-        if path.with_suffix("") in images or (images and path.name.lower() == METADATA_NAME)
+        if _belongs_to(path, images) or (images and path.name.lower() in METADATA_NAMES)
     ]
+
+
+def _belongs_to(path: PurePosixPath, images: set[PurePosixPath]) -> bool:
+    """True for an image, and for a.txt or a.png.txt next to a.png. `images` has both names."""
+    return path in images or path.with_suffix("") in images
 
 
 def _count_common_folders(folders: list[tuple[str, ...]]) -> int:
@@ -217,7 +223,13 @@ def _count_common_folders(folders: list[tuple[str, ...]]) -> int:
     num_common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
     common = folders[0][:num_common]
     is_kohyas = bool(common) and common in folders and parse_repeat_folder(common[-1]) is not None
-    return num_common - is_kohyas
+    regularization = [
+        index
+        for index, name in enumerate(common)
+        if name.lower() in REGULARIZATION_FOLDERS
+        and any(parse_repeat_folder(part) for parts in folders for part in parts[index + 1 :])
+    ]
+    return min([num_common - is_kohyas, *regularization])
 
 
 def _require_limits(entries: list[ZipInfo], limits: ArchiveLimits) -> None:

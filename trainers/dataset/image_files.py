@@ -12,10 +12,13 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..files.hashes import file_sha256
+from ..wording import format_gigabytes
+from .image_guards import MAX_SCANS, count_scans, strip_large_descriptions
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 # We do not read these, but users see images: the report names them instead of ignoring them.
 OTHER_IMAGE_EXTENSIONS = (".gif", ".apng", ".tif", ".tiff", ".jfif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd")
+MAX_FILE_BYTES = 2**30
 MAX_PIXELS = 100_000_000  # 400 MB in Pillow, which keeps four bytes per pixel
 
 # Only these decoders: Pillow would start Ghostscript for a PostScript file named .png. The JPEG
@@ -70,6 +73,10 @@ def inspect_image(path: Path) -> ImageFacts:
             in bounded memory.
     """
     with _open(path) as image:
+        if isinstance(image, JpegImageFile) and count_scans(path) > MAX_SCANS:
+            raise UnusableImage(
+                f"it is a progressive JPEG of more than {MAX_SCANS} scans, which take minutes to decode. Save it again"
+            )
         # The extra images in an MPO file are what cameras add to a photo: a preview, a depth map or
         # a gain map.
         num_frames = 1 if isinstance(image, JpegImageFile) else getattr(image, "n_frames", 1)
@@ -122,10 +129,15 @@ def read_grey(path: Path) -> Image.Image:
 
 
 def image_sha256(path: Path) -> str:
-    """Return the sha256 of the file. Raises UnusableImage if it is empty or cannot be read."""
+    """Return the sha256 of the file. Raises UnusableImage if it is empty, too large to be an image
+    that we read, or cannot be read.
+    """
     try:
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise UnusableImage("the file is empty (0 bytes)")
+        if size > MAX_FILE_BYTES:
+            raise UnusableImage(f"the file has {format_gigabytes(size)}; at most {format_gigabytes(MAX_FILE_BYTES)}")
         return file_sha256(path)
     except OSError as error:
         raise UnusableImage(f"it cannot be read ({error.strerror})") from error
@@ -152,7 +164,7 @@ def _open_without_limit(path: Path) -> Image.Image:
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path, formats=_list_formats())
+            return Image.open(strip_large_descriptions(path) or path, formats=_list_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

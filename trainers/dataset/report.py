@@ -1,14 +1,15 @@
 """The report on a dataset: which images are used, which are left out, and remarks."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..wording import name_first, pluralize
+from ..wording import make_printable, name_first, pluralize
 
-NO_CAPTION = (
-    "it has no caption (.txt or .caption). Write one, set fallback_caption or trigger_word, or connect Florence2Caption"
-)
+CAPTION_NODE = "Florence-2 Caption (LoRA Trainer)"
+NO_CAPTION = f"no caption. Write one, set trigger_word, or connect {CAPTION_NODE}"
+MAX_NAMED = 5  # of the files with one remark
 
 
 class RemarkKind(str, Enum):
@@ -17,6 +18,7 @@ class RemarkKind(str, Enum):
     OTHER = "other"
     UNUSABLE = "unusable"
     OTHER_FORMAT = "other_format"  # an image in a format that we do not read
+    OUTSIDE_KOHYAS_FOLDERS = "outside_kohyas_folders"  # an image next to folders named N_name
     SAME_FILE = "same_file"  # another image with the same bytes is used
     TOO_SMALL = "too_small"
     NO_CAPTION = "no_caption"
@@ -34,6 +36,11 @@ class Remark:
     name: str
     reason: str
     kind: RemarkKind = RemarkKind.OTHER
+
+    def __post_init__(self) -> None:
+        # Reports are written as UTF-8, and file names need not be.
+        object.__setattr__(self, "name", make_printable(self.name))
+        object.__setattr__(self, "reason", make_printable(self.reason))
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,22 @@ class DatasetReport:
 
 
 def _format_section(title: str, remarks: list[Remark]) -> list[str]:
-    return [f"{title}:", *(f"  {remark.name}: {remark.reason}" for remark in remarks)] if remarks else []
+    return [f"{title}:", *(f"  {line}" for line in format_remarks(remarks))] if remarks else []
+
+
+def format_remarks(remarks: Iterable[Remark]) -> list[str]:
+    """Return a line for each reason, with the first names that it is true of."""
+    names_by_reason: dict[str, list[str]] = {}
+    for remark in remarks:
+        names_by_reason.setdefault(remark.reason, []).append(remark.name)
+    return [f"{name_first(names, MAX_NAMED)}: {reason}" for reason, names in names_by_reason.items()]
 
 
 def require_usable(num_kept: int, left_out: list[Remark], *, folder: str, strict: bool) -> None:
     """Raise ValueError if nothing is left to train on, or if `strict` and anything was left out."""
     if num_kept and not (strict and left_out):
         return
-    reasons = (f"{remark.name}: {remark.reason}" for remark in left_out)
-    shown = name_first(reasons, 10, separator="; ", before_rest="; ")
+    shown = name_first(format_remarks(left_out), 10, separator="; ", before_rest="; ")
     if num_kept:
         raise ValueError(f"{folder}: strict is on and {pluralize(len(left_out), 'image')} cannot be used: {shown}")
     raise ValueError(f"{folder}: no usable image among {len(left_out)}: {shown}")

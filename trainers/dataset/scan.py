@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .caption_files import read_caption_file, read_metadata
+from ..wording import name_examples
+from .caption_files import StoredCaption, note_unused_files, read_caption_files, read_metadata
+from .caption_marks import find_foreign_marks
 from .config import DatasetConfig
 from .dataset import Dataset
 from .image import TrainingImage
@@ -38,15 +40,15 @@ def scan_folder(
             usable image.
     """
     folder = Path(config.images).expanduser()
-    content = list_images(folder, recursive=config.recursive)
-    captions, notes = _read_metadata_captions(folder, content)
+    content = list_images(folder, recursive=config.recursive, check_interrupted=check_interrupted)
+    captions, notes = _read_captions(folder, content, check_interrupted)
     images: list[TrainingImage] = []
-    left_out: list[Remark] = []
+    left_out = list(content.left_out)
     for count, found in enumerate(content.images, start=1):
         check_interrupted()
         on_progress(count, len(content.images), found.name)
         try:
-            image, image_notes = _scan_image(found, config, captions.get(found.path, ""))
+            image, image_notes = _scan_image(found, config, captions.get(found.path, StoredCaption()))
         except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
@@ -62,14 +64,16 @@ def scan_folder(
     return Dataset(images, config.num_repeats, " ".join(config.trigger_word.split()), report, name, config.strict)
 
 
-def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[TrainingImage, list[Remark]]:
+def _scan_image(found: FoundImage, config: DatasetConfig, stored: StoredCaption) -> tuple[TrainingImage, list[Remark]]:
     """Return the image and the remarks about it. Raises UnusableImage."""
     path = found.path
     if path.suffix.lower() not in EXTENSIONS:
         raise UnreadFormat(f"{path.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
     sha256 = image_sha256(path)
     facts = inspect_image(path)
-    caption, notes = _find_caption(found, config, metadata_caption)
+    if stored.error:
+        raise UnusableImage(stored.error)
+    caption, notes = _find_caption(found, config, stored)
     image = TrainingImage(
         found.name,
         path,
@@ -80,7 +84,7 @@ def _scan_image(found: FoundImage, config: DatasetConfig, metadata_caption: str)
         config.alpha_background,
         num_repeats=found.num_repeats,
         loss_weight=config.loss_weight,
-        is_regularization=config.is_regularization,
+        is_regularization=config.is_regularization or found.is_regularization,
         subset=found.repeat_folder,
     )
     if config.mask_source == "files" and found.mask is not None:
@@ -117,21 +121,28 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
 
 
-def _find_caption(found: FoundImage, config: DatasetConfig, metadata_caption: str) -> tuple[str, list[Remark]]:
-    """Return the caption and remarks about it. Sources in order: the caption file, metadata.jsonl,
-    the fallback caption, the name of kohya's folder, the trigger word alone.
+def _find_caption(found: FoundImage, config: DatasetConfig, stored: StoredCaption) -> tuple[str, list[Remark]]:
+    """Return the caption and remarks about it. Sources in order: the stored caption, the fallback
+    caption, the name of kohya's folder, the trigger word alone.
+
+    Fallback caption and trigger word describe the subject, so kohya's regularization images get
+    neither.
     """
-    trigger_word = " ".join(config.trigger_word.split())
-    caption, reasons = read_caption_file(found.path)
-    notes = [Remark(found.name, reason) for reason in reasons]
-    caption = caption or metadata_caption
+    trigger_word = "" if found.is_regularization else " ".join(config.trigger_word.split())
+    caption, notes = stored.text, [Remark(found.name, reason) for reason in stored.notes]
+    if marks := find_foreign_marks(caption):
+        reason = (
+            f"its caption has {name_examples(marks)}, which other programs replace. Here it is trained as it is: "
+            "replace or remove it"
+        )
+        notes.append(Remark(found.name, reason))
     if not caption:
-        fallback = " ".join(config.fallback_caption.split())
+        fallback = "" if found.is_regularization else " ".join(config.fallback_caption.split())
         caption = fallback or found.class_tokens
         origin = (
             "the fallback caption" if fallback else f"the folder's {caption!r}" if caption else "the trigger word alone"
         )
-        notes = [_note_missing_caption(found.name, origin if caption or trigger_word else "")]
+        notes += [_note_missing_caption(found.name, origin if caption or trigger_word else "")]
     return add_trigger_word_to_each_line(caption, trigger_word) or trigger_word, notes
 
 
@@ -141,10 +152,21 @@ def _note_missing_caption(name: str, stand_in: str) -> Remark:
     return Remark(name, f"no caption file, or an empty one; {stand_in} is used", RemarkKind.STAND_IN_CAPTION)
 
 
-def _read_metadata_captions(folder: Path, content: FolderContent) -> tuple[dict[Path, str], list[Remark]]:
+def _read_captions(
+    folder: Path, content: FolderContent, check_interrupted: Callable[[], None]
+) -> tuple[dict[Path, StoredCaption], list[Remark]]:
+    """Return the stored caption of each image, and remarks on the files. A caption file comes
+    before metadata.jsonl, and that before CSV files.
+    """
+    paths = [image.path for image in content.images]
     nearest_first = sorted({*content.folders, folder}, key=lambda place: (-len(place.parts), place))
-    captions, problems = read_metadata(nearest_first)
-    return captions, [Remark(path.relative_to(folder).as_posix(), problem) for path, problem in problems]
+    of_all, problems = read_metadata(nearest_first, paths, check_interrupted=check_interrupted)
+    captions = {path: StoredCaption(text) for path, text in of_all.items()}
+    for path, stored in read_caption_files(paths, check_interrupted=check_interrupted).items():
+        if stored.text or stored.error:
+            captions[path] = stored
+    remarks = problems + note_unused_files(content.files)
+    return captions, [Remark(path.relative_to(folder).as_posix(), reason) for path, reason in remarks]
 
 
 def _find_copies(images: list[TrainingImage]) -> list[Remark]:

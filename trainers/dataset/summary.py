@@ -14,8 +14,11 @@ def summarize_special(folder_name: str, images: list[TrainingImage], num_repeats
 
 def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
     """Return one line: number of images, repeats, loss weight, masks."""
-    noun = "regularization image" if any(image.is_regularization for image in images) else "image"
-    parts = [pluralize(len(images), noun), *_list_special_features(images, num_repeats)]
+    num_regularization = sum(image.is_regularization for image in images)
+    num_others = len(images) - num_regularization
+    parts = [pluralize(num_others, "image")] if num_others or not images else []
+    parts += [pluralize(num_regularization, "regularization image")] if num_regularization else []
+    parts += _list_special_features(images, num_repeats)
     return f"{folder_name}: {', '.join(parts)}"
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 from PIL import Image
 
+from ..dataset.caption_marks import has_alternatives
 from ..dataset.caption_variants import flatten_caption
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage, require_unchanged
 from ..dataset.image_files import MAX_PIXELS
-from ..dataset.report import NO_CAPTION, Remark, require_usable
+from ..dataset.image_guards import has_large_description
+from ..dataset.report import NO_CAPTION, Remark, format_remarks, require_usable
 from ..files.atomic_write import atomic_write
 from ..wording import name_examples, pluralize
 from .config import MusubiConfig, Recipe
@@ -208,7 +210,12 @@ def stage(
         write_toml(_build_general_table(config), tables),
         num_images=len(images) * len(config.resolutions),
         num_items=sum(group.num_repeats * len(group.images) for group in groups) * len(config.resolutions),
-        notices=(*notices, *_describe_ignored(images)),
+        notices=(
+            *notices,
+            *_describe_alternatives(captions),
+            *_describe_ignored(images),
+            *_describe_unused_controls(control, controls),
+        ),
     )
 
 
@@ -221,7 +228,7 @@ def _select_usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage
     left_out = [Remark(name, reason) for name, reason in reasons.items() if reason]
     images = [image for image in dataset.images if not reasons[image.name]]
     require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
-    return images, captions, [f"{remark.name} is left out: {remark.reason}" for remark in left_out]
+    return images, captions, [f"left out: {line}" for line in format_remarks(left_out)]
 
 
 def _choose_caption(image: TrainingImage, dataset: Dataset, config: MusubiConfig) -> str:
@@ -290,6 +297,8 @@ def _find_link_suffix(image: TrainingImage) -> str:
     if image.has_alpha or image.size_hw[0] * image.size_hw[1] > MAX_PIXELS:
         return ""
     require_unchanged(image.path, image.sha256)
+    if has_large_description(image.path):
+        return ""
     with Image.open(image.path) as opened:
         is_plain = opened.mode in ("RGB", "L") and opened.getexif().get(_ORIENTATION_TAG, 1) == 1
         return _LINKABLE_FORMATS.get(opened.format or "", "") if is_plain else ""
@@ -350,6 +359,25 @@ def _find_partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Ma
         if digits.isdecimal() and start in names:
             return names[start], int(digits) + 1
     return "", 0
+
+
+def _describe_alternatives(captions: Mapping[str, str]) -> list[str]:
+    found = [name for name, caption in captions.items() if has_alternatives(caption)]
+    return (
+        [f"{name_examples(found)}: {{a|b}} in a caption is trained as it is: Musubi Tuner chooses none"]
+        if found
+        else []
+    )
+
+
+def _describe_unused_controls(control: Dataset | None, controls: Mapping[str, list[TrainingImage]]) -> list[str]:
+    """Return a notice if control images belong to no image that is trained."""
+    used = {image.name for images in controls.values() for image in images}
+    unused = [image.name for image in (control.images if control else []) if image.name not in used]
+    if not unused:
+        return []
+    shown = name_examples(unused, 5)
+    return [f"{pluralize(len(unused), 'control image')} of no image that is trained, not used: {shown}"]
 
 
 def _key(name: str) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..dataset.caption_variants import CaptionConfig, flatten_caption, split_caption_lines
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
@@ -27,7 +28,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
-        folders=_list_folders(plan.dataset, items),
+        folders=_list_folders(plan.dataset, items, captions),
         num_regularization_samples=sum(item.image.is_regularization for item in items),
         bucket_counts=plan.crops.bucket_counts,
         bucket_no_upscale=buckets.bucket_no_upscale,
@@ -64,14 +65,18 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
     return build_metadata(record)
 
 
-def _list_folders(dataset: Dataset, items: Sequence[TrainingItem]) -> list[ImageFolder]:
+def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:
     """Group the trained images by their folder and its repeats."""
     folders: dict[tuple[str, int, bool], ImageFolder] = {}
     for image in dict.fromkeys(item.image for item in items):
         num_repeats = image.num_repeats * dataset.num_repeats
         name = image.subset.rpartition("/")[2] or dataset.folder_name
         folder = ImageFolder(name, [], num_repeats, image.is_regularization)
-        folders.setdefault((image.subset, num_repeats, image.is_regularization), folder).captions.append(image.caption)
+        # With wildcards every line is a caption, so that no tag reaches across the end of a line.
+        caption = (
+            ", ".join(split_caption_lines(image.caption)) if captions.use_wildcards else flatten_caption(image.caption)
+        )
+        folders.setdefault((image.subset, num_repeats, image.is_regularization), folder).captions.append(caption)
     return list(folders.values())
 
 

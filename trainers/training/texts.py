@@ -5,9 +5,11 @@ item gets in a step.
 import re
 from collections.abc import Sequence
 
+from ..dataset.caption_marks import has_alternatives
 from ..dataset.caption_variants import CaptionConfig, vary_caption
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
+from ..wording import name_examples
 from .config import TrainingConfig
 from .seeds import derive_seed, happens
 
@@ -33,6 +35,9 @@ class TrainingTexts:
             image: self._list_class_prompts(dataset.get_trigger_word(image), variants)
             for image, variants in self._variants.items()
         }
+        self._unused_alternatives = (
+            [] if captions.use_wildcards else [image.name for image in images if has_alternatives(image.caption)]
+        )
         self.sample_prompt = config.sample_prompt or self._variants[images[0]][0]
         if config.prior_loss_weight and not config.class_prompt.strip(" |"):
             for image in images:
@@ -55,7 +60,18 @@ class TrainingTexts:
         return sorted(texts)
 
     def list_notices(self) -> list[str]:
-        """List what the user should know about the class prompts."""
+        """List what the user should know about captions and class prompts."""
+        return [*self._list_alternatives_notices(), *self._list_class_prompt_notices()]
+
+    def _list_alternatives_notices(self) -> list[str]:
+        if not self._unused_alternatives:
+            return []
+        return [
+            f"{name_examples(self._unused_alternatives)}: {{a|b}} in a caption is trained as it is, as use_wildcards "
+            "is off. Turn it on to choose one of them"
+        ]
+
+    def _list_class_prompt_notices(self) -> list[str]:
         if self._config.class_prompt and not self._config.prior_loss_weight:
             return ["class_prompt is not used: prior_loss_weight is 0"]
         prompts = self._list_prompts_from_captions()

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.image_files import UnusableImage, inspect_image, read_alpha, read_rgb
+from trainers.dataset.image_folder import list_dataset_files
 from trainers.dataset.scan import scan_folder
 
 ROOT = Path(__file__).parents[3]
@@ -97,11 +99,14 @@ def test_an_empty_folder_setting_does_not_mean_the_current_folder():
         DatasetConfig(images=" ")
 
 
-def test_an_error_names_ten_files_and_counts_the_rest(tmp_path):
+def test_an_error_gives_each_reason_once_names_five_files_and_counts_the_rest(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
+    (tmp_path / "text.png").write_text("text")
     with pytest.raises(
-        ValueError, match=r"no usable image among 12: 0\.png: .*; 9\.png: the file is empty \(0 bytes\); and 2 more$"
+        ValueError,
+        match=r"no usable image among 13: 0\.png, 1\.png, 2\.png, 3\.png, 4\.png and 7 more: the file is empty "
+        r"\(0 bytes\); text\.png: it is not a readable image",
     ):
         scan(tmp_path)
 
@@ -321,3 +326,57 @@ def test_a_file_without_read_permission_is_named(tmp_path):
     make_noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     assert list_reasons(tmp_path) == {"a.png": "it cannot be read (Permission denied)"}
+
+
+@pytest.mark.parametrize("kind", ["profile", "text", "packed text", "packed unicode"])
+def test_a_png_with_a_large_profile_or_text_is_read(tmp_path, kind):
+    large = random.Random(0).randbytes(3_000_000)
+    texts = PngInfo()
+    if kind == "text":
+        texts.add_text("workflow", large.hex())
+    if kind == "packed text":
+        texts.add_text("workflow", large.hex(), zip=True)
+    if kind == "packed unicode":
+        texts.add_itxt("workflow", large.hex(), zip=True)
+    image = make_noise()
+    image.save(tmp_path / "a.png", icc_profile=large if kind == "profile" else None, pnginfo=texts)
+    (found,) = scan(tmp_path).images
+    assert found.size_hw == (160, 200)
+    assert np.array_equal(np.asarray(found.read()), np.asarray(image))
+
+
+def test_a_text_that_unpacks_to_a_gigabyte_is_not_unpacked(tmp_path):
+    packed = zlib.compress(bytes(50_000_000))
+    chunk = b"zTXt" + b"a\0\0" + packed
+    content = encode(make_noise(), "PNG")
+    content = (
+        content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    )
+    (tmp_path / "a.png").write_bytes(content)
+    assert scan(tmp_path).images[0].size_hw == (160, 200)
+
+
+def test_a_progressive_jpeg_of_thousands_of_scans_is_left_out_before_it_is_decoded(tmp_path):
+    content = encode(make_noise(), "JPEG", progressive=True)
+    last_scan = content[content.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(content[:-2] + 2000 * last_scan + content[-2:])
+    assert list_reasons(tmp_path) == {
+        "a.jpg": "it is a progressive JPEG of more than 100 scans, which take minutes to decode. Save it again"
+    }
+
+
+def test_a_file_of_more_than_a_gigabyte_is_left_out_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.dataset.image_files.MAX_FILE_BYTES", 2**20)
+    (tmp_path / "a.png").write_bytes(bytes(2**20 + 1))
+    assert list_reasons(tmp_path) == {"a.png": "the file has 0.0 GB; at most 0.0 GB"}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="these systems have no such names")
+def test_a_name_that_is_not_utf8_is_left_out_by_name(tmp_path):
+    content = encode(make_noise(), "PNG")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as stream:
+        stream.write(content)
+    found = list_reasons(tmp_path)
+    assert found == {"caf\\udce9.png": "its name is not UTF-8. Rename it"}
+    assert "caf" in scan(tmp_path).report.text().encode().decode()
+    assert len(list_dataset_files(tmp_path, recursive=False)) == 1

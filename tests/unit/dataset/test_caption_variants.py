@@ -67,6 +67,7 @@ def test_every_line_is_used():
 def test_a_word_in_front_of_every_line_is_kept_once_when_lines_are_joined():
     assert flatten_caption("zwx, a toy\n zwx,  on grass\n") == "zwx, a toy on grass"
     assert flatten_caption("zwx, a toy\nit is red") == "zwx, a toy it is red"
+    assert flatten_caption("zwx, a woman, smile\nzwx, a woman, grass") == "zwx, a woman, smile grass"
 
 
 def test_variants_depend_only_on_seed_and_key():

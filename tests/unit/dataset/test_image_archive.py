@@ -127,11 +127,13 @@ def test_subfolders_are_kept_except_parents_that_contain_everything(tmp_path, na
     ("names", "expected"),
     [
         (["10_dog/a.png", "10_dog/mask/a.png"], ["10_dog/a.png", "10_dog/mask/a.png"]),
+        (["dogs/reg/1_dog/a.png", "dogs/reg/1_dog/b.png"], ["reg/1_dog/a.png", "reg/1_dog/b.png"]),
+        (["reg/a.png", "reg/b.png"], ["a.png", "b.png"]),
         (["photos/10_dog/a.png", "photos/10_dog/a.txt", "photos/readme.txt"], ["10_dog/a.png", "10_dog/a.txt"]),
         (["10_dog/sub/a.png"], ["a.png"]),
         (["10_dog/one/a.png", "10_dog/two/a.png"], ["one/a.png", "two/a.png"]),
     ],
-    ids=["at the top", "below another", "above another", "above others"],
+    ids=["at the top", "regularization", "without numbers", "below another", "above another", "above others"],
 )
 def test_a_kohya_folder_that_contains_everything_is_kept_if_it_has_images(tmp_path, names, expected):
     assert unpack(tmp_path, names) == expected

@@ -84,13 +84,30 @@ def test_an_image_without_a_caption_is_left_out_of_training(tmp_path):
     write_photo(tmp_path / "b.png", size_wh=(64, 64))
     plan = plan_crops(scan(tmp_path), BucketConfig(resolution=64), seed=0)
     assert [item.image.name for item in plan.items] == ["b.png"] and plan.report.num_kept == 1
-    why = (
-        "it has no caption (.txt or .caption). Write one, set fallback_caption or trigger_word, or connect "
-        "Florence2Caption"
-    )
+    why = "no caption. Write one, set trigger_word, or connect Florence-2 Caption (LoRA Trainer)"
     assert plan.report.left_out == [Remark("a.png", why, RemarkKind.NO_CAPTION)] and plan.report.notes == []
-    with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: a\.png: it has no caption"):
+    with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: a\.png: no caption"):
         plan_crops(scan(tmp_path, strict=True), BucketConfig(resolution=64), seed=0)
+
+
+def test_images_without_a_caption_are_told_once(tmp_path):
+    for i in range(12):
+        write_photo(tmp_path / f"{i}.png", colour=(i, 0, 0), caption=None)
+    why = "no caption. Write one, set trigger_word, or connect Florence-2 Caption (LoRA Trainer)"
+    line = f"0.png, 1.png, 2.png, 3.png, 4.png and 7 more: {why}"
+    dataset = scan(tmp_path)
+    assert dataset.report.text() == f"12 images kept, 0 left out\nNotes:\n  {line}\n"
+    with pytest.raises(ValueError) as raised:
+        plan_crops(dataset, BucketConfig(resolution=64), seed=0)
+    assert str(raised.value) == f"{tmp_path.name}: no usable image among 12: {line}"
+
+
+@pytest.mark.parametrize("mark", ["[trigger]", "<lora:style:0.8>", "|||", "(red:1.3)"])
+def test_marks_of_other_programs_are_named(tmp_path, mark):
+    write_photo(tmp_path / "a.png", caption=f"a toy {mark} on grass")
+    write_photo(tmp_path / "b.png", colour=(1, 0, 0), caption="a toy (red) [blue], 1:2")
+    reason = f"its caption has {mark}, which other programs replace. Here it is trained as it is: replace or remove it"
+    assert scan(tmp_path).report.notes == [Remark("a.png", reason)]
 
 
 def test_copies_are_left_out_unless_the_user_keeps_them(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
@@ -188,14 +189,14 @@ def test_images_without_a_caption_are_left_out_by_name(tmp_path):
     write_images(folder, ["b.png"], caption=None)
     result = staged(scan(folder), tmp_path)
     assert result.num_images == 1
-    assert "b.png is left out: it has no caption" in result.notices[0]
+    assert "left out: b.png: no caption" in result.notices[0]
     with pytest.raises(ValueError, match=r"strict is on and 1 image cannot be used: b\.png"):
         staged(scan(folder, strict=True), tmp_path)
 
 
 def test_no_caption_at_all_is_an_error(tmp_path):
     dataset = scan(write_images(tmp_path / "in", ["a.png"], caption=None))
-    with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: it has no caption"):
+    with pytest.raises(ValueError, match=r"no usable image among 1: a\.png: no caption"):
         staged(dataset, tmp_path)
     with pytest.raises(ValueError, match="caption_source is trigger_word, but it has no trigger word"):
         staged(dataset, tmp_path, recipe=make_recipe(caption_source="trigger_word"))
@@ -205,7 +206,7 @@ def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     write_images(folder, ["thin.png"], size=(200, 12))
     assert (
-        "thin.png is left out: its sides must be at least 16 pixels, got 200 x 12"
+        "left out: thin.png: its sides must be at least 16 pixels, got 200 x 12"
         in staged(scan(folder), tmp_path).notices[0]
     )
     assert staged(scan(folder), tmp_path, recipe=make_recipe(bucket_no_upscale=False)).num_images == 2
@@ -231,6 +232,22 @@ def test_control_images_go_with_their_image(tmp_path):
     folder = result.groups[0].control_folder
     assert folder is not None and read_tables(result)[0]["control_directory"] == folder.as_posix()
     assert sorted(path.name for path in folder.iterdir()) == ["0001_0.png", "0001_1.png", "0002_0.png", "0002_1.png"]
+
+
+def test_a_control_image_of_no_image_is_named(tmp_path):
+    images = scan(write_images(tmp_path / "in", ["a.png"]))
+    control = scan(write_images(tmp_path / "control", ["a.png", "b.png", "a_x.png"], caption=None))
+    notices = staged(images, tmp_path, control=control, recipe=make_recipe("flux-kontext")).notices
+    assert "2 control images of no image that is trained, not used: a_x.png, b.png" in notices
+
+
+def test_an_image_with_a_large_text_is_written_anew_as_musubis_pillow_refuses_it(tmp_path):
+    folder = write_images(tmp_path / "in", ["a.png", "b.png"])
+    texts = PngInfo()
+    texts.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.open(folder / "a.png").save(folder / "a.png", pnginfo=texts)
+    (group,) = staged(scan(folder), tmp_path).groups
+    assert [image.file.is_link for image in group.images] == [False, True]
 
 
 @pytest.mark.parametrize(

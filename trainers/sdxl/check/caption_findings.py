@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from ...dataset.caption_marks import has_alternatives
 from ...dataset.caption_variants import CaptionConfig, flatten_caption, vary_caption
 from ...dataset.image import TrainingImage
-from ...dataset.report import Remark
+from ...dataset.report import CAPTION_NODE, Remark
 from ...dataset.trigger_word import add_trigger_word
 from ...wording import pluralize
 from .check_finding import CheckFinding
@@ -45,6 +46,16 @@ def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, s
         yield CheckFinding("note", "long_caption", message, long)
 
 
+def judge_alternatives(images: Sequence[TrainingImage], captions: CaptionConfig) -> Iterator[CheckFinding]:
+    found = [Remark(image.name, "") for image in images if has_alternatives(image.caption)]
+    if found and not captions.use_wildcards:
+        message = (
+            f"{pluralize(len(found), 'caption')} with {{a|b}}, trained as it is. Turn on use_wildcards to choose one "
+            "of them"
+        )
+        yield CheckFinding("warning", "unused_alternatives", message, found)
+
+
 def judge_sameness(images: Sequence[TrainingImage]) -> Iterator[CheckFinding]:
     captions = {image.caption for image in images if image.caption}
     if len(images) > 1 and len(captions) == 1:
@@ -61,7 +72,7 @@ def judge_trigger_words(pairs: Sequence[tuple[TrainingImage, str]]) -> Iterator[
         )
     alone = [Remark(image.name, "") for image, trigger_word in pairs if image.caption == trigger_word]
     if alone:
-        meaning = "it will mean everything these images show. Write captions, or connect Florence2Caption"
+        meaning = "it will mean everything these images show. Write captions, or connect " + CAPTION_NODE
         yield CheckFinding(
             "warning",
             "trigger_word_alone",

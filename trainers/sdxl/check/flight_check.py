@@ -15,7 +15,7 @@ from ...dataset.dataset import Dataset
 from ...dataset.report import DatasetReport
 from ...training.plan import RunSettings, TrainingPlan, plan_training
 from ..config import SDXLConfig
-from .caption_findings import judge_lengths, judge_sameness, judge_trigger_words
+from .caption_findings import judge_alternatives, judge_lengths, judge_sameness, judge_trigger_words
 from .check_finding import LEVELS, CheckFinding
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
@@ -72,6 +72,8 @@ def check_flight(
     cost = estimate_cost(plan, surroundings) if plan else Cost()
     learned = [image for image in dataset.images if not image.is_regularization]
     duplicate_groups = group_duplicates(learned, looks)
+    if not any(image.caption for image in dataset.images):
+        refusals = []  # judge_left_out says the same
     findings = [
         *refusals,
         *_judge_settings(config),
@@ -81,6 +83,7 @@ def check_flight(
         *judge_masks(dataset.images, looks),
         *judge_lengths(dataset.images, settings.captions, seed=config.seed),
         *judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption]),
+        *judge_alternatives(dataset.images, settings.captions),
         *judge_sameness(learned),
         *judge_schedule(learned, cost.schedule, config),
         *judge_machine(cost, surroundings, config),

@@ -8,14 +8,14 @@ from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.image import TrainingImage
 from ...dataset.near_duplicates import group_near_duplicates
-from ...dataset.report import Remark, RemarkKind
+from ...dataset.report import CAPTION_NODE, Remark, RemarkKind
 from ...wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import ImageUse
 
-# Another image is the same file, or the format was never meant for training.
-HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT)
+# Another image is the same file, or it was never meant for training.
+HARMLESS = (RemarkKind.SAME_FILE, RemarkKind.OTHER_FORMAT, RemarkKind.OUTSIDE_KOHYAS_FOLDERS)
 LARGE_LOSS = 0.25  # share of the area that is cut away
 VISIBLE_ENLARGEMENT = 1.05
 SMALL_SHARE = 0.6  # of the area that the resolution asks for
@@ -38,7 +38,7 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
     if captionless:
         message = (
             f"{pluralize(len(captionless), 'image')} left out: no caption. Write captions, "
-            "connect Florence2Caption, or set trigger_word"
+            f"connect {CAPTION_NODE}, or set trigger_word"
         )
         yield CheckFinding("error", "no_caption", message, [Remark(name, "") for name in sorted(captionless)])
     too_small = [remark for remark in plan.report.left_out if remark.kind is RemarkKind.TOO_SMALL]

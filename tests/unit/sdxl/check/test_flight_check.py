@@ -144,21 +144,31 @@ def test_images_without_any_caption_are_an_error(folder: Path) -> None:
     report = check(scan(folder, trigger_word=""))
     assert list_lines(report, "no_caption") == [
         "error",
-        "  1 image left out: no caption. Write captions, connect Florence2Caption, or set trigger_word",
+        "  1 image left out: no caption. Write captions, connect Florence-2 Caption (LoRA Trainer), or set "
+        "trigger_word",
         "    bare.png",
     ]
     assert list_lines(report, "no_trigger_word")[0] == "note"
     assert list_kinds(report) == {"no_caption", "no_trigger_word"}
 
 
-def test_if_nothing_can_be_trained_the_trainers_message_is_the_finding(tmp_path: Path) -> None:
+def test_if_no_image_has_a_caption_that_is_said_once(tmp_path: Path) -> None:
     add(tmp_path / "bare", "a.png", paint(0), caption="")
     report = check(scan(tmp_path / "bare", trigger_word=""))
-    assert find_finding(report, "refused_by_trainer").message.startswith(
-        "the trainer would stop: bare: no usable image among 1: a.png: it has no caption"
-    )
+    assert [finding.kind for finding in report.findings if finding.level == "error"] == ["no_caption"]
     assert report.uses == [] and report.is_refused and report.to_dict()["buckets"] == {}
     assert draw_flight_check(report).width == 1280
+
+
+def test_braces_without_wildcards_are_a_warning(folder: Path) -> None:
+    add(folder, "braces.png", paint(7), caption="zwx, a {red|blue} toy")
+    assert list_lines(check(scan(folder)), "unused_alternatives") == [
+        "warning",
+        "  1 caption with {a|b}, trained as it is. Turn on use_wildcards to choose one of them",
+        "    braces.png",
+    ]
+    wildcards = CaptionConfig(use_wildcards=True)
+    assert "unused_alternatives" not in list_kinds(check(scan(folder), captions=wildcards))
 
 
 def test_a_strict_refusal_is_an_error_and_the_rest_is_planned(folder: Path) -> None:
@@ -249,7 +259,7 @@ def test_caption_lines_chosen_at_random_are_counted_one_by_one(folder: Path) -> 
 
 def test_captions_with_only_the_trigger_word_are_reported_once(folder: Path) -> None:
     add(folder, "bare.png", paint(7), caption="")
-    meaning = "it will mean everything these images show. Write captions, or connect Florence2Caption"
+    meaning = "it will mean everything these images show. Write captions, or connect Florence-2 Caption (LoRA Trainer)"
     report = check(scan(folder))
     assert list_lines(report, "trigger_word_alone") == [
         "warning",
