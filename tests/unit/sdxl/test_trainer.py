@@ -541,10 +541,10 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint_and_no_half_file(wei
 
     real = lora_file.save_lora
 
-    def full(path, *rest):
+    def full(path, *rest, **options):
         if path.name == "x.safetensors":
             raise OSError(errno.ENOSPC, f"{path}: the disk is full")
-        real(path, *rest)
+        return real(path, *rest, **options)
 
     monkeypatch.setattr("trainers.training.run_writer.save_lora", full)
     with pytest.raises(OSError, match="the disk is full"):

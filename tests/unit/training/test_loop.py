@@ -137,7 +137,7 @@ def test_the_events_of_a_run_are_in_its_log(dataset: Dataset, tmp_path: Path, ca
     text = log.read_text()
     assert all(words in text for words in ("loading", "training, 6 steps", "step 1/6: loss", "step 6/6", "saving"))
     assert "step 2: saved " in text and text.splitlines()[-1].endswith("finished")
-    assert all(event.message in text for event in host.of(Notice))
+    assert all(event.message in text for event in host.select(Notice))
     assert capsys.readouterr().err == ""
 
 
@@ -147,7 +147,7 @@ def test_a_cancelled_run_says_what_it_kept_and_how_to_go_on(dataset: Dataset, tm
         train(dataset, tmp_path, host)
     (kept,) = tmp_path.rglob("checkpoints/*.safetensors")
     assert f"are kept in {kept}. To go on from them, start again with network_weights: this file" in str(
-        host.of(Notice)[-1].message
+        host.select(Notice)[-1].message
     )
     (log,) = tmp_path.rglob("run.log")
     assert log.read_text().splitlines()[-1].endswith("ended early: Interrupted")

@@ -41,7 +41,7 @@ def saved(folder: Path) -> list[str]:
 
 
 def notices(host: ListeningHost) -> list[str]:
-    return [event.message for event in host.of(Notice)]
+    return [event.message for event in host.select(Notice)]
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_a_checkpoint_on_a_full_disk_is_a_notice_and_a_later_step_is_saved_inste
     real, host = run_writer.save_lora, ListeningHost()
 
     def full_until_step_four(path, *rest, **check):
-        if len(host.of(StepDone)) < 4:
+        if len(host.select(StepDone)) < 4:
             raise FULL
         return real(path, *rest, **check)
 
     monkeypatch.setattr(run_writer, "save_lora", full_until_step_four)
     trained = train(dataset, tmp_path, host, save_every_n_steps=3)
     assert saved(tmp_path) == ["toy-step00000004.safetensors", "toy.safetensors"] and trained.steps == 6
-    assert [event.step for event in host.of(CheckpointSaved)] == [4]
+    assert [event.step for event in host.select(CheckpointSaved)] == [4]
     assert any("the checkpoint could not be written" in text for text in notices(host))
 
 
