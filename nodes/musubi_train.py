@@ -239,8 +239,10 @@ class MusubiTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
-        """output_name is None when it is left out, or comes on a link."""
+    def validate_inputs(cls, output_name: str | None = None, *, architecture: Any = None) -> bool | str:
+        """output_name is None when it is left out, or comes on a link. ComfyUI always gives the
+        dynamic `architecture`; as a keyword-only argument it keeps ComfyUI's own check of it.
+        """
         try:
             check_output_name("lora" if output_name is None else output_name)
         except ValueError as error:

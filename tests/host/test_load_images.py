@@ -158,11 +158,11 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
 
 
 def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
-    folder = input_folder / "many"
+    folder = input_folder / "previews"
     folder.mkdir()
     for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
-    images = fetch_images(client, client.run(load(folder="large", trigger_word="x")))
+    images = fetch_images(client, client.run(load(folder="previews", trigger_word="x")))
     assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [
         (700, 768, 1),
         (768, 384, 2),

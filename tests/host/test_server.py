@@ -60,7 +60,7 @@ def test_every_pack_is_imported(comfyui_server: ComfyServer):
 
 def test_the_server_computes_in_one_thread(comfyui_server: ComfyServer):
     """Several servers must not slow each other down. fault_pack logs the number of threads."""
-    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.log_text()
+    assert "fault_pack: torch computes in 1 thread(s)" in comfyui_server.read_log()
 
 
 def test_the_embedded_base_follows_the_prompt(comfyui_server: ComfyServer):

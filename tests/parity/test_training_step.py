@@ -35,6 +35,7 @@ from trainers.training.distributed import World
 from trainers.training.loop import TrainingLoop
 from trainers.training.plan import RunSettings, plan_training
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_log import LoggedHost
 
 COMMON = {
     "rank": 4,
@@ -190,7 +191,7 @@ def train_and_record(
     steps: list[RecordedStep] = []
     with ConsoleHost(torch.device("cpu"), quiet=True) as host:
         run = prepare_sdxl(plan, model, host, cache=TensorCache(None), world=World())
-        loop = TrainingLoop(run, plan, host, RunFolder(tmp_path, "parity"), World())
+        loop = TrainingLoop(run, plan, LoggedHost(host), RunFolder(tmp_path, "parity"), World())
         reference.adopt(run.adapted)
         batches: list[Batch] = []
         captions: list[list[str]] = []
