@@ -58,20 +58,20 @@ class LoggedHost:
     @contextmanager
     def open(self, path: Path) -> Iterator[None]:
         """Write to the file inside the block, and how the block ended."""
-        with open(path, "a", encoding="utf-8") as self._stream:
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - on a full disk, closing raises
+        try:
             self._stream.writelines(self._early)
             self._early.clear()
-            try:
-                yield
-            except BaseException as error:
-                self._write(f"ended early: {type(error).__name__}: {error}".rstrip(": "))
-                raise
-            else:
-                self._write("finished")
-            finally:
-                stream, self._stream = self._stream, None
-                with suppress(OSError):  # a full disk
-                    stream.flush()
+            yield
+        except BaseException as error:
+            self._write(f"ended early: {type(error).__name__}: {error}".rstrip(": "))
+            raise
+        else:
+            self._write("finished")
+        finally:
+            stream, self._stream = self._stream, None
+            with suppress(OSError):
+                stream.close()
 
     def _write(self, text: str) -> None:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"

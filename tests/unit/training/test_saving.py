@@ -138,6 +138,13 @@ def test_plot_log_and_samples_that_cannot_be_written_stop_nothing(dataset, tmp_p
     assert sum("loss.csv" in text for text in notices(host)) == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on a disk that is always full")
+def test_a_log_on_a_full_disk_stops_nothing(dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(RunFolder, "log_path", Path("/dev/full"))
+    trained = train(dataset, tmp_path, ListeningHost())
+    assert trained.path is not None and trained.path.is_file()
+
+
 def test_of_two_runs_with_one_name_each_keeps_its_lora(dataset, tmp_path, monkeypatch):  # noqa: F811
     """The other run takes the name between the look and the act."""
     real = run_writer.save_lora
