@@ -110,7 +110,8 @@ class RunFolder:
             with suppress(OSError):  # a full disk: the last second of the log is lost, and nothing else
                 stream.close()
             package_logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
 
 
 class LossLog:
