@@ -691,6 +691,25 @@ def test_a_redirect_from_https_to_http_is_refused(secure_site, certificate, tmp_
         fetch("https://pictures.example/a.zip", tmp_path, allow_private=False)
 
 
+def cancel_download(server: socket.socket, folder: Path) -> None:
+    """Cancel a download from the server after a second, and check that it ends soon."""
+    started = time.monotonic()
+
+    def check_interrupted() -> None:
+        if time.monotonic() - started > 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        download(
+            f"http://127.0.0.1:{server.getsockname()[1]}/x.zip",
+            folder,
+            max_bytes=1 << 20,
+            allow_private=True,
+            check_interrupted=check_interrupted,
+        )
+    assert time.monotonic() - started < 5
+
+
 def test_headers_that_come_one_byte_at_a_time_can_be_cancelled(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -702,37 +721,9 @@ def test_headers_that_come_one_byte_at_a_time_can_be_cancelled(tmp_path: Path):
                     time.sleep(0.05)
 
         threading.Thread(target=drip, daemon=True).start()
-        started = time.monotonic()
-
-        def check_interrupted() -> None:
-            if time.monotonic() - started > 1:
-                raise Interrupted
-
-        with pytest.raises(Interrupted):
-            download(
-                f"http://127.0.0.1:{server.getsockname()[1]}/x.zip",
-                tmp_path,
-                max_bytes=1 << 20,
-                allow_private=True,
-                check_interrupted=check_interrupted,
-            )
-        assert time.monotonic() - started < 5
+        cancel_download(server, tmp_path)
 
 
 def test_a_silent_server_can_be_cancelled(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        started = time.monotonic()
-
-        def check_interrupted() -> None:
-            if time.monotonic() - started > 1:
-                raise Interrupted
-
-        with pytest.raises(Interrupted):
-            download(
-                f"http://127.0.0.1:{server.getsockname()[1]}/x.zip",
-                tmp_path,
-                max_bytes=1 << 20,
-                allow_private=True,
-                check_interrupted=check_interrupted,
-            )
-        assert time.monotonic() - started < 5
+        cancel_download(server, tmp_path)
