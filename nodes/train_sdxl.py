@@ -72,11 +72,16 @@ SETTINGS_ORDER = check_settings_order(
         "tag_dropout",
         "num_caption_variants",
         "use_wildcards",
+        "resume",
+        "save_state_every_n_minutes",
+        "ema_decay",
+        "step_down_on_oom",
+        "let_others_go_first",
     ),
     SDXLConfig,
     BucketConfig,
     CaptionConfig,
-    also=("output_name",),
+    also=("output_name", "resume", "let_others_go_first"),
 )
 
 
@@ -114,6 +119,23 @@ def _make_run_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Name of the run's folder in output/lora_trainer/runs and of the LoRA in it. The file that "
             "loaders list is named in Save LoRA.",
+        ),
+        io.Combo.Input(
+            "resume",
+            options=[AUTO, "new", *folders.list_runs()],
+            default=AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="auto: goes on with a run of the same settings, images and model that was stopped, loads one that "
+            "is finished, and extends one that had fewer steps. new: none of it. Or the run to go on with, whatever "
+            "has changed.",
+        ),
+        io.Boolean.Input(
+            "let_others_go_first",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Pauses for prompts that wait in the queue, every two minutes at most, and goes on after them.",
         ),
     ]
 
@@ -209,6 +231,8 @@ class LoRATrainSDXL(io.ComfyNode):
         goal: str = "object",
         memory: str = AUTO,
         output_name: str = "lora",
+        resume: str = AUTO,
+        let_others_go_first: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
         # diffusers and peft take seconds to import: not before they are needed
@@ -218,7 +242,14 @@ class LoRATrainSDXL(io.ComfyNode):
         from .host.weights import GraphModel
 
         trained = train_sdxl(
-            GraphModel(model, clip, vae), dataset, goal=goal, memory=memory, output_name=output_name, settings=settings
+            GraphModel(model, clip, vae),
+            dataset,
+            goal=goal,
+            memory=memory,
+            output_name=output_name,
+            settings=settings,
+            resume=resume,
+            is_polite=let_others_go_first,
         )
         return io.NodeOutput(
             trained.model,

@@ -13,7 +13,8 @@ from typing import Any
 
 from .commands import caption, check, comfyui, demo, musubi, sdxl
 from .similar_names import suggest_name
-from .training.events import Interrupted
+from .training.critical_section import raise_when_safe
+from .training.events import Interrupted, Paused
 
 COMMANDS = {
     "sdxl": sdxl,
@@ -23,10 +24,13 @@ COMMANDS = {
     "comfyui": comfyui,
     "demo": demo,
 }
+PAUSED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Return its exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    """Run one command. Return its exit status: 0 done, 1 failed, 2 wrong usage, 75 paused, 130
+    cancelled.
+    """
     _write_any_letter()
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -41,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(__name__).debug("failed", exc_info=True)
         print(f"error: {_describe_error(error)}", file=sys.stderr)
         return 1
+    except Paused as pause:
+        print(f"Paused. {pause}", file=sys.stderr)
+        return PAUSED
     except (Interrupted, KeyboardInterrupt):
         print("Cancelled. The files saved so far are complete.", file=sys.stderr)
         return 130
@@ -96,7 +103,7 @@ def _write_any_letter() -> None:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    raise_when_safe(SystemExit(128 + number))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 
 from ...trainers.files.client_folders import ClientFolder
+from ...trainers.training.resume.file_names import STATES
 
 NONE = "[None]"
 _CHECKPOINTS = "[checkpoint] "
@@ -61,6 +62,12 @@ def list_lora_files() -> list[str]:
 
 def find_lora_file(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def list_runs() -> list[str]:
+    """The runs that can be gone on with, the newest first."""
+    runs = [path.parent for path in get_work_folder().glob(f"runs/*/{STATES}") if any(path.iterdir())]
+    return [path.name for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def list_starting_points() -> list[str]:

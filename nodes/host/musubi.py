@@ -33,6 +33,7 @@ from .allowed_folders import allowed_folders
 from .lora import GraphLora, apply_lora
 from .musubi_settings import find_old_settings
 from .progress import ComfyHost, cancellable
+from .prompt_queue import describe_origin
 
 _CHOICE = "architecture"
 
@@ -104,7 +105,8 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
     if model is not None:
         _require_kind(model, architecture)
     installation = _find_installation()
-    run_folder, host = RunFolder(folders.get_work_folder(), output_name, keep_inside=True), ComfyHost()
+    run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True, origin=describe_origin())
+    host = ComfyHost()
     with musubi_files.copy_state(job.config.resume) as resume, cancellable(host):
         job = replace(job, config=replace(job.config, resume=resume))
         trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())

@@ -21,6 +21,8 @@ from ...trainers.training.events import (
     ImageCaptioned,
     Interrupted,
     Notice,
+    Paused,
+    Request,
     SamplesDrawn,
     StageProgress,
     StageStarted,
@@ -28,6 +30,7 @@ from ...trainers.training.events import (
 )
 from ...trainers.training.loss_plot import draw_loss_plot
 from ...trainers.wording import format_gigabytes
+from .prompt_queue import has_waiting_prompts, queue_again
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPDATES = 1.0
 SECONDS_BETWEEN_PREVIEWS = 5.0
 PREVIEW_SIZE = 900
+SECONDS_OF_A_TURN = 120.0  # loading the models again after the others' prompts takes up to half a minute
 STARTING = "starting (the first time after a start of ComfyUI this takes up to 20 seconds)"
 
 
@@ -53,8 +57,11 @@ class ComfyHost(DeviceMemory):
     is being executed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_polite: bool = False) -> None:
         super().__init__(comfy.model_management.get_torch_device())
+        self._is_polite = is_polite
+        self._began_at = time.monotonic()
+        self.gives_way = False  # paused for the prompts that wait
         self._bar = comfy.utils.ProgressBar(1)
         self._state = _State()
         self._losses: list[float] = []
@@ -72,9 +79,16 @@ class ComfyHost(DeviceMemory):
         self._state = _State(1, 1, text)
         self._update()
 
-    def end_cancelled(self) -> None:
+    def end_cancelled(self, word: str = "Cancelled") -> None:
         """The last text: what was done, and what the run has said of its checkpoint."""
-        self.send_text("\n".join([f"Cancelled at {self._state.text}", *reversed(self._notices)]))
+        self.send_text("\n".join([f"{word} at {self._state.text}", *reversed(self._notices)]))
+
+    def end_paused(self) -> None:
+        """After a pause for others the prompt waits at the end of the queue."""
+        if self.gives_way and queue_again():
+            self.end_cancelled("Other prompts go first; this one is queued again. Paused")
+        else:
+            self.end_cancelled("Paused")
 
     def check_interrupted(self) -> None:
         """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
@@ -82,6 +96,15 @@ class ComfyHost(DeviceMemory):
         """
         if comfy.model_management.processing_interrupted():
             raise Interrupted("cancelled in ComfyUI")
+
+    def take_request(self) -> Request | None:
+        """A polite run pauses for prompts that wait, after at least SECONDS_OF_A_TURN. The buttons
+        write into the run's folder.
+        """
+        if not self._is_polite or time.monotonic() - self._began_at < SECONDS_OF_A_TURN:
+            return None
+        self.gives_way = has_waiting_prompts()
+        return "pause" if self.gives_way else None
 
     def release_memory(self) -> None:
         comfy.model_management.soft_empty_cache()
@@ -173,8 +196,10 @@ def cancellable(host: ComfyHost | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted:
-        if host is not None:
+    except Interrupted as interruption:
+        if host is not None and isinstance(interruption, Paused):
+            host.end_paused()
+        elif host is not None:
             host.end_cancelled()
         comfy.model_management.interrupt_current_processing(False)
         raise comfy.model_management.InterruptProcessingException from None

@@ -15,7 +15,8 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
 from ...trainers.sdxl.presets import describe
-from ...trainers.training.events import Notice
+from ...trainers.training.events import RunDescribed
+from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import RunSettings, TrainingPlan, plan_training
 from ...trainers.training.run_folder import RunFolder
@@ -24,6 +25,7 @@ from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
 from .progress import ComfyHost, cancellable
+from .prompt_queue import describe_origin
 from .settings import resolve_settings
 from .weights import (
     GraphModel,
@@ -52,10 +54,10 @@ class TrainedInGraph:
     @property
     def summary(self) -> str:
         """Return the result, the most important lines first: the canvas shows two."""
-        last = sum(self.result.losses[-100:]) / len(self.result.losses[-100:])
+        last = sum(self.result.losses[-100:]) / max(1, len(self.result.losses[-100:]))
         count = self.lora.num_modules
         return (
-            f"Trained {self.result.steps} steps, average loss {last:.4f}; {count}/{count} modules "
+            f"{_describe_end(self.result)}, average loss {last:.4f}; {count}/{count} modules "
             f"load.\n{self.result.path}.\n{self.settings}"
         )
 
@@ -68,17 +70,36 @@ class TrainedInGraph:
             "loss_plot": folders.describe_output(self.run_folder / "loss.png"),
             "checkpoints": [str(path) for path in self.result.checkpoints],
             "modules": self.lora.num_modules,
+            "run": self.run_folder.name,
+            "finished_early": self.result.finished_early,
+            "loaded": self.result.was_loaded,
+            "ema_path": str(self.result.ema_path) if self.result.ema_path else None,
         }
 
 
+def _describe_end(result: TrainedLora) -> str:
+    early = " (finished early)" if result.finished_early else ""
+    how = "Loaded the finished run of" if result.was_loaded else "Trained"
+    return f"{how} {result.steps} steps{early}"
+
+
 def train_sdxl(
-    base: GraphModel, dataset: Dataset, *, goal: str, memory: str, output_name: str, settings: dict[str, Any]
+    base: GraphModel,
+    dataset: Dataset,
+    *,
+    goal: str,
+    memory: str,
+    output_name: str,
+    settings: dict[str, Any],
+    resume: str,
+    is_polite: bool,
 ) -> TrainedInGraph:
-    """Train on the graph's weights.
+    """Train on the graph's weights, go on with a run that was stopped, or load a finished one.
 
     Raises:
         ValueError: a setting, the dataset or a model cannot be used; nothing was written.
-        InterruptProcessingException: the user cancelled; a checkpoint is kept.
+        InterruptProcessingException: the user cancelled or paused; the same prompt goes on.
+        RunInUse: another process trains the same.
         RuntimeError: memory ran out (the message names the next setting to try), or the training
             went wrong.
     """
@@ -86,11 +107,11 @@ def train_sdxl(
     run_settings = resolve_settings(
         settings, goal=goal, memory=memory, dataset=dataset, weight_dtype=get_unet_dtype(base.model)
     )
-    text, host = _describe(run_settings, base.model), ComfyHost()
-    run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True)
+    text, host = _describe(run_settings, base.model), ComfyHost(is_polite=is_polite)
+    run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True, origin=describe_origin())
     try:
         with cancellable(host), training_mode():
-            result = _train(base, plan_training(dataset, run_settings), run_folder, host, text)
+            result = _train(base, plan_training(dataset, run_settings), run_folder, host, text, resume)
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()
@@ -136,15 +157,20 @@ def _describe_prediction(model: Any) -> str:
 
 
 def _train(
-    base: GraphModel, plan: TrainingPlan[SDXLConfig], run_folder: RunFolder, host: ComfyHost, settings_text: str
+    base: GraphModel,
+    plan: TrainingPlan[SDXLConfig],
+    run_folder: RunFolder,
+    host: ComfyHost,
+    settings_text: str,
+    resume: str,
 ) -> TrainedLora:
     """Borrow the weights, report the memory budget, and train. If memory runs out, the error names
     settings that need less.
     """
-    loader = _BudgetedLoader(base, plan, host, settings_text)
+    loader = _BudgetedLoader(base, plan, settings_text)
     try:
         cache = TensorCache(folders.get_cache_folder())
-        return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache)
+        return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
             raise
@@ -155,18 +181,18 @@ def _train(
 
 @dataclass
 class _BudgetedLoader:
-    """Borrows the graph's weights when the training asks for them, and computes the memory
-    budget.
+    """Borrows the graph's weights when the training asks for them, and computes and reports the
+    memory budget.
     """
 
     base: GraphModel
     plan: TrainingPlan[SDXLConfig]
-    host: ComfyHost
     settings_text: str
     budget: MemoryBudget | None = None
 
-    def load(self) -> SDXLModel:
+    def load(self, host: Host) -> SDXLModel:
         weights = borrow_model(self.base)
         self.budget = MemoryBudget.of(weights, self.plan)
-        self.host.report(Notice(f"{self.settings_text}\n{self.budget.text()}"))
+        message = f"{self.settings_text}\n{self.budget.text()}"
+        host.report(RunDescribed(message, self.settings_text, self.budget.free_bytes))
         return weights

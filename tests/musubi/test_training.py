@@ -57,6 +57,9 @@ class Recorder(ConsoleHost):
         self.events.append(event)
         self._on_event(event)
 
+    def take_request(self) -> None:
+        return None
+
     def check_interrupted(self) -> None:
         if self.is_cancelled:
             raise Interrupted("cancelled by the test")

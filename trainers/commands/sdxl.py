@@ -36,6 +36,9 @@ REQUIRED = ("images", "base", "output")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_flags(parser, CONFIGS, required=REQUIRED)
+    parser.add_argument(
+        "--new-run", dest="resume", action="store_const", const="new", default=argparse.SUPPRESS, help="--resume new"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,6 +66,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     from ..training.console_host import ConsoleHost
     from ..training.distributed import current_world
     from ..training.loop import train_lora
+    from ..training.resume.choose_run import AUTO
 
     world, device = current_world(settings.get("device"))
     with ConsoleHost(device, quiet=not world.is_main) as host:
@@ -71,10 +75,11 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
-            SDXLFamily(lambda: load_model(Path(settings["base"]))),
+            SDXLFamily(lambda _: load_model(Path(settings["base"]))),
             plan,
             host,
             run_folder=run_folder,
             cache=TensorCache(Path(settings.get("cache_dir") or default_cache_folder())),
             world=world,
+            resume=settings.get("resume") or AUTO,
         )

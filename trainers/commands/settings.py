@@ -40,6 +40,8 @@ OWN_SETTINGS = {
     "do not (default: none; the settings' own defaults)",
     "memory": f"memory of the GPU: {', '.join(MEMORY_PRESETS)}, or auto. Decides resolution, batch, optimizer and "
     "gradient checkpointing where you do not (default: none)",
+    "resume": "auto: a run of the same settings, images and base model is gone on with, or loaded if it is finished, "
+    "and a shorter one is extended; new: none of it; or the name of a run folder to go on with (default: auto)",
     "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
 }
 

@@ -4,6 +4,7 @@ one after the other, and their output is checked.
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from ..files.names import save_under_free_name
 from ..lora.file import require_same_tensors, save_lora
 from ..training.events import Interrupted, Notice, StageStarted
 from ..training.host import Host
+from ..training.resume.run_lock import RunLock
 from ..training.run_folder import LossLog, RunFolder
 from ..training.run_log import LoggedHost
 from ..training.trained_lora import TrainedLora
@@ -73,6 +75,7 @@ class MusubiTrainer:
         tokenizers = plan.architecture.list_tokenizers(self._job.options)
         if plan.prompts_text or not plan.cache_is_complete:
             require_fetchable(tokenizers, self._installation)
+        self._run_folder.require_free_name()
         self._run_folder.create(self._build_manifest(plan))
         self._run_folder.write_text(COMMANDS_NAME, plan.text())
         for notice in plan.notices:
@@ -80,6 +83,7 @@ class MusubiTrainer:
         host.report(StageStarted("preparing"))
         plan.write(check_interrupted=host.check_interrupted)
         with (
+            RunLock(self._run_folder.path),
             host.open(self._run_folder.log_path),
             self._run_folder.log() as loss_log,
             open(self._run_folder.path / LOG_NAME, "ab") as log,
@@ -106,6 +110,10 @@ class MusubiTrainer:
         }
 
 
+class _FinishNow(Exception):
+    """The user wants the LoRA of the last checkpoint."""
+
+
 class _Run:
     """One run, from the first program to the saved LoRA."""
 
@@ -114,7 +122,7 @@ class _Run:
         plan: Plan,
         installation: Installation,
         folder: RunFolder,
-        host: Host,
+        host: LoggedHost,
         loss_log: LossLog,
         log: BinaryIO,
         *,
@@ -128,6 +136,8 @@ class _Run:
         self._tokenizers = tokenizers
         self._training = TrainingProgress(plan, folder, host, loss_log)
         self._started_at = time.time()
+        self._raw_path = plan.raw_path
+        self._is_asked_to_finish = False
 
     def train(self) -> TrainedLora:
         self._run_stage("base_weights", Listener(self._host))
@@ -156,32 +166,59 @@ class _Run:
 
     def _train(self) -> None:
         try:
-            self._run_stage("train", self._training)
+            self._run_stage("train", self._training, check_interrupted=self._check_requests)
             self._training.report_last()
+        except _FinishNow:
+            self._raw_path = self._find_whole_checkpoints()[-1]
+            self._host.report(Notice(f"finished now, with the LoRA of step {read_step(self._raw_path)}"))
         except (Interrupted, MusubiFailed):
             self._save_last_checkpoint()
             raise
         finally:
             self._training.finish()
 
+    def _check_requests(self) -> None:
+        """Between Musubi's lines of output.
+
+        Raises:
+            Interrupted: the user cancelled.
+            _FinishNow: the user wants the LoRA so far, and there is a checkpoint.
+        """
+        self._host.check_interrupted()
+        request = self._folder.take_request() or self._host.take_request()
+        if request == "pause":
+            self._host.report(
+                Notice("Musubi Tuner cannot pause. Finish now keeps its last checkpoint; cancel stops the run")
+            )
+        if request == "finish" and not self._is_asked_to_finish:
+            self._is_asked_to_finish = True
+            if not self._find_whole_checkpoints():
+                self._host.report(Notice("there is no checkpoint yet: the run finishes after the first one"))
+        if self._is_asked_to_finish and self._find_whole_checkpoints():
+            raise _FinishNow
+
     def _finish(self) -> TrainedLora:
-        plan, training = self._plan, self._training
+        plan, training, raw_path = self._plan, self._training, self._raw_path
         self._host.report(StageStarted("saving"))
-        require_num_modules(plan.raw_path, training.num_modules)
+        require_num_modules(raw_path, training.num_modules)
         try:
-            tensors, metadata = self._convert_for_comfyui(plan.raw_path)
+            tensors, metadata = self._convert_for_comfyui(raw_path)
             path, _ = save_under_free_name(self._folder.final_path, lambda path: _save(path, tensors, metadata))
         except MusubiFailed as error:
-            raise MusubiFailed(f"{error}\nThe LoRA as Musubi Tuner trained it is kept: {plan.raw_path}") from error
+            raise MusubiFailed(f"{error}\nThe LoRA as Musubi Tuner trained it is kept: {raw_path}") from error
         checkpoints = self._save_checkpoints()
         duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
         summary = f"{len(list_modules(tensors))} modules, {len(training.losses)} steps in {duration}"
         self._host.report(Notice(f"{path}: {summary}"))
-        return TrainedLora(tensors, metadata, training.losses, plan.config.max_train_steps, path, checkpoints)
+        early = raw_path != plan.raw_path
+        steps = plan.steps_before + (read_step(raw_path) or 0) if early else plan.config.max_train_steps
+        self._host.status.finish(early=early, message=str(path))
+        return TrainedLora(tensors, metadata, training.losses, steps, path, checkpoints, finished_early=early)
 
     def _save_checkpoints(self) -> list[Path]:
         """Convert each checkpoint for ComfyUI, except that of the last step: it is the LoRA."""
-        raw_paths = [path for path in self._find_raw_checkpoints() if read_step(path) != self._plan.num_steps]
+        done = {self._plan.num_steps, read_step(self._raw_path)}
+        raw_paths = [path for path in self._find_whole_checkpoints() if read_step(path) not in done]
         return [path for raw_path in raw_paths if (path := self._save_checkpoint(raw_path))]
 
     def _save_checkpoint(self, raw_path: Path) -> Path | None:
@@ -213,6 +250,9 @@ class _Run:
         elif path := self._save_checkpoint(whole[-1]):
             self._host.report(Notice(f"the last checkpoint is {path}"))
 
+    def _find_whole_checkpoints(self) -> list[Path]:
+        return [path for path in self._find_raw_checkpoints() if is_whole_file(path)]
+
     def _find_raw_checkpoints(self) -> list[Path]:
         names = self._plan.output_dir.glob("*.safetensors")
         return sorted((path for path in names if read_step(path) is not None), key=lambda path: read_step(path) or 0)
@@ -221,7 +261,7 @@ class _Run:
         """Convert as the architecture needs, and verify."""
         command = self._build_convert_command(raw_path)
         if command is not None:
-            self._run(command, Listener(self._host))
+            self._run(command, Listener(self._host), self._host.check_interrupted)
         path = self._get_converted_path(raw_path) if command else raw_path
         return read_converted(path, self._plan.architecture)
 
@@ -233,13 +273,15 @@ class _Run:
     def _get_converted_path(self, raw_path: Path) -> Path:
         return self._plan.converted_path.with_name(raw_path.name)
 
-    def _run_stage(self, stage: str, listener: Listener) -> None:
+    def _run_stage(
+        self, stage: str, listener: Listener, *, check_interrupted: Callable[[], None] | None = None
+    ) -> None:
         command = self._plan.find_command(stage)
         if command is not None:
             self._host.report(StageStarted("loading" if stage == "train" else STAGES[stage]))
-            self._run(command, listener)
+            self._run(command, listener, check_interrupted or self._host.check_interrupted)
 
-    def _run(self, command: Command, listener: Listener) -> None:
+    def _run(self, command: Command, listener: Listener, check_interrupted: Callable[[], None]) -> None:
         """Run a program. Raises MusubiFailed if it fails, or does not do what it was told to."""
         logger.info("%s: %s", command.stage, command.text())
         self._log.write(f"\n$ {command.text()}\n".encode())
@@ -250,7 +292,7 @@ class _Run:
                 self._installation,
                 listener=reader,
                 log=self._log,
-                check_interrupted=self._host.check_interrupted,
+                check_interrupted=check_interrupted,
             )
             reader.finish()
             missing = "" if returncode else listener.describe_missing()

@@ -6,6 +6,7 @@ from ..files.tensor_cache import TensorCache
 from ..training.distributed import World
 from ..training.host import Host
 from ..training.plan import TrainingPlan
+from ..training.resume.weight_samples import hash_samples
 from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
 from .prepare import prepare_sdxl
@@ -18,9 +19,18 @@ class SDXLFamily:
     this reads a file, or borrows the model that the host has loaded.
     """
 
-    def __init__(self, load_model: Callable[[], SDXLModel]) -> None:
+    def __init__(self, load_model: Callable[[Host], SDXLModel]) -> None:
         self._load_model = load_model
+        self._model: SDXLModel | None = None
+
+    def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
+        check_settings(plan.settings.training)
+        self._model = model = self._load_model(host)
+        parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}
+        hashes = {name: hash_samples(module) for name, module in parts.items() if module is not None}
+        return {**hashes, "prediction": f"{model.prediction_type}, zero terminal SNR {model.zero_terminal_snr}"}
 
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
-        check_settings(plan.settings.training)
-        return prepare_sdxl(plan, self._load_model(), host, cache=cache, world=world)
+        model, self._model = self._model, None
+        assert model is not None, "identify was not called"
+        return prepare_sdxl(plan, model, host, cache=cache, world=world)

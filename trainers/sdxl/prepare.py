@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
@@ -18,6 +16,7 @@ from ..training.host import Host
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
+from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
 from .model.float32_compute import float32_compute
@@ -170,16 +169,5 @@ def _attach_adapters(
             components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, rates[name]))
         # gradients pass through the UNet even if only text encoders are trained
         if config.gradient_checkpointing and (name in targets or name == UNET):
-            _enable_gradient_checkpointing(module)
+            enable_gradient_checkpointing(module)
     return components
-
-
-def _enable_gradient_checkpointing(module: nn.Module) -> None:
-    # diffusers and transformers checkpoint only in training mode, which changes nothing else: these
-    # models have no dropout
-    module.train()
-    if isinstance(module, UNet2DConditionModel):
-        module.enable_gradient_checkpointing()
-    else:
-        assert isinstance(module, PreTrainedModel)
-        module.gradient_checkpointing_enable({"use_reentrant": False})

@@ -19,6 +19,7 @@ from ..training.host import Host
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
 from .model.noise_schedule import NUM_TIMESTEPS
@@ -61,6 +62,15 @@ class PreparedSDXL:
             with self.autocast():
                 losses = self._compute_prior_losses(batch, class_prompts)
             yield self.config.prior_loss_weight * losses
+
+    def enable_gradient_checkpointing(self) -> bool:
+        parts = [self.model.unet]
+        if self.config.train_text_encoders:
+            parts += [part for part in (self.model.text_encoder, self.model.text_encoder_2) if part is not None]
+        missing = [part for part in parts if not part.is_gradient_checkpointing]
+        for part in missing:
+            enable_gradient_checkpointing(part)
+        return bool(missing)
 
     def _compute_prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
         """Compare the predictions for the class prompts with and without the adapters."""

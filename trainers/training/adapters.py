@@ -56,6 +56,27 @@ class AdaptedModel:
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.names = names
 
+    def name_parameters(self) -> dict[str, Tensor]:
+        """Return the trained parameters themselves, by names that are the same in every run."""
+        return {
+            f"{self.names[key]}.{matrix}": _get_weight(adapters)
+            for key, layer in self._layers.items()
+            for matrix, adapters in (("down", layer.lora_A), ("up", layer.lora_B))
+        }
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Set every parameter to what name_parameters returned.
+
+        Raises:
+            ValueError: the values are those of other layers or another rank.
+        """
+        own = self.name_parameters()
+        if {name: tensor.shape for name, tensor in own.items()} != {n: tensor.shape for n, tensor in values.items()}:
+            raise ValueError("resume: that run trains other layers, or with another rank. It cannot be gone on with")
+        for name, parameter in own.items():
+            parameter.copy_(values[name])
+
     def __contains__(self, key: ModuleKey) -> bool:
         return key in self._layers
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from .events import StepDone
 
@@ -9,16 +10,19 @@ NUM_AVERAGED = 100
 
 
 class StepClock:
-    """Makes the event of each step. The clock starts when the object is made."""
+    """Makes the event of each step. The clock starts when the object is made, after the steps whose
+    losses are given.
+    """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, losses: Sequence[float] = ()) -> None:
         self._total_steps = total_steps
+        self._first_step = len(losses)
         self._started_at = time.monotonic()
-        self._recent: deque[float] = deque(maxlen=NUM_AVERAGED)
+        self._recent = deque(losses, maxlen=NUM_AVERAGED)
 
     def finish_step(self, step: int, epoch: int, loss: float, learning_rate: float, memory_bytes: int) -> StepDone:
         self._recent.append(loss)
-        speed = step / max(time.monotonic() - self._started_at, 1e-9)
+        speed = (step - self._first_step) / max(time.monotonic() - self._started_at, 1e-9)
         return StepDone(
             step=step,
             total=self._total_steps,

@@ -136,5 +136,25 @@ class TrainingConfig:
         "word.",
     )
 
+    save_state_every_n_minutes: float = param(
+        3.0,
+        "Save everything that the run needs to go on: after a crash at most this much is lost. The last two are kept. "
+        "It takes less than 1 % of the time. 0: only when the run ends or stops.",
+        min=0.0,
+        max=10_000.0,
+    )
+    ema_decay: float = param(
+        0.0,
+        "Also keep the moving average of the LoRA over the steps, and save it beside the LoRA as NAME-ema. Usually "
+        "0.99 to 0.999; 0: off.",
+        min=0.0,
+        max=0.99999,
+    )
+    step_down_on_oom: bool = param(
+        False,
+        "When memory runs out, go on with a setting that needs less and trains the same: gradient checkpointing, "
+        "then half the images per forward pass.",
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)

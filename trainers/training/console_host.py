@@ -5,6 +5,8 @@ import math
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..wording import format_gigabytes
+from .critical_section import raise_when_safe
 from .device import DeviceMemory, default_device
 from .events import (
     CheckpointSaved,
@@ -19,18 +22,20 @@ from .events import (
     ImageCaptioned,
     Interrupted,
     Notice,
+    Request,
     SamplesDrawn,
     StageProgress,
     StageStarted,
     StepDone,
 )
 
+SIGNALS: dict[str, Request] = {"SIGUSR1": "finish", "SIGUSR2": "pause"}
 logger = logging.getLogger(__name__)
 
 
 class ConsoleHost(DeviceMemory):
     """Reports with tqdm and logging. Ctrl-C stops the trainer at its next step, a second Ctrl-C at
-    once.
+    once. SIGUSR1 finishes the run with the LoRA so far, SIGUSR2 pauses it.
 
     Use it as a context manager: it handles the interrupt signal and owns the bar only inside the
     block.
@@ -41,21 +46,35 @@ class ConsoleHost(DeviceMemory):
         self._quiet = quiet
         self._bar: tqdm | None = None
         self._interrupted = False
-        self._previous_handler: Any = None
+        self._request: Request | None = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "ConsoleHost":
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+            self._handle(signal.SIGINT, self._on_interrupt)
+            for name, request in SIGNALS.items():
+                if hasattr(signal, name):  # Windows has neither
+                    self._handle(getattr(signal, name), partial(self._on_request, request))
         return self
+
+    def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._previous_handlers[number] = signal.signal(number, handler)
 
     def __exit__(self, *exception: object) -> None:
         self._close_bar()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _on_request(self, request: Request, number: int, frame: FrameType | None) -> None:
+        self._request = request
+
+    def take_request(self) -> Request | None:
+        request, self._request = self._request, None
+        return request
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:
-            raise KeyboardInterrupt
+            raise_when_safe(KeyboardInterrupt())
         self._interrupted = True
         logger.warning("Stopping at the next step; press Ctrl-C again to stop at once.")
 

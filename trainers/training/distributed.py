@@ -1,7 +1,7 @@
 """Several processes, started by `accelerate launch`: their ranks, and their summed gradients."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,6 +43,13 @@ class World:
         for parameter, gradient in zip(parameters, summed, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return message[0]
+
+    def ask_main(self, ask: Callable[[], T]) -> T:
+        """Return what rank 0 finds, to all of them."""
+        answers = [ask() if self.is_main else None]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(answers, src=0)
+        return answers[0]  # pyright: ignore[reportReturnType]
 
     def wait_for_all(self) -> None:
         if self.size > 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Request = Literal["finish", "pause"]  # of the user, to a running training
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True)
+class RunDescribed(Notice):
+    """What the presets came to, and the memory that there is for the run, in bytes."""
+
+    settings: str = ""
+    memory_budget_bytes: int = 0
+
+
 Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | ImageCaptioned | Notice
 
 
@@ -87,3 +97,7 @@ class Interrupted(BaseException):
     """The user cancelled. A BaseException, like the host's: no `except Exception` may swallow
     it.
     """
+
+
+class Paused(Interrupted):
+    """The user paused. The state of the last step is saved; the same request goes on from it."""

@@ -45,6 +45,12 @@ class PreparedModel(Protocol):
         """
         ...
 
+    def enable_gradient_checkpointing(self) -> bool:
+        """Recompute activations in the backward pass from now on. Return False if that is so
+        already.
+        """
+        ...
+
     def draw_samples(self) -> Image.Image:
         """Draw images that show what was learned so far. This must not change the training."""
         ...
@@ -61,8 +67,17 @@ class PreparedModel(Protocol):
 class ModelFamily(Protocol):
     """A kind of base model, before it is loaded."""
 
+    def identify(self, plan: TrainingPlan, host: Host) -> dict[str, str]:
+        """Load the model, and return a hash for each of its parts. `prepare` uses the model that
+        was loaded.
+
+        Raises:
+            ValueError: the base model or a setting cannot be used; nothing was written.
+        """
+        ...
+
     def prepare(self, plan: TrainingPlan, host: Host, *, cache: TensorCache, world: World) -> PreparedModel:
-        """Load the model, encode all images and texts, and attach the adapters.
+        """Encode all images and texts, and attach the adapters.
 
         Raises:
             ValueError: the base model or a setting cannot be used; nothing was written.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from .events import Event
+from .events import Event, Request
 
 
 class Host(Protocol):
@@ -19,6 +19,12 @@ class Host(Protocol):
 
     def check_interrupted(self) -> None:
         """Raise Interrupted if the user has cancelled. Called at least once per step."""
+        ...
+
+    def take_request(self) -> Request | None:
+        """Return what the user asked for since the last call: "finish" now, with the LoRA so far,
+        or "pause". Asked between steps.
+        """
         ...
 
     def report(self, event: Event) -> None: ...

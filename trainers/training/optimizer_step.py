@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from .config import TrainingConfig
 from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
@@ -48,6 +50,42 @@ class OptimizerStep:
     def learning_rate(self) -> float:
         """The learning rate of the first group at the next update."""
         return float(self._lr_scheduler.get_last_lr()[0])
+
+    @property
+    def schedule_step(self) -> int:
+        """How many steps the schedule has made. The fp16 scaler may have skipped some."""
+        return self._lr_scheduler.last_epoch
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the optimizer's state and the scaler's."""
+        return self._optimizer.state_dict(), self._scaler.state_dict()
+
+    def restore(self, optimizer: dict[str, Any], scaler: dict[str, Any], *, schedule_step: int) -> None:
+        """Go on from a state. The schedule is this run's, which may be longer than the earlier one.
+
+        Raises:
+            ValueError: the state is of another optimizer, or of other parameters.
+        """
+        try:
+            self._optimizer.load_state_dict(optimizer)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"resume: the optimizer cannot go on from that state ({error})") from error
+        if scaler:
+            self._scaler.load_state_dict(scaler)
+        self._move_schedule_to(schedule_step)
+
+    def _move_schedule_to(self, step: int) -> None:
+        schedule = self._lr_scheduler
+        assert isinstance(schedule, LambdaLR)  # all of diffusers' are
+        rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict(
+            {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        )
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def discard_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()

@@ -13,25 +13,28 @@ from .events import (
     Event,
     ImageCaptioned,
     Notice,
+    Request,
     SamplesDrawn,
     StageProgress,
     StageStarted,
     StepDone,
 )
 from .host import Host
+from .live_status import LiveStatus
 
 STEPS_BETWEEN_LINES = 50
 
 
 class LoggedHost:
-    """The host of a run, whose events also go to the run's log. Those before `open` are kept until
-    then.
+    """The host of a run, whose events also go to the run's log and to its progress.json. Those
+    before `open` are kept until then.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._early: list[str] = []
         self._stream: TextIO | None = None
+        self.status = LiveStatus()
 
     @property
     def device(self) -> torch.device:
@@ -39,6 +42,9 @@ class LoggedHost:
 
     def check_interrupted(self) -> None:
         self._host.check_interrupted()
+
+    def take_request(self) -> Request | None:
+        return self._host.take_request()
 
     def reset_peak_memory(self) -> None:
         self._host.reset_peak_memory()
@@ -53,7 +59,11 @@ class LoggedHost:
         text = describe_event(event)
         if text:
             self._write(text)
+        self.status.add(event)
         self._host.report(event)
+
+    def warn(self, message: str) -> None:
+        self.report(Notice(message))
 
     @contextmanager
     def open(self, path: Path) -> Iterator[None]:
@@ -62,12 +72,15 @@ class LoggedHost:
         try:
             self._stream.writelines(self._early)
             self._early.clear()
+            self.status.open(path.parent)
             yield
         except BaseException as error:
             self._write(f"ended early: {type(error).__name__}: {error}".rstrip(": "))
+            self.status.fail(error)
             raise
         else:
             self._write("finished")
+            self.status.end()
         finally:
             stream, self._stream = self._stream, None
             with suppress(OSError):

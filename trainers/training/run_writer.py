@@ -13,14 +13,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
 from ..lora.file import Verification, save_lora, to_kohya, verify_lora
 from .distributed import World
+from .ema import AdapterEma
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
 from .family import PreparedModel, Progress
 from .plan import TrainingPlan
+from .resume.choose_run import StartingPoint
+from .resume.identity import RunIdentity
+from .resume.run_lock import RunLock
 from .run_folder import LossLog, RunFolder
 from .run_log import LoggedHost
+from .state_keeper import RunHistory
 from .trained_lora import TrainedLora
 
 SECONDS_BETWEEN_TRIES = 60.0  # of a checkpoint that could not be written
@@ -34,7 +40,17 @@ class RunWriter:
     """Knows which files are due after a step, and writes them into the run folder."""
 
     def __init__(
-        self, model: PreparedModel, plan: TrainingPlan, host: LoggedHost, run_folder: RunFolder, world: World
+        self,
+        model: PreparedModel,
+        plan: TrainingPlan,
+        host: LoggedHost,
+        run_folder: RunFolder,
+        world: World,
+        *,
+        history: RunHistory,
+        ema: AdapterEma | None = None,
+        identity: RunIdentity | None = None,
+        start: StartingPoint | None = None,
     ) -> None:
         self._model = model
         self._plan = plan
@@ -42,9 +58,11 @@ class RunWriter:
         self._host = host
         self._folder = run_folder
         self._world = world
-        self._losses: list[float] = []
+        self._history = history
+        self._ema = ema
+        self._identity = identity
+        self._start = start
         self._loss_log: LossLog | None = None
-        self._has_learned = False  # a step with a learning rate above 0 is finished
         self._has_missed_checkpoint = False
         self._next_try_at = 0.0
         self._checkpoints: list[Path] = []
@@ -52,24 +70,41 @@ class RunWriter:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Make the run folder, keep its logs open inside the block, and plot the losses at its
-        end.
+        """Make the run folder, or lock the one of the run that goes on; keep its logs open inside
+        the block, and plot the losses at its end.
         """
         if not self._world.is_main:
             yield
             return
-        self._folder.create(self._build_manifest())
-        self._folder.write_text("dataset.txt", self._plan.crops.report.text())
-        with self._host.open(self._folder.log_path), self._folder.log() as self._loss_log:
-            try:
-                yield
-            finally:
-                if self._losses:
-                    self._try("the loss curve", lambda: self._folder.write_loss_plot(self._losses))
+        if self._start is None or not self._start.in_place:
+            self._folder.create(self._build_manifest(), self._identity)
+        with RunLock(self._folder.path):
+            self._begin_session()
+            with (
+                self._host.open(self._folder.log_path),
+                self._folder.log(self._history.losses) as self._loss_log,
+            ):
+                try:
+                    yield
+                finally:
+                    if self._history.losses:
+                        self._try("the loss curve", lambda: self._folder.write_loss_plot(self._history.losses))
 
-    def add_loss(self, event: StepDone) -> None:
-        self._losses.append(event.loss)
-        self._has_learned |= event.learning_rate > 0
+    def _begin_session(self) -> None:
+        self._folder.write_text("dataset.txt", self._plan.crops.report.text())
+        if self._start is None:
+            return
+        step = self._history.num_steps
+        if self._start.in_place:
+            self._folder.write_origin()
+            self._folder.remove_unfinished()
+            self._checkpoints += sorted(self._folder.checkpoints.glob("*.safetensors"))
+        self._folder.amend_manifest(continued_from={"run": self._start.folder.name, "step": step})
+        self._host.report(Notice(f"going on with {self._start.folder.name} at step {step}"))
+
+    def add_step(self, event: StepDone) -> None:
+        self._history.losses.append(event.loss)
+        self._history.has_learned |= event.learning_rate > 0
         if self._loss_log is not None and not self._try("loss.csv", lambda: self._add_to_log(event)):
             self._loss_log = None
 
@@ -88,24 +123,39 @@ class RunWriter:
         self._has_missed_checkpoint = not is_saved
         self._next_try_at = time.monotonic() + SECONDS_BETWEEN_TRIES
 
-    def save_last_step(self) -> None:
+    def save_last_step(self, *, can_go_on: bool) -> None:
         """Keep the weights of the last finished step of a run that ends early.
 
         The run has an error already: an error of this save is reported, and does not replace it.
         """
-        wanted = self._folder.checkpoint_path(step=len(self._losses))
-        if wanted.exists():
+        if not (self._world.is_main and self._history.has_learned):
             return
+        path = self._folder.checkpoint_path(step=self._history.num_steps)
         try:
-            path, _ = self._save_somewhere(wanted, self._save_checkpoint)
-            if path in self._checkpoints:
-                self._host.report(Notice(say_how_to_go_on(path)))
+            if not path.exists():
+                path, _ = self._save_somewhere(path, self._save_checkpoint)
+            self._host.report(Notice(self._say_how_to_go_on(path, can_go_on)))
         except (OSError, RuntimeError) as error:
             self._host.report(Notice(f"the weights of the last step could not be saved: {error}"))
+
+    def _say_how_to_go_on(self, path: Path, can_go_on: bool) -> str:
+        """For whoever stopped a run, or whose run failed."""
+        step, total = self._history.num_steps, self._plan.schedule.total_steps
+        if can_go_on:
+            return (
+                f"Start the same again, and it goes on at step {step} of {total} ({self._folder.path.name}). The LoRA "
+                f"so far is {path}"
+            )
+        return (
+            f"The weights of the last step are kept in {path}. To go on from them, start again with network_weights: "
+            "this file, the same rank, and as many steps as are left"
+        )
 
     def draw_due_samples(self, step: int) -> None:
         every = self._config.sample_every_n_steps
         if not every or step % every or not self._world.is_main:
+            return
+        if self._folder.samples_path(step=step).exists():  # drawn before the run was stopped
             return
         image = self._model.draw_samples()
 
@@ -114,15 +164,61 @@ class RunWriter:
 
         self._try("the samples", write)
 
-    def save_final(self) -> TrainedLora:
+    def save_final(self, *, finished_early: bool = False) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        path = self._folder.final_path
+        path, ema_path = self._folder.final_path, None
         if self._world.is_main:
             path, verification = self._save_somewhere(path, self._write_lora)
             self._host.report(Notice(f"{path}: {self._summarize(verification)}"))
+            ema_path = self._save_ema(path)
         self._world.wait_for_all()
         state_dict, metadata = self._build_lora(path.stem)
-        return TrainedLora(state_dict, metadata, self._losses, len(self._losses), path, self._checkpoints)
+        losses, steps = self._history.losses, self._history.num_steps
+        return TrainedLora(
+            state_dict,
+            metadata,
+            list(losses),
+            steps,
+            path,
+            list(self._checkpoints),
+            finished_early=finished_early,
+            ema_path=ema_path,
+        )
+
+    def _save_ema(self, path: Path) -> Path | None:
+        """Save the average beside the LoRA; what fails is reported, as the LoRA is saved."""
+        if self._ema is None:
+            return None
+        try:
+            with self._ema.in_place():
+                ema_path, _ = self._save_somewhere(path.with_name(f"{path.stem}-ema.safetensors"), self._write_lora)
+        except (OSError, RuntimeError) as error:
+            self._host.report(Notice(f"the average of the LoRA could not be saved: {error}"))
+            return None
+        self._host.report(Notice(f"{ema_path}: the average over the steps"))
+        return ema_path
+
+    def write_result(self, trained: TrainedLora) -> None:
+        """Mark the run as finished. Without the mark it would be trained again, so that a failure
+        stops nothing.
+        """
+        if not self._world.is_main or trained.path is None:
+            return
+        path, early = trained.path, trained.finished_early
+        result = {
+            "path": str(path.absolute()),
+            "sha256": file_sha256(path),
+            "steps": trained.steps,
+            "total_steps": self._plan.schedule.total_steps,
+            "finished_early": early,
+            "best": None,
+            "ema_path": str(trained.ema_path) if trained.ema_path else None,
+        }
+        self._try("result.json", lambda: self._folder.write_result(result))
+        if early:
+            entry = {"step": trained.steps, "total_steps": self._plan.schedule.total_steps}
+            self._try("the manifest", lambda: self._folder.amend_manifest(finished_early=entry))
+        self._host.status.finish(early=early, message=str(path))
 
     def _add_to_log(self, event: StepDone) -> None:
         assert self._loss_log is not None
@@ -159,7 +255,7 @@ class RunWriter:
     def _summarize(self, verification: Verification) -> str:
         duration = time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started_at))
         num_parameters = self._model.adapted.num_parameters
-        return f"{verification.text()}, {num_parameters:,} parameters, {len(self._losses)} steps in {duration}"
+        return f"{verification.text()}, {num_parameters:,} parameters, {self._history.num_steps} steps in {duration}"
 
     def _list_due_checkpoints(self, step: int, epoch: int) -> Iterator[Path]:
         every_steps, every_epochs = self._config.save_every_n_steps, self._config.save_every_n_epochs
@@ -175,10 +271,10 @@ class RunWriter:
         """Save a checkpoint, unless nothing was learned yet (a warm-up begins at learning rate 0),
         or the weights of this step are saved already.
         """
-        if self._has_learned and self._world.is_main and not path.exists():
+        if self._history.has_learned and self._world.is_main and not path.exists():
             self._write_lora(path)
             self._checkpoints.append(path)
-            self._host.report(CheckpointSaved(path, len(self._losses)))
+            self._host.report(CheckpointSaved(path, self._history.num_steps))
 
     def _write_lora(self, path: Path) -> Verification:
         """Write the LoRA, load it back and verify it; then it gets its name."""
@@ -194,7 +290,7 @@ class RunWriter:
         adapted = self._model.adapted
         modules = adapted.read(alpha=self._config.alpha)
         tensors = to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
-        return tensors, self._model.metadata(Progress(title, len(self._losses), self._started_at))
+        return tensors, self._model.metadata(Progress(title, self._history.num_steps, self._started_at))
 
     def _build_manifest(self) -> dict[str, Any]:
         plan, adapted = self._plan, self._model.adapted
@@ -215,11 +311,3 @@ class RunWriter:
             "trainable_parameters": adapted.num_parameters,
             "modules": adapted.count_modules(),
         }
-
-
-def say_how_to_go_on(path: Path) -> str:
-    """For whoever stopped a run, or whose run failed."""
-    return (
-        f"The weights of the last step are kept in {path}. To go on from them, start again with network_weights: "
-        "this file, the same rank, and as many steps as are left"
-    )

@@ -69,12 +69,15 @@ class Step:
         return sum(map(len, self.micro_batches))
 
 
-def iterate_steps(items: list[TrainingItem], config: TrainingConfig, schedule: Schedule) -> Iterator[Step]:
-    """Yield all steps of a run. Accumulation does not cross epochs: the last step of an epoch may
-    be smaller.
+def iterate_steps(
+    items: list[TrainingItem], config: TrainingConfig, schedule: Schedule, *, done: int = 0
+) -> Iterator[Step]:
+    """Yield all steps of a run, or those that are left after `done` steps. Accumulation does not
+    cross epochs: the last step of an epoch may be smaller.
     """
     group_size, batch_size = config.gradient_accumulation_steps, config.train_batch_size * schedule.num_processes
-    number = epoch = 0
+    epoch = done // schedule.steps_per_epoch
+    number = epoch * schedule.steps_per_epoch
     while True:
         epoch += 1
         batches = batch_epoch(items, batch_size=batch_size, seed=config.seed, epoch=epoch)
@@ -82,4 +85,5 @@ def iterate_steps(items: list[TrainingItem], config: TrainingConfig, schedule: S
             if number == schedule.total_steps:
                 return
             number += 1
-            yield Step(number, epoch, batches[start : start + group_size])
+            if number > done:
+                yield Step(number, epoch, batches[start : start + group_size])

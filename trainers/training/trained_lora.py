@@ -20,3 +20,6 @@ class TrainedLora:
     steps: int
     path: Path | None = None
     checkpoints: list[Path] = field(default_factory=list)
+    finished_early: bool = False  # the user asked for the LoRA so far
+    was_loaded: bool = False  # the same run was finished before, and nothing was trained
+    ema_path: Path | None = None

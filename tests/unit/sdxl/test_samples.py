@@ -30,6 +30,9 @@ class ImpatientHost(DeviceMemory):
 
     def report(self, event: Event) -> None: ...
 
+    def take_request(self) -> None:
+        return None
+
     def check_interrupted(self) -> None:
         self.num_checks += 1
         if self.num_checks == self._cancel_at_check:

@@ -66,6 +66,9 @@ class RecordingHost(DeviceMemory):
     def report(self, event: Event) -> None:
         self.events.append(event)
 
+    def take_request(self) -> None:
+        return None
+
     def check_interrupted(self) -> None:
         if self._cancel_at_step is not None and len(self.select(StepDone)) >= self._cancel_at_step:
             raise Interrupted
@@ -115,7 +118,7 @@ def train(
         config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig()
     )
     return train_lora(
-        SDXLFamily(lambda: copy_model(weights)),
+        SDXLFamily(lambda _: copy_model(weights)),
         plan_training(dataset, run_settings),
         host or RecordingHost(),
         run_folder=RunFolder(folder, name),
@@ -205,7 +208,7 @@ def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
     model = copy_model(weights)
     plan = plan_training(dataset, RunSettings(SDXLConfig(**FAST), BucketConfig(resolution=64)))
     train_lora(
-        SDXLFamily(lambda: model), plan, RecordingHost(), run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None)
+        SDXLFamily(lambda _: model), plan, RecordingHost(), run_folder=RunFolder(tmp_path, "x"), cache=TensorCache(None)
     )
     trained = {
         name.replace(".base_layer", ""): tensor

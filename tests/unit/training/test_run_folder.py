@@ -15,7 +15,7 @@ from trainers.training.run_folder import RunFolder
 def test_a_run_that_would_overwrite_a_lora_is_refused_before_it_starts(tmp_path):
     (tmp_path / "x.safetensors").write_text("old")
     with pytest.raises(FileExistsError, match="Choose another output name"):
-        RunFolder(tmp_path, "x")
+        RunFolder(tmp_path, "x").require_free_name()
 
 
 def test_two_runs_with_the_same_name_and_second_get_two_folders(tmp_path):

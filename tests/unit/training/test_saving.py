@@ -26,18 +26,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
-    real = TrainingLoop._train_step
+    real = TrainingLoop._compute_gradients
 
     def fail(self, step):
         if step.number == number:
             raise error
         return real(self, step)
 
-    monkeypatch.setattr(TrainingLoop, "_train_step", fail)
+    monkeypatch.setattr(TrainingLoop, "_compute_gradients", fail)
 
 
 def saved(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*.safetensors"))
+    return sorted(path.name for path in folder.rglob("toy*.safetensors"))
 
 
 def notices(host: ListeningHost) -> list[str]:

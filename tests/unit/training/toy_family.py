@@ -30,6 +30,9 @@ WIDTH = 12
 class ToyFamily:
     """A transformer of one layer. Its latents are the mean colours of an image."""
 
+    def identify(self, plan: TrainingPlan, host: Host) -> dict[str, str]:
+        return {"transformer": "the identity"}
+
     def prepare(self, plan: TrainingPlan, host: Host, *, cache: TensorCache, world: World) -> "PreparedToy":
         return PreparedToy(plan, host)
 
@@ -63,6 +66,9 @@ class PreparedToy:
         sigmas = torch.stack([torch.rand(1, generator=draw) for draw in draws]).to(self._device)
         velocity = self.transformer((1 - sigmas) * latents + sigmas * noise)
         yield (velocity - (noise - latents)).square().mean(dim=1)
+
+    def enable_gradient_checkpointing(self) -> bool:
+        return False
 
     def draw_samples(self) -> Image.Image:
         with torch.no_grad():
