@@ -20,7 +20,7 @@ from trainers.comfyui.find import Installation
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory
 
-STEPS = 17  # unlike the number of images and captions, so that its progress is told apart
+STEPS = 29  # unlike the number of images and captions, so that its progress is told apart
 SETTINGS = {"max_train_steps": STEPS, "lr_warmup_steps": 2.0, "lora_dropout": 0.1}
 
 
@@ -123,7 +123,7 @@ def test_after_a_restart_of_the_server_a_run_goes_on_and_a_finished_one_is_loade
     loaded = again.run(prompt("whole"))
     assert_same(loaded, whole)
     assert get_facts(loaded)["loaded"] and get_facts(loaded)["run"] == run_folder(base_directory, "whole").name
-    assert "Loaded the finished run of 17 steps" in loaded.outputs["trainer"]["text"][0]
+    assert "Loaded the finished run of 29 steps" in loaded.outputs["trainer"]["text"][0]
 
 
 @pytest.fixture(scope="module")
