@@ -40,12 +40,15 @@ from .sample_prompts import prompts_text, read_prompts
 class MusubiJob:
     """What to train: the name of a row of the table, the settings, and model files and options
     under the row's names ("dit": Path, "model_version": "edit-2511").
+
+    chosen_resume: the state that the user chose, where config.resume is a copy of it.
     """
 
     architecture: str
     config: MusubiConfig
     models: Mapping[str, Path]
     options: Mapping[str, str]
+    chosen_resume: str = ""
 
 
 @dataclass(frozen=True)
