@@ -12,6 +12,7 @@ from .family import ModelFamily, PreparedModel
 from .generators import seed_globals
 from .host import Host
 from .optimizer_step import OptimizerStep
+from .optimizers import require_step
 from .plan import TrainingPlan
 from .run_folder import RunFolder
 from .run_log import LoggedHost
@@ -32,7 +33,7 @@ def train_lora(
     """Train as planned, save the LoRA and return it.
 
     Raises:
-        ValueError: a setting or the base model cannot be used; nothing was written.
+        ValueError: a setting, the optimizer or the base model cannot be used; nothing was written.
         Interrupted: the host cancelled.
         NonFiniteLoss: the loss became NaN or infinite.
 
@@ -41,6 +42,8 @@ def train_lora(
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
     run_folder.require_writable()
+    config = plan.settings.training
+    require_step(config.optimizer, host.device, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
     host = LoggedHost(host)
     for notice in plan.texts.list_notices():
         host.report(Notice(notice))

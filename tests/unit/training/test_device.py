@@ -8,7 +8,7 @@ from trainers.training.config import TrainingConfig
 from trainers.training.device import choose_device, usual_precision
 from trainers.training.distributed import current_world
 from trainers.training.optimizer_step import OptimizerStep
-from trainers.training.optimizers import ParameterGroup, can_step
+from trainers.training.optimizers import ParameterGroup, can_step, require_step
 
 
 @pytest.fixture
@@ -102,3 +102,12 @@ def test_an_optimizer_is_tried_before_it_is_chosen(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
     assert not can_step("AdamW", torch.device("cpu"))
+
+
+def test_a_step_that_runs_out_of_memory_stays_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, closure: object = None) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        require_step("AdamW", torch.device("cpu"), weight_decay=0.0)

@@ -151,3 +151,16 @@ def test_a_cancelled_run_says_what_it_kept_and_how_to_go_on(dataset: Dataset, tm
     )
     (log,) = tmp_path.rglob("run.log")
     assert log.read_text().splitlines()[-1].endswith("ended early: Interrupted")
+
+
+def test_an_optimizer_that_cannot_step_is_an_error_before_the_model_is_loaded(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(self: object, closure: object = None) -> None:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(torch.optim.RAdam, "step", fail)
+    monkeypatch.setattr(ToyFamily, "prepare", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"optimizer torch\.optim\.RAdam cannot train on cpu \(no kernel image is") as raised:
+        train(dataset, tmp_path, optimizer="torch.optim.RAdam")
+    assert "Choose AdamW" in str(raised.value) and list(tmp_path.iterdir()) == []
