@@ -161,6 +161,8 @@ def test_an_optimizer_that_cannot_step_is_an_error_before_the_model_is_loaded(
 
     monkeypatch.setattr(torch.optim.RAdam, "step", fail)
     monkeypatch.setattr(ToyFamily, "prepare", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(ValueError, match=r"optimizer torch\.optim\.RAdam cannot train on cpu \(no kernel image is") as raised:
+    with pytest.raises(
+        ValueError, match=r"optimizer torch\.optim\.RAdam cannot train on cpu \(no kernel image is"
+    ) as raised:
         train(dataset, tmp_path, optimizer="torch.optim.RAdam")
     assert "Choose AdamW" in str(raised.value) and list(tmp_path.iterdir()) == []

@@ -31,9 +31,7 @@ def smaller_settings(
     return steps
 
 
-def _propose_changes(
-    config: SDXLConfig, works: Callable[[str], bool]
-) -> Iterator[tuple[str, dict[str, Any], int]]:
+def _propose_changes(config: SDXLConfig, works: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield (description, fields to change, new resolution or 0)."""
     if config.sample_every_n_steps:
         yield "sample_every_n_steps 0", {"sample_every_n_steps": 0}, 0

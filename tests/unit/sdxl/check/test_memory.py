@@ -135,7 +135,9 @@ def test_samples_count_where_they_need_more_than_a_step(sdxl: UNet2DConditionMod
 
 
 def test_turning_samples_off_is_the_first_remedy(sdxl: UNet2DConditionModel) -> None:
-    steps = smaller_settings(SDXLConfig(sample_every_n_steps=250), (1024, 1024), partial(_estimate_in_bf16, sdxl), works=always)
+    steps = smaller_settings(
+        SDXLConfig(sample_every_n_steps=250), (1024, 1024), partial(_estimate_in_bf16, sdxl), works=always
+    )
     assert steps[0][0] == "sample_every_n_steps 0" and steps[0][1].samples_bytes == 0
 
 
