@@ -298,11 +298,11 @@ def test_embeddings_share_one_parameter_and_an_untied_head_stays_separate(tmp_pa
 def test_weights_in_the_files_own_precision_are_not_copied(monkeypatch):
     loaded = {}
 
-    def remember(path: Path) -> dict[str, torch.Tensor]:
+    def remember(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         loaded.update(load_file(path))
-        return dict(loaded)
+        return dict(loaded), {}
 
-    monkeypatch.setattr(model_module, "load_file", remember)
+    monkeypatch.setattr(model_module, "read_weights", remember)
     model = load_model(ModelFolder.open(FOLDER), dtype=torch.float16)
     assert {weight.data_ptr() for weight in model.state_dict().values()} == {
         weight.data_ptr() for weight in loaded.values()

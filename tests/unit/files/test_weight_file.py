@@ -49,24 +49,23 @@ def test_tensors_that_were_read_outlive_a_file_that_is_cut(path: Path):
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_an_error(path: Path):
-    with pytest.raises(ChangedFile, match=r"x\.safetensors was changed while it was read\. Wait until"):
-        with open_weights(path) as file:
-            os.truncate(path, 8)
-            file.read(["matrix"])
+    message = r"x\.safetensors was changed while it was read\. Wait until"
+    with pytest.raises(ChangedFile, match=message), open_weights(path) as file:
+        os.truncate(path, 8)
+        file.read(["matrix"])
 
 
 @pytest.mark.parametrize("change", ["written", "replaced", "removed"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(path: Path, change: str):
-    with pytest.raises(ChangedFile):
-        with open_weights(path) as file:
-            file.read(["matrix"])
-            if change == "written":
-                os.utime(path, ns=(1, 1))
-            elif change == "replaced":
-                path.with_name("y").write_bytes(path.read_bytes())
-                os.replace(path.with_name("y"), path)
-            else:
-                path.unlink()
+    with pytest.raises(ChangedFile), open_weights(path) as file:
+        file.read(["matrix"])
+        if change == "written":
+            os.utime(path, ns=(1, 1))
+        elif change == "replaced":
+            path.with_name("y").write_bytes(path.read_bytes())
+            os.replace(path.with_name("y"), path)
+        else:
+            path.unlink()
 
 
 def test_another_error_is_not_hidden(path: Path):
