@@ -77,11 +77,7 @@ class ComfyHost(DeviceMemory):
         self.send_text("\n".join([f"Cancelled at {self._state.text}", *reversed(self._notices)]))
 
     def check_interrupted(self) -> None:
-        """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
-        stopped.
-        """
-        if comfy.model_management.processing_interrupted():
-            raise Interrupted("cancelled in ComfyUI")
+        check_interrupted()
 
     def release_memory(self) -> None:
         comfy.model_management.soft_empty_cache()
@@ -155,6 +151,14 @@ class ComfyHost(DeviceMemory):
             return None
         self._previewed_at = now
         return ("PNG", _stack(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
+    stopped.
+    """
+    if comfy.model_management.processing_interrupted():
+        raise Interrupted("cancelled in ComfyUI")
 
 
 def show_text(text: str) -> None:

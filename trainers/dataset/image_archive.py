@@ -92,7 +92,7 @@ def unpack_images(
     """
     if not archive.is_file():
         raise FileNotFoundError(errno.ENOENT, f"{archive}: there is no such file. Give a .zip archive of images")
-    unpacked = folder / file_sha256(archive)[:16]
+    unpacked = folder / file_sha256(archive, check_interrupted=check_interrupted)[:16]
     if unpacked.is_dir():
         return unpacked
     with _open(archive) as zip_file:
