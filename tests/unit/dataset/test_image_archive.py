@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.limits import TIME_LIMIT
 from trainers.dataset import image_archive as module
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.image_archive import ArchiveLimits, unpack_images
@@ -210,7 +211,9 @@ def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     def unpack() -> None:
         folders.append(
             unpack_images(
-                archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None
+                archive,
+                tmp_path / "out",
+                on_progress=lambda count, *_: both_started.wait(TIME_LIMIT) if count == 5 else None,
             )
         )
 
