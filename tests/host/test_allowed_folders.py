@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.comfyui.client import PromptFailed, PromptRejected
+from trainers.comfyui.client import Message, PromptFailed, PromptRejected
 from trainers.comfyui.find import Installation
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory
@@ -89,3 +89,15 @@ def test_a_dataset_toml_names_only_the_owners_folders(server: ComfyServer, root:
     table = f"[[datasets]]\nresolution = 64\ncaption_extension = '.txt'\n{paths.format(root=root)}\n"
     with pytest.raises(PromptFailed, match=message):
         server.client.run(train_with_musubi(table))
+
+
+def test_musubi_training_says_first_that_it_starts(server: ComfyServer, root: Path):
+    texts: list[str] = []
+
+    def take(message: Message) -> None:
+        if message.kind == "progress_text" and message.data["node"] == "trainer":
+            texts.append(message.data["text"])
+
+    with pytest.raises(PromptFailed):
+        server.client.run(train_with_musubi(f"[[datasets]]\nimage_directory = '{root}/secret'\n"), on_message=take)
+    assert texts[0].startswith("starting (")
