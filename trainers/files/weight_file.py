@@ -5,8 +5,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -92,7 +93,7 @@ def is_unchanged(path: Path, version: FileVersion) -> bool:
 class WeightFile:
     """An open .safetensors file."""
 
-    def __init__(self, path: Path, version: FileVersion, header: Any, stream: BinaryIO) -> None:
+    def __init__(self, path: Path, version: FileVersion, header: Any, stream: BufferedReader) -> None:
         self.version = version
         self.names: list[str] = list(header.keys())
         self.metadata: dict[str, str] = dict(header.metadata() or {})
@@ -119,14 +120,14 @@ class WeightFile:
         if facts.get_dtype() not in _DTYPES:
             raise ValueError(f"{self._path}: {name} is in {facts.get_dtype()}. Known are {', '.join(_DTYPES)}")
         tensor = torch.empty(facts.get_shape(), dtype=_DTYPES[facts.get_dtype()])
-        block = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        block = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._stream.seek(self._starts[name])
-        if self._stream.readinto(block) != len(block):
+        if self._stream.readinto(block) != block.nbytes:
             raise ChangedFile(self._path)
         return tensor
 
 
-def _read_starts(stream: BinaryIO) -> Mapping[str, int]:
+def _read_starts(stream: BufferedReader) -> Mapping[str, int]:
     """Return where in the file each tensor begins, by a header that was already checked."""
     (num_bytes,) = struct.unpack("<Q", stream.read(8))
     entries = parse_json(stream.read(num_bytes))

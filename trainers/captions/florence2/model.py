@@ -167,7 +167,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
-    if torch.__version__ < SAFE_TORCH:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
         raise ValueError(
             f"{file} is a pickle, which can run any code when torch {torch.__version__} opens it (CVE-2025-32434). "
             "Use a model with safetensors, such as florence-community/Florence-2-base, or torch "
