@@ -114,7 +114,7 @@ class LoadImages(io.ComfyNode):
         path: list[str] | None = None,
         recursive: list[bool] | None = None,
         **_: Any,
-    ) -> str:
+    ) -> str | float:
         """Return another value if an image, mask or caption file was added, removed or edited."""
         return fingerprint(
             _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)

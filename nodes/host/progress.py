@@ -91,11 +91,7 @@ class ComfyHost(DeviceMemory):
             self.end_cancelled("Paused")
 
     def check_interrupted(self) -> None:
-        """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
-        stopped.
-        """
-        if comfy.model_management.processing_interrupted():
-            raise Interrupted("cancelled in ComfyUI")
+        check_interrupted()
 
     def take_request(self) -> Request | None:
         """A polite run pauses for prompts that wait, after at least SECONDS_OF_A_TURN. The buttons
@@ -178,6 +174,14 @@ class ComfyHost(DeviceMemory):
             return None
         self._previewed_at = now
         return ("PNG", _stack(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
+    stopped.
+    """
+    if comfy.model_management.processing_interrupted():
+        raise Interrupted("cancelled in ComfyUI")
 
 
 def show_text(text: str) -> None:

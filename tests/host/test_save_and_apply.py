@@ -222,6 +222,12 @@ def test_a_name_from_a_link_is_checked_when_it_arrives(client: ComfyClient, lora
     assert not (loras.parent / "outside.safetensors").exists()
 
 
+def test_the_history_has_the_path_of_the_file(saved: Result):
+    (facts,) = saved.outputs["save"]["lora_trainer"]
+    assert facts["path"] == get_text(saved, "path") and Path(facts["path"]).is_file()
+    assert facts["lora_name"] == get_text(saved, "lora_name") and facts["modules"] > 0
+
+
 def test_the_default_name_has_the_date(client: ComfyClient, saved: Result):
     result = client.run({**our_lora(), "save": node("LoRATrainer_SaveLoRA", lora=["trainer", 2])})
     assert re.match(r"my_lora_\d{4}-\d\d-\d\d\.safetensors: ", get_text(result, "save"))

@@ -294,8 +294,11 @@ def train_again(client: ComfyClient, seed: int) -> None:
 
 def test_an_interrupt_ends_the_training_and_keeps_a_checkpoint(comfyui_server: ComfyServer, client: ComfyClient):
     interrupted: list[Message] = []
+    texts: list[str] = []
 
     def interrupt(message: Message) -> None:
+        if message.kind == "progress_text" and message.data["node"] == "trainer":
+            texts.append(message.data["text"])
         if (
             message.kind == "progress"
             and message.data["node"] == "trainer"
@@ -311,7 +314,23 @@ def test_an_interrupt_ends_the_training_and_keeps_a_checkpoint(comfyui_server: C
     (run,) = (comfyui_server.base_directory / "output/lora_trainer/runs").glob("cancelled-*")
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert len(load_file(checkpoint)) == 3 * 192 and not (run / "cancelled.safetensors").exists()
+    assert texts[0].startswith("starting (") and texts[-1].startswith("Cancelled at step ")
+    assert f"are kept in {checkpoint}. To go on from them, start again with network_weights" in texts[-1]
     train_again(client, seed=21)
+
+
+def test_a_checkpoint_of_an_earlier_run_is_offered_as_network_weights(comfyui_server: ComfyServer, client: ComfyClient):
+    client.run(tiny_prompt(seed=24, save_every_n_steps=2, output_name="earlier"))
+    (checkpoint,) = (comfyui_server.base_directory / "output/lora_trainer").glob("runs/earlier-*/checkpoints/*")
+    name = "[checkpoint] " + checkpoint.relative_to(comfyui_server.base_directory / "output/lora_trainer").as_posix()
+    inputs = client.get("/object_info/LoRATrainer_LoRATrainSDXL")["LoRATrainer_LoRATrainSDXL"]["input"]["optional"]
+    entry = inputs["network_weights"]
+    assert name in (entry[1].get("options") or entry[0])
+    facts = get_facts(client.run(tiny_prompt(seed=24, network_weights=name, output_name="later")))
+    manifest = json.loads((Path(facts["path"]).parent / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["training"]["network_weights"] == str(checkpoint)
+    with pytest.raises(PromptRejected, match="not in list"):
+        client.run(tiny_prompt(seed=24, network_weights="[checkpoint] ../../elsewhere.safetensors"))
 
 
 @pytest.fixture

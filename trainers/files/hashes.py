@@ -1,18 +1,20 @@
 """Hashes that identify files: images in the cache, base models in a LoRA's header."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 LEGACY_START, LEGACY_SIZE = 1 << 20, 1 << 16
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> str:
     """Return the sha256 of a whole file, kohya's `ss_new_sd_model_hash`. Reads in blocks; a 7 GB
     checkpoint takes a few seconds.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
+            check_interrupted()
             digest.update(block)
     return digest.hexdigest()
 

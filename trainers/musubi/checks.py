@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..patterns import match_in_time
 from .architectures import Architecture, ModelFile
 from .commands import SHIFTED_SAMPLINGS
 from .config import MusubiConfig, Recipe
@@ -150,6 +151,21 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
     problems = _check_combinations(recipe, has_control=has_control)
     problems += _check_resolutions(architecture, config) + _check_precision(architecture, config, dit_dtype)
     return problems + _check_lora_files(config) + _check_resume(config)
+
+
+def check_patterns(config: MusubiConfig, facts: ModelFacts) -> list[str]:
+    """Return which expressions would not come to an end in Musubi Tuner, tried on the names in the
+    model file.
+    """
+    names = [name.removesuffix(".weight") for name in facts.headers.get("dit", {})]
+    problems = []
+    for setting in ("exclude_patterns", "include_patterns"):
+        for pattern in getattr(config, setting).split():
+            try:
+                match_in_time(pattern, names, setting=setting)
+            except ValueError as error:
+                problems.append(str(error))
+    return problems
 
 
 def _check_combinations(recipe: Recipe, *, has_control: bool) -> list[str]:

@@ -47,7 +47,9 @@ class TrainingConfig:
     )
     mixed_precision: str = param(
         "auto",
-        "Data type of the computation. auto: bf16 if the GPU has it, else fp16; no (float32) on a CPU.",
+        "Data type of the computation. auto: bf16 if the GPU has it; no (float32) on a CPU, a GTX 16 "
+        "card or a Mac before macOS 14, where fp16 gives wrong numbers; else fp16. In ComfyUI, a CPU "
+        "trains a bf16 model in bf16.",
         choices=("auto", "bf16", "fp16", "no"),
     )
     lora_dropout: float = param(

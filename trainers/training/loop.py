@@ -17,6 +17,7 @@ from .generators import seed_globals
 from .host import Host
 from .memory_steps import MemorySteps
 from .optimizer_step import OptimizerStep
+from .optimizers import require_step
 from .plan import TrainingPlan
 from .resume.choose_run import AUTO, NEW, FinishedRun, StartingPoint, choose_run, explain_new_run, is_known
 from .resume.identity import RunIdentity
@@ -49,7 +50,7 @@ def train_lora(
     name of a run to go on with.
 
     Raises:
-        ValueError: a setting or the base model cannot be used; nothing was written.
+        ValueError: a setting, the optimizer or the base model cannot be used; nothing was written.
         RunInUse: another process trains the same.
         Interrupted: the host cancelled; Paused: the user paused.
         NonFiniteLoss: the loss became NaN or infinite.
@@ -59,6 +60,8 @@ def train_lora(
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
     run_folder.require_writable()
+    config = plan.settings.training
+    require_step(config.optimizer, host.device, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
     host = LoggedHost(host)
     for notice in plan.texts.list_notices():
         host.report(Notice(notice))
