@@ -20,6 +20,7 @@ from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import RunSettings, TrainingPlan, plan_training
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
+from ..open_settings import list_choices
 from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
@@ -48,6 +49,7 @@ class TrainedInGraph:
     result: TrainedLora
     run_folder: Path
     settings: str
+    presets: dict[str, Any]
 
     @property
     def summary(self) -> str:
@@ -68,6 +70,7 @@ class TrainedInGraph:
             "loss_plot": folders.describe_output(self.run_folder / "loss.png"),
             "checkpoints": [str(path) for path in self.result.checkpoints],
             "modules": self.lora.num_modules,
+            "presets": self.presets,
         }
 
 
@@ -102,7 +105,8 @@ def train_sdxl(
             f"{', '.join(loaded.unknown[:3])}"
         )
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
-    trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text)
+    presets = list_choices(settings, run_settings.to_dict(), goal=goal, memory=memory)
+    trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text, presets)
     host.finish(trained.summary)
     return trained
 

@@ -99,7 +99,10 @@ class Editor:
         )
 
     def visible_widgets(self, node: int) -> list[str]:
-        """Return the widget names that the renderer shows."""
+        """Return the widget names that the renderer shows, without what open_settings.js adds."""
+        return [label.split(" → ")[0] for label in self._labels(node)]
+
+    def _labels(self, node: int) -> list[str]:
         if self.renderer == "vue":
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
