@@ -14,9 +14,10 @@ from PIL import Image
 
 from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.sdxl.check.config import FlightCheckConfig
 from ...trainers.sdxl.check.cost import Surroundings
 from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
-from ...trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
+from ...trainers.sdxl.check.flight_check import check_flight
 from ...trainers.sdxl.check.report import FlightReport
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.training.plan import RunSettings
