@@ -39,7 +39,8 @@ class LoadImages(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=ID_PREFIX + "LoadImages",
-            display_name="Load Images (LoRA Trainer)",
+            # The editor's search ranks by this name alone: "dataset" must find it first.
+            display_name="Dataset: Load Images (LoRA Trainer)",
             category=CATEGORY,
             description="Loads images with their captions from a folder, a zip or other nodes, as a dataset to train "
             "a LoRA on. Every image is checked; the report names those that are left out, and why.",

@@ -149,7 +149,8 @@ class LoRATrainSDXL(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=ID_PREFIX + "LoRATrainSDXL",
-            display_name="Train LoRA (SDXL)",
+            # The editor's search ranks by this name alone: "lora train" must find it first.
+            display_name="LoRA Trainer: Train LoRA (SDXL)",
             category=CATEGORY,
             description="Trains a LoRA on the SDXL model that is loaded in the graph, without a second copy of it. "
             "The next node can use the result at once; everything is also kept in "

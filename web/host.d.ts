@@ -3,12 +3,18 @@
 interface ComfyWidget {
   name: string;
   value: unknown;
+  label?: string;
   hidden?: boolean;
   advanced?: boolean;
   serialize?: boolean;
   options?: { advanced?: boolean };
   callback?: (...values: unknown[]) => unknown;
   onRemove?: () => void;
+}
+
+interface ComfyInput {
+  link?: unknown;
+  widget?: { name: string };
 }
 
 interface ComfyNode {
@@ -18,12 +24,16 @@ interface ComfyNode {
   properties: Record<string, unknown>;
   showAdvanced?: boolean;
   widgets?: ComfyWidget[];
+  inputs?: ComfyInput[];
   addCustomWidget(widget: ComfyWidget): ComfyWidget;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   onConfigure?: (...values: unknown[]) => void;
   onExecuted?: (output: any) => void;
+  getOutputNodes(slot: number): ComfyNode[] | null;
+  /** Ours: see open_settings.js. */
+  showRunChoices?: (run: any) => void;
 }
 
 interface ComfyExtension {

@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 
+import { callAfter } from "./call_after.js";
 import { createElement } from "./review_captions/dom.js";
 import { findWidget, loadTranslations, translateForUser } from "./review_captions/host.js";
 import { CaptionReview } from "./review_captions/widget.js";
@@ -36,21 +37,6 @@ function addReview(node) {
   callAfter(findWidget(node, "wait_for_review"), "callback", () => review.drawReview());
   const [width, height] = node.size;
   node.setSize([Math.max(width, NODE_SIZE[0]), Math.max(height, NODE_SIZE[1])]);
-}
-
-/**
- * After `object[name]`, if there is one, also call `then` with the same arguments.
- * @param {any} object
- * @param {string} name
- * @param {(...values: any[]) => void} then
- */
-function callAfter(object, name, then) {
-  const original = object[name];
-  object[name] = function (/** @type {any[]} */ ...values) {
-    const result = original?.apply(this, values);
-    then(...values);
-    return result;
-  };
 }
 
 function loadStyles() {

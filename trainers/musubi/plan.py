@@ -17,7 +17,6 @@ from .checks import (
     check_settings,
     collect_notices,
     has_musubi_names,
-    read_steps_done,
 )
 from .commands import (
     Command,
@@ -35,6 +34,7 @@ from .installation import Installation
 from .own_dataset import has_control, stage_own
 from .safetensors_header import read_header
 from .sample_prompts import prompts_text, read_prompts
+from .state_folder import read_steps_done
 
 
 @dataclass(frozen=True)

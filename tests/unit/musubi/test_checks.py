@@ -14,12 +14,12 @@ from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.musubi import checks
 from trainers.musubi.architectures import ARCHITECTURES
-from trainers.musubi.checks import read_steps_done
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.dataset_toml import write_toml
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob, Plan, make_plan
 from trainers.musubi.safetensors_header import main_dtype, read_header
+from trainers.musubi.state_folder import read_steps_done
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 
