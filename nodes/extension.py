@@ -7,6 +7,7 @@ from .flight_check import FlightCheck
 from .florence2_caption import Florence2Caption, SetCaptions
 from .host.caption_review import serve_caption_review
 from .host.plain_ids import serve_plain_ids
+from .host.training_runs import serve_training_runs
 from .join_datasets import JoinDatasets
 from .load_images import LoadImages
 from .musubi_doctor import MusubiDoctor
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
 class LoRATrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
         serve_caption_review()
+        serve_training_runs()
         await serve_plain_ids(NODES)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
