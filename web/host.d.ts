@@ -32,7 +32,7 @@ interface ComfyExtension {
 }
 
 interface ComfyToast {
-  severity: "info" | "warn" | "error";
+  severity: "success" | "info" | "warn" | "error";
   summary: string;
   detail: string;
   life: number;

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import test from "node:test";
 
-import { createTranslate } from "../../web/review_captions/translation.js";
+import { createTranslate } from "../../web/shared/translation.js";
 import { ENGLISH } from "../../web/review_captions/words.js";
 
 const ROOT = new URL("../../", import.meta.url);
@@ -52,7 +52,7 @@ for (const language of LANGUAGES) {
   });
 
   test(`${language} has a form for every number`, () => {
-    const translate = createTranslate(language, phrases);
+    const translate = createTranslate(language, ENGLISH, phrases);
     for (const [key, phrase] of Object.entries(phrases)) {
       assert.equal(typeof phrase, typeof ENGLISH[key], key);
       for (const count of [0, 1, 2, 5, 11, 21, 1_000_000])
@@ -72,22 +72,25 @@ test("every word is used by a module", () => {
 });
 
 test("numbers choose the plural and are formatted for the language", () => {
-  const english = createTranslate("en");
+  const english = createTranslate("en", ENGLISH);
   assert.deepEqual(
     [0, 1, 2].map((count) => english("numImages", { count })),
     ["0 images", "1 image", "2 images"],
   );
   assert.equal(english("numImages", { count: 1200 }), "1,200 images");
-  const french = createTranslate("fr", readPhrases("fr"));
+  const french = createTranslate("fr", ENGLISH, readPhrases("fr"));
   assert.deepEqual(
     [0, 1, 2].map((count) => french("numImages", { count })),
     ["0 image", "1 image", "2 images"],
   );
-  assert.equal(createTranslate("ja", readPhrases("ja"))("numImages", { count: 1 }), "画像 1 枚");
+  assert.equal(
+    createTranslate("ja", ENGLISH, readPhrases("ja"))("numImages", { count: 1 }),
+    "画像 1 枚",
+  );
 });
 
 test("a language without translation falls back to English, plurals included", () => {
-  const korean = createTranslate("ko");
+  const korean = createTranslate("ko", ENGLISH);
   assert.deepEqual(
     [1, 2].map((count) => korean("numImages", { count })),
     ["1 image", "2 images"],
@@ -95,7 +98,7 @@ test("a language without translation falls back to English, plurals included", (
 });
 
 test("names are filled in unchanged, whatever they contain", () => {
-  const translate = createTranslate("en");
+  const translate = createTranslate("en", ENGLISH);
   assert.equal(
     translate("captionOf", { name: "$& {count} $1.png" }),
     "Caption of $& {count} $1.png",
