@@ -52,6 +52,11 @@ def _make_loss(step: int, shift: float) -> float:
     return 0.09 + shift + 0.07 * math.exp(-step / 250) + 0.06 * (noise - math.floor(noise) - 0.4)
 
 
+def _make_learning_rate(step: int, total: int) -> float:
+    """Fifty steps of warm-up, then half a cosine."""
+    return 1e-4 * min(1, step / 50) * (1 + math.cos(math.pi * step / total)) / 2
+
+
 def write_progress(folder: Path, losses: list[float], *, total: int, status: str, **changes: Any) -> None:
     recent = losses[-100:]
     progress = {
@@ -63,7 +68,7 @@ def write_progress(folder: Path, losses: list[float], *, total: int, status: str
         "steps_per_second": 1.6,
         "loss": recent[-1] if recent else None,
         "average_loss": sum(recent) / len(recent) if recent else None,
-        "learning_rate": 1e-4,
+        "learning_rate": _make_learning_rate(len(losses), total),
         "memory_bytes": round(8.4 * GIBIBYTE),
         "memory_budget_bytes": 12 * GIBIBYTE,
         "validation": {"kind": "held-out", "best_step": 400},
@@ -81,7 +86,7 @@ def write_losses(folder: Path, losses: list[float], *, total: int) -> None:
     lines = ["step,epoch,loss,average_loss,learning_rate,steps_per_second"]
     for step, loss in enumerate(losses, start=1):
         recent = losses[max(0, step - 100) : step]
-        learning_rate = 1e-4 * min(1, step / 50) * (1 + math.cos(math.pi * step / total)) / 2
+        learning_rate = _make_learning_rate(step, total)
         lines.append(f"{step},1,{loss:.8g},{sum(recent) / len(recent):.8g},{learning_rate:.6g},1.6")
     (folder / "loss.csv").write_text("\n".join(lines) + "\n")
 

@@ -12,6 +12,8 @@ interface ComfyWidget {
 }
 
 interface ComfyNode {
+  id: string | number;
+  subgraph?: ComfyGraph;
   comfyClass?: string;
   title: string;
   size: [number, number];
@@ -29,6 +31,12 @@ interface ComfyNode {
 interface ComfyExtension {
   name: string;
   nodeCreated?(node: ComfyNode): void;
+}
+
+interface ComfyGraph {
+  id: string;
+  nodes: ComfyNode[];
+  setDirtyCanvas(foreground: boolean): void;
 }
 
 interface ComfyToast {
@@ -51,7 +59,8 @@ declare module "*/scripts/app.js" {
       processMouseDown(event: PointerEvent): void;
       processMouseWheel(event: WheelEvent): void;
     };
-    graph?: { setDirtyCanvas(foreground: boolean): void };
+    graph?: ComfyGraph;
+    rootGraph?: ComfyGraph;
     extensionManager: {
       setting: { get(id: string): unknown };
       toast: { add(message: ComfyToast): void };
@@ -64,6 +73,8 @@ declare module "*/scripts/api.js" {
   export const api: {
     apiURL(route: string): string;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    addEventListener(name: string, listener: (event: CustomEvent) => void): void;
+    removeEventListener(name: string, listener: (event: CustomEvent) => void): void;
     getCustomNodesI18n(): Promise<Record<string, any>>;
   };
 }
