@@ -1,5 +1,5 @@
 // @ts-check
-/** What a chart of one or two runs shows: their curves and ranges, and the values at a step. Pure. */
+/** What a chart of one or two runs shows: curves and ranges, and the values at a step. Pure. */
 
 import { findNearest, findRange } from "./chart_scale.js";
 import { smooth } from "./smoothing.js";
@@ -14,7 +14,7 @@ import { smooth } from "./smoothing.js";
  * @property {number[]} smoothed
  * @property {(number | null)[]} learningRate
  * @property {{ step: number[], loss: number[] }} validation
- * @property {{ step: number[], smoothed: number[], validation: { step: number[], loss: number[] } } | undefined} other
+ * @property {ReturnType<typeof prepareOther> | undefined} other
  * @property {number} lastStep
  * @property {[low: number, high: number]} range
  * @property {number} maxLearningRate

@@ -1,5 +1,5 @@
 // @ts-check
-/** Finds a node's execution ids, by which the server knows it: "12:5" is node 5 in subgraph 12. Pure. */
+/** Finds a node's execution ids, the server's names of it: 12:5 is node 5 in subgraph 12. Pure. */
 
 /**
  * @typedef {object} Graph

@@ -1,5 +1,5 @@
 // @ts-check
-/** The line that is always there: the state of the run, its progress, and the button that opens it. */
+/** The line that is always there: the run's state and progress, and the button that opens it. */
 
 import { createButton, createElement, setText } from "../shared/dom.js";
 

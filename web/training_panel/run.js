@@ -2,10 +2,11 @@
 /** A run as the server describes it, and what follows from that. Pure. */
 
 /** @typedef {import("./words.js").WordKey} WordKey */
+/** @typedef {"finished" | "finished early" | "cancelled" | "paused" | "failed" | "stopped"} End */
 /**
  * @typedef {object} RunSummary
  * @property {string} name
- * @property {"running" | "finished" | "finished early" | "cancelled" | "paused" | "failed" | "stopped"} status
+ * @property {"running" | End} status
  * @property {string} stage
  * @property {number} step
  * @property {number} total

@@ -63,7 +63,7 @@ export const ENGLISH = {
   resultOfEma: "Result, averaged (EMA)",
   epoch: "Epoch {epoch}",
   best: "best",
-  moreFiles: { one: "{count} more in the run’s folder", other: "{count} more in the run’s folder" },
+  moreFiles: { one: "{count} more in its folder", other: "{count} more in its folder" },
   useThis: "Use this one",
   useThisHint: "Copy the path of {name}",
   copied: "Path copied",
