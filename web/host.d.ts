@@ -18,6 +18,8 @@ interface ComfyInput {
 }
 
 interface ComfyNode {
+  id: string | number;
+  subgraph?: ComfyGraph;
   comfyClass?: string;
   title: string;
   size: [number, number];
@@ -41,8 +43,14 @@ interface ComfyExtension {
   nodeCreated?(node: ComfyNode): void;
 }
 
+interface ComfyGraph {
+  id: string;
+  nodes: ComfyNode[];
+  setDirtyCanvas(foreground: boolean): void;
+}
+
 interface ComfyToast {
-  severity: "info" | "warn" | "error";
+  severity: "success" | "info" | "warn" | "error";
   summary: string;
   detail: string;
   life: number;
@@ -61,7 +69,8 @@ declare module "*/scripts/app.js" {
       processMouseDown(event: PointerEvent): void;
       processMouseWheel(event: WheelEvent): void;
     };
-    graph?: { setDirtyCanvas(foreground: boolean): void };
+    graph?: ComfyGraph;
+    rootGraph?: ComfyGraph;
     extensionManager: {
       setting: { get(id: string): unknown };
       toast: { add(message: ComfyToast): void };
@@ -74,6 +83,8 @@ declare module "*/scripts/api.js" {
   export const api: {
     apiURL(route: string): string;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    addEventListener(name: string, listener: (event: CustomEvent) => void): void;
+    removeEventListener(name: string, listener: (event: CustomEvent) => void): void;
     getCustomNodesI18n(): Promise<Record<string, any>>;
   };
 }

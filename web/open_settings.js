@@ -6,9 +6,8 @@
 
 import { app } from "../../scripts/app.js";
 
-import { callAfter } from "./call_after.js";
 import { addChoice, chooseFor } from "./open_settings/choices.js";
-import { ask } from "./review_captions/host.js";
+import { ask, callAfter } from "./shared/host.js";
 
 /** @typedef {import("./open_settings/choices.js").RunChoices} RunChoices */
 /** @typedef {import("./open_settings/choices.js").Values} Values */
