@@ -1,6 +1,7 @@
 """Hashes that identify files: images in the cache, base models in a LoRA's header."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 LEGACY_START, LEGACY_SIZE = 1 << 20, 1 << 16
@@ -15,6 +16,17 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_unchanged_file(path: Path) -> str:
+    """Return file_sha256, and do not read a file again whose size and time are as they were."""
+    status = path.stat()
+    return _hash_version(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=20_000)
+def _hash_version(path: Path, _size: int, _modified_ns: int) -> str:
+    return file_sha256(path)
 
 
 def legacy_file_hash(path: Path) -> str:
