@@ -1,5 +1,5 @@
-"""Compare Checkpoints on a real server: every image of the grid is what Apply LoRA, KSampler and VAE
-Decode give; the choice goes on, without drawing again.
+"""Compare Checkpoints on a real server: every image of the grid is what Apply LoRA, KSampler and
+VAE Decode give; the choice goes on, without drawing again.
 """
 
 import io
@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected, Result
+from trainers.comfyui.client import (
+    ComfyClient,
+    Message,
+    Prompt,
+    PromptFailed,
+    PromptInterrupted,
+    PromptRejected,
+    Result,
+)
 from trainers.comfyui.server import ComfyServer
 
 SIZE = 64
@@ -173,9 +181,7 @@ def test_an_image_of_the_grid_is_what_comfyuis_own_nodes_draw(
     grid = fetch_image(client, compared, "compare")
     found = cut_out(grid, get_facts(compared), **cell)
     expected = fetch_image(client, compared, name)
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
-    others = [box for box in get_facts(compared)["images"] if box["lora"] not in (cell["lora"], 0)]
-    assert others
+    assert np.array_equal(found, expected)
 
 
 def test_the_columns_differ(client: ComfyClient, compared: Result):
@@ -229,7 +235,9 @@ def test_files_names_and_a_link_are_compared_together(
     assert np.array_equal(*same)
 
 
-def test_cancelling_takes_effect_at_a_step_and_leaves_nothing(client: ComfyClient, comfyui_server: ComfyServer, compared):
+def test_cancelling_takes_effect_at_a_step_and_leaves_nothing(
+    client: ComfyClient, comfyui_server: ComfyServer, compared
+):
     temp = comfyui_server.base_directory / "temp" / "lora_trainer_compare"
     before = sorted(temp.iterdir())
     interrupted: list[Message] = []
@@ -244,7 +252,9 @@ def test_cancelling_takes_effect_at_a_step_and_leaves_nothing(client: ComfyClien
     assert interrupted[0].data["max"] == 28 * 1000
     assert sorted(temp.iterdir()) == before
     # the model is as it was
-    plain = client.run({**BASE, **drawing("plain", ["base", 0], ["base", 1], text="a zwx on a white background", seed=1)})
+    plain = client.run(
+        {**BASE, **drawing("plain", ["base", 0], ["base", 1], text="a zwx on a white background", seed=1)}
+    )
     assert plain.executed_nodes()
 
 
@@ -282,15 +292,20 @@ def wrong(comfyui_server: ComfyServer) -> Path:
         ({}, "there is no LoRA to compare"),
         ({"loras": "WRONG/flux.safetensors", "prompts": " \n"}, "there is no prompt"),
         ({"loras": "WRONG/flux.safetensors"} | {"seeds": ", ".join(map(str, range(100)))}, "600 images; at most 400"),
-        ({"loras": "WRONG/flux.safetensors", "choose": 2, "prompts": "x"}, "choose must be a number in the grid, 1 to 1"),
-        ({"loras": "WRONG/flux.safetensors"}, "tensors fits|names no trigger word"),
+        (
+            {"loras": "WRONG/flux.safetensors", "choose": 2, "prompts": "x"},
+            "choose must be a number in the grid, 1 to 1",
+        ),
+        ({"loras": "WRONG/flux.safetensors", "prompts": "a {trigger}"}, "names no trigger word for {trigger}"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error_before_the_first_image(
     client: ComfyClient, compared: Result, wrong: Path, inputs: dict[str, Any], message: str
 ):
     inputs = {"prompts": "a\nb", **inputs}
-    inputs = {name: value.replace("WRONG", str(wrong)) if isinstance(value, str) else value for name, value in inputs.items()}
+    inputs = {
+        name: value.replace("WRONG", str(wrong)) if isinstance(value, str) else value for name, value in inputs.items()
+    }
     messages: list[Message] = []
     with pytest.raises(PromptFailed, match=message):
         client.run({**BASE, "compare": compare(**inputs)}, on_message=messages.append)
@@ -298,10 +313,5 @@ def test_what_cannot_be_compared_is_an_error_before_the_first_image(
 
 
 def test_strengths_that_are_no_numbers_are_rejected_at_once(client: ComfyClient):
-    with pytest.raises(PromptRejected, match="strengths must be numbers between -100 and 100"):
+    with pytest.raises(PromptRejected, match="strengths: must be numbers between -100 and 100"):
         client.run({**BASE, "compare": compare(run="x", strengths="strong")})
-
-
-def test_the_compared_files_are_as_they_were(compared: Result):
-    for lora in get_facts(compared)["loras"]:
-        assert load_file(lora["path"])

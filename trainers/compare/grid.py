@@ -51,7 +51,8 @@ def lay_out_grid(plan: ComparePlan) -> GridLayout:
         if min(cell_hw) < MIN_CELL_SIDE:
             raise ValueError(
                 f"a grid of {len(plan.columns)} columns and {len(plan.rows)} rows of {format_size(plan.size_hw)} "
-                f"pixels would show images of less than {MIN_CELL_SIDE} pixels. Give fewer LoRAs, strengths, prompts or seeds"
+                f"pixels would show images of less than {MIN_CELL_SIDE} pixels. Give fewer LoRAs, strengths, prompts "
+                "or seeds"
             )
         layout = _lay_out(plan, cell_hw)
     return layout
