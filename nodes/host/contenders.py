@@ -1,6 +1,7 @@
 """Finds the LoRAs that a comparison names: runs, LoRA files and paths, and one from a link."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,7 @@ def _list_checkpoints(run: str, loras: str) -> list[Checkpoint]:
         checkpoints += list_run_checkpoints(find_run(runs, _clean(run), require=require), require=require)
     for line in filter(None, map(_clean, loras.splitlines())):
         path = _find_listed(line) or _find_path(line, runs)
-        is_run = path.is_dir()
-        checkpoints += list_run_checkpoints(path, require=require) if is_run else [read_checkpoint(path)]
+        checkpoints += list_run_checkpoints(path, require=require) if path.is_dir() else [read_checkpoint(path)]
     return list({checkpoint.path: checkpoint for checkpoint in checkpoints}.values())
 
 
@@ -99,11 +99,14 @@ def _find_listed(name: str) -> Path | None:
 
 
 def _find_path(text: str, runs: Path) -> Path:
-    if text.lower().endswith(".safetensors") and ("/" in text or "\\" in text):
-        return allowed_folders().require(text)
+    """A file, or the folder of a run."""
+    require = allowed_folders().require
+    if re.search(r"[/\\]", text):
+        path = require(text)
+        return find_run(runs, text, require=require) if path.is_dir() else path
     if text.lower().endswith(".safetensors"):
         raise ValueError(f"{text}: no LoRA loader lists this file. Refresh (R), or give its whole path")
-    return find_run(runs, text, require=allowed_folders().require)
+    return find_run(runs, text, require=require)
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -287,7 +287,7 @@ def wrong(comfyui_server: ComfyServer) -> Path:
         ({"loras": "WRONG/half.safetensors"}, "half.safetensors: not a whole .safetensors file"),
         ({"loras": "WRONG/none.safetensors"}, "none.safetensors: there is no such file"),
         ({"loras": "none.safetensors"}, "none.safetensors: no LoRA loader lists this file"),
-        ({"loras": "WRONG/old.pt"}, "there is no such run"),
+        ({"loras": "WRONG/old.pt"}, "old.pt: only .safetensors files are compared"),
         ({"run": "nobody"}, "nobody: there is no such run in .*runs. The newest are"),
         ({}, "there is no LoRA to compare"),
         ({"loras": "WRONG/flux.safetensors", "prompts": " \n"}, "there is no prompt"),
