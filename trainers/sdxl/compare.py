@@ -90,7 +90,9 @@ class _Drawer:
 
     def _encode(self, column: Column) -> dict[str, TextEmbeddings]:
         """The negative prompt's and the prompt's embeddings for each prompt."""
-        encoder, encoder_2 = (move_module(encoder, self._host.device) for encoder in self._encoders)
+        encoder, encoder_2 = self._encoders
+        for part in self._encoders:
+            move_module(part, self._host.device)
         with float32_compute(encoder), float32_compute(encoder_2):
             encoded = {
                 prompt: encode_captions(

@@ -56,6 +56,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def get_parts(model: SDXLModel) -> dict[str, nn.Module]:
+    assert model.text_encoder is not None and model.text_encoder_2 is not None
     return {"unet": model.unet, "text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
 
 
