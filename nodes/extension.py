@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import ApplyLoRA
+from .compare_checkpoints import CompareCheckpoints
 from .flight_check import FlightCheck
 from .florence2_caption import Florence2Caption, SetCaptions
 from .host.caption_review import serve_caption_review
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     *(LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA),
     *(ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions),
     *(MusubiTrain, MusubiDoctor),
+    CompareCheckpoints,
 ]
 
 

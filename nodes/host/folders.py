@@ -25,6 +25,10 @@ def get_cache_folder() -> Path:
     return get_work_folder() / "cache"
 
 
+def get_runs_folder() -> Path:
+    return get_work_folder() / "runs"
+
+
 def list_client_folders() -> list[ClientFolder]:
     """Return the folders that clients of the server can write to: by uploads, as user data, by
     nodes, and by uploads of models. Not custom_nodes: no route of ComfyUI writes there, and what is

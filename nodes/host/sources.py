@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from ...trainers.dataset.dataset import Dataset
 from ...trainers.dataset.given_images import store_images
 from ...trainers.dataset.image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from ...trainers.dataset.image_folder import list_dataset_files
-from ...trainers.files.hashes import file_sha256
+from ...trainers.files.hashes import hash_unchanged_file
 from ...trainers.training.events import Interrupted
 from . import folders
 from .allowed_folders import allowed_folders
@@ -118,29 +117,21 @@ def fingerprint(folder: str, path: str, *, recursive: bool) -> str | float:
 
 def _hash_source(source: Source, *, recursive: bool) -> str:
     if source.kind == "zip":
-        return _hash_file(Path(source.location))
+        return hash_unchanged_file(Path(source.location), check_interrupted=check_interrupted)
     if source.kind != "folder":
         return source.location
     root = Path(source.location)
     files = list_dataset_files(root, recursive=recursive, check_interrupted=check_interrupted)
-    lines = [f"{file.relative_to(root).as_posix()} {_hash_file(file)}" for file in files.read]
+    lines = [
+        f"{file.relative_to(root).as_posix()} {hash_unchanged_file(file, check_interrupted=check_interrupted)}"
+        for file in files.read
+    ]
     lines += [f"{remark.name}: {remark.reason}" for remark in files.remarks]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _is_ours(name: str, extensions: tuple[str, ...]) -> bool:
     return name.lower().endswith(extensions) and not name.startswith(".")
-
-
-def _hash_file(path: Path) -> str:
-    check_interrupted()
-    status = path.stat()
-    return _hash_file_version(str(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=20_000)
-def _hash_file_version(path: str, _size: int, _modified_ns: int) -> str:
-    return file_sha256(Path(path), check_interrupted=check_interrupted)
 
 
 def open_source(

@@ -59,12 +59,27 @@ def train_with_musubi(dataset_toml: str) -> dict:
     }
 
 
+def compare(**inputs: str) -> dict:
+    sockets = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2]}
+    return {
+        "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
+        "compare": {
+            "class_type": "LoRATrainer_CompareCheckpoints",
+            "inputs": {**sockets, "prompts": "a dog", **inputs},
+        },
+    }
+
+
 def test_only_the_owners_folders_are_read(server: ComfyServer, root: Path):
     assert server.client.run(load(root / "sets"))
     assert server.client.run(load(server.base_directory / "input" / "toadstools"))
     for path in (root / "secret", root / "nowhere", root / "sets" / ".." / "secret", root / "sets" / "link"):
         with pytest.raises(PromptRejected, match=r"is in no folder that this server may read: .*sets"):
             server.client.run(load(path))
+    lora = str(root / "secret" / "x.safetensors")
+    for inputs in ({"loras": lora}, {"run": lora}, {"run": str(root / "secret")}):
+        with pytest.raises(PromptFailed, match=r"is in no folder that this server may read: .*sets"):
+            server.client.run(compare(**inputs))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,19 @@ def file_sha256(path: Path, *, check_interrupted: Callable[[], None] = lambda: N
     return digest.hexdigest()
 
 
+_known: dict[tuple[Path, int, int], str] = {}
+
+
+def hash_unchanged_file(path: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> str:
+    """Return file_sha256, and do not read a file again whose size and time are as they were."""
+    check_interrupted()
+    status = path.stat()
+    version = (path, status.st_size, status.st_mtime_ns)
+    if version not in _known:
+        _known[version] = file_sha256(path, check_interrupted=check_interrupted)
+    return _known[version]
+
+
 def legacy_file_hash(path: Path) -> str:
     """Return the 8-digit model hash of old A1111 versions, kohya's `ss_sd_model_hash`: it covers
     64 KiB of the file, from 1 MiB on.
