@@ -17,10 +17,6 @@ def get_work_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "lora_trainer"
 
 
-def get_runs_folder() -> Path:
-    return get_work_folder() / "runs"
-
-
 def get_cache_folder() -> Path:
     return get_work_folder() / "cache"
 

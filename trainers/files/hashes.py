@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LEGACY_START, LEGACY_SIZE = 1 << 20, 1 << 16
+MAX_KNOWN = 20_000
 
 
 def file_sha256(path: Path, *, check_interrupted: Callable[[], None] = lambda: None) -> str:
@@ -28,6 +29,8 @@ def hash_unchanged_file(path: Path, *, check_interrupted: Callable[[], None] = l
     status = path.stat()
     version = (path, status.st_size, status.st_mtime_ns)
     if version not in _known:
+        if len(_known) >= MAX_KNOWN:
+            _known.clear()
         _known[version] = file_sha256(path, check_interrupted=check_interrupted)
     return _known[version]
 
