@@ -42,6 +42,8 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 errno.ENOSPC,
                 f"{path}: the disk is full. Free some space or choose another folder; nothing was overwritten",
             ) from error
+        if error.errno is not None and error.filename is None:  # of write and fsync
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         _remove(temporary)

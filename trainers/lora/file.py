@@ -137,6 +137,17 @@ def verify_lora(
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
+def holds_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether there is a file with these tensors and no others."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError):
+        return False
+    return found.keys() == tensors.keys() and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
+    )
+
+
 def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Compare what was read back, of whatever LoRA, with what was written.
 

@@ -141,6 +141,7 @@ class TrainingLoop:
             self._history,
             StateRing(run_folder.states, interval=interval),
             host,
+            run=identity.fingerprint if identity else "",
         )
         if start:
             self._keeper.restore(start.state)
@@ -157,12 +158,12 @@ class TrainingLoop:
             self._host.reset_peak_memory()
             try:
                 self._run_steps()
+                return self._finish()
             except BaseException:  # Ctrl-C, SIGTERM or a bug: whatever it is, the work is not lost
                 self._keep_last_step()
                 raise
             finally:
                 self._keeper.close()
-            return self._finish()
 
     def _keep_last_step(self) -> None:
         can_go_on = self._world.is_main and self._is_whole and self._history.has_learned and self._keeper.save_now()
@@ -170,10 +171,11 @@ class TrainingLoop:
 
     def _finish(self) -> TrainedLora:
         is_early = self._history.num_steps < self._plan.schedule.total_steps
+        if self._world.is_main:  # before the LoRA: a kill while it is written costs no step
+            self._keeper.save_now()
         trained = self._writer.save_final(finished_early=is_early)
-        if self._world.is_main:
-            self._keeper.save_now(is_last=True)
         self._writer.write_result(trained)
+        self._keeper.remove_old()
         return trained
 
     def _run_steps(self) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import platform
 import re
 import tempfile
@@ -208,6 +209,10 @@ class LossLog:
         if time.monotonic() - self._flushed_at > 1:
             self._stream.flush()
             self._flushed_at = time.monotonic()
+
+    def flush(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
 
 
 def _read_loss_rows(path: Path, losses: Sequence[float]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
-from ..lora.file import Verification, save_lora, to_kohya, verify_lora
+from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify_lora
 from .distributed import World
 from .ema import AdapterEma
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
@@ -24,6 +24,7 @@ from .plan import TrainingPlan
 from .resume.choose_run import StartingPoint
 from .resume.identity import RunIdentity
 from .resume.run_lock import RunLock
+from .resume.state_ring import remove_newer
 from .run_folder import LossLog, RunFolder
 from .run_log import LoggedHost
 from .state_keeper import RunHistory
@@ -63,6 +64,8 @@ class RunWriter:
         self._identity = identity
         self._start = start
         self._loss_log: LossLog | None = None
+        self._has_curve = False
+        self._lacks_ema = False
         self._has_missed_checkpoint = False
         self._next_try_at = 0.0
         self._checkpoints: list[Path] = []
@@ -87,8 +90,13 @@ class RunWriter:
                 try:
                     yield
                 finally:
-                    if self._history.losses:
-                        self._try("the loss curve", lambda: self._folder.write_loss_plot(self._history.losses))
+                    self._write_curve()
+
+    def _write_curve(self) -> None:
+        if self._loss_log is not None and not self._try("loss.csv", self._loss_log.flush):
+            self._loss_log = None
+        if self._history.losses and not self._has_curve:
+            self._has_curve = self._try("the loss curve", lambda: self._folder.write_loss_plot(self._history.losses))
 
     def _begin_session(self) -> None:
         self._folder.write_text("dataset.txt", self._plan.crops.report.text())
@@ -98,6 +106,7 @@ class RunWriter:
         if self._start.in_place:
             self._folder.write_origin()
             self._folder.remove_unfinished()
+            remove_newer(self._folder.states, step)
             self._checkpoints += sorted(self._folder.checkpoints.glob("*.safetensors"))
         self._folder.amend_manifest(continued_from={"run": self._start.folder.name, "step": step})
         self._host.report(Notice(f"going on with {self._start.folder.name} at step {step}"))
@@ -168,7 +177,7 @@ class RunWriter:
         self._host.report(StageStarted("saving"))
         path, ema_path = self._folder.final_path, None
         if self._world.is_main:
-            path, verification = self._save_somewhere(path, self._write_lora)
+            path, verification = self._save_lora(path)
             self._host.report(Notice(f"{path}: {self._summarize(verification)}"))
             ema_path = self._save_ema(path)
         self._world.wait_for_all()
@@ -185,22 +194,35 @@ class RunWriter:
             ema_path=ema_path,
         )
 
+    def _save_lora(self, wanted: Path) -> tuple[Path, Verification]:
+        """Save under the first free name. The file may be there already, from a process that was
+        killed before it had marked the run as finished.
+        """
+        if self._start is not None and self._start.in_place:
+            tensors, _ = self._build_lora(wanted.stem)
+            if holds_tensors(wanted, tensors):
+                return wanted, self._verify(tensors, wanted)
+        return self._save_somewhere(wanted, self._write_lora)
+
     def _save_ema(self, path: Path) -> Path | None:
         """Save the average beside the LoRA; what fails is reported, as the LoRA is saved."""
         if self._ema is None:
             return None
         try:
             with self._ema.in_place():
-                ema_path, _ = self._save_somewhere(path.with_name(f"{path.stem}-ema.safetensors"), self._write_lora)
+                ema_path, _ = self._save_lora(path.with_name(f"{path.stem}-ema.safetensors"))
         except (OSError, RuntimeError) as error:
-            self._host.report(Notice(f"the average of the LoRA could not be saved: {error}"))
+            self._host.report(
+                Notice(f"the average of the LoRA could not be saved: {error}. Start the same again to save it")
+            )
+            self._lacks_ema = True
             return None
         self._host.report(Notice(f"{ema_path}: the average over the steps"))
         return ema_path
 
     def write_result(self, trained: TrainedLora) -> None:
-        """Mark the run as finished. Without the mark it would be trained again, so that a failure
-        stops nothing.
+        """Mark the run as finished, when nothing else is left to write. Without the mark it would
+        be gone on with, so that a failure stops nothing.
         """
         if not self._world.is_main or trained.path is None:
             return
@@ -214,11 +236,13 @@ class RunWriter:
             "best": None,
             "ema_path": str(trained.ema_path) if trained.ema_path else None,
         }
-        self._try("result.json", lambda: self._folder.write_result(result))
+        self._write_curve()
         if early:
             entry = {"step": trained.steps, "total_steps": self._plan.schedule.total_steps}
             self._try("the manifest", lambda: self._folder.amend_manifest(finished_early=entry))
         self._host.status.finish(early=early, message=str(path))
+        if not self._lacks_ema:
+            self._try("result.json", lambda: self._folder.write_result(result))
 
     def _add_to_log(self, event: StepDone) -> None:
         assert self._loss_log is not None
@@ -278,13 +302,11 @@ class RunWriter:
 
     def _write_lora(self, path: Path) -> Verification:
         """Write the LoRA, load it back and verify it; then it gets its name."""
+        return save_lora(path, *self._build_lora(path.stem), check=lambda found: self._verify(found, path))
+
+    def _verify(self, found: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted
-        expected = list(adapted.read(alpha=self._config.alpha))
-
-        def check(found: dict[str, Tensor]) -> Verification:
-            return verify_lora(found, adapted.names, expected=expected, label=path)
-
-        return save_lora(path, *self._build_lora(path.stem), check=check)
+        return verify_lora(found, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)), label=path)
 
     def _build_lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         adapted = self._model.adapted

@@ -42,6 +42,8 @@ class StateKeeper:
         history: RunHistory,
         ring: StateRing,
         host: Host,
+        *,
+        run: str = "",
     ) -> None:
         self._adapted = adapted
         self._optimizer_step = optimizer_step
@@ -49,6 +51,7 @@ class StateKeeper:
         self._history = history
         self._ring = ring
         self._host = host
+        self._run = run  # the fingerprint of its identity
         self._can_pack = True
 
     def restore(self, state: TrainingState) -> None:
@@ -79,7 +82,7 @@ class StateKeeper:
         except TypeError as error:
             self._report_unkept(error)
 
-    def save_now(self, *, is_last: bool = False) -> bool:
+    def save_now(self) -> bool:
         """Save the state and wait for it. Return whether the run can go on from it."""
         if not self._can_pack:
             return False
@@ -91,9 +94,11 @@ class StateKeeper:
         except TypeError as error:
             self._report_unkept(error)
             return False
-        if is_last:
-            self._ring.keep_only_newest()
         return True
+
+    def remove_old(self) -> None:
+        """After the end of a run: only a longer run can still use its state."""
+        self._ring.keep_only_newest()
 
     def close(self) -> None:
         self._ring.close()
@@ -110,6 +115,7 @@ class StateKeeper:
         optimizer, scaler = self._optimizer_step.state_dict()
         return pack_state(
             TrainingState(
+                run=self._run,
                 step=history.num_steps,
                 losses=history.losses,
                 has_learned=history.has_learned,

@@ -106,3 +106,15 @@ def test_a_virus_scanner_that_holds_the_file_for_a_moment_stops_nothing(tmp_path
     with atomic_write(tmp_path / "a.txt", overwrite=overwrite) as temporary:
         temporary.write_text("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_an_error_without_a_file_gets_the_one_that_was_written(tmp_path, monkeypatch):
+    """Those of write and fsync name none."""
+
+    def fail(_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Read-only") as found, atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert found.value.filename == str(tmp_path / "a.txt")

@@ -27,6 +27,7 @@ from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
 from trainers.training.resume.state_file import DamagedState, read_state
 from trainers.training.resume.state_ring import list_states
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_writer import RunWriter
 from trainers.training.trained_lora import TrainedLora
 
 
@@ -337,6 +338,82 @@ def test_saving_states_takes_less_than_a_hundredth_of_the_time(tmp_path, monkeyp
             ring.start_writing(copy)
     ring.close()
     assert 0.003 < ring.seconds / now["time"] <= 0.011
+
+
+def test_a_state_of_another_run_is_not_gone_on_from(dataset, tmp_path, monkeypatch):  # noqa: F811
+    whole = train(dataset, tmp_path / "whole")
+    run = kill(dataset, tmp_path / "one", 9, monkeypatch)
+    other = kill(dataset, tmp_path / "two", 9, monkeypatch, seed=7)
+    list_states(run / "state")[0].write_bytes(list_states(other / "state")[0].read_bytes())
+    host = StoppingHost()
+    assert_equal(train(dataset, tmp_path / "one", host), whole)
+    assert "is a state of another run" in host.messages
+
+
+def test_a_damaged_state_takes_no_good_one_s_place(dataset, tmp_path, monkeypatch):  # noqa: F811
+    run = kill(dataset, tmp_path, 9, monkeypatch)
+    list_states(run / "state")[0].write_bytes(b"")
+    kill(dataset, tmp_path, 1, monkeypatch)
+    states = list_states(run / "state")
+    assert len(states) == 2 and all(read_state(path).step for path in states)
+
+
+def stop_while(broken: str, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the run with the first call of a method of RunWriter, as a signal does. Its last state is
+    kept, nothing else.
+    """
+
+    def fail(*_: object, **__: object) -> None:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as cut, pytest.raises(SystemExit):
+        cut.setattr(RunWriter, broken, fail)
+        train(data, folder, ema_decay=0.9)
+
+
+@pytest.mark.parametrize("broken", ["save_final", "_save_ema", "write_result"])
+def test_a_run_that_is_ended_while_it_saves_loses_no_step(dataset, tmp_path, monkeypatch, broken):  # noqa: F811
+    """Not even one that had no state yet: there is one every three minutes."""
+    stop_while(broken, dataset, tmp_path, monkeypatch)
+    host = StoppingHost()
+    trained = train(dataset, tmp_path, host, ema_decay=0.9)
+    assert not host.select(StepDone)
+    assert_equal(trained, train(dataset, tmp_path / "whole", ema_decay=0.9))
+    assert trained.path.name == "toy.safetensors", "the file that was saved before the end is this one"
+    assert sorted(path.name for path in runs(tmp_path)[0].glob("*.safetensors")) == [
+        "toy-ema.safetensors",
+        "toy.safetensors",
+    ]
+
+
+def test_a_finished_run_has_its_whole_curve_before_it_is_marked(dataset, tmp_path, monkeypatch):  # noqa: F811
+    seen = {}
+
+    def look(folder: RunFolder, result: dict[str, Any]) -> None:
+        rows = (folder.path / "loss.csv").read_text().splitlines()
+        status = json.loads((folder.path / "progress.json").read_text())["status"]
+        seen.update(rows=len(rows), plot=(folder.path / "loss.png").exists(), status=status)
+
+    monkeypatch.setattr(RunFolder, "write_result", look)
+    train(dataset, tmp_path)
+    assert seen == {"rows": 13, "plot": True, "status": "finished"}
+
+
+def test_an_average_that_could_not_be_saved_is_saved_by_the_next_start(dataset, tmp_path, monkeypatch):  # noqa: F811
+    real = RunWriter._save_lora
+
+    def fail(writer: RunWriter, path: Path) -> Any:
+        if "-ema" in path.name:
+            raise OSError(28, "the disk is full")
+        return real(writer, path)
+
+    with monkeypatch.context() as full:
+        full.setattr(RunWriter, "_save_lora", fail)
+        host = StoppingHost()
+        assert train(dataset, tmp_path, host, ema_decay=0.9).ema_path is None
+        assert "Start the same again to save it" in host.messages
+    again = train(dataset, tmp_path, ema_decay=0.9)
+    assert again.ema_path.is_file() and again.path.name == "toy.safetensors"
 
 
 # --- finish, pause, two processes ---

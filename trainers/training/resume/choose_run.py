@@ -118,14 +118,15 @@ def _list_same(runs_folder: Path, identity: RunIdentity) -> Iterator[tuple[Path,
 
 
 def _read_start(
-    folder: Path, identity: RunIdentity, warn: Callable[[str], None], *, in_place: bool
+    folder: Path, identity: RunIdentity, warn: Callable[[str], None], *, in_place: bool, run: str = ""
 ) -> StartingPoint | None:
+    """`run` is the fingerprint of the folder's run, if it is not this identity's."""
     if in_place and is_locked(folder):
         raise RunInUse(
             f"{folder.name}, a run of the same settings and images, is being trained by another process. Wait for its "
             "end, or start a new run (--new-run; in the graph: resume set to new)"
         )
-    state = read_newest(folder / STATES, max_step=identity.total_steps, warn=warn)
+    state = read_newest(folder / STATES, run or identity.fingerprint, max_step=identity.total_steps, warn=warn)
     return None if state is None else StartingPoint(folder, state, in_place)
 
 
@@ -156,7 +157,7 @@ def _continue_named(folder: Path, identity: RunIdentity, warn: Callable[[str], N
         )
     differences = identity.list_differences(other)
     is_same = not differences and other.total_steps == identity.total_steps
-    start = _read_start(folder, identity, warn, in_place=is_same)
+    start = _read_start(folder, identity, warn, in_place=is_same, run=other.fingerprint)
     if start is None:
         raise ValueError(
             f"resume: {folder.name} has no state of at most {identity.total_steps} steps. Raise max_train_steps, or "

@@ -44,6 +44,7 @@ class TrainingState:
     step is the random state and the position in the data too.
     """
 
+    run: str  # the fingerprint of its identity
     step: int
     losses: list[float]  # of all steps
     has_learned: bool

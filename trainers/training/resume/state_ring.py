@@ -24,11 +24,25 @@ def list_states(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def read_newest(folder: Path, *, max_step: int, warn: Callable[[str], None]) -> TrainingState | None:
-    """Read the newest valid state of at most `max_step` steps; `warn` of those that are damaged."""
+def remove_newer(folder: Path, step: int) -> None:
+    """Remove the states after a step: the run goes on from that step, as they are damaged. They
+    would take the places of good ones.
+    """
+    for path in list_states(folder):
+        if path.name > state_path(folder, step).name:
+            with suppress(OSError):
+                path.unlink()
+
+
+def read_newest(folder: Path, run: str, *, max_step: int, warn: Callable[[str], None]) -> TrainingState | None:
+    """Read the newest valid state of at most `max_step` steps; `warn` of those that are damaged, or
+    not of the run with this fingerprint.
+    """
     for path in list_states(folder):
         try:
             state = read_state(path)
+            if state.run != run:
+                raise DamagedState(f"{path} is a state of another run")
         except (DamagedState, OSError) as error:
             warn(f"a saved state cannot be used, and the one before it is tried: {error}")
             continue
@@ -88,7 +102,6 @@ class StateRing:
         return path
 
     def keep_only_newest(self) -> None:
-        """After the end of a run: only a longer run can still use its state."""
         self._remove_old(kept=1)
 
     def close(self) -> None:
