@@ -99,12 +99,12 @@ class Editor:
         )
 
     def visible_widgets(self, node: int) -> list[str]:
-        """Return the widget names that the renderer shows."""
+        """Return the widget names that the renderer shows; the training panel has none."""
         if self.renderer == "vue":
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
             "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => "
-            "node.isWidgetVisible(w)).map((w) => w.label) }",
+            "node.isWidgetVisible(w) && w.name !== 'training_panel').map((w) => w.label) }",
             node,
         )
 
