@@ -145,8 +145,11 @@ class Editor:
         return next(event for event in self.evaluate("() => window.recorded") if event["kind"] in kinds)
 
     def complaints(self) -> list[str]:
-        """Return the messages that pop up, such as those of an invalid workflow."""
-        return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
+        """Return the messages that pop up, such as those of an invalid workflow; not those of a
+        training that has finished.
+        """
+        messages = self.page.locator(".p-toast-message:not(.p-toast-message-success)")
+        return [message.inner_text() for message in messages.all()]
 
     def close_messages(self) -> None:
         for message in self.page.locator(".p-toast-message").all():

@@ -172,8 +172,9 @@ def test_the_end_is_said_once_and_the_result_can_be_used(editor: Editor, panel: 
         shutil.copy(folder / "checkpoints" / "toadstool-step00000800.safetensors", folder / "toadstool.safetensors")
         write_result(folder, steps=1000, total=1000)
         write_progress(folder, losses, total=1000, status="finished", message="It is in the run's folder")
-        editor.page.locator(".p-toast-message", has_text=f"Finished – {NAME}").wait_for()
-    assert len([text for text in editor.complaints() if f"Finished – {NAME}" in text]) == 1
+        said = editor.page.locator(".p-toast-message-success", has_text=f"Finished – {NAME}")
+        said.wait_for()
+    assert said.count() == 1
     assert not panel.button("Finish now").is_visible() and panel.root.locator(".ltp-best").count() == 1
     panel.root.locator(".ltp-lora button").first.click()
     panel.wait_for_text("Path copied")
