@@ -109,7 +109,9 @@ class Editor:
         )
 
     def visible_widgets(self, node: int) -> list[str]:
-        """Return the widget names that the renderer shows, without what open_settings.js adds."""
+        """Return the widget names that the renderer shows, without what open_settings.js adds; the
+        training panel has none.
+        """
         return [label.split(" → ")[0] for label in self._labels(node)]
 
     def _labels(self, node: int) -> list[str]:
@@ -117,7 +119,7 @@ class Editor:
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
             "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => "
-            "node.isWidgetVisible(w)).map((w) => w.label) }",
+            "node.isWidgetVisible(w) && w.name !== 'training_panel').map((w) => w.label) }",
             node,
         )
 
@@ -158,8 +160,11 @@ class Editor:
         return next(event for event in self.evaluate("() => window.recorded") if event["kind"] in kinds)
 
     def complaints(self) -> list[str]:
-        """Return the messages that pop up, such as those of an invalid workflow."""
-        return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
+        """Return the messages that pop up, such as those of an invalid workflow; not those of a
+        training that has finished.
+        """
+        messages = self.page.locator(".p-toast-message:not(.p-toast-message-success)")
+        return [message.inner_text() for message in messages.all()]
 
     def close_messages(self) -> None:
         for message in self.page.locator(".p-toast-message").all():

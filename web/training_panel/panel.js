@@ -64,6 +64,7 @@ export class TrainingPanel {
     this.settings = createElement("pre");
     const heading = createElement("summary", { textContent: translate("settings") });
     this.settingsBox = createElement("details", {}, heading, this.settings);
+    this.choice.element.addEventListener("focusin", () => this.#refreshChoice());
     const parts = [this.numbers, this.chart, this.samples, this.loras, this.choice];
     const elements = parts.map((part) => part.element);
     this.body = createElement("div", { className: "ltp-body" }, ...elements, this.settingsBox);

@@ -48,7 +48,6 @@ export class RunChoice {
 
   async refresh() {
     this.#runs = await this.list();
-    for (const select of [this.run, this.compared]) delete select.dataset.shown;
     this.#fill(this.run, this.translate("latestRun"), this.run.value);
     this.#fill(this.compared, this.translate("noOtherRun"), this.compared.value);
   }
@@ -66,8 +65,9 @@ export class RunChoice {
    * @param {string} value
    */
   #fill(select, first, value) {
-    const key = `${value}\n${this.#runs.length}`;
-    if (select.dataset.shown === key) return; // an open list must not change
+    const names = this.#runs.map((run) => `${run.name} ${run.status}`);
+    const key = [value, ...names].join("\n");
+    if (select.dataset.shown === key) return; // an open list would close
     select.dataset.shown = key;
     const isListed = !value || this.#runs.some((run) => run.name === value);
     const options = this.#runs.map((run) => new Option(this.#describe(run), run.name));

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_BINS = 1024
+MAX_BINS = 2048
 MAX_STEP = 10**9
 _BLOCK_BYTES = 2**20
 _TAIL_BYTES = 128
@@ -90,16 +90,15 @@ class LossCurve:
 
     def points(self, max_points: int) -> CurvePoints:
         """Return at most `max_points` points (at least 1)."""
-        bins = self._bins
-        while len(bins) > max(1, max_points):
-            bins = _join_pairs(bins)
+        num_bins = max(self._bins, default=0) + 1
+        bins = _join(self._bins, -(-num_bins // max(1, max_points)))
         points = CurvePoints()
         for each in bins.values():
             points.step.append(each.step)
             points.loss.append(_shorten(each.total / each.count))
             points.low.append(_shorten(each.low))
             points.high.append(_shorten(each.high))
-            points.average.append(each.average)
+            points.average.append(None if each.average is None else _shorten(each.average))
             points.learning_rate.append(each.learning_rate)
         return points
 
@@ -159,7 +158,7 @@ class LossCurve:
     def _add_row(self, row: _Row) -> None:
         self._last_step = row.step
         while (row.step - 1) // self._width >= MAX_BINS:
-            self._bins = _join_pairs(self._bins)
+            self._bins = _join(self._bins, 2)
             self._width *= 2
         index = (row.step - 1) // self._width
         new = _Bin(row.step, row.loss, 1, row.loss, row.loss, row.average, row.learning_rate)
@@ -169,16 +168,17 @@ class LossCurve:
             self._bins[index] = new
 
 
-def _join_pairs(bins: dict[int, _Bin]) -> dict[int, _Bin]:
-    """Return bins of twice the width. Those that came in stay as they are."""
+def _join(bins: dict[int, _Bin], factor: int) -> dict[int, _Bin]:
+    """Return bins that are so many times as wide. Those that came in stay as they are."""
     joined: dict[int, _Bin] = {}
     for index, each in bins.items():
-        if index // 2 in joined:
-            joined[index // 2].absorb(each)
+        if index // factor in joined:
+            joined[index // factor].absorb(each)
         else:
-            joined[index // 2] = _Bin(**vars(each))
+            joined[index // factor] = _Bin(**vars(each))
     return joined
 
 
 def _shorten(value: float) -> float:
+    """Six digits are more than a chart shows, and half of the bytes."""
     return float(f"{value:.6g}")
