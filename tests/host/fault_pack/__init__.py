@@ -1,7 +1,9 @@
 """Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with the
-fault that it names ("oom" or "error"). It also logs the number of torch's threads.
+fault that it names ("oom" or "error"), or the package that it names ("no peft") is not found. It
+also logs the number of torch's threads.
 """
 
+import importlib
 from pathlib import Path
 
 import folder_paths
@@ -12,6 +14,7 @@ FAULTS = {"oom": torch.OutOfMemoryError("CUDA out of memory (injected)"), "error
 FAULT_FILE = Path(folder_paths.base_path) / "fault.txt"
 print(f"fault_pack: torch computes in {torch.get_num_threads()} thread(s)", flush=True)
 plain_step = torch.optim.AdamW.step
+plain_import = importlib.import_module
 
 
 def step(self, *arguments, **settings):
@@ -20,4 +23,11 @@ def step(self, *arguments, **settings):
     return plain_step(self, *arguments, **settings)
 
 
+def import_module(name, package=None):
+    if FAULT_FILE.exists() and FAULT_FILE.read_text() == f"no {name}":
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return plain_import(name, package)
+
+
 torch.optim.AdamW.step = step
+importlib.import_module = import_module
