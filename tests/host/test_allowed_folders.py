@@ -1,5 +1,6 @@
-"""Which folders a prompt may name on a server whose owner has chosen them."""
+"""Which folders a prompt may name: the owner's, and ComfyUI's own where others reach the server."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +117,22 @@ def test_musubi_training_says_first_that_it_starts(server: ComfyServer, root: Pa
     with pytest.raises(PromptFailed):
         server.client.run(train_with_musubi(f"[[datasets]]\nimage_directory = '{root}/secret'\n"), on_message=take)
     assert texts[0].startswith("starting (")
+
+
+@pytest.mark.parametrize("flags", [("--listen", "0.0.0.0"), ("--multi-user",)], ids=["listen", "multi_user"])
+def test_a_server_for_others_reads_only_its_own_folders_by_default(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+):
+    monkeypatch.delenv("LORA_TRAINER_FOLDERS", raising=False)
+    secret, base = tmp_path / "secret", tmp_path / "comfyui"
+    for folder in (secret, base):
+        folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(secret / "1.png")
+    prepare_demo_directory(base)
+    with ComfyServer(installation, base_directory=base, log=tmp_path / "server.log", cpu=True, flags=flags) as server:
+        for own in ("input", "output"):
+            shutil.copytree(secret, base / own / "set")
+            assert server.client.run(load(base / own / "set"))
+        for path in (secret, base / "models", base / "input" / ".." / ".." / "secret"):
+            with pytest.raises(PromptRejected, match="is in no folder that this server may read"):
+                server.client.run(load(path))

@@ -154,6 +154,14 @@ def test_the_node_says_that_all_modules_load(saved: Result):
     )
 
 
+def test_programs_find_the_path_in_the_history(client: ComfyClient, saved: Result):
+    outputs = client.get(f"/history/{saved.prompt_id}")[saved.prompt_id]["outputs"]
+    path = get_text(saved, "path")
+    num_modules = sum(name.endswith(".lora_up.weight") for name in load_file(path))
+    facts = {"path": path, "lora_name": get_text(saved, "lora_name"), "modules": num_modules}
+    assert outputs["save"]["lora_trainer"] == [facts]
+
+
 def test_the_preview_is_saved_next_to_the_file(saved: Result):
     preview = Image.open(Path(get_text(saved, "path")).with_suffix(".png"))
     assert preview.size == (40, 30) and preview.getpixel((0, 0)) == (255, 0, 0)

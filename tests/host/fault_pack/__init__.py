@@ -1,8 +1,10 @@
 """Test-only ComfyUI pack: while <base directory>/fault.txt exists, optimizer steps fail with the
-fault that it names ("oom" or "error"); with impatient.txt a polite training gives way at its next
-step. It also logs the number of torch's threads.
+fault that it names ("oom" or "error"), or the package that it names ("no peft") is not found; with
+impatient.txt a polite training gives way at its next step. It also logs the number of torch's
+threads.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ FAULT_FILE = Path(folder_paths.base_path) / "fault.txt"
 print(f"fault_pack: torch computes in {torch.get_num_threads()} thread(s)", flush=True)
 IMPATIENT_FILE = Path(folder_paths.base_path) / "impatient.txt"
 plain_step = torch.optim.AdamW.step
+plain_import = importlib.import_module
 
 
 def step(self, *arguments, **settings):
@@ -27,4 +30,11 @@ def step(self, *arguments, **settings):
     return plain_step(self, *arguments, **settings)
 
 
+def import_module(name, package=None):
+    if FAULT_FILE.exists() and FAULT_FILE.read_text() == f"no {name}":
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return plain_import(name, package)
+
+
 torch.optim.AdamW.step = step
+importlib.import_module = import_module
