@@ -114,7 +114,7 @@ def test_a_run_is_shown_with_everything(editor: Editor, panel: Panel, theme: str
         assert panel.number("Validation") == "0.1093 best at step 400"
         assert panel.number("Memory") == "8.4 GB of 12.0 GB"
         assert panel.number("Time left") == "4:10" and panel.number("Speed") == "1.60 it/s"
-        assert "bf16, AdamW8bit" in panel.root.locator("pre").text_content()
+        assert "bf16, AdamW8bit" in (panel.root.locator("pre").text_content() or "")
         assert panel.root.locator(".ltp-samples img").count() == 3
         assert panel.root.locator(".ltp-lora-name").all_inner_texts() == ["Step 600", "Step 400", "Step 200"]
         panel.root.get_by_label("Compare with").select_option(EARLIER)
