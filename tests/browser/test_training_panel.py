@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.editor import READY, Editor
+from tests.browser.editor import READY, RECORD_EVENTS, Editor
 from tests.run_folders import keep_alive, write_losses, write_progress, write_result, write_run
 from trainers.comfyui.server import ComfyServer
 
@@ -114,7 +114,7 @@ def test_a_run_is_shown_with_everything(editor: Editor, panel: Panel, theme: str
         assert panel.number("Validation") == "0.1093 best at step 400"
         assert panel.number("Memory") == "8.4 GB of 12.0 GB"
         assert panel.number("Time left") == "4:10" and panel.number("Speed") == "1.60 it/s"
-        assert "bf16, AdamW8bit" in panel.root.locator("pre").text_content()
+        assert "bf16, AdamW8bit" in (panel.root.locator("pre").text_content() or "")
         assert panel.root.locator(".ltp-samples img").count() == 3
         assert panel.root.locator(".ltp-lora-name").all_inner_texts() == ["Step 600", "Step 400", "Step 200"]
         panel.root.get_by_label("Compare with").select_option(EARLIER)
@@ -203,6 +203,7 @@ def test_it_opens_closes_and_survives_a_refresh(editor: Editor, panel: Panel):
         editor.page.wait_for_timeout(1500)  # the editor saves the graph by itself, a moment after a change
         editor.page.reload(wait_until="domcontentloaded")
         editor.wait_until(READY)
+        editor.evaluate(RECORD_EVENTS)
         editor.page.locator(".ltp-open").wait_for()
         assert panel.number("Time left") == "4:10"
         assert abs(editor.height(panel.node) - opened) < 60
@@ -216,3 +217,19 @@ def test_a_trainer_in_a_subgraph_finds_its_run(editor: Editor, panel: Panel):
         panel.begin()
         assert panel.root.locator(".ltp-state").inner_text() == "Training"
         editor.screenshot("panel_in_subgraph")
+
+
+def test_it_uses_the_language_of_the_settings(editor: Editor, panel: Panel):
+    panel.open_example()
+    set_locale = "(locale) => app.extensionManager.setting.set('Comfy.Locale', locale)"
+    with keep_alive(panel.write_run()):
+        panel.begin()
+        try:
+            editor.evaluate(set_locale, "fr")  # the front end opens the workflow again
+            panel.button("Terminer ici").wait_for()
+            panel.root.locator(".ltp-legend-step").get_by_text("Étape 600").wait_for()
+            panel.look_at()
+            editor.screenshot("panel_french")
+        finally:
+            editor.evaluate(set_locale, "en")
+        panel.button("Finish now").wait_for()
