@@ -28,6 +28,7 @@ SETTINGS_ORDER = check_settings_order(  # append only
         "mask_source",
         "loss_weight",
         "is_regularization",
+        "is_validation",
     ),
     DatasetConfig,
     elsewhere={"images"},  # folder, path or images
