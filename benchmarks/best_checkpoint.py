@@ -102,11 +102,11 @@ def run_cell(options: argparse.Namespace, number: int, seed: int) -> None:
     images = _write_images(options.folder / "images" / f"{number:02}-{seed}", task, seed)
     plan = _plan(images, task, seed, options)
     observer = Observer(plan, Judge(base, task, options.num_seeds))
-    with ConsoleHost(torch.device("cpu"), quiet=True) as host:
+    with ObservingHost(observer) as host:
         result = train_lora(
             ObservedFamily(base, observer),
             plan,
-            ObservingHost(host, observer),
+            host,
             run_folder=RunFolder(options.folder / "loras", f"task{number:02}-seed{seed}"),
             cache=TensorCache(options.folder / "cache"),
             resume="new",
@@ -236,17 +236,15 @@ class ObservedFamily(SDXLFamily):
         return model
 
 
-class ObservingHost:
+class ObservingHost(ConsoleHost):
     """The console, with the observer after each step."""
 
-    def __init__(self, host: ConsoleHost, observer: Observer) -> None:
-        self._host, self._observer = host, observer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(torch.device("cpu"), quiet=True)
+        self._observer = observer
 
     def report(self, event: Event) -> None:
-        self._host.report(event)
+        super().report(event)
         if isinstance(event, StepDone):
             self._observer.observe(event.step)
 
