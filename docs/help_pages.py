@@ -195,6 +195,8 @@ def _describe_limits(entry: Any) -> str:
     if entry.io_type == "COMBO":
         if entry.options[:1] == [_NO_CHOICE]:
             return f"`{_NO_CHOICE}` or one of the list"
+        if not entry.options:
+            return "one of ComfyUI's list"
         return ", ".join(f"`{option}`" for option in entry.options)
     if entry.io_type == _BOOLEAN:
         return "on or off"

@@ -22,6 +22,8 @@ _STEPS = {
     "weight_decay": 1e-3,
     "resolution": 64,
     "bucket_reso_steps": 8,
+    "width": 8,
+    "height": 8,
 }
 
 

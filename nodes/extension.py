@@ -3,10 +3,13 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import ApplyLoRA
+from .compare_checkpoints import CompareCheckpoints
 from .flight_check import FlightCheck
 from .florence2_caption import Florence2Caption, SetCaptions
 from .host.caption_review import serve_caption_review
 from .host.plain_ids import serve_plain_ids
+from .host.presets import serve_presets
+from .host.training_runs import serve_training_runs
 from .join_datasets import JoinDatasets
 from .load_images import LoadImages
 from .musubi_doctor import MusubiDoctor
@@ -19,12 +22,15 @@ NODES: list[type[io.ComfyNode]] = [
     *(LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA),
     *(ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions),
     *(MusubiTrain, MusubiDoctor),
+    CompareCheckpoints,
 ]
 
 
 class LoRATrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
         serve_caption_review()
+        serve_presets()
+        serve_training_runs()
         await serve_plain_ids(NODES)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

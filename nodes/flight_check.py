@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.packages import require_packages
-from ..trainers.sdxl.check.flight_check import FlightCheckConfig
+from ..trainers.sdxl.check.config import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, make_settings_inputs

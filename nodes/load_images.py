@@ -28,6 +28,7 @@ SETTINGS_ORDER = check_settings_order(  # append only
         "mask_source",
         "loss_weight",
         "is_regularization",
+        "is_validation",
     ),
     DatasetConfig,
     elsewhere={"images"},  # folder, path or images
@@ -39,7 +40,8 @@ class LoadImages(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=ID_PREFIX + "LoadImages",
-            display_name="Load Images (LoRA Trainer)",
+            # The editor's search ranks by this name alone: "dataset" must find it first.
+            display_name="Dataset: Load Images (LoRA Trainer)",
             category=CATEGORY,
             description="Loads images with their captions from a folder, a zip or other nodes, as a dataset to train "
             "a LoRA on. Every image is checked; the report names those that are left out, and why.",
@@ -114,7 +116,7 @@ class LoadImages(io.ComfyNode):
         path: list[str] | None = None,
         recursive: list[bool] | None = None,
         **_: Any,
-    ) -> str:
+    ) -> str | float:
         """Return another value if an image, mask or caption file was added, removed or edited."""
         return fingerprint(
             _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)

@@ -178,7 +178,8 @@ class MusubiTrain(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=ID_PREFIX + "MusubiTrain",
-            display_name="Train LoRA (Musubi Tuner)",
+            # ranked as in train_sdxl.py
+            display_name="LoRA Trainer: Train LoRA (Musubi Tuner)",
             category=CATEGORY,
             description="Trains a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner, "
             "which must be installed next to ComfyUI: the node Musubi Doctor says whether it is found. "

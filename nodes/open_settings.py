@@ -2,6 +2,7 @@
 what decides them then.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 AUTO = "auto"
@@ -23,3 +24,17 @@ def drop_open_settings(settings: dict[str, Any]) -> dict[str, Any]:
         name: value == "on" if name in OPEN_SETTINGS and value in ("on", "off") else value
         for name, value in chosen.items()
     }
+
+
+def list_choices(
+    settings: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]], *, goal: str, memory: str
+) -> dict[str, Any]:
+    """Return what the presets came to, for the node's widgets: `given` has the settings that were
+    not left open, `chosen` the numbers for those that were. `sections` are the resolved settings.
+    """
+    resolved = {**sections["training"], **sections["buckets"]}
+    names = [name for name in OPEN_SETTINGS if name in settings]
+    given = {name: settings[name] for name in names if settings[name] not in (0, AUTO)}
+    unused = {"max_train_steps"} if resolved["num_train_epochs"] else set()
+    chosen = {name: resolved[name] for name in names if name not in {*given, *unused}}
+    return {"goal": goal, "memory": memory, "given": given, "chosen": chosen}

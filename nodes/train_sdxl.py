@@ -77,6 +77,15 @@ SETTINGS_ORDER = check_settings_order(
         "ema_decay",
         "step_down_on_oom",
         "let_others_go_first",
+        "validation_share",
+        "validate_every_n_steps",
+        "save_best",
+        "early_stop",
+        "sample_negative_prompt",
+        "sample_seeds",
+        "sample_steps",
+        "sample_guidance_scale",
+        "sample_size",
     ),
     SDXLConfig,
     BucketConfig,
@@ -149,7 +158,8 @@ class LoRATrainSDXL(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=ID_PREFIX + "LoRATrainSDXL",
-            display_name="Train LoRA (SDXL)",
+            # The editor's search ranks by this name alone: "lora train" must find it first.
+            display_name="LoRA Trainer: Train LoRA (SDXL)",
             category=CATEGORY,
             description="Trains a LoRA on the SDXL model that is loaded in the graph, without a second copy of it. "
             "The next node can use the result at once; everything is also kept in "

@@ -3,6 +3,7 @@
 interface ComfyWidget {
   name: string;
   value: unknown;
+  label?: string;
   hidden?: boolean;
   advanced?: boolean;
   serialize?: boolean;
@@ -11,19 +12,30 @@ interface ComfyWidget {
   onRemove?: () => void;
 }
 
+interface ComfyInput {
+  link?: unknown;
+  widget?: { name: string };
+}
+
 interface ComfyNode {
+  id: string | number;
+  subgraph?: ComfyGraph;
   comfyClass?: string;
   title: string;
   size: [number, number];
   properties: Record<string, unknown>;
   showAdvanced?: boolean;
   widgets?: ComfyWidget[];
+  inputs?: ComfyInput[];
   addCustomWidget(widget: ComfyWidget): ComfyWidget;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   onConfigure?: (...values: unknown[]) => void;
   onExecuted?: (output: any) => void;
+  getOutputNodes(slot: number): ComfyNode[] | null;
+  /** Ours: see open_settings.js. */
+  showRunChoices?: (run: any) => void;
 }
 
 interface ComfyExtension {
@@ -31,8 +43,14 @@ interface ComfyExtension {
   nodeCreated?(node: ComfyNode): void;
 }
 
+interface ComfyGraph {
+  id: string;
+  nodes: ComfyNode[];
+  setDirtyCanvas(foreground: boolean): void;
+}
+
 interface ComfyToast {
-  severity: "info" | "warn" | "error";
+  severity: "success" | "info" | "warn" | "error";
   summary: string;
   detail: string;
   life: number;
@@ -51,7 +69,8 @@ declare module "*/scripts/app.js" {
       processMouseDown(event: PointerEvent): void;
       processMouseWheel(event: WheelEvent): void;
     };
-    graph?: { setDirtyCanvas(foreground: boolean): void };
+    graph?: ComfyGraph;
+    rootGraph?: ComfyGraph;
     extensionManager: {
       setting: { get(id: string): unknown };
       toast: { add(message: ComfyToast): void };
@@ -64,6 +83,8 @@ declare module "*/scripts/api.js" {
   export const api: {
     apiURL(route: string): string;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    addEventListener(name: string, listener: (event: CustomEvent) => void): void;
+    removeEventListener(name: string, listener: (event: CustomEvent) => void): void;
     getCustomNodesI18n(): Promise<Record<string, any>>;
   };
 }

@@ -3,15 +3,18 @@
 
 import { app } from "../../scripts/app.js";
 
-import { createElement } from "./review_captions/dom.js";
-import { findWidget, loadTranslations, translateForUser } from "./review_captions/host.js";
+import { findWidget } from "./review_captions/host.js";
 import { CaptionReview } from "./review_captions/widget.js";
+import { ENGLISH } from "./review_captions/words.js";
+import { loadStyles } from "./shared/dom.js";
+import { callAfter, loadTranslations, translateForUser } from "./shared/host.js";
 
 const NODE_TYPE = "LoRATrainer_ReviewCaptions";
 const NODE_SIZE = [760, 720];
 const MIN_HEIGHT = 320;
+const STYLES = new URL("./review_captions/widget.css", import.meta.url);
 
-const translations = await loadTranslations();
+const translations = await loadTranslations("ReviewCaptions");
 
 app.registerExtension({
   name: "LoRATrainer.ReviewCaptions",
@@ -22,8 +25,8 @@ app.registerExtension({
 
 /** @param {ComfyNode} node */
 function addReview(node) {
-  loadStyles();
-  const review = new CaptionReview(node, translateForUser(translations));
+  loadStyles(STYLES.href);
+  const review = new CaptionReview(node, translateForUser(ENGLISH, translations));
   const widget = node.addDOMWidget("caption_review", "caption_review", review.element, {
     serialize: false,
     hideOnZoom: false,
@@ -36,25 +39,4 @@ function addReview(node) {
   callAfter(findWidget(node, "wait_for_review"), "callback", () => review.drawReview());
   const [width, height] = node.size;
   node.setSize([Math.max(width, NODE_SIZE[0]), Math.max(height, NODE_SIZE[1])]);
-}
-
-/**
- * After `object[name]`, if there is one, also call `then` with the same arguments.
- * @param {any} object
- * @param {string} name
- * @param {(...values: any[]) => void} then
- */
-function callAfter(object, name, then) {
-  const original = object[name];
-  object[name] = function (/** @type {any[]} */ ...values) {
-    const result = original?.apply(this, values);
-    then(...values);
-    return result;
-  };
-}
-
-function loadStyles() {
-  const { href } = new URL("./review_captions/widget.css", import.meta.url);
-  if (document.querySelector(`link[href="${href}"]`)) return;
-  document.head.append(createElement("link", { rel: "stylesheet", href }));
 }

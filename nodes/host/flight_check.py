@@ -14,10 +14,14 @@ from PIL import Image
 
 from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.sdxl.check.config import FlightCheckConfig
 from ...trainers.sdxl.check.cost import Surroundings
 from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
-from ...trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
+from ...trainers.sdxl.check.flight_check import check_flight
 from ...trainers.sdxl.check.report import FlightReport
+from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.training.plan import RunSettings
+from ..open_settings import list_choices
 from . import folders
 from .progress import ComfyHost, cancellable
 from .settings import resolve_settings
@@ -44,18 +48,21 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
     """
     host = ComfyHost()
     with cancellable():
-        report = _check(dataset, host, goal=goal, memory=memory, settings=settings)
+        run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
+        report = _check(dataset, host, run_settings, FlightCheckConfig(**select_settings(FlightCheckConfig, settings)))
     image = draw_flight_check(report)
     if report.is_refused:
         _show(image)
     host.send_text(report.text())
     report.require_clear()
-    return CheckedInGraph(report.text(), torch.from_numpy(np.array(image)).float().div(255)[None], report.to_dict())
+    presets = list_choices(settings, run_settings.to_dict(), goal=goal, memory=memory)
+    facts = {**report.to_dict(), "presets": presets}
+    return CheckedInGraph(report.text(), torch.from_numpy(np.array(image)).float().div(255)[None], facts)
 
 
-def _check(dataset: Dataset, host: ComfyHost, *, goal: str, memory: str, settings: dict[str, Any]) -> FlightReport:
-    check = FlightCheckConfig(**select_settings(FlightCheckConfig, settings))
-    run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
+def _check(
+    dataset: Dataset, host: ComfyHost, run_settings: RunSettings[SDXLConfig], check: FlightCheckConfig
+) -> FlightReport:
     surroundings = Surroundings(run_settings.training.mixed_precision, _get_device_bytes(), folders.get_work_folder())
     return check_flight(
         dataset,

@@ -1,5 +1,6 @@
 """The folders of this ComfyUI."""
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -18,6 +19,10 @@ def get_work_folder() -> Path:
 
 def get_cache_folder() -> Path:
     return get_work_folder() / "cache"
+
+
+def get_runs_folder() -> Path:
+    return get_work_folder() / "runs"
 
 
 def list_client_folders() -> list[ClientFolder]:
@@ -83,6 +88,14 @@ def find_starting_point(name: str) -> Path:
     if name not in list_starting_points():
         raise ValueError(f"{name} is not there any more. Refresh (R) and choose again")
     return get_work_folder() / name.removeprefix(_CHECKPOINTS)
+
+
+def find_lora_name(path: Path) -> str | None:
+    """Return the name by which loaders list this file, None if it is in none of their folders."""
+    for folder in folder_paths.get_folder_paths("loras"):
+        if folder_paths.is_within_directory(folder, str(path)):
+            return os.path.relpath(path, folder)
+    return None
 
 
 def get_loras_folder() -> Path:

@@ -15,12 +15,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LoadedLora:
     """`patches` are by weight name. `num_modules` of the LoRA's modules fit the model; `unknown`
-    are the names of tensors that do not.
+    are the names of tensors that do not. `changes_text`: some are for the CLIP.
     """
 
     patches: dict[Any, Any]
     num_modules: int
     unknown: list[str]
+    changes_text: bool
 
 
 class GraphLora(dict[str, Tensor]):
@@ -41,14 +42,13 @@ def load_lora(lora: Mapping[str, Tensor], model: Any, clip: Any) -> LoadedLora:
     """Match the LoRA's modules to weights by ComfyUI's own key map for the MODEL and the CLIP
     (either may be None).
     """
-    key_map: dict[str, Any] = {}
-    if model is not None:
-        key_map = comfy.lora.model_lora_keys_unet(model.model, key_map)
-    if clip is not None:
-        key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
+    text_places = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
+    key_map.update(text_places)
     tensors = comfy.lora_convert.convert_lora(dict(lora))
     patches = comfy.lora.load_lora(tensors, key_map, log_missing=False)
-    return LoadedLora(patches, len(patches), [name for name in tensors if not _has_place(name, key_map)])
+    unknown = [name for name in tensors if not _has_place(name, key_map)]
+    return LoadedLora(patches, len(patches), unknown, bool(patches.keys() & set(text_places.values())))
 
 
 def _has_place(tensor_name: str, key_map: Mapping[str, Any]) -> bool:
@@ -76,8 +76,18 @@ def apply_lora(
         logger.warning(
             "%d tensors of the LoRA fit neither MODEL nor CLIP, such as %s", len(loaded.unknown), loaded.unknown[0]
         )
+    patched = patch_models(model, clip, loaded, strength_model=strength_model, strength_clip=strength_clip)
+    return *patched, loaded
+
+
+def patch_models(
+    model: Any, clip: Any, loaded: LoadedLora, *, strength_model: float, strength_clip: float
+) -> tuple[Any, Any]:
+    """Return MODEL and CLIP with the LoRA; those that came in stay as they are. `clip` may be
+    None.
+    """
     patched_model, patched_clip = model.clone(), clip.clone() if clip is not None else None
     patched_model.add_patches(loaded.patches, strength_model)
     if patched_clip is not None:
         patched_clip.add_patches(loaded.patches, strength_clip)
-    return patched_model, patched_clip, loaded
+    return patched_model, patched_clip

@@ -13,6 +13,7 @@ from ...trainers.sdxl.check.smaller_settings import smaller_settings
 from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.model.sdxl_model import SDXLModel
+from ...trainers.training.optimizers import can_step
 from ...trainers.training.plan import TrainingPlan
 from ...trainers.wording import format_gigabytes
 from .settings import choose_precision
@@ -48,7 +49,7 @@ class MemoryBudget:
         needed = estimate(config, size_hw)
         smaller = [
             (setting, less)
-            for setting, less in smaller_settings(config, size_hw, estimate)
+            for setting, less in smaller_settings(config, size_hw, estimate, works=_can_step_here)
             if less.training_bytes < needed.training_bytes
         ]
         free_bytes, device = comfy.model_management.get_free_memory(), comfy.model_management.get_torch_device()
@@ -77,3 +78,7 @@ class MemoryBudget:
         return "Next, try " + ", then ".join(
             f"{setting} (about {format_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3]
         )
+
+
+def _can_step_here(optimizer: str) -> bool:
+    return can_step(optimizer, comfy.model_management.get_torch_device())

@@ -108,7 +108,7 @@ def train_with_musubi(given: MusubiInputs, model: Any, *, output_name: str) -> T
     run_folder = RunFolder(folders.get_work_folder(), output_name, keep_inside=True, origin=describe_origin())
     host = ComfyHost()
     with musubi_files.copy_state(job.config.resume) as resume, cancellable(host):
-        job = replace(job, config=replace(job.config, resume=resume))
+        job = replace(job, config=replace(job.config, resume=resume), chosen_resume=job.config.resume)
         trainer = MusubiTrainer(job, installation, run_folder=run_folder, cache_root=folders.get_cache_folder())
         _free_the_gpu()
         result = trainer.train(given.dataset, host, control=given.control, dataset_toml=given.dataset_toml)

@@ -27,6 +27,7 @@ from ...trainers.training.events import (
     StageProgress,
     StageStarted,
     StepDone,
+    Validated,
 )
 from ...trainers.training.loss_plot import draw_loss_plot
 from ...trainers.wording import format_gigabytes
@@ -65,6 +66,7 @@ class ComfyHost(DeviceMemory):
         self._bar = comfy.utils.ProgressBar(1)
         self._state = _State()
         self._losses: list[float] = []
+        self._validation: list[tuple[int, float]] = []
         self._samples: Image.Image | None = None
         self._image: Image.Image | None = None
         self._notices: list[str] = []
@@ -91,11 +93,7 @@ class ComfyHost(DeviceMemory):
             self.end_cancelled("Paused")
 
     def check_interrupted(self) -> None:
-        """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
-        stopped.
-        """
-        if comfy.model_management.processing_interrupted():
-            raise Interrupted("cancelled in ComfyUI")
+        check_interrupted()
 
     def take_request(self) -> Request | None:
         """A polite run pauses for prompts that wait, after at least SECONDS_OF_A_TURN. The buttons
@@ -120,6 +118,9 @@ class ComfyHost(DeviceMemory):
             case StepDone():
                 self._losses.append(event.loss)
                 self._state = _State(event.step, event.total, _format_step(event))
+            case Validated():
+                self._validation.append((len(self._losses), event.loss))  # the plot is of this session
+                return
             case SamplesDrawn():
                 self._samples = event.image
                 self._previewed_at = float("-inf")
@@ -177,7 +178,15 @@ class ComfyHost(DeviceMemory):
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now
-        return ("PNG", _stack(self._samples, draw_loss_plot(self._losses)), PREVIEW_SIZE)
+        return ("PNG", _stack(self._samples, draw_loss_plot(self._losses, validation=self._validation)), PREVIEW_SIZE)
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted if ComfyUI's flag is set. `cancellable` clears it after the trainer has
+    stopped.
+    """
+    if comfy.model_management.processing_interrupted():
+        raise Interrupted("cancelled in ComfyUI")
 
 
 def show_text(text: str) -> None:

@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,11 @@ from ...trainers.dataset.dataset import Dataset
 from ...trainers.dataset.given_images import store_images
 from ...trainers.dataset.image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from ...trainers.dataset.image_folder import list_dataset_files
-from ...trainers.files.hashes import file_sha256
+from ...trainers.files.hashes import hash_unchanged_file
+from ...trainers.training.events import Interrupted
 from . import folders
 from .allowed_folders import allowed_folders
-from .progress import ComfyHost
+from .progress import ComfyHost, check_interrupted
 
 # An environment variable, set by the server's owner: a shared workflow must not make this machine
 # send requests to its own network.
@@ -103,35 +103,35 @@ def _may_have_images(folder: Path) -> bool:
     return bool(waiting)
 
 
-def fingerprint(folder: str, path: str, *, recursive: bool) -> str:
-    """Hash the names and bytes of all images, masks and captions. Touching a file without changing
-    its content does not change the hash.
+def fingerprint(folder: str, path: str, *, recursive: bool) -> str | float:
+    """Hash the names and bytes of all images, masks and captions, and the remarks on other files.
+    Touching a file without changing its content does not change the hash.
+
+    Cancelled, it returns NaN, which is never equal: ComfyUI then stops at the node itself.
     """
-    source = find_source(folder, path)
+    try:
+        return _hash_source(find_source(folder, path), recursive=recursive)
+    except Interrupted:
+        return float("nan")
+
+
+def _hash_source(source: Source, *, recursive: bool) -> str:
     if source.kind == "zip":
-        return _hash_file(Path(source.location))
+        return hash_unchanged_file(Path(source.location), check_interrupted=check_interrupted)
     if source.kind != "folder":
         return source.location
     root = Path(source.location)
+    files = list_dataset_files(root, recursive=recursive, check_interrupted=check_interrupted)
     lines = [
-        f"{file.relative_to(root).as_posix()} {_hash_file(file)}"
-        for file in list_dataset_files(root, recursive=recursive)
+        f"{file.relative_to(root).as_posix()} {hash_unchanged_file(file, check_interrupted=check_interrupted)}"
+        for file in files.read
     ]
+    lines += [f"{remark.name}: {remark.reason}" for remark in files.remarks]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _is_ours(name: str, extensions: tuple[str, ...]) -> bool:
     return name.lower().endswith(extensions) and not name.startswith(".")
-
-
-def _hash_file(path: Path) -> str:
-    status = path.stat()
-    return _hash_file_version(str(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=20_000)
-def _hash_file_version(path: str, _size: int, _modified_ns: int) -> str:
-    return file_sha256(Path(path))
 
 
 def open_source(

@@ -21,6 +21,7 @@ from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import RunSettings, TrainingPlan, plan_training
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
+from ..open_settings import list_choices
 from . import folders
 from .lora import GraphLora, apply_lora
 from .memory_budget import MemoryBudget
@@ -50,6 +51,7 @@ class TrainedInGraph:
     result: TrainedLora
     run_folder: Path
     settings: str
+    presets: dict[str, Any]
 
     @property
     def summary(self) -> str:
@@ -74,6 +76,7 @@ class TrainedInGraph:
             "finished_early": self.result.finished_early,
             "loaded": self.result.was_loaded,
             "ema_path": str(self.result.ema_path) if self.result.ema_path else None,
+            "presets": self.presets,
         }
 
 
@@ -123,7 +126,8 @@ def train_sdxl(
             f"{', '.join(loaded.unknown[:3])}"
         )
     lora = GraphLora(result.state_dict, metadata=result.metadata, num_modules=num_modules)
-    trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text)
+    presets = list_choices(settings, run_settings.to_dict(), goal=goal, memory=memory)
+    trained = TrainedInGraph(model, clip, lora, result, run_folder.path, text, presets)
     host.finish(trained.summary)
     return trained
 

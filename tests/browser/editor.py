@@ -35,6 +35,10 @@ SET_WIDGET = """([id, name, value]) => {
 }"""
 
 
+IS_KEPT = """(text) => Object.entries(localStorage).some(([key, draft]) =>
+    key.startsWith("Comfy.Workflow.Draft.") && JSON.parse(draft).data.includes(JSON.stringify(text)))"""
+
+
 class Editor:
     """A page with the editor. Node ids are the graph's. `events` returns what the server sent while
     a prompt ran.
@@ -60,6 +64,12 @@ class Editor:
         """Open an API-format prompt as a graph."""
         self.evaluate("async (prompt) => { await app.loadApiJson(prompt, 'prompt') }", prompt)
         self._wait_for_nodes(len(prompt))
+
+    def wait_until_kept(self, text: str) -> None:
+        """Wait until the editor has kept a graph with this widget text for the next visit, which it
+        does by itself a moment after a change.
+        """
+        self.wait_until(IS_KEPT, text)
 
     def workflow(self) -> dict[str, Any]:
         """Return the workflow as it would be saved, through JSON, because the driver turns
@@ -99,12 +109,17 @@ class Editor:
         )
 
     def visible_widgets(self, node: int) -> list[str]:
-        """Return the widget names that the renderer shows."""
+        """Return the widget names that the renderer shows, without what open_settings.js adds; the
+        training panel has none.
+        """
+        return [label.split(" → ")[0] for label in self._labels(node)]
+
+    def _labels(self, node: int) -> list[str]:
         if self.renderer == "vue":
             return self._element(node).get_by_test_id("widget-layout-field-label").all_inner_texts()
         return self.evaluate(
             "(id) => { const node = app.graph.getNodeById(id); return node.widgets.filter((w) => "
-            "node.isWidgetVisible(w)).map((w) => w.label) }",
+            "node.isWidgetVisible(w) && w.name !== 'training_panel').map((w) => w.label) }",
             node,
         )
 
@@ -145,8 +160,11 @@ class Editor:
         return next(event for event in self.evaluate("() => window.recorded") if event["kind"] in kinds)
 
     def complaints(self) -> list[str]:
-        """Return the messages that pop up, such as those of an invalid workflow."""
-        return [message.inner_text() for message in self.page.locator(".p-toast-message").all()]
+        """Return the messages that pop up, such as those of an invalid workflow; not those of a
+        training that has finished.
+        """
+        messages = self.page.locator(".p-toast-message:not(.p-toast-message-success)")
+        return [message.inner_text() for message in messages.all()]
 
     def close_messages(self) -> None:
         for message in self.page.locator(".p-toast-message").all():

@@ -15,6 +15,7 @@ from trainers.comfyui.server import ComfyServer
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
 NAMES = sorted(path.stem for path in (EXAMPLES / "api").glob("*.json"))
 LOADER, IMAGES, TRAINER, LATENT = 1, 2, 3, 6  # the same numbers in every example
+COMPARE = 4
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SMALL_RUN = {
     "memory": "8 GB",
@@ -110,6 +111,8 @@ def test_the_run_button_trains(editor: Editor, renderer: str, name: str):
     editor.set_widgets(LOADER, ckpt_name="embedded_base.safetensors")
     editor.set_widgets(IMAGES, folder="toadstools")
     editor.set_widgets(TRAINER, **SMALL_RUN, seed=seed)
+    if name == "compare_checkpoints":
+        editor.set_widgets(COMPARE, width=64, height=64, steps=2, strengths="1", seeds="0")
     if name == "train_apply_sample":
         editor.set_widgets(LATENT, width=128, height=128)
 

@@ -112,8 +112,8 @@ class Review:
         self.root.locator(".ltr-preview .ltr-primary").click()
 
     def refresh_page(self) -> None:
-        """Refresh the page. The editor saves the graph by itself, a moment after a change."""
-        self.editor.page.wait_for_timeout(1500)
+        """Refresh the page, with edits that were made just before."""
+        self.editor.wait_until_kept(self.editor.widgets(self.node)["edits"])
         self.editor.page.reload(wait_until="domcontentloaded")
         self.editor.wait_until(READY)
         self.editor.evaluate(RECORD_EVENTS)

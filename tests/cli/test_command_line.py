@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,11 @@ FAST = [
     "--device",
     "cpu",
 ]
+
+# Without a GPU, `accelerate launch --cpu` starts only one process (it leaves several to mpirun).
+# --multi_gpu starts torchrun's agent.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_one_command_trains_and_a_config_file_does_the_same(base, images, tmp_pa
     (tmp_path / "run.toml").write_text(
         f'images = "{images}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'
         'gradient_checkpointing = false\nmax_train_steps = 3\nsave_dtype = "fp32"\ndevice = "cpu"\nprepared_dir = '
-        '"prepared"\n'
+        '"prepared"\nresume = "new"\n'
     )
     assert run_here(command("sdxl", "--config", "run.toml", "--rank", "2")) == 0
     weights = [load_file(tmp_path / "output" / f"{name}.safetensors") for name in "xy"]
@@ -179,23 +185,8 @@ def test_two_processes_with_batch_1_train_the_same_as_one_with_batch_2(base, ima
     # updates whose gradient is nearly zero.
     smooth = ["--optimizer-args", "eps=1e-3", "--learning-rate", "1e-2"]
     assert run_here(sdxl(base, images, "--train-batch-size", "2", *smooth, output="one")) == 0
-    # Without a GPU, `accelerate launch --cpu` starts only one process (it leaves several to
-    # mpirun). --multi_gpu starts torchrun's agent.
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
     arguments = sdxl(base, images, "--train-batch-size", "1", *smooth, output="two")[1:]
-    two = run([*launch, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
+    two = run([*LAUNCH, *arguments], tmp_path, CUDA_VISIBLE_DEVICES="")
     assert two.returncode == 0, two.stderr
     weights = {name: load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("one", "two")}
     for key, tensor in weights["one"].items():
@@ -207,3 +198,54 @@ def test_two_processes_with_batch_1_train_the_same_as_one_with_batch_2(base, ima
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     manifest = next((tmp_path / "output" / "runs").glob("two-*/manifest.json")).read_text()
     assert '"num_processes": 2' in manifest
+
+
+def list_runs(folder: Path) -> list[Path]:
+    return list((folder / "output" / "runs").glob("*"))
+
+
+def test_two_processes_that_were_paused_go_on_bit_for_bit(base, images, tmp_path):
+    """They agree on the pause at every tenth step."""
+    arguments = sdxl(base, images, "--max-train-steps", "24", output="two")[1:]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    finished = run([*LAUNCH, *arguments], whole, CUDA_VISIBLE_DEVICES="")
+    assert finished.returncode == 0, finished.stderr
+
+    def pause() -> None:
+        wait_until(lambda: bool(list_runs(parts)), what="the run folder")
+        (list_runs(parts)[0] / "pause").touch()
+
+    asking = threading.Thread(target=pause)
+    asking.start()
+    paused = run([*LAUNCH, *arguments], parts, CUDA_VISIBLE_DEVICES="")
+    asking.join()
+    assert paused.returncode and "Paused. Start the same again to go on at step" in paused.stderr
+    again = run([*LAUNCH, *arguments], parts, CUDA_VISIBLE_DEVICES="")
+    assert again.returncode == 0 and "going on with" in again.stderr, again.stderr
+    weights = [load_file(folder / "output" / "two.safetensors") for folder in (whole, parts)]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    assert len(list_runs(parts)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can answer")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_command_that_was_ended_goes_on_when_it_is_given_again(number, base, images, tmp_path):
+    """SIGKILL leaves the last state that was saved by the clock: here one per step."""
+    more = ["--max-train-steps", "60", "--save-state-every-n-minutes", "1e-5"]
+    arguments = sdxl(base, images, *more)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any((run / "state").glob("step*.safetensors") for run in list_runs(tmp_path)), what="a state")
+    process.send_signal(number)
+    assert process.wait(TIME_LIMIT) == (-9 if number == signal.SIGKILL else 128 + number)
+    assert not (tmp_path / "output" / "x.safetensors").exists(), "the run was over before the signal"
+    again = run(arguments, tmp_path)
+    assert again.returncode == 0 and "going on with" in again.stderr, again.stderr
+    whole = run(sdxl(base, images, *more, "--new-run", output="whole"), tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    weights = [load_file(tmp_path / "output" / f"{name}.safetensors") for name in ("x", "whole")]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    loaded = run(arguments, tmp_path)
+    assert loaded.returncode == 0 and "has trained this already" in loaded.stderr

@@ -24,6 +24,17 @@ MUSUBI = ["--architecture", "z-image", *FILES, "--musubi-dir", "musubi", "--musu
 GOOD = {
     "sdxl": ["sdxl", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
     "check": ["check", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
+    "compare": [
+        "compare",
+        "--base",
+        "base",
+        "--loras",
+        "dit.safetensors",
+        "--prompts",
+        "a dog",
+        "--output",
+        "grid.png",
+    ],
     "caption": ["caption", "--images", "pictures", "--model", str(CAPTIONER)],
     "plan": ["musubi", "plan", "--images", "pictures", "--output", "x", *MUSUBI],
     "train": ["musubi", "train", "--images", "pictures", "--output", "x", *MUSUBI],
@@ -54,6 +65,17 @@ OF_CHECK = [
     (["--stop-at", "notes"], "stop_at must be one of error, warning, never; got 'notes'"),
     (["--picture", "pictures/0.png"], "exists already. Give a new name for the image"),
 ]
+OF_COMPARE = [
+    (["--output", "pictures/0.png"], "exists already. Give a new name for the grid"),
+    (["--strengths", "strong"], "strengths must be numbers between -100 and 100"),
+    (["--seeds", "1.5"], "seeds must be whole numbers between 0 and"),
+    (["--width", "100"], "width must be a multiple of 8, got 100"),
+    (["--loras", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
+    (["--loras", "broken.toml"], "broken.toml: only .safetensors files are compared"),
+    (["--run", "nobody"], "nobody: there is no such run in"),
+    (["--prompts", " "], "there is no prompt"),
+    (["--prompts", "a {trigger}"], "its header names no trigger word for {trigger}"),
+]
 OF_MUSUBI = [
     (["--dit", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
     (["--musubi-dir", "nowhere"], "nowhere"),
@@ -62,6 +84,7 @@ OF_MUSUBI = [
 BAD = {
     "sdxl": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL],
     "check": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL, *OF_CHECK],
+    "compare": [*BASE, *OF_COMPARE],
     "caption": [*EVERYWHERE, (["--model", "nowhere"], "nowhere"), (["--task", "sing"], "task must be one of")],
     "plan": [*EVERYWHERE, *OUTPUT, *OF_MUSUBI],
     "train": [*EVERYWHERE, *OUTPUT, *OF_MUSUBI],

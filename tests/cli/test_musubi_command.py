@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 
 from tests.limits import TIME_LIMIT
 from trainers.__main__ import main
+from trainers.musubi import plan
+from trainers.musubi.trainer import MusubiTrainer
+from trainers.training.host import Host
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,3 +109,22 @@ def test_all_mistakes_are_reported_at_once_and_in_words(
     assert "z-image has no --task. It has --dit, --text-encoder, --vae" in said_of("--task", "t2v-14B")
     assert "--dataset-toml replaces the image flags: leave out --images" in said_of("--dataset-toml", "x.toml")
     assert "there is no such folder" in said_of("--musubi-dir", tmp_path / "gone")
+
+
+def test_a_training_is_planned_once(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    plans: list[plan.Plan] = []
+    build = plan._build_plan
+
+    def record(*arguments: Any, **settings: Any) -> plan.Plan:
+        plans.append(build(*arguments, **settings))
+        return plans[-1]
+
+    def run(trainer: MusubiTrainer, planned: plan.Plan, host: Host) -> SimpleNamespace:
+        assert plans == [planned]
+        return SimpleNamespace(path="disc.safetensors")
+
+    monkeypatch.setattr(plan, "_build_plan", record)
+    monkeypatch.setattr(MusubiTrainer, "run", run)
+    arguments = [*plan_arguments(tmp_path), "--musubi-dir", checkout, "--cache-dir", tmp_path / "cache"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["musubi", "train", *map(str, arguments[1:])]) == 0 and len(plans) == 1

@@ -81,4 +81,11 @@ def test_open_settings_are_resolved_as_in_the_trainer(comfyui_server: ComfyServe
             gradient_accumulation_steps=0,
         )
     )
-    assert result.outputs["check"]["lora_trainer"][0]["cost"]["schedule"]["total_steps"] == 12 * 100 // 2
+    facts = result.outputs["check"]["lora_trainer"][0]
+    assert facts["cost"]["schedule"]["total_steps"] == 12 * 100 // 2
+    assert facts["presets"] == {
+        "goal": "person",
+        "memory": "8 GB",
+        "given": {"rank": 2, "resolution": 64},
+        "chosen": {"max_train_steps": 12 * 100 // 2, "train_batch_size": 1, "gradient_accumulation_steps": 2},
+    }

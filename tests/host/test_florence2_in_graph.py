@@ -93,6 +93,7 @@ def cached_captions(server: ComfyServer) -> dict[Path, int]:
 def test_load_caption_and_train_in_one_prompt(client: ComfyClient):
     result = client.run({**caption_nodes(), **train_nodes()})
     assert manifest_captions(result) == CAPTIONS
+    assert result.texts("captioner")[0].startswith("starting (")
     assert "".join(result.outputs["captioner"]["text"]) == "".join(
         f"{number}.png: {caption}\n" for number, caption in enumerate(CAPTIONS)
     )

@@ -415,6 +415,37 @@ def test_only_a_changed_image_or_caption_runs_the_node_again(client: ComfyClient
     assert client.run(prompt).executed_nodes() == []
 
 
+def test_a_stray_image_next_to_kohyas_folders_runs_the_node_again(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "kohya"
+    folder.mkdir()
+    write_images(folder / "2_zwx", captions=["one", "two", "three"])
+    prompt = load(folder="kohya")
+    assert "stray.png" not in get_report(client.run(prompt)) and client.run(prompt).executed_nodes() == []
+    Image.new("RGB", (32, 32), "white").save(folder / "stray.png")
+    assert "stray.png: it is next to kohya's folders" in get_report(client.run(prompt))
+    assert client.run(prompt).executed_nodes() == []
+
+
+def test_hashing_a_large_folder_can_be_interrupted(client: ComfyClient, input_folder: Path):
+    """ComfyUI asks for the fingerprint before the first node runs. The file never ends."""
+    folder = input_folder / "endless"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "0.png")
+    with open(folder / "0.png", "ab") as stream:
+        stream.truncate(1 << 42)
+    interrupted: list[Message] = []
+
+    def interrupt(message: Message) -> None:
+        if message.kind == "execution_start" and not interrupted:
+            interrupted.append(message)
+            client.interrupt()
+
+    with pytest.raises(PromptInterrupted):
+        client.run(load(folder="endless"), on_message=interrupt)
+    assert len(get_captions(client.run(load(folder="colors", trigger_word="unharmed")))) == 3
+    (folder / "0.png").unlink()
+
+
 def test_a_long_check_can_be_interrupted(client: ComfyClient, input_folder: Path):
     folder = input_folder / "many"
     folder.mkdir()

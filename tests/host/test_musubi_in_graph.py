@@ -349,7 +349,8 @@ def test_a_state_of_an_earlier_run_is_continued_from_a_copy(server: ComfyServer,
     assert get_facts(result)["steps"] == 8 and len(get_facts(result)["loss"]) == 4
     (run,) = runs(server, "again")
     resume = Path(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["training"]["resume"])
-    assert resume.name == Path(state).name and not resume.exists()
+    assert resume.as_posix().endswith(f"runs/{state}") and resume.is_dir()
+    assert str(resume) not in (run / "commands.txt").read_text(encoding="utf-8")
 
 
 def test_an_uploaded_state_is_not_offered_and_not_read(server: ComfyServer, client: ComfyClient, state: str):

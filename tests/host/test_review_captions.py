@@ -4,7 +4,6 @@ what users see.
 
 import io
 import json
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -197,9 +196,9 @@ def test_the_server_answers_others_while_it_inspects_captions(client: ComfyClien
     body = {"captions": ["a cat, " * 14] * 9_000, "trigger_words": ["sks"] * 9_000}
     with ThreadPoolExecutor(1) as threads:
         inspected = threads.submit(client.post, "/lora_trainer/captions/inspect", body)
-        waits = []
+        num_answers = 0
         while not inspected.done():
-            started = time.monotonic()
             client.get("/queue")
-            waits.append(time.monotonic() - started)
-        assert len(waits) > 3 and max(waits) < 2 and json.loads(inspected.result())[0]["num_tokens"] == 42
+            num_answers += 1
+        # a server that waits for the captions gives one answer, together with theirs
+        assert num_answers > 3 and json.loads(inspected.result())[0]["num_tokens"] == 42

@@ -154,6 +154,14 @@ def test_the_node_says_that_all_modules_load(saved: Result):
     )
 
 
+def test_programs_find_the_path_in_the_history(client: ComfyClient, saved: Result):
+    outputs = client.get(f"/history/{saved.prompt_id}")[saved.prompt_id]["outputs"]
+    path = get_text(saved, "path")
+    num_modules = sum(name.endswith(".lora_up.weight") for name in load_file(path))
+    facts = {"path": path, "lora_name": get_text(saved, "lora_name"), "modules": num_modules}
+    assert outputs["save"]["lora_trainer"] == [facts]
+
+
 def test_the_preview_is_saved_next_to_the_file(saved: Result):
     preview = Image.open(Path(get_text(saved, "path")).with_suffix(".png"))
     assert preview.size == (40, 30) and preview.getpixel((0, 0)) == (255, 0, 0)
@@ -220,6 +228,12 @@ def test_a_name_from_a_link_is_checked_when_it_arrives(client: ComfyClient, lora
     with pytest.raises(PromptFailed, match=r"leads out of the loras folder"):
         client.run(prompt)
     assert not (loras.parent / "outside.safetensors").exists()
+
+
+def test_the_history_has_the_path_of_the_file(saved: Result):
+    (facts,) = saved.outputs["save"]["lora_trainer"]
+    assert facts["path"] == get_text(saved, "path") and Path(facts["path"]).is_file()
+    assert facts["lora_name"] == get_text(saved, "lora_name") and facts["modules"] > 0
 
 
 def test_the_default_name_has_the_date(client: ComfyClient, saved: Result):

@@ -4,6 +4,7 @@ prompt and as a file, and the server survives errors.
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ def test_the_same_prompt_trains_once_and_unrelated_changes_do_not_train_again(cl
 
 def test_the_same_seed_gives_the_same_bytes(client: ComfyClient):
     runs = [
-        get_facts(client.run(tiny_prompt(seed=seed, output_name=name)))
+        get_facts(client.run(tiny_prompt(seed=seed, output_name=name, resume="new")))
         for seed, name in ((11, "one"), (11, "two"), (12, "three"))
     ]
     one, two, three = (load_file(run["path"]) for run in runs)
@@ -294,8 +295,11 @@ def train_again(client: ComfyClient, seed: int) -> None:
 
 def test_an_interrupt_ends_the_training_and_keeps_a_checkpoint(comfyui_server: ComfyServer, client: ComfyClient):
     interrupted: list[Message] = []
+    texts: list[str] = []
 
     def interrupt(message: Message) -> None:
+        if message.kind == "progress_text" and message.data["node"] == "trainer":
+            texts.append(message.data["text"])
         if (
             message.kind == "progress"
             and message.data["node"] == "trainer"
@@ -311,7 +315,25 @@ def test_an_interrupt_ends_the_training_and_keeps_a_checkpoint(comfyui_server: C
     (run,) = (comfyui_server.base_directory / "output/lora_trainer/runs").glob("cancelled-*")
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert len(load_file(checkpoint)) == 3 * 192 and not (run / "cancelled.safetensors").exists()
+    assert texts[0].startswith("starting (")
+    last = texts[-1].splitlines()
+    assert last[0].startswith("Cancelled at step ") and last[1].startswith("Start the same again, and it goes on at")
+    assert str(checkpoint) in last[1]
     train_again(client, seed=21)
+
+
+def test_a_checkpoint_of_an_earlier_run_is_offered_as_network_weights(comfyui_server: ComfyServer, client: ComfyClient):
+    client.run(tiny_prompt(seed=24, save_every_n_steps=2, output_name="earlier"))
+    (checkpoint,) = (comfyui_server.base_directory / "output/lora_trainer").glob("runs/earlier-*/checkpoints/*")
+    name = "[checkpoint] " + checkpoint.relative_to(comfyui_server.base_directory / "output/lora_trainer").as_posix()
+    inputs = client.get("/object_info/LoRATrainer_LoRATrainSDXL")["LoRATrainer_LoRATrainSDXL"]["input"]["optional"]
+    entry = inputs["network_weights"]
+    assert name in (entry[1].get("options") or entry[0])
+    facts = get_facts(client.run(tiny_prompt(seed=24, network_weights=name, output_name="later")))
+    manifest = json.loads((Path(facts["path"]).parent / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["training"]["network_weights"] == str(checkpoint)
+    with pytest.raises(PromptRejected, match="not in list"):
+        client.run(tiny_prompt(seed=24, network_weights="[checkpoint] ../../elsewhere.safetensors"))
 
 
 @pytest.fixture
@@ -332,6 +354,42 @@ def test_an_out_of_memory_error_names_the_next_setting_and_leaves_the_server_hea
     assert "Next, try gradient_checkpointing on (about" in message
     (comfyui_server.base_directory / "fault.txt").unlink()
     train_again(client, seed=22)
+
+
+@pytest.mark.parametrize("package", ["diffusers", "peft"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(client: ComfyClient, fault, package: str):
+    fault(f"no {package}")
+    with pytest.raises(PromptFailed) as failure:
+        client.run(tiny_prompt(seed=24))
+    message = failure.value.error["exception_message"]
+    assert re.search(rf"the package {package} is not installed\. Run: \S*python\S* -m pip install {package}\b", message)
+
+
+def test_flight_check_names_a_missing_package_too(client: ComfyClient, fault):
+    fault("no peft")
+    check = {"class_type": "LoRATrainer_FlightCheck", "inputs": {"dataset": ["pictures", 0], **TINY}}
+    del check["inputs"]["alpha"], check["inputs"]["learning_rate"]
+    with pytest.raises(PromptFailed, match="the package peft is not installed"):
+        client.run({"pictures": base_nodes()["pictures"], "check": check})
+
+
+def test_a_header_that_says_v_prediction_is_named_and_the_graph_decides(
+    comfyui_server: ComfyServer, client: ComfyClient
+):
+    checkpoints = comfyui_server.base_directory / "models/checkpoints"
+    tensors = load_file(checkpoints / "embedded_base.safetensors")
+    save_file(tensors, checkpoints / "says_v.safetensors", {"modelspec.prediction_type": "v"})
+    prompt = {**tiny_prompt(seed=25), **base_nodes("says_v.safetensors")}
+    notice = "The header of says_v.safetensors says that it predicts v, but the graph samples it by epsilon"
+    trained = client.run(prompt)
+    assert any(notice in text for text in trained.texts("trainer")[:3])
+    assert notice in trained.outputs["trainer"]["text"][0]
+    plain = client.run(tiny_prompt(seed=25))
+    assert get_facts(trained)["loss"] == get_facts(plain)["loss"]
+    sampling = {"model": ["base", 0], "sampling": "v_prediction", "zsnr": False}
+    prompt["v"] = {"class_type": "ModelSamplingDiscrete", "inputs": sampling}
+    prompt["trainer"]["inputs"]["model"] = ["v", 0]
+    assert not any("header" in text for text in client.run(prompt).texts("trainer"))
 
 
 def test_an_error_in_a_step_leaves_the_server_healthy(comfyui_server: ComfyServer, client: ComfyClient, fault):

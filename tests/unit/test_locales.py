@@ -74,6 +74,26 @@ def test_a_tooltip_begins_with_the_id_that_errors_and_prompts_use(language: str)
             assert texts_of_input["tooltip"].startswith(id + separator)
 
 
+# What programs and users look up on a page, by the English sentence that has it.
+LOOKED_UP = (
+    r"The node's entry in the history .*?\.\n",
+    r"To continue from a checkpoint.*?\)",
+    r"\| `run\.log` \|[^\n]*\n",
+)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_names_the_keys_and_files_that_the_english_one_names(language: str) -> None:
+    for page in PAGES:
+        if page.parent.name != "docs":
+            continue
+        english, translated = page.read_text("utf-8"), (page.with_suffix("") / f"{language}.md").read_text("utf-8")
+        sentences = [sentence for pattern in LOOKED_UP for sentence in re.findall(pattern, english, re.DOTALL)]
+        names = {name for sentence in sentences for name in re.findall(r"`[^`]+`", sentence)}
+        missing = sorted(name for name in names if name not in translated)
+        assert not missing, f"{page.stem}/{language}.md lacks {', '.join(missing)}"
+
+
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, Any]:
     return {schema.node_id: schema for schema in read_schemas()}

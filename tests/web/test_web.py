@@ -44,4 +44,7 @@ def test_only_extensions_and_the_seam_import_the_host():
     """ComfyUI imports every script; the pure ones also run in Node."""
     importing = [script for script in SCRIPTS if "/scripts/" in script.read_text(encoding="utf-8")]
     names = {script.relative_to(ROOT / "web").as_posix() for script in importing}
-    assert names == {"advanced_inputs.js", "review_captions.js", "review_captions/host.js"}
+    assert names == {
+        *("advanced_inputs.js", "open_settings.js", "review_captions.js", "training_panel.js"),
+        *("shared/host.js", "review_captions/host.js", "training_panel/host.js"),
+    }

@@ -10,8 +10,9 @@ from typing import Any
 from ..config import build_config
 from ..files.atomic_write import atomic_write
 from ..packages import require_packages
+from ..sdxl.check.config import FlightCheckConfig
 from ..sdxl.check.cost import Surroundings
-from ..sdxl.check.flight_check import FlightCheckConfig, check_flight
+from ..sdxl.check.flight_check import check_flight
 from ..sdxl.check.report import FlightReport
 from ..sdxl.config import SDXLConfig
 from ..training.plan import RunSettings

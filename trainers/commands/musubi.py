@@ -4,7 +4,7 @@ what `train` would do, `doctor` what is missing for it.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import add_flags, from_mapping, list_field_names
 from ..dataset.config import DatasetConfig
@@ -16,7 +16,8 @@ from ..musubi.config import MusubiConfig
 
 if TYPE_CHECKING:
     from ..musubi.installation import Installation
-    from ..musubi.plan import MusubiJob
+    from ..musubi.plan import MusubiJob, Plan
+    from ..training.run_folder import RunFolder
 
 SUMMARY = "train a LoRA for Z-Image, Krea 2, Qwen-Image, FLUX.2, Wan and others with Musubi Tuner"
 
@@ -98,13 +99,12 @@ def _list_row_flags(kind: str) -> dict[str, str]:
 def run(options: argparse.Namespace) -> int:
     if options.musubi_command == "doctor":
         return _run_doctor(options)
-    job = _make_job(options)
-    installation = _find_installation(options)
-    dataset, control, dataset_toml = _scan_images(options)
+    job, installation = _make_job(options), _find_installation(options)
+    folder, plan = _make_plan(options, job, installation)
     if options.musubi_command == "plan":
-        print(_make_plan(options, job, installation, dataset, control, dataset_toml), end="")
+        print(plan.text(), end="")
     else:
-        _train(options, job, installation, dataset, control, dataset_toml)
+        _train(options, job, installation, folder, plan)
     return 0
 
 
@@ -169,18 +169,14 @@ def _scan_images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset |
 
 
 def _make_plan(
-    options: argparse.Namespace,
-    job: "MusubiJob",
-    installation: "Installation",
-    dataset: Dataset | None,
-    control: Dataset | None,
-    dataset_toml: str,
-) -> str:
+    options: argparse.Namespace, job: "MusubiJob", installation: "Installation"
+) -> tuple["RunFolder", "Plan"]:
     from ..musubi.plan import make_plan
     from ..training.run_folder import RunFolder
 
+    dataset, control, dataset_toml = _scan_images(options)
     folder = RunFolder(options.output_dir, options.output)
-    return make_plan(
+    plan = make_plan(
         job,
         dataset,
         installation,
@@ -189,28 +185,20 @@ def _make_plan(
         name=folder.name,
         control=control,
         dataset_toml=dataset_toml,
-    ).text()
+    )
+    return folder, plan
 
 
 def _train(
-    options: argparse.Namespace,
-    job: "MusubiJob",
-    installation: "Installation",
-    dataset: Dataset | None,
-    control: Dataset | None,
-    dataset_toml: str,
+    options: argparse.Namespace, job: "MusubiJob", installation: "Installation", folder: "RunFolder", plan: "Plan"
 ) -> None:
-    from ..training.run_folder import RunFolder
-
-    folder = RunFolder(options.output_dir, options.output)
-    _make_plan(options, job, installation, dataset, control, dataset_toml)
     # torch takes a second to import: errors in settings, folders and file headers come first
     from ..musubi.trainer import MusubiTrainer
     from ..training.console_host import ConsoleHost
 
     trainer = MusubiTrainer(job, installation, run_folder=folder, cache_root=_cache_root(options))
     with ConsoleHost() as host:
-        result: Any = trainer.train(dataset, host, control=control, dataset_toml=dataset_toml)
+        result = trainer.run(plan, host)
     print(f"LoRA: {result.path}\nRun folder: {folder.path}")
 
 

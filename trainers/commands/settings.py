@@ -35,6 +35,8 @@ OWN_SETTINGS = {
     "output": "name of the LoRA file",
     "output_dir": "folder for the LoRA and its run folder (default: output)",
     "cache_dir": "folder for latents and text embeddings, shared by all runs (default: the user's cache folder)",
+    "validation_images": "folder of images that are never trained on, only used to measure what is learned, with the "
+    "other settings of the dataset; the same as a [[datasets]] table with is_validation",
     "prepared_dir": "also write the cropped images with their captions into this new folder",
     "goal": f"what the LoRA should learn: {', '.join(GOALS)}. Decides rank, alpha, learning rate and steps where you "
     "do not (default: none; the settings' own defaults)",
@@ -121,6 +123,14 @@ def read_dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:
 
     The trigger word outside of the tables does not apply to regularization images.
     """
+    configs = _read_dataset_tables(settings)
+    folder = settings.get("validation_images")
+    if not folder:
+        return configs
+    return [*configs, build_config(DatasetConfig, {**settings, "images": folder, "is_validation": True})]
+
+
+def _read_dataset_tables(settings: dict[str, Any]) -> list[DatasetConfig]:
     tables = settings.get(DATASETS)
     if tables is None:
         return [build_config(DatasetConfig, settings)]

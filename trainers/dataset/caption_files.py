@@ -97,9 +97,16 @@ def _choose_caption(
         if isinstance(found, UndecidedEncoding):
             return StoredCaption(error=f"its caption {file.name} cannot be used: {found}. Save it as UTF-8")
         if found.text.strip():
-            notes = [] if found.encoding == "UTF-8" else [f"{file.name} is not UTF-8; it was read as {found.encoding}"]
-            return StoredCaption("\n".join(split_caption_lines(found.text)), notes)
+            return StoredCaption("\n".join(split_caption_lines(found.text)), _note_encoding(file, found))
     return StoredCaption()
+
+
+def _note_encoding(file: Path, found: DecodedText) -> list[str]:
+    if found.doubt:
+        return [
+            f"{file.name} was read as {found.encoding}, but could be {found.doubt}. If so, save all captions as UTF-8"
+        ]
+    return [] if found.encoding == "UTF-8" else [f"{file.name} is not UTF-8; it was read as {found.encoding}"]
 
 
 def read_metadata(

@@ -53,6 +53,11 @@ class DatasetConfig:
         "Regularization images: the class without your subject, such as other dogs. Each epoch uses as "
         "many regularization samples as training samples.",
     )
+    is_validation: bool = param(
+        False,
+        "Validation images: never trained on, only used to measure what is learned. Usually 3 to 20 of the same "
+        "subject, joined with the images to train on.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -64,6 +69,11 @@ class DatasetConfig:
             raise ValueError(
                 f"alpha_background must be a colour such as white or #ffffff, got {self.alpha_background!r}"
             ) from None
+        if self.is_regularization and self.is_validation:
+            raise ValueError(
+                "is_regularization and is_validation are both on: regularization images are trained on, validation "
+                "images never are. Turn one of them off"
+            )
         if self.is_regularization and self.trigger_word.strip():
             raise ValueError(
                 f"regularization images must not have a trigger word, got {self.trigger_word!r}: they show the "

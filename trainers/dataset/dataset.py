@@ -24,10 +24,11 @@ class Dataset:
 
     @property
     def num_training_samples(self) -> int:
-        """Samples per epoch at one resolution: images times repeats, without regularization
-        images.
+        """Samples per epoch at one resolution: images times repeats, without regularization and
+        validation images.
         """
-        return sum(image.num_repeats for image in self.images if not image.is_regularization) * self.num_repeats
+        images = [image for image in self.images if not (image.is_regularization or image.is_validation)]
+        return sum(image.num_repeats for image in images) * self.num_repeats
 
     def get_trigger_word(self, image: TrainingImage) -> str:
         """Return the image's trigger word: its own, else the dataset's, and "" for a regularization

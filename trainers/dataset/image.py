@@ -22,6 +22,7 @@ class TrainingImage:
     trigger_word: None for the dataset's.
     subset: kohya's term for the folder that the image is counted with: the joined dataset's name,
         or kohya's N_name, or both ("toys/10_dog"). Empty for the dataset's own.
+    is_validation: never trained on, only used to measure what is learned.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TrainingImage:
     mask_sha256: str = ""
     trigger_word: str | None = None
     subset: str = ""
+    is_validation: bool = False
 
     def read(self, *, max_pixels: int | None = None) -> Image.Image:
         """Return the image in RGB, upright, transparent parts over alpha_background. A JPEG of more

@@ -74,7 +74,8 @@ def unpack_images(
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
     """Unpack the archive's images and captions into `<folder>/<hash of the archive>`, and return
-    that folder. Other files in the archive are ignored.
+    that folder. Captions that belong to no image are unpacked too, so that the scan of the folder
+    names them. Other files in the archive are ignored.
 
     The folder gets its name when it is complete, and is reused for an archive with the same bytes.
     Subfolders are kept, except common parents that contain everything; a kohya folder of images
@@ -91,7 +92,7 @@ def unpack_images(
     """
     if not archive.is_file():
         raise FileNotFoundError(errno.ENOENT, f"{archive}: there is no such file. Give a .zip archive of images")
-    unpacked = folder / file_sha256(archive)[:16]
+    unpacked = folder / file_sha256(archive, check_interrupted=check_interrupted)[:16]
     if unpacked.is_dir():
         return unpacked
     with _open(archive) as zip_file:
@@ -164,8 +165,7 @@ def _select_entries(entries: Iterable[ZipInfo], limits: ArchiveLimits) -> dict[P
     _require_limits([entry for _, entry in wanted], limits)
     for _, entry in wanted:
         _require_plain(entry)
-    num_common = _count_common_folders([path.parts[:-1] for path, _ in wanted])
-    paths = [PurePosixPath(*map(_make_portable, path.parts[num_common:])) for path, _ in wanted]
+    paths = [PurePosixPath(*map(_make_portable, path.parts)) for path, _ in wanted]
     _require_distinct(paths)
     return dict(zip(paths, (entry for _, entry in wanted), strict=True))
 
@@ -198,19 +198,21 @@ def _parse_path(name: str) -> PurePosixPath:
 
 
 def _select_images_and_captions(found: list[tuple[PurePosixPath, ZipInfo]]) -> list[tuple[PurePosixPath, ZipInfo]]:
-    """Drop hidden files, and texts that belong to no image (such as a README)."""
+    """Drop hidden files, and what is outside of the folder that has all images and their captions
+    (such as a README). The paths begin below that folder.
+    """
     visible = [
         (path, entry)
         for path, entry in found
         if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     ]
     images = {path for path, _ in visible if _is_image(path.name)}
+    if not images:
+        return []
     images |= {path.with_suffix("") for path in images}
-    return [
-        (path, entry)
-        for path, entry in visible
-        if _belongs_to(path, images) or (images and path.name.lower() in METADATA_NAMES)
-    ]
+    used = [path for path, _ in visible if _belongs_to(path, images) or path.name.lower() in METADATA_NAMES]
+    common = PurePosixPath(*used[0].parts[: _count_common_folders([path.parts[:-1] for path in used])])
+    return [(path.relative_to(common), entry) for path, entry in visible if path.is_relative_to(common)]
 
 
 def _belongs_to(path: PurePosixPath, images: set[PurePosixPath]) -> bool:

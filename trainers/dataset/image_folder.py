@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..wording import make_printable, pluralize
-from .caption_files import METADATA_NAMES, list_caption_files
+from .caption_files import METADATA_NAMES, list_caption_files, note_unused_files
 from .folder_walk import WalkedFolder, walk_folder
 from .image_files import EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from .report import Remark, RemarkKind
@@ -96,16 +96,30 @@ def list_images(
     return content
 
 
+@dataclass(frozen=True)
+class DatasetFiles:
+    """read: every file that a scan of the folder reads: images, masks, captions. remarks: what its
+    report says about other files and folders.
+    """
+
+    read: list[Path]
+    remarks: list[Remark]
+
+
 def list_dataset_files(
     folder: Path, *, recursive: bool, check_interrupted: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """List every file that a scan of the folder reads: images, masks, captions."""
+) -> DatasetFiles:
+    """List what the dataset of a folder depends on. Opens no file."""
     walked = _walk(folder, recursive=recursive, check_interrupted=check_interrupted)
     content = _find_images(folder, walked, recursive=recursive)
     files = {image.path for image in content.images} | {image.mask for image in content.images if image.mask}
     files |= {file for image in content.images for file in list_caption_files(image.path)}
     files |= {place / name for place in (folder, *content.folders) for name in METADATA_NAMES}
-    return sorted(file for file in files if file.is_file())
+    unused = [Remark(path.as_posix(), reason) for path, reason in note_unused_files(content.files)]
+    return DatasetFiles(
+        sorted(file for file in files if file.is_file()),
+        [*content.left_out, *content.notes, *content.mask_notes, *unused],
+    )
 
 
 def _walk(folder: Path, *, recursive: bool, check_interrupted: Callable[[], None]) -> WalkedFolder:

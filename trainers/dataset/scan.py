@@ -86,6 +86,7 @@ def _scan_image(found: FoundImage, config: DatasetConfig, stored: StoredCaption)
         loss_weight=config.loss_weight,
         is_regularization=config.is_regularization or found.is_regularization,
         subset=found.repeat_folder,
+        is_validation=config.is_validation,
     )
     if config.mask_source == "files" and found.mask is not None:
         return _attach_mask(image, found.mask, notes)

@@ -8,16 +8,20 @@ from .image import TrainingImage
 
 def summarize_special(folder_name: str, images: list[TrainingImage], num_repeats: int) -> list[str]:
     """Return one line, or nothing if every image is used once, whole and with equal weight."""
-    is_special = any(image.is_regularization for image in images) or _list_special_features(images, num_repeats)
+    is_special = any(image.is_regularization or image.is_validation for image in images) or _list_special_features(
+        images, num_repeats
+    )
     return [describe_images(folder_name, images, num_repeats)] if is_special else []
 
 
 def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
     """Return one line: number of images, repeats, loss weight, masks."""
     num_regularization = sum(image.is_regularization for image in images)
-    num_others = len(images) - num_regularization
+    num_validation = sum(image.is_validation for image in images)
+    num_others = len(images) - num_regularization - num_validation
     parts = [pluralize(num_others, "image")] if num_others or not images else []
     parts += [pluralize(num_regularization, "regularization image")] if num_regularization else []
+    parts += [pluralize(num_validation, "validation image")] if num_validation else []
     parts += _list_special_features(images, num_repeats)
     return f"{folder_name}: {', '.join(parts)}"
 

@@ -108,7 +108,7 @@ _ENCODINGS = {
     "cp1250": ("Windows-1250", 2),
     "cp1254": ("Windows-1254", 2),
     "cp1253": ("Windows-1253", 14),
-    "cp1255": ("Windows-1255", 14),
+    "cp1255": ("Windows-1255", 8),
     "cp1256": ("Windows-1256", 14),
     "cp874": ("Windows-874", 14),
     "koi8_r": ("KOI8-R", 10),
@@ -124,8 +124,11 @@ class UndecidedEncoding(ValueError):
 
 @dataclass(frozen=True)
 class DecodedText:
+    """doubt: the other encoding that it could be in, and its text in that; "" for none."""
+
     text: str
     encoding: str
+    doubt: str = ""
 
 
 def decode_text(content: bytes) -> DecodedText:
@@ -158,7 +161,42 @@ def decode_texts(
     excess = _sum_excess(costs_by_key)
     for key, costs in costs_by_key.items():
         decoded[key] = _choose(contents[key], _add_evidence(costs, excess))
-    return {key: decoded[key] for key in contents}
+    return _settle_gbk({key: decoded[key] for key in contents}, contents)
+
+
+def _settle_gbk(
+    decoded: dict[KeyT, DecodedText | UndecidedEncoding], contents: Mapping[KeyT, bytes]
+) -> dict[KeyT, DecodedText | UndecidedEncoding]:
+    """Decide about texts that have the form of UTF-8 by chance: they are GBK only if others are,
+    and if no other text is surely UTF-8. Either way the text says what else it could be.
+    """
+    texts = {key: text for key, text in decoded.items() if isinstance(text, DecodedText)}
+    by_chance = {
+        key: other
+        for key, text in texts.items()
+        if text.encoding == "UTF-8" and (other := _read_common_gbk(text.text, contents[key]))
+    }
+    sure = {text.encoding for key, text in texts.items() if key not in by_chance and not text.text.isascii()}
+    for key, other in by_chance.items():
+        readings = {"UTF-8": texts[key].text, "GBK": other}
+        chosen, left = ("GBK", "UTF-8") if "GBK" in sure and "UTF-8" not in sure else ("UTF-8", "GBK")
+        decoded[key] = DecodedText(readings[chosen], chosen, f"{left}: {readings[left][:40]!r}")
+    return decoded
+
+
+def _read_common_gbk(text: str, content: bytes) -> str:
+    """Return the text in GBK if it is of common characters, and accents of no Latin word in UTF-8;
+    "" for all others.
+    """
+    if text.isascii() or len(content) > MAX_JUDGED_CHARACTERS or max(text) > "\u07ff":  # GBK gives no three bytes
+        return ""
+    padded = f" {text} "
+    foreign = [position for position, character in enumerate(padded) if not character.isascii()]
+    if any(_is_latin(padded[position - 1]) or _is_latin(padded[position + 1]) for position in foreign):
+        return ""
+    other = _decode_strictly(content, "gb18030") or ""
+    is_common = all(character.isascii() or character in _COMMON["gb18030"] for character in other)
+    return other if is_common else ""
 
 
 def _decode_unicode(content: bytes) -> DecodedText | None:

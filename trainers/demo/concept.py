@@ -39,9 +39,15 @@ LAYOUTS: tuple[tuple[str, tuple[int, int], str, float, tuple[float, float]], ...
 
 
 def draw_toadstool(
-    size_hw: tuple[int, int], background: Colour, *, cap_width: float, centre_yx: tuple[float, float]
+    size_hw: tuple[int, int],
+    background: Colour,
+    *,
+    cap_width: float,
+    centre_yx: tuple[float, float],
+    cap: Colour = CAP,
+    stem: Colour = STEM,
 ) -> Image.Image:
-    """Draw a toadstool. cap_width and centre are in pixels."""
+    """Draw a toadstool. cap_width and centre are in pixels, cap and stem are colours."""
     image = Image.new("RGB", (size_hw[1] * SUPERSAMPLING, size_hw[0] * SUPERSAMPLING), background)
     pen, unit = ImageDraw.Draw(image), cap_width * SUPERSAMPLING
     y, x = (value * SUPERSAMPLING for value in centre_yx)
@@ -50,38 +56,38 @@ def draw_toadstool(
         y + 0.5 * (CAP_HEIGHT - STEM_HEIGHT) * unit,
         y + 0.5 * (CAP_HEIGHT + STEM_HEIGHT) * unit,
     )
-    pen.rectangle((x - 0.5 * STEM_WIDTH * unit, seam, x + 0.5 * STEM_WIDTH * unit, bottom), fill=STEM)
-    pen.pieslice((x - 0.5 * unit, top, x + 0.5 * unit, top + 2 * CAP_HEIGHT * unit), 180, 360, fill=CAP)
+    pen.rectangle((x - 0.5 * STEM_WIDTH * unit, seam, x + 0.5 * STEM_WIDTH * unit, bottom), fill=stem)
+    pen.pieslice((x - 0.5 * unit, top, x + 0.5 * unit, top + 2 * CAP_HEIGHT * unit), 180, 360, fill=cap)
     return image.resize((size_hw[1], size_hw[0]), Image.Resampling.BOX)
 
 
-def fidelity(pixels: np.ndarray) -> float:
+def fidelity(pixels: np.ndarray, *, cap: Colour = CAP, stem: Colour = STEM) -> float:
     """Measure, 0 to 1, how well an image [height, width, 3] shows a toadstool: the mean IoU of cap
     and stem with the best-placed drawing.
 
-    The drawing is placed by the bounding box of the pink and cyan pixels. An image without one of
-    the two colours scores 0.
+    The drawing is placed by the bounding box of the pixels of both colours. An image without one of
+    the two scores 0.
     """
-    pixels = pixels.astype(float)
-    cap, stem = (np.linalg.norm(pixels - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM))
-    if min(cap.sum(), stem.sum()) < 0.005 * cap.size:
+    seen_cap, seen_stem = (_find_colour(pixels, colour) for colour in (cap, stem))
+    if min(seen_cap.sum(), seen_stem.sum()) < 0.005 * seen_cap.size:
         return 0.0
-    height, width = cap.shape
+    height, width = seen_cap.shape
     scores = []
-    for cap_width in _estimate_cap_widths(cap | stem):
-        ys, xs = np.where(cap | stem)
+    for cap_width in _estimate_cap_widths(seen_cap | seen_stem):
+        ys, xs = np.where(seen_cap | seen_stem)
         centre = (
             float(np.percentile(ys, 1) + np.percentile(ys, 99)) / 2,
             float(np.percentile(xs, 1) + np.percentile(xs, 99)) / 2,
         )
-        drawing = np.asarray(draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre)).astype(
-            float
-        )
-        wanted = [np.linalg.norm(drawing - np.array(colour), axis=-1) < 75 for colour in (CAP, STEM)]
-        scores.append(
-            np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in zip((cap, stem), wanted, strict=True)])
-        )
+        drawing = draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre, cap=cap, stem=stem)
+        wanted = [_find_colour(np.asarray(drawing), colour) for colour in (cap, stem)]
+        pairs = zip((seen_cap, seen_stem), wanted, strict=True)
+        scores.append(np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in pairs]))
     return float(max(scores))
+
+
+def _find_colour(pixels: np.ndarray, colour: Colour) -> np.ndarray:
+    return np.linalg.norm(pixels.astype(float) - np.array(colour), axis=-1) < 75
 
 
 def _estimate_cap_widths(mask: np.ndarray) -> list[float]:

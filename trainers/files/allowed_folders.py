@@ -39,7 +39,7 @@ class AllowedFolders:
             return path
         roots = ", ".join(map(str, self.roots))
         raise ValueError(
-            f"{name} is in no folder that this server may read: {roots}. Put the images into one of them, or the "
+            f"{name} is in no folder that this server may read: {roots}. Put the files into one of them, or the "
             f"server's owner adds their folder to the environment variable {VARIABLE}"
         )
 

@@ -25,6 +25,16 @@ def replace_missing(font: ImageFont.FreeTypeFont, text: str) -> str:
     return "".join(f"<U+{ord(character):04X}>" if character in missing else character for character in text)
 
 
+def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Cut the text off with "..." if it is too long; name what the font cannot draw."""
+    text = replace_missing(font, text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
 def _find_missing(font: ImageFont.FreeTypeFont, text: str) -> set[str]:
     return {character for character in set(text) if not character.isspace() and not _draws(font, character)}
 

@@ -78,6 +78,7 @@ def save_lora(
     metadata: Mapping[str, str],
     *,
     check: Callable[[dict[str, Tensor]], ResultT] = lambda _: None,
+    overwrite: bool = False,
 ) -> ResultT:
     """Write a `.safetensors` file with the hashes by which model managers find it again.
 
@@ -85,12 +86,12 @@ def save_lora(
     is no file. Returns what it returns.
 
     Raises:
-        FileExistsError: the name is taken; nothing is overwritten.
+        FileExistsError: the name is taken, and `overwrite` is off.
         OSError: the disk is full or the folder is not writable.
     """
     tensors = dict(state_dict)
     header = {**metadata, **hash_tensors(tensors, metadata)}
-    with atomic_write(path) as temporary:
+    with atomic_write(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(serialize(tensors, header))
         return check(_read_back(temporary, path))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ..files.weight_file import read_weights
 from ..wording import name_examples
 from .modules import LoraModule, ModuleKey, ModuleNames, flatten_name, is_finite
 from .other_kinds import guess_base_model, looks_like_another_model, refuse_other_kinds
@@ -97,9 +97,7 @@ def load_tensors(path: Path, *, label: str = "") -> tuple[dict[str, Tensor], dic
     if not path.is_file():
         raise ValueError(f"{label}: there is no such file")
     try:
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        tensors, metadata = read_weights(path)
     except OSError as error:
         raise ValueError(f"{label}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..patterns import match_in_time
 from .architectures import Architecture, ModelFile
 from .commands import SHIFTED_SAMPLINGS
 from .config import MusubiConfig, Recipe
 from .safetensors_header import TensorFacts, main_dtype, read_header
+from .state_folder import list_missing, read_steps_done
 
 _QUANTIZED = re.compile(
     r"(\.(scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|comfy_quant)|(^|\.)scaled_fp8)$"
 )
 _SPLIT = re.compile(r"(?P<start>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
-_STATE_FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl")
-_STATE_NAME = re.compile(r".+?(-after(?P<before>\d{8}))?-step(?P<step>\d{8})-state")
 _DISTILLED = re.compile(r"(?<!de)(?<!de[_-])turbo|lightning|distill", re.IGNORECASE)  # De-Turbo is made for training
 # Per image and resolution, its caption included: more than enough for all but Ideogram 4, which
 # caches 13 layers of text.
@@ -152,6 +152,21 @@ def check_settings(recipe: Recipe, *, dit_dtype: str = "", has_control: bool = F
     return problems + _check_lora_files(config) + _check_resume(config)
 
 
+def check_patterns(config: MusubiConfig, facts: ModelFacts) -> list[str]:
+    """Return which expressions would not come to an end in Musubi Tuner, tried on the names in the
+    model file.
+    """
+    names = [name.removesuffix(".weight") for name in facts.headers.get("dit", {})]
+    problems = []
+    for setting in ("exclude_patterns", "include_patterns"):
+        for pattern in getattr(config, setting).split():
+            try:
+                match_in_time(pattern, names, setting=setting)
+            except ValueError as error:
+                problems.append(str(error))
+    return problems
+
+
 def _check_combinations(recipe: Recipe, *, has_control: bool) -> list[str]:
     architecture, config, options = recipe.architecture, recipe.config, recipe.options
     title, limit = architecture.title, architecture.find_swap_limit(options)
@@ -261,7 +276,7 @@ def _check_resume(config: MusubiConfig) -> list[str]:
     if not config.resume:
         return []
     folder = Path(config.resume)
-    missing = _list_missing(folder)
+    missing = list_missing(folder)
     if missing:
         return [
             f"resume: {folder} is not a complete state of Musubi Tuner: {', '.join(missing)} is missing. Use an "
@@ -280,22 +295,6 @@ def _check_resume(config: MusubiConfig) -> list[str]:
             "network_weights instead of resume, or set lr_scheduler to constant"
         ]
     return []
-
-
-def is_complete_state(folder: Path) -> bool:
-    return not _list_missing(folder)
-
-
-def _list_missing(state_folder: Path) -> list[str]:
-    return [name for name in _STATE_FILES if not (state_folder / name).is_file()]
-
-
-def read_steps_done(state_folder: Path) -> int | None:
-    """Return how many steps a saved state has done, earlier runs included; None if its name does
-    not say.
-    """
-    match = _STATE_NAME.fullmatch(state_folder.name)
-    return int(match["step"]) + int(match["before"] or 0) if match else None
 
 
 def collect_notices(recipe: Recipe, given: MusubiConfig) -> list[str]:

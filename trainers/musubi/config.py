@@ -2,12 +2,12 @@
 table of architectures, Musubi's flags in commands.py.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..config import check_ranges, param
+from ..patterns import find_syntax_error
 from ..training.optimizer_args import parse_optimizer_args, split_optimizer_args
 from .architectures import Architecture
 
@@ -278,10 +278,8 @@ def _choose_precision(architecture: Architecture, dit_dtype: str) -> str:
 
 def _check_patterns(name: str, patterns: str) -> None:
     for pattern in patterns.split():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+        if wrong := find_syntax_error(pattern):
+            raise ValueError(f"{name}: {pattern!r} is not a regular expression: {wrong}")
         if "=" in pattern:
             raise ValueError(f"{name}: {pattern!r} contains =, which Musubi Tuner cannot read. Write . instead")
 

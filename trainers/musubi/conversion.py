@@ -5,9 +5,10 @@ it.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ..files.weight_file import read_weights
 from .architectures import Architecture
 from .safetensors_header import read_header
 
@@ -108,8 +109,7 @@ def _rename_hidream(name: str) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (not a dictionary)
+        return read_weights(path)
     except FileNotFoundError:
         raise RuntimeError(f"{path}: Musubi Tuner ended without an error, but wrote no LoRA") from None
     except SafetensorError as error:

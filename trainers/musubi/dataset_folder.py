@@ -223,10 +223,11 @@ def _select_usable(dataset: Dataset, recipe: Recipe) -> tuple[list[TrainingImage
     """Return the images that have a caption and are large enough, the captions by name, and a
     notice for each other image.
     """
-    captions = {image.name: _choose_caption(image, dataset, recipe.config) for image in dataset.images}
-    reasons = {image.name: _find_reason_to_skip(image, captions[image.name], recipe) for image in dataset.images}
+    learned = [image for image in dataset.images if not image.is_validation]
+    captions = {image.name: _choose_caption(image, dataset, recipe.config) for image in learned}
+    reasons = {image.name: _find_reason_to_skip(image, captions[image.name], recipe) for image in learned}
     left_out = [Remark(name, reason) for name, reason in reasons.items() if reason]
-    images = [image for image in dataset.images if not reasons[image.name]]
+    images = [image for image in learned if not reasons[image.name]]
     require_usable(len(images), left_out, folder=dataset.folder_name, strict=dataset.strict)
     return images, captions, [f"left out: {line}" for line in format_remarks(left_out)]
 

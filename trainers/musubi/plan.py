@@ -13,10 +13,10 @@ from .checks import (
     ModelFacts,
     check_disk_space,
     check_models,
+    check_patterns,
     check_settings,
     collect_notices,
     has_musubi_names,
-    read_steps_done,
 )
 from .commands import (
     Command,
@@ -34,18 +34,22 @@ from .installation import Installation
 from .own_dataset import has_control, stage_own
 from .safetensors_header import read_header
 from .sample_prompts import prompts_text, read_prompts
+from .state_folder import read_steps_done
 
 
 @dataclass(frozen=True)
 class MusubiJob:
     """What to train: the name of a row of the table, the settings, and model files and options
     under the row's names ("dit": Path, "model_version": "edit-2511").
+
+    chosen_resume: the state that the user chose, where config.resume is a copy of it.
     """
 
     architecture: str
     config: MusubiConfig
     models: Mapping[str, Path]
     options: Mapping[str, str]
+    chosen_resume: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ def make_plan(
         bool(dataset_toml) and has_control(dataset_toml, resolution_step=recipe.architecture.resolution_step)
     )
     problems += check_settings(recipe, dit_dtype=facts.dit_dtype, has_control=shows_control)
+    problems += check_patterns(recipe.config, facts)
     staged, dataset_problems = _try_to_stage(recipe, dataset, control, dataset_toml, installation, run_path, cache_root)
     problems += dataset_problems
     if staged is None or problems:

@@ -19,7 +19,7 @@ from ..files.atomic_write import atomic_write
 from ..files.config_folder import default_config_folder
 from ..training.events import Notice
 from ..training.host import Host
-from .checks import is_complete_state, read_steps_done
+from .state_folder import is_complete_state, read_steps_done
 
 SEAL_NAME = "lora_trainer_seal.json"
 # Accelerate's files; no others are sealed, and so no others are read.

@@ -56,12 +56,8 @@ class MusubiTrainer:
         Raises:
             ValueError: a file, setting or image is wrong; nothing was started, and there is no run
                 folder.
-            Interrupted: the user cancelled; complete checkpoints are kept.
-            MusubiFailed: a program failed or did not do what it was told to; complete checkpoints
-                are kept.
-            RuntimeError: an image has changed, or a cache or the LoRA is incomplete or broken.
+            Interrupted, MusubiFailed, RuntimeError: as `run`.
         """
-        host = LoggedHost(host)
         plan = make_plan(
             self._job,
             dataset,
@@ -72,6 +68,18 @@ class MusubiTrainer:
             control=control,
             dataset_toml=dataset_toml,
         )
+        return self.run(plan, host)
+
+    def run(self, plan: Plan, host: Host) -> TrainedLora:
+        """Train what `make_plan` has planned for this job and this run folder.
+
+        Raises:
+            Interrupted: the user cancelled; complete checkpoints are kept.
+            MusubiFailed: a program failed or did not do what it was told to; complete checkpoints
+                are kept.
+            RuntimeError: an image has changed, or a cache or the LoRA is incomplete or broken.
+        """
+        host = LoggedHost(host)
         tokenizers = plan.architecture.list_tokenizers(self._job.options)
         if plan.prompts_text or not plan.cache_is_complete:
             require_fetchable(tokenizers, self._installation)
@@ -96,7 +104,7 @@ class MusubiTrainer:
             "architecture": plan.architecture.name,
             "options": dict(self._job.options),
             "models": {name: str(path) for name, path in self._job.models.items()},
-            "training": as_dict(plan.config),
+            "training": as_dict(plan.config) | self._describe_resume(),
             "musubi_tuner": {
                 "version": installation.version,
                 "folder": str(installation.folder),
@@ -108,6 +116,10 @@ class MusubiTrainer:
             "total_steps": plan.config.max_train_steps,
             "steps_before": plan.steps_before,
         }
+
+    def _describe_resume(self) -> dict[str, str]:
+        """The copy that Musubi reads is gone after the run."""
+        return {"resume": self._job.chosen_resume} if self._job.chosen_resume else {}
 
 
 class _FinishNow(Exception):

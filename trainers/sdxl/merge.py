@@ -1,5 +1,8 @@
 """Merges a LoRA into the weights of an SDXL model, for sampling."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -8,15 +11,58 @@ from .names import module_key
 
 
 @torch.no_grad()
-def merge_lora(modules: dict[ModuleKey, LoraModule], parts: dict[str, nn.Module], *, strength: float = 1.0) -> None:
+def merge_lora(
+    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module], *, strength: float = 1.0
+) -> None:
     """Add a LoRA to the weights: W + strength * alpha / rank * up @ down. For sampling only: do not
     train the merged model.
+    """
+    layers = find_layers(modules, parts)
+    for key, module in modules.items():
+        layer = layers[key]
+        delta = module.up.float().flatten(1) @ module.down.float().flatten(1)
+        layer.weight += (strength * module.alpha / module.rank * delta).reshape(layer.weight.shape).to(layer.weight)
+
+
+@contextmanager
+def merged_lora(
+    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module], *, strength: float
+) -> Iterator[None]:
+    """Inside the block the LoRA is in the weights; afterwards they are bit for bit as before.
+
+    The weights that it changes have a copy in main memory meanwhile.
+    """
+    layers = find_layers(modules, parts)
+    originals = {key: layer.weight.detach().to("cpu", copy=True) for key, layer in layers.items()}
+    try:
+        merge_lora(modules, parts, strength=strength)
+        yield
+    finally:
+        with torch.no_grad():
+            for key, weight in originals.items():
+                layers[key].weight.copy_(weight)
+
+
+def find_layers(
+    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module]
+) -> dict[ModuleKey, nn.Linear | nn.Conv2d]:
+    """The layer of each module.
+
+    Raises:
+        ValueError: a module is for a layer of another kind or size.
     """
     layers = {
         module_key(component, name): layer for component, part in parts.items() for name, layer in part.named_modules()
     }
-    for key, module in modules.items():
-        layer = layers[key]
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        delta = module.up.float().flatten(1) @ module.down.float().flatten(1)
-        layer.weight += (strength * module.alpha / module.rank * delta).reshape(layer.weight.shape).to(layer.weight)
+    return {key: _require_size(" ".join(key), module, layers[key]) for key, module in modules.items()}
+
+
+def _require_size(name: str, module: LoraModule, layer: nn.Module) -> nn.Linear | nn.Conv2d:
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"{name} is neither a linear nor a convolution layer, and the LoRA changes it")
+    if (module.down[0].numel(), module.up[:, 0].numel()) != (layer.weight[0].numel(), layer.weight.shape[0]):
+        raise ValueError(
+            f"{name}: the LoRA has {module.down[0].numel()} inputs and {module.up[:, 0].numel()} outputs, the model "
+            f"{layer.weight[0].numel()} and {layer.weight.shape[0]}; the LoRA belongs to another base model"
+        )
+    return layer

@@ -97,7 +97,7 @@ def _cache_latents(
     if samples need it, move it to main memory.
     """
     assert model.vae is not None
-    items, keep_vae = plan.crops.items, bool(plan.settings.training.sample_every_n_steps)
+    items, keep_vae = plan.all_items, bool(plan.settings.training.sample_every_n_steps)
     flips = (False, True) if plan.settings.buckets.random_flip else (False,)
     store = LatentStore(cache, vae_hash=model.part_hash("vae"))
     host.report(StageStarted("caching", len(items)))

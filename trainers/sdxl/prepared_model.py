@@ -14,11 +14,14 @@ from torch import Tensor
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.device import COMPUTE_DTYPES
+from ..training.evaluation import evaluating
 from ..training.family import Progress
+from ..training.generators import generator_for
 from ..training.host import Host
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.validation_plan import ValidationDraw
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
@@ -85,13 +88,20 @@ class PreparedSDXL:
         return torch.autocast(self.host.device.type, COMPUTE_DTYPES[self.precision], enabled=enabled)
 
     def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
-        device = self.host.device
-        draws = [self._draw(item, step) for item in items]
-        pairs = list(zip(items, draws, strict=True))
         loss_weights = [item.image.loss_weight for item in items]
-        prompt_embeds, pooled_prompt_embeds = self._embed(
-            [self.plan.texts.choose_caption(item, step) for item in items]
+        return replace(
+            self._collate(
+                items,
+                [self._draw(item, step) for item in items],
+                [self.plan.texts.choose_caption(item, step) for item in items],
+            ),
+            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, device=self.host.device),
         )
+
+    def _collate(self, items: Sequence[TrainingItem], draws: list[ItemDraw], captions: list[str]) -> Batch:
+        device = self.host.device
+        pairs = list(zip(items, draws, strict=True))
+        prompt_embeds, pooled_prompt_embeds = self._embed(captions)
         loss_mask = self.masks.batch(items, [draw.flip for draw in draws])
         return Batch(
             latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
@@ -101,8 +111,28 @@ class PreparedSDXL:
             pooled_prompt_embeds=pooled_prompt_embeds,
             add_time_ids=torch.tensor([_make_size_ids(*pair) for pair in pairs], dtype=torch.float32, device=device),
             loss_mask=None if loss_mask is None else loss_mask.to(device),
-            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, device=device),
         )
+
+    @torch.no_grad()
+    def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        """Masks count as in the training: what they leave out is not to be learned.
+
+        Raises:
+            Interrupted: the host cancelled.
+        """
+        losses = torch.zeros(len(draws))
+        with evaluating(self.model.unet, self.model.text_encoder, self.model.text_encoder_2):
+            for part in _batch_by_size(draws, self.config.train_batch_size):
+                self.host.check_interrupted()
+                losses[[draw.index for draw in part]] = self._measure(part).cpu()
+        return losses
+
+    def _measure(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        items = [draw.item for draw in draws]
+        captions = [self.plan.texts.get_measured_caption(item) for item in items]
+        with self.autocast():
+            batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions)
+            return weighted_losses(self.model.unet, batch, replace(self.objective, min_snr_gamma=0.0))
 
     def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
         prompt_embeds, pooled_prompt_embeds = self._embed(texts)
@@ -134,14 +164,19 @@ class PreparedSDXL:
             random_flip=self.plan.settings.buckets.random_flip,
         )
 
-    def draw_samples(self) -> Image.Image:
-        """Draw the same prompt and noise every time, at the size that most images have."""
+    def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
+        height, width = draw.item.crop.target_hw
+        generator = generator_for(self.config.seed, "validation noise", draw.index)
+        noise = torch.randn((4, height // 8, width // 8), generator=generator)
+        return ItemDraw(int(draw.noise_level * NUM_TIMESTEPS), noise, flip=False)
+
+    def draw_samples(self) -> list[list[Image.Image]]:
         bucket_counts = self.plan.crops.bucket_counts
         return draw_samples(
             self.model,
             self.embed,
-            prompt=self.plan.texts.sample_prompt,
-            size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
+            self.plan.texts.samples,
+            usual_size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
             prediction_type=self.objective.prediction_type,
             zero_terminal_snr=self.zero_terminal_snr,
             autocast=self.autocast(),
@@ -177,6 +212,15 @@ class PreparedSDXL:
             "prediction_type": self.objective.prediction_type,
             "zero_terminal_snr": self.zero_terminal_snr,
         }
+
+
+def _batch_by_size(draws: Sequence[ValidationDraw], batch_size: int) -> Iterator[list[ValidationDraw]]:
+    """Yield batches of one size each."""
+    by_size: dict[tuple[int, int], list[ValidationDraw]] = {}
+    for draw in draws:
+        by_size.setdefault(draw.item.crop.target_hw, []).append(draw)
+    for same in by_size.values():
+        yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))
 
 
 def _make_size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:

@@ -86,14 +86,21 @@ def resolve(given: dict[str, Any], *, goal: str | None, memory: str | None, num_
     Raises:
         ValueError: a given setting is out of its range.
     """
-    from_memory = _apply_memory_preset(MEMORY_PRESETS[memory], given) if memory else {}
-    from_goal = _apply_goal(GOALS[goal], given) if goal else {}
-    settings = {**from_memory, **from_goal, **given}
+    settings = {**choose(given, goal=goal, memory=memory), **given}
     if goal and "max_train_steps" not in given:
         batch = RunSettings.read(SDXLConfig, settings).training
         samples_per_step = batch.train_batch_size * batch.gradient_accumulation_steps
         settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_images) / samples_per_step)
     return RunSettings.read(SDXLConfig, settings)
+
+
+def choose(given: dict[str, Any], *, goal: str | None, memory: str | None) -> dict[str, Any]:
+    """Return what the two presets choose next to the given settings: all but max_train_steps, which
+    depends on the dataset.
+    """
+    from_memory = _apply_memory_preset(MEMORY_PRESETS[memory], given) if memory else {}
+    from_goal = _apply_goal(GOALS[goal], given) if goal else {}
+    return {**from_memory, **from_goal}
 
 
 def _apply_memory_preset(preset: MemoryPreset, given: dict[str, Any]) -> dict[str, Any]:

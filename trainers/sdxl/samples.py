@@ -1,22 +1,21 @@
-"""Sample images of a running training, with the same prompt and noise every time."""
+"""Sample images of a running training, with the same prompts and noise every time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
 from ..training.device import move_module
+from ..training.evaluation import evaluating
 from ..training.host import Host
+from ..training.sample_prompts import SamplePrompt
 from .model.sampling import decode_latents, denoise, make_noise_scheduler
 from .model.sdxl_model import SDXLModel
 from .model.text import TextEmbeddings
 
-SEEDS = (0, 1)
-NUM_STEPS = 20
-GUIDANCE_SCALE = 5.0
+MAX_AT_ONCE = 2  # images that are denoised together
 TILE_LATENTS = 64  # 512 x 512 pixels; decoded whole in float32, 1024 x 1024 pixels take about 9 GB
 
 
@@ -24,56 +23,58 @@ TILE_LATENTS = 64  # 512 x 512 pixels; decoded whole in float32, 1024 x 1024 pix
 def draw_samples(
     model: SDXLModel,
     embed: Callable[[list[str]], TextEmbeddings],
+    prompts: Sequence[SamplePrompt],
     *,
-    prompt: str,
-    size_hw: tuple[int, int],
+    usual_size_hw: tuple[int, int],
     prediction_type: str,
     zero_terminal_snr: bool,
     autocast: AbstractContextManager,
     host: Host,
-) -> Image.Image:
-    """Draw one image per seed of SEEDS, side by side, with the model as it is, LoRA included.
+) -> list[list[Image.Image]]:
+    """Draw a row for each prompt, with one image per seed, with the model as it is, LoRA included.
 
     This changes neither the weights nor the random numbers of the training.
 
     Raises:
         Interrupted: the host cancelled.
     """
-    embeddings = embed([""] * len(SEEDS) + [prompt] * len(SEEDS))
     scheduler = make_noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
-    was_training = model.unet.training
-    model.unet.eval()  # without LoRA dropout
-    try:
-        with autocast:
-            latents = denoise(
-                model.unet,
-                embeddings,
-                scheduler,
-                seeds=SEEDS,
-                size_hw=size_hw,
-                num_steps=NUM_STEPS,
-                guidance_scale=GUIDANCE_SCALE,
-                on_step=host.check_interrupted,
-            )
-    finally:
-        model.unet.train(was_training)
-    return Image.fromarray(np.concatenate(list(_decode(model, latents, host)), axis=1))
+    rows: list[list[torch.Tensor]] = []
+    with evaluating(model.unet, model.text_encoder, model.text_encoder_2), autocast:
+        for prompt in prompts:
+            rows.append([])
+            for start in range(0, len(prompt.seeds), MAX_AT_ONCE):
+                seeds = prompt.seeds[start : start + MAX_AT_ONCE]
+                latents = denoise(
+                    model.unet,
+                    embed([prompt.negative_prompt] * len(seeds) + [prompt.prompt] * len(seeds)),
+                    scheduler,
+                    seeds=seeds,
+                    size_hw=prompt.size_hw or usual_size_hw,
+                    num_steps=prompt.num_steps,
+                    guidance_scale=prompt.guidance_scale,
+                    on_step=host.check_interrupted,
+                )
+                rows[-1] += latents
+    return _decode(model, rows, host)
 
 
-def _decode(model: SDXLModel, latents: torch.Tensor, host: Host) -> np.ndarray:
+def _decode(model: SDXLModel, rows: list[list[torch.Tensor]], host: Host) -> list[list[Image.Image]]:
+    """One image at a time, in tiles; the VAE is on the device for as long."""
     vae = model.vae
     assert isinstance(vae, AutoencoderKL)
     decode_in_tiles(vae)
     move_module(vae, host.device)
-    images = []
     try:
-        for latent in latents:
-            host.check_interrupted()
-            images.append(decode_latents(vae, latent[None]))
+        return [[_decode_image(vae, latent, host) for latent in row] for row in rows]
     finally:
         move_module(vae, torch.device("cpu"))
         host.release_memory()
-    return np.concatenate(images)
+
+
+def _decode_image(vae: AutoencoderKL, latent: torch.Tensor, host: Host) -> Image.Image:
+    host.check_interrupted()
+    return Image.fromarray(decode_latents(vae, latent[None])[0])
 
 
 def decode_in_tiles(vae: AutoencoderKL) -> None:

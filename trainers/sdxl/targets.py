@@ -1,11 +1,10 @@
 """Which layers of SDXL get a LoRA."""
 
-import json
 import re
-import subprocess
-import sys
 
 from torch import nn
+
+from ..patterns import find_syntax_error, match_in_time
 
 _ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 UNET_PRESETS = {
@@ -13,12 +12,6 @@ UNET_PRESETS = {
     "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
     rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
 }
-MAX_MATCH_SECONDS = 20  # usually a tenth of a second
-_MATCH = """
-import json, re, sys
-pattern, names = json.load(sys.stdin)
-print(json.dumps([name for name in names if re.fullmatch(pattern, name)]))
-"""
 _TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
 
@@ -29,18 +22,16 @@ def find_unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
         ValueError: the expression is invalid, or matches no linear or convolution layer.
     """
     pattern = UNET_PRESETS.get(target_modules, target_modules)
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+    if wrong := find_syntax_error(pattern):
         raise ValueError(
             f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression "
-            f"({error})"
-        ) from error
+            f"({wrong})"
+        )
     names = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     if target_modules in UNET_PRESETS:
         chosen = [name for name in names if re.fullmatch(pattern, name)]
     else:
-        chosen = _match_in_time(pattern, names)
+        chosen = match_in_time(pattern, names, setting="target_modules")
     if not chosen:
         raise ValueError(
             f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, "
@@ -48,25 +39,6 @@ def find_unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
             r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
         )
     return chosen
-
-
-def _match_in_time(pattern: str, names: list[str]) -> list[str]:
-    """Match in a process of its own: nothing can end an expression such as (a+)+$ in this one."""
-    try:
-        matched = subprocess.run(
-            [sys.executable, "-I", "-c", _MATCH],
-            input=json.dumps([pattern, names]),
-            capture_output=True,
-            text=True,
-            timeout=MAX_MATCH_SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(
-            f"target_modules: {pattern!r} took more than {MAX_MATCH_SECONDS} seconds to match. Write it without nested "
-            r"repetitions, as in .*\.attn2\.to_(k|v)"
-        ) from error
-    return json.loads(matched.stdout)
 
 
 def find_text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:

@@ -47,7 +47,9 @@ class TrainingConfig:
     )
     mixed_precision: str = param(
         "auto",
-        "Data type of the computation. auto: bf16 if the GPU has it, else fp16; no (float32) on a CPU.",
+        "Data type of the computation. auto: bf16 if the GPU has it; no (float32) on a CPU, a GTX 16 "
+        "card or a Mac before macOS 14, where fp16 gives wrong numbers; else fp16. In ComfyUI, a CPU "
+        "trains a bf16 model in bf16.",
         choices=("auto", "bf16", "fp16", "no"),
     )
     lora_dropout: float = param(
@@ -103,11 +105,16 @@ class TrainingConfig:
     )
     sample_every_n_steps: int = param(
         0,
-        "Draw two sample images before the first step and every n optimizer steps. Usually 250; 0: none.",
+        "Draw sample images before the first step and every n optimizer steps. Usually 250; 0: none.",
         min=0,
         max=1_000_000,
     )
-    sample_prompt: str = param("", "Prompt of the sample images. Empty: the first image's caption.")
+    sample_prompt: str = param(
+        "",
+        "Prompts of the sample images, one per line or with vertical bars between them; the word trigger in curly "
+        "brackets becomes the trigger word. A line can have sd-scripts' options: --n blurry --w 832 --h 1216 --d 7 "
+        "--s 28 --l 6. Empty: the first image's caption.",
+    )
     # 0.1, as in OneTrainer: with 0 nothing constrains the LoRA where masks are black, and its
     # images fall apart there.
     unmasked_weight: float = param(
@@ -154,6 +161,35 @@ class TrainingConfig:
         False,
         "When memory runs out, go on with a setting that needs less and trains the same: gradient checkpointing, "
         "then half the images per forward pass.",
+    )
+    validation_share: float = param(
+        0.0,
+        "Share of the images that is held out: never trained on, only used to measure what is learned. Usually 0.1 to "
+        "0.2, from 20 images on. 0: the same fixed draws of training images are measured, the stable loss.",
+        min=0.0,
+        max=0.5,
+    )
+    validate_every_n_steps: int = param(
+        0,
+        "Measure the loss on the same images, noise and timesteps every n optimizer steps, for at most 3 % of the "
+        "run's computing. 0: as often as that allows, at most 25 times; -1: never.",
+        min=-1,
+        max=1_000_000,
+    )
+    save_best: bool = param(
+        True, "Also keep the best LoRA by validation, as NAME-best in the run's folder. It may be of an earlier step."
+    )
+    early_stop: bool = param(
+        False, "End the run when the validation says that it learns nothing more, as if you had clicked Finish now."
+    )
+    sample_negative_prompt: str = param("", "What the sample images should not show. Usually empty.")
+    sample_seeds: str = param("0, 1", "Seeds of the sample images, with commas between them: one image each.")
+    sample_steps: int = param(20, "Sampler steps of a sample image. Usually 20 to 30.", min=1, max=200)
+    sample_guidance_scale: float = param(
+        5.0, "Guidance of the sample images (CFG). Usually 4 to 7; 1: none.", min=0.0, max=30.0
+    )
+    sample_size: str = param(
+        "", "Width x height of the sample images, such as 832x1216. Empty: the size that most images have."
     )
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from .events import (
     StageProgress,
     StageStarted,
     StepDone,
+    Validated,
 )
 
 SIGNALS: dict[str, Request] = {"SIGUSR1": "finish", "SIGUSR2": "pause"}
@@ -94,6 +95,8 @@ class ConsoleHost(DeviceMemory):
                 self._say(f"step {step}: saved {path}")
             case SamplesDrawn(path=path, step=step):
                 self._say(f"step {step}: drew {path}")
+            case Validated():
+                self._say(event.text())
             case ImageCaptioned(name=name, caption=caption, step=step):
                 self._say(f"{name}: {caption}")
                 self._move_bar(step, name)

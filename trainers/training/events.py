@@ -65,6 +65,24 @@ class SamplesDrawn:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The loss on fixed draws after `step` steps; `first_loss` is the first of the run. `kind` is
+    "held-out" for images that are not trained on, else "stable loss".
+    """
+
+    step: int
+    loss: float
+    ema_loss: float | None  # of the moving average; None: there is none
+    kind: str
+    first_loss: float
+
+    def text(self) -> str:
+        name = "validation loss" if self.kind == "held-out" else self.kind
+        average = "" if self.ema_loss is None else f", {self.ema_loss / self.first_loss:.1%} with the average"
+        return f"step {self.step}: {name} {self.loss:.4f}, {self.loss / self.first_loss:.1%} of the first{average}"
+
+
+@dataclass(frozen=True)
 class ImageCaptioned:
     """Image `step` of `total`, scaled down for a preview, and its new caption."""
 
@@ -90,7 +108,7 @@ class RunDescribed(Notice):
     memory_budget_bytes: int = 0
 
 
-Event = StageStarted | StageProgress | StepDone | CheckpointSaved | SamplesDrawn | ImageCaptioned | Notice
+Event = StageStarted | StageProgress | StepDone | Validated | CheckpointSaved | SamplesDrawn | ImageCaptioned | Notice
 
 
 class Interrupted(BaseException):

@@ -13,6 +13,7 @@ from .adapters import AdaptedModel
 from .distributed import World
 from .host import Host
 from .plan import TrainingPlan
+from .validation_plan import ValidationDraw
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,26 @@ class PreparedModel(Protocol):
         """
         ...
 
+    def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        """Return the mean squared errors [len(draws)] of fixed draws: without gradients, without
+        dropout of the LoRA or of captions, without weights of timesteps or images. The noise
+        depends on the run's seed and on the draw's index. This must not change the training.
+        """
+        ...
+
     def enable_gradient_checkpointing(self) -> bool:
         """Recompute activations in the backward pass from now on. Return False if that is so
         already.
         """
         ...
 
-    def draw_samples(self) -> Image.Image:
-        """Draw images that show what was learned so far. This must not change the training."""
+    def draw_samples(self) -> list[list[Image.Image]]:
+        """Draw what was learned so far: a row for each of the plan's sample prompts, an image for
+        each of its seeds. This must not change the training.
+
+        Raises:
+            Interrupted: the host cancelled.
+        """
         ...
 
     def metadata(self, progress: Progress) -> dict[str, str]:

@@ -17,6 +17,7 @@ from .generators import seed_globals
 from .host import Host
 from .memory_steps import MemorySteps
 from .optimizer_step import OptimizerStep
+from .optimizers import require_step
 from .plan import TrainingPlan
 from .resume.choose_run import AUTO, NEW, FinishedRun, StartingPoint, choose_run, explain_new_run, is_known
 from .resume.identity import RunIdentity
@@ -28,6 +29,8 @@ from .run_writer import RunWriter
 from .schedule import Step, iterate_steps
 from .state_keeper import RunHistory, StateKeeper
 from .trained_lora import TrainedLora
+from .validation_plan import ValidationPlan
+from .validator import Validator
 
 STEPS_BETWEEN_AGREEMENTS = 10  # of several processes, on what the user asked for
 
@@ -49,7 +52,7 @@ def train_lora(
     name of a run to go on with.
 
     Raises:
-        ValueError: a setting or the base model cannot be used; nothing was written.
+        ValueError: a setting, the optimizer or the base model cannot be used; nothing was written.
         RunInUse: another process trains the same.
         Interrupted: the host cancelled; Paused: the user paused.
         NonFiniteLoss: the loss became NaN or infinite.
@@ -59,8 +62,10 @@ def train_lora(
     world = world or World()
     assert plan.schedule.num_processes == world.size, "the plan is for a different number of processes"
     run_folder.require_writable()
+    config = plan.settings.training
+    require_step(config.optimizer, host.device, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
     host = LoggedHost(host)
-    for notice in plan.texts.list_notices():
+    for notice in (*plan.texts.list_notices(), *filter(None, [plan.validation.notice])):
         host.report(Notice(notice))
     _require_name(run_folder, plan, resume)
     host.report(StageStarted("loading"))
@@ -145,9 +150,12 @@ class TrainingLoop:
         self._writer = RunWriter(
             model, plan, host, run_folder, world, history=self._history, ema=self._ema, identity=identity, start=start
         )
+        measured = plan.validation if world.is_main else ValidationPlan()  # the others wait
+        self._validator = Validator(model, measured, host, self._history, self._ema)
         self._memory_steps = MemorySteps(model, host) if config.step_down_on_oom and world.size == 1 else None
         self._is_whole = True  # no step is half done
         self._asked_to_finish = False
+        self._reason = ""  # of an early end that nobody asked for
 
     def run(self) -> TrainedLora:
         with self._writer.open():
@@ -171,13 +179,15 @@ class TrainingLoop:
         if self._world.is_main:  # before the LoRA: a kill while it is written costs no step
             self._keeper.save_now()
         trained = self._writer.save_final(finished_early=is_early)
-        self._writer.write_result(trained)
+        self._writer.write_result(trained, reason=self._reason)
         self._keeper.remove_old()
         return trained
 
     def _run_steps(self) -> None:
         done, schedule = self._history.num_steps, self._plan.schedule
         self._writer.draw_due_samples(done)
+        if self._validate(done):
+            return
         clock = StepClock(schedule.total_steps, self._history.losses)
         for step in iterate_steps(self._plan.crops.items, self._config, schedule, done=done):
             self._host.check_interrupted()
@@ -185,8 +195,23 @@ class TrainingLoop:
                 return
             self._run_step(step, clock)
             self._writer.save_due_checkpoints(step.number, step.epoch)
+            is_finished = self._validate(step.number)
             self._keeper.save_due()
             self._writer.draw_due_samples(step.number)
+            if is_finished:
+                return
+
+    def _validate(self, step: int) -> bool:
+        """Measure the progress if it is due. Return whether early_stop ends the run."""
+        validator, validation = self._validator, self._plan.validation
+        if validator.measure_due(step):
+            self._writer.write_validation(validator.best)
+        if not (self._config.early_stop and validation.is_due(step)) or step == validation.total_steps:
+            return False
+        if self._world.ask_main(validator.is_finished):
+            self._reason = "early stop"
+            self._host.report(Notice(f"early_stop: nothing more is learned, so the run ends at step {step}"))
+        return bool(self._reason)
 
     def _is_asked_to_finish(self, step: int) -> bool:
         """Obey what the user asked for since the last step.

@@ -1,5 +1,8 @@
-"""The loss curve as an image: a light line for every step, a dark one for the running average."""
+"""The loss curve as an image: a light line for every step, a dark one for the running average, and
+dots for the validation.
+"""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
@@ -11,15 +14,18 @@ MARGIN = (96, 44, 30, 76)  # left, top, right, bottom
 FONT_SIZE = 24  # pixels: a node shows the plot at about a third of its size
 LINE_HEIGHT = 34  # pixels, of a legend
 _COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#be123c", "#0e7490")
-_PAPER, _GRID, _INK, _STEP, _AVERAGE = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8"
+_PAPER, _GRID, _INK, _STEP, _AVERAGE, _VALIDATION = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8", "#c2410c"
 
 
-def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
-    """Plot the loss of each optimizer step, first to last."""
+def draw_loss_plot(
+    losses: Sequence[float], *, title: str = "", validation: Sequence[tuple[int, float]] = ()
+) -> Image.Image:
+    """Plot the loss of each optimizer step, first to last, and the validation's (step, loss)."""
     image = Image.new("RGB", SIZE, _PAPER)
     pen = ImageDraw.Draw(image)
     averages = running_average(losses)
     low, high = _find_limits(losses)
+    high = max([high, *(1.15 * loss for _, loss in validation if math.isfinite(loss))])
     _draw_axes(pen, num_steps=len(losses), low=low, high=high)
     for values, colour, width in ((losses, _STEP, 1), (averages, _AVERAGE, 3)):
         points = [
@@ -29,6 +35,15 @@ def draw_loss_plot(losses: Sequence[float], *, title: str = "") -> Image.Image:
             pen.line(points, fill=colour, width=width, joint="curve")
         elif points:
             pen.ellipse([coordinate + sign * 2 for sign in (-1, 1) for coordinate in points[0]], fill=colour)
+    dots = [
+        _locate_point(max(0, step - 1), loss, num_steps=len(losses), low=low, high=high)
+        for step, loss in validation
+        if math.isfinite(loss)
+    ]
+    if len(dots) > 1:
+        pen.line(dots, fill=_VALIDATION, width=2)
+    for x, y in dots:
+        pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=_VALIDATION)
     last = f", last average {averages[-1]:.4f}" if averages else ""
     heading = f"{title or 'loss'}{last}"
     font = load_font(FONT_SIZE, heading)

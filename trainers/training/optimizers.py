@@ -56,15 +56,48 @@ def can_step(name: str, device: torch.device) -> bool:
     """Tell whether the optimizer `name` works on the device, by one step. bitsandbytes may be
     installed without kernels for it.
     """
+    try:
+        return _step_once(name, device, weight_decay=0.0)
+    except _FAILURES:
+        return False
+
+
+def require_step(name: str, device: torch.device, *, weight_decay: float, extra_args: str = "") -> None:
+    """Make one step of the optimizer on the device, and forget it. Those of torch work everywhere.
+
+    Raises:
+        ValueError: it does not work there, or as make_optimizer.
+        ImportError: its package is missing or broken.
+    """
+    package = find_optimizer(name).package
+    if package == "torch":
+        return
+    try:
+        _step_once(name, device, weight_decay=weight_decay, extra_args=extra_args)
+    except ImportError:
+        raise
+    except torch.OutOfMemoryError:
+        return  # the training needs far more, and says what to change
+    except _FAILURES as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"optimizer {name} cannot train on {device} ({reason}). Choose AdamW, or install a {package} that works on "
+            "this device"
+        ) from error
+
+
+# what bitsandbytes raises without its library, its kernels or a working CUDA
+_FAILURES = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+def _step_once(name: str, device: torch.device, *, weight_decay: float, extra_args: str = "") -> bool:
+    """Tell whether one step changed every value."""
     with torch.inference_mode(False):
         # 8-bit states begin at 4096 values
         weight = nn.Parameter(torch.ones(8192, device=device))
         weight.grad = torch.ones_like(weight)
-        try:
-            make_optimizer(name, [ParameterGroup("trial", [weight], 0.1)], weight_decay=0.0).step()
-        # what bitsandbytes raises without its library, its kernels or a working CUDA
-        except (ImportError, OSError, RuntimeError, AttributeError):
-            return False
+        group = ParameterGroup("trial", [weight], 0.1)
+        make_optimizer(name, [group], weight_decay=weight_decay, extra_args=extra_args).step()
         return bool((weight.detach() < 1).all())
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -23,6 +24,7 @@ from .events import Request, StepDone
 from .loss_plot import draw_loss_plot
 from .resume.file_names import IDENTITY, RESULT, STATES
 from .resume.identity import RunIdentity
+from .sample_sheet import SampleRows, extend_sheet
 
 COLUMNS = ("step", "epoch", "loss", "average_loss", "learning_rate", "steps_per_second")
 
@@ -136,15 +138,26 @@ class RunFolder:
         with atomic_write(self.path / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def write_loss_plot(self, losses: list[float]) -> None:
+    def write_loss_plot(self, losses: list[float], validation: Sequence[Sequence[float]] = ()) -> None:
+        points = [(int(step), loss) for step, loss, *_ in validation]
         with atomic_write(self.path / "loss.png", overwrite=True) as temporary:
-            draw_loss_plot(losses, title=self.name).save(temporary, format="PNG")
+            draw_loss_plot(losses, title=self.name, validation=points).save(temporary, format="PNG")
+
+    def write_validation(self, rows: Sequence[Sequence[float]]) -> None:
+        lines = [
+            f"{step:.0f},{loss!r},{'' if math.isnan(ema_loss) else repr(ema_loss)}" for step, loss, ema_loss, *_ in rows
+        ]
+        self.write_text("validation.csv", "\n".join(["step,loss,ema_loss", *lines]) + "\n")
 
     def write_samples(self, image: Image.Image, *, step: int) -> Path:
         path = self.samples_path(step=step)
         with atomic_write(path, overwrite=True) as temporary:
             image.save(temporary, format="PNG")
         return path
+
+    def extend_sample_sheet(self, rows: SampleRows, *, labels: Sequence[str], step: int) -> None:
+        (self.path / "samples").mkdir(exist_ok=True)
+        extend_sheet(self.path / "samples" / "all.png", rows, labels=labels, step=step)
 
     def samples_path(self, *, step: int) -> Path:
         return self.path / "samples" / f"{self.name}-step{step:08d}.png"
@@ -162,6 +175,10 @@ class RunFolder:
         """
         suffix = f"step{step:08d}" if epoch is None else f"{epoch:06d}"
         return self.checkpoints / f"{self.name}-{suffix}.safetensors"
+
+    @property
+    def best_path(self) -> Path:
+        return self.path / f"{self.name}-best.safetensors"
 
     @contextmanager
     def log(self, earlier: Sequence[float] = ()) -> Iterator["LossLog"]:

@@ -24,10 +24,18 @@ IRRELEVANT = frozenset(
         "save_state_every_n_minutes",
         "sample_every_n_steps",
         "sample_prompt",
+        "sample_negative_prompt",
+        "sample_seeds",
+        "sample_steps",
+        "sample_guidance_scale",
+        "sample_size",
+        "save_best",
         "gradient_checkpointing",
         "step_down_on_oom",
     }
 )
+# They decide when early_stop ends a run, and nothing else.
+ABOUT_STOPPING = frozenset({"early_stop", "validate_every_n_steps"})
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -58,7 +66,7 @@ def _list_settings(plan: TrainingPlan) -> dict[str, Any]:
         name: value
         for section in plan.settings.to_dict().values()
         for name, value in section.items()
-        if name not in IRRELEVANT
+        if name not in IRRELEVANT and not (name in ABOUT_STOPPING and not plan.settings.training.early_stop)
     }
     start = settings["network_weights"]
     if start:  # the file's content, wherever it lies
@@ -80,6 +88,8 @@ def _hash_dataset(plan: TrainingPlan) -> str:
     for item in plan.crops.items:
         facts = [plan.dataset.get_trigger_word(item.image), *_describe_item(item)]
         digest.update(json.dumps(facts).encode())
+    if plan.settings.training.early_stop:
+        digest.update(str(plan.validation.number).encode())
     return digest.hexdigest()[:40]
 
 

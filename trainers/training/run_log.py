@@ -18,6 +18,7 @@ from .events import (
     StageProgress,
     StageStarted,
     StepDone,
+    Validated,
 )
 from .host import Host
 from .live_status import LiveStatus
@@ -107,6 +108,8 @@ def describe_event(event: Event) -> str:
             return f"step {step}: saved {path}"
         case SamplesDrawn(path=path, step=step):
             return f"step {step}: drew {path}"
+        case Validated():
+            return event.text()
         case Notice(message):
             return message
         case StageProgress() | StepDone() | ImageCaptioned():

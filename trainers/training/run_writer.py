@@ -6,16 +6,18 @@ With several processes only the main one writes.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
 from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify_lora
+from .best_step import BestStep, find_best
 from .distributed import World
 from .ema import AdapterEma
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
@@ -27,6 +29,7 @@ from .resume.run_lock import RunLock
 from .resume.state_ring import remove_newer
 from .run_folder import LossLog, RunFolder
 from .run_log import LoggedHost
+from .sample_sheet import draw_grid
 from .state_keeper import RunHistory
 from .trained_lora import TrainedLora
 
@@ -69,6 +72,7 @@ class RunWriter:
         self._has_missed_checkpoint = False
         self._next_try_at = 0.0
         self._checkpoints: list[Path] = []
+        self._saved_best: BestStep | None = None
         self._started_at = time.time()
 
     @contextmanager
@@ -96,7 +100,7 @@ class RunWriter:
         if self._loss_log is not None and not self._try("loss.csv", self._loss_log.flush):
             self._loss_log = None
         if self._history.losses and not self._has_curve:
-            self._has_curve = self._try("the loss curve", lambda: self._folder.write_loss_plot(self._history.losses))
+            self._has_curve = self._try("the loss curve", self._write_loss_plot)
 
     def _begin_session(self) -> None:
         self._folder.write_text("dataset.txt", self._plan.crops.report.text())
@@ -108,8 +112,44 @@ class RunWriter:
             self._folder.remove_unfinished()
             remove_newer(self._folder.states, step)
             self._checkpoints += sorted(self._folder.checkpoints.glob("*.safetensors"))
+            self._saved_best = self._find_saved_best()
         self._folder.amend_manifest(continued_from={"run": self._start.folder.name, "step": step})
         self._host.report(Notice(f"going on with {self._start.folder.name} at step {step}"))
+
+    def _write_loss_plot(self) -> None:
+        self._folder.write_loss_plot(self._history.losses, self._history.validation)
+
+    def write_validation(self, best: BestStep | None) -> None:
+        """Write the whole curve again, as it is short, and the LoRA if this step is the best."""
+        best_step = best.step if best else None
+        self._host.status.set(validation={"kind": self._plan.validation.kind, "best_step": best_step})
+        self._try("validation.csv", lambda: self._folder.write_validation(self._history.validation))
+        if best and best.step == self._history.num_steps and self._history.has_learned and self._config.save_best:
+            self._try("the best LoRA so far", lambda: self._save_best(best))
+
+    def _save_best(self, best: BestStep) -> None:
+        with self._ema.in_place() if best.is_ema and self._ema else nullcontext():
+            self._write_lora(self._folder.best_path, overwrite=True)
+        self._saved_best = best
+
+    def _describe_best(self) -> dict[str, Any] | None:
+        """For result.json: the file is that of the best step, whatever happened in between."""
+        saved = self._saved_best
+        if saved is None or not self._folder.best_path.is_file():
+            return None
+        return {"step": saved.step, "path": str(self._folder.best_path.absolute()), "loss": saved.loss}
+
+    def _find_saved_best(self) -> BestStep | None:
+        """The best step of the run that goes on, if the file there is its LoRA. A killed run may
+        have saved a later one, which this one will reach again.
+        """
+        best = find_best(self._history.validation, self._plan.validation.kind)
+        try:
+            with safe_open(self._folder.best_path, "pt") as file:
+                header = file.metadata() or {}
+        except (OSError, SafetensorError):
+            return None
+        return best if best and header.get("ss_steps") == str(best.step) else None
 
     def add_step(self, event: StepDone) -> None:
         self._history.losses.append(event.loss)
@@ -166,9 +206,11 @@ class RunWriter:
             return
         if self._folder.samples_path(step=step).exists():  # drawn before the run was stopped
             return
-        image = self._model.draw_samples()
+        rows = self._model.draw_samples()
+        image, labels = draw_grid(rows), [sample.prompt for sample in self._plan.texts.samples]
 
         def write() -> None:
+            self._folder.extend_sample_sheet(rows, labels=labels, step=step)
             self._host.report(SamplesDrawn(image, self._folder.write_samples(image, step=step), step))
 
         self._try("the samples", write)
@@ -192,6 +234,7 @@ class RunWriter:
             list(self._checkpoints),
             finished_early=finished_early,
             ema_path=ema_path,
+            best_path=self._folder.best_path if self._describe_best() else None,
         )
 
     def _save_lora(self, wanted: Path) -> tuple[Path, Verification]:
@@ -220,7 +263,7 @@ class RunWriter:
         self._host.report(Notice(f"{ema_path}: the average over the steps"))
         return ema_path
 
-    def write_result(self, trained: TrainedLora) -> None:
+    def write_result(self, trained: TrainedLora, *, reason: str = "") -> None:
         """Mark the run as finished, when nothing else is left to write. Without the mark it would
         be gone on with, so that a failure stops nothing.
         """
@@ -233,12 +276,14 @@ class RunWriter:
             "steps": trained.steps,
             "total_steps": self._plan.schedule.total_steps,
             "finished_early": early,
-            "best": None,
+            "reason": reason,
+            "best": self._describe_best(),
             "ema_path": str(trained.ema_path) if trained.ema_path else None,
         }
         self._write_curve()
         if early:
             entry = {"step": trained.steps, "total_steps": self._plan.schedule.total_steps}
+            entry |= {"reason": reason} if reason else {}
             self._try("the manifest", lambda: self._folder.amend_manifest(finished_early=entry))
         self._host.status.finish(early=early, message=str(path))
         if not self._lacks_ema:
@@ -300,9 +345,10 @@ class RunWriter:
             self._checkpoints.append(path)
             self._host.report(CheckpointSaved(path, self._history.num_steps))
 
-    def _write_lora(self, path: Path) -> Verification:
+    def _write_lora(self, path: Path, *, overwrite: bool = False) -> Verification:
         """Write the LoRA, load it back and verify it; then it gets its name."""
-        return save_lora(path, *self._build_lora(path.stem), check=lambda found: self._verify(found, path))
+        tensors, header = self._build_lora(path.stem)
+        return save_lora(path, tensors, header, check=lambda found: self._verify(found, path), overwrite=overwrite)
 
     def _verify(self, found: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted

@@ -1,4 +1,4 @@
-"""The texts of a run: caption variants, class prompts and the sample prompt; and which of them an
+"""The texts of a run: caption variants, class prompts and sample prompts; and which of them an
 item gets in a step.
 """
 
@@ -11,6 +11,7 @@ from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..wording import name_examples
 from .config import TrainingConfig
+from .sample_prompts import read_sample_prompts
 from .seeds import derive_seed, happens
 
 
@@ -18,18 +19,28 @@ class TrainingTexts:
     """Knows all texts before the first step, so that the text encoders can be unloaded."""
 
     def __init__(
-        self, dataset: Dataset, items: Sequence[TrainingItem], config: TrainingConfig, captions: CaptionConfig
+        self,
+        dataset: Dataset,
+        items: Sequence[TrainingItem],
+        config: TrainingConfig,
+        captions: CaptionConfig,
+        *,
+        measured: Sequence[TrainingItem] = (),
     ) -> None:
-        """Make every variant of every text.
+        """Make every variant of every text. `measured` are the items of the validation.
 
         Raises:
             ValueError: prior preservation has no class prompt, and a caption has no trigger word
-                to remove.
+                to remove; or a sample prompt is wrong.
         """
         self._config = config
         images = list(dict.fromkeys(item.image for item in items))
         self._variants = {
             image: vary_caption(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
+        }
+        self._measured = {
+            item.image: vary_caption(item.image.caption, captions, seed=config.seed, key=item.image.sha256)[0]
+            for item in measured
         }
         self._class_prompts = {
             image: self._list_class_prompts(dataset.get_trigger_word(image), variants)
@@ -38,7 +49,13 @@ class TrainingTexts:
         self._unused_alternatives = (
             [] if captions.use_wildcards else [image.name for image in images if has_alternatives(image.caption)]
         )
-        self.sample_prompt = config.sample_prompt or self._variants[images[0]][0]
+        self.samples = (
+            read_sample_prompts(
+                config, first_caption=self._variants[images[0]][0], trigger_word=dataset.get_trigger_word(images[0])
+            )
+            if config.sample_every_n_steps
+            else ()
+        )
         if config.prior_loss_weight and not config.class_prompt.strip(" |"):
             for image in images:
                 _require_trigger_word(
@@ -53,10 +70,10 @@ class TrainingTexts:
     def list_all(self) -> list[str]:
         """List every text that a step can need, the empty one included."""
         texts = {"", *(variant for variants in self._variants.values() for variant in variants)}
+        texts.update(self._measured.values())
         if self._config.prior_loss_weight:
             texts.update(prompt for prompts in self._class_prompts.values() for prompt in prompts)
-        if self._config.sample_every_n_steps:
-            texts.add(self.sample_prompt)
+        texts.update(text for sample in self.samples for text in (sample.prompt, sample.negative_prompt))
         return sorted(texts)
 
     def list_notices(self) -> list[str]:
@@ -99,6 +116,10 @@ class TrainingTexts:
         if happens(self._config.caption_dropout, seed, "caption_dropout", step, item.index):
             return ""
         return variants[derive_seed(seed, "caption_variant", step, item.index) % len(variants)]
+
+    def get_measured_caption(self, item: TrainingItem) -> str:
+        """Return the caption that the validation always uses for `item`: its first variant."""
+        return self._measured[item.image]
 
     def choose_class_prompt(self, item: TrainingItem, step: int) -> str:
         """Choose the prompt that prior preservation keeps. Caption dropout never drops it."""

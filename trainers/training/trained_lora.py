@@ -20,6 +20,7 @@ class TrainedLora:
     steps: int
     path: Path | None = None
     checkpoints: list[Path] = field(default_factory=list)
-    finished_early: bool = False  # the user asked for the LoRA so far
+    finished_early: bool = False  # the user asked for the LoRA so far, or early_stop ended the run
     was_loaded: bool = False  # the same run was finished before, and nothing was trained
     ema_path: Path | None = None
+    best_path: Path | None = None  # the best step by validation, if there is one and save_best is on

@@ -1,10 +1,10 @@
 // @ts-check
 /** The bar that changes all shown captions at once. trainers/captions/edits.py changes them. */
 
-import { createButton, createElement, createToggle, getPressed } from "./dom.js";
+import { createButton, createElement, createToggle, getPressed } from "../shared/dom.js";
 
-/** @typedef {import("./translation.js").Translate} Translate */
-/** @typedef {import("./translation.js").WordKey} WordKey */
+/** @typedef {import("./words.js").Translate} Translate */
+/** @typedef {import("./words.js").WordKey} WordKey */
 /**
  * @typedef {object} Operation
  * @property {string} value as the server knows it

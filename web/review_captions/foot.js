@@ -1,10 +1,10 @@
 // @ts-check
 /** The bar below the captions: their number, edits of other images, and the end of the review. */
 
-import { createButton, createElement, setText } from "./dom.js";
+import { createButton, createElement, setText } from "../shared/dom.js";
 
 /** @typedef {import("./row.js").Row} Row */
-/** @typedef {import("./translation.js").Translate} Translate */
+/** @typedef {import("./words.js").Translate} Translate */
 
 export class Foot {
   /**

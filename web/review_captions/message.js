@@ -1,9 +1,10 @@
 // @ts-check
 /** The line above the captions: what to do first, and what went wrong. */
 
-import { createButton, createElement, setText } from "./dom.js";
+import { copyText } from "../shared/clipboard.js";
+import { createButton, createElement, setText } from "../shared/dom.js";
 
-/** @typedef {import("./translation.js").Translate} Translate */
+/** @typedef {import("./words.js").Translate} Translate */
 /**
  * @typedef {object} Notice
  * @property {string} [heading]
@@ -45,17 +46,4 @@ export class Message {
     this.element.classList.toggle("ltr-error", isError);
     this.element.classList.toggle("ltr-silent", !text);
   }
-}
-
-/**
- * Browsers offer the clipboard to secure pages only, and ComfyUI often runs on plain http.
- * @param {string} text
- */
-async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const field = createElement("textarea", { value: text });
-  document.body.append(field);
-  field.select();
-  document.execCommand("copy");
-  field.remove();
 }

@@ -1,12 +1,13 @@
 // @ts-check
 /** The dialog that shows what a change of many captions would do, before it is done. */
 
-import { createButton, createElement, trapFocus } from "./dom.js";
+import { createButton, createElement, trapFocus } from "../shared/dom.js";
+
 import { thumbnailUrl } from "./host.js";
 import { compareWords } from "./word_difference.js";
 
 /** @typedef {import("./row.js").Row} Row */
-/** @typedef {import("./translation.js").Translate} Translate */
+/** @typedef {import("./words.js").Translate} Translate */
 /** @typedef {{ row: Row, before: string, after: string }} Change */
 
 const TAGS = /** @type {const} */ ({ same: "span", removed: "del", added: "ins" });

@@ -1,13 +1,14 @@
 // @ts-check
 /** One image: the caption that came in, the user's edit of it, and the card that shows both. */
 
-import { createButton, createElement, setText } from "./dom.js";
+import { createButton, createElement, setText } from "../shared/dom.js";
+
 import { isEmpty, lacksTriggerWord } from "./filters.js";
 import { thumbnailUrl } from "./host.js";
 
 /** @typedef {import("./edits.js").Edit} Edit */
 /** @typedef {import("./filters.js").CaptionFacts} CaptionFacts */
-/** @typedef {import("./translation.js").Translate} Translate */
+/** @typedef {import("./words.js").Translate} Translate */
 /**
  * @typedef {object} ReviewedImage as nodes/host/caption_review.py describes it
  * @property {string} sha256

@@ -1,14 +1,15 @@
 // @ts-check
 /** The bar that chooses which captions the list shows: a search text and a filter with counts. */
 
-import { createElement, setText } from "./dom.js";
+import { createElement, setText } from "../shared/dom.js";
+
 import { FILTERS, matchesSearch } from "./filters.js";
 import { TOKENS_PER_CHUNK } from "./row.js";
 
 /** @typedef {import("./filters.js").FilterName} FilterName */
 /** @typedef {import("./row.js").Row} Row */
-/** @typedef {import("./translation.js").Translate} Translate */
-/** @typedef {import("./translation.js").WordKey} WordKey */
+/** @typedef {import("./words.js").Translate} Translate */
+/** @typedef {import("./words.js").WordKey} WordKey */
 
 /** @type {Record<FilterName, WordKey>} */
 const LABELS = {

@@ -1,7 +1,7 @@
 // @ts-check
 /** The keys of the widget: search, the next caption, undo, and out of the search or the preview. */
 
-import { focusAndShow } from "./dom.js";
+import { focusAndShow } from "../shared/dom.js";
 
 /** @typedef {import("./row.js").Row} Row */
 /**

@@ -1,12 +1,14 @@
 // @ts-check
 /** The widget of one Review Captions node: its rows, the bars around them, what the user does. */
 
+import { createElement } from "../shared/dom.js";
+import * as host from "../shared/host.js";
+
 import { BulkChangeBar } from "./bulk_change.js";
 import { CaptionFacts } from "./caption_facts.js";
-import { createElement } from "./dom.js";
 import { Edits } from "./edits.js";
 import { Foot } from "./foot.js";
-import * as host from "./host.js";
+import { findWidget } from "./host.js";
 import { Message } from "./message.js";
 import { Preview } from "./preview.js";
 import { Row } from "./row.js";
@@ -16,7 +18,7 @@ import { addShortcuts } from "./shortcuts.js";
 /** @typedef {import("./edits.js").UndoStep} UndoStep */
 /** @typedef {import("./preview.js").Change} Change */
 /** @typedef {import("./row.js").ReviewedImage} ReviewedImage */
-/** @typedef {import("./translation.js").Translate} Translate */
+/** @typedef {import("./words.js").Translate} Translate */
 
 // The workflow saves this property; the server finds the last run's captions by it.
 const KEY_PROPERTY = "caption_review";
@@ -43,7 +45,7 @@ export class CaptionReview {
   constructor(node, translate) {
     this.node = node;
     this.translate = translate;
-    this.edits = new Edits(host.findWidget(node, "edits"));
+    this.edits = new Edits(findWidget(node, "edits"));
     this.facts = new CaptionFacts((subjects) => this.#inspect(subjects));
     this.search = new SearchBar(translate, () => this.applyFilter());
     this.message = new Message(
@@ -89,7 +91,7 @@ export class CaptionReview {
   show(result) {
     if (!result) return;
     this.node.properties[KEY_PROPERTY] = result.key;
-    const reviewed = host.findWidget(this.node, "reviewed");
+    const reviewed = findWidget(this.node, "reviewed");
     const isAnotherReview = Boolean(reviewed.value) && reviewed.value !== result.key;
     if (isAnotherReview) reviewed.value = "";
     this.#remember();
@@ -102,9 +104,9 @@ export class CaptionReview {
   }
 
   drawReview() {
-    const waits = host.findWidget(this.node, "wait_for_review").value === true;
+    const waits = findWidget(this.node, "wait_for_review").value === true;
     const hasRows = this.rows.length > 0;
-    const isReviewed = hasRows && host.findWidget(this.node, "reviewed").value === this.key;
+    const isReviewed = hasRows && findWidget(this.node, "reviewed").value === this.key;
     this.foot.drawReview({ waits, isReviewed, hasRows });
   }
 
@@ -260,7 +262,7 @@ export class CaptionReview {
   #askForReview() {
     const button = this.translate("useAndRun");
     const hint = this.translate("reviewWantedHint", { node: this.node.title, button });
-    host.notify(this.translate("reviewWanted"), hint);
+    host.showToast("info", this.translate("reviewWanted"), hint);
   }
 
   // ---- what the user does ----
@@ -301,7 +303,7 @@ export class CaptionReview {
   }
 
   #confirmReview() {
-    host.findWidget(this.node, "reviewed").value = this.key;
+    findWidget(this.node, "reviewed").value = this.key;
     this.#finish();
     host.queuePrompt();
   }

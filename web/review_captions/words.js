@@ -3,6 +3,10 @@
  * Every word that the widget shows, in English.
  * Translations are in locales/<language>/main.json, under LoRATrainer.ReviewCaptions.
  */
+
+/** @typedef {keyof typeof ENGLISH} WordKey */
+/** @typedef {import("../shared/translation.js").Translate<WordKey>} Translate */
+
 export const ENGLISH = {
   noImagesYet: "No captions yet",
   connectAndRun: "Connect a dataset and run once: its images appear here with their captions.",

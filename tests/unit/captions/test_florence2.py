@@ -4,6 +4,7 @@ and every usual mistake would change its text.
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
@@ -297,11 +298,11 @@ def test_embeddings_share_one_parameter_and_an_untied_head_stays_separate(tmp_pa
 def test_weights_in_the_files_own_precision_are_not_copied(monkeypatch):
     loaded = {}
 
-    def remember(path: Path) -> dict[str, torch.Tensor]:
+    def remember(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         loaded.update(load_file(path))
-        return dict(loaded)
+        return dict(loaded), {}
 
-    monkeypatch.setattr(model_module, "load_file", remember)
+    monkeypatch.setattr(model_module, "read_weights", remember)
     model = load_model(ModelFolder.open(FOLDER), dtype=torch.float16)
     assert {weight.data_ptr() for weight in model.state_dict().values()} == {
         weight.data_ptr() for weight in loaded.values()
@@ -329,6 +330,26 @@ def test_sharded_weights_are_read(tmp_path):
 class _Harmful:
     def __reduce__(self):
         return (print, ("code of the file was run",))
+
+
+def test_pickled_weights_are_refused_where_torch_is_too_old_for_them(tmp_path, monkeypatch):
+    folder = write_legacy_folder(tmp_path / "legacy", pickled=True)
+    captioner = open_captioner(folder)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cu121"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
+    message = r"pytorch_model\.bin is a pickle, .* torch 2\.5\.1\+cu121 opens it .*with safetensors, .*or torch 2\.6"
+    with pytest.raises(ValueError, match=message):
+        describe(captioner, IMAGES[:1])
+
+
+def test_a_loaded_model_outlives_its_file_being_cut(tmp_path):
+    """Weights that are mapped would end the process with SIGBUS."""
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    captioner = open_captioner(folder)
+    expected = describe(captioner, IMAGES[:1])
+    os.truncate(folder / "model.safetensors", 0)
+    assert describe(captioner, IMAGES[:1]) == expected
 
 
 def test_pickled_weights_cannot_run_code(tmp_path, capsys):

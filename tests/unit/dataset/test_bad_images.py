@@ -379,4 +379,4 @@ def test_a_name_that_is_not_utf8_is_left_out_by_name(tmp_path):
     found = list_reasons(tmp_path)
     assert found == {"caf\\udce9.png": "its name is not UTF-8. Rename it"}
     assert "caf" in scan(tmp_path).report.text().encode().decode()
-    assert len(list_dataset_files(tmp_path, recursive=False)) == 1
+    assert len(list_dataset_files(tmp_path, recursive=False).read) == 1

@@ -94,7 +94,7 @@ def test_a_table_gives_captions(tmp_path, name, table):
     dataset = scan(tmp_path)
     assert [image.caption for image in dataset.images] == ["a cat, on grass", "a dog"]
     assert dataset.report.notes == []
-    assert tmp_path / name in list_dataset_files(tmp_path, recursive=False)
+    assert tmp_path / name in list_dataset_files(tmp_path, recursive=False).read
 
 
 def test_lines_of_a_table_that_say_nothing_or_belong_to_no_image_are_named(tmp_path):
@@ -111,7 +111,7 @@ def test_a_caption_file_may_be_named_like_the_whole_name_of_its_image(tmp_path):
     (tmp_path / "a.png.txt").write_text("a toy")
     dataset = scan(tmp_path)
     assert dataset.images[0].caption == "a toy" and dataset.report.notes == []
-    assert tmp_path / "a.png.txt" in list_dataset_files(tmp_path, recursive=False)
+    assert tmp_path / "a.png.txt" in list_dataset_files(tmp_path, recursive=False).read
 
 
 def test_caption_files_of_no_image_and_files_that_are_not_read_are_named(tmp_path):

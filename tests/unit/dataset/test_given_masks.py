@@ -205,6 +205,8 @@ def test_dataset_files_are_those_that_a_scan_reads(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "5_dog" / "notes.md").write_text("x")
     make_photo(tmp_path / "5_dog" / "deeper" / "b.png")
-    names = {file.relative_to(tmp_path).as_posix() for file in list_dataset_files(tmp_path, recursive=False)}
+    names = {file.relative_to(tmp_path).as_posix() for file in list_dataset_files(tmp_path, recursive=False).read}
     assert names == {"5_dog/a.png", "5_dog/a.txt", "5_dog/mask/a.png", "metadata.jsonl"}
-    assert list_dataset_files(tmp_path / "5_dog" / "mask", recursive=False) == [tmp_path / "5_dog" / "mask" / "a.png"]
+    assert list_dataset_files(tmp_path / "5_dog" / "mask", recursive=False).read == [
+        tmp_path / "5_dog" / "mask" / "a.png"
+    ]

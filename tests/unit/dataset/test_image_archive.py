@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.limits import TIME_LIMIT
 from trainers.dataset import image_archive as module
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.image_archive import ArchiveLimits, unpack_images
@@ -78,11 +79,10 @@ def test_images_and_captions_become_a_folder_that_can_be_trained_on(tmp_path):
     assert list((tmp_path / "out").iterdir()) == [folder]
 
 
-def test_only_images_and_their_captions_are_unpacked(tmp_path):
+def test_only_images_and_captions_are_unpacked(tmp_path):
     images = ["a.png", "b.gif", "c.HEIC", "d.webp"]
     captions = ["a.TXT", "b.txt", "d.caption", "metadata.jsonl"]
     others = [
-        "readme.txt",
         "run.py",
         "a.png.exe",
         "model.safetensors",
@@ -94,6 +94,18 @@ def test_only_images_and_their_captions_are_unpacked(tmp_path):
         ".hidden.png",
     ]
     assert unpack(tmp_path, images + captions + others + [".git/x.png", "empty/"]) == sorted(images + captions)
+
+
+def test_captions_of_no_image_are_named_as_those_of_a_folder_are(tmp_path):
+    content = {"a.png": PNG, "a.txt": b"a square", "b.txt": b"lost", "b.png.txt": b"lost"}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name, text in content.items():
+        (plain / name).write_bytes(text)
+    entries = {f"top/{name}": text for name, text in content.items()} | {"readme.txt": b"", "more/c.txt": b""}
+    archived = unpack_images(make_archive(tmp_path, entries), tmp_path / "out")
+    notes, expected = (scan_folder(DatasetConfig(images=str(folder))).report.notes for folder in (archived, plain))
+    assert notes == expected and [note.name for note in notes] == ["b.png.txt", "b.txt"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,7 @@ def test_subfolders_are_kept_except_parents_that_contain_everything(tmp_path, na
         (["10_dog/a.png", "10_dog/mask/a.png"], ["10_dog/a.png", "10_dog/mask/a.png"]),
         (["dogs/reg/1_dog/a.png", "dogs/reg/1_dog/b.png"], ["reg/1_dog/a.png", "reg/1_dog/b.png"]),
         (["reg/a.png", "reg/b.png"], ["a.png", "b.png"]),
-        (["photos/10_dog/a.png", "photos/10_dog/a.txt", "photos/readme.txt"], ["10_dog/a.png", "10_dog/a.txt"]),
+        (["photos/10_dog/a.png", "photos/10_dog/a.txt", "readme.txt"], ["10_dog/a.png", "10_dog/a.txt"]),
         (["10_dog/sub/a.png"], ["a.png"]),
         (["10_dog/one/a.png", "10_dog/two/a.png"], ["one/a.png", "two/a.png"]),
     ],
@@ -199,7 +211,9 @@ def test_two_calls_that_unpack_the_same_archive_at_once_both_get_it(tmp_path):
     def unpack() -> None:
         folders.append(
             unpack_images(
-                archive, tmp_path / "out", on_progress=lambda count, *_: both_started.wait(5) if count == 5 else None
+                archive,
+                tmp_path / "out",
+                on_progress=lambda count, *_: both_started.wait(TIME_LIMIT) if count == 5 else None,
             )
         )
 

@@ -7,7 +7,9 @@ import pytest
 from tests.unit.dataset.folders import scan, write_photo
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.crop_plan import plan_crops
+from trainers.dataset.image_folder import list_dataset_files
 from trainers.dataset.report import Remark, RemarkKind
+from trainers.training.events import Interrupted
 
 
 def make_kohya_folder(root: Path) -> Path:
@@ -156,3 +158,29 @@ def test_an_absurd_number_of_repeats_is_an_error(tmp_path):
         match=r"20240101_trip: a kohya folder name starts with the repeats of its images, at most 10,000. Rename it",
     ):
         scan(tmp_path)
+
+
+def test_what_the_report_says_of_other_files_is_known_without_a_scan(tmp_path):
+    """Load Images runs again when it changes."""
+    folder = make_kohya_folder(tmp_path)
+
+    def remark() -> set[tuple[str, str]]:
+        return {(remark.name, remark.reason) for remark in list_dataset_files(folder, recursive=False).remarks}
+
+    seen = [remark()]
+    for name in ("stray.png", "10_zwx dog/lost.txt", "10_zwx dog/mask/lost.png", "more/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+        seen.append(remark())
+        assert seen[-1] not in seen[:-1], name
+    (folder / "10_zwx dog" / "notes.md").write_text("no caption")
+    assert remark() == seen[-1]
+
+
+def test_listing_a_folder_can_be_interrupted(tmp_path):
+    with pytest.raises(Interrupted):
+        list_dataset_files(make_kohya_folder(tmp_path), recursive=True, check_interrupted=interrupt)
+
+
+def interrupt() -> None:
+    raise Interrupted("cancelled")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.dataset.folders import list_reasons, scan, write_photo
 from trainers.dataset.report import Remark
-from trainers.dataset.text_encoding import UndecidedEncoding, decode_text, decode_texts
+from trainers.dataset.text_encoding import DecodedText, UndecidedEncoding, decode_text, decode_texts
 
 TEXTS = [
     ("gbk", "GBK", "一个女孩站在草地上，穿着红色的裙子"),
@@ -21,6 +21,9 @@ TEXTS = [
     ("koi8_r", "KOI8-R", "девушка в красном платье стоит на траве"),
     ("cp866", "DOS 866", "девушка в красном платье стоит на траве"),
     ("cp1253", "Windows-1253", "ένα κορίτσι με κόκκινο φόρεμα στέκεται στο γρασίδι"),
+    ("cp1255", "Windows-1255", "ילדה בשמלה אדומה עומדת על הדשא"),
+    ("cp1255", "Windows-1255", "חתול אדום יושב על כיסא"),
+    ("cp1251", "Windows-1251", "меч и щит"),
     ("cp1256", "Windows-1256", "فتاة ترتدي فستانا أحمر تقف على العشب"),
     ("cp874", "Windows-874", "เด็กผู้หญิงในชุดสีแดงยืนอยู่บนสนามหญ้า"),
     ("cp1250", "Windows-1250", "příliš žluťoučký kůň"),
@@ -48,6 +51,32 @@ def test_a_scan_reads_a_caption_in_gbk_and_says_so(tmp_path):
     dataset = scan(tmp_path)
     assert dataset.images[0].caption == text
     assert dataset.report.notes == [Remark("a.png", "a.txt is not UTF-8; it was read as GBK")]
+
+
+def test_a_short_caption_in_gbk_that_is_valid_utf8_is_named(tmp_path):
+    """The bytes of 猫 in GBK are those of è in UTF-8."""
+    write_photo(tmp_path / "a.png").with_suffix(".txt").write_bytes("1girl, 猫".encode("gbk"))
+    dataset = scan(tmp_path)
+    assert dataset.images[0].caption == "1girl, è"
+    reason = "a.txt was read as UTF-8, but could be GBK: '1girl, 猫'. If so, save all captions as UTF-8"
+    assert dataset.report.notes == [Remark("a.png", reason)]
+
+
+def test_such_a_caption_is_read_as_gbk_if_the_others_are(tmp_path):
+    for name, text in (("a", "1girl, 猫"), ("b", "一个女孩站在草地上，穿着红色的裙子")):
+        write_photo(tmp_path / f"{name}.png", colour=(len(text), 0, 0)).with_suffix(".txt").write_bytes(
+            text.encode("gbk")
+        )
+    dataset = scan(tmp_path)
+    assert [image.caption for image in dataset.images] == ["1girl, 猫", "一个女孩站在草地上，穿着红色的裙子"]
+    reason = "a.txt was read as GBK, but could be UTF-8: '1girl, è'. If so, save all captions as UTF-8"
+    assert dataset.report.notes[0] == Remark("a.png", reason)
+
+
+@pytest.mark.parametrize("text", ["un café à côté d'une façade", "très", "caffè", "девушка в красном", "ילדה", "naïve"])
+def test_usual_texts_in_utf8_are_not_doubted(text):
+    decoded = decode_texts({"a": text.encode(), "b": "一个女孩站在草地上，穿着红色的裙子".encode("gbk")})["a"]
+    assert isinstance(decoded, DecodedText) and (decoded.text, decoded.encoding, decoded.doubt) == (text, "UTF-8", "")
 
 
 def test_a_short_caption_is_decided_by_the_others(tmp_path):

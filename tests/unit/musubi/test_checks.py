@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainers import patterns
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.musubi import checks
 from trainers.musubi.architectures import ARCHITECTURES
-from trainers.musubi.checks import read_steps_done
 from trainers.musubi.config import MusubiConfig
 from trainers.musubi.dataset_toml import write_toml
 from trainers.musubi.installation import Installation
 from trainers.musubi.plan import MusubiJob, Plan, make_plan
 from trainers.musubi.safetensors_header import main_dtype, read_header
+from trainers.musubi.state_folder import read_steps_done
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 
@@ -494,3 +495,19 @@ def test_a_run_folder_may_have_spaces_accents_and_brackets_in_its_name(case):
     assert plan.toml_path.is_file()
     train = plan.find_command("train")
     assert train is not None and str(plan.toml_path) in train.argv
+
+
+@pytest.mark.parametrize("setting", ["exclude_patterns", "include_patterns"])
+def test_a_pattern_that_would_run_forever_is_found_before_musubi_starts(case, monkeypatch, setting):
+    monkeypatch.setattr(patterns, "MAX_MATCH_SECONDS", 2)
+    names = ("model.diffusion_model.layers.0.feed_forward.with_a_long_name.weight",)
+    models = {"dit": write_safetensors(case.folder / "dit.safetensors", names=names)}
+    with pytest.raises(ValueError, match=rf"{setting}: '\(\[a-z0-9_\.\]\+\)\+!' took more than 2 seconds to match"):
+        case.plan(models=models, **{setting: ".*attention.* ([a-z0-9_.]+)+!"})
+    assert case.plan(models=models, **{setting: ".*attention.*"})
+
+
+@pytest.mark.parametrize("pattern", ["(" * 10_000, "a{99999999999}"])
+def test_a_pattern_that_python_cannot_compile_is_an_error(pattern):
+    with pytest.raises(ValueError, match=r"exclude_patterns: .* is not a regular expression"):
+        MusubiConfig(exclude_patterns=pattern)

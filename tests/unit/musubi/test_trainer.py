@@ -3,6 +3,7 @@ the faults that the environment asks for.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -195,10 +196,13 @@ def make_trainer(
     for path in models.values():
         save_file({"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}, path)
 
-    def make(config: MusubiConfig = CONFIG) -> MusubiTrainer:
+    def make(config: MusubiConfig = CONFIG, **more: Any) -> MusubiTrainer:
         run_folder = RunFolder(tmp_path / "output", "disc", keep_inside=True)
         return MusubiTrainer(
-            MusubiJob("z-image", config, models, {}), installation, run_folder=run_folder, cache_root=tmp_path / "cache"
+            MusubiJob("z-image", config, models, {}, **more),
+            installation,
+            run_folder=run_folder,
+            cache_root=tmp_path / "cache",
         )
 
     return make
@@ -232,6 +236,19 @@ def test_a_second_run_uses_the_caches_of_the_first(make_trainer: Make, dataset: 
     host = Recorder()
     make_trainer().train(dataset, host)
     assert "using the caches of an earlier run with the same images" in host.notices()
+
+
+def test_the_manifest_names_the_state_that_was_chosen_and_not_its_copy(
+    make_trainer: Make, dataset: Dataset, tmp_path: Path
+):
+    make_trainer().train(dataset, Recorder())
+    (chosen,) = (tmp_path / "output/runs").glob("*/musubi/*-step00000004-state")
+    copy = shutil.copytree(chosen, tmp_path / "copy" / chosen.name)
+    trainer = make_trainer(replace(CONFIG, resume=str(copy)), chosen_resume=str(chosen))
+    trainer.train(dataset, Recorder())
+    (run,) = (path for path in (tmp_path / "output/runs").iterdir() if path != chosen.parents[1])
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["training"]["resume"] == str(chosen)
+    assert f"--resume {copy}" in (run / "commands.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

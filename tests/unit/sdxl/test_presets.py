@@ -3,11 +3,11 @@ was left open, and given settings stay.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, describe, resolve
+from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset, describe, resolve
 from trainers.wording import GIBIBYTE
 
 
@@ -115,3 +115,12 @@ def test_the_description_names_the_resolved_numbers():
 def test_a_given_batch_size_is_not_accumulated(memory):
     config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_images=20).training
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)
+
+
+@pytest.mark.parametrize("given", [{}, {"rank": 100}, {"train_batch_size": 4}])
+def test_what_the_presets_choose_is_known_before_the_dataset(given):
+    chosen = choose(given, goal="style", memory="8 GB")
+    settings = resolve(given, goal="style", memory="8 GB", num_images=20)
+    resolved = {**asdict(settings.training), **asdict(settings.buckets)}
+    assert "max_train_steps" not in chosen
+    assert {**chosen, **given}.items() <= resolved.items()

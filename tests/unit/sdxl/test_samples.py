@@ -1,6 +1,7 @@
 """Samples of a running training: decoded in tiles, and ended by an interrupt between two steps."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from trainers.sdxl.encode import encode_means
 from trainers.sdxl.model.sampling import count_sampler_steps, decode_latents, sample_images
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.model.text import encode_captions
-from trainers.sdxl.samples import NUM_STEPS, decode_in_tiles, draw_samples
+from trainers.sdxl.samples import decode_in_tiles, draw_samples
 from trainers.training.device import DeviceMemory
 from trainers.training.events import Event, Interrupted
+from trainers.training.sample_prompts import SamplePrompt
 
 
 class ImpatientHost(DeviceMemory):
@@ -48,17 +50,43 @@ def model(tmp_path: Path) -> SDXLModel:
     return model
 
 
-def draw(model: SDXLModel, host: ImpatientHost) -> Image.Image:
+NUM_STEPS = 20
+PROMPT = SamplePrompt("a red circle", "", (0, 1), (64, 64), NUM_STEPS, 5.0)
+
+
+def draw(model: SDXLModel, host: ImpatientHost, *prompts: SamplePrompt) -> list[list[Image.Image]]:
     return draw_samples(
         model,
         lambda captions: encode_captions(model.text_encoder, model.text_encoder_2, captions),
-        prompt="a red circle",
-        size_hw=(64, 64),
+        prompts or (PROMPT,),
+        usual_size_hw=(96, 64),
         prediction_type=model.prediction_type,
         zero_terminal_snr=model.zero_terminal_snr,
         autocast=nullcontext(),
         host=host,
     )
+
+
+def test_each_prompt_has_its_own_size_steps_seeds_guidance_and_negative_prompt(model: SDXLModel) -> None:
+    usual = replace(PROMPT, size_hw=None, num_steps=2, seeds=(0,))
+    small = replace(usual, size_hw=(64, 96), seeds=(0, 1, 2))
+    plain, sized, guided, negative = draw(
+        model,
+        ImpatientHost(0),
+        usual,
+        small,
+        replace(usual, guidance_scale=1.0),
+        replace(usual, negative_prompt="a blue square"),
+    )
+    assert [image.size for image in plain] == [(64, 96)] and [image.size for image in sized] == [(96, 64)] * 3
+    assert len({image.tobytes() for image in (*plain, *guided, *negative)}) == 3
+
+
+def test_at_most_two_images_are_denoised_at_once(model: SDXLModel) -> None:
+    sizes: list[int] = []
+    model.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    draw(model, ImpatientHost(0), replace(PROMPT, num_steps=1, seeds=(0, 1, 2)))
+    assert sizes == [4, 2], "with and without the prompt"
 
 
 @pytest.mark.parametrize("check", [1, 7, NUM_STEPS + 2])

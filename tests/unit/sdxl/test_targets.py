@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainers.sdxl import targets
+from trainers import patterns
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.sdxl.targets import UNET_PRESETS, find_unet_targets
 
@@ -15,7 +15,7 @@ def test_an_expression_chooses_what_the_preset_of_the_same_expression_chooses():
 
 
 def test_an_expression_that_would_run_forever_is_ended_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(targets, "MAX_MATCH_SECONDS", 2)
+    monkeypatch.setattr(patterns, "MAX_MATCH_SECONDS", 2)
     with pytest.raises(ValueError, match=re.escape("'([a-z0-9_.]+)+!' took more than 2 seconds to match")):
         find_unet_targets(standard_unet(), "([a-z0-9_.]+)+!")
 

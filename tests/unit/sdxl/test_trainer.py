@@ -35,9 +35,20 @@ from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepared_model import PreparedSDXL
 from trainers.sdxl.step import Batch
+from trainers.training import validation_plan
 from trainers.training.adapters import AdaptedModel, find_adapter_layers
 from trainers.training.device import DeviceMemory
-from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StageStarted, StepDone
+from trainers.training.events import (
+    CheckpointSaved,
+    Event,
+    Interrupted,
+    Notice,
+    SamplesDrawn,
+    StageStarted,
+    StepDone,
+    Validated,
+)
+from trainers.training.generators import generator_for
 from trainers.training.loop import TrainingLoop, train_lora
 from trainers.training.optimizer_step import NonFiniteLoss
 from trainers.training.plan import RunSettings, plan_training
@@ -575,7 +586,13 @@ def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"lora_dropout": 0.5, "gradient_checkpointing": True}, {"train_text_encoders": True}]
+    "settings",
+    [
+        {},
+        {"lora_dropout": 0.5},
+        {"lora_dropout": 0.5, "gradient_checkpointing": True},
+        {"train_text_encoders": True},
+    ],
 )
 def test_drawing_samples_does_not_change_the_training(weights, dataset, tmp_path, settings):
     plain = train(weights, dataset, tmp_path, name="plain", **settings)
@@ -590,6 +607,89 @@ def test_drawing_samples_does_not_change_the_training(weights, dataset, tmp_path
     assert [event.path.name for event in drawn] == [f"sampled-step{step:08d}.png" for step in (0, 2, 4)]
     images = [np.asarray(Image.open(event.path)) for event in drawn]
     assert images[0].shape == (64, 128, 3) and not np.array_equal(images[0], images[2])
+
+
+def test_samples_have_a_row_for_each_prompt_and_a_sheet_that_grows(weights, dataset, tmp_path):
+    train(
+        weights,
+        dataset,
+        tmp_path,
+        sample_every_n_steps=2,
+        sample_prompt="a {trigger}|two --d 5 --w 96 --h 64",
+        sample_steps=2,
+        sample_seeds="3",
+    )
+    (grid,) = tmp_path.glob("runs/*/samples/x-step00000000.png")
+    assert Image.open(grid).size == (96, 128)
+    assert Image.open(grid.with_name("all.png")).size[0] == 3 * 96
+
+
+@pytest.fixture
+def generous(monkeypatch):
+    """Validation in a run of a few steps."""
+    monkeypatch.setattr(validation_plan, "MAX_SHARE", 10.0)
+    monkeypatch.setattr(validation_plan, "MAX_DRAWS", 4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_dropout": 0.5}, {"gradient_checkpointing": True}, {"train_text_encoders": True}]
+)
+def test_validation_does_not_change_the_training(weights, dataset, tmp_path, generous, settings):
+    plain = train(weights, dataset, tmp_path, name="plain", validate_every_n_steps=-1, **settings)
+    host = RecordingHost()
+    measured = train(weights, dataset, tmp_path, name="measured", host=host, validate_every_n_steps=2, **settings)
+    assert measured.losses == plain.losses
+    assert all(torch.equal(measured.state_dict[name], tensor) for name, tensor in plain.state_dict.items())
+    assert [event.step for event in host.select(Validated)] == [0, 2, 4]
+    assert len({event.loss for event in host.select(Validated)}) == 3
+
+
+def test_held_out_images_are_encoded_and_measured_without_flips_dropout_or_weights(
+    weights, dataset, tmp_path, generous
+):
+    """The losses equal those of an independent formula."""
+    captured: list[tuple[torch.Tensor, tuple]] = []
+    real = PreparedSDXL.validation_losses
+
+    def listen(run, draws):
+        losses = real(run, draws)
+        if not captured:
+            captured.append((losses, tuple(draws)))
+            expected.extend(measure_alone(run, draw) for draw in draws)
+        return losses
+
+    def measure_alone(run, draw):
+        latents = run.latents.get(draw.item, flip=False)
+        generator = generator_for(0, "validation noise", draw.index)
+        noise = torch.randn(latents.shape, generator=generator)
+        timestep = torch.tensor([int(draw.noise_level * 1000)])
+        alphas = run.objective.alphas_cumprod[timestep]
+        embeddings = run.embed([draw.item.image.caption])
+        ids = torch.tensor([[*draw.item.crop.original_hw, *draw.item.crop.top_left_yx, *draw.item.crop.target_hw]])
+        with torch.no_grad():
+            predicted = run.model.unet(
+                add_noise(latents[None], noise[None], alphas),
+                timestep,
+                embeddings.prompt_embeds.float(),
+                added_cond_kwargs={"text_embeds": embeddings.pooled_prompt_embeds.float(), "time_ids": ids.float()},
+            ).sample
+        return float((predicted - noise).square().mean())
+
+    expected: list[float] = []
+    images = [replace(image, is_validation=number == 0, loss_weight=3.0) for number, image in enumerate(dataset.images)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedSDXL, "validation_losses", listen)
+        train(
+            weights,
+            replace(dataset, images=images),
+            tmp_path,
+            flip=True,
+            caption_dropout=1.0,
+            max_train_steps=1,
+        )
+    ((losses, draws),) = captured
+    assert {draw.item.image.name for draw in draws} == {dataset.images[0].name}
+    torch.testing.assert_close(losses, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_running_out_of_memory_keeps_the_steps_before_it(weights, dataset, tmp_path, monkeypatch):

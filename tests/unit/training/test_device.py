@@ -1,14 +1,17 @@
 """Which device and precision a training gets, on machines that are pretended."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
+from transformers.optimization import Adafactor
 
 from trainers.training.config import TrainingConfig
 from trainers.training.device import choose_device, usual_precision
 from trainers.training.distributed import current_world
 from trainers.training.optimizer_step import OptimizerStep
-from trainers.training.optimizers import ParameterGroup, can_step
+from trainers.training.optimizers import ParameterGroup, can_step, require_step
 
 
 @pytest.fixture
@@ -102,3 +105,16 @@ def test_an_optimizer_is_tried_before_it_is_chosen(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
     assert not can_step("AdamW", torch.device("cpu"))
+
+
+def test_a_try_that_runs_out_of_memory_leaves_the_error_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, closure: object = None) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Adafactor, "step", fail)
+    require_step("Adafactor", torch.device("cpu"), weight_decay=0.0)
+
+
+def test_the_help_of_mixed_precision_names_the_devices_that_get_float32() -> None:
+    (setting,) = (spec for spec in fields(TrainingConfig) if spec.name == "mixed_precision")
+    assert all(device in setting.metadata["help"] for device in ("CPU", "GTX 16", "macOS 14"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from transformers.optimization import Adafactor
 
 from tests.unit.training.toy_family import ToyFamily
 from trainers.dataset.bucket_config import BucketConfig
@@ -153,3 +154,16 @@ def test_a_cancelled_run_says_what_it_kept_and_how_to_go_on(dataset: Dataset, tm
     assert said.startswith("Start the same again, and it goes on at step 4 of 6") and said.endswith(f"is {kept}")
     (log,) = tmp_path.rglob("run.log")
     assert log.read_text().splitlines()[-1].endswith("ended early: Interrupted")
+
+
+def test_an_optimizer_that_cannot_step_is_an_error_before_the_model_is_loaded(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(self: object, closure: object = None) -> None:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(Adafactor, "step", fail)
+    monkeypatch.setattr(ToyFamily, "prepare", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"optimizer Adafactor cannot train on cpu \(no kernel image is") as raised:
+        train(dataset, tmp_path, optimizer="Adafactor")
+    assert "Choose AdamW" in str(raised.value) and list(tmp_path.iterdir()) == []

@@ -17,12 +17,14 @@ from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import ModuleNames
 from trainers.training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
 from trainers.training.distributed import World
+from trainers.training.evaluation import evaluating
 from trainers.training.family import Progress
 from trainers.training.generators import generator_for
 from trainers.training.host import Host
 from trainers.training.metadata import lora_metadata
 from trainers.training.optimizers import ParameterGroup
 from trainers.training.plan import TrainingPlan
+from trainers.training.validation_plan import ValidationDraw
 
 WIDTH = 12
 
@@ -53,7 +55,7 @@ class PreparedToy:
         key = ("transformer", "0")
         names = ModuleNames({key: "diffusion_model_0"}, [("diffusion_model_0", key)], main_component="transformer")
         self.adapted = AdaptedModel({"transformer": component}, names)
-        self._latents = {item.index: self._encode(item) for item in plan.crops.items}
+        self._latents = {item.index: self._encode(item) for item in plan.all_items}
 
     def _encode(self, item: TrainingItem) -> Tensor:
         colours = read_crop(item).resize((2, 2)).tobytes()
@@ -67,12 +69,27 @@ class PreparedToy:
         velocity = self.transformer((1 - sigmas) * latents + sigmas * noise)
         yield (velocity - (noise - latents)).square().mean(dim=1)
 
+    @torch.no_grad()
+    def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        latents = torch.stack([self._latents[draw.item.index] for draw in draws])
+        seed = self._plan.settings.training.seed
+        noise = torch.stack(
+            [torch.randn(WIDTH, generator=generator_for(seed, "validation noise", draw.index)) for draw in draws]
+        ).to(self._device)
+        sigmas = torch.tensor([[draw.noise_level] for draw in draws], device=self._device)
+        with evaluating(self.transformer):
+            velocity = self.transformer((1 - sigmas) * latents + sigmas * noise)
+        return (velocity - (noise - latents)).square().mean(dim=1)
+
     def enable_gradient_checkpointing(self) -> bool:
         return False
 
-    def draw_samples(self) -> Image.Image:
-        with torch.no_grad():
-            colours = self.transformer(torch.zeros(1, WIDTH, device=self._device))
+    def draw_samples(self) -> list[list[Image.Image]]:
+        return [[self._draw(seed) for seed in sample.seeds] for sample in self._plan.texts.samples]
+
+    @torch.no_grad()
+    def _draw(self, seed: int) -> Image.Image:
+        colours = self.transformer(torch.full((1, WIDTH), seed / 10, device=self._device))
         return Image.frombytes("RGB", (2, 2), bytes(((colours[0].clamp(-1, 1) + 1) * 127.5).byte().tolist()))
 
     def metadata(self, progress: Progress) -> dict[str, str]:

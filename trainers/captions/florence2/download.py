@@ -2,10 +2,12 @@
 safetensors, and resumable.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ WANTED_FILES = (
 )
 WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 SECONDS_BETWEEN_LOOKS = 0.5
+PROGRAM = Path(__file__).with_name("hub_program.py")
 _BY_HAND = "copy the model's folder into models/florence2"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -56,8 +59,7 @@ def download_model(
     """Download the model into `root`/OWNER/NAME and return that folder. `on_progress` gets the
     bytes so far and the total (0: unknown).
 
-    After an error, the next call continues with what is there. An interrupt takes effect at once;
-    the current file is then finished in the background.
+    After an error or an interrupt, the next call continues with what is there.
 
     Raises:
         ValueError: there is no such model, it needs a login, or it is not a Florence-2 model with
@@ -65,42 +67,80 @@ def download_model(
         RuntimeError: huggingface.co cannot be reached.
     """
     folder = root / check_model_id(model_id)
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="florence2-download")
-    try:
-        asked = executor.submit(_require_model, model_id)
-        while not _is_done(asked):
-            check_interrupted()
-        with _translate_errors(model_id):
-            total = asked.result()
-        folder.mkdir(parents=True, exist_ok=True)
-        running = executor.submit(_fetch, model_id, folder)
-        while not _is_done(running):
-            check_interrupted()
-            on_progress(min(_count_bytes(folder), total), total)
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-    with _translate_errors(model_id):
-        running.result()
+    files = _ask_hub(model_id, look=check_interrupted)["files"]
+    total = _count_wanted_bytes(model_id, files)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def look() -> None:
+        check_interrupted()
+        on_progress(min(_count_bytes(folder), total), total)
+
+    _ask_hub(model_id, folder, look=look)
     return ModelFolder.open(folder).path
 
 
-def _is_done(running: Future[Any]) -> bool:
-    return bool(wait([running], timeout=SECONDS_BETWEEN_LOOKS).done)
+def _ask_hub(model_id: str, folder: Path | None = None, *, look: Callable[[], None]) -> dict[str, Any]:
+    """Run the program: with a folder, it downloads the model into it. What `look` raises ends it.
 
-
-def _fetch(model_id: str, folder: Path) -> object:
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(model_id, local_dir=folder, allow_patterns=[*WANTED_FILES, *WEIGHT_FILES])
-
-
-def _require_model(model_id: str) -> int:
-    """Check the model's list of files, and return the bytes to download."""
-    from huggingface_hub import HfApi
-
-    files = {
-        file.rfilename: file.size or 0 for file in HfApi().model_info(model_id, files_metadata=True).siblings or []
+    It is a process, because nothing can end a download of huggingface_hub in this one.
+    """
+    task = {
+        "model_id": model_id,
+        "folder": str(folder) if folder else "",
+        "patterns": [*WANTED_FILES, *WEIGHT_FILES],
+        "path": [entry for entry in sys.path if entry],
     }
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(PROGRAM), json.dumps(task)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            start_new_session=True,  # Ctrl-C in the terminal is answered by `look`
+        )
+        try:
+            while not _has_ended(process):
+                look()
+        finally:
+            process.kill()
+            process.communicate()
+        output.seek(0)
+        return _read_answer(model_id, process.returncode, output.read())
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(SECONDS_BETWEEN_LOOKS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _read_answer(model_id: str, returncode: int, output: bytes) -> dict[str, Any]:
+    if returncode:
+        raise RuntimeError(
+            f"{model_id} cannot be downloaded: huggingface_hub ended with an error, which the log has in full. "
+            f"Update huggingface_hub, or {_BY_HAND}"
+        )
+    answer = json.loads(output.splitlines()[-1])
+    match answer.get("problem"):
+        case "gated":
+            raise ValueError(
+                f"{model_id}: its owner requires you to log in and agree first, at https://huggingface.co/{model_id}"
+            )
+        case "missing":
+            raise ValueError(f"{model_id}: there is no such model on huggingface.co. Is the name right?")
+        case "offline":
+            raise RuntimeError(f"{model_id} cannot be downloaded: HF_HUB_OFFLINE is set. Unset it, or {_BY_HAND}")
+        case "unreachable":
+            raise RuntimeError(
+                f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error "
+                f"({answer['reason']}). Run it again to continue, or {_BY_HAND}"
+            )
+    return answer
+
+
+def _count_wanted_bytes(model_id: str, files: dict[str, int]) -> int:
+    """Check the model's list of files, and return the bytes to download."""
     weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     if not weights or "config.json" not in files:
         raise ValueError(
@@ -108,39 +148,6 @@ def _require_model(model_id: str) -> int:
             "Choose another model, such as florence-community/Florence-2-base"
         )
     return sum(files[name] for name in weights) + sum(size for name, size in files.items() if name in WANTED_FILES)
-
-
-@contextmanager
-def _translate_errors(model_id: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into ours, in the user's words."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    # The bases are the errors of its HTTP library, which differs between its major versions.
-    unreachable: Any = (OSError, LocalEntryNotFoundError, *HfHubHTTPError.__bases__)
-    try:
-        yield
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{model_id}: its owner requires you to log in and agree first, at https://huggingface.co/{model_id}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"{model_id}: there is no such model on huggingface.co. Is the name right?") from error
-    except OfflineModeIsEnabled as error:
-        raise RuntimeError(
-            f"{model_id} cannot be downloaded: HF_HUB_OFFLINE is set. Unset it, or {_BY_HAND}"
-        ) from error
-    except unreachable as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RuntimeError(
-            f"{model_id} cannot be downloaded: huggingface.co cannot be reached or gave an error ({reason}). Run it "
-            f"again to continue, or {_BY_HAND}"
-        ) from error
 
 
 def _count_bytes(folder: Path) -> int:

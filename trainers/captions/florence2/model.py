@@ -1,19 +1,22 @@
 """Loads a Florence-2 folder, native or legacy, into transformers' own class. Downloads nothing,
-runs no code from the folder and copies no weights.
+runs no code from the folder, and keeps no file open.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Florence2Config, Florence2ForConditionalGeneration, GenerationConfig
 
+from ...files.weight_file import read_weights
 from ...wording import name_first
 from .folder import ModelFolder, read_json
 from .legacy import convert_vision_settings, convert_weights
 
+SAFE_TORCH = (2, 6)  # before, weights_only let a pickle run code
 _SHARED = "model.language_model.shared.weight"
 # One matrix under four names; a file may contain any of them.
 _EMBEDDINGS = (
@@ -80,12 +83,12 @@ _BART_TOKENS = {
 
 
 def load_model(folder: ModelFolder, *, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """Load the model on the CPU, in eval mode and frozen. If the file has `dtype`, its weights are
-    mapped into memory, not copied.
+    """Load the model on the CPU, in eval mode and frozen.
 
     Raises:
-        ValueError: the weights are damaged or do not match the folder's config; the message names
-            one of them.
+        ValueError: the weights are damaged, pickled where torch is too old to open such files, or
+            do not match the folder's config; the message names one of them.
+        RuntimeError: a file was changed while it was read.
     """
     weights = _read_weights(folder)
     num_tokens = weights[_SHARED].shape[0]
@@ -144,14 +147,7 @@ def _select(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, An
 def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in folder.weight_files:
-        try:
-            weights |= (
-                load_file(file)
-                if file.suffix == ".safetensors"
-                else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            )
-        except Exception as error:  # safetensors, zipfile and pickle each raise different errors for a damaged file
-            raise ValueError(f"{file}: the weights cannot be read ({error}). Download the file again") from error
+        weights |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     if folder.is_legacy:
         weights = convert_weights(weights)
     stored = next((weights[name] for name in _EMBEDDINGS if name in weights), None)
@@ -161,6 +157,30 @@ def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
             "Download it again"
         )
     return {**dict.fromkeys(_EMBEDDINGS, stored), **weights}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(file)[0]
+    except SafetensorError as error:
+        raise _describe_damage(file, error) from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise ValueError(
+            f"{file} is a pickle, which can run any code when torch {torch.__version__} opens it (CVE-2025-32434). "
+            "Use a model with safetensors, such as florence-community/Florence-2-base, or torch "
+            f"{'.'.join(map(str, SAFE_TORCH))} or newer"
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and pickle raise many kinds of errors for a damaged file
+        raise _describe_damage(file, error) from error
+
+
+def _describe_damage(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file}: the weights cannot be read ({error}). Download the file again")
 
 
 def _check_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: ModelFolder) -> None:

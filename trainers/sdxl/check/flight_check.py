@@ -6,9 +6,8 @@ holds what was found, and drawing/ draws it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ...config import check_ranges, param
 from ...dataset.bucket_sizes import Size
 from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
@@ -17,30 +16,12 @@ from ...training.plan import RunSettings, TrainingPlan, plan_training
 from ..config import SDXLConfig
 from .caption_findings import judge_alternatives, judge_lengths, judge_sameness, judge_trigger_words
 from .check_finding import LEVELS, CheckFinding
+from .config import FlightCheckConfig
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
 from .image_findings import gather_remarks, group_duplicates, judge_crops, judge_duplicates, judge_left_out, judge_masks
 from .image_looks import look_at_images
 from .report import FlightReport, ImageUse
-
-
-@dataclass(frozen=True)
-class FlightCheckConfig:
-    """When the check refuses a training, and what it looks for."""
-
-    stop_at: str = param(
-        "error",
-        "Stop the run at findings of this level: error, warning (and errors), or never.",
-        choices=("error", "warning", "never"),
-    )
-    find_near_duplicates: bool = param(
-        True,
-        "Look for images that are resized, recompressed or slightly cropped copies of others. Needs "
-        "the package ImageHash.",
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def check_flight(

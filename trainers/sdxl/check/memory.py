@@ -14,9 +14,10 @@ from torch import nn
 from ...dataset.bucket_sizes import Size
 from ...training.device import COMPUTE_DTYPES
 from ...training.optimizer_table import find_optimizer
+from ...training.sample_prompts import read_size
 from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
-from ..samples import SEEDS, TILE_LATENTS
+from ..samples import MAX_AT_ONCE, TILE_LATENTS
 from .activations import FLOAT32, GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
@@ -98,7 +99,8 @@ def estimate_memory(
     if rules.uses_autocast and not rules.checkpointing:
         activations_bytes += rules.number_bytes * num_adapter_parameters  # the adapters' casts
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
-    samples_bytes = _estimate_samples(unet, rules.number_bytes, size_hw) if config.sample_every_n_steps else 0
+    samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
+    samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
     stage_bytes = max(weights_bytes + adapters_bytes + max(activations_bytes, samples_bytes), caching_bytes)
     return MemoryEstimate(
         weights_bytes,
@@ -119,7 +121,7 @@ def _estimate_samples(unet: UNet2DConditionModel, number_bytes: int, size_hw: Si
     """Estimate the larger of two stages: the UNet draws all seeds at once, twice for guidance; then
     the VAE decodes one image after the other in tiles, in float32.
     """
-    drawing_bytes = 2 * len(SEEDS) * estimate_forward_peak(unet, number_bytes, size_hw)
+    drawing_bytes = 2 * MAX_AT_ONCE * estimate_forward_peak(unet, number_bytes, size_hw)
     tile_height, tile_width = (min(length, TILE_LATENTS * 8) for length in size_hw)
     tile_values = VAE_DECODER_FEATURE_MAPS * VAE_CHANNELS * tile_height * tile_width
     image_values = 2 * 3 * size_hw[0] * size_hw[1]  # the tiles, and the image that is made from them

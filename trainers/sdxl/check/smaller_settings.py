@@ -10,16 +10,20 @@ from .memory import MemoryEstimate
 
 
 def smaller_settings(
-    config: SDXLConfig, size_hw: Size, estimate: Callable[[SDXLConfig, Size], MemoryEstimate]
+    config: SDXLConfig,
+    size_hw: Size,
+    estimate: Callable[[SDXLConfig, Size], MemoryEstimate],
+    *,
+    works: Callable[[str], bool],
 ) -> list[tuple[str, MemoryEstimate]]:
     """List settings that need less memory, the least harmful first. Each comes with the estimate
     for it and all before it together.
 
     `estimate` gets a config and the size of its largest bucket, and resolves mixed_precision
-    itself.
+    itself. `works` tells whether an optimizer can be used on this machine.
     """
     steps = []
-    for description, changes, resolution in _propose_changes(config):
+    for description, changes, resolution in _propose_changes(config, works):
         if resolution and size_hw[0] * size_hw[1] <= resolution**2:
             continue
         config, size_hw = replace(config, **changes), _scale_size(size_hw, resolution) if resolution else size_hw
@@ -27,7 +31,7 @@ def smaller_settings(
     return steps
 
 
-def _propose_changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
+def _propose_changes(config: SDXLConfig, works: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield (description, fields to change, new resolution or 0)."""
     if config.sample_every_n_steps:
         yield "sample_every_n_steps 0", {"sample_every_n_steps": 0}, 0
@@ -39,9 +43,9 @@ def _propose_changes(config: SDXLConfig) -> Iterator[tuple[str, dict[str, Any], 
         num_passes = min(config.gradient_accumulation_steps * config.train_batch_size, 1024)
         changes = {"train_batch_size": 1, "gradient_accumulation_steps": num_passes}
         yield f"train_batch_size 1 with gradient_accumulation_steps {num_passes}", changes, 0
-    if config.optimizer == "AdamW":
+    if config.optimizer == "AdamW" and works("AdamW8bit"):
         yield "optimizer AdamW8bit", {"optimizer": "AdamW8bit"}, 0
-    if config.optimizer == "Prodigy":
+    if config.optimizer == "Prodigy" and works("AdamW8bit"):
         yield "optimizer AdamW8bit with learning_rate 1e-4", {"optimizer": "AdamW8bit", "learning_rate": 1e-4}, 0
     if config.train_text_encoders:
         yield "train_text_encoders off", {"train_text_encoders": False}, 0

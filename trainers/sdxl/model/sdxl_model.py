@@ -1,9 +1,9 @@
 """An SDXL base model: its four parts as diffusers and transformers modules, from a checkpoint, a
 diffusers folder or weights in memory.
 
-Nothing is downloaded and no weight is copied. The configs come from the shapes of the weights, the
-modules are built on torch's meta device, and the tensors, mapped from the file in their own dtype,
-become their parameters.
+Nothing is downloaded, and every weight is in memory once. The configs come from the shapes of the
+weights, the modules are built on torch's meta device, and the tensors, read from the file in their
+own dtype, become their parameters.
 """
 
 import hashlib
@@ -18,12 +18,13 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
 from ...files.text_input import parse_json
+from ...files.weight_file import FileVersion, WeightFile, is_unchanged, open_weights
 from ...wording import name_examples
 from .inspect_weights import (
     PART_NAMES,
@@ -77,18 +78,29 @@ class SDXLModel:
     zero_terminal_snr: bool
     name: str
     path: Path | None = None
+    version: FileVersion | None = None  # of the checkpoint file, where it was read
 
     @cached_property
     def sha256(self) -> str | None:
-        """The hash of the checkpoint file; None for a folder or weights in memory."""
-        return file_sha256(self.path) if self.path and self.path.is_file() else None
+        """The hash of the checkpoint file; None for a folder, weights in memory, or a file that is
+        not the one that was read.
+        """
+        return file_sha256(self.path) if self.path and self._is_whole_file() else None
 
     @cached_property
     def legacy_hash(self) -> str | None:
         """The 8-digit hash of the checkpoint file that old A1111 versions and kohya's metadata
         use.
         """
-        return legacy_file_hash(self.path) if self.path and self.path.is_file() else None
+        return legacy_file_hash(self.path) if self.path and self._is_whole_file() else None
+
+    def _is_whole_file(self) -> bool:
+        if self.path is None or not self.path.is_file():
+            return False
+        if self.version is None or is_unchanged(self.path, self.version):
+            return True
+        logger.warning("%s has changed since it was loaded, so the LoRA's header does not name its hash", self.path)
+        return False
 
     def part_hash(self, part: Part) -> str:
         """Return the sha256 over names, shapes, dtypes and bytes of a part's weights. Call it
@@ -110,6 +122,7 @@ def load_model(path: Path) -> SDXLModel:
     Raises:
         ValueError: the file is missing, damaged, a pickle, quantized, incomplete or not SDXL; the
             message says which and what to do.
+        RuntimeError: it was changed while it was read.
     """
     path = Path(path)
     try:
@@ -125,6 +138,7 @@ def build_model(
     zero_terminal_snr: bool = False,
     name: str,
     path: Path | None = None,
+    version: FileVersion | None = None,
 ) -> SDXLModel:
     """Build a model on the given tensors without copying them.
 
@@ -151,7 +165,12 @@ def build_model(
         part: _adopt(modules[part], weights[part], part) if part in modules else None for part in PARTS
     }
     return SDXLModel(
-        **parts, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, name=name, path=path
+        **parts,
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        name=name,
+        path=path,
+        version=version,
     )
 
 
@@ -215,20 +234,20 @@ def _describe_weights(names: list[str]) -> str:
 def _load_checkpoint(path: Path) -> SDXLModel:
     _refuse_other_files(path)
     with _open(path) as file:
-        names = list(file.keys())
-        refuse_other_checkpoints({name: file.get_slice(name).get_shape() for name in names})
+        names = file.names
+        refuse_other_checkpoints(file.get_shapes(names))
         parts = {
             part: [name for name in names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)]
             for part in PARTS
         }
-        refuse_quantized({name: file.get_slice(name).get_dtype() for name in chain.from_iterable(parts.values())})
+        refuse_quantized(file.get_dtypes(chain.from_iterable(parts.values())))
         tensors = {
-            part: {name.removeprefix(LDM_PREFIX[part]): file.get_tensor(name) for name in parts[part]} for part in PARTS
+            part: {name.removeprefix(LDM_PREFIX[part]): tensor for name, tensor in file.read(parts[part]).items()}
+            for part in PARTS
         }
-        metadata = file.metadata() or {}
     # As in ComfyUI: a checkpoint that predicts v has these keys, with empty tensors.
     predicts_v = "v_pred" in names
-    if not predicts_v and states_v_prediction(metadata):
+    if not predicts_v and states_v_prediction(file.metadata):
         predicts_v = True
         logger.warning(
             "%s: its header says that it predicts v (modelspec.prediction_type), so it is trained so. Set "
@@ -242,6 +261,7 @@ def _load_checkpoint(path: Path) -> SDXLModel:
         zero_terminal_snr=predicts_v and "ztsnr" in names,
         name=path.stem,
         path=path,
+        version=file.version,
     )
 
 
@@ -252,7 +272,7 @@ def states_v_prediction(metadata: Mapping[str, str]) -> bool:
 
 def header_states_v_prediction(path: Path) -> bool:
     with _open(path) as file:
-        return states_v_prediction(file.metadata() or {})
+        return states_v_prediction(file.metadata)
 
 
 def from_ldm(part: Part, tensors: StateDict) -> StateDict:
@@ -299,10 +319,9 @@ def _refuse_other_files(path: Path) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """Map the file into memory: tensors are read from disk when they are used."""
+def _open(path: Path) -> Iterator[WeightFile]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_weights(path) as file:
             yield file
     except SafetensorError as error:
         remedy = "Download or copy it again"
@@ -338,9 +357,9 @@ def _read_part(folder: Path, part: Part) -> StateDict:
     tensors: dict[str, Tensor] = {}
     for path in _find_part_files(folder / part, _FILE_STEMS[part]):
         with _open(path) as file:
-            names = [name for name in file.keys() if is_weight(part, name)]  # noqa: SIM118 - not a mapping
-            refuse_quantized({name: file.get_slice(name).get_dtype() for name in names})
-            tensors |= {name: file.get_tensor(name) for name in names}
+            names = [name for name in file.names if is_weight(part, name)]
+            refuse_quantized(file.get_dtypes(names))
+            tensors |= file.read(names)
     if part == "vae":
         return {name: tensors[old] for old, name in modern_vae_names(tensors).items()}
     return tensors

@@ -23,9 +23,10 @@ from trainers.dataset.dataset import Dataset
 from trainers.dataset.join import join_datasets
 from trainers.dataset.scan import scan_folder
 from trainers.sdxl.check.check_finding import CheckFinding
+from trainers.sdxl.check.config import FlightCheckConfig
 from trainers.sdxl.check.cost import Surroundings
 from trainers.sdxl.check.drawing.report_image import draw_flight_check
-from trainers.sdxl.check.flight_check import FlightCheckConfig, check_flight
+from trainers.sdxl.check.flight_check import check_flight
 from trainers.sdxl.check.report import FlightReport
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet

@@ -135,7 +135,9 @@ def test_samples_count_where_they_need_more_than_a_step(sdxl: UNet2DConditionMod
 
 
 def test_turning_samples_off_is_the_first_remedy(sdxl: UNet2DConditionModel) -> None:
-    steps = smaller_settings(SDXLConfig(sample_every_n_steps=250), (1024, 1024), partial(_estimate_in_bf16, sdxl))
+    steps = smaller_settings(
+        SDXLConfig(sample_every_n_steps=250), (1024, 1024), partial(_estimate_in_bf16, sdxl), works=always
+    )
     assert steps[0][0] == "sample_every_n_steps 0" and steps[0][1].samples_bytes == 0
 
 
@@ -198,7 +200,7 @@ def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2D
         train_text_encoders=True,
         rank=32,
     )
-    steps = smaller_settings(config, (832, 1216), estimate)
+    steps = smaller_settings(config, (832, 1216), estimate, works=always)
     assert [description for description, _ in steps] == [
         "mixed_precision auto",
         "gradient_checkpointing on",
@@ -215,11 +217,26 @@ def test_smaller_settings_come_in_order_of_harm_and_each_needs_less(sdxl: UNet2D
 
 def test_current_settings_are_not_proposed(sdxl: UNet2DConditionModel) -> None:
     estimate = partial(_estimate_in_bf16, sdxl)
-    assert [description for description, _ in smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate)] == [
-        "resolution 512",
-        "rank 8",
-    ]
-    assert smaller_settings(SDXLConfig(optimizer="AdamW8bit", rank=8), (512, 512), estimate) == []
+    steps = smaller_settings(SDXLConfig(optimizer="Lion"), (768, 768), estimate, works=always)
+    assert [description for description, _ in steps] == ["resolution 512", "rank 8"]
+    assert smaller_settings(SDXLConfig(optimizer="AdamW8bit", rank=8), (512, 512), estimate, works=always) == []
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_an_optimizer_is_proposed_only_where_it_works(sdxl: UNet2DConditionModel, optimizer: str) -> None:
+    tried: list[str] = []
+
+    def works(name: str) -> bool:
+        tried.append(name)
+        return False
+
+    config = SDXLConfig(optimizer=optimizer)
+    steps = smaller_settings(config, (1024, 1024), partial(_estimate_in_bf16, sdxl), works=works)
+    assert tried == ["AdamW8bit"] and not any("AdamW8bit" in description for description, _ in steps)
+
+
+def always(_: str) -> bool:
+    return True
 
 
 def _estimate_in_bf16(unet: UNet2DConditionModel, config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:

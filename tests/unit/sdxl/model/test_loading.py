@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from trainers.captions.clip_tokenizer import tokenize
 from trainers.embedded_base import architecture
-from trainers.sdxl.model import export
+from trainers.sdxl.model import export, sdxl_model
 from trainers.sdxl.model.export import write_checkpoint, write_diffusers_folder
 from trainers.sdxl.model.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model, load_model
@@ -842,3 +843,38 @@ def test_metadata_is_written_together_with_the_format(small: SDXLModel, tmp_path
     content = (tmp_path / "model.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert header["__metadata__"] == {"format": "pt", "modelspec.title": "Tiny"}
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_model_outlives_its_files_being_cut(checkpoint: Path, folder: Path, tmp_path: Path, as_folder: bool) -> None:
+    """Weights that are mapped would end the process with SIGBUS."""
+    path = shutil.copy(checkpoint, tmp_path / "cut.safetensors")
+    model = load_model(folder if as_folder else Path(path))
+    expected = model.part_hash("unet")
+    for file in (Path(path), *folder.rglob("*.safetensors")):
+        os.truncate(file, 0)
+    assert model.part_hash("unet") == expected
+
+
+def test_a_hash_is_not_that_of_a_file_that_came_later(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(checkpoint, tmp_path / "model.safetensors"))
+    assert load_model(path).sha256 and load_model(path).legacy_hash
+    model = load_model(path)
+    path.write_bytes(b"another")
+    assert model.sha256 is None and model.legacy_hash is None
+    assert "has changed since it was loaded" in caplog.text
+
+
+def test_a_checkpoint_that_changes_while_it_is_loaded_is_an_error(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(checkpoint, tmp_path / "model.safetensors"))
+
+    def cut(names: object) -> None:
+        os.truncate(path, 20_000)
+
+    monkeypatch.setattr(sdxl_model, "refuse_quantized", cut)
+    with pytest.raises(RuntimeError, match=r"model\.safetensors was changed while it was read"):
+        load_model(path)

@@ -2,6 +2,7 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ....files.fonts import fit as fit
 from ....files.fonts import load_font as load_font
 from ....files.fonts import replace_missing
 
@@ -49,13 +50,3 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return [fit(line, font, width) for line in lines]
-
-
-def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut the text off with "..." if it is too long; name what the font cannot draw."""
-    text = replace_missing(font, text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

@@ -1,5 +1,5 @@
 // @ts-check
-/** Makes elements and keeps the keyboard's focus. Knows nothing of captions. */
+/** Makes elements and keeps the keyboard's focus. */
 
 /**
  * An element with these properties (className, textContent, ariaLabel, ...) and children.
@@ -86,4 +86,13 @@ export function trapFocus(event, dialog) {
   if (document.activeElement !== (event.shiftKey ? first : last)) return;
   event.preventDefault();
   (event.shiftKey ? last : first)?.focus();
+}
+
+/**
+ * Loads a style sheet, once for all who ask.
+ * @param {string} href
+ */
+export function loadStyles(href) {
+  if (document.querySelector(`link[href="${href}"]`)) return;
+  document.head.append(createElement("link", { rel: "stylesheet", href }));
 }

@@ -1,25 +1,27 @@
 // @ts-check
 /** Finds the words of a language, in singular or plural, and fills in names and numbers. Pure. */
 
-import { ENGLISH } from "./words.js";
-
-/** @typedef {keyof typeof ENGLISH} WordKey */
 /** @typedef {string | Record<string, string>} Phrase a text, or one per category of plurals */
-/** @typedef {(key: WordKey, values?: Record<string, string | number>) => string} Translate */
+/**
+ * @template {string | number | symbol} WordKey
+ * @typedef {(key: WordKey, values?: Record<string, string | number>) => string} Translate
+ */
 
 /**
  * A phrase with plurals takes its form from `count`. What has no translation is in English.
+ * @template {Record<string, Phrase>} English
  * @param {string} locale
+ * @param {English} english
  * @param {Record<string, Phrase>} [phrases]
- * @returns {Translate}
+ * @returns {Translate<keyof English>}
  */
-export function createTranslate(locale, phrases = {}) {
+export function createTranslate(locale, english, phrases = {}) {
   const plurals = new Intl.PluralRules(locale);
   const englishPlurals = new Intl.PluralRules("en");
   return (key, values = {}) => {
-    const phrase = phrases[key];
+    const phrase = phrases[String(key)];
     const form = choosePlural(
-      phrase ?? ENGLISH[key],
+      phrase ?? english[key],
       phrase ? plurals : englishPlurals,
       values.count,
     );

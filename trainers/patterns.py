@@ -1,0 +1,47 @@
+"""Regular expressions that users write: whether Python can read them, and matching with an end."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+MAX_MATCH_SECONDS = 20  # usually a tenth of a second
+_MATCH = """
+import json, re, sys
+pattern, names = json.load(sys.stdin)
+print(json.dumps([name for name in names if re.fullmatch(pattern, name)]))
+"""
+
+
+def find_syntax_error(pattern: str) -> str:
+    """Say why Python cannot read the expression; "" if it can."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def match_in_time(pattern: str, names: Sequence[str], *, setting: str) -> list[str]:
+    """List the names that the expression matches as a whole. It runs in a process of its own:
+    nothing can end an expression such as (a+)+$ in this one.
+
+    Raises:
+        ValueError: it took too long; the message names the setting.
+    """
+    try:
+        matched = subprocess.run(
+            [sys.executable, "-I", "-c", _MATCH],
+            input=json.dumps([pattern, names]),
+            capture_output=True,
+            text=True,
+            timeout=MAX_MATCH_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"{setting}: {pattern!r} took more than {MAX_MATCH_SECONDS} seconds to match. Write it without nested "
+            r"repetitions, as in .*\.attn2\.to_(k|v)"
+        ) from error
+    return json.loads(matched.stdout)
