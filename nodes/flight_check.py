@@ -12,8 +12,8 @@ from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host.progress import STARTING, show_text
-from .open_settings import AUTO, OPEN_SETTINGS
-from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+from .open_settings import AUTO, OPEN_SETTINGS, replace_by_earlier
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset, TrainingSettings
 
 _VISIBLE = {"stop_at", "max_train_steps", "rank", "resolution", "train_batch_size"}
 # Append only. From SDXLConfig, it takes the settings that affect steps, memory, time, disk space or
@@ -107,6 +107,9 @@ class FlightCheck(io.ComfyNode):
                     visible=_VISIBLE,
                     open_settings=OPEN_SETTINGS,
                 ),
+                TrainingSettings.Input(
+                    "settings", optional=True, tooltip="From Settings of a LoRA: the same as in Train LoRA."
+                ),
             ],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="The same dataset, for Train LoRA."),
@@ -116,13 +119,16 @@ class FlightCheck(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Any, goal: str = "object", memory: str = AUTO, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls, dataset: Any, goal: str = "object", memory: str = AUTO, settings: Any = None, **widgets: Any
+    ) -> io.NodeOutput:
         # torch and diffusers take seconds to import: not before they are needed
         show_text(STARTING)
         require_packages()
         from .host.flight_check import check_in_graph
 
-        checked = check_in_graph(dataset, goal=goal, memory=memory, settings=settings)
+        chosen = replace_by_earlier(widgets, settings)
+        checked = check_in_graph(dataset, goal=goal, memory=memory, settings=chosen)
         return io.NodeOutput(
             dataset,
             checked.text,

@@ -3,7 +3,10 @@ what decides them then.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..trainers.training.earlier_settings import EarlierSettings
 
 AUTO = "auto"
 _FROM_GOAL, _FROM_MEMORY = "from goal", "from memory"
@@ -16,6 +19,9 @@ OPEN_SETTINGS = {
     ),
 }
 
+# They belong to this run, or to this machine.
+_OF_THE_NODE = ("seed", "mixed_precision", "network_weights")
+
 
 def drop_open_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings without those that were left open; on and off become booleans."""
@@ -24,6 +30,21 @@ def drop_open_settings(settings: dict[str, Any]) -> dict[str, Any]:
         name: value == "on" if name in OPEN_SETTINGS and value in ("on", "off") else value
         for name, value in chosen.items()
     }
+
+
+def replace_by_earlier(widgets: dict[str, Any], earlier: "EarlierSettings | None") -> dict[str, Any]:
+    """Return the widgets' values, replaced by those that an earlier LoRA was trained with."""
+    values = {} if earlier is None else earlier.values
+    taken = {
+        name: value
+        for name, value in values.items()
+        if name not in _OF_THE_NODE and not name.startswith(("save_", "sample_"))
+    }
+    return {**widgets, **{name: _as_widget(name, value) for name, value in taken.items()}}
+
+
+def _as_widget(name: str, value: Any) -> Any:
+    return ("on" if value else "off") if name in OPEN_SETTINGS and isinstance(value, bool) else value
 
 
 def list_choices(

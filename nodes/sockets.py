@@ -1,4 +1,4 @@
-"""The pack's own socket type. Everything else uses ComfyUI's types: MODEL, CLIP, VAE, IMAGE, MASK,
+"""The pack's own socket types. Everything else uses ComfyUI's types: MODEL, CLIP, VAE, IMAGE, MASK,
 STRING, LORA_MODEL, LOSS_MAP.
 """
 
@@ -8,3 +8,4 @@ CATEGORY = "training/LoRA Trainer"
 ID_PREFIX = "LoRATrainer_"
 
 TrainingDataset = io.Custom("LORA_TRAINER_DATASET")  # trainers.dataset.dataset.Dataset
+TrainingSettings = io.Custom("LORA_TRAINER_SETTINGS")  # trainers.training.earlier_settings.EarlierSettings

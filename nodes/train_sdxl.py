@@ -13,8 +13,8 @@ from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
 from .host import folders
 from .host.progress import STARTING, show_text
-from .open_settings import AUTO, OPEN_SETTINGS
-from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+from .open_settings import AUTO, OPEN_SETTINGS, replace_by_earlier
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset, TrainingSettings
 
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
 # Append only. Flight Check has an order too.
@@ -206,6 +206,13 @@ class LoRATrainSDXL(io.ComfyNode):
                     f"{_describe_presets(MEMORY_PRESETS)}.",
                 ),
                 *_make_own_inputs(),
+                TrainingSettings.Input(
+                    "settings",
+                    optional=True,
+                    tooltip="From Settings of a LoRA. They replace goal, memory and the values above, except seed, "
+                    "mixed_precision, network_weights, resume, let_others_go_first and the names that begin with "
+                    "output_, save_ and sample_.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
@@ -243,7 +250,8 @@ class LoRATrainSDXL(io.ComfyNode):
         output_name: str = "lora",
         resume: str = AUTO,
         let_others_go_first: bool = False,
-        **settings: Any,
+        settings: Any = None,
+        **widgets: Any,
     ) -> io.NodeOutput:
         # diffusers and peft take seconds to import: not before they are needed
         show_text(STARTING)
@@ -257,7 +265,7 @@ class LoRATrainSDXL(io.ComfyNode):
             goal=goal,
             memory=memory,
             output_name=output_name,
-            settings=settings,
+            settings=replace_by_earlier(widgets, settings),
             resume=resume,
             is_polite=let_others_go_first,
         )

@@ -1,6 +1,6 @@
 """The command line. `sdxl` and `musubi` train without ComfyUI, `caption` captions images, `check`
-checks a dataset, `compare` compares LoRAs, `comfyui` runs a prompt in ComfyUI, and `demo` shows it
-all.
+checks a dataset, `runs` lists and compares trainings, `compare` compares LoRAs, `comfyui` runs a
+prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from .commands import caption, check, comfyui, compare, demo, musubi, sdxl
+from .commands import caption, check, comfyui, compare, demo, musubi, runs, sdxl
 from .similar_names import suggest_name
 from .training.critical_section import raise_when_safe
 from .training.events import Interrupted, Paused
@@ -22,6 +22,7 @@ COMMANDS = {
     "musubi": musubi,
     "caption": caption,
     "check": check,
+    "runs": runs,
     "compare": compare,
     "comfyui": comfyui,
     "demo": demo,

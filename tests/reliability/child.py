@@ -44,24 +44,37 @@ class Child:
     def __init__(self, action: Callable[[Journal], object], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = folder / f"journal-{time.monotonic_ns()}.txt"
+        self._status: int | None = None
         self.process = os.fork()
         if not self.process:
             _run(action, Journal(self._journal), folder)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.process, number)
+        if self._is_running():
+            os.kill(self.process, number)
+
+    def wait_for_lines(self, count: int) -> None:
+        """Wait until the process has written so many lines, or has ended."""
+        while self._is_running() and len(self._read_lines()) < count:
+            time.sleep(0.002)
 
     def wait(self) -> Ended:
         deadline = time.monotonic() + TIME_LIMIT
-        while True:
-            process, status = os.waitpid(self.process, os.WNOHANG)
-            if process:
-                break
+        while self._is_running():
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.005)
-        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
-        return Ended(os.waitstatus_to_exitcode(status), lines)
+        assert self._status is not None
+        return Ended(os.waitstatus_to_exitcode(self._status), self._read_lines())
+
+    def _is_running(self) -> bool:
+        if self._status is None:
+            process, status = os.waitpid(self.process, os.WNOHANG)
+            self._status = status if process else None
+        return self._status is None
+
+    def _read_lines(self) -> list[str]:
+        return self._journal.read_text().splitlines() if self._journal.exists() else []
 
 
 def run(action: Callable[[Journal], object], folder: Path) -> Ended:

@@ -4,16 +4,18 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.reliability import child, examine
+from tests.reliability import examine
 from tests.reliability.child import Child, Ended
 from tests.reliability.outcome import Outcome
 from tests.reliability.toy_run import Journal, JournalHost, record_states, train
 from tests.reliability.write_points import WritePoints, cut_power, die
 from trainers.dataset.dataset import Dataset
+
+MAX_LINES = 24  # about what a run writes from its beginning to its end
+MAX_SECONDS_AFTER_LINE = 0.05
 
 
 def run_toy(dataset: Dataset, output: Path, journal: Journal, *, wait: bool = True, **given: Any) -> None:
@@ -93,10 +95,7 @@ def _stop_at_random_moments(
     outcome: Outcome, dataset: Dataset, whole: Path, folder: Path, *, trials: int, numbers: list[int]
 ) -> Outcome:
     draw = random.Random(1)
-    began = time.monotonic()
-    child.run(partial(run_toy, dataset, folder / "first" / "output"), folder / "first")
-    seconds = time.monotonic() - began
-    num_stopped = num_runs = 0
+    num_stopped = num_training = num_runs = 0
     most_lost = {True: 0, False: 0}
     while num_stopped < trials:
         wait = num_runs % 2 == 0
@@ -106,14 +105,19 @@ def _stop_at_random_moments(
         while not is_finished:
             process = stopped.start(before=_handle_signals)
             if num_stopped < trials:
-                time.sleep(draw.uniform(0, 0.7 * seconds))
+                # by what it has written: then the moments reach all of a run on any machine
+                process.wait_for_lines(draw.randrange(MAX_LINES))
+                time.sleep(draw.uniform(0, MAX_SECONDS_AFTER_LINE))
                 process.kill(draw.choice(numbers))
             ended = process.wait()
-            num_stopped += ended.exit_code in (*[-number for number in numbers], *[128 + number for number in numbers])
+            is_stopped = ended.exit_code in (*[-number for number in numbers], *[128 + number for number in numbers])
+            num_stopped += is_stopped
+            num_training += is_stopped and bool(ended.last_step)
             is_finished = stopped.check(ended, f"run {num_runs}, after {num_stopped} ends")
         most_lost[wait] = max(most_lost[wait], stopped.most_lost)
     outcome.facts = {
         "ends": num_stopped,
+        "after a step": num_training,
         "runs": num_runs,
         "most steps lost with a state after each": most_lost[True],
         "with states in a thread": most_lost[False],

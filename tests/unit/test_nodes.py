@@ -9,6 +9,7 @@ import pytest
 
 from docs.schemas import ROOT, stand_in_host
 from trainers.config import param
+from trainers.training.earlier_settings import EarlierSettings
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,18 @@ def test_every_node_class_is_registered():
     with stand_in_host() as pack:
         registered = {node.__name__ for node in importlib.import_module(f"{pack}.nodes.extension").NODES}
     assert registered == declared, "every node must be in NODES of nodes/extension.py, at its end"
+
+
+def test_settings_of_a_lora_replace_the_widgets_but_not_what_belongs_to_the_run():
+    widgets = {"rank": 0, "seed": 7, "gradient_checkpointing": "auto", "sample_prompt": "a", "resolution": 512}
+    earlier = EarlierSettings(
+        "x.safetensors",
+        "this trainer",
+        {"rank": 8, "seed": 1, "gradient_checkpointing": False, "sample_prompt": "b", "save_dtype": "fp32"},
+    )
+    with stand_in_host() as pack:
+        module = importlib.import_module(f"{pack}.nodes.open_settings")
+    replaced = module.replace_by_earlier(widgets, earlier)
+    assert replaced == {**widgets, "rank": 8, "gradient_checkpointing": "off"}
+    assert module.drop_open_settings(replaced)["gradient_checkpointing"] is False, "off is not left open"
+    assert module.replace_by_earlier(widgets, None) == widgets

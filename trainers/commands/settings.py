@@ -4,6 +4,7 @@
 
 import argparse
 import codecs
+import logging
 import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
@@ -18,12 +19,15 @@ from ..dataset.scan import scan_folder
 from ..sdxl.config import SDXLConfig
 from ..sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..similar_names import describe_unknown
+from ..training.earlier_settings import read_earlier_settings
 from ..training.plan import RunSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+logger = logging.getLogger(__name__)
 
 DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
 _HOW_TO_WRITE_PATHS = (
@@ -42,6 +46,8 @@ OWN_SETTINGS = {
     "do not (default: none; the settings' own defaults)",
     "memory": f"memory of the GPU: {', '.join(MEMORY_PRESETS)}, or auto. Decides resolution, batch, optimizer and "
     "gradient checkpointing where you do not (default: none)",
+    "like": "a LoRA file: its settings are used where you give none, before goal and memory. All settings of a LoRA "
+    "of this trainer; of one of sd-scripts those that there are here, and what is not taken is listed",
     "resume": "auto: a run of the same settings, images and base model is gone on with, or loaded if it is finished, "
     "and a shorter one is extended; new: none of it; or the name of a run folder to go on with (default: auto)",
     "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
@@ -66,10 +72,22 @@ def read_settings(options: argparse.Namespace, *, configs: Sequence[type], requi
     known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))}
     settings = _read_toml(options.config, known) if options.config else {}
     settings.update({name: value for name, value in vars(options).items() if name in known})
+    if settings.get("like"):
+        settings = _add_earlier(settings, configs)
     missing = [name for name in required if not (settings.get(name) or (name == "images" and DATASETS in settings))]
     if missing:
         raise ValueError("missing " + ", ".join("--" + name for name in missing))
     return settings
+
+
+def _add_earlier(settings: dict[str, Any], configs: Sequence[type]) -> dict[str, Any]:
+    """Add the settings of an earlier LoRA where none are given, and say which."""
+    earlier = read_earlier_settings(Path(settings["like"]), configs)
+    values = dict(earlier.values)
+    if settings.get("max_train_steps"):  # epochs would win over the steps that were asked for
+        values.pop("num_train_epochs", None)
+    logger.warning(earlier.text())
+    return {**values, **settings}
 
 
 def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:

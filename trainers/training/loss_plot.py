@@ -3,7 +3,7 @@ dots for the validation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -12,6 +12,8 @@ from ..files.fonts import load_font, replace_missing
 SIZE = (900, 420)  # width, height
 MARGIN = (96, 44, 30, 76)  # left, top, right, bottom
 FONT_SIZE = 24  # pixels: a node shows the plot at about a third of its size
+LINE_HEIGHT = 34  # pixels, of a legend
+_COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#be123c", "#0e7490")
 _PAPER, _GRID, _INK, _STEP, _AVERAGE, _VALIDATION = "#ffffff", "#e4e7ec", "#475467", "#b9cdf5", "#1d4ed8", "#c2410c"
 
 
@@ -47,6 +49,28 @@ def draw_loss_plot(
     font = load_font(FONT_SIZE, heading)
     pen.text((MARGIN[0], 6), replace_missing(font, heading), fill=_INK, font=font)
     return image
+
+
+def draw_loss_comparison(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Image.Image:
+    """Plot the average losses of several runs in one image: (step, loss) of each, by its name."""
+    image = Image.new("RGB", (SIZE[0], SIZE[1] + LINE_HEIGHT * len(curves)), _PAPER)
+    pen = ImageDraw.Draw(image)
+    low, high = _find_limits([loss for points in curves.values() for _, loss in points])
+    num_steps = max((step for points in curves.values() for step, _ in points), default=1)
+    _draw_axes(pen, num_steps=num_steps, low=low, high=high)
+    for number, (name, points) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        places = [_locate_point(step - 1, loss, num_steps=num_steps, low=low, high=high) for step, loss in points]
+        if len(places) > 1:
+            pen.line(places, fill=colour, width=3, joint="curve")
+        _draw_legend(pen, name, colour, top=SIZE[1] + LINE_HEIGHT * number)
+    return image
+
+
+def _draw_legend(pen: ImageDraw.ImageDraw, name: str, colour: str, *, top: int) -> None:
+    font = load_font(FONT_SIZE, name)
+    pen.line((MARGIN[0], top + LINE_HEIGHT / 2, MARGIN[0] + 40, top + LINE_HEIGHT / 2), fill=colour, width=5)
+    pen.text((MARGIN[0] + 52, top + LINE_HEIGHT / 2), replace_missing(font, name), fill=_INK, font=font, anchor="lm")
 
 
 def running_average(losses: Sequence[float]) -> list[float]:

@@ -251,6 +251,7 @@ def test_a_lora_that_was_changed_is_not_taken_for_the_result(dataset, tmp_path):
 def save_each_step(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The interval in minutes for a state after every step."""
     monkeypatch.setattr(state_ring, "MAX_TIME_SHARE", 1e9)
+    monkeypatch.setattr(state_ring.StateRing, "_is_writing", lambda self: False)  # wait for the one before
     return {"save_state_every_n_minutes": 1e-9}
 
 
