@@ -269,7 +269,7 @@ def test_early_stop_ends_the_run_with_the_lora_so_far(dataset, tmp_path, monkeyp
     overfit(monkeypatch, lowest=2)
     given = {**LONG, "validation_share": 0.2, "validate_every_n_steps": 40}
     trained = train(dataset, tmp_path, early_stop=True, **given)
-    assert trained.finished_early and trained.steps == 240, "the best was step 80, and two fifths of the run are 160 steps"
+    assert trained.finished_early and trained.steps == 240, "40 % of the run after the best, step 80"
     (run,) = runs(tmp_path)
     assert json.loads((run / "result.json").read_text())["reason"] == "early stop"
     entry = json.loads((run / "manifest.json").read_text())["finished_early"]
