@@ -63,6 +63,7 @@ class ComfyHost(DeviceMemory):
         self._is_polite = is_polite
         self._began_at = time.monotonic()
         self.gives_way = False  # paused for the prompts that wait
+        self._is_stopping = False
         self._bar = comfy.utils.ProgressBar(1)
         self._state = _State()
         self._losses: list[float] = []
@@ -93,6 +94,7 @@ class ComfyHost(DeviceMemory):
             self.end_cancelled("Paused")
 
     def check_interrupted(self) -> None:
+        self._is_stopping |= comfy.model_management.processing_interrupted()
         check_interrupted()
 
     def take_request(self) -> Request | None:
@@ -156,7 +158,9 @@ class ComfyHost(DeviceMemory):
         except comfy.model_management.InterruptProcessingException:
             # The exception cleared the flag. Set it again: the trainer must save first.
             comfy.model_management.interrupt_current_processing(True)
-            raise Interrupted("cancelled in ComfyUI") from None
+            if not self._is_stopping:  # else it is saving already, and must say where
+                self._is_stopping = True
+                raise Interrupted("cancelled in ComfyUI") from None
 
     def make_counter(self, stage: str) -> Callable[[int, int, str], None]:
         """Return a callback for functions that report (done, total, name)."""

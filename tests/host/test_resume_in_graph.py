@@ -154,7 +154,8 @@ def test_a_pause_stops_the_prompt_and_the_same_prompt_goes_on(restarted, base_di
 def test_a_polite_training_lets_a_waiting_prompt_go_first(restarted, base_directory):
     """It is queued again behind it, and goes on then."""
     other: list[Result] = []
-    runner = threading.Thread(target=lambda: other.append(restarted.run(prompt("other", seed=8, max_train_steps=2))))
+    another = ComfyClient(restarted.url)  # two prompts of one client would share its messages
+    runner = threading.Thread(target=lambda: other.append(another.run(prompt("other", seed=8, max_train_steps=2))))
     (base_directory / "impatient.txt").touch()
     try:
         with pytest.raises(PromptInterrupted):

@@ -176,10 +176,10 @@ test("a status has a name, and a run that was cut off can go on", () => {
     ["caching", "training", "finishedEarly", "stopped"],
   );
   assert.deepEqual(
-    ["running", "paused", "stopped", "finished", "failed"].filter((status) =>
+    ["running", "paused", "stopped", "cancelled", "finished", "failed"].filter((status) =>
       canResume({ status }),
     ),
-    ["paused", "stopped"],
+    ["paused", "stopped", "cancelled", "failed"],
   );
   assert.equal(measureProgress({ step: 5, total: 0 }), 0);
   assert.equal(measureProgress({ step: 12, total: 10 }), 1);

@@ -41,6 +41,7 @@ def load_finished(found: FinishedRun, run_folder: RunFolder) -> TrainedLora:
         checkpoints,
         finished_early=found.finished_early,
         was_loaded=True,
+        best_path=run_folder.best_path if run_folder.best_path.is_file() else None,
     )
 
 

@@ -186,6 +186,8 @@ class TrainingLoop:
     def _run_steps(self) -> None:
         done, schedule = self._history.num_steps, self._plan.schedule
         self._writer.draw_due_samples(done)
+        if self._history.validation and self._world.is_main:  # a killed run may have measured more
+            self._writer.write_validation(self._validator.best)
         if self._validate(done):
             return
         clock = StepClock(schedule.total_steps, self._history.losses)

@@ -114,7 +114,7 @@ export function measureProgress({ step, total }) {
  * @param {RunSummary} summary
  */
 export function canResume({ status }) {
-  return status === "paused" || status === "stopped";
+  return ["paused", "stopped", "cancelled", "failed"].includes(status);
 }
 
 /**

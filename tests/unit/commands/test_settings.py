@@ -62,6 +62,17 @@ def test_flags_are_defaults_for_the_tables_too(tmp_path):
     assert (config.images, config.num_repeats) == ("x", 3)
 
 
+@pytest.mark.parametrize("tables", [False, True])
+def test_validation_images_are_a_folder_more_with_the_settings_of_the_others(tmp_path, tables):
+    toys, others = folder(tmp_path / "toys", (1, 0, 0)), folder(tmp_path / "others", (2, 0, 0))
+    text = f"trigger_word = 'zwx'\n{'[[datasets]]' if tables else ''}\nimages = '{toys}'"
+    configs = read_dataset_configs(settings(tmp_path, text, "--validation-images", str(others)))
+    assert [(config.images, config.is_validation) for config in configs] == [(str(toys), False), (str(others), True)]
+    dataset = scan_datasets(configs)
+    assert [image.is_validation for image in dataset.images] == [False, True]
+    assert {image.caption for image in dataset.images} == {"zwx"} and dataset.num_training_samples == 1
+
+
 def test_without_tables_the_settings_describe_the_only_dataset(tmp_path):
     (config,) = read_dataset_configs(settings(tmp_path, "images = 'x'\nmask_source = 'alpha'"))
     assert (config.images, config.mask_source) == ("x", "alpha")

@@ -212,6 +212,12 @@ def test_an_image_that_musubi_would_scale_to_nothing_is_left_out(tmp_path):
     assert staged(scan(folder), tmp_path, recipe=make_recipe(bucket_no_upscale=False)).num_images == 2
 
 
+def test_validation_images_are_not_trained_on(tmp_path):
+    learned = scan(write_images(tmp_path / "in", ["a.png"]), strict=True)
+    held_out = scan(write_images(tmp_path / "other", ["b.png"], size=(80, 48)), is_validation=True)
+    assert staged(join_datasets([learned, held_out]), tmp_path).num_images == 1
+
+
 def test_features_that_musubi_does_not_have_are_named(tmp_path):
     folder = write_images(tmp_path / "in", ["a.png"])
     Image.new("L", (64, 48), 255).save(folder / "a-masklabel.png")

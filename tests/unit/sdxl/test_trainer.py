@@ -595,7 +595,7 @@ def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
     ],
 )
 def test_drawing_samples_does_not_change_the_training(weights, dataset, tmp_path, settings):
-    plain = train(weights, dataset, tmp_path, name="plain", **settings)
+    plain = train(weights, dataset, tmp_path / "plain", **settings)
     host = RecordingHost()
     sampled = train(
         weights, dataset, tmp_path, name="sampled", host=host, sample_every_n_steps=2, sample_prompt="zwx", **settings
@@ -635,7 +635,7 @@ def generous(monkeypatch):
     "settings", [{"lora_dropout": 0.5}, {"gradient_checkpointing": True}, {"train_text_encoders": True}]
 )
 def test_validation_does_not_change_the_training(weights, dataset, tmp_path, generous, settings):
-    plain = train(weights, dataset, tmp_path, name="plain", validate_every_n_steps=-1, **settings)
+    plain = train(weights, dataset, tmp_path / "plain", validate_every_n_steps=-1, **settings)
     host = RecordingHost()
     measured = train(weights, dataset, tmp_path, name="measured", host=host, validate_every_n_steps=2, **settings)
     assert measured.losses == plain.losses

@@ -260,6 +260,8 @@ def test_the_best_lora_is_kept_beside_the_last(dataset, tmp_path, monkeypatch):
     assert all(torch.equal(best[name], tensor) for name, tensor in checkpoint.items())
     result = json.loads((run / "result.json").read_text())
     assert result["best"] == {"step": 80, "path": str(trained.best_path), "loss": 1.0} and result["reason"] == ""
+    again = train(dataset, tmp_path, **given)
+    assert again.was_loaded and again.best_path == trained.best_path
     assert not train(dataset, tmp_path / "off", save_best=False, **given).best_path
 
 

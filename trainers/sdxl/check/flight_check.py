@@ -71,11 +71,12 @@ def check_flight(
     ]
     findings += gather_remarks(crops, findings)
     left_out = {finding.name for finding in crops.report.left_out}
+    held_out = {item.image.name for item in plan.validation.held_out} if plan else set()
     return FlightReport(
         name=dataset.folder_name,
         stop_at=check.stop_at,
         uses=uses,
-        num_images=sum(image.name not in left_out for image in learned),
+        num_images=sum(image.name not in left_out and image.name not in held_out for image in learned),
         num_regularization=sum(image.name not in left_out for image in dataset.images if image.is_regularization),
         num_left_out=len(left_out),
         summary=dataset.report.summary,

@@ -3,11 +3,13 @@
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
 from .file_names import LOCK
 
+NUM_TRIES, SECONDS_BETWEEN_TRIES = 5, 0.05
 _IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
@@ -30,7 +32,7 @@ class RunLock:
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(descriptor)
+            _lock_patiently(descriptor)
         except OSError as error:
             os.close(descriptor)
             if error.errno not in _IN_USE:
@@ -55,17 +57,35 @@ class RunLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether a process trains this run."""
-    if not (folder / LOCK).exists():
+    """Tell whether a process trains this run. The lock is tried for a moment, shared with others
+    who look at it.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
         return False
     try:
-        with RunLock(folder):
-            return False
-    except (RunInUse, OSError):
-        return True
+        _lock(descriptor, shared=True)
+        return False
+    except OSError as error:
+        return error.errno in _IN_USE
+    finally:
+        os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
+def _lock_patiently(descriptor: int) -> None:
+    """Somebody may be looking whether the run is locked."""
+    for _ in range(NUM_TRIES - 1):
+        try:
+            return _lock(descriptor)
+        except OSError as error:
+            if error.errno not in _IN_USE:
+                raise
+            time.sleep(SECONDS_BETWEEN_TRIES)
+    return _lock(descriptor)
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> None:
     if sys.platform == "win32":
         import msvcrt
 
@@ -73,4 +93,4 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...wording import pluralize
+from ..resume.run_lock import is_locked
 from .curve import CurvePoints, LossCurve
 from .fields import get_number, get_text, get_texts, get_whole, read_object
 from .files import LoraFile, Sample, Validation, list_loras, list_samples, read_validation
-from .lock import is_locked
 
 STATUSES = ("running", "finished", "finished early", "cancelled", "paused", "failed")
 REQUESTS = ("finish", "pause")
@@ -131,7 +131,7 @@ def _find_status(folder: Path, progress: dict[str, Any]) -> tuple[str, bool]:
     written = get_text(progress, "status")
     if written in STATUSES and written != "running":
         return written, False
-    if is_locked(folder / "lock"):
+    if is_locked(folder):
         return "running", True
     if written == "running":
         return "stopped", False

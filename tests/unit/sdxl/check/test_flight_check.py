@@ -342,6 +342,12 @@ def test_a_mask_that_is_all_black_is_an_error(folder: Path) -> None:
     ]
 
 
+def test_held_out_images_are_not_counted(folder: Path) -> None:
+    report = check(scan(folder), validation_share=0.3)
+    assert report.num_images == 4 and report.cost.schedule.num_samples == 4
+    assert any("2 images held out, never trained on" in line for line in list_lines(report, "remarks"))
+
+
 def test_regularization_images_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:
     for seed in range(30, 33):
         add(tmp_path / "class", f"{seed}.png", paint(seed), caption="a toy")
