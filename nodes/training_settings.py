@@ -32,7 +32,9 @@ class LoRASettings(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "lora",
-                    options=folders.list_starting_points(),
+                    options=[folders.NONE, *folders.list_starting_points()],
+                    default=folders.NONE,
+                    optional=True,
                     tooltip="A LoRA file, or a checkpoint of an earlier run.",
                 ),
             ],
@@ -43,12 +45,16 @@ class LoRASettings(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str) -> Any:
+    def fingerprint_inputs(cls, lora: str = folders.NONE) -> Any:
+        if lora == folders.NONE:
+            return lora
         status = folders.find_starting_point(lora).stat()
         return status.st_mtime_ns, status.st_size
 
     @classmethod
-    def execute(cls, lora: str) -> io.NodeOutput:
+    def execute(cls, lora: str = folders.NONE) -> io.NodeOutput:
+        if lora == folders.NONE:
+            raise ValueError("Choose a LoRA to take the settings from")
         from ..trainers.training.earlier_settings import read_earlier_settings
 
         earlier = read_earlier_settings(folders.find_starting_point(lora), (SDXLConfig, BucketConfig, CaptionConfig))

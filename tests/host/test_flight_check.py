@@ -3,11 +3,14 @@ the trainer, and the reason for a refusal.
 """
 
 import io
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from trainers.comfyui.client import Prompt, PromptFailed, Result
 from trainers.comfyui.server import ComfyServer
@@ -89,3 +92,14 @@ def test_open_settings_are_resolved_as_in_the_trainer(comfyui_server: ComfyServe
         "given": {"rank": 2, "resolution": 64},
         "chosen": {"max_train_steps": 12 * 100 // 2, "train_batch_size": 1, "gradient_accumulation_steps": 2},
     }
+
+
+def test_settings_of_a_lora_replace_those_of_the_node(comfyui_server: ComfyServer):
+    header = {"lora_trainer_config": json.dumps({"max_train_steps": 5, "rank": 4, "seed": 9, "magic": 1})}
+    loras = comfyui_server.base_directory / "models" / "loras"
+    save_file({"x.alpha": torch.ones(())}, loras / "earlier.safetensors", header)
+    earlier = {"class_type": "LoRATrainer_TrainingSettings", "inputs": {"lora": "earlier.safetensors"}}
+    result = comfyui_server.client.run({**prompt(stop_at="never", settings=["earlier", 0]), "earlier": earlier})
+    assert result.outputs["check"]["lora_trainer"][0]["cost"]["schedule"]["total_steps"] == 5
+    (text,) = result.outputs["earlier"]["text"]
+    assert "rank: 4" in text and "magic 1: there is no such setting here" in text

@@ -64,7 +64,7 @@ def _fail_at_each(
         if is_trained and max(ended.list_numbers("requests")) < at:
             break
         again = child.run(partial(run_toy, dataset, output), place)
-        problems = [again.error] if again.exit_code else examine.compare_with(whole, output)
+        problems = [again.error] if again.exit_code else examine.compare_with(whole, output, was_full=True)
         outcome.add(problems, f"{what}, then with space")
         at += every
     suffix = f"{os.strerror(error).lower()}{' from then on' if stays else ' once'}"

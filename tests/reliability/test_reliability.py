@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FEW = ("--trials=6", "--every=89", "--steps=200", "--few")
+FEW = ("--trials=6", "--every=131", "--steps=200", "--few")
 ATTEMPTS = (
     "kill at random moments",
     "signals",

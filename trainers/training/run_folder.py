@@ -149,6 +149,12 @@ class RunFolder:
         ]
         self.write_text("validation.csv", "\n".join(["step,loss,ema_loss", *lines]) + "\n")
 
+    def rewrite_losses(self, losses: Sequence[float]) -> None:
+        """Write loss.csv again, with a row for every step."""
+        rows = _read_loss_rows(self.path / "loss.csv", losses)
+        with atomic_write(self.path / "loss.csv", overwrite=True) as temporary:
+            temporary.write_text("".join(",".join(row) + "\r\n" for row in (COLUMNS, *rows)), "utf-8", newline="")
+
     def write_samples(self, image: Image.Image, *, step: int) -> Path:
         path = self.samples_path(step=step)
         with atomic_write(path, overwrite=True) as temporary:

@@ -97,7 +97,9 @@ class RunWriter:
                     self._write_curve()
 
     def _write_curve(self) -> None:
-        if self._loss_log is not None and not self._try("loss.csv", self._loss_log.flush):
+        if self._loss_log is None:  # a row could not be written, and the later ones are missing
+            self._try("loss.csv", lambda: self._folder.rewrite_losses(self._history.losses))
+        elif not self._try("loss.csv", self._loss_log.flush):
             self._loss_log = None
         if self._history.losses and not self._has_curve:
             self._has_curve = self._try("the loss curve", self._write_loss_plot)

@@ -178,3 +178,19 @@ def test_the_saved_file_holds_what_is_handed_over(dataset, tmp_path):  # noqa: F
     found = load_file(trained.path)
     assert found.keys() == trained.state_dict.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in trained.state_dict.items())
+
+
+def test_rows_that_a_full_disk_refused_are_written_at_the_end(dataset, tmp_path, monkeypatch):  # noqa: F811
+    real = LossLog.add
+
+    def refuse_one(log, event):
+        if event.step == 3:
+            raise OSError(28, "No space left on device")
+        real(log, event)
+
+    monkeypatch.setattr(LossLog, "add", refuse_one)
+    trained = train(dataset, tmp_path)
+    (path,) = tmp_path.glob("runs/*/loss.csv")
+    rows = [row.split(",") for row in path.read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [float(row[2]) for row in rows] == trained.losses
