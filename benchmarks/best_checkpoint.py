@@ -44,8 +44,9 @@ from trainers.training.console_host import ConsoleHost
 from trainers.training.evaluation import evaluating
 from trainers.training.events import Event, StepDone
 from trainers.training.loop import train_lora
-from trainers.training.plan import RunSettings, TrainingPlan, plan_training
+from trainers.training.plan import TrainingPlan, plan_training
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
 from trainers.training.texts import TrainingTexts
 from trainers.training.validation_plan import ValidationDraw, ValidationKind, choose_draws
 from trainers.training.validator import geometric_mean

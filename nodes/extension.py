@@ -9,7 +9,7 @@ from .florence2_caption import Florence2Caption, SetCaptions
 from .host.caption_review import serve_caption_review
 from .host.plain_ids import serve_plain_ids
 from .host.presets import serve_presets
-from .host.training_runs import serve_training_runs
+from .host.training_routes import serve_training_runs
 from .join_datasets import JoinDatasets
 from .load_images import LoadImages
 from .musubi_doctor import MusubiDoctor

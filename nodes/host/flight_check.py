@@ -20,7 +20,7 @@ from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
 from ...trainers.sdxl.check.flight_check import check_flight
 from ...trainers.sdxl.check.report import FlightReport
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.training.plan import RunSettings
+from ...trainers.training.run_settings import RunSettings
 from ..open_settings import list_choices
 from . import folders
 from .progress import ComfyHost, cancellable

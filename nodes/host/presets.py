@@ -10,7 +10,7 @@ from server import PromptServer
 
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset
-from ...trainers.training.plan import RunSettings
+from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 
 _NUMBERS = ("rank", "train_batch_size")  # the settings that change what is chosen for others

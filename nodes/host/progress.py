@@ -29,7 +29,6 @@ from ...trainers.training.events import (
     StepDone,
     Validated,
 )
-from ...trainers.training.loss_plot import draw_loss_plot
 from ...trainers.wording import format_gigabytes
 from .prompt_queue import has_waiting_prompts, queue_again
 
@@ -182,6 +181,8 @@ class ComfyHost(DeviceMemory):
         if len(self._losses) < 2 or now - self._previewed_at < SECONDS_BETWEEN_PREVIEWS:
             return None
         self._previewed_at = now
+        from ...trainers.training.loss_plot import draw_loss_plot
+
         return ("PNG", _stack(self._samples, draw_loss_plot(self._losses, validation=self._validation)), PREVIEW_SIZE)
 
 

@@ -13,7 +13,7 @@ from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
-from ...trainers.training.plan import RunSettings
+from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 
 

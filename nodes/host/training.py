@@ -18,8 +18,9 @@ from ...trainers.sdxl.presets import describe
 from ...trainers.training.events import RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
-from ...trainers.training.plan import RunSettings, TrainingPlan, plan_training
+from ...trainers.training.plan import TrainingPlan, plan_training
 from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.run_settings import RunSettings
 from ...trainers.training.trained_lora import TrainedLora
 from ..open_settings import list_choices
 from . import folders

@@ -1,4 +1,4 @@
-"""Serves the training panel: the runs, one run with its curves, and requests to finish or to pause.
+"""Answers the training panel: the runs, one run with its curves, requests to finish or to pause.
 The run folders are the source, so that the answers survive a restart.
 """
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from server import PromptServer
 
 from ...trainers.training.runs.reader import MAX_POINTS, RunNotAlive, RunReader, UnknownRun
 from ...trainers.training.runs.record import RunRecord
@@ -18,16 +17,7 @@ DEFAULT_POINTS = 300
 MAX_NODES = 100
 
 
-def serve_training_runs() -> None:
-    """Add the routes. ComfyUI only accepts them while it loads its nodes."""
-    serving, routes = _Serving(), PromptServer.instance.routes
-    routes.get("/lora_trainer/runs")(serving.list_runs)
-    routes.get("/lora_trainer/runs/{name}")(serving.get_run)
-    routes.post("/lora_trainer/runs/{name}/finish")(serving.finish)
-    routes.post("/lora_trainer/runs/{name}/pause")(serving.pause)
-
-
-class _Serving:
+class TrainingRuns:
     """The handlers, which share a reader. Files are read in a thread: the server goes on."""
 
     def __init__(self) -> None:
@@ -101,3 +91,6 @@ def _require_json(request: web.Request) -> None:
     """
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json")
+
+
+TRAINING_RUNS = TrainingRuns()

@@ -33,9 +33,10 @@ from trainers.sdxl.step import Batch
 from trainers.training.console_host import ConsoleHost
 from trainers.training.distributed import World
 from trainers.training.loop import TrainingLoop
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_log import LoggedHost
+from trainers.training.run_settings import RunSettings
 
 COMMON = {
     "rank": 4,

@@ -23,9 +23,10 @@ from trainers.training.config import TrainingConfig
 from trainers.training.device import DeviceMemory
 from trainers.training.events import Event, Notice, Request, StepDone
 from trainers.training.loop import train_lora
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
 from trainers.training.trained_lora import TrainedLora
 
 SETTINGS = {

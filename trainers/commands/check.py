@@ -15,8 +15,8 @@ from ..sdxl.check.cost import Surroundings
 from ..sdxl.check.flight_check import check_flight
 from ..sdxl.check.report import FlightReport
 from ..sdxl.config import SDXLConfig
-from ..training.plan import RunSettings
 from ..training.run_folder import RunFolder
+from ..training.run_settings import RunSettings
 from .sdxl import CONFIGS
 from .settings import (
     add_setting_flags,

@@ -14,8 +14,9 @@ from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
 from ..sdxl.presets import describe
 from ..training.events import Notice
-from ..training.plan import RunSettings, plan_training
+from ..training.plan import plan_training
 from ..training.run_folder import RunFolder
+from ..training.run_settings import RunSettings
 from .settings import (
     add_setting_flags,
     check_presets,

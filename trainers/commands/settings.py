@@ -20,7 +20,7 @@ from ..sdxl.config import SDXLConfig
 from ..sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
-from ..training.plan import RunSettings
+from ..training.run_settings import RunSettings
 
 if sys.version_info >= (3, 11):
     import tomllib

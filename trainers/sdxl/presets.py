@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..training.plan import RunSettings
+from ..training.run_settings import RunSettings
 from ..wording import GIBIBYTE
 from .config import SDXLConfig
 

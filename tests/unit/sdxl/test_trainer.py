@@ -51,8 +51,9 @@ from trainers.training.events import (
 from trainers.training.generators import generator_for
 from trainers.training.loop import TrainingLoop, train_lora
 from trainers.training.optimizer_step import NonFiniteLoss
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
 from trainers.training.run_writer import RunWriter
 
 FAST = {

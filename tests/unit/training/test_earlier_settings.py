@@ -17,7 +17,7 @@ from trainers.dataset.caption_variants import CaptionConfig
 from trainers.sdxl.config import SDXLConfig
 from trainers.training.config import TrainingConfig
 from trainers.training.earlier_settings import read_earlier_settings
-from trainers.training.plan import RunSettings
+from trainers.training.run_settings import RunSettings
 
 IN_GRAPH = (SDXLConfig, BucketConfig, CaptionConfig)
 KOHYA = {  # as sd-scripts 0.9 writes it

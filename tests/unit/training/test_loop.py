@@ -22,8 +22,9 @@ from trainers.training.device import DeviceMemory
 from trainers.training.events import CheckpointSaved, Event, Interrupted, Notice, SamplesDrawn, StepDone
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import NonFiniteLoss
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
 from trainers.training.trained_lora import TrainedLora
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,8 @@ from trainers.dataset.caption_variants import CaptionConfig
 from trainers.training.config import TrainingConfig
 from trainers.training.family import Progress
 from trainers.training.metadata import lora_metadata
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
+from trainers.training.run_settings import RunSettings
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ from trainers.training.critical_section import critical_section, raise_when_safe
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
-from trainers.training.plan import RunSettings, plan_training
+from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
 from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
 from trainers.training.resume.state_file import DamagedState, read_state
 from trainers.training.resume.state_ring import list_states
 from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
 from trainers.training.run_writer import RunWriter
 from trainers.training.trained_lora import TrainedLora
 

@@ -23,7 +23,8 @@ from trainers.training.best_step import find_best, should_stop
 from trainers.training.config import TrainingConfig
 from trainers.training.events import Interrupted, StepDone, Validated
 from trainers.training.held_out import hold_out_images
-from trainers.training.plan import RunSettings, TrainingPlan, plan_training
+from trainers.training.plan import TrainingPlan, plan_training
+from trainers.training.run_settings import RunSettings
 
 LONG = {  # enough for nine measurements of four draws, with an EMA
     "max_train_steps": 400,

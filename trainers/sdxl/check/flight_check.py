@@ -12,7 +12,8 @@ from ...dataset.bucket_sizes import Size
 from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
 from ...dataset.report import DatasetReport
-from ...training.plan import RunSettings, TrainingPlan, plan_training
+from ...training.plan import TrainingPlan, plan_training
+from ...training.run_settings import RunSettings
 from ..config import SDXLConfig
 from .caption_findings import judge_alternatives, judge_lengths, judge_sameness, judge_trigger_words
 from .check_finding import LEVELS, CheckFinding

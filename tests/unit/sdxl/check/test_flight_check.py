@@ -30,7 +30,7 @@ from trainers.sdxl.check.flight_check import check_flight
 from trainers.sdxl.check.report import FlightReport
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
-from trainers.training.plan import RunSettings
+from trainers.training.run_settings import RunSettings
 from trainers.training.schedule import plan_schedule
 
 GIB = 2**30
