@@ -180,7 +180,9 @@ class TrainingConfig:
         True, "Also keep the best LoRA by validation, as NAME-best in the run's folder. It may be of an earlier step."
     )
     early_stop: bool = param(
-        False, "End the run when the validation says that it learns nothing more, as if you had clicked Finish now."
+        False,
+        "End the run when the validation has found no better step for 40 % of it, as if you had clicked Finish now. "
+        "Useful for runs that are far too long; with a falling learning rate the last steps are often the best.",
     )
     sample_negative_prompt: str = param("", "What the sample images should not show. Usually empty.")
     sample_seeds: str = param("0, 1", "Seeds of the sample images, with commas between them: one image each.")

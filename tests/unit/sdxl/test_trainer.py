@@ -163,6 +163,7 @@ def test_a_run_writes_a_verified_lora_and_a_run_folder(weights, dataset, tmp_pat
         "loss.png",
         "run.log",
         "checkpoints",
+        *("identity.json", "progress.json", "result.json", "lock", "state"),
     }
     manifest = json.loads((run / "manifest.json").read_text())
     assert (
