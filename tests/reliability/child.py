@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.limits import TIME_LIMIT
 from tests.reliability.toy_run import Journal
-
-TIME_LIMIT = 120.0  # seconds, for a process that hangs
 
 
 @dataclass(frozen=True)

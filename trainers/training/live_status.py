@@ -107,8 +107,12 @@ class LiveStatus:
             return
         temporary = self._path.with_name(f".{FILE_NAME}.tmp")  # one process has the run's lock
         with suppress(OSError):  # a full disk, or on Windows a reader
-            temporary.write_text(json.dumps({**self._content, "updated_at": time.time()}), encoding="utf-8")
-            os.replace(temporary, self._path)
+            try:
+                temporary.write_text(json.dumps({**self._content, "updated_at": time.time()}), encoding="utf-8")
+                os.replace(temporary, self._path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
 def _describe_step(event: StepDone) -> Mapping[str, Any]:

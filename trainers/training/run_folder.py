@@ -199,13 +199,20 @@ class RunFolder:
         rows = _read_loss_rows(self.path / "loss.csv", earlier)
         stream = open(self.path / "loss.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         try:
-            yield LossLog(stream, rows)
+            yield _start_log(stream, rows)
         finally:
             with suppress(OSError):  # a full disk: the last second of the log is lost, and nothing else
                 stream.close()
             package_logger.removeHandler(handler)
             with suppress(OSError):
                 handler.close()
+
+
+def _start_log(stream: TextIO, rows: Iterable[Sequence[str]]) -> "LossLog":
+    try:
+        return LossLog(stream, rows)
+    except OSError as error:  # that of a write names no file
+        raise OSError(error.errno, error.strerror, stream.name) from error
 
 
 class LossLog:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests.unit.training.test_loop import ListeningHost, dataset, train  # noqa: F401 (a fixture)
 from trainers.training import run_writer
 from trainers.training.events import CheckpointSaved, Notice, StepDone
+from trainers.training.live_status import LiveStatus
 from trainers.training.loop import TrainingLoop
 from trainers.training.run_folder import LossLog, RunFolder
 
@@ -194,3 +195,23 @@ def test_rows_that_a_full_disk_refused_are_written_at_the_end(dataset, tmp_path,
     rows = [row.split(",") for row in path.read_text().splitlines()[1:]]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert [float(row[2]) for row in rows] == trained.losses
+
+
+def test_a_status_that_a_full_disk_refused_leaves_no_temporary_file(dataset, tmp_path, monkeypatch):  # noqa: F811
+    def refuse(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainers.training.live_status.os.replace", refuse)
+    status = LiveStatus()
+    status.open(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_cannot_begin_names_its_file(dataset, tmp_path, monkeypatch):  # noqa: F811
+    def refuse(self, stream, rows=()):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LossLog, "__init__", refuse)
+    with pytest.raises(OSError, match="No space left") as found:
+        train(dataset, tmp_path)
+    assert found.value.filename.endswith("loss.csv")
