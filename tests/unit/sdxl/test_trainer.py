@@ -331,11 +331,12 @@ def test_cancelling_keeps_a_checkpoint_of_the_last_step_and_no_final_file(weight
     host = RecordingHost(cancel_at_step=3)
     with pytest.raises(Interrupted):
         train(weights, dataset, tmp_path, host=host, max_train_steps=100)
-    (checkpoint,) = tmp_path.rglob("*.safetensors")
+    (checkpoint,) = tmp_path.rglob("checkpoints/*.safetensors")
     assert checkpoint.name == "x-step00000003.safetensors"
     assert [event.step for event in host.select(CheckpointSaved)] == [3]
     verify_lora(checkpoint, list_names(weights), expected=list(read_lora(checkpoint, list_names(weights))))
-    assert not list(tmp_path.rglob("*.tmp")) and list(tmp_path.rglob("loss.png"))
+    assert not list(tmp_path.rglob("x.safetensors")) and not list(tmp_path.rglob("*.tmp"))
+    assert list(tmp_path.rglob("loss.png"))
 
 
 def test_cancelling_before_the_first_step_leaves_no_lora_and_no_half_file(weights, dataset, tmp_path):
@@ -565,7 +566,8 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint_and_no_half_file(wei
     monkeypatch.setattr("trainers.training.run_writer.save_lora", full)
     with pytest.raises(OSError, match="the disk is full"):
         train(weights, dataset, tmp_path, save_every_n_steps=2)
-    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["x-step00000002.safetensors"]
+    found = [path.name for path in tmp_path.rglob("*.safetensors") if path.parent.name != "state"]
+    assert found == ["x-step00000002.safetensors"] and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_overfitting_one_image_brings_the_loss_down(weights, tmp_path):
