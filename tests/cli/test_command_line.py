@@ -159,7 +159,7 @@ def test_ctrl_c_while_training_keeps_a_checkpoint_that_loads(base, images, tmp_p
         lambda: any(len(path.read_text().splitlines()) > 3 for path in tmp_path.rglob("loss.csv")), process
     )
     assert process.returncode == 130 and "Cancelled" in errors and "Traceback" not in errors
-    (checkpoint,) = (tmp_path / "output").rglob("*.safetensors")
+    (checkpoint,) = (tmp_path / "output").rglob("checkpoints/*.safetensors")
     assert re.fullmatch(r"x-step\d{8}\.safetensors", checkpoint.name)
     assert all(torch.isfinite(tensor).all() for tensor in load_file(checkpoint).values())
     assert not list(tmp_path.rglob("*.tmp"))
