@@ -14,7 +14,7 @@ from typing import Any
 
 from .commands import caption, check, comfyui, compare, demo, musubi, runs, sdxl
 from .similar_names import suggest_name
-from .training.critical_section import raise_when_safe
+from .training.critical_section import raise_when_safe, remember_interrupt
 from .training.events import Interrupted, Paused
 
 COMMANDS = {
@@ -105,12 +105,18 @@ def _write_any_letter() -> None:
             stream.reconfigure(encoding="utf-8" if is_free else None, errors="backslashreplace")
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    remember_interrupt()
+    raise_when_safe(KeyboardInterrupt())
+
+
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise_when_safe(SystemExit(128 + number))
 
 
 if __name__ == "__main__":
     # An exception, so that a started server is stopped and a half-written file is removed.
+    signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _exit_on_signal)

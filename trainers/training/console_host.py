@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..wording import format_gigabytes
-from .critical_section import raise_when_safe
+from .critical_section import raise_when_safe, was_interrupted
 from .device import DeviceMemory, default_device
 from .events import (
     CheckpointSaved,
@@ -53,6 +53,7 @@ class ConsoleHost(DeviceMemory):
     def __enter__(self) -> "ConsoleHost":
         if threading.current_thread() is threading.main_thread():
             self._handle(signal.SIGINT, self._on_interrupt)
+            self._interrupted = was_interrupted()
             for name, request in SIGNALS.items():
                 if hasattr(signal, name):  # Windows has neither
                     self._handle(getattr(signal, name), partial(self._on_request, request))

@@ -5,6 +5,17 @@ from contextlib import contextmanager
 
 _waiting: list[BaseException] = []
 _depth = 0
+_is_interrupted = False
+
+
+def remember_interrupt() -> None:
+    """Remember a Ctrl-C. The exception that it raises can get lost inside an import."""
+    global _is_interrupted
+    _is_interrupted = True
+
+
+def was_interrupted() -> bool:
+    return _is_interrupted
 
 
 def raise_when_safe(error: BaseException) -> None:

@@ -15,6 +15,7 @@ from tests.unit.training.toy_family import PreparedToy, ToyFamily
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.dataset import Dataset
 from trainers.files.tensor_cache import TensorCache
+from trainers.training import critical_section as critical_section_module
 from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
 from trainers.training.critical_section import critical_section, raise_when_safe
@@ -538,3 +539,13 @@ def test_when_nothing_smaller_is_left_the_error_stays(dataset, tmp_path, monkeyp
     monkeypatch.setattr(PreparedToy, "loss_terms", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train(dataset, tmp_path, step_down_on_oom=True, train_batch_size=4)
+
+
+def test_a_ctrl_c_that_got_lost_while_importing_stops_the_run(monkeypatch):
+    """Python ignores what a signal handler raises inside some callbacks of an import."""
+    monkeypatch.setattr(critical_section_module, "_is_interrupted", False)
+    with ConsoleHost(torch.device("cpu"), quiet=True) as host:
+        host.check_interrupted()
+    critical_section_module.remember_interrupt()
+    with ConsoleHost(torch.device("cpu"), quiet=True) as host, pytest.raises(Interrupted):
+        host.check_interrupted()
