@@ -116,7 +116,8 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     # An exception, so that a started server is stopped and a half-written file is removed.
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is behind nohup and &
+        signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _exit_on_signal)
