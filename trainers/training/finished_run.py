@@ -14,8 +14,9 @@ from .run_folder import RunFolder
 from .trained_lora import TrainedLora
 
 
-def load_finished(found: FinishedRun, run_folder: RunFolder) -> TrainedLora:
-    """Return the result of a finished run. Under another name its LoRA is copied to that name.
+def load_finished(found: FinishedRun, run_folder: RunFolder, *, is_main: bool = True) -> TrainedLora:
+    """Return the result of a finished run. Under another name its LoRA is copied to that name, by
+    the main one of several processes.
 
     Raises:
         FileExistsError: another file has the wanted name.
@@ -23,7 +24,7 @@ def load_finished(found: FinishedRun, run_folder: RunFolder) -> TrainedLora:
     """
     run_folder.reopen(found.folder)
     path = found.lora
-    if not run_folder.keeps_inside and path.absolute() != run_folder.final_path.absolute():
+    if is_main and not run_folder.keeps_inside and path.absolute() != run_folder.final_path.absolute():
         run_folder.require_free_name()
         with atomic_write(run_folder.final_path) as temporary:
             shutil.copyfile(path, temporary)

@@ -73,7 +73,7 @@ def train_lora(
     found = world.ask_main(lambda: choose_run(run_folder.runs_folder, identity, resume, warn=host.warn))
     if isinstance(found, FinishedRun):
         host.report(Notice(f"{found.folder.name} has trained this already: its LoRA is loaded"))
-        return load_finished(found, run_folder)
+        return load_finished(found, run_folder, is_main=world.is_main)
     _take_folder(run_folder, found, identity, host)
     model = family.prepare(plan, host, cache=cache, world=world)
     return TrainingLoop(model, plan, host, run_folder, world, identity=identity, start=found).run()

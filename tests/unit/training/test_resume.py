@@ -20,10 +20,12 @@ from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
 from trainers.training.critical_section import critical_section, raise_when_safe
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
+from trainers.training.finished_run import load_finished
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
 from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
+from trainers.training.resume.choose_run import read_finished
 from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
 from trainers.training.resume.state_file import DamagedState, read_state
 from trainers.training.resume.state_ring import list_states
@@ -549,3 +551,14 @@ def test_a_ctrl_c_that_got_lost_while_importing_stops_the_run(monkeypatch):
     critical_section_module.remember_interrupt()
     with ConsoleHost(torch.device("cpu"), quiet=True) as host, pytest.raises(Interrupted):
         host.check_interrupted()
+
+
+def test_of_several_processes_only_the_main_one_copies_a_finished_lora(dataset, tmp_path):  # noqa: F811
+    """The others would find its new name taken."""
+    train(dataset, tmp_path)
+    found = read_finished(runs(tmp_path)[0])
+    assert found is not None
+    first = load_finished(found, RunFolder(tmp_path, "other"), is_main=True)
+    second = load_finished(found, RunFolder(tmp_path, "other"), is_main=False)
+    assert first.path == tmp_path / "other.safetensors" and second.path == found.lora
+    assert_equal(second, first)

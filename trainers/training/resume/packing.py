@@ -56,10 +56,6 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {unpack(key, tensors): unpack(each, tensors) for key, each in content}
 
 
-def count_bytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
 def as_bytes(tensor: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor on the CPU."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class StateRing:
         self._thread = threading.Thread(target=self._write_in_thread, args=[packed], name="lora_trainer state")
         self._thread.start()
 
-    def write(self, packed: PackedState) -> Path:
+    def write(self, packed: PackedState) -> None:
         """Write a state now: the last one of a run.
 
         Raises:
@@ -96,10 +96,8 @@ class StateRing:
         """
         with suppress(OSError):  # of an earlier state, which this one replaces
             self._finish_thread()
-        path = state_path(self._folder, packed.step)
-        write_state(path, packed)
+        write_state(state_path(self._folder, packed.step), packed)
         self._remove_old()
-        return path
 
     def keep_only_newest(self) -> None:
         self._remove_old(kept=1)
@@ -127,9 +125,6 @@ class StateRing:
             raise error
 
     def _remove_old(self, *, kept: int = KEPT) -> None:
-        for path in self._list_removable(kept):
+        for path in list_states(self._folder)[kept:]:
             with suppress(OSError):  # another program looks at it
                 path.unlink()
-
-    def _list_removable(self, kept: int) -> Iterator[Path]:
-        yield from list_states(self._folder)[kept:]
