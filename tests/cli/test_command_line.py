@@ -237,7 +237,7 @@ def test_a_command_that_was_ended_goes_on_when_it_is_given_again(number, base, i
     arguments = sdxl(base, images, *more)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: any((run / "state").glob("step*.safetensors") for run in list_runs(tmp_path)), what="a state")
+    wait_until(lambda: list(tmp_path.glob("output/runs/*/state/step*.safetensors")), what="a state")
     process.send_signal(number)
     assert process.wait(TIME_LIMIT) == (-9 if number == signal.SIGKILL else 128 + number)
     assert not (tmp_path / "output" / "x.safetensors").exists(), "the run was over before the signal"

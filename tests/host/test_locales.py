@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.host.choices import list_stable_choices
 from trainers.comfyui.client import OPENER
 from trainers.comfyui.server import ComfyServer
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("fr", "ja", "zh")
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
-NO_CHOICE = "[None]"  # the first entry of lists of files on this machine
-OF_COMFYUI = ("sampler_name", "scheduler")  # each version has its own choices
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +123,7 @@ def _describe(name: str, kind: Any, options: dict[str, Any]) -> list[str]:
         return [f"`{option['key']}`" for option in options["options"]]
     if "default" not in options:
         return [str(kind)]
-    choices = options.get("options", []) if name not in OF_COMFYUI else []
-    listed = [f"`{choice}`" for choice in choices] if NO_CHOICE not in choices else [f"`{NO_CHOICE}`"]
+    listed = [f"`{choice}`" for choice in list_stable_choices(name, options)]
     limits = [f"{options['min']:.16g} to {options['max']:.16g}"] if "max" in options else []
     return [*listed, *limits, f"default {_format_default(options['default'])}"]
 

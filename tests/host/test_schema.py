@@ -10,17 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.host.choices import MODEL_FILES, OF_COMFYUI, list_stable_choices
 from trainers.comfyui.find import PACK
 from trainers.comfyui.server import ComfyServer
-from trainers.musubi.architectures import ARCHITECTURES
 
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 NODES = tuple(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
 UPDATE = "UPDATE_SCHEMA_SNAPSHOT"
-NO_CHOICE = "[None]"  # the first entry of lists of files on this machine
-# these list files on this machine too
-MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}
-OF_COMFYUI = {"sampler_name", "scheduler"}  # each version has its own
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -101,15 +97,13 @@ def _input_lines(name: str, kind: str, options: dict[str, Any], schema: dict[str
 def _input_line(name: str, kind: str, options: dict[str, Any], schema: dict[str, Any]) -> str:
     if kind == "COMBO" and name in MODEL_FILES:
         return f"{name}: {kind} of files"
-    if kind == "COMBO" and name in OF_COMFYUI:
-        options = {**options, "options": ["ComfyUI's"]}
-    choices = options.get("options", [])
+    choices = ["ComfyUI's"] if kind == "COMBO" and name in OF_COMFYUI else list_stable_choices(name, options)
     flags = ["optional"] if name in schema["input"].get("optional", {}) else []
     flags += [flag for flag in ("advanced", "forceInput", "multiline", "hidden", "socketless") if options.get(flag)]
     flags += [f"{flag} {options[flag]}" for flag in ("control_after_generate",) if flag in options]
     shown = f"{name}: {kind}"
     if choices:
-        shown += f" of {', '.join(choices[:1] if NO_CHOICE in choices else choices)}"
+        shown += f" of {', '.join(choices)}"
     if "default" in options:
         shown += f" = {options['default']!r}"
     return f"{shown} ({', '.join(flags)})" if flags else shown

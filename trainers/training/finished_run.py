@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..files.atomic_write import atomic_write
+from ..files.hashes import file_sha256
 from .resume.choose_run import FinishedRun
 from .run_folder import RunFolder
 from .trained_lora import TrainedLora
@@ -25,10 +26,7 @@ def load_finished(found: FinishedRun, run_folder: RunFolder, *, is_main: bool = 
     run_folder.reopen(found.folder)
     path = found.lora
     if is_main and not run_folder.keeps_inside and path.absolute() != run_folder.final_path.absolute():
-        run_folder.require_free_name()
-        with atomic_write(run_folder.final_path) as temporary:
-            shutil.copyfile(path, temporary)
-        path = run_folder.final_path
+        path = _copy_lora(found, run_folder)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         metadata = file.metadata() or {}
@@ -44,6 +42,16 @@ def load_finished(found: FinishedRun, run_folder: RunFolder, *, is_main: bool = 
         was_loaded=True,
         best_path=run_folder.best_path if run_folder.best_path.is_file() else None,
     )
+
+
+def _copy_lora(found: FinishedRun, run_folder: RunFolder) -> Path:
+    """An earlier copy is as good."""
+    path = run_folder.final_path
+    if not path.is_file() or file_sha256(path) != found.sha256:
+        run_folder.require_free_name()
+        with atomic_write(path) as temporary:
+            shutil.copyfile(found.lora, temporary)
+    return path
 
 
 def _read_losses(path: Path) -> Iterator[float]:

@@ -75,7 +75,14 @@ with torch.inference_mode():
         "optimizer": "AdamW",
     }
     trained = train_sdxl(
-        GraphModel(model, clip, vae), dataset, goal="object", memory="8 GB", output_name="full", settings=settings
+        GraphModel(model, clip, vae),
+        dataset,
+        goal="object",
+        memory="8 GB",
+        output_name="full",
+        settings=settings,
+        resume="new",
+        is_polite=False,
     )
     unet_only = {name: tensor for name, tensor in trained.lora.items() if name.startswith("lora_unet_")}
     results = {

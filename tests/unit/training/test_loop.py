@@ -65,7 +65,7 @@ def train(dataset: Dataset, folder: Path, host: ListeningHost | None = None, **s
     )
     plan = plan_training(dataset, run_settings)
     run_folder, cache = RunFolder(folder, "toy"), TensorCache(None)
-    return train_lora(ToyFamily(), plan, host or ListeningHost(), run_folder=run_folder, cache=cache)
+    return train_lora(ToyFamily(), plan, host or ListeningHost(), run_folder=run_folder, cache=cache, resume="new")
 
 
 def test_a_toy_family_trains_saves_checkpoints_samples_and_a_verified_lora(dataset, tmp_path):

@@ -60,6 +60,7 @@ def train(
     *,
     resume: str = "auto",
     name: str = "toy",
+    keep_inside: bool = True,
     **given: Any,
 ) -> TrainedLora:
     usual = {"rank": 2, "max_train_steps": 12, "learning_rate": 1e-2, "save_dtype": "fp32", "lr_warmup_steps": 2.0}
@@ -68,7 +69,7 @@ def train(
         ToyFamily(),
         plan_training(data, settings),
         host or StoppingHost(),
-        run_folder=RunFolder(folder, name, keep_inside=True),
+        run_folder=RunFolder(folder, name, keep_inside=keep_inside),
         cache=TensorCache(None),
         resume=resume,
     )
@@ -562,3 +563,25 @@ def test_of_several_processes_only_the_main_one_copies_a_finished_lora(dataset, 
     second = load_finished(found, RunFolder(tmp_path, "other"), is_main=False)
     assert first.path == tmp_path / "other.safetensors" and second.path == found.lora
     assert_equal(second, first)
+
+
+def test_a_finished_run_is_found_by_its_own_name_first_and_copied_once_to_another(dataset, tmp_path):  # noqa: F811
+    """The newest run of these settings is not x's: its LoRA would not have been x's file."""
+    x = train(dataset, tmp_path, name="x", keep_inside=False)
+    whole = train(dataset, tmp_path, name="whole", keep_inside=False, resume="new")
+    assert x.path != whole.path and whole.path.name == "whole.safetensors"
+    again = train(dataset, tmp_path, name="x", keep_inside=False)
+    assert again.was_loaded and again.path == x.path
+    copies = [train(dataset, tmp_path, name="copy", keep_inside=False) for _ in range(2)]
+    assert all(copy.was_loaded and copy.path == tmp_path / "copy.safetensors" for copy in copies)
+    (tmp_path / "copy.safetensors").write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError, match="exists already"):
+        train(dataset, tmp_path, name="copy", keep_inside=False)
+
+
+def test_a_longer_run_of_the_same_name_keeps_the_shorter_ones_lora(dataset, tmp_path):  # noqa: F811
+    short = train(dataset, tmp_path, name="x", keep_inside=False, max_train_steps=6, lr_scheduler="constant")
+    before = short.path.read_bytes()
+    longer = train(dataset, tmp_path, name="x", keep_inside=False, max_train_steps=9, lr_scheduler="constant")
+    assert longer.steps == 9 and longer.losses[:6] == short.losses
+    assert longer.path != short.path and short.path.read_bytes() == before

@@ -22,6 +22,7 @@ class FinishedRun:
 
     folder: Path
     lora: Path
+    sha256: str
     finished_early: bool
     steps: int
 
@@ -38,12 +39,13 @@ class StartingPoint:
 
 
 def choose_run(
-    runs_folder: Path, identity: RunIdentity, resume: str, *, warn: Callable[[str], None]
+    runs_folder: Path, identity: RunIdentity, resume: str, *, lora: Path, warn: Callable[[str], None]
 ) -> FinishedRun | StartingPoint | None:
     """Find the run to load or to go on with; None: begin a new one.
 
     `resume` is "auto" (a run of the same identity), "new" (none), or the name of a run, which may
-    have had other settings and images.
+    have had other settings and images. Of several finished runs it is the one that wrote `lora`, the
+    file that is wanted, or else the newest.
 
     Raises:
         RunInUse: another process trains it.
@@ -54,10 +56,9 @@ def choose_run(
     if resume not in ("", AUTO):
         return _continue_named(runs_folder / resume, identity, warn)
     same = [folder for folder, other in _list_same(runs_folder, identity) if other.total_steps == identity.total_steps]
-    for folder in same:
-        finished = read_finished(folder)
-        if finished:
-            return finished
+    finished = [run for run in map(read_finished, same) if run]
+    if finished:
+        return next((run for run in finished if run.lora.absolute() == lora.absolute()), finished[0])
     for folder in same:
         start = _read_start(folder, identity, warn, in_place=True)
         if start:
@@ -96,7 +97,7 @@ def read_finished(folder: Path) -> FinishedRun | None:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         lora = Path(result["path"])
         if lora.is_file() and file_sha256(lora) == result["sha256"]:
-            return FinishedRun(folder, lora, bool(result["finished_early"]), int(result["steps"]))
+            return FinishedRun(folder, lora, result["sha256"], bool(result["finished_early"]), int(result["steps"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
