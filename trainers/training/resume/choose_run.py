@@ -44,8 +44,8 @@ def choose_run(
     """Find the run to load or to go on with; None: begin a new one.
 
     `resume` is "auto" (a run of the same identity), "new" (none), or the name of a run, which may
-    have had other settings and images. Of several finished runs it is the one that wrote `lora`, the
-    file that is wanted, or else the newest.
+    have had other settings and images. Of several finished runs it is the one that wrote `lora`,
+    the file that is wanted, or else the newest.
 
     Raises:
         RunInUse: another process trains it.
