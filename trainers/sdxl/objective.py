@@ -47,20 +47,6 @@ def min_snr_weights(alphas: Tensor, *, gamma: float, prediction_type: str) -> Te
     return (gamma / snr).clamp(max=1)  # min(snr, gamma) / snr, but defined at snr 0 too
 
 
-def mask_weights(mask: Tensor, *, unmasked_weight: float, normalize: bool) -> Tensor:
-    """Return the loss weights [B, 1, H, W] of masks in 0..1: at least unmasked_weight everywhere,
-    as in OneTrainer. With 0 they are the mask itself, as in sd-scripts.
-
-    `normalize` divides the weights of each mask by their mean, so that a small subject counts as
-    much as a whole image. An all-black mask has no subject and keeps unmasked_weight.
-    """
-    weights = mask.clamp(min=unmasked_weight)
-    if normalize:
-        has_subject = mask.amax(dim=(1, 2, 3), keepdim=True) > 0
-        weights = torch.where(has_subject, weights / weights.mean(dim=(1, 2, 3), keepdim=True), weights)
-    return weights
-
-
 def per_sample_loss(model_pred: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean squared error of each sample, [B] float32. `weights` are of positions,
     [B, 1, H, W].

@@ -21,7 +21,7 @@ from ..training.host import Host
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
-from ..training.validation_plan import ValidationDraw
+from ..training.validation_plan import ValidationDraw, batch_by_size
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, LatentStore
@@ -122,7 +122,7 @@ class PreparedSDXL:
         """
         losses = torch.zeros(len(draws))
         with evaluating(self.model.unet, self.model.text_encoder, self.model.text_encoder_2):
-            for part in _batch_by_size(draws, self.config.train_batch_size):
+            for part in batch_by_size(draws, self.config.train_batch_size):
                 self.host.check_interrupted()
                 losses[[draw.index for draw in part]] = self._measure(part).cpu()
         return losses
@@ -212,15 +212,6 @@ class PreparedSDXL:
             "prediction_type": self.objective.prediction_type,
             "zero_terminal_snr": self.zero_terminal_snr,
         }
-
-
-def _batch_by_size(draws: Sequence[ValidationDraw], batch_size: int) -> Iterator[list[ValidationDraw]]:
-    """Yield batches of one size each."""
-    by_size: dict[tuple[int, int], list[ValidationDraw]] = {}
-    for draw in draws:
-        by_size.setdefault(draw.item.crop.target_hw, []).append(draw)
-    for same in by_size.values():
-        yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))
 
 
 def _make_size_ids(item: TrainingItem, draw: ItemDraw) -> list[int]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from .objective import add_noise, mask_weights, min_snr_weights, per_sample_loss, training_target
+from ..training.masks import mask_weights
+from .objective import add_noise, min_snr_weights, per_sample_loss, training_target
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..lora.modules import LoraModule, ModuleKey, ModuleNames
 from .generators import generator_for
@@ -55,6 +57,10 @@ class AdaptedModel:
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.names = names
+
+    def name_layers(self) -> dict[str, nn.Module]:
+        """Return the layers with adapters by their paths in their component."""
+        return {path: layer for (_, path), layer in self._layers.items()}
 
     def name_parameters(self) -> dict[str, Tensor]:
         """Return the trained parameters themselves, by names that are the same in every run."""
@@ -132,7 +138,7 @@ def require_rank(ranks: Iterable[int], rank: int) -> None:
 
 
 @torch.no_grad()
-def _load_layer(layer: LoraLayer, module: LoraModule, name: str, alpha: float) -> None:
+def _load_layer(layer: "LoraLayer | LoraLinear", module: LoraModule, name: str, alpha: float) -> None:
     down, up = _get_weight(layer.lora_A), _get_weight(layer.lora_B)
     rank, full_rank = module.rank, down.shape[0]
     require_rank([rank], full_rank)
@@ -173,6 +179,11 @@ def attach_adapters(
     lora._register_custom_module({nn.Linear: InPlaceLoraLinear})
     with torch.random.fork_rng(devices=[]):  # PEFT makes its layers with torch's own initialization, on the CPU
         inject_adapter_in_model(lora, model, adapter_name=ADAPTER_NAME)
+    return _start_adapters(model, settings, component=component)
+
+
+def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
+    """Set the first weights of all adapters, and return them."""
     parameters = []
     for name, layer in find_adapter_layers(model).items():
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
@@ -209,6 +220,65 @@ class InPlaceLoraLinear(PeftLinear):
         return output.unflatten(0, x.shape[:-1])
 
 
-def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+class LoraLinear(nn.Module):
+    """A LoRA in float32 around a linear layer of whatever class: ComfyUI's quantized layers are no
+    nn.Linear, so that PEFT does not know them. It computes in the dtype of its input.
+    """
+
+    def __init__(self, base_layer: nn.Module, settings: AdapterSettings, device: torch.device) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        inputs, outputs = (int(getattr(base_layer, name)) for name in ("in_features", "out_features"))
+        with torch.random.fork_rng(devices=[]):
+            down = nn.Linear(inputs, settings.rank, bias=False, device=device)
+            up = nn.Linear(settings.rank, outputs, bias=False, device=device)
+        self.lora_A = nn.ModuleDict({ADAPTER_NAME: down})
+        self.lora_B = nn.ModuleDict({ADAPTER_NAME: up})
+        self.scaling = settings.alpha / settings.rank
+        self.lora_dropout = nn.Dropout(settings.dropout)
+        self.disable_adapters = False
+
+    def enable_adapters(self, enabled: bool) -> None:
+        self.disable_adapters = not enabled
+
+    def __getattr__(self, name: str) -> Any:
+        """The model may ask the layer for its weight, its sizes and the like."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return output
+        down, up = (each[ADAPTER_NAME].get_parameter("weight").to(x.dtype) for each in (self.lora_A, self.lora_B))
+        update = functional.linear(functional.linear(self.lora_dropout(x), down), up)
+        return torch.add(output, update, alpha=self.scaling)
+
+
+def wrap_linear_layers(
+    model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str, device: torch.device
+) -> list[nn.Parameter]:
+    """Do what attach_adapters does, for linear layers of whatever class, with the LoRA on
+    `device`.
+    """
+    model.requires_grad_(False)
+    for name in targets:
+        parent, _, own_name = name.rpartition(".")
+        layer = LoraLinear(model.get_submodule(name), settings, device)
+        setattr(model.get_submodule(parent), own_name, layer)
+    return _start_adapters(model, settings, component=component)
+
+
+def unwrap_linear_layer(model: nn.Module, name: str) -> None:
+    """Take the adapter of a layer away again."""
+    parent, _, own_name = name.rpartition(".")
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LoraLinear)
+    setattr(model.get_submodule(parent), own_name, layer.base_layer)
+
+
+def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer | LoraLinear]:
     """Return the model's LoRA layers by the names of the layers that they replaced."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, (LoraLayer, LoraLinear))}

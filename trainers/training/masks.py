@@ -80,3 +80,17 @@ def _shrink_mask(item: TrainingItem, pixels_per_latent: int) -> Tensor:
     height, width = (side // pixels_per_latent for side in item.crop.target_hw)
     pixels = torch.from_numpy(np.array(mask))[None, None].float() / 255
     return F.interpolate(pixels, size=(height, width), mode="area")[0]
+
+
+def mask_weights(mask: Tensor, *, unmasked_weight: float, normalize: bool) -> Tensor:
+    """Return the loss weights [B, 1, H, W] of masks in 0..1: at least unmasked_weight everywhere,
+    as in OneTrainer. With 0 they are the mask itself, as in sd-scripts.
+
+    `normalize` divides the weights of each mask by their mean, so that a small subject counts as
+    much as a whole image. An all-black mask has no subject and keeps unmasked_weight.
+    """
+    weights = mask.clamp(min=unmasked_weight)
+    if normalize:
+        has_subject = mask.amax(dim=(1, 2, 3), keepdim=True) > 0
+        weights = torch.where(has_subject, weights / weights.mean(dim=(1, 2, 3), keepdim=True), weights)
+    return weights

@@ -3,7 +3,7 @@ budget that is counted, not timed. Imports no torch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,3 +137,12 @@ def _explain_too_short(config: TrainingConfig, held_out: Sequence[TrainingItem])
     if not (held_out or config.validate_every_n_steps or config.early_stop):
         return ""
     return f"the run is too short to measure its progress in {MAX_SHARE:.0%} of its computing: there is no validation"
+
+
+def batch_by_size(draws: Sequence[ValidationDraw], batch_size: int) -> Iterator[list[ValidationDraw]]:
+    """Yield batches of one size each."""
+    by_size: dict[tuple[int, int], list[ValidationDraw]] = {}
+    for draw in draws:
+        by_size.setdefault(draw.item.crop.target_hw, []).append(draw)
+    for same in by_size.values():
+        yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))

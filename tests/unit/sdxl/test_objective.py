@@ -5,7 +5,8 @@ import torch
 
 from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.size_ids import size_ids
-from trainers.sdxl.objective import add_noise, mask_weights, min_snr_weights, per_sample_loss, training_target
+from trainers.sdxl.objective import add_noise, min_snr_weights, per_sample_loss, training_target
+from trainers.training.masks import mask_weights
 
 
 def test_the_schedule_has_sdxls_noise_levels():

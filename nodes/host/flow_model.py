@@ -1,0 +1,231 @@
+"""The graph's MODEL, CLIP and VAE as the base model of a flow training, on the graph's memory."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import torch
+from torch import Tensor, nn
+
+from ...trainers.flow.base_model import Conditions
+from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.training.generators import seed_globals
+from ...trainers.training.resume.weight_samples import hash_samples
+from .fused_kernels import add_derivatives
+from .twin import make_twin
+from .weights import GraphModel, find_checkpoint, unload_models
+
+_PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_IMAGE_TO_IMAGE = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+# FLUX.1 was trained with a shift by the number of tokens, and is sampled so by its authors
+_FLUX_TOKENS, _FLUX_SHIFTS = (256, 4096), (0.5, 1.15)
+
+
+class GraphFlowModel:
+    """Make it in training mode, outside of inference mode."""
+
+    def __init__(self, graph: GraphModel, family: FlowFamilyRow) -> None:
+        self.family = family
+        path = find_checkpoint(graph.model)
+        self.name = path.stem if path else type(graph.model.model).__name__
+        self._clip, self._vae = graph.clip, graph.vae
+        self._model = make_twin(graph.model)
+        self._device = comfy.model_management.get_torch_device()
+        self.precision = _PRECISIONS[self._model.get_dtype_inference()]
+        self.pixels_per_latent = graph.vae.spacial_compression_encode()
+        self._sampling = self._model.model_sampling
+        self._has_own_sampling = "model_sampling" in graph.model.object_patches
+        # the network's answer itself, not the clean latents that the sampler wants
+        self._model._modules["model_sampling"] = _RawAnswer(self._sampling)
+        if isinstance(self._sampling, _IMAGE_TO_IMAGE):
+            raise ValueError(f"MODEL ({self.name}) turns one image into another without noise: there is nothing to train")
+
+    @property
+    def network(self) -> nn.Module:
+        return self._model.diffusion_model
+
+    def identify(self) -> dict[str, str]:
+        clip, vae = self._clip.cond_stage_model, self._vae.first_stage_model
+        return {
+            "MODEL": hash_samples(self.network),
+            "CLIP": hash_samples(clip) + _hash_patches(self._clip.patcher),
+            "VAE": hash_samples(vae),
+            "sampling": _describe_sampling(self._sampling),
+        }
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor, *, seed: int) -> Tensor:
+        with seed_globals(self._device, seed), torch.inference_mode():
+            latents = self._model.process_latent_in(self._vae.encode(pixels))
+        return latents[0].clone().to("cpu", torch.float32)
+
+    def encode_caption(self, caption: str) -> Conditions:
+        with torch.inference_mode():
+            entries = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+        if len(entries) != 1:
+            raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
+        conditions, others = entries[0]
+        return _to_plain([conditions, others])
+
+    def release_encoders(self) -> None:
+        unload_models()
+
+    def load_network(self) -> None:
+        for module in self._model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.device != self._device and not parameter.requires_grad:
+                    module._parameters[name] = nn.Parameter(parameter.detach().to(self._device), requires_grad=False)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.device != self._device:
+                    module._buffers[name] = buffer.to(self._device)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """ComfyUI's blocks look at `in_training`, in forward and in the recomputation of it, and some
+        write into tensors that the backward pass needs.
+        """
+        add_derivatives()
+        before, comfy.model_management.in_training = comfy.model_management.in_training, True
+        try:
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                yield
+        finally:
+            comfy.model_management.in_training = before
+
+    def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
+        sampling = self._sampling
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux) and not self._has_own_sampling:
+            return float(comfy.model_sampling.flux_time_shift(_find_flux_shift(size_hw), 1.0, level))
+        sigma = torch.tensor(sampling.percent_to_sigma(min(max(1 - level, 1e-6), 1 - 1e-6)))
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+            sigma = sampling.sigma(sampling.timestep(sigma[None]))[0]
+        return float(sigma)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        return self._sampling.noise_scaling(sigmas, noise, latents)
+
+    def target(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """The answer from which the model's own formula gives the clean latents. That formula is
+        linear in the answer; in float64, as it divides by small sigmas.
+        """
+        sigmas, latents = sigmas.double(), latents.double()
+        noisy = self.add_noise(latents, noise.double(), sigmas)
+        zero = torch.zeros_like(latents)
+        offset = self.denoised(zero, noisy, sigmas)
+        slope = self.denoised(zero + 1, noisy, sigmas) - offset
+        return ((latents - offset) / slope).float()
+
+    def denoised(self, output: Tensor, noisy: Tensor, sigmas: Tensor) -> Tensor:
+        return self._sampling.calculate_denoised(sigmas, output, noisy)
+
+    def predict(self, noisy: Tensor, sigmas: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+        found = [self._make_conds(noisy[index : index + 1], each) for index, each in enumerate(conditions)]
+        if _fit_together(found):
+            return self._apply(noisy, sigmas, _concatenate(found))
+        parts = [
+            self._apply(noisy[index : index + 1], sigmas[index : index + 1], _concatenate([conds]))
+            for index, conds in enumerate(found)
+        ]
+        return torch.cat(parts)
+
+    def _make_conds(self, noisy: Tensor, conditions: Conditions) -> dict[str, comfy.conds.CONDRegular]:
+        cross_attn, others = conditions
+        given = {
+            "device": noisy.device,
+            "noise": noisy,
+            "latent_image": torch.zeros_like(noisy),
+            "width": noisy.shape[-1] * 8,
+            "height": noisy.shape[-2] * 8,
+            "prompt_type": "positive",
+            **({} if self.family.needs_guidance is None else {"guidance": self.family.needs_guidance}),
+            **others,
+        }
+        conds = self._model.extra_conds(cross_attn=cross_attn, **given)
+        return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
+
+    def _apply(self, noisy: Tensor, sigmas: Tensor, conds: dict[str, Any]) -> Tensor:
+        options = {"sigmas": sigmas, "cond_or_uncond": [0], "sample_sigmas": sigmas}
+        return self._model.apply_model(noisy, sigmas, transformer_options=options, **conds).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            pixels = self._vae.decode(self._model.process_latent_out(latents.to("cpu", torch.float32)))
+        pixels = pixels[:, 0] if pixels.ndim == 5 else pixels
+        return pixels[:1].clone()
+
+
+class _RawAnswer(nn.Module):
+    """A model's sampling that leaves the network's answer as it is."""
+
+    def __init__(self, sampling: Any) -> None:
+        super().__init__()
+        self.sampling = sampling
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("sampling"), name)
+
+    def calculate_denoised(self, sigma: Tensor, output: Tensor, noisy: Tensor) -> Tensor:
+        return output
+
+
+def _find_flux_shift(size_hw: tuple[int, int]) -> float:
+    tokens = size_hw[0] * size_hw[1] / 16**2
+    (low, high), (first, last) = _FLUX_TOKENS, _FLUX_SHIFTS
+    return first + (last - first) * (tokens - low) / (high - low)
+
+
+def _fit_together(found: Sequence[dict[str, Any]]) -> bool:
+    """Texts of different lengths are predicted one by one: ComfyUI would repeat the shorter one,
+    which changes what models with positions of text answer.
+    """
+    first, *others = found
+    return all(
+        conds.keys() == first.keys()
+        and all(_shape(cond) == _shape(first[name]) and first[name].can_concat(cond) for name, cond in conds.items())
+        for conds in others
+    )
+
+
+def _shape(cond: Any) -> Any:
+    return cond.cond.shape if isinstance(cond.cond, Tensor) else None
+
+
+def _concatenate(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first, *others = found
+    return {name: cond.concat([conds[name] for conds in others]) for name, cond in first.items()}
+
+
+def _to_plain(value: Any) -> Any:
+    """Copies of tensors that autograd accepts, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().cpu()
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _to_plain(each) for name, each in value.items()}
+    return value
+
+
+def _hash_patches(patcher: Any) -> str:
+    """Tell apart what LoRAs on the text encoders change."""
+    if not patcher.patches:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(patcher.patches):
+        with torch.inference_mode():
+            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
+        digest.update(f"{name} {weight.double().sum().item()!r} {weight.double().square().sum().item()!r}".encode())
+    return digest.hexdigest()[:40]
+
+
+def _describe_sampling(sampling: Any) -> str:
+    classes = " ".join(base.__name__ for base in type(sampling).__mro__[1:3])
+    return f"{classes}, shift {getattr(sampling, 'shift', None)}, noise scale {getattr(sampling, 'noise_scale', None)}"

@@ -1,0 +1,74 @@
+"""A second model on the same memory: the graph's MODEL as modules that autograd accepts.
+
+Everything in the graph is made under torch.inference_mode, and belongs to the graph: the twin has
+its own modules, so that adapters and checkpoints can be put into them, and aliases of all weights.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+
+def make_twin(patcher: Any, network_name: str = "diffusion_model") -> Any:
+    """Return a twin of the patcher's BaseModel. Patched weights (LoRAs, merges) are computed; all
+    others share the graph's memory.
+
+    Call it outside of inference mode.
+
+    Raises:
+        ValueError: a weight is in a form that cannot be trained on; the message names it.
+    """
+    model = patcher.model
+    memo: dict[int, Any] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                weight = _read_weight(patcher, f"{path}.{name}" if path else name, parameter)
+                memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                memo[id(buffer)] = alias(buffer) if buffer.numel() else buffer
+    # BaseModel cannot be copied deeply: its model_config answers None to every unknown attribute
+    twin = copy.copy(model)
+    twin._modules = {name: copy.deepcopy(child, memo) for name, child in model._modules.items()}
+    twin.current_patcher = None
+    sampling = patcher.get_model_object("model_sampling")  # ModelSampling nodes replace it
+    twin._modules["model_sampling"] = copy.deepcopy(sampling, {id(b): alias(b) for b in sampling.buffers()})
+    return twin
+
+
+def _read_weight(patcher: Any, name: str, parameter: Tensor) -> Tensor:
+    if name not in patcher.patches:
+        return alias(parameter)
+    with torch.inference_mode():
+        patched = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
+    return alias(patched.cpu() if not isinstance(patched, QuantizedTensor) else patched)
+
+
+def alias(weight: Tensor) -> Tensor:
+    """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
+    made in inference mode.
+    """
+    if isinstance(weight, QuantizedTensor):
+        return _alias_quantized(weight)
+    if type(weight) not in (Tensor, nn.Parameter):
+        raise ValueError(
+            f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. Load a "
+            ".safetensors file in fp16, bf16, fp32, fp8 or int8 with ComfyUI's own loaders"
+        )
+    found = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return found.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
+
+
+def _alias_quantized(weight: Any) -> Any:
+    params = weight._params
+    scales = {
+        spec.name: alias(value)
+        for spec in dataclasses.fields(params)
+        if isinstance(value := getattr(params, spec.name), Tensor)
+    }
+    return QuantizedTensor(alias(weight._qdata), weight._layout_cls, dataclasses.replace(params, **scales))

@@ -1,0 +1,81 @@
+"""What a flow training needs of a base model, whoever runs it. Nothing here knows ComfyUI.
+
+Letters: B batch, C channels, H W height and width.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .families import FlowFamilyRow
+
+# What the text encoder gives for one caption: nested lists and dicts of tensors and plain values.
+Conditions = Any
+
+
+class FlowBaseModel(Protocol):
+    """A loaded base model with its text encoders and VAE."""
+
+    name: str
+    family: FlowFamilyRow
+    pixels_per_latent: int
+    precision: str  # that the model computes in: "no" (float32), "bf16" or "fp16"
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers are trained."""
+        ...
+
+    def identify(self) -> dict[str, str]:
+        """Return a hash for each part that the result depends on."""
+        ...
+
+    def encode_image(self, pixels: Tensor, *, seed: int) -> Tensor:
+        """Encode [1, H, W, 3] in 0..1 to latents as the network takes them, [C, ...] float32 on the
+        CPU. `seed` is for a VAE that draws.
+        """
+        ...
+
+    def encode_caption(self, caption: str) -> Conditions: ...
+
+    def release_encoders(self) -> None:
+        """Free the device of text encoders and VAE."""
+        ...
+
+    def load_network(self) -> None:
+        """Bring what a step needs to the device."""
+        ...
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Forward and backward passes run inside of it."""
+        ...
+
+    def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
+        """Return the sigma of the model's own schedule for a noise level in 0..1, for an image of
+        that many pixels.
+        """
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """All [B, C, ...]; sigmas [B]."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """Return what the network should answer."""
+        ...
+
+    def predict(self, noisy: Tensor, sigmas: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+        """Return what the network answers, [B, C, ...] float32. One entry of conditions per
+        sample.
+        """
+        ...
+
+    def denoised(self, output: Tensor, noisy: Tensor, sigmas: Tensor) -> Tensor:
+        """Return the clean latents that the network's answer means."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode [1, C, ...] to pixels [1, H, W, 3] in 0..1."""
+        ...

@@ -1,0 +1,48 @@
+"""The settings that only a training of a flow model has."""
+
+from dataclasses import dataclass
+
+from ..config import param
+from ..training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class FlowConfig(TrainingConfig):
+    """The settings of a training on any model of the graph: TrainingConfig's, and those of its noise
+    levels.
+    """
+
+    target_modules: str = param(
+        "auto",
+        "Layers that get a LoRA. auto: attention and MLP of every block. Or a regular expression that matches "
+        "whole module names of the model.",
+    )
+    timestep_sampling: str = param(
+        "auto",
+        "How often each noise level is trained. uniform: all alike; sigmoid and logit_normal: the middle more often. "
+        "auto: what suits the model.",
+        choices=("auto", "uniform", "sigmoid", "logit_normal"),
+    )
+    sigmoid_scale: float = param(
+        1.0, "Width of timestep_sampling sigmoid: above 1, the ends are trained more often.", min=0.01, max=100.0
+    )
+    logit_mean: float = param(0.0, "Mean of timestep_sampling logit_normal. Above 0: more noise.", min=-10.0, max=10.0)
+    logit_std: float = param(1.0, "Spread of timestep_sampling logit_normal.", min=0.01, max=10.0)
+    discrete_flow_shift: float = param(
+        0.0,
+        "Moves the training towards high noise levels, as in sampling: above 1, more noise. 0: the model's own shift.",
+        min=0.0,
+        max=100.0,
+    )
+    loss_weighting: str = param(
+        "none",
+        "Weight of the loss by noise level. none: all alike; min_snr: as Min-SNR with gamma 5; bell: the middle "
+        "counts most.",
+        choices=("none", "min_snr", "bell"),
+    )
+    noise_offset: float = param(
+        0.0,
+        "Random brightness added to the noise. Flow models seldom need it; 0: off.",
+        min=0.0,
+        max=1.0,
+    )

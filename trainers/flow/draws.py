@@ -1,0 +1,52 @@
+"""The random numbers of a training step: they depend only on (seed, step, item), so caching, batch
+size and process count cannot change them, and a resumed run draws what an uninterrupted one would.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..training.generators import generator_for
+from ..training.seeds import happens
+from .config import FlowConfig
+from .objective import sample_level
+
+
+@dataclass(frozen=True)
+class ItemDraw:
+    """`level`: the noise level in 0..1 before the shift. Each draw has its own random stream."""
+
+    level: float
+    noise: Tensor  # like the latents of one image
+    flip: bool
+
+
+def draw_level(config: FlowConfig, sampling: str, *, step: int, item: int) -> float:
+    uniform = torch.rand((), generator=generator_for(config.seed, "timestep", step, item))
+    normal = torch.randn((), generator=generator_for(config.seed, "timestep_normal", step, item))
+    return sample_level(
+        sampling,
+        float(uniform),
+        float(normal),
+        scale=config.sigmoid_scale,
+        mean=config.logit_mean,
+        std=config.logit_std,
+    )
+
+
+def draw_noise(shape: torch.Size, config: FlowConfig, *, step: int, item: int) -> Tensor:
+    """Return noise of the shape of one image's latents: channels first.
+
+    noise_offset adds noise_offset * N(0, 1), one draw per channel (crosslabs.org, "Diffusion with
+    Offset Noise").
+    """
+    noise = torch.randn(shape, generator=generator_for(config.seed, "noise", step, item))
+    if config.noise_offset:
+        generator = generator_for(config.seed, "noise_offset", step, item)
+        noise += config.noise_offset * torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=generator)
+    return noise
+
+
+def draw_flip(config: FlowConfig, *, random_flip: bool, step: int, item: int) -> bool:
+    return random_flip and happens(0.5, config.seed, "flip", step, item)

@@ -1,0 +1,37 @@
+"""Any flow model as a model family of the training loop."""
+
+from collections.abc import Callable
+
+from ..files.tensor_cache import TensorCache
+from ..training.distributed import World
+from ..training.host import Host
+from ..training.optimizers import check_optimizer
+from ..training.plan import TrainingPlan
+from .base_model import FlowBaseModel
+from .config import FlowConfig
+from .prepare import prepare_flow
+from .prepared_model import PreparedFlow
+
+
+class FlowFamily:
+    """The family to give to train_lora. It calls `load_model` once, after the dataset is planned."""
+
+    def __init__(self, load_model: Callable[[Host], FlowBaseModel]) -> None:
+        self._load_model = load_model
+        self._base: FlowBaseModel | None = None
+        self._hashes: dict[str, str] = {}
+
+    def identify(self, plan: TrainingPlan[FlowConfig], host: Host) -> dict[str, str]:
+        config = plan.settings.training
+        if not config.learning_rate:
+            raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
+        rates = {"unet": config.learning_rate}
+        check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+        self._base = base = self._load_model(host)
+        self._hashes = base.identify()
+        return self._hashes
+
+    def prepare(self, plan: TrainingPlan[FlowConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedFlow:
+        base, self._base = self._base, None
+        assert base is not None, "identify was not called"
+        return prepare_flow(plan, base, host, hashes=self._hashes, cache=cache, world=world)

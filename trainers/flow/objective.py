@@ -1,0 +1,63 @@
+"""The training objective as pure functions: which noise levels are trained, and how much each counts.
+
+A noise level `sigma` is in 0..1, 1 is pure noise. Letters: B batch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+MIN_SNR_GAMMA = 5.0
+_BELL_FLOOR = math.exp(-0.5)
+_BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - _BELL_FLOOR
+
+
+def sample_level(sampling: str, uniform: float, normal: float, *, scale: float, mean: float, std: float) -> float:
+    """Return a noise level in 0..1, before any shift, from one uniform and one normal draw.
+
+    uniform: the draw itself. sigmoid: 1 / (1 + exp(-scale * normal)). logit_normal (Esser et al.
+    2024): the same with mean and std.
+    """
+    if sampling == "uniform":
+        return uniform
+    if sampling == "sigmoid":
+        return _sigmoid(scale * normal)
+    if sampling == "logit_normal":
+        return _sigmoid(mean + std * normal)
+    raise ValueError(f"timestep_sampling must be uniform, sigmoid or logit_normal, got {sampling!r}")
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def shift_level(level: float, shift: float) -> float:
+    """Return shift * t / (1 + (shift - 1) * t) (Esser et al. 2024): above 1, more noise."""
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def loss_weights(levels: Tensor, weighting: str) -> Tensor:
+    """Return the weight of each sample's loss, [B] like `levels`.
+
+    min_snr: min(SNR, 5) * sigma^2 with SNR = ((1 - sigma) / sigma)^2, the Min-SNR weight of the
+    clean image (Hang et al. 2023) for a model that predicts velocity. bell: a bell over sigma that
+    is 0 at both ends, with mean 1.
+    """
+    if weighting == "none":
+        return torch.ones_like(levels)
+    if weighting == "min_snr":
+        return torch.minimum((1 - levels).square(), MIN_SNR_GAMMA * levels.square())
+    if weighting == "bell":
+        return ((-2 * (levels - 0.5).square()).exp() - _BELL_FLOOR) / _BELL_MEAN
+    raise ValueError(f"loss_weighting must be none, min_snr or bell, got {weighting!r}")
+
+
+def per_sample_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of each sample, [B] float32. Latents may have a time axis;
+    `weights` [B, 1, H, W] are of positions.
+    """
+    errors = (prediction.float() - target.float()).square()
+    if weights is not None:
+        errors = errors * (weights.unsqueeze(2) if errors.ndim == 5 else weights)
+    return errors.flatten(1).mean(1)

@@ -1,0 +1,180 @@
+"""Prepares a flow model for training: caches latents and conditions, attaches adapters."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..dataset.crop_plan import TrainingItem
+from ..files.tensor_cache import TensorCache
+from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from ..lora.read import read_lora
+from ..training.adapters import (
+    AdaptedComponent,
+    AdaptedModel,
+    AdapterSettings,
+    require_rank,
+    unwrap_linear_layer,
+    wrap_linear_layers,
+)
+from ..training.distributed import World
+from ..training.events import Notice, StageStarted
+from ..training.host import Host
+from ..training.masks import MaskStore
+from ..training.optimizers import ParameterGroup
+from ..training.plan import TrainingPlan
+from ..wording import name_examples, pluralize
+from .base_model import FlowBaseModel
+from .checkpointing import checkpoint_blocks
+from .config import FlowConfig
+from .encode import ConditionStore, FlowLatentStore
+from .lora_names import NETWORK, name_modules
+from .prepared_model import PreparedFlow
+from .targets import AUTO, find_targets, is_linear, list_blocks
+
+
+def prepare_flow(
+    plan: TrainingPlan[FlowConfig],
+    base: FlowBaseModel,
+    host: Host,
+    *,
+    hashes: dict[str, str],
+    cache: TensorCache,
+    world: World,
+) -> PreparedFlow:
+    """Cache latents, masks and conditions, free the device of the encoders, and attach adapters."""
+    config = plan.settings.training
+    names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
+    targets = find_targets(base.network, base.family, config.target_modules)
+    start = _read_start(config, names, targets, host)
+    masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
+    latents = _cache_latents(plan, base, masks, host, FlowLatentStore(cache, vae_hash=hashes["VAE"]), world)
+    conditions = ConditionStore(cache, text_hash=hashes["CLIP"])
+    _cache_conditions(plan, base, conditions, host, world)
+    base.release_encoders()
+    host.release_memory()
+    sampling = base.family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
+    model = PreparedFlow(
+        plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
+    )
+    base.load_network()
+    if config.gradient_checkpointing:
+        checkpoint_blocks(list_blocks(base.network).values())
+    _drop_idle_layers(model, config, names, kept={path for _, path in start})
+    if start:
+        model.adapted.load(start, alpha=config.alpha)
+    return model
+
+
+def _cache_latents(
+    plan: TrainingPlan[FlowConfig],
+    base: FlowBaseModel,
+    masks: MaskStore,
+    host: Host,
+    store: FlowLatentStore,
+    world: World,
+) -> FlowLatentStore:
+    flips = (False, True) if plan.settings.buckets.random_flip else (False,)
+    host.report(StageStarted("caching", len(plan.all_items)))
+    for items in _put_own_share_first(plan.all_items, world):
+        store.encode(items, base, host, flips=flips, total=len(items))
+        masks.encode(items, host)
+    return store
+
+
+def _cache_conditions(
+    plan: TrainingPlan[FlowConfig], base: FlowBaseModel, store: ConditionStore, host: Host, world: World
+) -> None:
+    captions = plan.texts.list_all()
+    host.report(StageStarted("caching", len(captions)))
+    if not world.is_main:  # the texts are few: one process encodes them for all
+        world.wait_for_all()
+    store.encode(captions, base, host)
+    if world.is_main and world.size > 1:
+        world.wait_for_all()
+
+
+def _put_own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
+    """Yield this process's share, then all items: each of several processes encodes its share to
+    the disk cache, then reads what the others encoded.
+    """
+    if world.size > 1:
+        yield items[world.rank :: world.size]
+        world.wait_for_all()
+    yield items
+
+
+def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host: Host) -> dict[ModuleKey, LoraModule]:
+    """Read network_weights. Adds to `targets` the layers that the file trains and the settings do
+    not choose.
+
+    Raises:
+        ValueError: the file is not a LoRA for this model, or has a higher rank than this run.
+    """
+    if not config.network_weights:
+        return {}
+    from pathlib import Path
+
+    start = read_lora(Path(config.network_weights), names)
+    require_rank((module.rank for module in start.values()), config.rank)
+    added = [path for _, path in start if path not in targets]
+    targets += added
+    if added:
+        host.report(
+            Notice(
+                f"network_weights: {pluralize(len(added), 'layer')} of the file that the settings do not choose "
+                f"{'is' if len(added) == 1 else 'are'} trained too: {name_examples(added)}"
+            )
+        )
+    return {key: LoraModule(module.down.clone(), module.up.clone(), module.alpha) for key, module in start.items()}
+
+
+def _attach(
+    config: FlowConfig, base: FlowBaseModel, targets: list[str], names: ModuleNames, host: Host
+) -> AdaptedModel:
+    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    parameters = wrap_linear_layers(base.network, targets, settings, component=NETWORK, device=host.device)
+    return _describe_adapters(config, base, parameters, names)
+
+
+def _describe_adapters(
+    config: FlowConfig, base: FlowBaseModel, parameters: list[torch.nn.Parameter], names: ModuleNames
+) -> AdaptedModel:
+    group = ParameterGroup("unet", parameters, config.learning_rate)
+    return AdaptedModel({NETWORK: AdaptedComponent(base.network, group)}, names)
+
+
+def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, names: ModuleNames, *, kept: set[str]) -> None:
+    """Take the LoRA from layers that have no effect on the output, such as the last block's text
+    stream of some models: one backward pass tells them, as they get no gradient.
+    """
+    if config.target_modules != AUTO:
+        return
+    item = min(model.plan.crops.items, key=lambda item: item.crop.target_hw[0] * item.crop.target_hw[1])
+    gradients = _find_gradients(model, item)
+    layers = model.adapted.name_layers()
+    idle = [path for path, layer in layers.items() if path not in kept and not gradients[path]]
+    for path in idle:
+        unwrap_linear_layer(model.base.network, path)
+    if idle:
+        parameters = [p for path in layers if path not in idle for p in layers[path].parameters() if p.requires_grad]
+        model.adapted = _describe_adapters(config, model.base, parameters, names)
+        model.host.report(
+            Notice(f"{pluralize(len(idle), 'layer')} without effect on the output get no LoRA: {name_examples(idle)}")
+        )
+
+
+def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
+    """Tell for each adapted layer whether a gradient reaches it."""
+    layers = model.adapted.name_layers()
+    with torch.random.fork_rng(devices=[]):  # of dropout
+        for loss in model.loss_terms([item], 1):
+            loss.sum().backward()
+    found = {path: any(_has_gradient(p) for p in layer.parameters()) for path, layer in layers.items()}
+    for parameter in model.adapted.parameters:
+        parameter.grad = None
+    return found
+
+
+def _has_gradient(parameter: Tensor) -> bool:
+    return parameter.grad is not None

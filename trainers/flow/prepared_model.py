@@ -1,0 +1,221 @@
+"""A flow model with adapters, as the training loop uses it: batches, losses, samples, metadata.
+
+Letters: B batch, C channels, H W height and width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..dataset.crop_plan import TrainingItem
+from ..training.adapters import AdaptedModel
+from ..training.evaluation import evaluating
+from ..training.family import Progress
+from ..training.generators import generator_for
+from ..training.host import Host
+from ..training.masks import MaskStore, mask_weights
+from ..training.metadata import lora_metadata
+from ..training.plan import TrainingPlan
+from ..training.validation_plan import ValidationDraw, batch_by_size
+from .base_model import Conditions, FlowBaseModel
+from .checkpointing import checkpoint_blocks
+from .config import FlowConfig
+from .draws import ItemDraw, draw_flip, draw_level, draw_noise
+from .encode import ConditionStore, FlowLatentStore
+from .objective import loss_weights, per_sample_loss, shift_level
+from .samples import draw_samples
+from .targets import list_blocks
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """All inputs of a prediction and its loss, on the device."""
+
+    latents: Tensor  # [B, C, ...] float32
+    noise: Tensor  # [B, C, ...] float32
+    sigmas: Tensor  # [B] float32, of the model's schedule
+    levels: Tensor  # [B] float32 in 0..1, for the weight of the loss
+    conditions: list[Conditions]  # B
+    loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
+    loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
+
+
+@dataclass
+class PreparedFlow:
+    """The PreparedModel of a flow model: everything is encoded, and the device is free of encoders."""
+
+    plan: TrainingPlan[FlowConfig]
+    host: Host
+    base: FlowBaseModel
+    adapted: AdaptedModel
+    latents: FlowLatentStore
+    masks: MaskStore
+    conditions: ConditionStore
+    timestep_sampling: str
+
+    @property
+    def config(self) -> FlowConfig:
+        return self.plan.settings.training
+
+    @property
+    def precision(self) -> str:
+        return self.base.precision
+
+    def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
+        """Yield the loss of the flow, and with prior_loss_weight the loss of prior preservation.
+        The backward pass runs before the next one, in the same context.
+        """
+        batch = self._make_batch(items, step)
+        with self.base.computing():
+            yield self._weighted_losses(batch)
+        if self.config.prior_loss_weight:
+            class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
+            other = replace(batch, conditions=[self._move(self.conditions.get(text)) for text in class_prompts])
+            with self.base.computing():
+                yield self.config.prior_loss_weight * self._prior_losses(other)
+
+    def enable_gradient_checkpointing(self) -> bool:
+        return checkpoint_blocks(list_blocks(self.base.network).values()) > 0
+
+    def _weighted_losses(self, batch: FlowBatch, *, weighting: str = "") -> Tensor:
+        target = self.base.target(batch.latents, batch.noise, batch.sigmas)
+        losses = per_sample_loss(self._predict(batch), target, self._weight_positions(batch))
+        losses = losses * loss_weights(batch.levels, weighting or self.config.loss_weighting)
+        return losses if batch.loss_weights is None else losses * batch.loss_weights
+
+    def _prior_losses(self, batch: FlowBatch) -> Tensor:
+        """Compare the predictions for the class prompts with and without the adapters."""
+        with self.adapted.disable_adapters():
+            of_base = self._predict(batch)
+        return per_sample_loss(self._predict(batch), of_base) * loss_weights(batch.levels, self.config.loss_weighting)
+
+    def _predict(self, batch: FlowBatch) -> Tensor:
+        noisy = self.base.add_noise(batch.latents, batch.noise, batch.sigmas)
+        return self.base.predict(noisy, batch.sigmas, batch.conditions)
+
+    def _weight_positions(self, batch: FlowBatch) -> Tensor | None:
+        if batch.loss_mask is None:
+            return None
+        config = self.config
+        return mask_weights(
+            batch.loss_mask, unmasked_weight=config.unmasked_weight, normalize=config.normalize_masked_loss
+        )
+
+    def _make_batch(self, items: Sequence[TrainingItem], step: int) -> FlowBatch:
+        captions = [self.plan.texts.choose_caption(item, step) for item in items]
+        weights = [item.image.loss_weight for item in items]
+        return replace(
+            self._collate(items, [self._draw(item, step) for item in items], captions, self._make_sigma),
+            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights, device=self.host.device),
+        )
+
+    def _collate(
+        self,
+        items: Sequence[TrainingItem],
+        draws: Sequence[ItemDraw],
+        captions: Sequence[str],
+        make_sigma: Callable[[TrainingItem, float], float],
+    ) -> FlowBatch:
+        device, pairs = self.host.device, list(zip(items, draws, strict=True))
+        mask = self.masks.batch(items, [draw.flip for draw in draws])
+        sigmas = [make_sigma(item, draw.level) for item, draw in pairs]
+        return FlowBatch(
+            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
+            noise=torch.stack([draw.noise for draw in draws]).to(device),
+            sigmas=torch.tensor(sigmas, dtype=torch.float32, device=device),
+            levels=torch.tensor([draw.level for draw in draws], dtype=torch.float32, device=device),
+            conditions=[self._move(self.conditions.get(caption)) for caption in captions],
+            loss_mask=None if mask is None else mask.to(device),
+        )
+
+    def _move(self, conditions: Conditions) -> Conditions:
+        return move_tensors(conditions, self.host.device)
+
+    def _make_sigma(self, item: TrainingItem, level: float) -> float:
+        shift = self.config.discrete_flow_shift
+        return shift_level(level, shift) if shift else self._make_own_sigma(item, level)
+
+    def _make_own_sigma(self, item: TrainingItem, level: float) -> float:
+        return self.base.shift_level(level, item.crop.target_hw)
+
+    def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
+        config, random_flip = self.config, self.plan.settings.buckets.random_flip
+        flip = draw_flip(config, random_flip=random_flip, step=step, item=item.index)
+        shape = self.latents.get(item, flip=flip).shape
+        level = draw_level(config, self.timestep_sampling, step=step, item=item.index)
+        return ItemDraw(level, draw_noise(shape, config, step=step, item=item.index), flip)
+
+    @torch.no_grad()
+    def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        """Masks count as in the training: what they leave out is not to be learned.
+
+        Raises:
+            Interrupted: the host cancelled.
+        """
+        losses = torch.zeros(len(draws))
+        with evaluating(self.base.network):
+            for part in batch_by_size(draws, self.config.train_batch_size):
+                self.host.check_interrupted()
+                losses[[draw.index for draw in part]] = self._measure(part).cpu()
+        return losses
+
+    def _measure(self, draws: Sequence[ValidationDraw]) -> Tensor:
+        items = [draw.item for draw in draws]
+        captions = [self.plan.texts.get_measured_caption(item) for item in items]
+        batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions, self._make_own_sigma)
+        with self.base.computing():
+            return self._weighted_losses(batch, weighting="none")
+
+    def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
+        shape = self.latents.get(draw.item, flip=False).shape
+        generator = generator_for(self.config.seed, "validation noise", draw.index)
+        return ItemDraw(draw.noise_level, torch.randn(shape, generator=generator), flip=False)
+
+    def draw_samples(self) -> list[list[Image.Image]]:
+        counts = self.plan.crops.bucket_counts
+        usual_size_hw = max(counts, key=lambda size: counts[size])
+        item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
+        return draw_samples(
+            self.base,
+            lambda text: self._move(self.conditions.get(text)),
+            self.plan.texts.samples,
+            usual_size_hw=usual_size_hw,
+            usual_shape=self.latents.get(item, flip=False).shape,
+            host=self.host,
+        )
+
+    def metadata(self, progress: Progress) -> dict[str, str]:
+        config, family = self.config, self.base.family
+        return lora_metadata(
+            self.plan,
+            progress,
+            base_model_version=family.base_model,
+            architecture=family.modelspec_architecture,
+            implementation="https://github.com/comfyanonymous/ComfyUI",
+            base_model_name=self.base.name,
+            unet_learning_rate=config.learning_rate,
+            mixed_precision=self.precision,
+            network_args={"target_modules": config.target_modules},
+            noise_offset=config.noise_offset or None,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "base_model": {"name": self.base.name, "family": self.base.family.name},
+            "timestep_sampling": self.timestep_sampling,
+        }
+
+
+def move_tensors(value: Any, device: torch.device) -> Any:
+    """Return nested lists and dicts with their tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(move_tensors(each, device) for each in value)
+    if isinstance(value, dict):
+        return {name: move_tensors(each, device) for name, each in value.items()}
+    return value
