@@ -42,7 +42,9 @@ class GraphFlowModel:
         # the network's answer itself, not the clean latents that the sampler wants
         self._model._modules["model_sampling"] = _RawAnswer(self._sampling)
         if isinstance(self._sampling, _IMAGE_TO_IMAGE):
-            raise ValueError(f"MODEL ({self.name}) turns one image into another without noise: there is nothing to train")
+            raise ValueError(
+                f"MODEL ({self.name}) turns one image into another without noise: there is nothing to train"
+            )
 
     @property
     def network(self) -> nn.Module:

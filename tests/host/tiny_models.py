@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -45,6 +46,8 @@ class FakeClip:
         self.mask = mask  # the encoder hands its attention mask out
         self.extras = extras
         self.num_encoded = 0
+        self.cond_stage_model = nn.Linear(2, 2)
+        self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
 
     def tokenize(self, text: str, **options: object) -> dict[str, list[list[tuple[int, float]]]]:
         """Token 0 pads."""
@@ -96,6 +99,7 @@ class FakeVAE:
         mix = torch.randn(channels, 3, generator=Generator().manual_seed(channels))
         self.mix = torch.linalg.qr(mix)[0] * math.sqrt(channels / 3)  # [C, 3] with orthogonal columns
         self.num_encoded = 0
+        self.first_stage_model = nn.Linear(2, 2)
 
     def spacial_compression_encode(self) -> int:
         return self.spatial

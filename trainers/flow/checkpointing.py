@@ -37,7 +37,7 @@ class _Checkpointed:
 
 
 def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.requires_grad else value
+    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class BlockStreamer:
