@@ -45,7 +45,7 @@ def check_family(name):
 
 
 def is_block(path, module):
-    """Transformers have lists of blocks at the first level; a UNet has transformers in its blocks."""
+    """A transformer lists its blocks at the first level; a UNet has transformers in its blocks."""
     is_in_list = re.fullmatch(r"\w*(blocks|layers)\.\d+", path) and not path.startswith(("input_", "output_"))
     return bool(is_in_list) or type(module).__name__ == "SpatialTransformer"
 
