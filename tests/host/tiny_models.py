@@ -5,6 +5,7 @@ Shapes: B batch, C channels, F frames, H W latent height and width, N tokens, D 
 """
 
 import math
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 CPU = torch.device("cpu")
+Tokens = list[list[tuple[int, float]]]
 Extras = Callable[[Generator, int, int], dict[str, Any]]
 
 
@@ -36,6 +38,7 @@ class FakeClip:
         padded_to: int = 1,
         chunk: int | None = None,
         mask: bool = False,
+        glyphs: bool = False,
         extras: Extras | None = None,
     ):
         self.width = width
@@ -44,23 +47,26 @@ class FakeClip:
         self.padded_to = padded_to  # shorter texts are padded to this number of tokens
         self.chunk = chunk  # CLIP works in chunks of 77 tokens
         self.mask = mask  # the encoder hands its attention mask out
+        self.glyphs = glyphs  # quoted text has conditions of its own
         self.extras = extras
         self.num_encoded = 0
         self.cond_stage_model = nn.Linear(2, 2)
         self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
 
-    def tokenize(self, text: str, **options: object) -> dict[str, list[list[tuple[int, float]]]]:
-        """Token 0 pads."""
+    def tokenize(self, text: str, **options: object) -> dict[str, Tokens]:
+        """Token 0 pads. Words in quotes get tokens of their own, if the family draws glyphs."""
         tokens = [(zlib.crc32(word.encode()) or 1, 1.0) for word in text.split()]
         tokens += [(1, 1.0)] * self.template
         length = max(self.padded_to, len(tokens), 1)
         if self.chunk:
-            length = math.ceil(max(length, 1) / self.chunk) * self.chunk
-        return {"tiny": [tokens + [(0, 1.0)] * (length - len(tokens))]}
+            length = math.ceil(length / self.chunk) * self.chunk
+        found = {"tiny": [tokens + [(0, 1.0)] * (length - len(tokens))]}
+        quoted = "".join(re.findall(r'"(.*?)"', text))
+        if self.glyphs and quoted:
+            found["byt5"] = [[(byte, 1.0) for byte in quoted.encode()]]
+        return found
 
-    def encode_from_tokens_scheduled(
-        self, tokens: dict[str, list[list[tuple[int, float]]]], **options: object
-    ) -> list[list[Any]]:
+    def encode_from_tokens_scheduled(self, tokens: dict[str, Tokens], **options: object) -> list[list[Any]]:
         self.num_encoded += 1
         ids = [token for token, _ in tokens["tiny"][0]]
         generator = Generator().manual_seed(zlib.crc32(repr(ids).encode()))
@@ -71,6 +77,8 @@ class FakeClip:
             entries["attention_mask"] = torch.tensor([[int(token != 0) for token in ids]])
         if self.extras:
             entries |= self.extras(generator, len(ids), self.width)
+        if "byt5" in tokens:
+            entries["conditioning_byt5small"] = torch.randn(1, len(tokens["byt5"][0]), 1472, generator=generator)
         return [[cond, entries]]
 
 
@@ -215,16 +223,13 @@ def fill(network: nn.Module) -> None:
 
 
 def anima_extras(generator: Generator, num_tokens: int, width: int) -> dict[str, Any]:
-    ids = torch.randint(0, 32128, (num_tokens,), generator=generator, dtype=torch.int)
-    return {"t5xxl_ids": ids, "t5xxl_weights": torch.ones(num_tokens)}
+    """Another tokenizer's tokens: here one more, its end token."""
+    ids = torch.randint(0, 32128, (num_tokens + 1,), generator=generator, dtype=torch.int)
+    return {"t5xxl_ids": ids, "t5xxl_weights": torch.ones(num_tokens + 1)}
 
 
 def hidream_extras(generator: Generator, num_tokens: int, width: int) -> dict[str, Any]:
     return {"conditioning_llama3": torch.randn(1, 4, 128, width, generator=generator)}  # [1, layers, N, D]
-
-
-def byt5_extras(generator: Generator, num_tokens: int, width: int) -> dict[str, Any]:
-    return {"conditioning_byt5small": torch.randn(1, 9, 1472, generator=generator)}  # the glyphs of quoted text
 
 
 TINY_ANIMA_ADAPTER = {"source_dim": 32, "target_dim": 32, "model_dim": 32, "num_layers": 1, "num_heads": 2}
@@ -513,9 +518,7 @@ SPECS = {
     "Cosmos-Predict2": Spec("CosmosT2IPredict2", COSMOS, {"width": 32, "padded_to": 512, "mask": True}, **VIDEO),
     "Lumina 2": Spec("Lumina2", LUMINA_2, {"width": 64, "template": 1, "mask": True}),
     "SD 3.5": Spec("SD3", SD3, {"width": 64, "pooled": 32, "padded_to": 154}),
-    "HunyuanImage 2.1": Spec(
-        "HunyuanImage21", HUNYUAN_IMAGE, QWEN_CLIP | {"extras": byt5_extras}, channels=64, downscale=32
-    ),
+    "HunyuanImage 2.1": Spec("HunyuanImage21", HUNYUAN_IMAGE, QWEN_CLIP | {"glyphs": True}, channels=64, downscale=32),
     "HunyuanVideo": Spec(
         "HunyuanVideo",
         HUNYUAN_VIDEO,

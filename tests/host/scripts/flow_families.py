@@ -45,10 +45,9 @@ def check_family(name):
 
 
 def is_block(path, module):
-    """Transformers have lists of blocks at the first level; a UNet has transformers in its blocks."""
-    if type(module).__name__ == "SpatialTransformer":
-        return True
-    return bool(re.fullmatch(r"\w*(blocks|layers)\.\d+", path)) and not path.startswith(("input_", "output_"))
+    """A transformer lists its blocks at the first level; a UNet has transformers in its blocks."""
+    is_in_list = re.fullmatch(r"\w*(blocks|layers)\.\d+", path) and not path.startswith(("input_", "output_"))
+    return bool(is_in_list) or type(module).__name__ == "SpatialTransformer"
 
 
 def predict(tiny):
@@ -57,7 +56,7 @@ def predict(tiny):
     pixels = torch.rand(1, *IMAGE_HW, 3, generator=torch.Generator().manual_seed(0))
     latents = model.process_latent_in(tiny.vae.encode(pixels))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    cond, entries = tiny.clip.encode_from_tokens_scheduled(tiny.clip.tokenize("a red toadstool"))[0]
+    cond, entries = tiny.clip.encode_from_tokens_scheduled(tiny.clip.tokenize('a red "toadstool"'))[0]
     sigma = torch.full((1,), float(model.model_sampling.percent_to_sigma(0.4)))
     noisy = model.model_sampling.noise_scaling(sigma, noise.clone(), latents)
     given = {**entries, **tiny.extra_conditions, "cross_attn": cond, "noise": noise, "device": latents.device}
