@@ -21,6 +21,7 @@ from .weights import GraphModel, find_checkpoint, unload_models
 
 _PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _IMAGE_TO_IMAGE = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+_SMALLEST_LEVEL = 1e-4
 # FLUX.1 was trained with a shift by the number of tokens, and is sampled so by its authors
 _FLUX_TOKENS, _FLUX_SHIFTS = (256, 4096), (0.5, 1.15)
 
@@ -99,10 +100,12 @@ class GraphFlowModel:
             comfy.model_management.in_training = before
 
     def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
-        sampling = self._sampling
+        sampling, level = self._sampling, min(max(level, _SMALLEST_LEVEL), 1 - _SMALLEST_LEVEL)
         if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux) and not self._has_own_sampling:
             return float(comfy.model_sampling.flux_time_shift(_find_flux_shift(size_hw), 1.0, level))
-        sigma = torch.tensor(sampling.percent_to_sigma(min(max(1 - level, 1e-6), 1 - 1e-6)))
+        if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):  # its sigma is noise over image
+            return level / (1 - level)
+        sigma = torch.tensor(sampling.percent_to_sigma(1 - level))
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             sigma = sampling.sigma(sampling.timestep(sigma[None]))[0]
         return float(sigma)

@@ -4,12 +4,13 @@ VAE that answer in the family's shapes. It runs in ComfyUI's interpreter.
 Shapes: B batch, C channels, F frames, H W latent height and width, N tokens, D width.
 """
 
+import json
 import math
 import re
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from unittest.mock import patch
 
 import comfy.ldm.anima.model
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Generator, Tensor, nn
 
 CPU = torch.device("cpu")
@@ -204,6 +207,33 @@ def build_patcher(spec: Spec, dtype: torch.dtype) -> comfy.model_patcher.ModelPa
         fill(model.diffusion_model)
         model.to(CPU)
     return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
+def build_quantized(name: str, kind: str) -> TinyModel:
+    """A tiny model whose blocks' matrices are in one of ComfyUI's quantized forms, as its loaders
+    make them.
+    """
+    tiny, spec = build_tiny(name), SPECS[name]
+    layout = QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    weights = {}
+    with torch.inference_mode():
+        for path, weight in tiny.patcher.model.diffusion_model.state_dict().items():
+            weights[path] = weight.clone()
+            if path.endswith(".weight") and weight.ndim == 2 and "blocks." in path:
+                quantized, module = QuantizedTensor.from_float(weight.clone(), layout), path.removesuffix("weight")
+                weights[path] = quantized._qdata
+                weights[f"{module}weight_scale"] = quantized._params.scale
+                marker = json.dumps({"format": kind}).encode()
+                weights[f"{module}comfy_quant"] = torch.tensor(list(marker), dtype=torch.uint8)
+        config = getattr(comfy.supported_models, spec.config)(dict(spec.unet_config))
+        config.unet_config.update(spec.unet_config)
+        config.custom_operations = comfy.ops.mixed_precision_ops({}, torch.float32)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model(spec.state_dict, "")
+        missing = model.diffusion_model.load_state_dict(weights, strict=False).missing_keys
+        assert not missing, missing
+        model.to(CPU)
+    return replace(tiny, patcher=comfy.model_patcher.ModelPatcher(model, CPU, CPU))
 
 
 def fill(network: nn.Module) -> None:
