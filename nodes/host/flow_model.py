@@ -15,12 +15,12 @@ from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.families import FlowFamilyRow
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
+from .flow_checks import check_graph, check_text
 from .fused_kernels import add_derivatives
 from .twin import make_twin
 from .weights import GraphModel, find_checkpoint, unload_models
 
 _PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
-_IMAGE_TO_IMAGE = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
 _SMALLEST_LEVEL = 1e-4
 # FLUX.1 was trained with a shift by the number of tokens, and is sampled so by its authors
 _FLUX_TOKENS, _FLUX_SHIFTS = (256, 4096), (0.5, 1.15)
@@ -30,6 +30,7 @@ class GraphFlowModel:
     """Make it in training mode, outside of inference mode."""
 
     def __init__(self, graph: GraphModel, family: FlowFamilyRow) -> None:
+        check_graph(graph)
         self.family = family
         path = find_checkpoint(graph.model)
         self.name = path.stem if path else type(graph.model.model).__name__
@@ -42,10 +43,6 @@ class GraphFlowModel:
         self._has_own_sampling = "model_sampling" in graph.model.object_patches
         # the network's answer itself, not the clean latents that the sampler wants
         self._model._modules["model_sampling"] = _RawAnswer(self._sampling)
-        if isinstance(self._sampling, _IMAGE_TO_IMAGE):
-            raise ValueError(
-                f"MODEL ({self.name}) turns one image into another without noise: there is nothing to train"
-            )
 
     @property
     def network(self) -> nn.Module:
@@ -71,8 +68,14 @@ class GraphFlowModel:
             entries = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
         if len(entries) != 1:
             raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
-        conditions, others = entries[0]
-        return _to_plain([conditions, others])
+        cond, others = entries[0]
+        check_text(cond, self.network, self.family.name)
+        return _to_plain([cond, others])
+
+    def count_tokens(self, caption: str) -> int:
+        """Of the text encoder that counts most. An encoder may fill short texts up."""
+        tokens = self._clip.tokenize(caption)
+        return max(sum(len(chunk) for chunk in chunks) for chunks in tokens.values())
 
     def release_encoders(self) -> None:
         unload_models()
@@ -88,7 +91,7 @@ class GraphFlowModel:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """ComfyUI's blocks look at `in_training`, in forward and in the recomputation of it, and some
+        """ComfyUI's blocks look at `in_training`, in forward and in the recomputation of it. Some
         write into tensors that the backward pass needs.
         """
         add_derivatives()

@@ -40,8 +40,8 @@ def test_every_family_is_trained(results):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_family_is_trained_on_the_graphs_own_weights(results, name):
-    """All weights are shared and stay as they are, every module loads, ComfyUI predicts with the file
-    what the trainer predicted, and one image is learned.
+    """All weights are shared and stay as they are, every module loads, ComfyUI predicts with the
+    file what the trainer predicted, and one image is learned.
     """
     result = results["families"][name]
     check(result)

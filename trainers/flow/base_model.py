@@ -38,7 +38,14 @@ class FlowBaseModel(Protocol):
         """
         ...
 
-    def encode_caption(self, caption: str) -> Conditions: ...
+    def encode_caption(self, caption: str) -> Conditions:
+        """
+        Raises:
+            ValueError: the text encoder is another model's.
+        """
+        ...
+
+    def count_tokens(self, caption: str) -> int: ...
 
     def release_encoders(self) -> None:
         """Free the device of text encoders and VAE."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,26 +23,37 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> int:
 
 
 class _Checkpointed:
+    """Runs a block without keeping its activations.
+
+    The recomputation must be torch's reentrant kind: it runs under the caller's
+    `allow_mutation_on_saved_tensors`. The other kind keeps recomputed tensors by itself, and where a
+    block writes into one of them (FLUX adds in place), gradients are wrong without an error.
+    """
+
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        return checkpoint(self._run, *args, use_reentrant=False, **kwargs)
+        leaves, structure = tree_flatten((args, kwargs))
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        """A block may write into its inputs, which the recomputation needs as they were."""
-        own_args = [_copy(value) for value in args]
-        return self._forward(*own_args, **{name: _copy(value) for name, value in kwargs.items()})
+        def run(_: Tensor, *leaves: Any) -> Any:
+            args, kwargs = tree_unflatten([_copy(leaf) for leaf in leaves], structure)
+            return self._forward(*args, **kwargs)
+
+        # the reentrant kind needs an input with a gradient, and the first block has none
+        anchor = torch.zeros((), requires_grad=True)
+        return checkpoint(run, anchor, *leaves, use_reentrant=True)
 
 
 def _copy(value: Any) -> Any:
+    """A block may write into its inputs, which the recomputation needs as they were."""
     return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class BlockStreamer:
-    """Keeps the frozen weights of blocks in main memory, and copies those of one block to the device
+    """Keeps frozen weights of blocks in main memory, and copies those of one block to the device
     for each time that it runs: forward, and again in the recomputation. The adapters stay on the
     device.
     """

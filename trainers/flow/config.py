@@ -8,8 +8,8 @@ from ..training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class FlowConfig(TrainingConfig):
-    """The settings of a training on any model of the graph: TrainingConfig's, and those of its noise
-    levels.
+    """The settings of a training on any model of the graph: TrainingConfig's and those of
+    the noise levels.
     """
 
     target_modules: str = param(

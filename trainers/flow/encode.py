@@ -1,4 +1,4 @@
-"""Encodes each image to latents and each caption to conditions, once, before the training starts."""
+"""Encodes each image to latents and each caption to conditions, once, before the training."""
 
 import json
 from collections.abc import Iterable

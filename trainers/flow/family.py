@@ -4,17 +4,21 @@ from collections.abc import Callable
 
 from ..files.tensor_cache import TensorCache
 from ..training.distributed import World
+from ..training.events import Notice
 from ..training.host import Host
 from ..training.optimizers import check_optimizer
 from ..training.plan import TrainingPlan
 from .base_model import FlowBaseModel
+from .checks import check_sizes, list_long_captions
 from .config import FlowConfig
 from .prepare import prepare_flow
 from .prepared_model import PreparedFlow
 
 
 class FlowFamily:
-    """The family to give to train_lora. It calls `load_model` once, after the dataset is planned."""
+    """The family to give to train_lora. It calls `load_model` once, after the dataset is
+    planned.
+    """
 
     def __init__(self, load_model: Callable[[Host], FlowBaseModel]) -> None:
         self._load_model = load_model
@@ -28,6 +32,10 @@ class FlowFamily:
         rates = {"unet": config.learning_rate}
         check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
         self._base = base = self._load_model(host)
+        check_sizes(plan.crops.bucket_counts, base.family)
+        for notice in list_long_captions(plan.texts.list_all(), base):
+            host.report(Notice(notice))
+        base.encode_caption("")  # tells whether the text encoder is this model's, before images are encoded
         self._hashes = base.identify()
         return self._hashes
 

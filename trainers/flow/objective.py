@@ -1,4 +1,4 @@
-"""The training objective as pure functions: which noise levels are trained, and how much each counts.
+"""The training objective as pure functions: which noise levels are trained, how much each counts.
 
 A noise level `sigma` is in 0..1, 1 is pure noise. Letters: B batch.
 """

@@ -153,7 +153,9 @@ def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, names: ModuleName
     item = min(model.plan.crops.items, key=lambda item: item.crop.target_hw[0] * item.crop.target_hw[1])
     gradients = _find_gradients(model, item)
     layers = model.adapted.name_layers()
-    idle = [path for path, layer in layers.items() if path not in kept and not gradients[path]]
+    idle = [path for path in layers if path not in kept and not gradients[path]]
+    if len(idle) == len(layers):  # the base model answers the same to everything
+        return
     for path in idle:
         unwrap_linear_layer(model.base.network, path)
     if idle:
@@ -177,4 +179,4 @@ def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
 
 
 def _has_gradient(parameter: Tensor) -> bool:
-    return parameter.grad is not None
+    return parameter.grad is not None and bool(parameter.grad.any())

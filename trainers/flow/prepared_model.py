@@ -46,7 +46,7 @@ class FlowBatch:
 
 @dataclass
 class PreparedFlow:
-    """The PreparedModel of a flow model: everything is encoded, and the device is free of encoders."""
+    """The PreparedModel of a flow model: everything is encoded, the device is free of encoders."""
 
     plan: TrainingPlan[FlowConfig]
     host: Host

@@ -1,6 +1,7 @@
 """Sample images of a running training, with the same prompts and noise every time."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def _denoise(
     levels = [1 - number / prompt.num_steps for number in range(prompt.num_steps)]
     sigmas = [base.shift_level(level, size_hw) for level in levels] + [0.0]
     latents = base.add_noise(torch.zeros_like(noise), noise, noise.new_tensor([sigmas[0]]))
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         host.check_interrupted()
         at = noise.new_tensor([sigma])
         clean = base.denoised(base.predict(latents, at, texts[:1]), latents, at)

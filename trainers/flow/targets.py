@@ -1,4 +1,4 @@
-"""Which layers of a network get a LoRA. A network is a stack of blocks between a few other layers."""
+"""Which layers of a network get a LoRA. A network is a stack of blocks between other layers."""
 
 import re
 from collections.abc import Mapping

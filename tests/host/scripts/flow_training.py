@@ -1,5 +1,5 @@
-"""Runs in ComfyUI's interpreter: trains a LoRA on the tiny MODEL of each family as the node does, and
-compares what was learned with ComfyUI's own use of the file. Prints JSON.
+"""Runs in ComfyUI's interpreter: trains a LoRA on the tiny MODEL of each family as the node does,
+and compares what was learned with ComfyUI's own use of the file. Prints JSON.
 
 Arguments: the pack's folder, a folder for files.
 """
@@ -111,9 +111,9 @@ def make_noisy(tiny):
 
 
 def predict_as_trained(base, tiny):
-    noisy, sigma = make_noisy(tiny)
+    (noisy, sigma), text = make_noisy(tiny), base.encode_caption(CAPTION)
     with torch.no_grad(), base.computing():
-        return base.denoised(base.predict(noisy, sigma, [base.encode_caption(CAPTION)]), noisy, sigma)
+        return base.denoised(base.predict(noisy, sigma, [text]), noisy, sigma)
 
 
 @torch.inference_mode()

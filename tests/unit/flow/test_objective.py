@@ -1,0 +1,58 @@
+"""The objective against its formulas."""
+
+import math
+
+import pytest
+import torch
+
+from trainers.flow.objective import loss_weights, per_sample_loss, sample_level, shift_level
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [("uniform", 0.25), ("sigmoid", 1 / (1 + math.exp(-2.0))), ("logit_normal", 1 / (1 + math.exp(-2.5)))],
+)
+def test_levels_follow_their_formula(sampling, expected):
+    assert sample_level(sampling, 0.25, 1.0, scale=2.0, mean=-0.5, std=3.0) == pytest.approx(expected)
+
+
+def test_an_unknown_sampling_is_refused():
+    with pytest.raises(ValueError, match="timestep_sampling must be"):
+        sample_level("cosine", 0.5, 0.0, scale=1.0, mean=0.0, std=1.0)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_a_shift_keeps_the_ends_and_moves_the_middle(shift):
+    assert shift_level(0.0, shift) == 0 and shift_level(1.0, shift) == 1
+    assert shift_level(0.5, shift) == pytest.approx(shift / (shift + 1))
+
+
+def test_the_bell_has_mean_one_and_ends_at_zero():
+    levels = torch.linspace(0, 1, 100_001)
+    weights = loss_weights(levels, "bell")
+    assert weights.mean().item() == pytest.approx(1, abs=1e-4)
+    assert weights[0].item() == pytest.approx(0, abs=1e-6) and weights[50_000] == weights.max()
+
+
+def test_min_snr_caps_the_weight_of_clean_images():
+    """In terms of the clean image the weight is min(SNR, 5), and its error is sigma times the
+    velocity's.
+    """
+    for level in (0.1, 0.3, 0.5, 0.9):
+        snr = ((1 - level) / level) ** 2
+        expected = min(snr, 5.0) * level**2
+        assert loss_weights(torch.tensor([level]), "min_snr").item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_weighting_is_one():
+    assert loss_weights(torch.tensor([0.1, 0.9]), "none").tolist() == [1, 1]
+    with pytest.raises(ValueError, match="loss_weighting must be"):
+        loss_weights(torch.tensor([0.1]), "other")
+
+
+def test_the_loss_is_each_samples_mean_also_with_a_time_axis():
+    prediction, target = torch.ones(2, 3, 1, 4, 4), torch.zeros(2, 3, 1, 4, 4)
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[1, :, :2] = 1
+    assert per_sample_loss(prediction, target).tolist() == [1, 1]
+    assert per_sample_loss(prediction, target, mask).tolist() == [0, 0.5]

@@ -1,0 +1,298 @@
+"""A flow training on the toy model: what is trained, and that nothing but the settings decides it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.unit.flow.toy_base import Block, ToyBase
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.caption_variants import CaptionConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
+from trainers.files.tensor_cache import TensorCache
+from trainers.flow.checkpointing import BlockStreamer, checkpoint_blocks
+from trainers.flow.config import FlowConfig
+from trainers.flow.families import FlowFamilyRow
+from trainers.flow.family import FlowFamily
+from trainers.flow.targets import find_targets, list_blocks
+from trainers.training.adapters import AdapterSettings, wrap_linear_layers
+from trainers.training.console_host import ConsoleHost
+from trainers.training.events import Event, Interrupted, Notice, StepDone
+from trainers.training.loop import train_lora
+from trainers.training.plan import plan_training
+from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
+from trainers.training.trained_lora import TrainedLora
+
+USUAL = {
+    "rank": 2,
+    "alpha": 2.0,
+    "max_train_steps": 6,
+    "learning_rate": 1e-2,
+    "save_dtype": "fp32",
+    "lr_warmup_steps": 0.0,
+    "lr_scheduler": "constant",
+    "validate_every_n_steps": -1,
+    "caption_dropout": 0.0,
+}
+
+
+class ListeningHost(ConsoleHost):
+    def __init__(self, cancel_after: int = 0) -> None:
+        super().__init__(torch.device("cpu"), quiet=True)
+        self.events: list[Event] = []
+        self.cancel_after = cancel_after
+
+    def report(self, event: Event) -> None:
+        super().report(event)
+        self.events.append(event)
+        if isinstance(event, StepDone) and event.step == self.cancel_after:
+            raise Interrupted
+
+    @property
+    def notices(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, Notice)]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number, (size, caption) in enumerate([((64, 64), "zwx one"), ((64, 64), "zwx two of them"), ((64, 96), "zwx")]):
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(images: Path) -> Dataset:
+    return scan_folder(DatasetConfig(images=str(images), trigger_word="zwx"))
+
+
+def train(
+    dataset: Dataset,
+    folder: Path,
+    host: ListeningHost | None = None,
+    *,
+    base: ToyBase | None = None,
+    resume: str = "new",
+    flip: bool = False,
+    step: int = 32,
+    **settings: Any,
+) -> TrainedLora:
+    config = FlowConfig(**{**USUAL, **settings})
+    buckets = BucketConfig(resolution=64, bucket_reso_steps=step, random_flip=flip)
+    plan = plan_training(dataset, RunSettings(config, buckets, CaptionConfig()))
+    family = FlowFamily(lambda _: base or ToyBase())
+    with host or ListeningHost() as host:
+        return train_lora(
+            family, plan, host, run_folder=RunFolder(folder, "toy"), cache=TensorCache(None), resume=resume
+        )
+
+
+def assert_equal(one: TrainedLora, other: TrainedLora) -> None:
+    assert one.losses == other.losses and one.state_dict.keys() == other.state_dict.keys()
+    assert all(torch.equal(weight, other.state_dict[name]) for name, weight in one.state_dict.items())
+
+
+def assert_close(one: TrainedLora, other: TrainedLora) -> None:
+    torch.testing.assert_close(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_blocks_get_a_lora_but_modulation_and_idle_ones(dataset, tmp_path):
+    """The last block's text stream reaches nothing."""
+    host = ListeningHost()
+    result = train(dataset, tmp_path, host)
+    modules = {re.sub(r"\.(lora_down|lora_up|alpha).*", "", name) for name in result.state_dict}
+    expected = ("layers.0.attn", "layers.0.mlp", "layers.0.text_mlp", "layers.1.attn", "layers.1.mlp")
+    assert modules == {f"diffusion_model.{name}" for name in expected}
+    assert any("1 layer without effect on the output get no LoRA" in notice for notice in host.notices)
+
+
+def test_recomputed_activations_change_nothing(dataset, tmp_path):
+    """The blocks write into their input, which the recomputation needs."""
+    assert_equal(
+        train(dataset, tmp_path / "1", gradient_checkpointing=True, lora_dropout=0.2),
+        train(dataset, tmp_path / "2", gradient_checkpointing=False, lora_dropout=0.2),
+    )
+
+
+def test_a_batch_equals_its_images_one_by_one(dataset, tmp_path):
+    """Texts of different lengths too."""
+    same_size = replace(dataset, images=dataset.images[:2])
+    assert_close(
+        train(same_size, tmp_path / "1", train_batch_size=2, gradient_accumulation_steps=1),
+        train(same_size, tmp_path / "2", train_batch_size=1, gradient_accumulation_steps=2),
+    )
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(dataset, tmp_path):
+    settings = {"lora_dropout": 0.2, "prior_loss_weight": 0.5, "class_prompt": "a thing", "flip": True}
+    whole = train(dataset, tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
+    assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+
+
+def test_prior_preservation_begins_with_no_loss(dataset, tmp_path):
+    """At the first step the LoRA is zero: the predictions with and without it are the same."""
+    plain = train(dataset, tmp_path / "1", max_train_steps=2)
+    prior = train(dataset, tmp_path / "2", max_train_steps=2, prior_loss_weight=1.0, class_prompt="a thing")
+    assert prior.losses[0] == plain.losses[0]
+    assert prior.losses[1] > plain.losses[1]
+
+
+def test_a_black_mask_leaves_an_image_out(images, tmp_path):
+    folder = tmp_path / "masked"
+    folder.mkdir()
+    for path in images.glob("0.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    Image.new("L", (64, 64), 128).save(folder / "0-masklabel.png")
+    masked = scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
+    plain = replace(masked, images=[replace(masked.images[0], mask_path=None, mask_sha256="")])
+    half = train(masked, tmp_path / "1", max_train_steps=1, unmasked_weight=0.0).losses[0]
+    whole = train(plain, tmp_path / "2", max_train_steps=1).losses[0]
+    assert half == pytest.approx(whole * 128 / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "sigmoid", "logit_normal"])
+def test_each_sampling_of_noise_levels_is_used(dataset, tmp_path, sampling):
+    one = train(dataset, tmp_path / "1", timestep_sampling=sampling, logit_mean=0.5)
+    family = FlowFamilyRow("Toy", timestep_sampling=sampling)
+    assert_equal(one, train(dataset, tmp_path / "2", base=ToyBase(family=family), logit_mean=0.5))
+    others = {"uniform", "sigmoid", "logit_normal"} - {sampling}
+    for other in others:
+        settings = {"timestep_sampling": other, "logit_mean": 0.5}
+        assert train(dataset, tmp_path / other, **settings).losses != one.losses
+
+
+@pytest.mark.parametrize(
+    "settings", [{"discrete_flow_shift": 3.0}, {"loss_weighting": "min_snr"}, {"loss_weighting": "bell"}, {"seed": 1}]
+)
+def test_settings_of_the_objective_change_the_losses(dataset, tmp_path, settings):
+    plain = train(dataset, tmp_path / "1", max_train_steps=2)
+    assert train(dataset, tmp_path / "2", max_train_steps=2, **settings).losses != plain.losses
+
+
+def test_samples_are_drawn_and_change_nothing(dataset, tmp_path):
+    settings = {"sample_every_n_steps": 3, "sample_prompt": "zwx --w 96 --h 64 | other", "sample_steps": 2}
+    with_samples = train(dataset, tmp_path / "1", **settings)
+    assert_equal(with_samples, train(dataset, tmp_path / "2"))
+    (sheet,) = (tmp_path / "1").rglob("samples")
+    assert any(sheet.iterdir())
+
+
+def test_validation_is_measured_and_changes_nothing(dataset, tmp_path):
+    settings = {"max_train_steps": 200, "train_batch_size": 2}
+    measured = train(dataset, tmp_path / "1", **{**settings, "validate_every_n_steps": 0})
+    assert_equal(measured, train(dataset, tmp_path / "2", **settings))
+    assert list((tmp_path / "1").rglob("validation.csv"))
+
+
+def test_a_run_starts_from_its_own_file(dataset, tmp_path):
+    first = train(dataset, tmp_path / "1")
+    second = train(dataset, tmp_path / "2", network_weights=str(first.path), max_train_steps=1, learning_rate=1e-9)
+    for name, weight in first.state_dict.items():
+        torch.testing.assert_close(second.state_dict[name], weight, rtol=0, atol=1e-6)
+
+
+def test_sizes_that_the_model_would_pad_are_refused(dataset, tmp_path):
+    base = ToyBase(family=FlowFamilyRow("Toy", resolution_step=128))
+    message = "Toy takes images whose sides are multiples of 128 pixels, not .*64 x 64.*. Set bucket_reso_steps"
+    with pytest.raises(ValueError, match=message):
+        train(dataset, tmp_path, base=base)
+
+
+def test_captions_beyond_the_limit_are_counted_and_named(images, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    (folder / "0.png").write_bytes((images / "0.png").read_bytes())
+    (folder / "0.txt").write_text("zwx a b c d e f g")
+    host = ListeningHost()
+    train(scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx")), tmp_path, host, max_train_steps=1)
+    assert any(
+        "1 caption longer than the 4 tokens that Toy was trained with; the longest has 9" in notice
+        for notice in host.notices
+    )
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "message"),
+    [(r"layers\.(", "is neither auto nor a regular expression"), ("nothing", "matches no linear layer of Network")],
+)
+def test_wrong_targets_are_refused(dataset, tmp_path, target_modules, message):
+    with pytest.raises(ValueError, match=message):
+        train(dataset, tmp_path, target_modules=target_modules)
+
+
+def test_an_expression_chooses_layers(dataset, tmp_path):
+    result = train(dataset, tmp_path, target_modules=r"layers\.\d+\.attn")
+    assert len(result.state_dict) == 3 * 2
+
+
+def test_nothing_to_train_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match="learning_rate is 0"):
+        train(dataset, tmp_path, learning_rate=0.0)
+
+
+def test_streamed_blocks_compute_the_same(tmp_path):
+    """At most one block's weights are on the device at a time."""
+    gradients = []
+    for is_streamed in (False, True):
+        base = ToyBase()
+        parameters = wrap_linear_layers(
+            base.network,
+            find_targets(base.network, None, "auto"),
+            AdapterSettings(2, 2.0, 0.0, 0),
+            component="diffusion_model",
+            device=torch.device("cpu"),
+        )
+        blocks = list(list_blocks(base.network).values())
+        streamer = BlockStreamer(torch.device("cpu"))
+        if is_streamed:
+            for block in blocks:
+                streamer.stream(block)
+        checkpoint_blocks(blocks)
+        noisy, sigmas = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3, 0.6])
+        with base.computing():
+            base.predict(
+                noisy, sigmas, [base.encode_caption("a"), base.encode_caption("b c")]
+            ).square().mean().backward()
+        gradients.append([parameter.grad for parameter in parameters])
+        frozen = [weight.numel() * 4 for weight in blocks[0].parameters() if not weight.requires_grad]
+        assert streamer.peak_bytes == (sum(frozen) if is_streamed else 0) and streamer.held_bytes == 0
+    assert all(
+        (one is None and other is None) or torch.equal(one, other) for one, other in zip(*gradients, strict=True)
+    )
+
+
+def test_recomputed_gradients_are_those_of_a_model_without_inplace_additions():
+    """Against plain autograd, with no checkpoint and nothing written in place."""
+
+    class PlainBlock(Block):
+        def forward(self, x, text, sigma):
+            x = x + self.attn(torch.tanh(x * self.modulation(sigma))) + text.mean(1, keepdim=True)
+            x = x + torch.tanh(self.mlp(x))
+            return x, text + torch.tanh(self.text_mlp(text))
+
+    gradients = []
+    for block_class in (Block, PlainBlock):
+        base = ToyBase()
+        noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        if block_class is Block:
+            checkpoint_blocks(base.network.layers)
+        else:
+            for block in base.network.layers:
+                block.__class__ = PlainBlock
+        with base.computing():
+            base.predict(noisy, torch.tensor([0.5]), [base.encode_caption("a")]).square().mean().backward()
+        gradients.append({name: weight.grad for name, weight in base.network.layers.named_parameters()})
+    for name, gradient in gradients[1].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-6, atol=1e-8)

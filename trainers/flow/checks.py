@@ -1,0 +1,37 @@
+"""What a plan must be to suit a model family, and what its user should know."""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from ..wording import name_examples, pluralize
+from .base_model import FlowBaseModel
+from .families import FlowFamilyRow
+
+
+def check_sizes(sizes_hw: Collection[tuple[int, int]], family: FlowFamilyRow) -> None:
+    """Check that no image is cropped to a size that the model would pad.
+
+    Raises:
+        ValueError: one is.
+    """
+    step = family.resolution_step
+    wrong = [f"{width} x {height}" for height, width in sizes_hw if height % step or width % step]
+    if wrong:
+        raise ValueError(
+            f"{family.name} takes images whose sides are multiples of {step} pixels, not {name_examples(wrong)}. Set "
+            f"bucket_reso_steps and resolution to multiples of {step}"
+        )
+
+
+def list_long_captions(captions: Iterable[str], base: FlowBaseModel) -> Iterator[str]:
+    """Yield a notice if captions have more tokens than the model was trained with."""
+    limit = base.family.caption_tokens
+    if limit is None:
+        return
+    counts = {caption: base.count_tokens(caption) for caption in captions}
+    long = sorted((caption for caption in counts if counts[caption] > limit), key=lambda caption: -counts[caption])
+    if long:
+        yield (
+            f"{pluralize(len(long), 'caption')} longer than the {limit} tokens that {base.family.name} was trained "
+            f"with; the longest has {counts[long[0]]} and begins with {long[0][:40]!r}. Shorten them: what comes after "
+            "is learned badly"
+        )
