@@ -1,0 +1,147 @@
+"""The command `flow`, in ComfyUI's interpreter: loads the model files with ComfyUI's own loaders, and
+trains on them without a server. Under `accelerate launch` each process does so.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...trainers.commands.flow import CONFIGS, split_files
+from ...trainers.commands.settings import read_dataset_configs, scan_datasets
+from ...trainers.config import select_settings
+from ...trainers.files.cache_folder import default_cache_folder
+from ...trainers.files.tensor_cache import TensorCache
+from ...trainers.flow.family import FlowFamily
+from ...trainers.flow.presets import resolve_flow
+from ...trainers.training.console_host import ConsoleHost
+from ...trainers.training.distributed import current_world
+from ...trainers.training.events import Notice
+from ...trainers.training.loop import train_lora
+from ...trainers.training.plan import plan_training
+from ...trainers.training.presets import choose_memory_preset, describe
+from ...trainers.training.resume.choose_run import AUTO
+from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.trained_lora import TrainedLora
+
+if TYPE_CHECKING:
+    from .weights import GraphModel
+
+# By the name of the family; others are loaded as stable_diffusion, which ComfyUI tells by the files.
+_CLIP_TYPES = {
+    "Z-Image": "LUMINA2",
+    "Lumina 2": "LUMINA2",
+    "FLUX.1": "FLUX",
+    "FLUX.1 schnell": "FLUX",
+    "FLUX.2": "FLUX2",
+    "Chroma": "CHROMA",
+    "Qwen-Image": "QWEN_IMAGE",
+    "Krea 2": "KREA2",
+    "SD 3.5": "SD3",
+    "HunyuanImage 2.1": "HUNYUAN_IMAGE",
+    "HunyuanVideo": "HUNYUAN_VIDEO",
+    "Wan 2.1": "WAN",
+    "Cosmos-Predict2": "COSMOS",
+    "HiDream": "HIDREAM",
+    "Ideogram 4": "IDEOGRAM4",
+}
+
+
+def main(text: str) -> None:
+    settings = json.loads(text)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(settings, load_graph)
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.error("error: %s", error)
+        sys.exit(1)
+
+
+def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphModel]") -> TrainedLora:
+    world, device = current_world(settings.get("device"))
+    _choose_device(device)
+    from .flow_model import GraphFlowModel
+    from .flow_training import choose_family
+    from .weights import training_mode
+
+    dataset = scan_datasets(read_dataset_configs(settings))
+    graph = load(settings)
+    family = choose_family(graph.model)
+    given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
+    run_settings = resolve_flow(
+        given,
+        family,
+        goal=settings.get("goal") or "object",
+        memory=_choose_memory(settings, device),
+        num_images=dataset.num_training_samples,
+    )
+    plan = plan_training(dataset, run_settings, num_processes=world.size)
+    run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
+    with training_mode(), ConsoleHost(device, quiet=not world.is_main) as host:
+        host.report(Notice(f"{family.name}: {describe(run_settings)}"))
+        return train_lora(
+            FlowFamily(lambda _: GraphFlowModel(graph, family)),
+            plan,
+            host,
+            run_folder=run_folder,
+            cache=TensorCache(Path(settings.get("cache_dir") or default_cache_folder())),
+            world=world,
+            resume=settings.get("resume") or AUTO,
+        )
+
+
+def _choose_device(device: torch.device) -> None:
+    """ComfyUI asks torch for the current device, and decides for the CPU when it is imported."""
+    if device.type == "cpu":
+        from comfy.cli_args import args
+
+        args.cpu = True
+    elif device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+
+
+def _choose_memory(settings: Mapping[str, Any], device: torch.device) -> str:
+    chosen = settings.get("memory") or "auto"
+    if chosen != "auto":
+        return chosen
+    import comfy.model_management
+
+    return choose_memory_preset(comfy.model_management.get_total_memory(device))
+
+
+def load_graph(files: Mapping[str, str]) -> "GraphModel":
+    """Load MODEL, CLIP and VAE as ComfyUI's loaders do.
+
+    Raises:
+        ValueError: a file is not what it should be.
+    """
+    import comfy.sd
+    import comfy.utils
+
+    from .flow_training import choose_family
+    from .weights import GraphModel
+
+    if files.get("checkpoint"):
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(files["checkpoint"])
+        return GraphModel(model, clip, vae)
+    model = comfy.sd.load_diffusion_model(files["model"])
+    clip_type = _find_clip_type(files.get("clip_type", ""), choose_family(model).name)
+    clip = comfy.sd.load_clip([str(path) for path in split_files(files["text_encoder"])], clip_type=clip_type)
+    weights, metadata = comfy.utils.load_torch_file(files["vae"], return_metadata=True)
+    vae = comfy.sd.VAE(sd=weights, metadata=metadata)
+    vae.throw_exception_if_invalid()
+    return GraphModel(model, clip, vae)
+
+
+def _find_clip_type(chosen: str, family: str) -> Any:
+    import comfy.sd
+
+    name = (chosen or _CLIP_TYPES.get(family, "STABLE_DIFFUSION")).upper()
+    known = [kind.name.lower() for kind in comfy.sd.CLIPType]
+    if name.lower() not in known:
+        raise ValueError(f"--clip-type {chosen!r} is none of ComfyUI's: {', '.join(known)}")
+    return comfy.sd.CLIPType[name]
