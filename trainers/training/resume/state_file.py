@@ -16,7 +16,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ...files.atomic_write import atomic_write
-from .packing import as_bytes, pack, unpack
+from ...files.tensor_hash import as_bytes, hash_tensors
+from .packing import pack, unpack
 
 FORMAT = 1
 _CONTENT, _CHECKSUM, _FORMAT = "content", "blake2b", "format"
@@ -124,8 +125,4 @@ def read_state(path: Path) -> TrainingState:
 
 
 def _compute_checksum(content: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(content.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(as_bytes(tensor.contiguous()))
-    return digest.hexdigest()
+    return hash_tensors(tensors, hashlib.blake2b(content.encode(), digest_size=16))
