@@ -446,7 +446,9 @@ def test_finish_now_waits_for_the_first_step_that_learns(dataset, tmp_path):  # 
 
 
 @pytest.mark.parametrize("word", ["finish", "pause"])
-def test_a_file_in_the_run_folder_asks(dataset, tmp_path, word):  # noqa: F811
+def test_a_file_in_the_run_folder_asks(dataset, tmp_path, monkeypatch, word):  # noqa: F811
+    monkeypatch.setattr("trainers.training.run_folder.SECONDS_BETWEEN_LOOKS", 0.0)  # the steps are very short
+
     class Asking(StoppingHost):
         def report(self, event: Any) -> None:
             super().report(event)
