@@ -128,8 +128,8 @@ class RunFolder:
         self.write_text(RESULT, json.dumps(result, indent=2))
 
     def take_request(self) -> Request | None:
-        """Return what a file named "finish" or "pause" asks for, and remove it. It is noticed within
-        half a second, or after a longer step.
+        """Return what a file named "finish" or "pause" asks for, and remove it. It is noticed
+        within half a second, or after a longer step.
         """
         now = time.monotonic()
         if now - self._looked_at < SECONDS_BETWEEN_LOOKS:
