@@ -58,7 +58,7 @@ def check_flight(
         *_judge_settings(settings.training),
         *_judge_images(checked),
         *_judge_captions(checked),
-        *judge_schedule(checked.learned, checked.cost.schedule, settings.training),
+        *judge_schedule(checked.trained, checked.cost.schedule, settings.training),
         *judge_machine(checked.cost, surroundings, settings.training),
     ]
     findings += gather_remarks(checked.crops, findings)
@@ -129,6 +129,7 @@ def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, stop_at
         uses=checked.uses,
         num_images=len(checked.trained),
         num_regularization=sum(image.name not in checked.left_out for image in regularization),
+        num_held_out=len(checked.held_out),
         num_left_out=len(checked.left_out),
         summary=dataset.report.summary,
         num_masks=sum(look.mask_share is not None for look in looks.values()),
