@@ -19,6 +19,7 @@ from trainers.training import critical_section as critical_section_module
 from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
 from trainers.training.critical_section import critical_section, raise_when_safe
+from trainers.training.ema import AdapterEma
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
 from trainers.training.finished_run import load_finished
 from trainers.training.loop import train_lora
@@ -493,6 +494,26 @@ def test_a_signal_waits_for_the_end_of_an_update():
     assert done
     with pytest.raises(SystemExit):
         raise_when_safe(SystemExit(143))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5])
+def test_a_signal_while_the_average_is_put_in_place_leaves_no_mixture(number, monkeypatch):
+    """At the first or second tensor, on the way there or back."""
+    parameters = [torch.ones(3), torch.ones(2), torch.ones(1)]
+    ema = AdapterEma(parameters, decay=0.9)
+    ema.load([torch.zeros_like(each) for each in parameters])
+    copied, real = [], torch.Tensor.copy_
+
+    def copy_and_end(tensor: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        copied.append(source)
+        if len(copied) == 2 * number:
+            raise_when_safe(SystemExit(143))
+        return real(tensor, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_and_end)
+    with pytest.raises(SystemExit), ema.in_place():
+        pass
+    assert all(bool((each == 1).all()) for each in parameters) and all(not each.any() for each in ema.averages)
 
 
 def test_after_a_failure_inside_an_update_the_state_before_is_used(dataset, tmp_path, monkeypatch):  # noqa: F811
