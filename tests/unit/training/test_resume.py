@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
 from trainers.training.resume.choose_run import read_finished
 from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
-from trainers.training.resume.state_file import DamagedState, read_state
+from trainers.training.resume.state_file import DamagedState, PackedState, read_state
 from trainers.training.resume.state_ring import list_states
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_settings import RunSettings
@@ -494,6 +495,22 @@ def test_a_signal_waits_for_the_end_of_an_update():
     assert done
     with pytest.raises(SystemExit):
         raise_when_safe(SystemExit(143))
+
+
+def test_a_signal_while_a_state_begins_to_be_written_stops_no_later_one(tmp_path, monkeypatch):
+    ring, real = state_ring.StateRing(tmp_path, interval=10.0), threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        raise_when_safe(SystemExit(143))
+        real(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_late)
+        with pytest.raises(SystemExit):
+            ring.start_writing(lambda: PackedState(1, "{}", {}))
+    ring.write(PackedState(2, "{}", {}))
+    ring.close()
+    assert [path.name for path in list_states(tmp_path)] == ["step00000002.safetensors", "step00000001.safetensors"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
