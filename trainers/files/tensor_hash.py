@@ -15,7 +15,7 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def hash_tensors(tensors: Mapping[str, Tensor], digest: Hash) -> str:
+def hash_named_tensors(tensors: Mapping[str, Tensor], digest: Hash) -> str:
     """Add the tensors to a hash that was begun, and return it: names, shapes, dtypes and bytes, in
     the order of the names. Tensors on another device are copied one by one.
 

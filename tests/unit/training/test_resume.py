@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -511,6 +512,27 @@ def test_a_signal_while_a_state_begins_to_be_written_stops_no_later_one(tmp_path
     ring.write(PackedState(2, "{}", {}))
     ring.close()
     assert [path.name for path in list_states(tmp_path)] == ["step00000002.safetensors", "step00000001.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["trainers.lora.file.load_file", "trainers.training.resume.state_file.load"])
+def test_a_signal_while_safetensors_reads_is_not_taken_for_damage(dataset, tmp_path, monkeypatch, place):  # noqa: F811
+    """It turns what a signal raises into an error of its own."""
+    stop(dataset, tmp_path, 5)
+    real = safetensors.torch.load if place.endswith("load") else load_file
+
+    def read(source: Any) -> Any:
+        try:
+            raise_when_safe(SystemExit(143))
+        except SystemExit:
+            raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
+        return real(source)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(place, read)
+        train(dataset, tmp_path)
+    trained = train(dataset, tmp_path)
+    assert_equal(trained, train(dataset, tmp_path / "whole"))
+    assert len(list(runs(tmp_path)[0].glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])

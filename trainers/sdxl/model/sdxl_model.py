@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
-from ...files.tensor_hash import hash_tensors
+from ...files.tensor_hash import hash_named_tensors
 from ...files.text_input import parse_json
 from ...files.weight_file import FileVersion, WeightFile, is_unchanged, open_weights
 from ...wording import name_examples
@@ -111,7 +111,7 @@ class SDXLModel:
         if module is None:
             raise RuntimeError(f"the {PART_NAMES[part]} is no longer in memory, or was never loaded")
         weights = {bare_text_name(name): weight for name, weight in module.state_dict().items()}
-        return hash_tensors(weights, hashlib.sha256())
+        return hash_named_tensors(weights, hashlib.sha256())
 
 
 def load_model(path: Path) -> SDXLModel:

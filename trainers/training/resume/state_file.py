@@ -16,7 +16,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ...files.atomic_write import atomic_write
-from ...files.tensor_hash import as_bytes, hash_tensors
+from ...files.tensor_hash import as_bytes, hash_named_tensors
+from ..critical_section import critical_section
 from .packing import pack, unpack
 
 FORMAT = 1
@@ -113,7 +114,8 @@ def read_state(path: Path) -> TrainingState:
     """
     content = path.read_bytes()
     try:
-        tensors = load(content)
+        with critical_section():  # safetensors turns what a signal raises into a ValueError
+            tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if header[_FORMAT] != str(FORMAT):
             raise DamagedState(f"{path}: written by another version")
@@ -125,4 +127,4 @@ def read_state(path: Path) -> TrainingState:
 
 
 def _compute_checksum(content: str, tensors: dict[str, Tensor]) -> str:
-    return hash_tensors(tensors, hashlib.blake2b(content.encode(), digest_size=16))
+    return hash_named_tensors(tensors, hashlib.blake2b(content.encode(), digest_size=16))
