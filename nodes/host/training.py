@@ -198,6 +198,5 @@ class _BudgetedLoader:
     def load(self, host: Host) -> SDXLModel:
         weights = borrow_model(self.base)
         self.budget = MemoryBudget.of(weights, self.plan)
-        message = f"{self.settings_text}\n{self.budget.text()}"
-        host.report(RunDescribed(message, self.settings_text, self.budget.free_bytes))
+        host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", self.budget.free_bytes))
         return weights

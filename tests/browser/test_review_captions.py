@@ -109,7 +109,7 @@ class Review:
         self.root.locator(".ltr-preview").wait_for()
 
     def apply(self) -> None:
-        self.root.locator(".ltr-preview .ltr-primary").click()
+        self.root.locator(".ltr-preview .ltw-primary").click()
 
     def refresh_page(self) -> None:
         """Refresh the page, with edits that were made just before."""

@@ -66,6 +66,7 @@ def make_attempts(dataset: Dataset, whole: Path, folder: Path, options: argparse
             kills.kill_at_random_moments, dataset, whole, folder / "killed", trials=trials
         ),
         "signals": partial(kills.end_by_signals, dataset, whole, folder / "signals", trials=trials // 4),
+        "validation": partial(kills.end_while_validating, folder / "validation", trials=trials),
         "kill at each write": partial(kills.kill_at_each_write, dataset, whole, folder / "writes", every=every),
         "power cut": partial(kills.cut_power_at_each_write, dataset, whole, folder / "power", every=every),
         "disk full": partial(disks.fill_disk, dataset, whole, folder / "full", every=every),

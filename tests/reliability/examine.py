@@ -70,10 +70,28 @@ def compare_with(whole: Path, folder: Path, *, was_full: bool = False) -> list[s
     ours, theirs = (_read_losses(run) for run in (finished[0], reference))
     if ours != theirs:
         problems.append(f"loss.csv: {len(ours)} rows, not those {len(theirs)}")
+    problems += _compare_validation(finished[0], reference)
     names = [{path.name for path in folder.glob("*.safetensors")} for folder in (folder, whole)]
     if names[0] != names[1] and not was_full:
         problems.append(f"the LoRAs are {sorted(names[0])}")
     return problems + [f"left over: {name}" for name in list_leftovers(folder)]
+
+
+def _compare_validation(run: Path, reference: Path) -> list[str]:
+    """The curve, the best step and its LoRA, and why the run has ended."""
+    curves = [
+        path.read_text() if path.exists() else "" for path in (run / "validation.csv", reference / "validation.csv")
+    ]
+    problems = [] if curves[0] == curves[1] else ["validation.csv: another curve"]
+    ours, theirs = (json.loads((each / "result.json").read_text()) for each in (run, reference))
+    if ours["reason"] != theirs["reason"]:
+        problems.append(f"it ended with {ours['reason']!r}, not {theirs['reason']!r}")
+    ours, theirs = (result["best"] or {"step": None, "path": None} for result in (ours, theirs))
+    if ours["step"] != theirs["step"]:
+        problems.append(f"the best step is {ours['step']}, not {theirs['step']}")
+    elif theirs["path"] and not _are_equal(Path(ours["path"]), Path(theirs["path"])):
+        problems.append("the best step: another LoRA")
+    return problems
 
 
 def _read_result(run: Path, key: str) -> Path | None:

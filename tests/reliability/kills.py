@@ -10,7 +10,7 @@ from typing import Any
 from tests.reliability import examine
 from tests.reliability.child import Child, Ended
 from tests.reliability.outcome import Outcome
-from tests.reliability.toy_run import Journal, JournalHost, record_states, train
+from tests.reliability.toy_run import VALIDATED, Journal, JournalHost, make_alike_dataset, record_states, train
 from tests.reliability.write_points import WritePoints, cut_power, die
 from trainers.dataset.dataset import Dataset
 
@@ -27,12 +27,15 @@ def run_toy(dataset: Dataset, output: Path, journal: Journal, *, wait: bool = Tr
 class StoppedRun:
     """One training that is stopped again and again until it is finished."""
 
-    def __init__(self, dataset: Dataset, whole: Path, folder: Path, outcome: Outcome, *, wait: bool = True) -> None:
+    def __init__(
+        self, dataset: Dataset, whole: Path, folder: Path, outcome: Outcome, *, wait: bool = True, **given: Any
+    ) -> None:
         self._dataset = dataset
         self._whole = whole
         self._folder = folder
         self._outcome = outcome
         self._wait = wait
+        self._given = given
         self._newest_state = 0
         self._last_step = 0
         self.most_lost = 0
@@ -44,7 +47,7 @@ class StoppedRun:
     def start(self, before: Callable[[], None] = lambda: None, **given: Any) -> Child:
         def action(journal: Journal) -> None:
             before()
-            run_toy(self._dataset, self.output, journal, wait=self._wait, **given)
+            run_toy(self._dataset, self.output, journal, wait=self._wait, **{**self._given, **given})
 
         return Child(action, self._folder)
 
@@ -91,22 +94,49 @@ def end_by_signals(dataset: Dataset, whole: Path, folder: Path, *, trials: int) 
     return _stop_at_random_moments(outcome, dataset, whole, folder, trials=trials, numbers=numbers)
 
 
+def end_while_validating(folder: Path, *, trials: int) -> Outcome:
+    """kill -9, SIGTERM and SIGHUP of a run with validation, which keeps its best LoRA and stops
+    early.
+    """
+    dataset, whole = make_alike_dataset(folder / "images"), folder / "whole" / "output"
+    ended = Child(lambda journal: run_toy(dataset, whole, journal, **VALIDATED), folder / "whole").wait()
+    assert ended.exit_code == 0 and ended.last_step == 13, ended
+    return _stop_at_random_moments(
+        Outcome("kill -9, SIGTERM and SIGHUP with validation"),
+        dataset,
+        whole,
+        folder / "runs",
+        trials=trials,
+        numbers=[signal.SIGKILL, signal.SIGTERM, signal.SIGHUP],
+        max_lines=len(ended.lines),
+        **VALIDATED,
+    )
+
+
 def _stop_at_random_moments(
-    outcome: Outcome, dataset: Dataset, whole: Path, folder: Path, *, trials: int, numbers: list[int]
+    outcome: Outcome,
+    dataset: Dataset,
+    whole: Path,
+    folder: Path,
+    *,
+    trials: int,
+    numbers: list[int],
+    max_lines: int = MAX_LINES,
+    **given: Any,
 ) -> Outcome:
     draw = random.Random(1)
     num_stopped = num_training = num_runs = 0
     most_lost = {True: 0, False: 0}
     while num_stopped < trials:
         wait = num_runs % 2 == 0
-        stopped = StoppedRun(dataset, whole, folder / str(num_runs), outcome, wait=wait)
+        stopped = StoppedRun(dataset, whole, folder / str(num_runs), outcome, wait=wait, **given)
         num_runs += 1
         is_finished = False
         while not is_finished:
             process = stopped.start(before=_handle_signals)
             if num_stopped < trials:
                 # by what it has written: then the moments reach all of a run on any machine
-                process.wait_for_lines(draw.randrange(MAX_LINES))
+                process.wait_for_lines(draw.randrange(max_lines))
                 time.sleep(draw.uniform(0, MAX_SECONDS_AFTER_LINE))
                 process.kill(draw.choice(numbers))
             ended = process.wait()

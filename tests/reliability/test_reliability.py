@@ -16,6 +16,7 @@ FEW = ("--trials=6", "--every=131", "--steps=200", "--few")
 ATTEMPTS = (
     "kill at random moments",
     "signals",
+    "validation",
     "kill at each write",
     "power cut",
     "disk full",

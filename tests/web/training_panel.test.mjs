@@ -31,7 +31,7 @@ function describeRun(name, status, changes = {}) {
   return {
     summary: { name, status, stage: "training", step: 5, total: 10, updated_at: 1, ...changes },
     curve: { step: [], loss: [], low: [], high: [], average: [], learning_rate: [] },
-    validation: { step: [], loss: [] },
+    validation: { step: [], loss: [], ema_loss: [] },
   };
 }
 
@@ -151,7 +151,7 @@ test("the values at a step are those of its point, and of the other run nearby",
     [4, 3, 2, 1],
   ];
   run.curve = { step, loss, low: loss, high: loss, average: loss, learning_rate: [null, 1, 2, 3] };
-  run.validation = { step: [2, 4], loss: [9, 8] };
+  run.validation = { step: [2, 4], loss: [9, 8], ema_loss: [null, 12] };
   const other = describeRun("b", "finished");
   other.curve = { ...run.curve, step: [1, 9], loss: [7, 6], low: [7, 6], high: [7, 6] };
   const curves = prepareCurves(run, other);
@@ -163,6 +163,9 @@ test("the values at a step are those of its point, and of the other run nearby",
     [1, 4, null, undefined, 7],
   );
   assert.deepEqual([readValues(curves, 2).validation, readValues(curves, 3).validation], [9, 8]);
+  const averaged = [0, 2, 3].map((index) => readValues(curves, index).emaValidation);
+  assert.deepEqual(averaged, [undefined, undefined, 12]);
+  assert.ok(curves.range[1] > 12, "its line is inside of the chart");
   assert.equal(readValues(prepareCurves(run), 3).other, undefined);
   assert.equal(prepareCurves(describeRun("empty", "running")).lastStep, 1);
 });

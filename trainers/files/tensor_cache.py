@@ -7,13 +7,13 @@ import json
 import logging
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic_write import atomic_write
 from .orphans import remove_orphans
+from .tensor_hash import hash_named_tensors
 
 # Enough for several thousand images at 1024 pixels with their captions. The rest is read from disk
 # each time.
@@ -31,11 +31,7 @@ def content_key(**parts: object) -> str:
 
 def _compute_checksum(key: str, tensors: dict[str, Tensor]) -> str:
     """Over everything in an entry, its key included."""
-    digest = hashlib.sha256(key.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_named_tensors(tensors, hashlib.sha256(key.encode()))
 
 
 def _read_checksum(content: bytes) -> str | None:

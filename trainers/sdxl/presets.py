@@ -81,16 +81,18 @@ def resolve(given: dict[str, Any], *, goal: str | None, memory: str | None, num_
     """Fill the settings that were not given (of SDXLConfig, BucketConfig and CaptionConfig) from
     the two presets; without a preset they keep their defaults.
 
-    `num_images` includes repeats: it is the number of samples per epoch.
+    `num_images` includes repeats and what validation_share will hold out: it is the number of
+    samples per epoch without it.
 
     Raises:
         ValueError: a given setting is out of its range.
     """
     settings = {**choose(given, goal=goal, memory=memory), **given}
     if goal and "max_train_steps" not in given:
-        batch = RunSettings.read(SDXLConfig, settings).training
-        samples_per_step = batch.train_batch_size * batch.gradient_accumulation_steps
-        settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_images) / samples_per_step)
+        config = RunSettings.read(SDXLConfig, settings).training
+        samples_per_step = config.train_batch_size * config.gradient_accumulation_steps
+        num_trained = num_images - round(config.validation_share * num_images)
+        settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_trained) / samples_per_step)
     return RunSettings.read(SDXLConfig, settings)
 
 

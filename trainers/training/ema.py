@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .critical_section import critical_section
+
 
 class AdapterEma:
     """Averages parameters over steps. At first the decay is smaller, (1 + n) / (10 + n) after n
@@ -32,11 +34,16 @@ class AdapterEma:
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Inside the block the model has the averages as its adapters."""
-        self._swap()
+        is_swapped = False
         try:
+            with critical_section():  # a signal between two tensors would leave a mixture
+                self._swap()
+                is_swapped = True
             yield
         finally:
-            self._swap()
+            if is_swapped:
+                with critical_section():
+                    self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

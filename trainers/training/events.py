@@ -104,7 +104,6 @@ class Notice:
 class RunDescribed(Notice):
     """What the presets came to, and the memory that there is for the run, in bytes."""
 
-    settings: str = ""
     memory_budget_bytes: int = 0
 
 

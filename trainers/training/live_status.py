@@ -57,9 +57,8 @@ class LiveStatus:
                 self._update(stage=stage, **({"total": total} if stage == "training" else {}))
             case StepDone():
                 self._update(**_describe_step(event))
-            case RunDescribed(message, settings, budget):
-                self._update(settings=settings, memory_budget_bytes=budget)
-                self._add_notice(message)
+            case RunDescribed(message, budget):
+                self._update(settings=message, memory_budget_bytes=budget)
             case Notice(message):
                 self._add_notice(message)
             case StageProgress() | CheckpointSaved():

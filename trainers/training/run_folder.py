@@ -26,6 +26,7 @@ from .resume.file_names import IDENTITY, RESULT, STATES
 from .resume.identity import RunIdentity
 from .sample_sheet import SampleRows, extend_sheet
 
+SECONDS_BETWEEN_LOOKS = 0.5  # for requests: a look costs two questions to the disk
 COLUMNS = ("step", "epoch", "loss", "average_loss", "learning_rate", "steps_per_second")
 
 
@@ -44,6 +45,7 @@ class RunFolder:
         self.path = find_free_path(self.runs_folder / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.keeps_inside = keep_inside
         self._origin = origin
+        self._looked_at = -math.inf
 
     @property
     def runs_folder(self) -> Path:
@@ -126,7 +128,13 @@ class RunFolder:
         self.write_text(RESULT, json.dumps(result, indent=2))
 
     def take_request(self) -> Request | None:
-        """Return what a file named "finish" or "pause" asks for, and remove it."""
+        """Return what a file named "finish" or "pause" asks for, and remove it. It is noticed
+        within half a second, or after a longer step.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < SECONDS_BETWEEN_LOOKS:
+            return None
+        self._looked_at = now
         for request in get_args(Request):
             path = self.path / request
             if path.exists():

@@ -18,6 +18,7 @@ from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
 from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify_lora
 from .best_step import BestStep, find_best
+from .critical_section import critical_section
 from .distributed import World
 from .ema import AdapterEma
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
@@ -350,7 +351,8 @@ class RunWriter:
     def _write_lora(self, path: Path, *, overwrite: bool = False) -> Verification:
         """Write the LoRA, load it back and verify it; then it gets its name."""
         tensors, header = self._build_lora(path.stem)
-        return save_lora(path, tensors, header, check=lambda found: self._verify(found, path), overwrite=overwrite)
+        with critical_section():  # safetensors turns what a signal raises into a ValueError
+            return save_lora(path, tensors, header, check=lambda found: self._verify(found, path), overwrite=overwrite)
 
     def _verify(self, found: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted

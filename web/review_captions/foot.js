@@ -21,7 +21,7 @@ export class Foot {
     });
     this.forget = createButton("", onForget, { title: translate("forgetUnknownHint") });
     this.wait = createElement("span");
-    this.confirm = createButton(translate("useAndRun"), onConfirm, { className: "ltr-primary" });
+    this.confirm = createButton(translate("useAndRun"), onConfirm, { className: "ltw-primary" });
     const parts = [this.status, this.forget, this.wait, this.confirm];
     this.element = createElement("div", { className: "ltr-bar ltr-bottom" }, ...parts);
   }

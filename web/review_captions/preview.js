@@ -44,7 +44,7 @@ export class Preview {
     const { translate } = this;
     this.#opener = document.activeElement;
     const apply = createButton(translate("apply", { count: changes.length }), onApply, {
-      className: "ltr-primary",
+      className: "ltw-primary",
       disabled: !changes.length,
     });
     const cancel = createButton(translate(changes.length ? "cancel" : "close"), onCancel);

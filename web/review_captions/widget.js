@@ -116,7 +116,7 @@ export class CaptionReview {
     const parts = [this.search.element, this.bulk.element, this.message.element, this.list];
     const root = createElement(
       "div",
-      { className: "ltr", tabIndex: -1 },
+      { className: "ltr ltw", tabIndex: -1 },
       ...parts,
       this.preview.element,
       this.foot.element,

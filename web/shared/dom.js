@@ -35,7 +35,7 @@ export function createButton(textContent, onClick, properties = {}) {
  */
 export function createToggle(textContent, label, isPressed) {
   const button = createButton(textContent, () => setPressed(button, !getPressed(button)), {
-    className: "ltr-toggle",
+    className: "ltw-toggle",
     title: label,
     ariaLabel: label,
   });

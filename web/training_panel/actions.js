@@ -37,7 +37,7 @@ export class Actions {
       title: translate("cancelHint"),
     });
     this.resume = createButton(translate("resume"), deeds.resume, {
-      className: "ltp-primary",
+      className: "ltw-primary",
       title: translate("resumeHint"),
     });
     this.asked = createElement("span", { className: "ltp-asked", role: "status" });

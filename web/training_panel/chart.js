@@ -1,7 +1,8 @@
 // @ts-check
 /**
- * The chart of a run: every step's loss thin, smoothed thick, validation as dots, the learning rate
- * faint, and another run dashed. SVG, which stays sharp at any zoom of the canvas.
+ * The chart of a run: every step's loss thin, smoothed thick, validation as dots and that of the
+ * moving average dashed, the learning rate faint, and another run dashed. SVG, which stays sharp at
+ * any zoom of the canvas.
  */
 
 import { createElement } from "../shared/dom.js";
@@ -244,18 +245,28 @@ function drawCurves(curves, { x, y }, height) {
   const { other } = curves;
   const xs = curves.step.map(x);
   const toHeight = createScale([0, curves.maxLearningRate || 1], [height[0], height[1] + 6]);
-  const rates = curves.learningRate.map((rate) => (rate === null ? null : toHeight(rate)));
+  const rates = placeKnown(curves.learningRate, toHeight);
+  const { step: measured, loss, ema_loss: emaLoss } = curves.validation;
   const paths = [
     ["band", drawArea(xs, curves.low.map(y), curves.high.map(y))],
     ["rate", drawLine(xs, rates)],
     ["loss", drawLine(xs, curves.loss.map(y))],
     ["other", other ? drawLine(other.step.map(x), other.smoothed.map(y)) : ""],
-    ["validation", drawLine(curves.validation.step.map(x), curves.validation.loss.map(y))],
+    ["validation", drawLine(measured.map(x), loss.map(y))],
+    ["ema", drawLine(measured.map(x), placeKnown(emaLoss, y))],
     ["smoothed", drawLine(xs, curves.smoothed.map(y))],
   ];
   return paths
     .filter(([, path]) => path)
     .map(([name, path]) => createSvg("path", { class: `ltp-line ltp-${name}`, d: path }));
+}
+
+/**
+ * @param {(number | null)[]} values null: unknown
+ * @param {(value: number) => number} scale
+ */
+function placeKnown(values, scale) {
+  return values.map((value) => (value === null ? null : scale(value)));
 }
 
 /**

@@ -13,7 +13,7 @@ import { smooth } from "./smoothing.js";
  * @property {number[]} high
  * @property {number[]} smoothed
  * @property {(number | null)[]} learningRate
- * @property {{ step: number[], loss: number[] }} validation
+ * @property {import("./run.js").Validation} validation
  * @property {ReturnType<typeof prepareOther> | undefined} other
  * @property {number} lastStep
  * @property {[low: number, high: number]} range
@@ -26,6 +26,7 @@ import { smooth } from "./smoothing.js";
  * @property {number} smoothed
  * @property {number | null} learningRate
  * @property {number | undefined} validation the last one up to the step
+ * @property {number | undefined} emaValidation that of the moving average
  * @property {number | undefined} other
  */
 
@@ -38,7 +39,7 @@ export function prepareCurves(run, compared) {
   const { step, loss, low, high, learning_rate: learningRate } = run.curve;
   const smoothed = smooth(loss);
   const other = compared && prepareOther(compared);
-  const certain = [...smoothed, ...run.validation.loss];
+  const certain = [...smoothed, ...listLosses(run.validation)];
   if (other) certain.push(...other.smoothed, ...other.validation.loss);
   return {
     ...{ step, loss, low, high, smoothed, learningRate, other },
@@ -47,6 +48,11 @@ export function prepareCurves(run, compared) {
     range: findRange(certain, [...low, ...high]),
     maxLearningRate: learningRate.reduce((/** @type {number} */ a, b) => Math.max(a, b ?? 0), 0),
   };
+}
+
+/** @param {import("./run.js").Validation} validation */
+function listLosses({ loss, ema_loss: emaLoss }) {
+  return [...loss, ...emaLoss.filter((value) => value !== null)];
 }
 
 /** @param {Run} compared */
@@ -68,6 +74,7 @@ export function readValues(curves, index) {
     smoothed: smoothed[index],
     learningRate: learningRate[index],
     validation: validation.loss[last],
+    emaValidation: validation.ema_loss[last] ?? undefined,
     other: other?.step.length ? other.smoothed[findNearest(other.step, step[index])] : undefined,
   };
 }

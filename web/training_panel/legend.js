@@ -20,10 +20,10 @@ export class Legend {
     this.smoothed = new Entry("smoothed", translate("smoothed"));
     this.loss = new Entry("loss", translate("eachStep"));
     this.validation = new Entry("validation", translate("validation"));
+    this.ema = new Entry("ema", translate("validationOfEma"));
     this.learningRate = new Entry("rate", translate("learningRate"));
     this.other = new Entry("other", "");
-    const entries = [this.smoothed, this.loss, this.validation, this.learningRate, this.other];
-    const elements = entries.map((entry) => entry.element);
+    const elements = this.entries.map((entry) => entry.element);
     this.element = createElement("div", { className: "ltp-legend" }, this.step, ...elements);
   }
 
@@ -37,16 +37,21 @@ export class Legend {
     this.smoothed.draw(formats.loss(values.smoothed));
     this.loss.draw(formats.loss(values.loss));
     this.validation.draw(values.validation === undefined ? "" : formats.loss(values.validation));
+    this.ema.draw(values.emaValidation === undefined ? "" : formats.loss(values.emaValidation));
     this.learningRate.draw(
       values.learningRate === null ? "" : formats.learningRate(values.learningRate),
     );
     this.other.draw(values.other === undefined ? "" : formats.loss(values.other), otherName);
   }
 
+  get entries() {
+    const { smoothed, loss, validation, ema, learningRate, other } = this;
+    return [smoothed, loss, validation, ema, learningRate, other];
+  }
+
   /** In words, for a screen reader. */
   get text() {
-    const entries = [this.smoothed, this.loss, this.validation, this.learningRate, this.other];
-    const shown = entries.filter((entry) => !entry.element.hidden).map((entry) => entry.text);
+    const shown = this.entries.filter((entry) => !entry.element.hidden).map((entry) => entry.text);
     return [this.step.textContent, ...shown].join(", ");
   }
 }

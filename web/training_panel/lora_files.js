@@ -1,5 +1,5 @@
 // @ts-check
-/** The LoRAs that a run has saved, each with a button that says how to use it. */
+/** The LoRAs that a run has saved, each with a button that copies its path and says its use. */
 
 import { copyText } from "../shared/clipboard.js";
 import { createButton, createElement, setText } from "../shared/dom.js";
@@ -46,13 +46,13 @@ export class LoraFiles {
     const name = this.#name(lora);
     const how = createElement("div", { className: "ltp-how", hidden: true });
     const use = createButton(
-      translate("useThis"),
+      translate("copyPath"),
       async () => {
         this.#explain(how, lora);
         await copyText(lora.path);
         setText(use, translate("copied"));
       },
-      { title: translate("useThisHint", { name }) },
+      { title: translate("copyPathHint", { name }) },
     );
     const parts = [
       createElement("span", { className: "ltp-lora-name", textContent: name }),
@@ -62,7 +62,7 @@ export class LoraFiles {
       }),
       use,
     ];
-    if (lora.is_best && lora.kind !== "best")
+    if (lora.is_best)
       parts[0].append(
         createElement("span", { className: "ltp-best", textContent: translate("best") }),
       );

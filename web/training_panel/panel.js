@@ -28,7 +28,7 @@ const COMPARED_PROPERTY = "training_panel_compared_run";
 const START_DELAY = 100; // milliseconds until a new node is in its graph
 
 export const CLOSED_HEIGHT = 40;
-export const OPEN_HEIGHT = 540;
+export const OPEN_HEIGHT = 580;
 
 export class TrainingPanel {
   /** Whether the run was seen going on: then the panel opens by itself. */
@@ -109,7 +109,7 @@ export class TrainingPanel {
   #createElement() {
     const root = createElement(
       "div",
-      { className: "ltp", role: "group", ariaLabel: this.translate("panel") },
+      { className: "ltp ltw", role: "group", ariaLabel: this.translate("panel") },
       this.header.element,
       this.message,
       this.body,
@@ -157,6 +157,7 @@ export class TrainingPanel {
     this.announcer.notice(previous, run);
     this.#draw();
     if (wasOpen !== this.isOpen) this.#resize();
+    else if (isRunning(previous?.summary) && !isRunning(run?.summary)) this.#refreshChoice();
   }
 
   #resize() {
@@ -181,7 +182,7 @@ export class TrainingPanel {
     if (!run || !isOpen) return;
     this.numbers.draw(run);
     this.chart.draw(prepareCurves(run, compared), compared?.summary.name ?? "");
-    this.choice.draw(this.follower.chosen, this.follower.comparedName, isRunning(run.summary));
+    this.choice.draw(run.summary, this.follower.chosen, this.follower.comparedName);
     this.samples.draw(run.samples);
     this.loras.draw(run);
     this.actions.draw(run);

@@ -31,6 +31,7 @@
  * @property {number | null} best_step
  * @property {number[]} step
  * @property {number[]} loss
+ * @property {(number | null)[]} ema_loss of the moving average, null without one
  */
 /** @typedef {{ filename: string, subfolder: string, type: string }} HostFile */
 /** @typedef {{ name: string, step: number, file: HostFile }} Sample */

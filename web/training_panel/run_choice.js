@@ -3,7 +3,7 @@
 
 import { createElement } from "../shared/dom.js";
 
-import { nameStatus } from "./run.js";
+import { isRunning, nameStatus } from "./run.js";
 
 /** @typedef {import("./formats.js").Formats} Formats */
 /** @typedef {import("./run.js").RunSummary} RunSummary */
@@ -12,6 +12,8 @@ import { nameStatus } from "./run.js";
 export class RunChoice {
   /** @type {RunSummary[]} */
   #runs = [];
+  /** Name of the run that is shown: it is not compared with itself. */
+  #shown = "";
 
   /**
    * @param {Translate} translate
@@ -36,20 +38,29 @@ export class RunChoice {
   }
 
   /**
+   * @param {RunSummary} shown one that goes on is shown in any case
    * @param {string} chosen empty for the latest
    * @param {string} compared empty for none
-   * @param {boolean} isRunning a run that goes on is shown in any case
    */
-  draw(chosen, compared, isRunning) {
-    this.run.disabled = isRunning;
-    this.#fill(this.run, this.translate("latestRun"), chosen);
-    this.#fill(this.compared, this.translate("noOtherRun"), compared);
+  draw(shown, chosen, compared) {
+    this.#shown = shown.name;
+    this.run.disabled = isRunning(shown);
+    this.#fillBoth(chosen, compared);
   }
 
   async refresh() {
     this.#runs = await this.list();
-    this.#fill(this.run, this.translate("latestRun"), this.run.value);
-    this.#fill(this.compared, this.translate("noOtherRun"), this.compared.value);
+    this.#fillBoth(this.run.value, this.compared.value);
+  }
+
+  /**
+   * @param {string} chosen
+   * @param {string} compared
+   */
+  #fillBoth(chosen, compared) {
+    const others = this.#runs.filter((run) => run.name !== this.#shown);
+    this.#fill(this.run, this.#runs, this.translate("latestRun"), chosen);
+    this.#fill(this.compared, others, this.translate("noOtherRun"), compared);
   }
 
   /** @param {(name: string) => void} choose */
@@ -61,16 +72,17 @@ export class RunChoice {
 
   /**
    * @param {HTMLSelectElement} select
+   * @param {RunSummary[]} runs
    * @param {string} first
    * @param {string} value
    */
-  #fill(select, first, value) {
-    const names = this.#runs.map((run) => `${run.name} ${run.status}`);
+  #fill(select, runs, first, value) {
+    const names = runs.map((run) => `${run.name} ${run.status}`);
     const key = [value, ...names].join("\n");
     if (select.dataset.shown === key) return; // an open list would close
     select.dataset.shown = key;
-    const isListed = !value || this.#runs.some((run) => run.name === value);
-    const options = this.#runs.map((run) => new Option(this.#describe(run), run.name));
+    const isListed = !value || runs.some((run) => run.name === value);
+    const options = runs.map((run) => new Option(this.#describe(run), run.name));
     if (!isListed) options.unshift(new Option(value, value));
     select.replaceChildren(new Option(first, ""), ...options);
     select.value = value;

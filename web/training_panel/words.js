@@ -30,6 +30,7 @@ export const ENGLISH = {
   loss: "Loss",
   lossHint: "Mean loss of the last 100 steps",
   validation: "Validation",
+  validationOfEma: "Validation (EMA)",
   bestAt: "best at step {step}",
   stableLoss: "Stable loss",
   learningRate: "Learning rate",
@@ -64,13 +65,13 @@ export const ENGLISH = {
   epoch: "Epoch {epoch}",
   best: "best",
   moreFiles: { one: "{count} more in its folder", other: "{count} more in its folder" },
-  useThis: "Use this one",
-  useThisHint: "Copy the path of {name}",
+  copyPath: "Copy path",
+  copyPathHint: "Copy the path of {name} and say where it can be used",
   copied: "Path copied",
   listed: "Load LoRA lists it as {name}.",
   notListed:
-    "Load LoRA does not list this folder: copy the file into models/loras. " +
-    "To train on from it, choose it in network_weights.",
+    "Paste it into loras of Compare Checkpoints. Load LoRA does not list this folder: copy the " +
+    "file into models/loras. To train on from it, choose it in network_weights.",
 
   settings: "Settings",
   finishNow: "Finish now",

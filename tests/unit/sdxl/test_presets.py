@@ -42,6 +42,17 @@ def test_the_number_of_samples_grows_with_the_images_between_its_bounds(goal):
         assert count_samples(config) == config.max_train_steps == expected
 
 
+def test_images_that_are_held_out_take_no_steps():
+    given = {"train_batch_size": 1, "gradient_accumulation_steps": 1}
+    low, high = GOALS["object"].num_samples
+    between = (low + high) // 2 // GOALS["object"].samples_per_image
+    whole, split = (
+        resolve({**given, "validation_share": share}, goal="object", memory="24 GB", num_images=number).training
+        for share, number in ((0.0, between), (0.5, 2 * between))
+    )
+    assert split.max_train_steps == whole.max_train_steps
+
+
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 @pytest.mark.parametrize("given", [{}, {"train_batch_size": 3}, {"gradient_accumulation_steps": 7}])
 def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -19,6 +21,7 @@ from trainers.training import critical_section as critical_section_module
 from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
 from trainers.training.critical_section import critical_section, raise_when_safe
+from trainers.training.ema import AdapterEma
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
 from trainers.training.finished_run import load_finished
 from trainers.training.loop import train_lora
@@ -27,7 +30,7 @@ from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
 from trainers.training.resume.choose_run import read_finished
 from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
-from trainers.training.resume.state_file import DamagedState, read_state
+from trainers.training.resume.state_file import DamagedState, PackedState, read_state
 from trainers.training.resume.state_ring import list_states
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_settings import RunSettings
@@ -446,7 +449,9 @@ def test_finish_now_waits_for_the_first_step_that_learns(dataset, tmp_path):  # 
 
 
 @pytest.mark.parametrize("word", ["finish", "pause"])
-def test_a_file_in_the_run_folder_asks(dataset, tmp_path, word):  # noqa: F811
+def test_a_file_in_the_run_folder_asks(dataset, tmp_path, monkeypatch, word):  # noqa: F811
+    monkeypatch.setattr("trainers.training.run_folder.SECONDS_BETWEEN_LOOKS", 0.0)  # the steps are very short
+
     class Asking(StoppingHost):
         def report(self, event: Any) -> None:
             super().report(event)
@@ -491,6 +496,63 @@ def test_a_signal_waits_for_the_end_of_an_update():
     assert done
     with pytest.raises(SystemExit):
         raise_when_safe(SystemExit(143))
+
+
+def test_a_signal_while_a_state_begins_to_be_written_stops_no_later_one(tmp_path, monkeypatch):
+    ring, real = state_ring.StateRing(tmp_path, interval=10.0), threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        raise_when_safe(SystemExit(143))
+        real(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_late)
+        with pytest.raises(SystemExit):
+            ring.start_writing(lambda: PackedState(1, "{}", {}))
+    ring.write(PackedState(2, "{}", {}))
+    ring.close()
+    assert [path.name for path in list_states(tmp_path)] == ["step00000002.safetensors", "step00000001.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["trainers.lora.file.load_file", "trainers.training.resume.state_file.load"])
+def test_a_signal_while_safetensors_reads_is_not_taken_for_damage(dataset, tmp_path, monkeypatch, place):  # noqa: F811
+    """It turns what a signal raises into an error of its own."""
+    stop(dataset, tmp_path, 5)
+    real = safetensors.torch.load if place.endswith("load") else load_file
+
+    def read(source: Any) -> Any:
+        try:
+            raise_when_safe(SystemExit(143))
+        except SystemExit:
+            raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
+        return real(source)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(place, read)
+        train(dataset, tmp_path)
+    trained = train(dataset, tmp_path)
+    assert_equal(trained, train(dataset, tmp_path / "whole"))
+    assert len(list(runs(tmp_path)[0].glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5])
+def test_a_signal_while_the_average_is_put_in_place_leaves_no_mixture(number, monkeypatch):
+    """At the first or second tensor, on the way there or back."""
+    parameters = [torch.ones(3), torch.ones(2), torch.ones(1)]
+    ema = AdapterEma(parameters, decay=0.9)
+    ema.load([torch.zeros_like(each) for each in parameters])
+    copied, real = [], torch.Tensor.copy_
+
+    def copy_and_end(tensor: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        copied.append(source)
+        if len(copied) == 2 * number:
+            raise_when_safe(SystemExit(143))
+        return real(tensor, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_and_end)
+    with pytest.raises(SystemExit), ema.in_place():
+        pass
+    assert all(bool((each == 1).all()) for each in parameters) and all(not each.any() for each in ema.averages)
 
 
 def test_after_a_failure_inside_an_update_the_state_before_is_used(dataset, tmp_path, monkeypatch):  # noqa: F811

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,29 @@ def test_two_runs_with_the_same_name_and_second_get_two_folders(tmp_path):
     second = RunFolder(tmp_path, "x")
     second.create({})
     assert first.path != second.path
+
+
+def test_short_steps_look_for_a_request_twice_a_second_and_long_ones_each(tmp_path, monkeypatch):
+    now, looks, real = [0.0], [], Path.exists
+    monkeypatch.setattr("trainers.training.run_folder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Path, "exists", lambda path: looks.append(now[0]) or real(path))
+    run = RunFolder(tmp_path, "x")
+    run.create({})
+    looks.clear()
+
+    def step(seconds: float) -> str | None:
+        now[0] += seconds
+        return run.take_request()
+
+    assert {step(0.01) for _ in range(1000)} == {None}
+    assert 2 * 20 <= len(looks) <= 2 * 21  # ten seconds; two files
+    (run.path / "finish").touch()
+    asked_at = now[0]
+    while step(0.01) != "finish":
+        assert now[0] - asked_at < 1
+    (run.path / "pause").touch()
+    assert step(3.0) == "pause" and step(3.0) is None
+    assert not (run.path / "pause").exists()
 
 
 def test_a_run_folder_holds_manifest_loss_and_log(tmp_path):

@@ -1,6 +1,7 @@
 """A run's work survives: errors, full disks, taken names and signals."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.unit.training.test_loop import ListeningHost, dataset, train  # noqa: F401 (a fixture)
 from trainers.training import run_writer
-from trainers.training.events import CheckpointSaved, Notice, StepDone
+from trainers.training.events import CheckpointSaved, Notice, RunDescribed, StepDone
 from trainers.training.live_status import LiveStatus
 from trainers.training.loop import TrainingLoop
 from trainers.training.run_folder import LossLog, RunFolder
@@ -205,6 +206,17 @@ def test_a_status_that_a_full_disk_refused_leaves_no_temporary_file(dataset, tmp
     status = LiveStatus()
     status.open(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_was_given_is_no_notice(tmp_path):
+    """The panel shows notices above everything else."""
+    status = LiveStatus()
+    status.add(RunDescribed("1000 steps, rank 16.\n21.3 GB free.", 2**30))
+    status.add(Notice("3 images are enlarged"))
+    status.open(tmp_path)
+    written = json.loads((tmp_path / "progress.json").read_text())
+    assert written["notices"] == ["3 images are enlarged"]
+    assert written["settings"] == "1000 steps, rank 16.\n21.3 GB free." and written["memory_budget_bytes"] == 2**30
 
 
 def test_a_log_that_cannot_begin_names_its_file(dataset, tmp_path, monkeypatch):  # noqa: F811

@@ -61,7 +61,7 @@ def estimate_cost(plan: TrainingPlan[SDXLConfig], surroundings: Surroundings) ->
     num_parameters = round(memory.adapters_bytes / bytes_per_parameter(config.optimizer))
     num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.list_all())]
     disk = estimate_disk_use(
-        plan.crops,
+        plan.all_items,
         config,
         plan.schedule,
         chunks_by_text=num_chunks,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...dataset.crop_plan import CropPlan
+from ...dataset.crop_plan import TrainingItem
 from ...training.schedule import Schedule
 from ..config import SDXLConfig
 
@@ -31,7 +31,7 @@ class DiskUse:
 
 
 def estimate_disk_use(
-    plan: CropPlan,
+    items: Sequence[TrainingItem],
     config: SDXLConfig,
     schedule: Schedule,
     *,
@@ -39,9 +39,11 @@ def estimate_disk_use(
     random_flip: bool,
     num_parameters: int,
 ) -> DiskUse:
-    """Estimate the bytes. `chunks_by_text` has the number of 75-token chunks of each text."""
-    crops = {(item.image.sha256, item.crop) for item in plan.items}
-    masks = {(item.image.mask_sha256, item.crop) for item in plan.items if item.image.mask_sha256}
+    """Estimate the bytes. `items` are all that is encoded, `chunks_by_text` has the number of
+    75-token chunks of each text.
+    """
+    crops = {(item.image.sha256, item.crop) for item in items}
+    masks = {(item.image.mask_sha256, item.crop) for item in items if item.image.mask_sha256}
     latents_bytes = sum(LATENT_BYTES_PER_PIXEL * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops) * (
         2 if random_flip else 1
     )

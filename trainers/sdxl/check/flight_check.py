@@ -5,12 +5,14 @@ It plans the training as the trainer does, looks at every image once, and judges
 holds what was found, and drawing/ draws it.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ...dataset.bucket_sizes import Size
 from ...dataset.crop_plan import CropPlan
 from ...dataset.dataset import Dataset
+from ...dataset.image import TrainingImage
 from ...dataset.report import DatasetReport
 from ...training.plan import TrainingPlan, plan_training
 from ...training.run_settings import RunSettings
@@ -21,7 +23,7 @@ from .config import FlightCheckConfig
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
 from .image_findings import gather_remarks, group_duplicates, judge_crops, judge_duplicates, judge_left_out, judge_masks
-from .image_looks import look_at_images
+from .image_looks import ImageLook, look_at_images
 from .report import FlightReport, ImageUse
 
 
@@ -42,49 +44,98 @@ def check_flight(
         ModuleNotFoundError: find_near_duplicates is on, and ImageHash is not installed.
     """
     plan, refusals = _plan_if_possible(dataset, settings)
-    crops = plan.crops if plan else _make_empty_crops(dataset)
-    uses = _collect_uses(crops)
     looks = look_at_images(
         dataset.images,
         take_fingerprints=check.find_near_duplicates,
         check_interrupted=check_interrupted,
         on_progress=on_progress,
     )
-    config = settings.training
-    cost = estimate_cost(plan, surroundings) if plan else Cost()
-    learned = [image for image in dataset.images if not image.is_regularization]
-    duplicate_groups = group_duplicates(learned, looks)
+    checked = _Checked(dataset, settings, plan, looks, estimate_cost(plan, surroundings) if plan else Cost())
     if not any(image.caption for image in dataset.images):
         refusals = []  # judge_left_out says the same
     findings = [
         *refusals,
-        *_judge_settings(config),
-        *judge_left_out(dataset, crops),
-        *judge_crops(uses, settings.buckets),
-        *judge_duplicates(duplicate_groups),
-        *judge_masks(dataset.images, looks),
-        *judge_lengths(dataset.images, settings.captions, seed=config.seed),
-        *judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption]),
-        *judge_alternatives(dataset.images, settings.captions),
-        *judge_sameness(learned),
-        *judge_schedule(learned, cost.schedule, config),
-        *judge_machine(cost, surroundings, config),
+        *_judge_settings(settings.training),
+        *_judge_images(checked),
+        *_judge_captions(checked),
+        *judge_schedule(checked.trained, checked.cost.schedule, settings.training),
+        *judge_machine(checked.cost, surroundings, settings.training),
     ]
-    findings += gather_remarks(crops, findings)
-    left_out = {finding.name for finding in crops.report.left_out}
-    held_out = {item.image.name for item in plan.validation.held_out} if plan else set()
+    findings += gather_remarks(checked.crops, findings)
+    return _make_report(checked, findings, stop_at=check.stop_at)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A training as it is planned (plan: None if it cannot be), and what its images look like."""
+
+    dataset: Dataset
+    settings: RunSettings[SDXLConfig]
+    plan: TrainingPlan[SDXLConfig] | None
+    looks: dict[str, ImageLook]
+    cost: Cost
+
+    @cached_property
+    def crops(self) -> CropPlan:
+        return self.plan.crops if self.plan else _make_empty_crops(self.dataset)
+
+    @cached_property
+    def uses(self) -> list[ImageUse]:
+        return _collect_uses(self.crops)
+
+    @cached_property
+    def learned(self) -> list[TrainingImage]:
+        """The images that are no regularization, those that are held out too."""
+        return [image for image in self.dataset.images if not image.is_regularization]
+
+    @cached_property
+    def duplicate_groups(self) -> list[list[str]]:
+        return group_duplicates(self.learned, self.looks)
+
+    @cached_property
+    def left_out(self) -> set[str]:
+        return {finding.name for finding in self.crops.report.left_out}
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        return {item.image.name for item in self.plan.validation.held_out} if self.plan else set()
+
+    @property
+    def trained(self) -> list[TrainingImage]:
+        return [image for image in self.learned if image.name not in self.left_out | self.held_out]
+
+
+def _judge_images(checked: _Checked) -> Iterator[CheckFinding]:
+    yield from judge_left_out(checked.dataset, checked.crops)
+    yield from judge_crops(checked.uses, checked.settings.buckets)
+    yield from judge_duplicates(checked.duplicate_groups)
+    yield from judge_masks(checked.dataset.images, checked.looks)
+
+
+def _judge_captions(checked: _Checked) -> Iterator[CheckFinding]:
+    dataset, captions, learned = checked.dataset, checked.settings.captions, checked.learned
+    yield from judge_lengths(dataset.images, captions, seed=checked.settings.training.seed)
+    yield from judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption])
+    yield from judge_alternatives(dataset.images, captions)
+    yield from judge_sameness(learned)
+
+
+def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, stop_at: str) -> FlightReport:
+    dataset, looks = checked.dataset, checked.looks
+    regularization = [image for image in dataset.images if image.is_regularization]
     return FlightReport(
         name=dataset.folder_name,
-        stop_at=check.stop_at,
-        uses=uses,
-        num_images=sum(image.name not in left_out and image.name not in held_out for image in learned),
-        num_regularization=sum(image.name not in left_out for image in dataset.images if image.is_regularization),
-        num_left_out=len(left_out),
+        stop_at=stop_at,
+        uses=checked.uses,
+        num_images=len(checked.trained),
+        num_regularization=sum(image.name not in checked.left_out for image in regularization),
+        num_held_out=len(checked.held_out),
+        num_left_out=len(checked.left_out),
         summary=dataset.report.summary,
         num_masks=sum(look.mask_share is not None for look in looks.values()),
-        cost=cost,
+        cost=checked.cost,
         findings=sorted(findings, key=lambda finding: -LEVELS.index(finding.level)),
-        duplicate_groups=duplicate_groups,
+        duplicate_groups=checked.duplicate_groups,
         thumbnails={name: look.thumbnail for name, look in looks.items()},
     )
 

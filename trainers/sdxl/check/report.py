@@ -46,6 +46,7 @@ class FlightReport:
     uses: list[ImageUse]
     num_images: int
     num_regularization: int
+    num_held_out: int
     num_left_out: int
     num_masks: int
     summary: list[str]
@@ -119,6 +120,7 @@ class FlightReport:
     def _format_image_counts(self) -> str:
         parts = [pluralize(self.num_images, "image")]
         parts += [f"{self.num_regularization} more for regularization"] if self.num_regularization else []
+        parts += [f"{self.num_held_out} held out"] if self.num_held_out else []
         parts += [f"{self.num_masks} with masks"] if self.num_masks else []
         parts += [f"{self.num_left_out} left out"] if self.num_left_out else []
         return "Images: " + ", ".join(parts)
@@ -163,6 +165,7 @@ class FlightReport:
             "stop_at": self.stop_at,
             "num_pictures": self.num_images,
             "num_regularization": self.num_regularization,
+            "num_held_out": self.num_held_out,
             "num_left_out": self.num_left_out,
             "num_masks": self.num_masks,
             "summary": self.summary,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ...files.hashes import file_sha256, legacy_file_hash
+from ...files.tensor_hash import hash_named_tensors
 from ...files.text_input import parse_json
 from ...files.weight_file import FileVersion, WeightFile, is_unchanged, open_weights
 from ...wording import name_examples
@@ -109,11 +110,8 @@ class SDXLModel:
         module: nn.Module | None = getattr(self, part)
         if module is None:
             raise RuntimeError(f"the {PART_NAMES[part]} is no longer in memory, or was never loaded")
-        digest = hashlib.sha256()
-        for name, weight in sorted((bare_text_name(name), weight) for name, weight in module.state_dict().items()):
-            digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        weights = {bare_text_name(name): weight for name, weight in module.state_dict().items()}
+        return hash_named_tensors(weights, hashlib.sha256())
 
 
 def load_model(path: Path) -> SDXLModel:

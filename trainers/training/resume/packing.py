@@ -5,7 +5,6 @@ numbers, texts, None and tensors.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Packed = tuple[Any, dict[str, Tensor]]
@@ -54,8 +53,3 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == _TUPLE:
         return tuple(unpack(each, tensors) for each in content)
     return {unpack(key, tensors): unpack(each, tensors) for key, each in content}
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor on the CPU."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -16,7 +16,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ...files.atomic_write import atomic_write
-from .packing import as_bytes, pack, unpack
+from ...files.tensor_hash import as_bytes, hash_named_tensors
+from ..critical_section import critical_section
+from .packing import pack, unpack
 
 FORMAT = 1
 _CONTENT, _CHECKSUM, _FORMAT = "content", "blake2b", "format"
@@ -112,7 +114,8 @@ def read_state(path: Path) -> TrainingState:
     """
     content = path.read_bytes()
     try:
-        tensors = load(content)
+        with critical_section():  # safetensors turns what a signal raises into a ValueError
+            tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if header[_FORMAT] != str(FORMAT):
             raise DamagedState(f"{path}: written by another version")
@@ -124,8 +127,4 @@ def read_state(path: Path) -> TrainingState:
 
 
 def _compute_checksum(content: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(content.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(as_bytes(tensor.contiguous()))
-    return digest.hexdigest()
+    return hash_named_tensors(tensors, hashlib.blake2b(content.encode(), digest_size=16))

@@ -111,13 +111,40 @@ def list_samples(folder: Path, *, max_samples: int) -> tuple[list[Sample], int]:
     return found[:max_samples], len(found)
 
 
-def list_loras(folder: Path, result: dict[str, Any], *, max_loras: int) -> tuple[list[LoraFile], int]:
+def list_loras(
+    folder: Path, progress: dict[str, Any], result: dict[str, Any], *, max_loras: int
+) -> tuple[list[LoraFile], int]:
     """Return the results, then the checkpoints, the last one first; and how many there are."""
-    finished = [_describe_lora(file, result) for file in _list_loras(folder)]
+    files = _list_loras(folder)
+    best = _find_best(files, progress, result)
+    ema_name = _get_name(result, "ema_path")
+    finished = [_describe_lora(file, _name_kind(file.name, best.name, ema_name), best) for file in files]
     finished.sort(key=lambda lora: (_KINDS.index(lora.kind), lora.path))
     checkpoints = sorted(_list_loras(folder / "checkpoints"), key=_get_age)
-    loras = [*finished, *(_describe_lora(file, result, kind="checkpoint") for file in checkpoints)]
+    loras = [*finished, *(_describe_lora(file, "checkpoint", best) for file in checkpoints)]
     return loras[:max_loras], len(loras)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The file name of the best LoRA, and its step."""
+
+    name: str = ""
+    step: int | None = None
+
+
+def _find_best(files: list[_File], progress: dict[str, Any], result: dict[str, Any]) -> _Best:
+    """What the result says. Until a run has one, its status says the step."""
+    if result:
+        best = get_object(result, "best")
+        return _Best(_get_name(best, "path"), get_whole(best, "step") or None)
+    step = get_whole(get_object(progress, "validation"), "best_step")
+    name = next((file.name for file in files if file.name.endswith("-best.safetensors")), "")
+    return _Best(name, step) if step and name else _Best()
+
+
+def _name_kind(name: str, best_name: str, ema_name: str) -> LoraKind:
+    return "ema" if name == ema_name else "best" if name == best_name else "final"
 
 
 def _list_loras(folder: Path) -> list[_File]:
@@ -129,15 +156,14 @@ def _get_age(file: _File) -> tuple[float, str]:
     return -file.time, file.name
 
 
-def _describe_lora(file: _File, result: dict[str, Any], kind: LoraKind | None = None) -> LoraFile:
-    best = get_object(result, "best")
-    is_best, is_ema = file.name == _get_name(best, "path"), file.name == _get_name(result, "ema_path")
+def _describe_lora(file: _File, kind: LoraKind, best: _Best) -> LoraFile:
+    is_best = file.name == best.name
     numbers = _CHECKPOINT.fullmatch(file.name)
     step, epoch = (numbers["step"], numbers["epoch"]) if numbers else (None, None)
     if is_best and step is None and epoch is None:
-        step = get_whole(best, "step") or None
+        step = best.step
     return LoraFile(
-        kind=kind or ("ema" if is_ema else "best" if is_best else "final"),
+        kind=kind,
         path=file.path,
         bytes=file.bytes,
         step=None if step is None else int(step),

@@ -82,7 +82,7 @@ def read_record(folder: Path, curve: LossCurve, *, max_points: int) -> RunRecord
     if curve.num_unreadable:
         notes.append(f"loss.csv: {pluralize(curve.num_unreadable, 'line')} cannot be read")
     samples, num_samples = list_samples(folder, max_samples=MAX_SAMPLES)
-    loras, num_loras = list_loras(folder, result, max_loras=MAX_LORAS)
+    loras, num_loras = list_loras(folder, progress, result, max_loras=MAX_LORAS)
     return RunRecord(
         summary=_summarize(folder, progress, last_step=curve.last_step),
         loss=get_number(progress, "loss"),

@@ -19,7 +19,7 @@ def test_latents_bytes_match_what_the_cache_writes(tmp_path: Path) -> None:
 
     plan = plan_crops(imagine_dataset(3), BucketConfig(resolution=1024), seed=0)
     disk = estimate_disk_use(
-        plan,
+        plan.items,
         SDXLConfig(),
         plan_schedule(plan, SDXLConfig()),
         chunks_by_text=[1, 2],
@@ -48,7 +48,12 @@ def test_masks_count_once_even_if_images_are_flipped() -> None:
     for each in (dataset, masked):
         plan = plan_crops(each, BucketConfig(resolution=1024), seed=0)
         disk = estimate_disk_use(
-            plan, SDXLConfig(), plan_schedule(plan, SDXLConfig()), chunks_by_text=[], random_flip=True, num_parameters=1
+            plan.items,
+            SDXLConfig(),
+            plan_schedule(plan, SDXLConfig()),
+            chunks_by_text=[],
+            random_flip=True,
+            num_parameters=1,
         )
         sizes.append(disk.latents_bytes)
     assert sizes[1] - sizes[0] == pytest.approx(2 * len(save({"mask": zeros(1, 128, 128)})), rel=0.02)
@@ -62,7 +67,7 @@ def test_checkpoints_are_counted_without_the_finished_lora(settings: dict, numbe
     config = SDXLConfig(max_train_steps=1500, **settings)
     assert (
         estimate_disk_use(
-            plan, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1
+            plan.items, config, plan_schedule(plan, config), chunks_by_text=[], random_flip=False, num_parameters=1
         ).num_checkpoints
         == number
     )

@@ -346,6 +346,20 @@ def test_held_out_images_are_not_counted(folder: Path) -> None:
     report = check(scan(folder), validation_share=0.3)
     assert report.num_images == 4 and report.cost.schedule.num_samples == 4
     assert any("2 images held out, never trained on" in line for line in list_lines(report, "remarks"))
+    assert report.num_held_out == report.to_dict()["num_held_out"] == 2
+    assert "Images: 4 images, 2 held out" in report.text()
+
+
+def test_with_held_out_images_the_estimates_are_those_of_the_run(folder: Path) -> None:
+    """Four of six images are trained: few, in shorter epochs, but all six are encoded."""
+    whole, split = check(scan(folder)), check(scan(folder), validation_share=0.3)
+    assert list_lines(split, "few_pictures")[1].startswith("  only 4 images")
+    assert "few_pictures" not in list_kinds(whole)
+    assert split.cost.schedule.total_steps == whole.cost.schedule.total_steps == 400
+    assert split.cost.schedule.times_seen_range == (100, 100)
+    assert split.cost.disk.latents_bytes == whole.cost.disk.latents_bytes
+    epochs = check(scan(folder), validation_share=0.3, num_train_epochs=10)
+    assert epochs.cost.schedule.total_steps == 40
 
 
 def test_regularization_images_are_counted_apart_and_need_no_trigger_word(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.run_folders import keep_alive, write_losses, write_run
+from tests.run_folders import keep_alive, write_lora, write_losses, write_run
 from trainers.training.runs.reader import RunNotAlive, RunReader, UnknownRun
 from trainers.training.runs.record import RunRecord
 
@@ -37,6 +37,13 @@ def test_a_record_has_all_that_a_panel_shows(tmp_path: Path):
     latest = record.loras[0]
     assert (latest.kind, latest.step, latest.bytes) == ("checkpoint", 600, 700_000) and Path(latest.path).is_file()
     assert record.notices == ["bf16 is used"] and record.settings.startswith("object") and record.notes == []
+
+
+def test_the_best_lora_of_a_run_that_goes_on_is_no_result(tmp_path: Path):
+    folder = write_run(tmp_path)
+    write_lora(folder / "toadstool-best.safetensors")
+    (best, *_) = read(tmp_path).loras
+    assert (best.kind, best.step, best.is_best) == ("best", 400, True)
 
 
 def test_a_finished_run_lists_its_result_first_and_marks_the_best_checkpoint(tmp_path: Path):
