@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from trainers.musubi.architectures import ARCHITECTURES, Architecture
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from trainers.training.presets import GOALS, MEMORY_PRESETS
 
 from .schemas import DYNAMIC_COMBO, ROOT
 

@@ -9,7 +9,7 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
 from ..trainers.packages import require_packages
 from ..trainers.sdxl.config import SDXLConfig
-from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from ..trainers.training.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
 from .host import folders
 from .host.progress import STARTING, show_text

@@ -9,10 +9,10 @@ import torch
 
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
+from ...trainers.training.presets import choose_memory_preset, resolve
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 
@@ -35,7 +35,7 @@ def resolve_settings(
     require_listed_optimizer(given.get("optimizer", "AdamW"))
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
-    return resolve(given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
+    return resolve(SDXLConfig, given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
 
 
 def choose_precision(weight_dtype: torch.dtype) -> str:

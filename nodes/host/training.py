@@ -14,11 +14,11 @@ from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
-from ...trainers.sdxl.presets import describe
 from ...trainers.training.events import RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import TrainingPlan, plan_training
+from ...trainers.training.presets import describe
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.run_settings import RunSettings
 from ...trainers.training.trained_lora import TrainedLora
