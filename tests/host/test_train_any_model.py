@@ -236,7 +236,9 @@ def test_an_unknown_model_trains_with_general_settings(client: ComfyClient):
 
 
 def test_settings_left_open_come_from_the_family(client: ComfyClient):
-    left_open = dict.fromkeys(("rank", "alpha", "learning_rate", "discrete_flow_shift"), 0) | {"timestep_sampling": "auto"}
+    left_open = dict.fromkeys(("rank", "alpha", "learning_rate", "discrete_flow_shift"), 0) | {
+        "timestep_sampling": "auto"
+    }
     result = client.run(flow_prompt(output_name="open", max_train_steps=2, **left_open))
     chosen = get_facts(result)["presets"]["chosen"]
     assert (chosen["rank"], chosen["alpha"], chosen["learning_rate"]) == (32, 16, 1e-4)
