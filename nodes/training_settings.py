@@ -20,8 +20,8 @@ class LoRASettings(io.ComfyNode):
             display_name="Settings of a LoRA (LoRA Trainer)",
             category=CATEGORY,
             description="Reads the settings that a LoRA was trained with from its file, for Train LoRA, Train LoRA "
-            "(SDXL) and Flight Check: all of them for a LoRA of this pack, those that exist here for one of kohya's scripts. It "
-            "lists what it does not take.",
+            "(SDXL) and Flight Check: all of them for a LoRA of this pack, those that exist here for one of kohya's "
+            "scripts. It lists what it does not take.",
             search_aliases=[
                 "TrainingSettings",
                 "lora metadata",
