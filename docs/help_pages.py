@@ -1,5 +1,5 @@
 """Builds the generated parts of the help pages in web/docs: the inputs of every node, the presets'
-numbers and what each Musubi architecture recommends.
+numbers, and what each model family and each Musubi architecture recommends.
 
 A part is between `<!-- make docs: NAME -->` and `<!-- end -->`. Everything else on a page is
 written by hand, even the heading lines of its tables.
@@ -11,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from trainers.flow.families import FAMILIES, FlowFamilyRow
 from trainers.musubi.architectures import ARCHITECTURES, Architecture
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from trainers.training.presets import GOALS, MEMORY_PRESETS
 
 from .schemas import DYNAMIC_COMBO, ROOT
 
@@ -53,6 +54,7 @@ def _replace_parts(path: Path, schema: SimpleNamespace, *, language: str) -> str
         "inputs": lambda old: "\n" + "\n".join(describe_inputs(schema.inputs)) + "\n\n",
         "goals": lambda old: _replace_rows(old, build_goal_rows()),
         "memory": lambda old: _replace_rows(old, build_memory_rows()),
+        "families": lambda old: _replace_rows(old, build_family_rows()),
         "architectures": lambda old: _replace_rows(old, build_architecture_rows(language)),
     }
     text = path.read_text(encoding="utf-8")
@@ -94,6 +96,27 @@ def build_memory_rows() -> list[str]:
         )
         for name, preset in MEMORY_PRESETS.items()
     ]
+
+
+def build_family_rows() -> list[str]:
+    return [
+        _build_row(
+            row.name,
+            row.rank,
+            f"{row.learning_rate:g}",
+            row.timestep_sampling,
+            "–" if row.discrete_flow_shift is None else f"{row.discrete_flow_shift:g}",
+            row.resolution_step,
+            _list_markers(row),
+        )
+        for row in FAMILIES
+    ]
+
+
+def _list_markers(row: FlowFamilyRow) -> str:
+    """List what names of distilled models have, and after ≠ what undistilled ones have."""
+    markers = ", ".join(row.distilled_markers) or "–"
+    return f"{markers} (≠ {', '.join(row.undistilled_markers)})" if row.undistilled_markers else markers
 
 
 def build_architecture_rows(language: str) -> list[str]:

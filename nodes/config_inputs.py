@@ -67,20 +67,23 @@ def make_settings_inputs(
     visible: Collection[str],
     open_settings: Mapping[str, str] | None = None,
     own: Iterable[io.Input] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> list[io.Input]:
     """Make one optional input for each name in the order, advanced unless it is in `visible`.
 
     Inputs in `own` are used as they are; all others are made from the parameters of the configs. A
     parameter in `open_settings` may be left open (0, or "auto"); its text there says what then
-    decides it.
+    decides it. `notes` end the tooltips. If two configs have a parameter, the last one counts.
     """
     own_inputs = {entry.id: entry for entry in own}
     parameters = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
-    open_texts = open_settings or {}
+    open_texts, tooltip_ends = open_settings or {}, notes or {}
     return [
         own_inputs[name]
         if name in own_inputs
-        else _make_input(*parameters[name], open_texts.get(name), is_advanced=name not in visible)
+        else _make_input(
+            *parameters[name], open_texts.get(name), is_advanced=name not in visible, note=tooltip_ends.get(name, "")
+        )
         for name in order
     ]
 
@@ -102,12 +105,12 @@ def find_help_text(config: type, name: str) -> str:
     return text
 
 
-def _make_input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool) -> io.Input:
+def _make_input(spec: Field, kind: Any, open_text: str | None, *, is_advanced: bool, note: str) -> io.Input:
     limits = spec.metadata
     common: dict[str, Any] = {
         "optional": True,
         "advanced": is_advanced or None,
-        "tooltip": _build_tooltip(limits["help"], kind, open_text),
+        "tooltip": f"{_build_tooltip(limits['help'], kind, open_text)} {note}".strip(),
     }
     if limits["choices"] or (kind is bool and open_text):
         options = list(limits["choices"] or ("on", "off"))

@@ -16,11 +16,12 @@ from .musubi_doctor import MusubiDoctor
 from .musubi_train import MusubiTrain
 from .review_captions import ReviewCaptions
 from .save_lora import SaveLoRA
+from .train_lora import TrainLoRA
 from .train_sdxl import LoRATrainSDXL
 from .training_settings import LoRASettings
 
 NODES: list[type[io.ComfyNode]] = [
-    *(LoadImages, LoRATrainSDXL, ApplyLoRA, SaveLoRA),
+    *(LoadImages, TrainLoRA, LoRATrainSDXL, ApplyLoRA, SaveLoRA),
     *(ReviewCaptions, FlightCheck, JoinDatasets, Florence2Caption, SetCaptions),
     *(MusubiTrain, MusubiDoctor),
     CompareCheckpoints,

@@ -9,7 +9,7 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.packages import require_packages
 from ..trainers.sdxl.check.config import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
-from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from ..trainers.training.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS, replace_by_earlier

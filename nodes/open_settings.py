@@ -1,5 +1,5 @@
-"""The settings of Train LoRA (SDXL) and Flight Check that a user may leave open (0, or "auto"), and
-what decides them then.
+"""The settings of Train LoRA, Train LoRA (SDXL) and Flight Check that a user may leave open (0, or
+"auto"), and what decides them then.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ OPEN_SETTINGS = {
         _FROM_MEMORY,
     ),
 }
+
+_OPEN_IN_CONFIG = ("timestep_sampling", "discrete_flow_shift")  # 0 and auto are among their own values
 
 # They belong to this run, or to this machine.
 _OF_THE_NODE = ("seed", "mixed_precision", "network_weights")
@@ -54,7 +56,7 @@ def list_choices(
     not left open, `chosen` the numbers for those that were. `sections` are the resolved settings.
     """
     resolved = {**sections["training"], **sections["buckets"]}
-    names = [name for name in OPEN_SETTINGS if name in settings]
+    names = [name for name in (*OPEN_SETTINGS, *_OPEN_IN_CONFIG) if name in settings and name in resolved]
     given = {name: settings[name] for name in names if settings[name] not in (0, AUTO)}
     unused = {"max_train_steps"} if resolved["num_train_epochs"] else set()
     chosen = {name: resolved[name] for name in names if name not in {*given, *unused}}

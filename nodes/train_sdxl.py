@@ -9,12 +9,11 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.files.names import check_output_name
 from ..trainers.packages import require_packages
 from ..trainers.sdxl.config import SDXLConfig
-from ..trainers.sdxl.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import check_settings_order, find_help_text, make_file_input, make_settings_inputs
-from .host import folders
+from .config_inputs import check_settings_order, make_settings_inputs
 from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS, replace_by_earlier
-from .sockets import CATEGORY, ID_PREFIX, TrainingDataset, TrainingSettings
+from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
+from .trainer_inputs import make_outputs, make_preset_inputs, make_run_inputs, make_settings_socket, to_node_output
 
 _VISIBLE = {"max_train_steps", "learning_rate", "rank", "resolution"}
 # Append only. Flight Check has an order too.
@@ -94,65 +93,6 @@ SETTINGS_ORDER = check_settings_order(
 )
 
 
-def _describe_presets(presets: dict[str, Any]) -> str:
-    return "; ".join(f"{name}: {preset.text()}" for name, preset in presets.items())
-
-
-def _make_own_inputs() -> list[io.Input]:
-    return make_settings_inputs(
-        SETTINGS_ORDER,
-        SDXLConfig,
-        BucketConfig,
-        CaptionConfig,
-        visible=_VISIBLE,
-        open_settings=OPEN_SETTINGS,
-        own=[*_make_run_inputs(), _make_network_weights()],
-    )
-
-
-def _make_run_inputs() -> list[io.Input]:
-    return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**53 - 1,  # the largest integer that a browser stores exactly
-            # The front end's own default would train again with every Run.
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            optional=True,
-            tooltip=find_help_text(SDXLConfig, "seed"),
-        ),
-        io.String.Input(
-            "output_name",
-            default="lora",
-            optional=True,
-            tooltip="Name of the run's folder in output/lora_trainer/runs and of the LoRA in it. The file that "
-            "loaders list is named in Save LoRA.",
-        ),
-        io.Combo.Input(
-            "resume",
-            options=[AUTO, "new", *folders.list_runs()],
-            default=AUTO,
-            optional=True,
-            advanced=True,
-            tooltip="auto: goes on with a run of the same settings, images and model that was stopped, loads one that "
-            "is finished, and extends one that had fewer steps. new: none of it. Or the run to go on with, whatever "
-            "has changed.",
-        ),
-        io.Boolean.Input(
-            "let_others_go_first",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip="Pauses for prompts that wait in the queue, every two minutes at most, and goes on after them.",
-        ),
-    ]
-
-
-def _make_network_weights() -> io.Input:
-    return make_file_input(SDXLConfig, "network_weights", folders.list_starting_points())
-
-
 class LoRATrainSDXL(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -188,40 +128,19 @@ class LoRATrainSDXL(io.ComfyNode):
                 TrainingDataset.Input(
                     "dataset", tooltip="From Load Images or a node after it: usually 10 to 200 images with captions."
                 ),
-                io.Combo.Input(
-                    "goal",
-                    options=list(GOALS),
-                    default="object",
-                    optional=True,
-                    tooltip="What the LoRA should learn. Decides the settings that are left at 0. "
-                    f"{_describe_presets(GOALS)}.",
+                *make_preset_inputs(),
+                *make_settings_inputs(
+                    SETTINGS_ORDER,
+                    SDXLConfig,
+                    BucketConfig,
+                    CaptionConfig,
+                    visible=_VISIBLE,
+                    open_settings=OPEN_SETTINGS,
+                    own=make_run_inputs(),
                 ),
-                io.Combo.Input(
-                    "memory",
-                    options=[AUTO, *MEMORY_PRESETS],
-                    default=AUTO,
-                    optional=True,
-                    tooltip="Memory of the GPU. Decides the settings that are left at 0 or auto. auto: the memory of "
-                    "this GPU. "
-                    f"{_describe_presets(MEMORY_PRESETS)}.",
-                ),
-                *_make_own_inputs(),
-                TrainingSettings.Input(
-                    "settings",
-                    optional=True,
-                    tooltip="From Settings of a LoRA. They replace goal, memory and the values above, except seed, "
-                    "mixed_precision, network_weights, resume, let_others_go_first and the names that begin with "
-                    "output_, save_ and sample_.",
-                ),
+                make_settings_socket(),
             ],
-            outputs=[
-                io.Model.Output("model", tooltip="The input model with the LoRA at strength 1."),
-                io.Clip.Output("clip", tooltip="The input text encoders with the LoRA at strength 1."),
-                io.LoraModel.Output("lora", tooltip="The LoRA, for Save LoRA and Apply LoRA."),
-                io.LossMap.Output("loss", tooltip="The loss of every optimizer step, for Plot Loss Graph."),
-                io.String.Output("path", tooltip="Full path of the LoRA in the run's folder."),
-                io.Int.Output("steps", tooltip="Number of optimizer steps trained."),
-            ],
+            outputs=make_outputs(),
         )
 
     @classmethod
@@ -256,10 +175,11 @@ class LoRATrainSDXL(io.ComfyNode):
         # diffusers and peft take seconds to import: not before they are needed
         show_text(STARTING)
         require_packages()
-        from .host.training import train_sdxl
+        from .host.graph_training import TrainingRequest
+        from .host.sdxl_training import train_sdxl
         from .host.weights import GraphModel
 
-        trained = train_sdxl(
+        request = TrainingRequest(
             GraphModel(model, clip, vae),
             dataset,
             goal=goal,
@@ -269,15 +189,4 @@ class LoRATrainSDXL(io.ComfyNode):
             resume=resume,
             is_polite=let_others_go_first,
         )
-        return io.NodeOutput(
-            trained.model,
-            trained.clip,
-            trained.lora,
-            {"loss": trained.result.losses},
-            str(trained.result.path),
-            trained.result.steps,
-            ui={
-                "text": [trained.summary],
-                "lora_trainer": [trained.facts()],
-            },  # no images, so that the last preview with the whole curve stays on the node
-        )
+        return to_node_output(train_sdxl(request))

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
+from ..trainers.flow.config import FlowConfig
 from ..trainers.sdxl.config import SDXLConfig
 from .host import folders
 from .sockets import CATEGORY, ID_PREFIX, TrainingSettings
@@ -18,9 +19,9 @@ class LoRASettings(io.ComfyNode):
             node_id=ID_PREFIX + "TrainingSettings",
             display_name="Settings of a LoRA (LoRA Trainer)",
             category=CATEGORY,
-            description="Reads the settings that a LoRA was trained with from its file, for Train LoRA (SDXL) and "
-            "Flight Check: all of them for a LoRA of this pack, those that exist here for one of kohya's scripts. It "
-            "lists what it does not take.",
+            description="Reads the settings that a LoRA was trained with from its file, for Train LoRA, Train LoRA "
+            "(SDXL) and Flight Check: all of them for a LoRA of this pack, those that exist here for one of kohya's "
+            "scripts. It lists what it does not take.",
             search_aliases=[
                 "TrainingSettings",
                 "lora metadata",
@@ -57,5 +58,6 @@ class LoRASettings(io.ComfyNode):
             raise ValueError("Choose a LoRA to take the settings from")
         from ..trainers.training.earlier_settings import read_earlier_settings
 
-        earlier = read_earlier_settings(folders.find_starting_point(lora), (SDXLConfig, BucketConfig, CaptionConfig))
+        configs = (SDXLConfig, FlowConfig, BucketConfig, CaptionConfig)
+        earlier = read_earlier_settings(folders.find_starting_point(lora), configs)
         return io.NodeOutput(earlier, earlier.text(), ui={"text": [earlier.text()]})

@@ -19,6 +19,7 @@ from .training.events import Interrupted, Paused
 
 COMMANDS = {
     "sdxl": sdxl,
+    "flow": flow,
     "musubi": musubi,
     "caption": caption,
     "check": check,

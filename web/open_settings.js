@@ -13,20 +13,24 @@ import { ask, callAfter } from "./shared/host.js";
 /** @typedef {import("./open_settings/choices.js").Values} Values */
 
 const TRAINER = "LoRATrainer_LoRATrainSDXL";
+/** What its presets choose depends on the model, which only a run knows. */
+const ANY_MODEL = "LoRATrainer_TrainLoRA";
 const FLIGHT_CHECK = "LoRATrainer_FlightCheck";
+const NODE_TYPES = [TRAINER, ANY_MODEL, FLIGHT_CHECK];
 const ASKED = ["goal", "memory", "rank", "train_batch_size"];
 
 app.registerExtension({
   name: "LoRATrainer.OpenSettings",
   nodeCreated(node) {
-    if (node.comfyClass === TRAINER || node.comfyClass === FLIGHT_CHECK) showOpenSettings(node);
+    if (NODE_TYPES.includes(node.comfyClass ?? "")) showOpenSettings(node);
   },
 });
 
 /** @param {ComfyNode} node */
 function showOpenSettings(node) {
   const labels = new OpenSettings(node);
-  node.showRunChoices = (run) => labels.showRun(run);
+  // a Flight Check tells what SDXL would get
+  if (node.comfyClass !== ANY_MODEL) node.showRunChoices = (run) => labels.showRun(run);
   callAfter(node, "onConfigure", () => labels.update());
   callAfter(node, "onConnectionsChange", () => labels.update());
   callAfter(node, "onExecuted", (output) => {
@@ -64,7 +68,8 @@ class OpenSettings {
     this.#draw();
     if (query === this.#asked) return;
     this.#asked = query;
-    const presets = ASKED.every((name) => name in widgets) ? await askPresets(query) : {};
+    const isKnown = this.node.comfyClass !== ANY_MODEL && ASKED.every((name) => name in widgets);
+    const presets = isKnown ? await askPresets(query) : {};
     if (query !== this.#asked) return;
     this.#presets = presets;
     this.#draw();

@@ -18,7 +18,11 @@ import { CLOSED_HEIGHT, TrainingPanel } from "./training_panel/panel.js";
 import { nameStatus } from "./training_panel/run.js";
 import { ENGLISH } from "./training_panel/words.js";
 
-const NODE_TYPES = ["LoRATrainer_LoRATrainSDXL", "LoRATrainer_MusubiTrain"];
+const NODE_TYPES = [
+  "LoRATrainer_TrainLoRA",
+  "LoRATrainer_LoRATrainSDXL",
+  "LoRATrainer_MusubiTrain",
+];
 const MIN_OPEN_WIDTH = 340;
 const STYLES = new URL("./training_panel/panel.css", import.meta.url);
 

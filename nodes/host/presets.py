@@ -9,7 +9,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset
+from ...trainers.training.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 

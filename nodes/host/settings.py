@@ -8,11 +8,14 @@ import comfy.model_management
 import torch
 
 from ...trainers.dataset.dataset import Dataset
+from ...trainers.flow.config import FlowConfig
+from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.flow.presets import resolve_flow
 from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.presets import choose_memory_preset, resolve
 from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
+from ...trainers.training.presets import choose_memory_preset, resolve
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 
@@ -29,13 +32,40 @@ def resolve_settings(
     given = drop_open_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = choose_precision(weight_dtype)
-    require_supported(comfy.model_management.get_torch_device())
-    if "optimizer" not in given and not can_step("AdamW8bit", comfy.model_management.get_torch_device()):
-        given["optimizer"] = "AdamW"
+    given |= _choose_optimizer(given)
+    return resolve(SDXLConfig, given, goal=goal, memory=_choose_memory(memory), num_images=dataset.num_training_samples)
+
+
+def resolve_flow_settings(
+    settings: dict[str, Any], family: FlowFamilyRow, *, goal: str, memory: str, dataset: Dataset
+) -> RunSettings[FlowConfig]:
+    """Resolve all settings of a training on any other model from the widgets' values.
+
+    Raises:
+        ValueError: a setting is out of its range, or does not suit the model.
+    """
+    given = drop_open_settings(settings)
+    if given.get("mixed_precision", AUTO) != AUTO:
+        raise ValueError(
+            f"mixed_precision is {given['mixed_precision']}, but this model computes in the data type that the graph "
+            "has loaded it in. Set it to auto; the loader's weight_dtype decides"
+        )
+    given |= _choose_optimizer(given)
+    return resolve_flow(
+        given, family, goal=goal, memory=_choose_memory(memory), num_images=dataset.num_training_samples
+    )
+
+
+def _choose_optimizer(given: dict[str, Any]) -> dict[str, Any]:
+    """Where AdamW8bit does not work, AdamW takes the place of an open optimizer."""
+    device = comfy.model_management.get_torch_device()
+    require_supported(device)
     require_listed_optimizer(given.get("optimizer", "AdamW"))
-    if memory == AUTO:
-        memory = choose_memory_preset(comfy.model_management.get_total_memory())
-    return resolve(given, goal=goal, memory=memory, num_images=dataset.num_training_samples)
+    return {} if "optimizer" in given or can_step("AdamW8bit", device) else {"optimizer": "AdamW"}
+
+
+def _choose_memory(memory: str) -> str:
+    return choose_memory_preset(comfy.model_management.get_total_memory()) if memory == AUTO else memory
 
 
 def choose_precision(weight_dtype: torch.dtype) -> str:

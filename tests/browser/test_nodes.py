@@ -3,15 +3,19 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.browser.editor import Editor
 
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "train_sdxl_from_folder.json"
 TRAINER = "LoRATrainer_LoRATrainSDXL"
+TRAINERS = (TRAINER, "LoRATrainer_TrainLoRA")
 SHOWN = ["goal", "memory", "rank", "learning_rate", "max_train_steps", "resolution", "seed", "output_name"]
 
 
-def test_a_new_trainer_shows_eight_widgets(editor: Editor):
-    node = editor.add_node(TRAINER)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_new_trainer_shows_eight_widgets(editor: Editor, trainer: str):
+    node = editor.add_node(trainer)
     editor.screenshot("fresh")
     assert [name for name in editor.visible_widgets(node) if name != "control after generate"] == SHOWN
     assert editor.height(node) < 500

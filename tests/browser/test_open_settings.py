@@ -6,6 +6,7 @@ from tests.browser.editor import Editor
 from tests.browser.test_examples import IMAGES, LOADER, SMALL_RUN, TRAINER, read_workflow
 
 SDXL = "LoRATrainer_LoRATrainSDXL"
+ANY_MODEL = "LoRATrainer_TrainLoRA"
 CHECK = "LoRATrainer_FlightCheck"
 SHOWS = "([id, labels]) => labels.every((label) => app.graph.getNodeById(id).widgets.some((w) => w.label === label))"
 
@@ -43,6 +44,21 @@ def test_a_saved_node_opens_with_the_numbers_of_its_own_goal(editor: Editor):
     editor.set_widgets(node, goal="style")
     editor.open_workflow(editor.workflow())
     wait_for_labels(editor, node, "rank → 32", "resolution → 1024")
+
+
+def test_train_lora_shows_numbers_only_after_a_run(editor: Editor):
+    """They depend on the model."""
+    node = editor.add_node(ANY_MODEL)
+    editor.page.wait_for_timeout(500)
+    wait_for_labels(editor, node, "rank", "learning_rate", "resolution")
+    chosen = {"rank": 32, "learning_rate": 0.0001, "timestep_sampling": "sigmoid"}
+    presets = {"goal": "object", "memory": "auto", "given": {}, "chosen": chosen}
+    editor.evaluate(
+        "([id, presets]) => app.graph.getNodeById(id).onExecuted({ lora_trainer: [{ presets }] })", [node, presets]
+    )
+    wait_for_labels(editor, node, "rank → 32", "learning_rate → 0.0001")
+    editor.set_widgets(node, goal="style")
+    wait_for_labels(editor, node, "rank", "learning_rate")
 
 
 def test_flight_check_shows_them_too(editor: Editor):

@@ -53,7 +53,13 @@ def draw(editor: Editor, name: str, area: tuple[int, int, int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "area"),
-    [("train_sdxl_from_folder", (380, -60, 1220, 686)), ("train_z_image", (-20, -100, 1620, 911))],
+    [
+        ("train_sdxl_from_folder", (380, -60, 1220, 686)),
+        ("train_z_image", (-20, -100, 1620, 911)),
+        ("train_z_image_in_the_graph", (-20, -60, 1672, 940)),
+        ("train_flux2_klein", (-20, -60, 1672, 940)),
+        ("train_qwen_image", (-20, -60, 1672, 940)),
+    ],
 )
 def test_graphs_that_have_not_run(editor: Editor, name: str, area: tuple[int, int, int, int]):
     editor.open_workflow(read_workflow(name))

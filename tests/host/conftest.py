@@ -69,7 +69,7 @@ def comfyui_server(installation: Installation, tmp_path_factory: pytest.TempPath
     """
     folder = tmp_path_factory.mktemp("comfyui")
     prepare_demo_directory(folder)
-    for pack in ("fault_pack", "caption_pack"):
+    for pack in ("fault_pack", "caption_pack", "flow_pack"):
         (folder / "custom_nodes" / pack).symlink_to(Path(__file__).with_name(pack))
     with ComfyServer(installation, base_directory=folder, log=folder / "server.log", cpu=True) as server:
         yield server

@@ -7,7 +7,7 @@ import pytest
 
 from tests.host.test_training_in_graph import get_facts, tiny_prompt
 from trainers.comfyui.server import ComfyServer
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS
+from trainers.training.presets import GOALS, MEMORY_PRESETS
 
 
 def ask(server: ComfyServer, query: str) -> dict[str, Any]:

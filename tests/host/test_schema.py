@@ -131,8 +131,9 @@ def test_every_widget_has_a_default_in_its_range(schemas):
             ), name
 
 
-def test_the_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas):
-    inputs = get_inputs(schemas["LoRATrainer_LoRATrainSDXL"])
+@pytest.mark.parametrize("trainer", ["TrainLoRA", "LoRATrainSDXL"])
+def test_a_trainer_shows_at_most_eight_widgets_and_its_seed_stays(schemas, trainer: str):
+    inputs = get_inputs(schemas[f"LoRATrainer_{trainer}"])
     visible = [
         name
         for name, (kind, options) in inputs.items()
@@ -157,8 +158,24 @@ def test_only_linked_inputs_and_the_architecture_are_required(schemas):
     assert widgets == [("LoRATrainer_MusubiTrain", "architecture")]
 
 
-def test_the_presets_list_their_numbers(schemas):
-    inputs = get_inputs(schemas["LoRATrainer_LoRATrainSDXL"])
+def test_train_lora_takes_targets_by_the_model_and_says_what_is_for_sdxl(schemas):
+    inputs = get_inputs(schemas["LoRATrainer_TrainLoRA"])
+    assert inputs["target_modules"][1]["default"] == "auto"
+    of_sdxl = {name for name, (_, options) in inputs.items() if "Only for SDXL" in options["tooltip"]}
+    assert of_sdxl == {
+        "mixed_precision",
+        "train_text_encoders",
+        "text_encoder_learning_rate",
+        "text_encoder_2_learning_rate",
+        "min_snr_gamma",
+        "prediction_type",
+        "zero_terminal_snr",
+    }
+
+
+@pytest.mark.parametrize("trainer", ["TrainLoRA", "LoRATrainSDXL"])
+def test_the_presets_list_their_numbers(schemas, trainer: str):
+    inputs = get_inputs(schemas[f"LoRATrainer_{trainer}"])
     assert "person: rank " in inputs["goal"][1]["tooltip"] and "8 GB: resolution " in inputs["memory"][1]["tooltip"]
 
 
@@ -262,7 +279,7 @@ def test_importing_the_pack_loads_few_modules_and_none_of_its_dependencies(start
             of_pack.append(name)
         else:
             others.add(name.partition(".")[0])
-    assert 0 < len(of_pack) < 100, of_pack
+    assert 0 < len(of_pack) < 110, of_pack
     assert others <= {"PIL", *READS_PYPROJECT}
 
 

@@ -9,7 +9,11 @@ from docs.help_pages import PAGES, as_markdown
 from docs.schemas import ROOT
 from trainers.captions.florence2.tasks import TASKS
 
-TABLES = {"LoRATrainer_LoRATrainSDXL": ["goals", "memory"], "LoRATrainer_MusubiTrain": ["architectures"]}
+TABLES = {
+    "LoRATrainer_TrainLoRA": ["families"],
+    "LoRATrainer_LoRATrainSDXL": ["goals", "memory"],
+    "LoRATrainer_MusubiTrain": ["architectures"],
+}
 
 
 def test_generated_parts_are_up_to_date():

@@ -23,7 +23,7 @@ def test_training_core_imports_nothing_from_the_host(path: Path) -> None:
     assert not HOST_MODULES & set(_list_imported_packages(path))
 
 
-FAMILIES = ("trainers.sdxl", "trainers.musubi")
+FAMILIES = ("trainers.sdxl", "trainers.flow", "trainers.musubi")
 # Programs that may use families: the command line, the demo and the base model of the tests.
 PROGRAMS = ("trainers.__main__", "trainers.commands", "trainers.demo", "trainers.embedded_base")
 
@@ -59,7 +59,7 @@ def test_nodes_host_imports_no_node() -> None:
         for path in (ROOT / "nodes").glob("*.py")
         if "io.ComfyNode" in path.read_text(encoding="utf-8")
     }
-    assert len(schemas) == 13
+    assert len(schemas) == 14
     for module in graph:
         if is_inside(module, "nodes.host"):
             assert not find_reachable(graph, module) & schemas, module

@@ -12,9 +12,9 @@ from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
 from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
-from ..sdxl.presets import describe
 from ..training.events import Notice
 from ..training.plan import plan_training
+from ..training.presets import describe
 from ..training.run_folder import RunFolder
 from ..training.run_settings import RunSettings
 from .settings import (

@@ -17,9 +17,9 @@ from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
 from ..sdxl.config import SDXLConfig
-from ..sdxl.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
+from ..training.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..training.run_settings import RunSettings
 
 if sys.version_info >= (3, 11):
@@ -54,13 +54,21 @@ OWN_SETTINGS = {
 }
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, configs: Sequence[type], *, required: Collection[str]) -> None:
+def add_setting_flags(
+    parser: argparse.ArgumentParser,
+    configs: Sequence[type],
+    *,
+    required: Collection[str],
+    without: Collection[str] = (),
+) -> None:
     parser.add_argument(
         "--config",
         type=Path,
         help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags win",
     )
     for name, help_text in OWN_SETTINGS.items():
+        if name in without:
+            continue
         mark = " (required)" if name in required else ""
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text + mark)
     for config_class in configs:
@@ -194,7 +202,7 @@ def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[S
         memory = _choose_memory()
     if memory and find_spec("bitsandbytes") is None:  # there is none for macOS
         given.setdefault("optimizer", "AdamW")
-    return resolve(given, goal=settings.get("goal"), memory=memory, num_images=dataset.num_training_samples)
+    return resolve(SDXLConfig, given, goal=settings.get("goal"), memory=memory, num_images=dataset.num_training_samples)
 
 
 def _choose_memory() -> str:

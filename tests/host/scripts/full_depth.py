@@ -31,7 +31,8 @@ import comfy.supported_models
 import folder_paths
 from diffusers import UNet2DConditionModel
 from lora_trainer.nodes.host.lora import load_lora
-from lora_trainer.nodes.host.training import train_sdxl
+from lora_trainer.nodes.host.graph_training import TrainingRequest
+from lora_trainer.nodes.host.sdxl_training import train_sdxl
 from lora_trainer.nodes.host.weights import GraphModel
 from lora_trainer.trainers.dataset.config import DatasetConfig
 from lora_trainer.trainers.dataset.scan import scan_folder
@@ -74,7 +75,7 @@ with torch.inference_mode():
         "train_text_encoders": True,
         "optimizer": "AdamW",
     }
-    trained = train_sdxl(
+    request = TrainingRequest(
         GraphModel(model, clip, vae),
         dataset,
         goal="object",
@@ -84,6 +85,7 @@ with torch.inference_mode():
         resume="new",
         is_polite=False,
     )
+    trained = train_sdxl(request)
     unet_only = {name: tensor for name, tensor in trained.lora.items() if name.startswith("lora_unet_")}
     results = {
         "summary": trained.summary,

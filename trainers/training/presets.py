@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..training.run_settings import RunSettings
 from ..wording import GIBIBYTE
-from .config import SDXLConfig
+from .run_settings import ConfigT, RunSettings
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ GOALS = {
     "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=60, num_samples=(1500, 6000)),
     "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=80, num_samples=(800, 3000)),
 }
-# By the estimates of memory.py (benchmarks/README.md), with a tenth to spare. A step has two
-# samples everywhere: the GPU decides the speed, not the result.
+# By the estimates of sdxl/check/memory.py (benchmarks/README.md), with a tenth to spare. A step
+# has two samples everywhere: the GPU decides the speed, not the result.
 MEMORY_PRESETS = {
     "8 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit"),
     "12 GB": MemoryPreset(1024, 2, 1, True, "AdamW8bit"),
@@ -77,8 +76,10 @@ def choose_memory_preset(device_bytes: int) -> str:
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 
-def resolve(given: dict[str, Any], *, goal: str | None, memory: str | None, num_images: int) -> RunSettings[SDXLConfig]:
-    """Fill the settings that were not given (of SDXLConfig, BucketConfig and CaptionConfig) from
+def resolve(
+    config_class: type[ConfigT], given: dict[str, Any], *, goal: str | None, memory: str | None, num_images: int
+) -> RunSettings[ConfigT]:
+    """Fill the settings that were not given (of the config, BucketConfig and CaptionConfig) from
     the two presets; without a preset they keep their defaults.
 
     `num_images` includes repeats and what validation_share will hold out: it is the number of
@@ -89,11 +90,11 @@ def resolve(given: dict[str, Any], *, goal: str | None, memory: str | None, num_
     """
     settings = {**choose(given, goal=goal, memory=memory), **given}
     if goal and "max_train_steps" not in given:
-        config = RunSettings.read(SDXLConfig, settings).training
+        config = RunSettings.read(config_class, settings).training
         samples_per_step = config.train_batch_size * config.gradient_accumulation_steps
         num_trained = num_images - round(config.validation_share * num_images)
         settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_trained) / samples_per_step)
-    return RunSettings.read(SDXLConfig, settings)
+    return RunSettings.read(config_class, settings)
 
 
 def choose(given: dict[str, Any], *, goal: str | None, memory: str | None) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _count_samples(goal: Goal, num_images: int) -> int:
     return min(max(goal.samples_per_image * num_images, low), high)
 
 
-def describe(settings: RunSettings[SDXLConfig]) -> str:
+def describe(settings: RunSettings) -> str:
     """Describe the main settings on two lines."""
     config = settings.training
     duration = f"{config.num_train_epochs} epochs" if config.num_train_epochs else f"{config.max_train_steps} steps"

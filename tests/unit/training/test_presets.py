@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from trainers.sdxl.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset, describe, resolve
+from trainers.sdxl.config import SDXLConfig
+from trainers.training.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset, describe, resolve
 from trainers.wording import GIBIBYTE
 
 
@@ -18,7 +19,7 @@ def count_samples(config) -> int:
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_every_pair_of_presets_resolves_to_what_their_texts_say(goal, memory):
-    settings = resolve({}, goal=goal, memory=memory, num_images=20)
+    settings = resolve(SDXLConfig, {}, goal=goal, memory=memory, num_images=20)
     config, buckets = settings.training, settings.buckets
     assert GOALS[goal].text().startswith(f"rank {config.rank}, learning rate {config.learning_rate:g}, ")
     assert (
@@ -37,7 +38,11 @@ def test_the_number_of_samples_grows_with_the_images_between_its_bounds(goal):
     between = (low // per_image + high // per_image) // 2
     for num_images, expected in ((1, low), (between, between * per_image), (100_000, high)):
         config = resolve(
-            {"train_batch_size": 1, "gradient_accumulation_steps": 1}, goal=goal, memory="24 GB", num_images=num_images
+            SDXLConfig,
+            {"train_batch_size": 1, "gradient_accumulation_steps": 1},
+            goal=goal,
+            memory="24 GB",
+            num_images=num_images,
         ).training
         assert count_samples(config) == config.max_train_steps == expected
 
@@ -56,7 +61,7 @@ def test_images_that_are_held_out_take_no_steps():
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 @pytest.mark.parametrize("given", [{}, {"train_batch_size": 3}, {"gradient_accumulation_steps": 7}])
 def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
-    config = resolve(given, goal="object", memory=memory, num_images=20).training
+    config = resolve(SDXLConfig, given, goal="object", memory=memory, num_images=20).training
     per_step = config.train_batch_size * config.gradient_accumulation_steps
     low, high = GOALS["object"].num_samples
     assert config.max_train_steps == math.ceil(min(max(20 * GOALS["object"].samples_per_image, low), high) / per_step)
@@ -71,25 +76,27 @@ def test_larger_batches_take_fewer_steps_for_the_same_samples(memory, given):
     ],
 )
 def test_given_settings_stay(given):
-    config = resolve(given, goal="style", memory="8 GB", num_images=20).training
+    config = resolve(SDXLConfig, given, goal="style", memory="8 GB", num_images=20).training
     assert {name: getattr(config, name) for name in given} == given
 
 
 def test_bucket_settings_reach_the_buckets():
-    buckets = resolve({"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_images=20).buckets
+    buckets = resolve(
+        SDXLConfig, {"resolution": 640, "random_flip": True}, goal="style", memory="8 GB", num_images=20
+    ).buckets
     assert buckets.resolution == 640 and buckets.random_flip
 
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_alpha_follows_a_given_rank(goal):
-    config = resolve({"rank": 100}, goal=goal, memory="8 GB", num_images=20).training
+    config = resolve(SDXLConfig, {"rank": 100}, goal=goal, memory="8 GB", num_images=20).training
     assert config.alpha == 100 * GOALS[goal].alpha_per_rank
 
 
 @pytest.mark.parametrize("given", [{"rank": 0}, {"resolution": 100}, {"max_train_steps": -1}])
 def test_a_setting_out_of_its_range_is_an_error(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
-        resolve(given, goal="object", memory="8 GB", num_images=20)
+        resolve(SDXLConfig, given, goal="object", memory="8 GB", num_images=20)
 
 
 def test_the_memory_preset_is_the_largest_that_fits():
@@ -111,6 +118,7 @@ def test_the_description_names_the_resolved_numbers():
         "seed": 5,
     }
     settings = resolve(
+        SDXLConfig,
         {**given, "max_train_steps": 70, "rank": 12, "alpha": 6.0, "resolution": 896},
         goal="person",
         memory="8 GB",
@@ -124,14 +132,14 @@ def test_the_description_names_the_resolved_numbers():
 
 @pytest.mark.parametrize("memory", MEMORY_PRESETS)
 def test_a_given_batch_size_is_not_accumulated(memory):
-    config = resolve({"train_batch_size": 4}, goal="object", memory=memory, num_images=20).training
+    config = resolve(SDXLConfig, {"train_batch_size": 4}, goal="object", memory=memory, num_images=20).training
     assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)
 
 
 @pytest.mark.parametrize("given", [{}, {"rank": 100}, {"train_batch_size": 4}])
 def test_what_the_presets_choose_is_known_before_the_dataset(given):
     chosen = choose(given, goal="style", memory="8 GB")
-    settings = resolve(given, goal="style", memory="8 GB", num_images=20)
+    settings = resolve(SDXLConfig, given, goal="style", memory="8 GB", num_images=20)
     resolved = {**asdict(settings.training), **asdict(settings.buckets)}
     assert "max_train_steps" not in chosen
     assert {**chosen, **given}.items() <= resolved.items()

@@ -1,0 +1,159 @@
+"""One training in the graph on a model of any other family than SDXL."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+
+from ...trainers.files.tensor_cache import TensorCache
+from ...trainers.flow.config import FlowConfig
+from ...trainers.flow.families import FlowFamilyRow, find_family
+from ...trainers.flow.family import FlowFamily
+from ...trainers.training.events import Notice, RunDescribed
+from ...trainers.training.host import Host
+from ...trainers.training.loop import train_lora
+from ...trainers.training.plan import TrainingPlan
+from ...trainers.training.presets import describe
+from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.run_settings import RunSettings
+from ...trainers.training.trained_lora import TrainedLora
+from ...trainers.wording import format_gigabytes
+from . import folders
+from .flow_model import GraphFlowModel
+from .graph_training import (
+    TrainedInGraph,
+    TrainingRequest,
+    describe_ignored_patches,
+    find_network_weights,
+    run_in_graph,
+)
+from .progress import ComfyHost
+from .settings import resolve_flow_settings
+from .weights import GraphModel
+
+_SMALL_RESOLUTIONS = (768, 512)
+
+
+def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) -> TrainedInGraph:
+    """Train on the graph's weights, go on with a run that was stopped, or load a finished one.
+    `remarks` are told to the user when the run begins.
+
+    Raises:
+        ValueError: a setting, the dataset or a model cannot be used; nothing was written.
+        InterruptProcessingException: the user cancelled or paused; the same prompt goes on.
+        RunInUse: another process trains the same.
+        RuntimeError: memory ran out (the message names the next settings to try), or the training
+            went wrong.
+    """
+    model = request.base.model
+    family = choose_family(model)
+    settings = resolve_flow_settings(
+        {**request.settings, **find_network_weights(request.settings)},
+        family,
+        goal=request.goal,
+        memory=request.memory,
+        dataset=request.dataset,
+    )
+    text = _describe(settings, family)
+    notices = [*(remarks or []), describe_ignored_patches(model), _warn_unknown(family), _warn_distilled(model, family)]
+    loader = _Loader(request.base, family, text, [notice for notice in notices if notice])
+
+    def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
+        return _train(loader, plan, run_folder, host, request.resume)
+
+    return run_in_graph(request, settings, text, train)
+
+
+def choose_family(model: Any) -> FlowFamilyRow:
+    """Return the table's row for the MODEL; without one, defaults under the name of its class."""
+    class_name = type(model.model.model_config).__name__
+    family = find_family(class_name)
+    return FlowFamilyRow(name=class_name) if family is None else family.for_file(_find_file_name(model))
+
+
+def _find_file_name(model: Any) -> str:
+    """Return the name of the file that the MODEL was loaded from, LoRAs on it or not; "" if it is
+    unknown.
+    """
+    loaded_with = getattr(model, "cached_patcher_init", None)
+    if not loaded_with or not isinstance(loaded_with[1][0], str):
+        return ""
+    return Path(loaded_with[1][0]).stem
+
+
+def _describe(settings: RunSettings[FlowConfig], family: FlowFamilyRow) -> str:
+    config = settings.training
+    shift = f"shift {config.discrete_flow_shift:g}" if config.discrete_flow_shift else "the model's own shift"
+    return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling}, {shift}."
+
+
+def _warn_unknown(family: FlowFamilyRow) -> str:
+    if family.configs:
+        return ""
+    return (
+        f"{family.name} is not among the models that this trainer knows: it trains attention and MLP of every block "
+        "with general settings. Look at samples early"
+    )
+
+
+def _warn_distilled(model: Any, family: FlowFamilyRow) -> str:
+    """A training adapter is a LoRA on the MODEL."""
+    file_name = _find_file_name(model)
+    if model.patches or not family.is_distilled(file_name):
+        return ""
+    return f"{file_name} is distilled: plain training soon breaks what makes it fast. {family.remedy}"
+
+
+def _train(
+    loader: "_Loader", plan: TrainingPlan[FlowConfig], run_folder: RunFolder, host: ComfyHost, resume: str
+) -> TrainedLora:
+    """Train. If memory runs out, the error names settings that need less."""
+    try:
+        cache = TensorCache(folders.get_cache_folder())
+        return train_lora(FlowFamily(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not comfy.model_management.is_oom(error):
+            raise
+    # Raised outside of the except block: the first error's traceback would keep the training's
+    # tensors alive.
+    raise RuntimeError(
+        f"The GPU ran out of memory; the run's memory is free again. {format_gigabytes(loader.free_bytes)} were free "
+        f"before it. Next, try {', then '.join(list_smaller_settings(plan.settings))}"
+    )
+
+
+@dataclass
+class _Loader:
+    """Makes the trainer's model on the graph's memory when the training asks for it, and tells what
+    is worth knowing of it.
+    """
+
+    base: GraphModel
+    family: FlowFamilyRow
+    settings_text: str
+    notices: list[str]
+    free_bytes: int = 0
+
+    def load(self, host: Host) -> GraphFlowModel:
+        self.free_bytes = comfy.model_management.get_free_memory()
+        message = f"{self.settings_text}\nMemory: {format_gigabytes(self.free_bytes)} free."
+        host.report(RunDescribed(message, self.free_bytes))
+        for notice in self.notices:
+            host.report(Notice(notice))
+        return GraphFlowModel(self.base, self.family)
+
+
+def list_smaller_settings(settings: RunSettings[FlowConfig]) -> list[str]:
+    """List what needs less memory, the most useful first."""
+    config, buckets = settings.training, settings.buckets
+    lower = next((size for size in _SMALL_RESOLUTIONS if size < buckets.resolution), None)
+    found = [
+        (not config.gradient_checkpointing, "gradient_checkpointing on"),
+        (config.train_batch_size > 1, "train_batch_size 1"),
+        (lower is not None, f"resolution {lower}"),
+        (bool(buckets.extra_resolutions), "no extra_resolutions"),
+        (config.optimizer == "AdamW", "optimizer AdamW8bit"),
+        (True, "the model's fp8 file, or a smaller model"),
+    ]
+    return [text for applies, text in found if applies]

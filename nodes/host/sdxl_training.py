@@ -1,0 +1,120 @@
+"""One SDXL training in the graph: resolves the settings, borrows the weights and compares the
+memory that it needs with what is free.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+
+from ...trainers.files.tensor_cache import TensorCache
+from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.family import SDXLFamily
+from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
+from ...trainers.training.events import RunDescribed
+from ...trainers.training.host import Host
+from ...trainers.training.loop import train_lora
+from ...trainers.training.plan import TrainingPlan
+from ...trainers.training.presets import describe
+from ...trainers.training.run_folder import RunFolder
+from ...trainers.training.run_settings import RunSettings
+from ...trainers.training.trained_lora import TrainedLora
+from . import folders
+from .graph_training import (
+    TrainedInGraph,
+    TrainingRequest,
+    describe_ignored_patches,
+    find_network_weights,
+    run_in_graph,
+)
+from .memory_budget import MemoryBudget
+from .progress import ComfyHost
+from .settings import resolve_settings
+from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, predicts_v
+
+
+def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) -> TrainedInGraph:
+    """Train on the graph's weights, go on with a run that was stopped, or load a finished one.
+    `remarks` are shown with the settings.
+
+    Raises:
+        ValueError: a setting, the dataset or a model cannot be used; nothing was written.
+        InterruptProcessingException: the user cancelled or paused; the same prompt goes on.
+        RunInUse: another process trains the same.
+        RuntimeError: memory ran out (the message names the next setting to try), or the training
+            went wrong.
+    """
+    base = request.base
+    settings = resolve_settings(
+        {**request.settings, **find_network_weights(request.settings)},
+        goal=request.goal,
+        memory=request.memory,
+        dataset=request.dataset,
+        weight_dtype=get_unet_dtype(base.model),
+    )
+    text = _describe(settings, base.model, remarks or [])
+
+    def train(plan: TrainingPlan[SDXLConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
+        return _train(base, plan, run_folder, host, text, request.resume)
+
+    return run_in_graph(request, settings, text, train)
+
+
+def _describe(settings: RunSettings[SDXLConfig], model: Any, remarks: list[str]) -> str:
+    lines = [describe(settings), describe_ignored_patches(model), _describe_prediction(model), *remarks]
+    return "\n".join(line for line in lines if line)
+
+
+def _describe_prediction(model: Any) -> str:
+    """The graph decides what is trained; a header that says something else is worth a line."""
+    path = find_checkpoint(model)
+    if path is None or path.suffix != ".safetensors" or not path.is_file() or predicts_v(model):
+        return ""
+    if not header_states_v_prediction(path):
+        return ""
+    return (
+        f"The header of {path.name} says that it predicts v, but the graph samples it by epsilon, and so it is "
+        "trained. If the header is right, put ModelSamplingDiscrete with v_prediction behind the loader."
+    )
+
+
+def _train(
+    base: GraphModel,
+    plan: TrainingPlan[SDXLConfig],
+    run_folder: RunFolder,
+    host: ComfyHost,
+    settings_text: str,
+    resume: str,
+) -> TrainedLora:
+    """Borrow the weights, report the memory budget, and train. If memory runs out, the error names
+    settings that need less.
+    """
+    loader = _BudgetedLoader(base, plan, settings_text)
+    try:
+        cache = TensorCache(folders.get_cache_folder())
+        return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if loader.budget is None or not comfy.model_management.is_oom(error):
+            raise
+    # Raised outside of the except block: the first error's traceback would keep the training's
+    # tensors alive.
+    raise RuntimeError(loader.budget.remedy())
+
+
+@dataclass
+class _BudgetedLoader:
+    """Borrows the graph's weights when the training asks for them, and computes and reports the
+    memory budget.
+    """
+
+    base: GraphModel
+    plan: TrainingPlan[SDXLConfig]
+    settings_text: str
+    budget: MemoryBudget | None = None
+
+    def load(self, host: Host) -> SDXLModel:
+        weights = borrow_model(self.base)
+        self.budget = MemoryBudget.of(weights, self.plan)
+        message = f"{self.settings_text}\n{self.budget.text()}"
+        host.report(RunDescribed(message, self.budget.free_bytes))
+        return weights

@@ -1,0 +1,63 @@
+"""What a flow training takes for settings that were left open: from its family, the goal and the
+memory. Only tables and arithmetic: no torch, no device.
+"""
+
+import math
+from typing import Any
+
+from ..dataset.bucket_config import BucketConfig
+from ..training.presets import MEMORY_PRESETS, resolve
+from ..training.run_settings import RunSettings
+from .config import FlowConfig
+from .families import FlowFamilyRow
+
+
+def resolve_flow(
+    given: dict[str, Any], family: FlowFamilyRow, *, goal: str, memory: str, num_images: int
+) -> RunSettings[FlowConfig]:
+    """Fill the settings that were not given. `num_images` is the number of samples per epoch.
+
+    Raises:
+        ValueError: a given setting is out of its range, or does not suit the family.
+    """
+    settings = {**_choose_by_family(family), **_choose_by_memory(memory, given), **given}
+    settings["timestep_sampling"] = _choose_sampling(given, family)
+    settings["discrete_flow_shift"] = given.get("discrete_flow_shift") or family.discrete_flow_shift or 0.0
+    settings["bucket_reso_steps"] = _choose_bucket_steps(given, family)
+    return resolve(FlowConfig, settings, goal=goal, memory=memory, num_images=num_images)
+
+
+def _choose_by_family(family: FlowFamilyRow) -> dict[str, Any]:
+    return {"rank": family.rank, "learning_rate": family.learning_rate}
+
+
+def _choose_by_memory(memory: str, given: dict[str, Any]) -> dict[str, Any]:
+    """These models are larger than SDXL, for which the presets are made: gradient checkpointing
+    is always on, and the preset's batch is accumulated from single images.
+    """
+    preset = MEMORY_PRESETS[memory]
+    per_step = preset.train_batch_size * preset.gradient_accumulation_steps
+    return {
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 1 if "train_batch_size" in given else per_step,
+        "gradient_checkpointing": True,
+    }
+
+
+def _choose_sampling(given: dict[str, Any], family: FlowFamilyRow) -> str:
+    sampling = given.get("timestep_sampling", "auto")
+    return family.timestep_sampling if sampling == "auto" else sampling
+
+
+def _choose_bucket_steps(given: dict[str, Any], family: FlowFamilyRow) -> int:
+    """The sides of images must be multiples of the family's step."""
+    usual, step = BucketConfig.bucket_reso_steps, family.resolution_step
+    steps = given.get("bucket_reso_steps", usual)
+    if steps == usual:
+        return math.lcm(usual, step)
+    if steps % step:
+        raise ValueError(
+            f"bucket_reso_steps must be a multiple of {step} for {family.name}, got {steps}. Leave it at {usual}, or "
+            f"set {math.lcm(steps, step)}"
+        )
+    return steps
