@@ -26,7 +26,7 @@ class _Checkpointed:
     """Runs a block without keeping its activations.
 
     The recomputation must be torch's reentrant kind: it runs under the caller's
-    `allow_mutation_on_saved_tensors`. The other kind keeps recomputed tensors by itself, and where a
+    `allow_mutation_on_saved_tensors`. The other kind keeps recomputed tensors by itself: where a
     block writes into one of them (FLUX adds in place), gradients are wrong without an error.
     """
 

@@ -4,9 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ..critical_section import critical_section
 from ..files.tensor_cache import TensorCache
 from .clock import StepClock
-from .critical_section import critical_section
 from .device import is_out_of_memory, resolve_precision
 from .distributed import World
 from .ema import AdapterEma

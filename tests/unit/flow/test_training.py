@@ -1,4 +1,4 @@
-"""A flow training on the toy model: what is trained, and that nothing but the settings decides it."""
+"""A flow training on the toy model: what is trained, and that only the settings decide it."""
 
 import re
 from dataclasses import replace

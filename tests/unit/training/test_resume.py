@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from tests.unit.training.test_loop import ListeningHost, dataset  # noqa: F401 (a fixture)
 from tests.unit.training.toy_family import PreparedToy, ToyFamily
+from trainers import critical_section as critical_section_module
+from trainers.critical_section import critical_section, raise_when_safe
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.dataset import Dataset
 from trainers.files.tensor_cache import TensorCache
-from trainers.training import critical_section as critical_section_module
 from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
-from trainers.training.critical_section import critical_section, raise_when_safe
 from trainers.training.ema import AdapterEma
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
 from trainers.training.finished_run import load_finished

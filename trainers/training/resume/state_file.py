@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from ...critical_section import critical_section
 from ...files.atomic_write import atomic_write
 from ...files.tensor_hash import as_bytes, hash_named_tensors
-from ..critical_section import critical_section
 from .packing import pack, unpack
 
 FORMAT = 1

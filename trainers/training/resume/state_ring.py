@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..critical_section import critical_section
+from ...critical_section import critical_section
 from .state_file import DamagedState, PackedState, TrainingState, read_state, write_state
 
 KEPT = 2  # the newest, and one before it in case that the newest is damaged
