@@ -123,6 +123,12 @@ def test_recomputed_activations_change_nothing(dataset, tmp_path):
     )
 
 
+def test_a_block_without_anything_to_train_is_not_recomputed(dataset, tmp_path):
+    """The first block has no adapter, and its inputs no gradient."""
+    result = train(dataset, tmp_path, target_modules=r"layers\.1\.attn")
+    assert len(result.state_dict) == 3
+
+
 def test_a_batch_equals_its_images_one_by_one(dataset, tmp_path):
     """Texts of different lengths too."""
     same_size = replace(dataset, images=dataset.images[:2])
