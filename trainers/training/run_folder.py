@@ -63,8 +63,12 @@ class RunFolder:
             )
 
     def reopen(self, path: Path) -> None:
-        """Go on in the folder of an earlier run, which may have had another name."""
+        """Go on in the folder of an earlier run, which may have had another name. What was asked of
+        it when it had ended already is forgotten.
+        """
         self.path = path
+        for request in get_args(Request):
+            (path / request).unlink(missing_ok=True)
         if self.keeps_inside:
             self.name = re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", path.name)
 

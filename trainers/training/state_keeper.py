@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
-from .adapters import AdaptedModel
 from ..critical_section import critical_section
+from .adapters import AdaptedModel
 from .ema import AdapterEma
 from .events import Notice
 from .host import Host

@@ -647,3 +647,9 @@ def test_a_longer_run_of_the_same_name_keeps_the_shorter_ones_lora(dataset, tmp_
     longer = train(dataset, tmp_path, name="x", keep_inside=False, max_train_steps=9, lr_scheduler="constant")
     assert longer.steps == 9 and longer.losses[:6] == short.losses
     assert longer.path != short.path and short.path.read_bytes() == before
+
+
+def test_what_was_asked_of_a_run_that_had_ended_is_forgotten(dataset, tmp_path):  # noqa: F811
+    stop(dataset, tmp_path, 4)
+    (runs(tmp_path)[0] / "finish").touch()
+    assert train(dataset, tmp_path).steps == 12
