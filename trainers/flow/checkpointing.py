@@ -17,7 +17,7 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> int:
     for block in blocks:
         if not hasattr(block, "_plain_forward"):
             block._plain_forward = block.forward  # type: ignore[assignment]
-            block.forward = _Checkpointed(block._plain_forward)  # type: ignore[assignment]
+            block.forward = _Checkpointed(block, block._plain_forward)  # type: ignore[assignment]
             count += 1
     return count
 
@@ -30,13 +30,17 @@ class _Checkpointed:
     block writes into one of them (FLUX adds in place), gradients are wrong without an error.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
+        self._block = block
         self._forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
+        # such as a block in front of the first adapter: there is nothing to recompute for
+        if not any(_needs_gradient(value) for value in (*leaves, *self._block.parameters())):
+            return self._forward(*args, **kwargs)
 
         def run(_: Tensor, *leaves: Any) -> Any:
             args, kwargs = tree_unflatten([_copy(leaf) for leaf in leaves], structure)
@@ -45,6 +49,10 @@ class _Checkpointed:
         # the reentrant kind needs an input with a gradient, and the first block has none
         anchor = torch.zeros((), requires_grad=True)
         return checkpoint(run, anchor, *leaves, use_reentrant=True)
+
+
+def _needs_gradient(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _copy(value: Any) -> Any:
