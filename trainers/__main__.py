@@ -1,6 +1,6 @@
-"""The command line. `sdxl` and `musubi` train without ComfyUI, `caption` captions images, `check`
-checks a dataset, `runs` lists and compares trainings, `compare` compares LoRAs, `comfyui` runs a
-prompt in ComfyUI, and `demo` shows it all.
+"""The command line. `sdxl` and `musubi` train without ComfyUI, `flow` with its classes; `caption`
+captions images, `check` checks a dataset, `runs` lists and compares trainings, `compare` compares
+LoRAs, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import sys
 from types import FrameType
 from typing import Any
 
-from .commands import caption, check, comfyui, compare, demo, musubi, runs, sdxl
+from .commands import caption, check, comfyui, compare, demo, flow, musubi, runs, sdxl
+from .critical_section import raise_when_safe, remember_interrupt
 from .similar_names import suggest_name
-from .training.critical_section import raise_when_safe, remember_interrupt
 from .training.events import Interrupted, Paused
 
 COMMANDS = {
@@ -115,11 +115,15 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise_when_safe(SystemExit(128 + number))
 
 
-if __name__ == "__main__":
+def main_with_signals() -> int:
     # An exception, so that a started server is stopped and a half-written file is removed.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is behind nohup and &
         signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _exit_on_signal)
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main_with_signals())

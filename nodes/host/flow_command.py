@@ -1,10 +1,7 @@
-"""The command `flow`, in ComfyUI's interpreter: loads the model files with ComfyUI's own loaders, and
-trains on them without a server. Under `accelerate launch` each process does so.
+"""The command `flow`, in ComfyUI's interpreter: loads the model files with ComfyUI's own loaders,
+and trains on them without a server. Under `accelerate launch` each process does so.
 """
 
-import json
-import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +28,7 @@ from ...trainers.training.trained_lora import TrainedLora
 if TYPE_CHECKING:
     from .weights import GraphModel
 
-# By the name of the family; others are loaded as stable_diffusion, which ComfyUI tells by the files.
+# By the name of the family. Others are stable_diffusion, where ComfyUI looks at the files.
 _CLIP_TYPES = {
     "Z-Image": "LUMINA2",
     "Lumina 2": "LUMINA2",
@@ -52,17 +49,8 @@ _CLIP_TYPES = {
 }
 
 
-def main(text: str) -> None:
-    settings = json.loads(text)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(settings, load_graph)
-    except (ValueError, OSError, RuntimeError) as error:
-        logging.error("error: %s", error)
-        sys.exit(1)
-
-
-def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphModel]") -> TrainedLora:
+def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphModel] | None" = None) -> TrainedLora:
+    """Train with the settings of the command, on the model that `load` returns."""
     world, device = current_world(settings.get("device"))
     _choose_device(device)
     from .flow_model import GraphFlowModel
@@ -70,7 +58,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     from .weights import training_mode
 
     dataset = scan_datasets(read_dataset_configs(settings))
-    graph = load(settings)
+    graph = (load or load_graph)(settings)
     family = choose_family(graph.model)
     given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
     run_settings = resolve_flow(

@@ -1,12 +1,11 @@
 """Train a LoRA for any model that ComfyUI loads, from a folder of images, without its server."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ..comfyui.find import PACK, Installation, NoComfyUI, find_comfyui
 from ..dataset.bucket_config import BucketConfig
@@ -27,13 +26,15 @@ MODEL_FILES = {
     "vae": "file of its VAE",
     "checkpoint": "instead of these: one checkpoint that holds all three",
 }
-# Runs in ComfyUI's interpreter: the pack under a name of its own, as ComfyUI has a module `nodes` too.
-PROGRAM = """
+# Runs this command again in ComfyUI's interpreter, where the pack has a name of its own: ComfyUI
+# has a module `nodes` too.
+THERE = "lora_trainer"
+PROGRAM = f"""
 import importlib, sys, types
-pack = types.ModuleType("lora_trainer")
-pack.__path__ = [sys.argv[1]]
-sys.modules["lora_trainer"] = pack
-importlib.import_module("lora_trainer.nodes.host.flow_command").main(sys.argv[2])
+sys.modules[{THERE!r}] = types.ModuleType({THERE!r})
+sys.modules[{THERE!r}].__path__ = [sys.argv[1]]
+del sys.argv[1]
+sys.exit(importlib.import_module("{THERE}.trainers.__main__").main_with_signals())
 """
 
 
@@ -55,11 +56,13 @@ def run(options: argparse.Namespace) -> int:
     RunSettings.read(FlowConfig, settings)
     check_presets(settings)
     RunFolder(Path(settings.get("output_dir", "output")), settings["output"]).require_writable()
+    if __name__.startswith(THERE):
+        import_module(f"{THERE}.nodes.host.flow_command").train({**settings, **files})
+        return 0
     try:
-        installation = find_comfyui()
+        return _run_there(find_comfyui())
     except NoComfyUI as reason:
         raise ValueError(f"this command needs ComfyUI's classes: {reason}") from reason
-    return _run_there(installation, {**settings, **files})
 
 
 def check_files(files: dict[str, str]) -> None:
@@ -85,8 +88,8 @@ def split_files(value: str) -> list[Path]:
     return [Path(part.strip()) for part in value.split(",")]
 
 
-def _run_there(installation: Installation, settings: dict[str, Any]) -> int:
-    command = [str(installation.python), "-c", PROGRAM, str(PACK), json.dumps(settings)]
+def _run_there(installation: Installation) -> int:
+    command = [str(installation.python), "-c", PROGRAM, str(PACK), *sys.argv[1:]]
     folders = [str(installation.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     if sys.platform == "win32":  # it has no exec that keeps the console

@@ -26,7 +26,7 @@ class _Checkpointed:
     """Runs a block without keeping its activations.
 
     The recomputation must be torch's reentrant kind: it runs under the caller's
-    `allow_mutation_on_saved_tensors`. The other kind keeps recomputed tensors by itself, and where a
+    `allow_mutation_on_saved_tensors`. The other kind keeps recomputed tensors by itself: where a
     block writes into one of them (FLUX adds in place), gradients are wrong without an error.
     """
 
@@ -35,11 +35,8 @@ class _Checkpointed:
         self._forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self._forward(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
-        # such as a block in front of the first adapter: there is nothing to recompute for
-        if not any(_needs_gradient(value) for value in (*leaves, *self._block.parameters())):
+        if not (torch.is_grad_enabled() and self._needs_gradients(leaves)):
             return self._forward(*args, **kwargs)
 
         def run(_: Tensor, *leaves: Any) -> Any:
@@ -50,9 +47,9 @@ class _Checkpointed:
         anchor = torch.zeros((), requires_grad=True)
         return checkpoint(run, anchor, *leaves, use_reentrant=True)
 
-
-def _needs_gradient(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
+    def _needs_gradients(self, leaves: list[Any]) -> bool:
+        inputs = (leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return any(tensor.requires_grad for tensor in (*inputs, *self._block.parameters()))
 
 
 def _copy(value: Any) -> Any:

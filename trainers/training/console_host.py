@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..critical_section import raise_when_safe, was_interrupted
 from ..wording import format_gigabytes
-from .critical_section import raise_when_safe, was_interrupted
 from .device import DeviceMemory, default_device
 from .events import (
     CheckpointSaved,

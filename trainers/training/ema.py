@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .critical_section import critical_section
+from ..critical_section import critical_section
 
 
 class AdapterEma:

@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..critical_section import critical_section
 from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
 from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify_lora
 from .best_step import BestStep, find_best
-from .critical_section import critical_section
 from .distributed import World
 from .ema import AdapterEma
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone

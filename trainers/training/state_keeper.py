@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from .adapters import AdaptedModel
+from ..critical_section import critical_section
 from .ema import AdapterEma
 from .events import Notice
 from .host import Host
@@ -76,7 +77,8 @@ class StateKeeper:
         if not (self._can_pack and self._ring.is_due()):
             return
         try:
-            self._ring.start_writing(self._pack)
+            with critical_section():  # a thread that is half started cannot be waited for
+                self._ring.start_writing(self._pack)
         except OSError as error:
             self._host.report(Notice(f"the state of the run could not be saved: {error}"))
         except TypeError as error:

@@ -1,4 +1,4 @@
-"""A flow training on the toy model: what is trained, and that nothing but the settings decides it."""
+"""A flow training on the toy model: what is trained, and that only the settings decide it."""
 
 import re
 from dataclasses import replace
@@ -121,6 +121,12 @@ def test_recomputed_activations_change_nothing(dataset, tmp_path):
         train(dataset, tmp_path / "1", gradient_checkpointing=True, lora_dropout=0.2),
         train(dataset, tmp_path / "2", gradient_checkpointing=False, lora_dropout=0.2),
     )
+
+
+def test_a_block_without_anything_to_train_is_not_recomputed(dataset, tmp_path):
+    """The first block has no adapter, and its inputs no gradient."""
+    result = train(dataset, tmp_path, target_modules=r"layers\.1\.attn")
+    assert len(result.state_dict) == 3
 
 
 def test_a_batch_equals_its_images_one_by_one(dataset, tmp_path):

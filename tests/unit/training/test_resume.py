@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from tests.unit.training.test_loop import ListeningHost, dataset  # noqa: F401 (a fixture)
 from tests.unit.training.toy_family import PreparedToy, ToyFamily
+from trainers import critical_section as critical_section_module
+from trainers.critical_section import critical_section, raise_when_safe
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.dataset import Dataset
 from trainers.files.tensor_cache import TensorCache
-from trainers.training import critical_section as critical_section_module
 from trainers.training.config import TrainingConfig
 from trainers.training.console_host import ConsoleHost
-from trainers.training.critical_section import critical_section, raise_when_safe
 from trainers.training.ema import AdapterEma
 from trainers.training.events import Interrupted, Notice, Paused, StepDone
 from trainers.training.finished_run import load_finished
@@ -30,7 +30,7 @@ from trainers.training.plan import plan_training
 from trainers.training.resume import state_ring
 from trainers.training.resume.choose_run import read_finished
 from trainers.training.resume.run_lock import RunInUse, RunLock, is_locked
-from trainers.training.resume.state_file import DamagedState, PackedState, read_state
+from trainers.training.resume.state_file import DamagedState, read_state
 from trainers.training.resume.state_ring import list_states
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_settings import RunSettings
@@ -498,20 +498,20 @@ def test_a_signal_waits_for_the_end_of_an_update():
         raise_when_safe(SystemExit(143))
 
 
-def test_a_signal_while_a_state_begins_to_be_written_stops_no_later_one(tmp_path, monkeypatch):
-    ring, real = state_ring.StateRing(tmp_path, interval=10.0), threading.Thread.start
+def test_a_signal_while_a_state_begins_to_be_written_loses_no_step(dataset, tmp_path, monkeypatch):  # noqa: F811
+    steps, host, real = save_each_step(monkeypatch), StoppingHost(), threading.Thread.start
 
     def start_late(thread: threading.Thread) -> None:
-        raise_when_safe(SystemExit(143))
+        if len(host.select(StepDone)) == 5:
+            raise_when_safe(SystemExit(143))
         real(thread)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(threading.Thread, "start", start_late)
-        with pytest.raises(SystemExit):
-            ring.start_writing(lambda: PackedState(1, "{}", {}))
-    ring.write(PackedState(2, "{}", {}))
-    ring.close()
-    assert [path.name for path in list_states(tmp_path)] == ["step00000002.safetensors", "step00000001.safetensors"]
+        train(dataset, tmp_path, host, **steps)
+    again = StoppingHost()
+    assert_equal(train(dataset, tmp_path, again), train(dataset, tmp_path / "whole"))
+    assert "at step 5" in again.messages
 
 
 @pytest.mark.parametrize("place", ["trainers.lora.file.load_file", "trainers.training.resume.state_file.load"])

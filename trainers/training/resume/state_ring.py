@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..critical_section import critical_section
 from .state_file import DamagedState, PackedState, TrainingState, read_state, write_state
 
 KEPT = 2  # the newest, and one before it in case that the newest is damaged
@@ -86,10 +85,8 @@ class StateRing:
         self._finish_thread()
         self._next_at = time.monotonic() + max(self._interval, (cost + self._seconds_of_thread) / MAX_TIME_SHARE)
         self.seconds += cost
-        thread = threading.Thread(target=self._write_in_thread, args=[packed], name="lora_trainer state")
-        with critical_section():  # a thread that is half started cannot be waited for
-            thread.start()
-            self._thread = thread
+        self._thread = threading.Thread(target=self._write_in_thread, args=[packed], name="lora_trainer state")
+        self._thread.start()
 
     def write(self, packed: PackedState) -> None:
         """Write a state now: the last one of a run.
