@@ -63,8 +63,10 @@ def _is_widget(kind: str | list[str], options: dict[str, Any] | None = None) -> 
 
 
 def _find_default(kind: str | list[str], options: dict[str, Any] | None = None) -> Any:
-    """Return the default; for a choice without one, its first option."""
-    return (options or {}).get("default", kind[0])
+    """Return the default; for a choice without one, its first option; None if it has none, such as
+    a file where there are no files.
+    """
+    return (options or {}).get("default", next(iter(kind), None))
 
 
 @pytest.fixture(scope="module")
