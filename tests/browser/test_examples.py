@@ -51,9 +51,9 @@ def add_defaults(prompt: Prompt, definitions: dict[str, Any]) -> Prompt:
 def _list_defaults(definition: dict[str, Any]) -> dict[str, Any]:
     inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
     defaults = {name: _find_default(*spec) for name, spec in inputs.items() if _is_widget(*spec)}
-    for name, (kind, options) in inputs.items():
+    for name, (kind, *options) in inputs.items():
         if kind == "COMFY_DYNAMICCOMBO_V3":  # the inputs of the first choice, which every example uses
-            first = {"input": options["options"][0]["inputs"]}
+            first = {"input": options[0]["options"][0]["inputs"]}
             defaults |= {f"{name}.{inner}": value for inner, value in _list_defaults(first).items()}
     return defaults
 
