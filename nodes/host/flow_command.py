@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ...trainers.commands.flow import CONFIGS, split_files
 from ...trainers.commands.settings import read_dataset_configs, scan_datasets
@@ -114,6 +115,8 @@ def load_graph(files: Mapping[str, str]) -> "GraphModel":
     from .flow_training import choose_family
     from .weights import GraphModel
 
+    for path in _list_files(files):
+        _check_file(path)
     if files.get("checkpoint"):
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(files["checkpoint"])
         return GraphModel(model, clip, vae)
@@ -134,3 +137,19 @@ def _find_clip_type(chosen: str, family: str) -> Any:
     if name.lower() not in known:
         raise ValueError(f"--clip-type {chosen!r} is none of ComfyUI's: {', '.join(known)}")
     return comfy.sd.CLIPType[name]
+
+
+def _list_files(files: Mapping[str, str]) -> list[Path]:
+    names = ("checkpoint", "model", "text_encoder", "vae")
+    return [path for name in names if files.get(name) for path in split_files(files[name])]
+
+
+def _check_file(path: Path) -> None:
+    """Tell by its header whether a file is whole: ComfyUI's loaders name none in their errors."""
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Is it downloaded completely?") from error

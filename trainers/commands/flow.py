@@ -27,12 +27,13 @@ MODEL_FILES = {
     "checkpoint": "instead of these: one checkpoint that holds all three",
 }
 # Runs this command again in ComfyUI's interpreter, where the pack has a name of its own: ComfyUI
-# has a module `nodes` too.
+# has a module `nodes` too. The nodes themselves are not imported: ComfyUI's device is chosen first.
 THERE = "lora_trainer"
 PROGRAM = f"""
 import importlib, sys, types
-sys.modules[{THERE!r}] = types.ModuleType({THERE!r})
-sys.modules[{THERE!r}].__path__ = [sys.argv[1]]
+for name, folder in (({THERE!r}, sys.argv[1]), ("{THERE}.nodes", sys.argv[1] + "/nodes")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
 del sys.argv[1]
 sys.exit(importlib.import_module("{THERE}.trainers.__main__").main_with_signals())
 """

@@ -8,9 +8,9 @@ import types
 from pathlib import Path
 
 pack, images, name, batch_size = sys.argv[1:5]
-module = types.ModuleType("lora_trainer")
-module.__path__ = [pack]
-sys.modules["lora_trainer"] = module
+for package, place in (("lora_trainer", pack), ("lora_trainer.nodes", f"{pack}/nodes")):
+    sys.modules[package] = types.ModuleType(package)
+    sys.modules[package].__path__ = [place]
 sys.path.insert(0, str(Path(pack) / "tests" / "host"))
 
 from lora_trainer.nodes.host import flow_command
