@@ -2,7 +2,8 @@
 device only for as long as they are used.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> int:
-    """Let each block recompute its activations. Return how many did not do so already."""
+    """Let each block recompute its activations. Return how many did not do so already.
+
+    Raises:
+        RuntimeError: this torch is too old.
+    """
+    if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        raise RuntimeError(
+            f"gradient_checkpointing needs torch 2.8 or newer, this is {torch.__version__}. Update torch, or set "
+            "gradient_checkpointing to off"
+        )
     count = 0
     for block in blocks:
         if not hasattr(block, "_plain_forward"):
@@ -28,12 +38,35 @@ class _Checkpointed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        return checkpoint(self._run, *args, use_reentrant=False, **kwargs)
+        return checkpoint(self._run, *args, use_reentrant=False, context_fn=_make_contexts, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """A block may write into its inputs, which the recomputation needs as they were."""
         own_args = [_copy(value) for value in args]
         return self._forward(*own_args, **{name: _copy(value) for name, value in kwargs.items()})
+
+
+def _make_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the forward pass, which keeps nothing, and of the recomputation."""
+    return nullcontext(), _copy_saved()
+
+
+@contextmanager
+def _copy_saved() -> Iterator[None]:
+    """Copy the activations that a recomputation keeps for the backward pass.
+
+    A block may write into a tensor after autograd has saved it (`x += ...`, as FLUX's blocks do).
+    allow_mutation_on_saved_tensors takes care of that only where its own hooks save tensors. The
+    checkpoint's hooks keep an alias: the gradients would silently be those of the overwritten
+    values.
+    """
+    keep, give = torch._C._autograd._top_saved_tensors_default_hooks(False)  # the checkpoint's own
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: keep(_copy_activation(tensor)), give):
+        yield
+
+
+def _copy_activation(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 def _copy(value: Any) -> Any:

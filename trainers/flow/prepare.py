@@ -177,4 +177,5 @@ def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
 
 
 def _has_gradient(parameter: Tensor) -> bool:
-    return parameter.grad is not None
+    """Queries of a stream that nothing reads any more get a gradient of zeros."""
+    return parameter.grad is not None and bool(parameter.grad.any())
