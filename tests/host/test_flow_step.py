@@ -5,6 +5,7 @@ Everything is computed in float32 from the same weights, LoRA matrices, latents,
 and text conditions. Letters: B batch, C channels, H W latent height and width, N tokens, D width.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -38,7 +39,9 @@ COSINE, RELATIVE_LOSS = 1e-6, 1e-6
 @pytest.fixture(scope="module")
 def steps(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
-    run_in_comfyui((SCRIPTS / "flow_step.py").read_text(), PACK, folder)
+    output = run_in_comfyui((SCRIPTS / "flow_step.py").read_text(), PACK, folder)
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
+    (folder / "checkpointing.json").write_text(line.removeprefix("RESULT"))
     return folder
 
 
@@ -235,3 +238,13 @@ def test_loss_and_gradients_are_those_of_musubis_z_image_step(in_musubi: dict[st
 
 def test_the_thousandth_in_musubis_timestep_changes_the_loss_by_less_than_a_hundredth(in_musubi: dict[str, Tensor]):
     assert in_musubi["loss_as_is"].item() == pytest.approx(in_musubi["loss"].item(), rel=1e-2)
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_any_family(steps: Path):
+    """Some of ComfyUI's blocks write into tensors that the backward pass needs."""
+    found = json.loads((steps / "checkpointing.json").read_text())
+    assert len(found) > 20
+    for name, answer in found.items():
+        assert isinstance(answer, list), f"{name}: {answer}"
+        num_matrices, difference = answer
+        assert num_matrices >= 10 and difference < 1e-6, f"{name}: {difference:.1e}"
