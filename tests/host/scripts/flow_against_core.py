@@ -138,7 +138,7 @@ def train_ours(tiny, folder, cancel_at):
 
 
 def train_core(tiny, folder, cancel_at):
-    def on_progress(value, *_):
+    def on_progress(value, *_, **__):
         if value == cancel_at:
             raise comfy.model_management.InterruptProcessingException
 
