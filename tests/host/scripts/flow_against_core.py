@@ -1,5 +1,6 @@
 """Runs in ComfyUI's interpreter, for benchmarks/flow_against_core.py: trains LoRAs on one random
-Z-Image MODEL with our trainer and core's TrainLoraNode in turns, and prints a line of JSON for each.
+Z-Image MODEL with our trainer and core's TrainLoraNode in turns, and prints a line of JSON for
+each.
 
 Arguments: the pack's folder, a folder for files, the number of steps, the number of rounds.
 """
@@ -187,7 +188,7 @@ def free_memory():
 
 
 def load_again(disable_dynamic=False):
-    """Stands for the loader that core's node calls for a second MODEL, outside of inference mode."""
+    """The loader that core's node calls for a second MODEL, outside of inference mode."""
     patcher = build_tiny("Z-Image").patcher
     for module in patcher.model.modules():
         for name, parameter in module._parameters.items():

@@ -5,7 +5,7 @@ Arguments: the pack's folder, a folder for files. Writes FOLDER/CASE.safetensors
     weight.<name>            the base model's weights in ComfyUI's names
     adapter.<module>.<half>  down and up of each LoRA
     gradient.<module>.<half> of the mean loss
-    latents, noise, sigmas, levels, prediction, loss, conditions.<item>
+    latents, noise, sigmas, loss, conditions.<item>
 and prints, for every family, whether the gradients are the same without gradient checkpointing.
 """
 
@@ -131,16 +131,12 @@ def compare_checkpointing(name):
 
 
 def compute_step(prepared, tiny):
-    predictions, predict = [], prepared._predict
-    prepared._predict = lambda batch: predictions.append(predict(batch)) or predictions[-1]
     losses, gradients = compute_gradients(prepared)
     batch = prepared._make_batch(prepared.plan.crops.items[:2], 3)
     found = {
         "latents": batch.latents,
         "noise": batch.noise,
         "sigmas": batch.sigmas,
-        "levels": batch.levels,
-        "prediction": predictions[0].detach(),
         "loss": losses.mean().detach(),
     }
     for number, (cross_attn, _) in enumerate(batch.conditions):
