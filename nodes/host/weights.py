@@ -259,6 +259,6 @@ def find_checkpoint(model: Any) -> Path | None:
     is unknown.
     """
     loaded_with = getattr(model, "cached_patcher_init", None)
-    if model.patches or not loaded_with or not isinstance(loaded_with[1][0], str):
+    if model.patches or not loaded_with or not loaded_with[1] or not isinstance(loaded_with[1][0], str):
         return None
     return Path(loaded_with[1][0])
