@@ -77,7 +77,7 @@ def _find_file_name(model: Any) -> str:
     unknown.
     """
     loaded_with = getattr(model, "cached_patcher_init", None)
-    if not loaded_with or not isinstance(loaded_with[1][0], str):
+    if not loaded_with or not loaded_with[1] or not isinstance(loaded_with[1][0], str):
         return ""
     return Path(loaded_with[1][0]).stem
 

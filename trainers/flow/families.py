@@ -25,6 +25,7 @@ class FlowFamilyRow:
     - configs: the classes of comfy.supported_models that ComfyUI recognises it as.
     - target_modules: matches the whole names of the linear layers to train in the diffusion model:
       attention and MLP of every block. Peers leave modulation, norms and embedders out.
+    - resolution: pixels of a side that the model was made for, if that is less than 1024.
     - resolution_step: pixels. Sides of images are multiples of it, so that nothing is padded.
     - base_model: as Civitai and LoRA managers name it.
     - modelspec_architecture: as SwarmUI knows it, else as sd-scripts and Musubi write it.
@@ -40,6 +41,7 @@ class FlowFamilyRow:
     name: str
     configs: tuple[str, ...] = ()
     target_modules: str = ""
+    resolution: int = 1024
     resolution_step: int = 16
     base_model: str = "Other"
     modelspec_architecture: str = "other/lora"
@@ -376,6 +378,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         name="SD 1.5",
         configs=("SD15",),
         target_modules=_UNET_LAYERS,
+        resolution=512,
         resolution_step=64,
         base_model="SD 1.5",
         modelspec_architecture="stable-diffusion-v1/lora",
@@ -389,6 +392,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         name="SD 2",
         configs=("SD20",),
         target_modules=_UNET_LAYERS,
+        resolution=768,
         resolution_step=64,
         base_model="SD 2.1",
         modelspec_architecture="stable-diffusion-v2-768-v/lora",

@@ -20,7 +20,7 @@ def resolve_flow(
     Raises:
         ValueError: a given setting is out of its range, or does not suit the family.
     """
-    settings = {**_choose_by_family(family), **_choose_by_memory(memory, given), **given}
+    settings = {**_choose_by_family(family), **_choose_by_memory(memory, family, given), **given}
     settings["timestep_sampling"] = _choose_sampling(given, family)
     settings["discrete_flow_shift"] = given.get("discrete_flow_shift") or family.discrete_flow_shift or 0.0
     settings["bucket_reso_steps"] = _choose_bucket_steps(given, family)
@@ -31,13 +31,14 @@ def _choose_by_family(family: FlowFamilyRow) -> dict[str, Any]:
     return {"rank": family.rank, "learning_rate": family.learning_rate}
 
 
-def _choose_by_memory(memory: str, given: dict[str, Any]) -> dict[str, Any]:
+def _choose_by_memory(memory: str, family: FlowFamilyRow, given: dict[str, Any]) -> dict[str, Any]:
     """These models are larger than SDXL, for which the presets are made: gradient checkpointing
     is always on, and the preset's batch is accumulated from single images.
     """
     preset = MEMORY_PRESETS[memory]
     per_step = preset.train_batch_size * preset.gradient_accumulation_steps
     return {
+        "resolution": min(preset.resolution, family.resolution),
         "train_batch_size": 1,
         "gradient_accumulation_steps": 1 if "train_batch_size" in given else per_step,
         "gradient_checkpointing": True,

@@ -69,3 +69,8 @@ def test_given_sides_that_do_not_fit_are_refused():
     row = FlowFamilyRow(name="Someone", resolution_step=32)
     with pytest.raises(ValueError, match="multiple of 32 for Someone, got 48"):
         resolve(row, bucket_reso_steps=48)
+
+
+def test_an_older_model_is_trained_at_its_own_resolution():
+    assert resolve(find_family("SD15")).buckets.resolution == 512
+    assert resolve(find_family("SD15"), resolution=768).buckets.resolution == 768
