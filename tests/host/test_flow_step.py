@@ -20,6 +20,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from diffusers.loaders import single_file_utils
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.limits import TIME_LIMIT
+from trainers.flow.lora_names import name_modules
 from trainers.musubi.installation import NoMusubi, find_installation
 
 PACK = Path(__file__).parents[2]
@@ -163,7 +165,7 @@ def put_in(weights: dict[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[s
     return merged
 
 
-def compute_in_diffusers(reference: Reference, step: Step) -> tuple[float, dict[str, Tensor]]:
+def compute_in_diffusers(reference: Reference, step: Step) -> tuple[float, dict[str, Any]]:
     """The loss of diffusers' training scripts for flow models, and its gradients."""
     adapters = {name: tensor.clone().requires_grad_() for name, tensor in step.group("adapter.").items()}
     model = reference.make()
@@ -174,7 +176,7 @@ def compute_in_diffusers(reference: Reference, step: Step) -> tuple[float, dict[
     target = step["noise"] - step["latents"]
     losses = (reference.predict(model, weights, step).float() - target).square().flatten(1).mean(1)
     losses.mean().backward()
-    return losses.mean().item(), {name: tensor.grad for name, tensor in adapters.items()}
+    return float(losses.mean()), {name: tensor.grad for name, tensor in adapters.items()}
 
 
 def check_gradients(step: Step, gradients: Mapping[str, Tensor], *, minimum: int) -> None:
@@ -248,3 +250,27 @@ def test_gradient_checkpointing_changes_no_gradient_of_any_family(steps: Path):
         assert isinstance(answer, list), f"{name}: {answer}"
         num_matrices, difference = answer
         assert num_matrices >= 10 and difference < 1e-6, f"{name}: {difference:.1e}"
+
+
+PIPELINES = {"Z-Image": ZImagePipeline, "FLUX.2": Flux2KleinPipeline, "Qwen-Image": QwenImagePipeline}
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+def test_diffusers_loads_every_layer_of_a_file_at_the_right_strength(case: str, steps: Path):
+    step, reference, pipeline = Step(load_file(steps / f"{case}.safetensors")), REFERENCES[case], PIPELINES[case]
+    adapters = step.group("adapter.")
+    modules = {name.rpartition(".")[0].removeprefix("diffusion_model.") for name in adapters}
+    file = {}
+    for (_, path), name in name_modules(sorted(modules)).items():
+        for half in ("down", "up"):
+            file[f"{name}.lora_{half}.weight"] = adapters[f"diffusion_model.{path}.{half}"].clone()
+        file[f"{name}.alpha"] = torch.tensor(2.0)
+    model, before = reference.make(), reference.convert(step.group("weight."))
+    model.load_state_dict(before)
+    pipeline.load_lora_into_transformer(pipeline.lora_state_dict(file), transformer=model, adapter_name="x")
+    after = reference.convert(put_in(step.group("weight."), adapters))
+    changes = {name: after[name] - before[name] for name in after if not torch.equal(after[name], before[name])}
+    layers = {name: layer for name, layer in model.named_modules() if "x" in getattr(layer, "lora_A", {})}
+    assert {f"{name}.weight" for name in layers} == set(changes) and len(layers) >= 10
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer.get_delta_weight("x"), changes[f"{name}.weight"], rtol=1e-4, atol=1e-6)

@@ -58,7 +58,7 @@ class AdaptedModel:
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.names = names
 
-    def name_layers(self) -> dict[str, nn.Module]:
+    def name_layers(self) -> "dict[str, LoraLayer | LoraLinear]":
         """Return the layers with adapters by their paths in their component."""
         return {path: layer for (_, path), layer in self._layers.items()}
 

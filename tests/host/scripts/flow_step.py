@@ -141,7 +141,8 @@ def compute_step(prepared, tiny):
     }
     for number, (cross_attn, _) in enumerate(batch.conditions):
         found[f"conditions.{number}"] = cross_attn
-    for (name, parameter), gradient in zip(prepared.adapted.name_parameters().items(), gradients, strict=True):
+    paths = [f"diffusion_model.{path}.{half}" for path in prepared.adapted.name_layers() for half in ("down", "up")]
+    for name, parameter, gradient in zip(paths, prepared.adapted.parameters, gradients, strict=True):
         found[f"adapter.{name}"] = parameter
         found[f"gradient.{name}"] = gradient
     for name, weight in tiny.patcher.model.diffusion_model.state_dict().items():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.flow.families import FAMILIES, FlowFamilyRow
+from trainers.flow.families import FAMILIES, FlowFamilyRow, find_family
 from trainers.flow.presets import resolve_flow
 from trainers.training.presets import GOALS, MEMORY_PRESETS
 

@@ -90,9 +90,9 @@ def train(
     buckets = BucketConfig(resolution=64, bucket_reso_steps=step, random_flip=flip)
     plan = plan_training(dataset, RunSettings(config, buckets, CaptionConfig()))
     family = FlowFamily(lambda _: base or ToyBase())
-    with host or ListeningHost() as host:
+    with host or ListeningHost() as listening:
         return train_lora(
-            family, plan, host, run_folder=RunFolder(folder, "toy"), cache=TensorCache(None), resume=resume
+            family, plan, listening, run_folder=RunFolder(folder, "toy"), cache=TensorCache(None), resume=resume
         )
 
 
@@ -111,7 +111,7 @@ def test_layers_of_blocks_get_a_lora_but_modulation_and_idle_ones(dataset, tmp_p
     result = train(dataset, tmp_path, host)
     modules = {re.sub(r"\.(lora_down|lora_up|alpha).*", "", name) for name in result.state_dict}
     expected = ("layers.0.attn", "layers.0.mlp", "layers.0.text_mlp", "layers.1.attn", "layers.1.mlp")
-    assert modules == {f"diffusion_model.{name}" for name in expected}
+    assert modules == {f"lora_unet_{name.replace('.', '_')}" for name in expected}
     assert any("1 layer without effect on the output get no LoRA" in notice for notice in host.notices)
 
 
