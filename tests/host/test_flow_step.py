@@ -266,7 +266,10 @@ def test_diffusers_loads_every_layer_of_a_file_at_the_right_strength(case: str, 
             file[f"{name}.lora_{half}.weight"] = adapters[f"diffusion_model.{path}.{half}"].clone()
         file[f"{name}.alpha"] = torch.tensor(2.0)
     model, before = reference.make(), reference.convert(step.group("weight."))
-    model.load_state_dict(before)
+    sizes = {name: weight.shape for name, weight in model.state_dict().items()}  # diffusers fixes one embedder's
+    model.load_state_dict(
+        {name: weight for name, weight in before.items() if weight.shape == sizes[name]}, strict=False
+    )
     pipeline.load_lora_into_transformer(pipeline.lora_state_dict(file), transformer=model, adapter_name="x")
     after = reference.convert(put_in(step.group("weight."), adapters))
     changes = {name: after[name] - before[name] for name in after if not torch.equal(after[name], before[name])}

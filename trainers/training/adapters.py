@@ -58,9 +58,9 @@ class AdaptedModel:
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.names = names
 
-    def name_layers(self) -> "dict[str, LoraLayer | LoraLinear]":
+    def name_layers(self) -> dict[str, nn.Module]:
         """Return the layers with adapters by their paths in their component."""
-        return {path: layer for (_, path), layer in self._layers.items()}
+        return {path: layer for (_, path), layer in self._layers.items() if isinstance(layer, nn.Module)}
 
     def name_parameters(self) -> dict[str, Tensor]:
         """Return the trained parameters themselves, by names that are the same in every run."""
