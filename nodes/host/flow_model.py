@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.conds
@@ -10,9 +10,12 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
+from ...trainers.flow.checkpointing import BlockStreamer
 from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.flow.targets import list_blocks
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
 from .flow_checks import check_graph, check_text
@@ -22,6 +25,7 @@ from .weights import GraphModel, find_checkpoint, unload_models
 
 _PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SMALLEST_LEVEL = 1e-4
+_LARGEST_SHARE = 0.75  # of the free memory that the weights may take; the rest is for a step
 # FLUX.1 was trained with a shift by the number of tokens, and is sampled so by its authors
 _FLUX_TOKENS, _FLUX_SHIFTS = (256, 4096), (0.5, 1.15)
 
@@ -39,6 +43,7 @@ class GraphFlowModel:
         self._device = comfy.model_management.get_torch_device()
         self.precision = _PRECISIONS[self._model.get_dtype_inference()]
         self.pixels_per_latent = graph.vae.spacial_compression_encode()
+        self._streamer = BlockStreamer(self._device)
         self._sampling = self._model.model_sampling
         self._has_own_sampling = "model_sampling" in graph.model.object_patches
         # the network's answer itself, not the clean latents that the sampler wants
@@ -80,14 +85,25 @@ class GraphFlowModel:
     def release_encoders(self) -> None:
         unload_models()
 
-    def load_network(self) -> None:
+    def load_network(self) -> bool:
+        """Bring the weights to the device; those of blocks only while they are used, if not all of
+        them fit.
+        """
+        streamed = list(list_blocks(self.network).values()) if self._must_stream() else []
+        streamed_modules = {id(module) for block in streamed for module in block.modules()}
         for module in self._model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.device != self._device and not parameter.requires_grad:
-                    module._parameters[name] = nn.Parameter(parameter.detach().to(self._device), requires_grad=False)
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.device != self._device:
-                    module._buffers[name] = buffer.to(self._device)
+            _move_buffers(module, self._device)
+            if id(module) not in streamed_modules:
+                _move_weights(module, self._device)
+        for block in streamed:
+            self._streamer.stream(block)
+        return bool(streamed)
+
+    def _must_stream(self) -> bool:
+        if comfy.model_management.is_device_cpu(self._device):
+            return False
+        weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
+        return weights > _LARGEST_SHARE * comfy.model_management.get_free_memory(self._device)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -97,7 +113,8 @@ class GraphFlowModel:
         add_derivatives()
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
-            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            # it looks at every operation, which a prediction without gradients does not need
+            with allow_mutation_on_saved_tensors() if torch.is_grad_enabled() else nullcontext():
                 yield
         finally:
             comfy.model_management.in_training = before
@@ -165,6 +182,18 @@ class GraphFlowModel:
             pixels = self._vae.decode(self._model.process_latent_out(latents.to("cpu", torch.float32)))
         pixels = pixels[:, 0] if pixels.ndim == 5 else pixels
         return pixels[:1].clone()
+
+
+def _move_weights(module: nn.Module, device: torch.device) -> None:
+    for name, weight in module._parameters.items():
+        if weight is not None and weight.device != device and not weight.requires_grad:
+            module._parameters[name] = nn.Parameter(weight.detach().to(device), requires_grad=False)
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.device != device:
+            module._buffers[name] = buffer.to(device)
 
 
 class _RawAnswer(nn.Module):

@@ -63,3 +63,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(results):
     assert "error" not in stopped, stopped["error"]
     assert stopped["unchanged_after"] == {"Interrupted": True, "KeyError": True, "OutOfMemoryError": True}
     assert stopped["same_losses"] and stopped["same_lora"] and stopped["was_loaded"]
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp8"])
+def test_blocks_that_come_to_the_device_one_by_one_train_the_same(results, kind):
+    streamed = results["streamed"][kind]
+    assert "error" not in streamed, streamed["error"]
+    assert all(streamed.values()), streamed

@@ -51,8 +51,10 @@ class FlowBaseModel(Protocol):
         """Free the device of text encoders and VAE."""
         ...
 
-    def load_network(self) -> None:
-        """Bring what a step needs to the device."""
+    def load_network(self) -> bool:
+        """Bring what a step needs to the device. Return whether the weights of blocks stay in main
+        memory, and come for each use.
+        """
         ...
 
     def computing(self) -> AbstractContextManager[None]:

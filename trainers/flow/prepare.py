@@ -1,6 +1,7 @@
 """Prepares a flow model for training: caches latents and conditions, attaches adapters."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,8 +58,10 @@ def prepare_flow(
     model = PreparedFlow(
         plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
     )
-    base.load_network()
-    if config.gradient_checkpointing:
+    is_streamed = base.load_network()
+    if is_streamed:
+        host.report(Notice("the model does not fit: its blocks stay in main memory, and come to the device one by one"))
+    if config.gradient_checkpointing or is_streamed:
         checkpoint_blocks(list_blocks(base.network).values())
     _drop_idle_layers(model, config, names, kept={path for _, path in start})
     if start:
@@ -113,8 +116,6 @@ def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host
     """
     if not config.network_weights:
         return {}
-    from pathlib import Path
-
     start = read_lora(Path(config.network_weights), names)
     require_rank((module.rank for module in start.values()), config.rank)
     added = [path for _, path in start if path not in targets]

@@ -38,6 +38,7 @@ from lora_trainer.trainers.files.tensor_cache import TensorCache
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
 from lora_trainer.trainers.flow.family import FlowFamily
+from lora_trainer.trainers.flow.targets import list_blocks
 from lora_trainer.trainers.training.console_host import ConsoleHost
 from lora_trainer.trainers.training.events import Interrupted, StepDone
 from lora_trainer.trainers.training.loop import train_lora
@@ -191,6 +192,28 @@ def stop_and_go_on(tiny):
     }
 
 
+def compare_streamed(build):
+    """The same training with blocks that come to the device for each use."""
+    plain = train(build(), "resident")[0]
+    must_stream, GraphFlowModel._must_stream = GraphFlowModel._must_stream, lambda self: True
+    try:
+        tiny = build()
+        before = copy_weights(tiny)
+        streamed, base, _ = train(tiny, "streamed", gradient_checkpointing=False)
+    finally:
+        GraphFlowModel._must_stream = must_stream
+    blocks = [
+        sum(w.numel() * w.element_size() for w in block.parameters() if not w.requires_grad)
+        for block in list_blocks(base.network).values()
+    ]
+    return {
+        "is_unchanged": is_unchanged(tiny, before),
+        "same_losses": streamed.losses == plain.losses,
+        "same_lora": all(torch.equal(weight, plain.state_dict[name]) for name, weight in streamed.state_dict.items()),
+        "peak_is_one_block": base._streamer.peak_bytes == max(blocks) and base._streamer.held_bytes == 0,
+    }
+
+
 def answer(name, function, *arguments, **settings):
     try:
         return function(*arguments, **settings)
@@ -205,6 +228,10 @@ results = {
         for kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
     },
     "bf16": answer("bf16", compare, build_tiny("Z-Image", torch.bfloat16), "bf16"),
+    "streamed": {
+        "fp32": answer("fp32", compare_streamed, lambda: build_tiny("FLUX.1")),
+        "fp8": answer("fp8", compare_streamed, lambda: build_quantized("Qwen-Image", "float8_e4m3fn")),
+    },
     "stopped": answer("stopped", stop_and_go_on, build_tiny("Z-Image")),
 }
 print("RESULT" + json.dumps(results))

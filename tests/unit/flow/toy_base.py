@@ -76,7 +76,8 @@ class ToyBase:
 
     def release_encoders(self) -> None: ...
 
-    def load_network(self) -> None: ...
+    def load_network(self) -> bool:
+        return False
 
     @contextmanager
     def computing(self) -> Iterator[None]:
