@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser.editor import Editor
 
+ANY_MODEL = "LoRA Trainer: Train LoRA"
 SDXL = "LoRA Trainer: Train LoRA (SDXL)"
 MUSUBI = "LoRA Trainer: Train LoRA (Musubi Tuner)"
 LOAD_IMAGES = "Dataset: Load Images (LoRA Trainer)"
@@ -35,12 +36,18 @@ def find_nodes(search: Editor, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "first"),
     [
-        ("lora train", [SDXL, MUSUBI]),
-        ("lora trainer", [SDXL, MUSUBI]),
-        ("train lora", [CORE_TRAINER, SDXL, MUSUBI]),
+        ("lora train", [ANY_MODEL, SDXL, MUSUBI]),
+        ("lora trainer", [ANY_MODEL, SDXL, MUSUBI]),
+        ("train lora", [CORE_TRAINER, ANY_MODEL, SDXL, MUSUBI]),
+        ("fine-tune", [ANY_MODEL]),
         ("dataset", [LOAD_IMAGES]),
         ("load images", [LOAD_IMAGES]),
     ],
 )
 def test_a_search_finds_the_node_that_the_user_means_first(search: Editor, text: str, first: list[str]):
     assert find_nodes(search, text)[: len(first)] == first
+
+
+@pytest.mark.parametrize("text", ["z-image", "flux", "qwen-image"])
+def test_the_name_of_a_model_finds_its_trainer_too(search: Editor, text: str):
+    assert ANY_MODEL in find_nodes(search, text)
