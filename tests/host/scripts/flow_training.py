@@ -192,14 +192,14 @@ def stop_and_go_on(tiny):
     }
 
 
-def compare_streamed(build):
+def compare_streamed(build, name):
     """The same training with blocks that come to the device for each use."""
-    plain = train(build(), "resident")[0]
+    plain = train(build(), f"resident_{name}")[0]
     must_stream, GraphFlowModel._must_stream = GraphFlowModel._must_stream, lambda self: True
     try:
         tiny = build()
         before = copy_weights(tiny)
-        streamed, base, _ = train(tiny, "streamed", gradient_checkpointing=False)
+        streamed, base, _ = train(tiny, f"streamed_{name}", gradient_checkpointing=False)
     finally:
         GraphFlowModel._must_stream = must_stream
     blocks = [
@@ -229,8 +229,8 @@ results = {
     },
     "bf16": answer("bf16", compare, build_tiny("Z-Image", torch.bfloat16), "bf16"),
     "streamed": {
-        "fp32": answer("fp32", compare_streamed, lambda: build_tiny("FLUX.1")),
-        "fp8": answer("fp8", compare_streamed, lambda: build_quantized("Qwen-Image", "float8_e4m3fn")),
+        "fp32": answer("fp32", compare_streamed, lambda: build_tiny("FLUX.1"), "fp32"),
+        "fp8": answer("fp8", compare_streamed, lambda: build_quantized("Qwen-Image", "float8_e4m3fn"), "fp8"),
     },
     "stopped": answer("stopped", stop_and_go_on, build_tiny("Z-Image")),
 }
