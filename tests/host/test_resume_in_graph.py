@@ -66,12 +66,12 @@ def run_folder(base_directory: Path, name: str) -> Path:
     return run
 
 
-def at_step(number: int, act: Callable[[], object]) -> Callable[[Message], None]:
-    """Call `act` once, when the trainer has reached the step."""
+def at_step(number: int, act: Callable[[], object], *, total: int = STEPS) -> Callable[[Message], None]:
+    """Call `act` once, when a run of `total` steps has reached the step."""
     done: list[int] = []
 
     def listen(message: Message) -> None:
-        is_ours = message.kind == "progress" and message.data["node"] == "trainer" and message.data["max"] == STEPS
+        is_ours = message.kind == "progress" and message.data["node"] == "trainer" and message.data["max"] == total
         if is_ours and message.data["value"] >= number and not done:
             done.append(number)
             act()
@@ -135,7 +135,7 @@ def test_finish_now_hands_the_lora_so_far_to_the_rest_of_the_graph(restarted, ba
     def finish() -> None:
         (run_folder(base_directory, "finished") / "finish").touch()
 
-    result = restarted.run(prompt("finished", seed=5, max_train_steps=500), on_message=at_step(3, finish))
+    result = restarted.run(prompt("finished", seed=5, max_train_steps=500), on_message=at_step(3, finish, total=500))
     facts = get_facts(result)
     assert facts["finished_early"] and 3 <= facts["steps"] < 500 and Path(facts["path"]).is_file()
     assert "sink" in result.executed_nodes() and "(finished early)" in result.outputs["trainer"]["text"][0]
@@ -145,8 +145,12 @@ def test_finish_now_hands_the_lora_so_far_to_the_rest_of_the_graph(restarted, ba
 def test_a_pause_stops_the_prompt_and_the_same_prompt_goes_on(restarted, base_directory):
     steps = 100  # more than a fast machine makes until it notices the pause, after at most half a second
     ours = prompt("paused", seed=6, max_train_steps=steps)
+
+    def pause() -> None:
+        (run_folder(base_directory, "paused") / "pause").touch()
+
     with pytest.raises(PromptInterrupted):
-        restarted.run(ours, on_message=at_step(3, lambda: (run_folder(base_directory, "paused") / "pause").touch()))
+        restarted.run(ours, on_message=at_step(3, pause, total=steps))
     run = run_folder(base_directory, "paused")
     assert read_status(run)["status"] == "paused" and not (run / "paused.safetensors").exists()
     assert get_facts(restarted.run(ours))["steps"] == steps
