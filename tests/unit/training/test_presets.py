@@ -52,7 +52,9 @@ def test_images_that_are_held_out_take_no_steps():
     low, high = GOALS["object"].num_samples
     between = (low + high) // 2 // GOALS["object"].samples_per_image
     whole, split = (
-        resolve({**given, "validation_share": share}, goal="object", memory="24 GB", num_images=number).training
+        resolve(
+            SDXLConfig, {**given, "validation_share": share}, goal="object", memory="24 GB", num_images=number
+        ).training
         for share, number in ((0.0, between), (0.5, 2 * between))
     )
     assert split.max_train_steps == whole.max_train_steps
