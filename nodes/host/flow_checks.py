@@ -121,16 +121,21 @@ def _check_inputs(model: Any) -> None:
         )
 
 
-def check_text(cond: torch.Tensor, network: nn.Module, name: str) -> None:
+def find_text_width(network: nn.Module) -> int | None:
+    """Return how wide the texts are that the network takes; None if that is not known."""
+    layers = dict(network.named_modules())
+    layer = next((layers[path] for path in _TEXT_LAYERS if path in layers and is_linear(layers[path])), None)
+    return None if layer is None else int(getattr(layer, "in_features"))  # noqa: B009 - not only nn.Linear has it
+
+
+def check_text(cond: torch.Tensor, width: int | None, name: str) -> None:
     """Check that a text of the CLIP, [1, tokens, width], has the width that the network takes.
 
     Raises:
         ValueError: it has not.
     """
-    layers = dict(network.named_modules())
-    layer = next((layers[path] for path in _TEXT_LAYERS if path in layers and is_linear(layers[path])), None)
-    if layer is not None and cond.shape[-1] != layer.in_features:
+    if width is not None and cond.shape[-1] != width:
         raise ValueError(
-            f"CLIP gives texts of width {cond.shape[-1]}; MODEL ({name}) takes {layer.in_features}. Load the text "
-            f"encoder of {name}, with its type chosen in the CLIP loader"
+            f"CLIP gives texts of width {cond.shape[-1]}; MODEL ({name}) takes {width}. Load the text encoder of "
+            f"{name}, with its type chosen in the CLIP loader"
         )

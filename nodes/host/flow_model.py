@@ -18,7 +18,7 @@ from ...trainers.flow.families import FlowFamilyRow
 from ...trainers.flow.targets import list_blocks
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
-from .flow_checks import check_graph, check_text
+from .flow_checks import check_graph, check_text, find_text_width
 from .fused_kernels import add_derivatives
 from .twin import make_twin
 from .weights import GraphModel, find_checkpoint, unload_models
@@ -43,6 +43,7 @@ class GraphFlowModel:
         self._device = comfy.model_management.get_torch_device()
         self.precision = _PRECISIONS[self._model.get_dtype_inference()]
         self.pixels_per_latent = graph.vae.spacial_compression_encode()
+        self._text_width = find_text_width(self.network)
         self._streamer = BlockStreamer(self._device)
         self._sampling = self._model.model_sampling
         self._has_own_sampling = "model_sampling" in graph.model.object_patches
@@ -74,7 +75,7 @@ class GraphFlowModel:
         if len(entries) != 1:
             raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
         cond, others = entries[0]
-        check_text(cond, self.network, self.family.name)
+        check_text(cond, self._text_width, self.family.name)
         return _to_plain([cond, others])
 
     def count_tokens(self, caption: str) -> int:

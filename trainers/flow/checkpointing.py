@@ -3,6 +3,7 @@ device only for as long as they are used.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class _Checkpointed:
 
     def _needs_gradients(self, leaves: list[Any]) -> bool:
         inputs = (leaf for leaf in leaves if isinstance(leaf, Tensor))
-        return any(tensor.requires_grad for tensor in (*inputs, *self._block.parameters()))
+        return any(tensor.requires_grad for tensor in chain(inputs, self._block.parameters()))
 
 
 def _copy(value: Any) -> Any:
@@ -69,9 +70,10 @@ class BlockStreamer:
 
     def stream(self, block: nn.Module) -> None:
         forward, places = block.forward, _list_frozen(block)
+        num_bytes = sum(weight.numel() * weight.element_size() for _, _, weight in places)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._count(places, 1)
+            self._count(num_bytes)
             try:
                 for module, name, weight in places:
                     module._parameters[name] = _copy_to(weight, self._device)
@@ -79,12 +81,12 @@ class BlockStreamer:
             finally:
                 for module, name, weight in places:
                     module._parameters[name] = weight
-                self._count(places, -1)
+                self._count(-num_bytes)
 
         block.forward = run  # type: ignore[assignment]
 
-    def _count(self, places: list[tuple[nn.Module, str, nn.Parameter]], sign: int) -> None:
-        self.held_bytes += sign * sum(weight.numel() * weight.element_size() for _, _, weight in places)
+    def _count(self, num_bytes: int) -> None:
+        self.held_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
 

@@ -1,6 +1,5 @@
 """Prepares a flow model for training: caches latents and conditions, attaches adapters."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -79,7 +78,7 @@ def _cache_latents(
 ) -> FlowLatentStore:
     flips = (False, True) if plan.settings.buckets.random_flip else (False,)
     host.report(StageStarted("caching", len(plan.all_items)))
-    for items in _put_own_share_first(plan.all_items, world):
+    for items in world.put_own_share_first(plan.all_items):
         store.encode(items, base, host, flips=flips, total=len(items))
         masks.encode(items, host)
     return store
@@ -95,16 +94,6 @@ def _cache_conditions(
     store.encode(captions, base, host)
     if world.is_main and world.size > 1:
         world.wait_for_all()
-
-
-def _put_own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
-    """Yield this process's share, then all items: each of several processes encodes its share to
-    the disk cache, then reads what the others encoded.
-    """
-    if world.size > 1:
-        yield items[world.rank :: world.size]
-        world.wait_for_all()
-    yield items
 
 
 def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host: Host) -> dict[ModuleKey, LoraModule]:

@@ -1,11 +1,8 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
@@ -103,23 +100,13 @@ def _cache_latents(
     host.report(StageStarted("caching", len(items)))
     vae = move_module(model.vae, host.device, torch.float32 if keep_vae else None)
     with float32_compute(vae):
-        for own_items in _put_own_share_first(items, world):
+        for own_items in world.put_own_share_first(items):
             store.encode(own_items, vae, host, flips=flips, total=len(own_items))
             masks.encode(own_items, host)
     model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
     del vae
     host.release_memory()
     return store
-
-
-def _put_own_share_first(items: list[TrainingItem], world: World) -> Iterator[list[TrainingItem]]:
-    """Yield this process's share, then all items: each of several processes encodes its share to
-    the disk cache, then reads what the others encoded.
-    """
-    if world.size > 1:
-        yield items[world.rank :: world.size]
-        world.wait_for_all()
-    yield items
 
 
 def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:

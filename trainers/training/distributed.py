@@ -1,7 +1,7 @@
 """Several processes, started by `accelerate launch`: their ranks, and their summed gradients."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +29,15 @@ class World:
         can be empty.
         """
         return items[self.rank * share_size : (self.rank + 1) * share_size]
+
+    def put_own_share_first(self, items: list[T]) -> Iterator[list[T]]:
+        """Yield this process's share, then all items: each of several processes encodes its share
+        to the disk cache, then reads what the others encoded.
+        """
+        if self.size > 1:
+            yield items[self.rank :: self.size]
+            self.wait_for_all()
+        yield items
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """Sum the gradients of all processes in place, with one message, and return the summed
