@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 from ...trainers.commands.flow import CONFIGS, split_files
 from ...trainers.commands.settings import read_dataset_configs, scan_datasets
 from ...trainers.config import select_settings
+from ...trainers.dataset.prepared_folder import write_prepared_folder
 from ...trainers.files.cache_folder import default_cache_folder
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.flow.family import FlowFamily
-from ...trainers.flow.presets import resolve_flow
 from ...trainers.training.console_host import ConsoleHost
 from ...trainers.training.distributed import current_world
 from ...trainers.training.events import Notice
 from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import plan_training
-from ...trainers.training.presets import choose_memory_preset, describe
+from ...trainers.training.presets import describe
 from ...trainers.training.resume.choose_run import AUTO
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.trained_lora import TrainedLora
@@ -55,24 +55,28 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     world, device = current_world(settings.get("device"))
     _choose_device(device)
     from .flow_model import GraphFlowModel
-    from .flow_training import choose_family
+    from .flow_training import choose_family, list_notices
+    from .settings import resolve_flow_settings
     from .weights import training_mode
 
     dataset = scan_datasets(read_dataset_configs(settings))
     graph = (load or load_graph)(settings)
     family = choose_family(graph.model)
     given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
-    run_settings = resolve_flow(
+    run_settings = resolve_flow_settings(
         given,
         family,
         goal=settings.get("goal") or "object",
-        memory=_choose_memory(settings, device),
-        num_images=dataset.num_training_samples,
+        memory=settings.get("memory") or "auto",
+        dataset=dataset,
     )
     plan = plan_training(dataset, run_settings, num_processes=world.size)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with training_mode(), ConsoleHost(device, quiet=not world.is_main) as host:
-        host.report(Notice(f"{family.name}: {describe(run_settings)}"))
+        for notice in (f"{family.name}: {describe(run_settings)}", *list_notices(graph.model, family)):
+            host.report(Notice(notice))
+        if settings.get("prepared_dir") and world.is_main:
+            write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
             FlowFamily(lambda _: GraphFlowModel(graph, family)),
             plan,
@@ -92,15 +96,6 @@ def _choose_device(device: torch.device) -> None:
         args.cpu = True
     elif device.index is not None:
         torch.accelerator.set_device_index(device.index)
-
-
-def _choose_memory(settings: Mapping[str, Any], device: torch.device) -> str:
-    chosen = settings.get("memory") or "auto"
-    if chosen != "auto":
-        return chosen
-    import comfy.model_management
-
-    return choose_memory_preset(comfy.model_management.get_total_memory(device))
 
 
 def load_graph(files: Mapping[str, str]) -> "GraphModel":

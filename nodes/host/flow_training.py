@@ -56,13 +56,18 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         dataset=request.dataset,
     )
     text = _describe(settings, family)
-    notices = [*(remarks or []), describe_ignored_patches(model), _warn_unknown(family), _warn_distilled(model, family)]
-    loader = _Loader(request.base, family, text, [notice for notice in notices if notice])
+    loader = _Loader(request.base, family, text, [*(remarks or []), *list_notices(model, family)])
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
         return _train(loader, plan, run_folder, host, request.resume)
 
     return run_in_graph(request, settings, text, train)
+
+
+def list_notices(model: Any, family: FlowFamilyRow) -> list[str]:
+    """What the user should know of the MODEL before it is trained on."""
+    found = (describe_ignored_patches(model), _warn_unknown(family), _warn_distilled(model, family))
+    return [notice for notice in found if notice]
 
 
 def choose_family(model: Any) -> FlowFamilyRow:
