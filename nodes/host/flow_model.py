@@ -26,8 +26,6 @@ from .weights import GraphModel, find_checkpoint, unload_models
 _PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SMALLEST_LEVEL = 1e-4
 _LARGEST_SHARE = 0.75  # of the free memory that the weights may take; the rest is for a step
-# FLUX.1 was trained with a shift by the number of tokens, and is sampled so by its authors
-_FLUX_TOKENS, _FLUX_SHIFTS = (256, 4096), (0.5, 1.15)
 
 
 class GraphFlowModel:
@@ -46,7 +44,7 @@ class GraphFlowModel:
         self._text_width = find_text_width(self.network)
         self._streamer = BlockStreamer(self._device)
         self._sampling = self._model.model_sampling
-        self._has_own_sampling = "model_sampling" in graph.model.object_patches
+        self._schedule = graph.model.get_model_object("model_sampling")
         # the network's answer itself, not the clean latents that the sampler wants
         self._model._modules["model_sampling"] = _RawAnswer(self._sampling)
 
@@ -120,10 +118,9 @@ class GraphFlowModel:
         finally:
             comfy.model_management.in_training = before
 
-    def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
-        sampling, level = self._sampling, min(max(level, _SMALLEST_LEVEL), 1 - _SMALLEST_LEVEL)
-        if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux) and not self._has_own_sampling:
-            return float(comfy.model_sampling.flux_time_shift(_find_flux_shift(size_hw), 1.0, level))
+    def shift_level(self, level: float) -> float:
+        """By the graph's own sampling, which lies in main memory: no waiting for the device."""
+        sampling, level = self._schedule, min(max(level, _SMALLEST_LEVEL), 1 - _SMALLEST_LEVEL)
         if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):  # its sigma is noise over image
             return level / (1 - level)
         sigma = torch.tensor(sampling.percent_to_sigma(1 - level))
@@ -212,12 +209,6 @@ class _RawAnswer(nn.Module):
 
     def calculate_denoised(self, sigma: Tensor, output: Tensor, noisy: Tensor) -> Tensor:
         return output
-
-
-def _find_flux_shift(size_hw: tuple[int, int]) -> float:
-    tokens = size_hw[0] * size_hw[1] / 16**2
-    (low, high), (first, last) = _FLUX_TOKENS, _FLUX_SHIFTS
-    return first + (last - first) * (tokens - low) / (high - low)
 
 
 def _fit_together(found: Sequence[dict[str, Any]]) -> bool:

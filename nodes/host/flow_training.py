@@ -71,10 +71,13 @@ def list_notices(model: Any, family: FlowFamilyRow) -> list[str]:
 
 
 def choose_family(model: Any) -> FlowFamilyRow:
-    """Return the table's row for the MODEL; without one, defaults under the name of its class."""
+    """Return the table's row for the MODEL; without one, defaults under the name of its class. A
+    ModelSampling node on it decides the shift.
+    """
     class_name = type(model.model.model_config).__name__
     family = find_family(class_name)
-    return FlowFamilyRow(name=class_name) if family is None else family.for_file(_find_file_name(model))
+    family = FlowFamilyRow(name=class_name) if family is None else family.for_file(_find_file_name(model))
+    return family.with_models_own_shift() if "model_sampling" in model.object_patches else family
 
 
 def _find_file_name(model: Any) -> str:

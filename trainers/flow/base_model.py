@@ -61,9 +61,9 @@ class FlowBaseModel(Protocol):
         """Forward and backward passes run inside of it."""
         ...
 
-    def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
-        """Return the sigma of the model's own schedule for a noise level in 0..1, for an image of
-        that many pixels.
+    def shift_level(self, level: float) -> float:
+        """Return the sigma of the model's own schedule, by which it is sampled, for a noise level
+        in 0..1.
         """
         ...
 

@@ -31,6 +31,7 @@ class FlowFamilyRow:
     - modelspec_architecture: as SwarmUI knows it, else as sd-scripts and Musubi write it.
     - variants: models of the family with other names; the first whose marker fits counts.
     - timestep_sampling, discrete_flow_shift: as in FlowConfig; None: the model's own shift.
+    - has_shift_by_size: its shift grows with the size of the image, if none is given.
     - needs_guidance: the guidance to train with, for models that read one. None: they read none.
     - caption_tokens: trainers cut captions after that many. None: they do not cut.
     - distilled_markers: parts of file names of distilled models, which break in plain training.
@@ -50,6 +51,7 @@ class FlowFamilyRow:
     learning_rate: float = 1e-4
     timestep_sampling: str = "sigmoid"
     discrete_flow_shift: float | None = None
+    has_shift_by_size: bool = False
     needs_guidance: float | None = None
     caption_tokens: int | None = None
     distilled_markers: tuple[str, ...] = ()
@@ -67,6 +69,10 @@ class FlowFamilyRow:
                     modelspec_architecture=variant.modelspec_architecture,
                 )
         return self
+
+    def with_models_own_shift(self) -> "FlowFamilyRow":
+        """For a model whose user has chosen the shift, with a ModelSampling node."""
+        return replace(self, discrete_flow_shift=None, has_shift_by_size=False)
 
     def is_distilled(self, file_name: str) -> bool:
         """Tell whether this file's name says that the model is distilled. De-Turbo and undistilled
@@ -132,6 +138,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         ),
         rank=16,  # sd-scripts, docs/flux_train_network.md: flux_shift, and guidance 1
         needs_guidance=1.0,
+        has_shift_by_size=True,
         caption_tokens=512,
         distilled_markers=("turbo", "hyper", "lightning", "schnell", "nitro"),
         remedy="Train on FLUX.1 dev, or on a finetune of it that needs 20 steps or more.",
@@ -166,6 +173,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         ),
         rank=32,  # Musubi Tuner, docs/flux_2.md: flux2_shift; train on the base models
         needs_guidance=1.0,
+        has_shift_by_size=True,
         caption_tokens=512,
         distilled_markers=("klein", "turbo"),
         undistilled_markers=("base",),

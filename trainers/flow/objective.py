@@ -37,6 +37,14 @@ def shift_level(level: float, shift: float) -> float:
     return shift * level / (1 + (shift - 1) * level)
 
 
+def find_shift_by_size(size_hw: tuple[int, int]) -> float:
+    """Return the shift of an image of that many pixels by Flux's rule: exp(mu), where mu grows with
+    the number of 16 x 16 tokens from 0.5 at 256 to 1.15 at 4096.
+    """
+    tokens = size_hw[0] * size_hw[1] / 16**2
+    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+
+
 def loss_weights(levels: Tensor, weighting: str) -> Tensor:
     """Return the weight of each sample's loss, [B] like `levels`.
 

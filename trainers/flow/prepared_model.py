@@ -26,7 +26,7 @@ from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .draws import ItemDraw, draw_flip, draw_level, draw_noise
 from .encode import ConditionStore, FlowLatentStore
-from .objective import loss_weights, per_sample_loss, shift_level
+from .objective import find_shift_by_size, loss_weights, per_sample_loss, shift_level
 from .samples import draw_samples
 from .targets import list_blocks
 
@@ -140,7 +140,9 @@ class PreparedFlow:
         return shift_level(level, shift) if shift else self._make_own_sigma(item, level)
 
     def _make_own_sigma(self, item: TrainingItem, level: float) -> float:
-        return self.base.shift_level(level, item.crop.target_hw)
+        if self.base.family.has_shift_by_size:
+            return shift_level(level, find_shift_by_size(item.crop.target_hw))
+        return self.base.shift_level(level)
 
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         config, random_flip = self.config, self.plan.settings.buckets.random_flip

@@ -41,7 +41,7 @@ def draw_samples(
         for seed in prompt.seeds:
             noise = torch.randn(shape, generator=generator_for(seed, "sample"))[None].to(host.device)
             with evaluating(base.network), base.computing():
-                latents = _denoise(base, noise, texts, prompt, size_hw, host)
+                latents = _denoise(base, noise, texts, prompt, host)
             rows[-1].append(_to_image(base.decode(latents)))
     return rows
 
@@ -57,14 +57,13 @@ def _denoise(
     noise: Tensor,
     texts: Sequence[Conditions],
     prompt: SamplePrompt,
-    size_hw: tuple[int, int],
     host: Host,
 ) -> Tensor:
     """Euler's method over evenly spaced levels of the model's own schedule, with classifier-free
     guidance.
     """
     levels = [1 - number / prompt.num_steps for number in range(prompt.num_steps)]
-    sigmas = [base.shift_level(level, size_hw) for level in levels] + [0.0]
+    sigmas = [base.shift_level(level) for level in levels] + [0.0]
     latents = base.add_noise(torch.zeros_like(noise), noise, noise.new_tensor([sigmas[0]]))
     for sigma, following in pairwise(sigmas):
         host.check_interrupted()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainers.flow.objective import loss_weights, per_sample_loss, sample_level, shift_level
+from trainers.flow.objective import find_shift_by_size, loss_weights, per_sample_loss, sample_level, shift_level
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,8 @@ def test_the_loss_is_each_samples_mean_also_with_a_time_axis():
     mask[1, :, :2] = 1
     assert per_sample_loss(prediction, target).tolist() == [1, 1]
     assert per_sample_loss(prediction, target, mask).tolist() == [0, 0.5]
+
+
+def test_the_shift_by_size_is_fluxs_line():
+    assert find_shift_by_size((256, 256)) == pytest.approx(math.exp(0.5))
+    assert find_shift_by_size((1024, 1024)) == pytest.approx(math.exp(1.15))

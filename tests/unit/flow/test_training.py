@@ -21,6 +21,7 @@ from trainers.flow.checkpointing import BlockStreamer, checkpoint_blocks
 from trainers.flow.config import FlowConfig
 from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
+from trainers.flow.objective import find_shift_by_size
 from trainers.flow.targets import find_targets, list_blocks
 from trainers.training.adapters import AdapterSettings, wrap_linear_layers
 from trainers.training.console_host import ConsoleHost
@@ -302,3 +303,12 @@ def test_recomputed_gradients_are_those_of_a_model_without_inplace_additions():
     for name, gradient in gradients[1].items():
         if gradient is not None:
             torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_a_family_may_train_with_a_shift_by_size_and_a_chosen_one_wins(dataset, tmp_path):
+    row = FlowFamilyRow("Toy", timestep_sampling="uniform", has_shift_by_size=True)
+    square = replace(dataset, images=dataset.images[:1])
+    by_size = train(square, tmp_path / "1", base=ToyBase(family=row))
+    shift = find_shift_by_size((64, 64))
+    assert_equal(by_size, train(square, tmp_path / "2", base=ToyBase(family=row), discrete_flow_shift=shift))
+    assert train(square, tmp_path / "3", base=ToyBase(family=row.with_models_own_shift())).losses != by_size.losses

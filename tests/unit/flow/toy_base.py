@@ -88,7 +88,7 @@ class ToyBase:
         finally:
             self.num_computing -= 1
 
-    def shift_level(self, level: float, size_hw: tuple[int, int]) -> float:
+    def shift_level(self, level: float) -> float:
         return level
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
