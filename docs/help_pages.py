@@ -105,12 +105,18 @@ def build_family_rows() -> list[str]:
             row.rank,
             f"{row.learning_rate:g}",
             row.timestep_sampling,
-            "–" if row.discrete_flow_shift is None else f"{row.discrete_flow_shift:g}",
+            _describe_shift(row),
             row.resolution_step,
             _list_markers(row),
         )
         for row in FAMILIES
     ]
+
+
+def _describe_shift(row: FlowFamilyRow) -> str:
+    if row.has_shift_by_size:
+        return "by size"
+    return "–" if row.discrete_flow_shift is None else f"{row.discrete_flow_shift:g}"
 
 
 def _list_markers(row: FlowFamilyRow) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...trainers.flow.targets import is_linear
-from .weights import GraphModel
+from .weights import GraphModel, require_plain
 
 # Classes of comfy.model_base that make something else than an image from a text.
 _OTHER_KINDS = {
@@ -62,7 +62,8 @@ def check_graph(graph: GraphModel) -> None:
             f"{'CLIP' if graph.clip is None else 'VAE'} is empty: this checkpoint has none. Load the "
             f"{'text encoder' if graph.clip is None else 'VAE'} of {_name(model)} with its own loader"
         )
-    _check_patchers(graph)
+    for socket, owner in (("MODEL", graph.model), ("CLIP", graph.clip), ("VAE", graph.vae)):
+        require_plain(socket, getattr(owner, "patcher", owner))
     _check_vae(graph.vae, model)
     _check_inputs(model)
 
@@ -82,20 +83,6 @@ def _check_kind(model: Any) -> None:
         raise ValueError(
             f"MODEL ({_name(model)}) turns one image into another without noise: it cannot be trained here"
         )
-
-
-def _check_patchers(graph: GraphModel) -> None:
-    for socket, owner in (("MODEL", graph.model), ("CLIP", graph.clip), ("VAE", graph.vae)):
-        patcher = getattr(owner, "patcher", owner)
-        if getattr(patcher, "injections", None) or getattr(patcher, "weight_wrapper_patches", None):
-            raise ValueError(
-                f"{socket} carries a LoRA in bypass mode, which is not part of its weights. Load it without bypass"
-            )
-        if getattr(patcher, "hook_patches", None) or getattr(patcher, "forced_hooks", None):
-            raise ValueError(
-                f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are not part of its "
-                "weights. Remove them before training"
-            )
 
 
 def _check_vae(vae: Any, model: Any) -> None:

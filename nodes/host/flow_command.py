@@ -29,26 +29,6 @@ from ...trainers.training.trained_lora import TrainedLora
 if TYPE_CHECKING:
     from .weights import GraphModel
 
-# By the name of the family. Others are stable_diffusion, where ComfyUI looks at the files.
-_CLIP_TYPES = {
-    "Z-Image": "LUMINA2",
-    "Lumina 2": "LUMINA2",
-    "FLUX.1": "FLUX",
-    "FLUX.1 schnell": "FLUX",
-    "FLUX.2": "FLUX2",
-    "Chroma": "CHROMA",
-    "Qwen-Image": "QWEN_IMAGE",
-    "Krea 2": "KREA2",
-    "SD 3.5": "SD3",
-    "HunyuanImage 2.1": "HUNYUAN_IMAGE",
-    "HunyuanVideo": "HUNYUAN_VIDEO",
-    "Wan 2.1 and 2.2 14B": "WAN",
-    "Wan 2.2 5B": "WAN",
-    "Cosmos-Predict2": "COSMOS",
-    "HiDream": "HIDREAM",
-    "Ideogram 4": "IDEOGRAM4",
-}
-
 
 def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphModel] | None" = None) -> TrainedLora:
     """Train with the settings of the command, on the model that `load` returns."""
@@ -116,7 +96,7 @@ def load_graph(files: Mapping[str, str]) -> "GraphModel":
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(files["checkpoint"])
         return GraphModel(model, clip, vae)
     model = comfy.sd.load_diffusion_model(files["model"])
-    clip_type = _find_clip_type(files.get("clip_type", ""), choose_family(model).name)
+    clip_type = _find_clip_type(files.get("clip_type") or choose_family(model).clip_type)
     clip = comfy.sd.load_clip([str(path) for path in split_files(files["text_encoder"])], clip_type=clip_type)
     weights, metadata = comfy.utils.load_torch_file(files["vae"], return_metadata=True)
     vae = comfy.sd.VAE(sd=weights, metadata=metadata)
@@ -124,14 +104,13 @@ def load_graph(files: Mapping[str, str]) -> "GraphModel":
     return GraphModel(model, clip, vae)
 
 
-def _find_clip_type(chosen: str, family: str) -> Any:
+def _find_clip_type(name: str) -> Any:
     import comfy.sd
 
-    name = (chosen or _CLIP_TYPES.get(family, "STABLE_DIFFUSION")).upper()
     known = [kind.name.lower() for kind in comfy.sd.CLIPType]
     if name.lower() not in known:
-        raise ValueError(f"--clip-type {chosen!r} is none of ComfyUI's: {', '.join(known)}")
-    return comfy.sd.CLIPType[name]
+        raise ValueError(f"--clip-type {name!r} is none of ComfyUI's: {', '.join(known)}")
+    return comfy.sd.CLIPType[name.upper()]
 
 
 def _list_files(files: Mapping[str, str]) -> list[Path]:

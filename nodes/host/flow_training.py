@@ -92,7 +92,8 @@ def _find_file_name(model: Any) -> str:
 
 def _describe(settings: RunSettings[FlowConfig], family: FlowFamilyRow) -> str:
     config = settings.training
-    shift = f"shift {config.discrete_flow_shift:g}" if config.discrete_flow_shift else "the model's own shift"
+    own = "a shift by the size of the image" if family.has_shift_by_size else "the model's own shift"
+    shift = f"shift {config.discrete_flow_shift:g}" if config.discrete_flow_shift else own
     return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling}, {shift}."
 
 

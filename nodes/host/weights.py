@@ -122,17 +122,26 @@ def _get_patcher(socket: str, owner: Any) -> Any:
             "checkpoint, or the separate loaders"
         )
     patcher = getattr(owner, "patcher", owner)
-    if patcher.injections or getattr(patcher, "weight_wrapper_patches", None):
+    require_plain(socket, patcher)
+    _move_to_main_memory(patcher)
+    return patcher
+
+
+def require_plain(socket: str, patcher: Any) -> None:
+    """Check that nothing but its weights makes a model what it is.
+
+    Raises:
+        ValueError: it carries a LoRA in bypass mode, or hooks.
+    """
+    if getattr(patcher, "injections", None) or getattr(patcher, "weight_wrapper_patches", None):
         raise ValueError(
             f"{socket} carries a LoRA in bypass mode, which is not part of its weights. Load it without bypass"
         )
-    if patcher.hook_patches:
+    if getattr(patcher, "hook_patches", None) or getattr(patcher, "forced_hooks", None):
         raise ValueError(
             f"{socket} carries hooks (LoRAs that are scheduled over the steps), which are not part of its weights. "
             "Remove them before training"
         )
-    _move_to_main_memory(patcher)
-    return patcher
 
 
 def _move_to_main_memory(patcher: Any) -> None:

@@ -58,3 +58,7 @@ def test_layers_of_blocks_that_are_left_out_are_known(results: dict[str, dict[st
             path for path in inside if not NOT_TRAINED.search(path) and not re.search(r"_mod\.|refiner|experts", path)
         ]
         assert left_out == [], name
+
+
+def test_every_row_names_a_type_of_comfyuis_clip_loaders(results: dict[str, dict[str, Any]]):
+    assert all(result["knows_clip_type"] for result in results.values())

@@ -245,6 +245,14 @@ def test_settings_left_open_come_from_the_family(client: ComfyClient):
     assert (chosen["timestep_sampling"], chosen["discrete_flow_shift"]) == ("sigmoid", 2.0)
 
 
+def test_a_model_sampling_node_decides_the_shift(client: ComfyClient):
+    prompt = flow_prompt(output_name="shifted", max_train_steps=2, discrete_flow_shift=0, model=["sampling", 0])
+    prompt["sampling"] = node("ModelSamplingAuraFlow", model=["base", 0], shift=5.0)
+    result = client.run(prompt)
+    assert get_facts(result)["presets"]["chosen"].get("discrete_flow_shift", 0) == 0
+    assert "the model's own shift" in get_text(result, "trainer")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

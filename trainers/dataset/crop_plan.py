@@ -4,6 +4,7 @@ samples.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ..wording import format_size, pluralize
 from .bucket_config import BucketConfig
@@ -26,6 +27,17 @@ class TrainingItem:
     image: TrainingImage
     repeat: int
     crop: Crop
+
+    def describe_pixels(self) -> dict[str, Any]:
+        """Everything that decides the cropped pixels, for keys of what is computed from them."""
+        image, crop = self.image, self.crop
+        return {
+            "image": image.sha256,
+            "alpha_background": image.alpha_background if image.has_alpha else None,
+            "resized_hw": crop.resized_hw,
+            "top_left_yx": crop.top_left_yx,
+            "target_hw": crop.target_hw,
+        }
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,5 @@ def draw_level(config: FlowConfig, sampling: str, *, step: int, item: int) -> fl
     )
 
 
-def draw_noise(shape: torch.Size, config: FlowConfig, *, step: int, item: int) -> Tensor:
-    """Return noise of the shape of one image's latents: channels first.
-
-    noise_offset adds noise_offset * N(0, 1), one draw per channel (crosslabs.org, "Diffusion with
-    Offset Noise").
-    """
-    noise = torch.randn(shape, generator=generator_for(config.seed, "noise", step, item))
-    if config.noise_offset:
-        generator = generator_for(config.seed, "noise_offset", step, item)
-        noise += config.noise_offset * torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=generator)
-    return noise
-
-
 def draw_flip(config: FlowConfig, *, random_flip: bool, step: int, item: int) -> bool:
     return random_flip and happens(0.5, config.seed, "flip", step, item)

@@ -50,17 +50,7 @@ class FlowLatentStore:
             host.report(StageProgress("caching", count, total, item.image.name))
 
     def _make_key(self, item: TrainingItem, flip: bool) -> str:
-        crop = item.crop
-        return content_key(
-            kind="flow latents",
-            image=item.image.sha256,
-            alpha_background=item.image.alpha_background if item.image.has_alpha else None,
-            resized_hw=crop.resized_hw,
-            top_left_yx=crop.top_left_yx,
-            target_hw=crop.target_hw,
-            flip=flip,
-            vae=self._vae_hash,
-        )
+        return content_key(kind="flow latents", **item.describe_pixels(), flip=flip, vae=self._vae_hash)
 
 
 def _encode_image(base: FlowBaseModel, item: TrainingItem, flip: bool) -> Tensor:

@@ -23,6 +23,7 @@ class FlowFamilyRow:
 
     - name: as users say it.
     - configs: the classes of comfy.supported_models that ComfyUI recognises it as.
+    - clip_type: of ComfyUI's CLIP loaders. By the default one they look at the files themselves.
     - target_modules: matches the whole names of the linear layers to train in the diffusion model:
       attention and MLP of every block. Peers leave modulation, norms and embedders out.
     - resolution: pixels of a side that the model was made for, if that is less than 1024.
@@ -41,6 +42,7 @@ class FlowFamilyRow:
 
     name: str
     configs: tuple[str, ...] = ()
+    clip_type: str = "stable_diffusion"
     target_modules: str = ""
     resolution: int = 1024
     resolution_step: int = 16
@@ -110,6 +112,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Z-Image",
         configs=("ZImage",),
+        clip_type="lumina2",
         target_modules=_LUMINA_LAYERS,
         base_model="ZImageBase",
         modelspec_architecture="z-image/lora",
@@ -129,6 +132,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="FLUX.1",
         configs=("Flux",),
+        clip_type="flux",
         target_modules=_FLUX_LAYERS,
         base_model="Flux.1 D",
         modelspec_architecture="flux-1-dev/lora",
@@ -146,6 +150,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="FLUX.1 schnell",
         configs=("FluxSchnell",),
+        clip_type="flux",
         target_modules=_FLUX_LAYERS,
         base_model="Flux.1 S",
         modelspec_architecture="flux-1-schnell/lora",
@@ -160,6 +165,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="FLUX.2",
         configs=("Flux2",),
+        clip_type="flux2",
         target_modules=_FLUX_LAYERS,
         base_model="Flux.2 D",
         modelspec_architecture="flux.2-dev/lora",
@@ -182,6 +188,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Chroma",
         configs=("Chroma",),
+        clip_type="chroma",
         target_modules=_FLUX_LAYERS,
         base_model="Chroma",
         modelspec_architecture="chroma/lora",
@@ -195,6 +202,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Qwen-Image",
         configs=("QwenImage",),
+        clip_type="qwen_image",
         target_modules=(
             r"transformer_blocks\.\d+\."
             r"(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|(img|txt)_mlp\.net\.(0\.proj|2))"
@@ -212,6 +220,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Krea 2",
         configs=("Krea2",),
+        clip_type="krea2",
         target_modules=r"blocks\.\d+\.(attn\.(w[qkvo]|gate)|mlp\.(gate|up|down))",
         base_model="Krea 2",
         modelspec_architecture="krea-2/lora",
@@ -239,6 +248,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Cosmos-Predict2",
         configs=("CosmosT2IPredict2",),
+        clip_type="cosmos",
         target_modules=_COSMOS_LAYERS,
         modelspec_architecture="nvidia-cosmos-predict2-t2i-2b/lora",
         variants=(FlowVariant("14b", "Other", "nvidia-cosmos-predict2-t2i-14b/lora"),),
@@ -252,6 +262,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Lumina 2",
         configs=("Lumina2",),
+        clip_type="lumina2",
         target_modules=_LUMINA_LAYERS,
         base_model="Lumina",
         modelspec_architecture="lumina-2/lora",
@@ -265,6 +276,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="SD 3.5",
         configs=("SD3",),
+        clip_type="sd3",
         target_modules=r"joint_blocks\.\d+\.(context|x)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12])",
         base_model="SD 3.5",
         modelspec_architecture="stable-diffusion-v3.5-large/lora",
@@ -283,6 +295,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="HunyuanImage 2.1",
         configs=("HunyuanImage21",),
+        clip_type="hunyuan_image",
         target_modules=_FLUX_LAYERS,
         resolution_step=32,
         modelspec_architecture="hunyuan-image-2_1/lora",
@@ -296,6 +309,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="HunyuanVideo",
         configs=("HunyuanVideo",),
+        clip_type="hunyuan_video",
         target_modules=_FLUX_LAYERS,
         base_model="Hunyuan Video",
         modelspec_architecture="hunyuan-video/lora",
@@ -310,6 +324,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Wan 2.1 and 2.2 14B",
         configs=("WAN21_T2V",),
+        clip_type="wan",
         target_modules=_WAN_LAYERS,
         base_model="Wan Video 14B t2v",
         modelspec_architecture="wan-2_1-text2video-14b/lora",
@@ -328,6 +343,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Wan 2.2 5B",
         configs=("WAN22_T2V",),
+        clip_type="wan",
         target_modules=_WAN_LAYERS,
         resolution_step=32,
         base_model="Wan Video 2.2 TI2V-5B",
@@ -355,6 +371,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="Ideogram 4",
         configs=("Ideogram4",),
+        clip_type="ideogram4",
         target_modules=r"layers\.\d+\.(attention\.(qkv|o)|feed_forward\.w[123])",
         base_model="Ideogram 4.0",
         modelspec_architecture="ideogram-4/lora",
@@ -368,6 +385,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
     FlowFamilyRow(
         name="HiDream",
         configs=("HiDream",),
+        clip_type="hidream",
         target_modules=(
             r"(double|single)_stream_blocks\.\d+\.block\."
             r"(attn1\.to_(q|k|v|out)(_t)?|(ff_i\.shared_experts|ff_t)\.w[123])"

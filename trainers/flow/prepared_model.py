@@ -15,7 +15,7 @@ from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.evaluation import evaluating
 from ..training.family import Progress
-from ..training.generators import generator_for
+from ..training.generators import draw_noise, generator_for
 from ..training.host import Host
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
@@ -24,7 +24,7 @@ from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
-from .draws import ItemDraw, draw_flip, draw_level, draw_noise
+from .draws import ItemDraw, draw_flip, draw_level
 from .encode import ConditionStore, FlowLatentStore
 from .objective import find_shift_by_size, loss_weights, per_sample_loss, shift_level
 from .samples import draw_samples
@@ -149,7 +149,8 @@ class PreparedFlow:
         flip = draw_flip(config, random_flip=random_flip, step=step, item=item.index)
         shape = self.latents.get(item, flip=flip).shape
         level = draw_level(config, self.timestep_sampling, step=step, item=item.index)
-        return ItemDraw(level, draw_noise(shape, config, step=step, item=item.index), flip)
+        noise = draw_noise(shape, seed=config.seed, step=step, item=item.index, noise_offset=config.noise_offset)
+        return ItemDraw(level, noise, flip)
 
     @torch.no_grad()
     def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.generators import generator_for
+from ..training.generators import draw_noise, generator_for
 from ..training.seeds import happens
 
 
@@ -34,14 +34,7 @@ def draw_item(
     noise_offset: float = 0.0,
     random_flip: bool = False,
 ) -> ItemDraw:
-    """Draw timestep (uniform), noise and flip of `item` in `step`.
-
-    noise_offset adds noise_offset * N(0, 1), one draw per channel (crosslabs.org, "Diffusion with
-    Offset Noise").
-    """
-    noise = torch.randn(latent_shape, generator=generator_for(seed, "noise", step, item))
-    if noise_offset:
-        offset_shape = (latent_shape[0], 1, 1)
-        noise += noise_offset * torch.randn(offset_shape, generator=generator_for(seed, "noise_offset", step, item))
+    """Draw timestep (uniform), noise and flip of `item` in `step`."""
+    noise = draw_noise(latent_shape, seed=seed, step=step, item=item, noise_offset=noise_offset)
     timestep = torch.randint(0, num_timesteps, (), generator=generator_for(seed, "timestep", step, item))
     return ItemDraw(int(timestep), noise, random_flip and happens(0.5, seed, "flip", step, item))

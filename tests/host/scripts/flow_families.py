@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import comfy.sd
 import torch
 
 pack = Path(sys.argv[1])
@@ -32,6 +33,7 @@ def check_family(name):
     per_block = {block: sum(path.startswith(block + ".") for path in targets) for block in blocks}
     return {
         "family": row.name,
+        "knows_clip_type": row.clip_type.upper() in comfy.sd.CLIPType.__members__,
         "resolution_step": row.resolution_step,
         "step_of_latents": tiny.downscale,
         "shape_is_kept": list(answer.shape) == list(tiny.latent_shape(1, *IMAGE_HW)),

@@ -1,17 +1,21 @@
 """An SDXL run that was stopped goes on bit for bit, whatever it trains."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.unit.sdxl.test_trainer import RecordingHost, dataset, train, weights  # noqa: F401 (fixtures)
+from tests.unit.sdxl import test_trainer
+from tests.unit.sdxl.test_trainer import RecordingHost, dataset, weights  # noqa: F401 (fixtures)
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
 from trainers.training.events import Event, Interrupted, Notice, SamplesDrawn, StageProgress, StageStarted, StepDone
+
+train = partial(test_trainer.train, resume="auto")
 
 CASES: dict[str, dict[str, Any]] = {
     "text encoders": {"train_text_encoders": True, "text_encoder_learning_rate": 1e-3},

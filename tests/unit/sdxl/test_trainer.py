@@ -123,8 +123,10 @@ def train(
     flip: bool = False,
     captions: CaptionConfig | None = None,
     buckets: BucketConfig | None = None,
+    resume: str = "new",
     **settings,
 ):
+    """By default a run of its own: what a test compares was trained twice, not loaded."""
     config = SDXLConfig(**{**FAST, **settings})
     run_settings = RunSettings(
         config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig()
@@ -135,7 +137,7 @@ def train(
         host or RecordingHost(),
         run_folder=RunFolder(folder, name),
         cache=cache or TensorCache(None),
-        resume="new",  # what a test compares was trained twice, not loaded
+        resume=resume,
     )
 
 

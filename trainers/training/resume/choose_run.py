@@ -56,9 +56,10 @@ def choose_run(
     if resume not in ("", AUTO):
         return _continue_named(runs_folder / resume, identity, warn)
     same = [folder for folder, other in _list_same(runs_folder, identity) if other.total_steps == identity.total_steps]
-    finished = [run for run in map(read_finished, same) if run]
+    same.sort(key=lambda folder: _read_lora_path(folder) != lora.absolute())  # the others stay newest first
+    finished = next(filter(None, map(read_finished, same)), None)
     if finished:
-        return next((run for run in finished if run.lora.absolute() == lora.absolute()), finished[0])
+        return finished
     for folder in same:
         start = _read_start(folder, identity, warn, in_place=True)
         if start:
@@ -89,6 +90,14 @@ def explain_new_run(runs_folder: Path, identity: RunIdentity, name: str) -> str:
             )
         return ""
     return ""
+
+
+def _read_lora_path(folder: Path) -> Path | None:
+    """Return where a run wrote its LoRA; None if it did not, or its result cannot be read."""
+    try:
+        return Path(json.loads((folder / RESULT).read_text(encoding="utf-8"))["path"]).absolute()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_finished(folder: Path) -> FinishedRun | None:
