@@ -14,7 +14,8 @@ PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 .PHONY: help demo test check docs clean
 
 help:
-	@echo "make demo    train a LoRA on the embedded base model; images before and after"
+	@echo "make demo    train a LoRA on the embedded SDXL; images before and after"
+	@echo "             make demo MODEL=z-image does so on the embedded Z-Image, in a ComfyUI that you have"
 	@echo "make test    run the tests"
 	@echo "make check   run everything that a change must pass: ruff, basedpyright and the tests"
 	@echo "make docs    write the generated parts of the help pages, and docs/reference.md"
@@ -24,7 +25,7 @@ help:
 	@echo "On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA."
 
 demo: $(INSTALLED)
-	$(BIN)/python -m trainers demo
+	$(BIN)/python -m trainers demo $(if $(MODEL),--model $(MODEL))
 
 test: $(INSTALLED_DEV)
 	$(PYTEST)

@@ -31,7 +31,7 @@ from trainers.dataset.scan import scan_folder
 from trainers.demo.before_after import OLD_PROMPTS, SIZE_HW
 from trainers.demo.concept import TRIGGER_WORD, draw_toadstool, fidelity
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.scenes import BACKGROUNDS, COLOURS
+from trainers.embedded_base.shared.scenes import BACKGROUNDS, COLOURS
 from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily

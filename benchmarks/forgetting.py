@@ -23,7 +23,7 @@ from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import IMAGES, STEM, TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.scenes import draw_scene
+from trainers.embedded_base.shared.scenes import draw_scene
 from trainers.sdxl.model.sdxl_model import load_model
 
 NUM_IMAGES = 24  # regularization images

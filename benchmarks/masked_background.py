@@ -20,7 +20,7 @@ from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import LAYOUTS, TRIGGER_WORD, draw_toadstool
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.scenes import BACKGROUNDS
+from trainers.embedded_base.shared.scenes import BACKGROUNDS
 from trainers.sdxl.model.sdxl_model import load_model
 
 BACKGROUND = (120, 70, 20)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.limits import TIME_LIMIT, wait_until
 from trainers.__main__ import main
-from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
+from trainers.embedded_base.sdxl.architecture import build_text_encoders, build_unet, build_vae
 from trainers.sdxl.model.export import write_checkpoint
 from trainers.sdxl.model.sdxl_model import build_model
 

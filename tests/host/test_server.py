@@ -22,7 +22,7 @@ from trainers.__main__ import main
 from trainers.comfyui.client import ComfyClient, Message, Prompt, PromptFailed, PromptInterrupted, PromptRejected
 from trainers.comfyui.find import PACK
 from trainers.comfyui.server import ComfyServer
-from trainers.embedded_base.scenes import fits
+from trainers.embedded_base.shared.scenes import fits
 
 
 def draw(prompt: str, *, seed: int, steps: int = 20) -> Prompt:

@@ -44,7 +44,7 @@ def test_fidelity_is_high_for_training_images_and_low_for_base_images():
     import numpy as np
     from PIL import Image
 
-    from trainers.embedded_base.scenes import draw_scene
+    from trainers.embedded_base.shared.scenes import draw_scene
 
     images = [path for path in IMAGES.iterdir() if path.suffix != ".txt"]
     assert len(images) == 12 and min(fidelity(np.asarray(Image.open(path).convert("RGB"))) for path in images) > 0.9

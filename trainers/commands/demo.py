@@ -1,24 +1,26 @@
-"""Train a LoRA on the embedded base model from twelve images, and show what it learned. No GPU, no
+"""Train a LoRA on an embedded base model from twelve images, and show what it learned. No GPU, no
 download.
 
 If it finds a ComfyUI, its server runs the prompt in example_workflows/api. If not, the training
-core runs alone.
+core runs alone; a Z-Image needs ComfyUI.
 """
 
 import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..comfyui.find import Installation
+    from ..demo.before_after import Comparison
     from ..training.trained_lora import TrainedLora
 
-SUMMARY = "train and judge a small LoRA on the embedded base model (three minutes on two cores)"
+SUMMARY = "train and judge a small LoRA on an embedded base model (three minutes on two cores)"
+SDXL, Z_IMAGE = "sdxl", "z-image"
 NUM_SEEDS = 4
-# Different from the defaults: the base model draws 128 x 128 pixels, and is so small that it needs
-# a high learning rate.
+# Different from the defaults: the base models draw 128 x 128 pixels, and are so small that they
+# need a high learning rate.
 SETTINGS = {
     "resolution": 128,
     "bucket_reso_steps": 32,
@@ -28,9 +30,28 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "save_dtype": "fp32",
 }
+Z_IMAGE_SETTINGS = {
+    "resolution": 128,
+    "bucket_reso_steps": 32,
+    "rank": 16,
+    "alpha": 16.0,
+    "learning_rate": 2e-3,
+    "train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": "off",
+    "optimizer": "AdamW",
+    "max_train_steps": 300,
+    "save_dtype": "fp32",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        choices=(SDXL, Z_IMAGE),
+        default=SDXL,
+        help="the embedded base model to train on (default: %(default)s)",
+    )
     parser.add_argument(
         "--output-dir",
         type=Path,
@@ -39,15 +60,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--core", action="store_true", help="use the training core alone, even if a ComfyUI is found")
     parser.add_argument(
-        "--steps", type=int, default=SETTINGS["max_train_steps"], help="optimizer steps (default: %(default)s)"
+        "--steps",
+        type=int,
+        help=f"optimizer steps (default: {SETTINGS['max_train_steps']}; for {Z_IMAGE} "
+        f"{Z_IMAGE_SETTINGS['max_train_steps']})",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..comfyui.find import NoComfyUI, find_comfyui
-
     started_at = time.monotonic()
     folder = options.output_dir / time.strftime("%Y%m%d-%H%M%S")
+    if options.model == Z_IMAGE:
+        _run_z_image(options, folder)
+    else:
+        _run_sdxl(options, folder)
+    print(f"Time                {time.monotonic() - started_at:.0f} s")
+    return 0
+
+
+def _run_sdxl(options: argparse.Namespace, folder: Path) -> None:
+    from ..comfyui.find import NoComfyUI, find_comfyui
+
     try:
         installation = None if options.core else find_comfyui()
     except NoComfyUI as reason:
@@ -57,15 +90,45 @@ def run(options: argparse.Namespace) -> int:
         _run_core(options, folder)
     else:
         _run_in_comfyui(installation, options, folder)
-    print(f"Time                {time.monotonic() - started_at:.0f} s")
-    return 0
+
+
+def _run_z_image(options: argparse.Namespace, folder: Path) -> None:
+    """
+    Raises:
+        ValueError: there is no ComfyUI, whose classes the training needs.
+    """
+    from ..comfyui.find import NoComfyUI, find_comfyui
+    from ..demo.z_image import run_z_image_demo
+
+    if options.core:
+        raise ValueError("--core trains without ComfyUI, but a Z-Image needs its classes: leave --core out")
+    try:
+        installation = find_comfyui()
+    except NoComfyUI as reason:
+        raise ValueError(f"the demo on a Z-Image needs ComfyUI: {reason}") from reason
+    settings = apply_steps(Z_IMAGE_SETTINGS, options.steps)
+    demo = run_z_image_demo(installation, folder, settings=settings, num_seeds=NUM_SEEDS)
+    print(
+        f"""
+The LoRA            {demo.lora}
+Before and after    {demo.before_after}
+Loss curve          {demo.run_folder / "loss.png"}
+Dataset report      {demo.run_folder / "dataset.txt"}
+ComfyUI's folders   {folder / "comfyui"}
+"""
+    )
+    _print_comparison(demo.comparison)
+
+
+def apply_steps(settings: dict[str, Any], steps: int | None) -> dict[str, Any]:
+    return settings if steps is None else {**settings, "max_train_steps": steps}
 
 
 def _run_in_comfyui(installation: "Installation", options: argparse.Namespace, folder: Path) -> None:
     from ..demo.concept import TRIGGER_WORD
     from ..demo.in_comfyui import run_demo
 
-    demo = run_demo(installation, folder, settings={**SETTINGS, "max_train_steps": options.steps}, num_seeds=NUM_SEEDS)
+    demo = run_demo(installation, folder, settings=apply_steps(SETTINGS, options.steps), num_seeds=NUM_SEEDS)
     print(
         f"""
 The LoRA            {demo.lora}
@@ -88,8 +151,7 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
     write_embedded_checkpoint(base)
     lora = train(
         {
-            **SETTINGS,
-            "max_train_steps": options.steps,
+            **apply_steps(SETTINGS, options.steps),
             "images": str(IMAGES),
             "trigger_word": TRIGGER_WORD,
             "base": str(base),
@@ -106,7 +168,6 @@ def _show_core_result(base: Path, lora: "TrainedLora", folder: Path) -> None:
     from tqdm import tqdm
 
     from ..demo.before_after import compare, count_compare_steps, draw_grid
-    from ..demo.concept import TRIGGER_WORD
     from ..files.atomic_write import atomic_write
     from ..sdxl.model.sdxl_model import load_model
 
@@ -125,8 +186,17 @@ Before and after    {folder / "before_after.png"}
 Loss curve          {run_folder / "loss.png"}
 Dataset report      {run_folder / "dataset.txt"}
 Base model          {base}
+"""
+    )
+    _print_comparison(comparison)
 
-New concept         fidelity {comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f} (1.0: perfect)
+
+def _print_comparison(comparison: "Comparison") -> None:
+    from ..demo.concept import TRIGGER_WORD
+
+    fidelity = f"{comparison.fidelity_before:.2f} -> {comparison.fidelity_after:.2f}"
+    print(
+        f"""New concept         fidelity {fidelity} (1.0: perfect)
                     for prompts with "{TRIGGER_WORD}"
 Old prompts         {comparison.old_right_before:.0%} right -> {comparison.old_right_after:.0%} right,
                     mean pixel change {comparison.drift:.1f} of 255"""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..embedded_base.scenes import fits
+from ..embedded_base.shared.scenes import fits
 from ..lora.modules import list_weighted_modules
 from ..lora.read import read_lora
 from ..sdxl.merge import merge_lora
@@ -69,6 +69,11 @@ def compare(
     parts = {"unet": model.unet, "text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
     merge_lora(read_lora(lora, kohya_names(*(list_weighted_modules(part) for part in parts.values()))), parts)
     after = sample_images(model, prompts, seeds=seeds, size_hw=SIZE_HW, num_steps=num_steps, on_step=on_step)
+    return judge(before, after, num_seeds=num_seeds)
+
+
+def judge(before: np.ndarray, after: np.ndarray, *, num_seeds: int) -> Comparison:
+    """Score images of all prompts, new ones first, without and with a LoRA."""
     split = len(NEW_PROMPTS) * num_seeds
     return Comparison(
         before=before,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..embedded_base.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
+from ..embedded_base.shared.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
 
 TRIGGER_WORD = "zwx"
 IMAGES = Path(__file__).parent / "pictures"

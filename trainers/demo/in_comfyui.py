@@ -1,5 +1,5 @@
 """The demo as a ComfyUI user sees it: the example API-format prompt on the real server, with the
-embedded base model.
+embedded SDXL or the embedded Z-Image.
 """
 
 import io
@@ -17,7 +17,7 @@ from ..comfyui.console import run_prompt
 from ..comfyui.find import PACK, Installation
 from ..comfyui.prompt_file import Setting, apply_settings, find_nodes, read_prompt
 from ..comfyui.server import ComfyServer, prepare_base_directory
-from ..embedded_base import write_embedded_checkpoint
+from ..embedded_base import write_embedded_checkpoint, write_embedded_z_image
 from ..files.atomic_write import atomic_write
 from .before_after import SIZE_HW
 from .concept import IMAGES, TRIGGER_WORD, fidelity
@@ -40,13 +40,14 @@ class ComfyDemo:
 
 
 def prepare_demo_directory(folder: Path) -> None:
-    """Make a base directory for ComfyUI with this pack, the embedded base model and the demo's
+    """Make a base directory for ComfyUI with this pack, the embedded base models and the demo's
     images.
     """
     prepare_base_directory(
         folder, {"ComfyUI-LoRA-Trainer": PACK, "embedded_base_pack": PACK / "nodes" / "embedded_base_pack"}
     )
     write_embedded_checkpoint(folder / "models" / "checkpoints" / CHECKPOINT)
+    write_embedded_z_image(folder / "models")
     shutil.copytree(IMAGES, folder / "input" / IMAGES_FOLDER)
 
 
@@ -60,7 +61,7 @@ def run_demo(installation: Installation, folder: Path, *, settings: dict[str, An
         apply_settings(prompt, demo_settings(settings, num_seeds=num_seeds), server.client)
         result = run_prompt(server.client, prompt)
         (save,) = find_nodes(prompt, "SaveImage")
-        pairs = np.concatenate([_fetch_image(server.client, file) for file in result.files(save)])
+        pairs = np.concatenate([fetch_image(server.client, file) for file in result.files(save)])
     with atomic_write(folder / "before_after.png") as temporary:
         Image.fromarray(pairs).save(temporary, format="PNG")
     (lora,) = (base_directory / "models" / "loras").glob("*.safetensors")
@@ -101,7 +102,7 @@ def demo_settings(trainer_settings: dict[str, Any], *, num_seeds: int) -> list[S
     return [(node, name, value) for node, values in inputs.items() for name, value in values.items()]
 
 
-def _fetch_image(client: ComfyClient, file: OutputFile) -> np.ndarray:
+def fetch_image(client: ComfyClient, file: OutputFile) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB"))
 
 

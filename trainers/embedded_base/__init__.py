@@ -1,53 +1,12 @@
-"""The base model that ships with the project: a tiny SDXL that draws coloured shapes. See README.md
-in this folder.
+"""The base models that ship with the project: a tiny SDXL and a tiny Z-Image that draw coloured
+shapes. See README.md in this folder.
 
-`embedded_base.safetensors` has SDXL's original single-file layout, in float16, without the two
-token tables, which are drawn from a seed. `write_embedded_checkpoint` adds them, so that every SDXL
-loader reads the file.
-
-    python -m trainers.embedded_base FILE.safetensors    # the checkpoint
-    python -m trainers.embedded_base FOLDER              # the same model as a diffusers folder
+    python -m trainers.embedded_base FILE.safetensors       # the SDXL as a checkpoint
+    python -m trainers.embedded_base FOLDER                 # the SDXL as a diffusers folder
+    python -m trainers.embedded_base FOLDER --model z-image # the Z-Image's three files
 """
 
-from pathlib import Path
+from .sdxl import write_embedded_checkpoint
+from .z_image import write_embedded_z_image
 
-import torch
-from safetensors.torch import load_file, save
-
-from ..files.atomic_write import atomic_write
-
-SHIPPED_WEIGHTS = Path(__file__).parent / "embedded_base.safetensors"
-TOKEN_TABLES = (
-    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
-    "conditioner.embedders.1.model.token_embedding.weight",
-)
-
-
-def write_embedded_checkpoint(path: Path) -> None:
-    """Write the embedded base as an SDXL checkpoint (about 32 MB).
-
-    Raises:
-        FileExistsError: `path` exists.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(
-            save(
-                _load_with_token_tables(),
-                {"modelspec.title": "embedded base", "modelspec.architecture": "stable-diffusion-xl-v1-base"},
-            )
-        )
-
-
-def _load_with_token_tables() -> dict[str, torch.Tensor]:
-    # imports diffusers, which takes seconds
-    from .architecture import (
-        TEXT_WIDTH_1,
-        TEXT_WIDTH_2,
-        TOKEN_TABLE_SEED,
-        draw_token_table,
-    )
-
-    weights = load_file(SHIPPED_WEIGHTS)
-    for index, (name, width) in enumerate(zip(TOKEN_TABLES, (TEXT_WIDTH_1, TEXT_WIDTH_2), strict=True)):
-        weights[name] = draw_token_table(width, seed=TOKEN_TABLE_SEED + index).half()
-    return weights
+__all__ = ["write_embedded_checkpoint", "write_embedded_z_image"]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainers.embedded_base.architecture import build_unet
+from trainers.embedded_base.sdxl.architecture import build_unet
 from trainers.lora.file import save_lora, to_kohya, verify_lora
 from trainers.lora.modules import LoraModule, ModuleKey, ModuleNames, list_weighted_modules
 from trainers.lora.read import check_tensors, read_lora

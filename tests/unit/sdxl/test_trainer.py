@@ -22,7 +22,7 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.join import join_datasets
 from trainers.dataset.scan import scan_folder
-from trainers.embedded_base.architecture import build_text_encoders, build_unet, build_vae
+from trainers.embedded_base.sdxl.architecture import build_text_encoders, build_unet, build_vae
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.file import verify_lora
 from trainers.lora.modules import list_weighted_modules

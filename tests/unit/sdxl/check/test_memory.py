@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.memory_estimate import SDXL_UNET, PeakMemory, cuda_autocast, measure_activations, meta_batch, meta_unet
-from trainers.embedded_base.architecture import UNET
+from trainers.embedded_base.sdxl.architecture import UNET
 from trainers.sdxl.check.activations import estimate_forward_peak
 from trainers.sdxl.check.memory import MemoryEstimate, estimate_memory
 from trainers.sdxl.check.smaller_settings import smaller_settings

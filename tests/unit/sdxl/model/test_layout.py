@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from trainers.embedded_base import architecture
+from trainers.embedded_base.sdxl import architecture
 from trainers.sdxl.model.inspect_weights import text_encoder_config, unet_config, vae_config
 from trainers.sdxl.model.layout import (
     bare_text_name,

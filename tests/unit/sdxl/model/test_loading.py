@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainers.captions.clip_tokenizer import tokenize
-from trainers.embedded_base import architecture
+from trainers.embedded_base.sdxl import architecture
 from trainers.sdxl.model import export, sdxl_model
 from trainers.sdxl.model.export import write_checkpoint, write_diffusers_folder
 from trainers.sdxl.model.layout import LDM_PREFIX, PARTS, Part, bare_text_name, unet_to_ldm

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.embedded_base.architecture import build_text_encoders, build_unet
+from trainers.embedded_base.sdxl.architecture import build_text_encoders, build_unet
 from trainers.sdxl.model.text import encode_captions, match_lengths
 
 

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 
+RESOLUTION = 128  # that the base models are made for
+
 COLOURS: dict[str, Colour] = {
     "red": (220, 30, 30),
     "green": (30, 165, 50),

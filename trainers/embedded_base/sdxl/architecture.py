@@ -1,4 +1,4 @@
-"""The shape of the embedded base model: SDXL's classes at toy width.
+"""The shape of the embedded SDXL: SDXL's classes at toy width.
 
 ComfyUI and diffusers fix most numbers: 32 GroupNorm groups (so every UNet and VAE width is a
 multiple of 32), 64 channels per attention head, in text encoders too, and 256 channels per size id.
@@ -8,17 +8,18 @@ transformers) can change the image at every scale.
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from ..shared.scenes import RESOLUTION
+from ..shared.token_table import draw_token_table
+
 TEXT_WIDTH_1, TEXT_WIDTH_2 = 64, 128
 NUM_TEXT_LAYERS_1, NUM_TEXT_LAYERS_2 = 3, 3  # ComfyUI takes the penultimate layer of at least three
 VOCABULARY_SIZE = 49408
 TOKEN_TABLE_SEED = 7
-RESOLUTION = 128
 SCALING_FACTOR = 0.13025
 
 
@@ -61,24 +62,21 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """
     encoder_1 = CLIPTextModel(_make_text_config(TEXT_WIDTH_1, NUM_TEXT_LAYERS_1, hidden_act="quick_gelu"))
     encoder_2 = CLIPTextModelWithProjection(_make_text_config(TEXT_WIDTH_2, NUM_TEXT_LAYERS_2, hidden_act="gelu"))
-    for index, encoder in enumerate((encoder_1, encoder_2)):
+    for encoder, table in zip((encoder_1, encoder_2), make_token_tables(), strict=True):
         embeddings = encoder.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
-        embeddings.weight.data = draw_token_table(embeddings.embedding_dim, seed=TOKEN_TABLE_SEED + index)
+        embeddings.weight.data = table
         embeddings.requires_grad_(False)
     return encoder_1, encoder_2
 
 
-def draw_token_table(width: int, *, seed: int) -> torch.Tensor:
-    """Draw the token embeddings [49408, width], rounded to float16. They are never trained, so they
-    need not ship.
-
-    In a random table an unknown word, such as a trigger word, is as distinct as a known one.
-    NumPy's legacy generator promises the same stream in every version, and rounding to float16
-    hides last-bit differences between C libraries.
-    """
-    table = np.random.RandomState(seed).standard_normal((VOCABULARY_SIZE, width)) * 0.02
-    return torch.from_numpy(table).half().float()
+def make_token_tables() -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the token embeddings of both encoders, [49408, width]."""
+    table_1, table_2 = (
+        draw_token_table(VOCABULARY_SIZE, width, seed=TOKEN_TABLE_SEED + index, std=0.02)
+        for index, width in enumerate((TEXT_WIDTH_1, TEXT_WIDTH_2))
+    )
+    return table_1, table_2
 
 
 def _make_text_config(width: int, num_layers: int, *, hidden_act: str) -> CLIPTextConfig:
