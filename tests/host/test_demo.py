@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainers.__main__ import main
-from trainers.comfyui.find import Installation
+from trainers.comfyui.find import Installation, NoComfyUI
 from trainers.commands.demo import SETTINGS, Z_IMAGE_SETTINGS
 from trainers.demo.before_after import NEW_PROMPTS, OLD_PROMPTS
 from trainers.demo.in_comfyui import run_demo
@@ -47,9 +47,12 @@ def assert_complete(run_folder: Path) -> None:
 
 
 def test_without_comfyui_the_demo_on_a_z_image_says_what_it_needs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    def find_nothing():
+        raise NoComfyUI("none was found")
+
+    monkeypatch.setattr("trainers.comfyui.find.find_comfyui", find_nothing)
     assert main(["demo", "--model", "z-image", "--output-dir", str(tmp_path / "out")]) == 1
-    assert "error: the demo on a Z-Image needs ComfyUI: COMFYUI_DIR is" in capsys.readouterr().err
+    assert "error: the demo on a Z-Image needs ComfyUI: none was found" in capsys.readouterr().err
     assert main(["demo", "--model", "z-image", "--core", "--output-dir", str(tmp_path / "out")]) == 1
     assert "leave --core out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
