@@ -12,9 +12,11 @@ from ..trainers.dataset.scan import scan_folder
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
+from .host.prompt_queue import is_output_linked
 from .host.sources import find_source, fingerprint, open_source, read_images, require_used_masks
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
+_IMAGES_OUTPUT = 1  # its position
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
 SETTINGS_ORDER = check_settings_order(  # append only
     (
@@ -101,7 +103,8 @@ class LoadImages(io.ComfyNode):
                 io.Image.Output(
                     "images",
                     is_output_list=True,
-                    tooltip="The images as a list, at most 768 pixels wide or high: to look at and to caption.",
+                    tooltip="The images as a list, at most 512 pixels wide or high: to look at and to caption. Only "
+                    "read if something is connected.",
                 ),
                 io.String.Output(
                     "report", tooltip="How many images were kept, and which were left out and why, as text."
@@ -117,10 +120,14 @@ class LoadImages(io.ComfyNode):
         recursive: list[bool] | None = None,
         **_: Any,
     ) -> str | float:
-        """Return another value if an image, mask or caption file was added, removed or edited."""
-        return fingerprint(
+        """Return another value if an image, mask or caption file was added, removed or edited, or
+        the images are wanted now.
+        """
+        content = fingerprint(
             _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)
         )
+        are_wanted = isinstance(content, str) and is_output_linked(_IMAGES_OUTPUT)
+        return f"{content}, with images" if are_wanted else content
 
     @classmethod
     async def validate_inputs(cls, path: list[str] | None = None) -> bool | str:
@@ -157,7 +164,7 @@ class LoadImages(io.ComfyNode):
                 check_interrupted=host.check_interrupted,
                 on_progress=host.make_counter("checking"),
             )
-            previews = read_images(dataset, host)
+            previews = read_images(dataset, host) if is_output_linked(_IMAGES_OUTPUT) else []
         report = dataset.report.text()
         host.send_text(report)
         return io.NodeOutput(dataset, previews, report, ui={"text": [report]})

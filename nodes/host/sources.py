@@ -26,7 +26,7 @@ from .progress import ComfyHost, check_interrupted
 # send requests to its own network.
 ALLOW_PRIVATE_URLS = "LORA_TRAINER_ALLOW_PRIVATE_URLS"
 MAX_DOWNLOAD_BYTES = 4 * 2**30
-PREVIEW_SIZE = 768
+PREVIEW_SIZE = 512
 # Who queues a prompt waits for its check: no more than a network drive answers in a moment.
 MAX_ENTRIES_LOOKED_AT = 2000
 MAX_FOLDERS_LOOKED_INTO = 50
@@ -237,10 +237,11 @@ def read_images(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:
     """Return IMAGE tensors [1, height, width, 3], none larger than PREVIEW_SIZE: two hundred photos
     at full size would fill the memory.
     """
-    tensors = []
-    for image in dataset.images:
+    tensors, report = [], host.make_counter("reading")
+    for number, image in enumerate(dataset.images, start=1):
         host.check_interrupted()
         pixels = image.read()
         pixels.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
         tensors.append(torch.from_numpy(np.array(pixels)).float().div(255)[None])
+        report(number, len(dataset.images), image.name)
     return tensors

@@ -157,17 +157,36 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     assert "It has subfolders; turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
 
 
-def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
+def test_previews_are_at_most_512_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
     folder = input_folder / "previews"
     folder.mkdir()
-    for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
+    for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (400, 512))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
     images = fetch_images(client, client.run(load(folder="previews", trigger_word="x")))
     assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [
-        (700, 768, 1),
-        (768, 384, 2),
-        (250, 768, 10),
+        (400, 512, 1),
+        (512, 256, 2),
+        (167, 512, 10),
     ]
+
+
+def test_previews_are_read_when_another_node_takes_them_and_not_before(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "wired"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), (7, 0, 0)).save(folder / "1.png")
+    prompt = load(folder="wired", trigger_word="x")
+    without = {name: node for name, node in prompt.items() if name != "images"}
+    client.run(without)
+    assert is_cached(client.run(without))
+    result = client.run(prompt)
+    assert not is_cached(result)
+    assert [image[0, 0, 0] for image in fetch_images(client, result)] == [7]
+    assert is_cached(client.run(prompt))
+
+
+def is_cached(result: Result) -> bool:
+    """Tell whether Load Images was not run again."""
+    return any(message.kind == "execution_cached" and "load" in message.data["nodes"] for message in result.messages)
 
 
 @pytest.mark.parametrize(
