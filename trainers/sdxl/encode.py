@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
-from ..dataset.crop_pixels import read_crop
 from ..dataset.crop_plan import TrainingItem
+from ..dataset.read_ahead import read_crops_ahead
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import StageProgress
 from ..training.host import Host
@@ -42,12 +43,15 @@ class LatentStore:
             ValueError: the VAE gives NaN or infinity for an image. The message names the image,
                 which is not cached.
         """
-        for count, item in enumerate(items, start=1):
+
+        def list_missing(item: TrainingItem) -> list[bool]:
+            return [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
+
+        for count, (item, crop) in enumerate(read_crops_ahead(items, lambda item: bool(list_missing(item))), start=1):
             host.check_interrupted()
-            missing = [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
-            if missing:
-                pixel_values = _read_pixel_values(item)
-                for flip in missing:
+            if crop is not None:
+                pixel_values = _to_pixel_values(crop)
+                for flip in list_missing(item):
                     latents = _encode_image(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
                     self._cache.put(self._make_key(item, flip), {"latents": latents})
             host.report(StageProgress("caching", count, total, item.image.name))
@@ -56,9 +60,9 @@ class LatentStore:
         return content_key(kind="sdxl latents", **item.describe_pixels(), flip=flip, vae=self._vae_hash)
 
 
-def _read_pixel_values(item: TrainingItem) -> Tensor:
-    """Read the cropped image as [1, 3, 8H, 8W] in -1..1."""
-    pixels = torch.from_numpy(np.array(read_crop(item)))
+def _to_pixel_values(crop: Image.Image) -> Tensor:
+    """Return a cropped image as [1, 3, 8H, 8W] in -1..1."""
+    pixels = torch.from_numpy(np.array(crop))
     return pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
 
 

@@ -381,9 +381,10 @@ def test_nan_in_the_vae_names_the_image_and_caches_nothing(weights, dataset, tmp
 
 def test_the_second_run_encodes_nothing(weights, dataset, tmp_path, monkeypatch):
     first = train(weights, dataset, tmp_path, name="first", cache=TensorCache(tmp_path / "cache"))
+    from trainers.dataset import read_ahead
     from trainers.sdxl import encode
 
-    monkeypatch.setattr(encode, "read_crop", lambda item: pytest.fail("an image was read again"))
+    monkeypatch.setattr(read_ahead, "read_crop", lambda item: pytest.fail("an image was read again"))
     monkeypatch.setattr(encode, "encode_captions", lambda *_: pytest.fail("a caption was encoded again"))
     assert (
         train(weights, dataset, tmp_path, name="second", cache=TensorCache(tmp_path / "cache")).losses == first.losses
@@ -824,6 +825,7 @@ def test_masks_match_their_latents_however_cropped_and_flipped(
 
 
 def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_masked_folder, tmp_path, monkeypatch):
+    from trainers.dataset import read_ahead
     from trainers.sdxl import encode
     from trainers.training import masks
 
@@ -834,7 +836,7 @@ def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_maske
     first = train(
         weights, scan(self_masked_folder), tmp_path, name="first", cache=TensorCache(tmp_path / "cache"), **settings
     )
-    for module, name in ((encode, "read_crop"), (masks, "read_mask_crop"), (encode, "encode_captions")):
+    for module, name in ((read_ahead, "read_crop"), (masks, "read_mask_crop"), (encode, "encode_captions")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("something was read or encoded again"))
     assert (
         train(
