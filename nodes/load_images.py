@@ -12,7 +12,14 @@ from ..trainers.dataset.scan import scan_folder
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, open_source, read_images, require_used_masks
+from .host.sources import (
+    find_control_folder,
+    find_source,
+    fingerprint,
+    open_source,
+    read_images,
+    require_used_masks,
+)
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
@@ -29,6 +36,7 @@ SETTINGS_ORDER = check_settings_order(  # append only
         "loss_weight",
         "is_regularization",
         "is_validation",
+        "control_images",
     ),
     DatasetConfig,
     elsewhere={"images"},  # folder, path or images
@@ -92,7 +100,15 @@ class LoadImages(io.ComfyNode):
                     tooltip="With images: one caption per image, in the same order, or one for all. From a captioning "
                     "node, for example.",
                 ),
-                *make_settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
+                *make_settings_inputs(
+                    SETTINGS_ORDER,
+                    DatasetConfig,
+                    visible=_VISIBLE,
+                    notes={
+                        "control_images": "A folder in the folder of the images or in ComfyUI's input folder, such as "
+                        "control, or a whole path."
+                    },
+                ),
             ],
             outputs=[
                 TrainingDataset.Output(
@@ -115,11 +131,17 @@ class LoadImages(io.ComfyNode):
         folder: list[str] | None = None,
         path: list[str] | None = None,
         recursive: list[bool] | None = None,
+        control_images: list[str] | None = None,
         **_: Any,
     ) -> str | float:
-        """Return another value if an image, mask or caption file was added, removed or edited."""
+        """Return another value if an image, mask, caption file or control image was added, removed
+        or edited.
+        """
         return fingerprint(
-            _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)
+            _get_first(folder, folders.NONE),
+            _get_first(path, ""),
+            recursive=_get_first(recursive, False),
+            control_images=_get_first(control_images, ""),
         )
 
     @classmethod
@@ -148,8 +170,10 @@ class LoadImages(io.ComfyNode):
             source = find_source(_get_first(folder, folders.NONE), _get_first(path, ""))
             require_used_masks(masks, _get_first(settings.get("mask_source"), "files"))
             source_images = open_source(source, images=images, masks=masks, captions=captions, host=host)
+            given = {name: values[0] for name, values in settings.items()}
+            controls = find_control_folder(given.pop("control_images", ""), source_images.folder)
             config = DatasetConfig(
-                images=str(source_images.folder), **{name: values[0] for name, values in settings.items()}
+                images=str(source_images.folder), control_images=str(controls) if controls else "", **given
             )
             dataset = scan_folder(
                 config,
