@@ -53,7 +53,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     plan = plan_training(dataset, run_settings, num_processes=world.size)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with training_mode(), ConsoleHost(device, quiet=not world.is_main) as host:
-        for notice in (f"{family.name}: {describe(run_settings)}", *list_notices(graph.model, family)):
+        for notice in (f"{family.name}: {describe(run_settings)}", *list_notices(graph.model, family, dataset)):
             host.report(Notice(notice))
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)

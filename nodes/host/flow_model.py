@@ -14,10 +14,11 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.checkpointing import BlockStreamer
-from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow
 from ...trainers.flow.targets import list_blocks
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
+from .control_images import encode_with_controls
 from .flow_checks import check_graph, check_text, find_text_width
 from .fused_kernels import add_derivatives
 from .twin import make_twin
@@ -67,14 +68,20 @@ class GraphFlowModel:
             latents = self._model.process_latent_in(self._vae.encode(pixels))
         return latents[0].clone().to("cpu", torch.float32)
 
-    def encode_caption(self, caption: str) -> Conditions:
-        with torch.inference_mode():
-            entries = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+    def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
+        with seed_globals(self._device, "control images"), torch.inference_mode():
+            entries = self._encode(caption, control_images)
         if len(entries) != 1:
             raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
         cond, others = entries[0]
         check_text(cond, self._text_width, self.family.name)
         return _to_plain([cond, others])
+
+    def _encode(self, caption: str, control_images: Sequence[Tensor]) -> Any:
+        if not control_images:
+            return self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+        assert self.family.control_images is not None, "checked before"
+        return encode_with_controls(self.family.control_images.way, self._clip, self._vae, caption, control_images)
 
     def count_tokens(self, caption: str) -> int:
         """Of the text encoder that counts most. An encoder may fill short texts up."""
@@ -127,6 +134,14 @@ class GraphFlowModel:
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             sigma = sampling.sigma(sampling.timestep(sigma[None]))[0]
         return float(sigma)
+
+    def find_timestep(self, sigma: float) -> float:
+        sampling = self._schedule
+        if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):
+            return MAX_TIMESTEP * sigma / (1 + sigma)
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+            return float(sampling.timestep(torch.tensor([sigma])))
+        return MAX_TIMESTEP * sigma
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
         return self._sampling.noise_scaling(sigmas, noise, latents)

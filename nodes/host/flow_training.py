@@ -6,9 +6,10 @@ from typing import Any
 
 import comfy.model_management
 
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.flow.config import FlowConfig
-from ...trainers.flow.families import FlowFamilyRow, find_family
+from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow, find_family
 from ...trainers.flow.family import FlowFamily
 from ...trainers.training.events import Notice, RunDescribed
 from ...trainers.training.host import Host
@@ -56,7 +57,7 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         dataset=request.dataset,
     )
     text = _describe(settings, family)
-    loader = _Loader(request.base, family, text, [*(remarks or []), *list_notices(model, family)])
+    loader = _Loader(request.base, family, text, [*(remarks or []), *list_notices(model, family, request.dataset)])
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
         return _train(loader, plan, run_folder, host, request.resume)
@@ -64,9 +65,14 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
     return run_in_graph(request, settings, text, train)
 
 
-def list_notices(model: Any, family: FlowFamilyRow) -> list[str]:
-    """What the user should know of the MODEL before it is trained on."""
-    found = (describe_ignored_patches(model), _warn_unknown(family), _warn_distilled(model, family))
+def list_notices(model: Any, family: FlowFamilyRow, dataset: Dataset) -> list[str]:
+    """What the user should know of the MODEL before it is trained on this dataset."""
+    found = (
+        describe_ignored_patches(model),
+        _warn_unknown(family),
+        _warn_distilled(model, family),
+        _warn_control_images(model, family, dataset),
+    )
     return [notice for notice in found if notice]
 
 
@@ -94,7 +100,8 @@ def _describe(settings: RunSettings[FlowConfig], family: FlowFamilyRow) -> str:
     config = settings.training
     own = "a shift by the size of the image" if family.has_shift_by_size else "the model's own shift"
     shift = f"shift {config.discrete_flow_shift:g}" if config.discrete_flow_shift else own
-    return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling}, {shift}."
+    timesteps = "" if config.timesteps == (0, MAX_TIMESTEP) else " timesteps {} to {},".format(*config.timesteps)
+    return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling},{timesteps} {shift}."
 
 
 def _warn_unknown(family: FlowFamilyRow) -> str:
@@ -112,6 +119,22 @@ def _warn_distilled(model: Any, family: FlowFamilyRow) -> str:
     if model.patches or not family.is_distilled(file_name):
         return ""
     return f"{file_name} is distilled: plain training soon breaks what makes it fast. {family.remedy}"
+
+
+def _warn_control_images(model: Any, family: FlowFamilyRow, dataset: Dataset) -> str:
+    """File names tell edit models only where users keep them."""
+    file_name = _find_file_name(model)
+    has_controls = any(image.control_images for image in dataset.images)
+    if family.control_images is None or has_controls == family.is_edit_model(file_name):
+        return ""
+    if has_controls:
+        return (
+            f"{file_name or 'MODEL'} is no edit model by its name: that would have {family.control_images.marker!r} "
+            "in it. It is trained with the control images all the same"
+        )
+    if not family.control_images.marker:  # the family draws from a caption alone too
+        return ""
+    return f"{file_name} is an edit model, but the dataset has no control images: it is trained from captions alone"
 
 
 def _train(

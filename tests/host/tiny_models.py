@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,9 +56,14 @@ class FakeClip:
         self.cond_stage_model = nn.Linear(2, 2)
         self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
 
-    def tokenize(self, text: str, **options: object) -> dict[str, Tokens]:
-        """Token 0 pads. Words in quotes get tokens of their own, if the family draws glyphs."""
-        tokens = [(zlib.crc32(word.encode()) or 1, 1.0) for word in text.split()]
+    def tokenize(
+        self, text: str, images: Sequence[Tensor] = (), llama_template: str = "", **options: object
+    ) -> dict[str, Tokens]:
+        """Token 0 pads. Words in quotes get tokens of their own, if the family draws glyphs. An
+        image is a token too.
+        """
+        tokens = [(zlib.crc32(word.encode()) or 1, 1.0) for word in (llama_template + text).split()]
+        tokens += [(zlib.crc32(image.cpu().numpy().tobytes()) or 1, 1.0) for image in images]
         tokens += [(1, 1.0)] * self.template
         length = max(self.padded_to, len(tokens), 1)
         if self.chunk:

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable, Iterator
 
+from ..dataset.control_images import refuse_control_images
+from ..dataset.image import TrainingImage
 from ..wording import name_examples, pluralize
 from .base_model import FlowBaseModel
 from .families import FlowFamilyRow
@@ -20,6 +22,24 @@ def check_sizes(sizes_hw: Collection[tuple[int, int]], family: FlowFamilyRow) ->
             f"{family.name} takes images whose sides are multiples of {step} pixels, not {name_examples(wrong)}. Set "
             f"bucket_reso_steps and resolution to multiples of {step}"
         )
+
+
+def check_control_images(images: Iterable[TrainingImage], family: FlowFamilyRow) -> None:
+    """Check that the model looks at the control images of the dataset.
+
+    Raises:
+        ValueError: it looks at none, or not at that many.
+    """
+    if family.control_images is None:
+        refuse_control_images(images, family.name)
+        return
+    limit = family.control_images.limit
+    for image in images:
+        if limit and len(image.control_images) > limit:
+            raise ValueError(
+                f"{image.name} has {len(image.control_images)} control images, but this {family.name} takes {limit} "
+                "per image. Remove the others"
+            )
 
 
 def list_long_captions(captions: Iterable[str], base: FlowBaseModel) -> Iterator[str]:

@@ -30,6 +30,7 @@ from .config import FlowConfig
 from .encode import ConditionStore, FlowLatentStore
 from .lora_names import NETWORK, name_modules
 from .prepared_model import PreparedFlow
+from .prompt import list_prompts
 from .targets import AUTO, find_targets, is_linear, list_blocks
 
 
@@ -49,7 +50,8 @@ def prepare_flow(
     start = _read_start(config, names, targets, host)
     masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
     latents = _cache_latents(plan, base, masks, host, FlowLatentStore(cache, vae_hash=hashes["VAE"]), world)
-    conditions = ConditionStore(cache, text_hash=hashes["CLIP"])
+    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
+    conditions = ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
     _cache_conditions(plan, base, conditions, host, world)
     base.release_encoders()
     host.release_memory()
@@ -87,11 +89,11 @@ def _cache_latents(
 def _cache_conditions(
     plan: TrainingPlan[FlowConfig], base: FlowBaseModel, store: ConditionStore, host: Host, world: World
 ) -> None:
-    captions = plan.texts.list_all()
-    host.report(StageStarted("caching", len(captions)))
-    if not world.is_main:  # the texts are few: one process encodes them for all
+    prompts = list_prompts(plan)
+    host.report(StageStarted("caching", len(prompts)))
+    if not world.is_main:  # they are few: one process encodes them for all
         world.wait_for_all()
-    store.encode(captions, base, host)
+    store.encode(prompts, base, host)
     if world.is_main and world.size > 1:
         world.wait_for_all()
 

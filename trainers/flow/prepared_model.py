@@ -26,7 +26,9 @@ from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .draws import ItemDraw, draw_flip, draw_level
 from .encode import ConditionStore, FlowLatentStore
-from .objective import find_shift_by_size, loss_weights, per_sample_loss, shift_level
+from .families import MAX_TIMESTEP
+from .objective import find_levels, find_shift_by_size, loss_weights, per_sample_loss, shift_level
+from .prompt import Prompt, make_prompt, make_sample_prompts
 from .samples import draw_samples
 from .targets import list_blocks
 
@@ -40,6 +42,7 @@ class FlowBatch:
     sigmas: Tensor  # [B] float32, of the model's schedule
     levels: Tensor  # [B] float32 in 0..1, for the weight of the loss
     conditions: list[Conditions]  # B
+    flips: list[bool]  # B
     loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
     loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
 
@@ -74,7 +77,7 @@ class PreparedFlow:
             yield self._weighted_losses(batch)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            other = replace(batch, conditions=[self._move(self.conditions.get(text)) for text in class_prompts])
+            other = replace(batch, conditions=self._get_conditions(class_prompts, items, batch.flips))
             with self.base.computing():
                 yield self.config.prior_loss_weight * self._prior_losses(other)
 
@@ -121,19 +124,29 @@ class PreparedFlow:
         make_sigma: Callable[[TrainingItem, float], float],
     ) -> FlowBatch:
         device, pairs = self.host.device, list(zip(items, draws, strict=True))
-        mask = self.masks.batch(items, [draw.flip for draw in draws])
+        flips = [draw.flip for draw in draws]
+        mask = self.masks.batch(items, flips)
         sigmas = [make_sigma(item, draw.level) for item, draw in pairs]
         return FlowBatch(
             latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
             noise=torch.stack([draw.noise for draw in draws]).to(device),
             sigmas=torch.tensor(sigmas, dtype=torch.float32, device=device),
             levels=torch.tensor([draw.level for draw in draws], dtype=torch.float32, device=device),
-            conditions=[self._move(self.conditions.get(caption)) for caption in captions],
+            conditions=self._get_conditions(captions, items, flips),
+            flips=flips,
             loss_mask=None if mask is None else mask.to(device),
         )
 
-    def _move(self, conditions: Conditions) -> Conditions:
-        return move_tensors(conditions, self.host.device)
+    def _get_conditions(
+        self, captions: Sequence[str], items: Sequence[TrainingItem], flips: Sequence[bool]
+    ) -> list[Conditions]:
+        return [
+            self._load(make_prompt(caption, item, flip=flip))
+            for caption, item, flip in zip(captions, items, flips, strict=True)
+        ]
+
+    def _load(self, prompt: Prompt) -> Conditions:
+        return move_tensors(self.conditions.get(prompt), self.host.device)
 
     def _make_sigma(self, item: TrainingItem, level: float) -> float:
         shift = self.config.discrete_flow_shift
@@ -144,11 +157,20 @@ class PreparedFlow:
             return shift_level(level, find_shift_by_size(item.crop.target_hw))
         return self.base.shift_level(level)
 
+    def _find_levels(
+        self, item: TrainingItem, make_sigma: Callable[[TrainingItem, float], float]
+    ) -> tuple[float, float]:
+        timesteps = self.config.timesteps
+        if timesteps == (0, MAX_TIMESTEP):
+            return 0.0, 1.0
+        return find_levels(lambda level: self.base.find_timestep(make_sigma(item, level)), timesteps)
+
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         config, random_flip = self.config, self.plan.settings.buckets.random_flip
         flip = draw_flip(config, random_flip=random_flip, step=step, item=item.index)
         shape = self.latents.get(item, flip=flip).shape
-        level = draw_level(config, self.timestep_sampling, step=step, item=item.index)
+        between = self._find_levels(item, self._make_sigma)
+        level = draw_level(config, self.timestep_sampling, step=step, item=item.index, between=between)
         noise = draw_noise(shape, seed=config.seed, step=step, item=item.index, noise_offset=config.noise_offset)
         return ItemDraw(level, noise, flip)
 
@@ -176,7 +198,9 @@ class PreparedFlow:
     def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
         shape = self.latents.get(draw.item, flip=False).shape
         generator = generator_for(self.config.seed, "validation noise", draw.index)
-        return ItemDraw(draw.noise_level, torch.randn(shape, generator=generator), flip=False)
+        low, high = self._find_levels(draw.item, self._make_own_sigma)
+        level = low + draw.noise_level * (high - low)
+        return ItemDraw(level, torch.randn(shape, generator=generator), flip=False)
 
     def draw_samples(self) -> list[list[Image.Image]]:
         counts = self.plan.crops.bucket_counts
@@ -184,7 +208,7 @@ class PreparedFlow:
         item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
         return draw_samples(
             self.base,
-            lambda text: self._move(self.conditions.get(text)),
+            lambda sample: [self._load(prompt) for prompt in make_sample_prompts(sample)],
             self.plan.texts.samples,
             usual_size_hw=usual_size_hw,
             usual_shape=self.latents.get(item, flip=False).shape,
