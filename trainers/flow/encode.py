@@ -1,14 +1,13 @@
 """Encodes each image to latents and each prompt to conditions, once, before the training."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..dataset.crop_pixels import read_crop
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import StageProgress
@@ -21,49 +20,10 @@ from .prompt import Prompt
 _PLAIN = "plain"  # the entry of values that are no tensors
 
 
-class FlowLatentStore:
-    """Latents of cropped images as the network takes them, float32 [C, ...] on the CPU, plain and
-    mirrored.
-    """
-
-    def __init__(self, cache: TensorCache, *, vae_hash: str) -> None:
-        self._cache = cache
-        self._vae_hash = vae_hash
-
-    def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
-        tensors = self._cache.get(self._make_key(item, flip))
-        assert tensors is not None, f"{item.image.name} was not encoded"
-        return tensors["latents"]
-
-    def encode(
-        self, items: Iterable[TrainingItem], base: FlowBaseModel, host: Host, *, flips: tuple[bool, ...], total: int
-    ) -> None:
-        """Encode the images that are not cached yet.
-
-        Raises:
-            ValueError: the VAE gives NaN or infinity for an image, which is not cached then.
-        """
-        for count, item in enumerate(items, start=1):
-            host.check_interrupted()
-            for flip in flips:
-                key = self._make_key(item, flip)
-                if self._cache.get(key) is None:
-                    self._cache.put(key, {"latents": _encode_image(base, item, flip)})
-            host.report(StageProgress("caching", count, total, item.image.name))
-
-    def _make_key(self, item: TrainingItem, flip: bool) -> str:
-        return content_key(kind="flow latents", **item.describe_pixels(), flip=flip, vae=self._vae_hash)
-
-
-def _encode_image(base: FlowBaseModel, item: TrainingItem, flip: bool) -> Tensor:
-    pixels = _to_tensor(read_crop(item))
-    latents = base.encode_image(pixels.flip(2) if flip else pixels, seed=derive_seed("vae", item.image.sha256))
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            f"{item.image.name}: the VAE gave NaN or infinite latents. The image was not cached. The VAE may be "
-            "damaged, or need another precision: start ComfyUI with --fp32-vae"
-        )
-    return latents
+def encode_image(base: FlowBaseModel, item: TrainingItem, crop: Image.Image, flip: bool) -> Tensor:
+    """Encode one image to latents as the network takes them, [C, ...] float32 on the CPU."""
+    pixels = _to_tensor(crop)
+    return base.encode_image(pixels.flip(2) if flip else pixels, seed=derive_seed("vae", item.image.sha256))
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -17,6 +17,7 @@ from ..training.evaluation import evaluating
 from ..training.family import Progress
 from ..training.generators import draw_noise, generator_for
 from ..training.host import Host
+from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
@@ -25,7 +26,7 @@ from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .draws import ItemDraw, draw_flip, draw_level
-from .encode import ConditionStore, FlowLatentStore
+from .encode import ConditionStore
 from .families import MAX_TIMESTEP
 from .objective import find_levels, find_shift_by_size, loss_weights, per_sample_loss, shift_level
 from .prompt import Prompt, make_prompt, make_sample_prompts
@@ -55,7 +56,7 @@ class PreparedFlow:
     host: Host
     base: FlowBaseModel
     adapted: AdaptedModel
-    latents: FlowLatentStore
+    latents: LatentStore
     masks: MaskStore
     conditions: ConditionStore
     timestep_sampling: str

@@ -18,13 +18,14 @@ from ..training.evaluation import evaluating
 from ..training.family import Progress
 from ..training.generators import generator_for
 from ..training.host import Host
+from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
-from .encode import EmbeddingStore, LatentStore
+from .encode import EmbeddingStore
 from .model.noise_schedule import NUM_TIMESTEPS
 from .model.sdxl_model import SDXLModel
 from .model.size_ids import size_ids
