@@ -20,6 +20,7 @@ from ..training.host import Host
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
@@ -74,7 +75,8 @@ class PreparedFlow:
             yield self._weighted_losses(batch)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            other = replace(batch, conditions=[self._move(self.conditions.get(text)) for text in class_prompts])
+            conditions = [self.conditions.get(text) for text in class_prompts]
+            other = replace(batch, conditions=move_together(conditions, self.host.device))
             with self.base.computing():
                 yield self.config.prior_loss_weight * self._prior_losses(other)
 
@@ -108,9 +110,12 @@ class PreparedFlow:
     def _make_batch(self, items: Sequence[TrainingItem], step: int) -> FlowBatch:
         captions = [self.plan.texts.choose_caption(item, step) for item in items]
         weights = [item.image.loss_weight for item in items]
-        return replace(
-            self._collate(items, [self._draw(item, step) for item in items], captions, self._make_sigma),
-            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights, device=self.host.device),
+        return self._collate(
+            items,
+            [self._draw(item, step) for item in items],
+            captions,
+            self._make_sigma,
+            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights),
         )
 
     def _collate(
@@ -119,21 +124,25 @@ class PreparedFlow:
         draws: Sequence[ItemDraw],
         captions: Sequence[str],
         make_sigma: Callable[[TrainingItem, float], float],
+        *,
+        loss_weights: Tensor | None = None,
     ) -> FlowBatch:
-        device, pairs = self.host.device, list(zip(items, draws, strict=True))
-        mask = self.masks.batch(items, [draw.flip for draw in draws])
+        pairs = list(zip(items, draws, strict=True))
         sigmas = [make_sigma(item, draw.level) for item, draw in pairs]
         return FlowBatch(
-            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
-            noise=torch.stack([draw.noise for draw in draws]).to(device),
-            sigmas=torch.tensor(sigmas, dtype=torch.float32, device=device),
-            levels=torch.tensor([draw.level for draw in draws], dtype=torch.float32, device=device),
-            conditions=[self._move(self.conditions.get(caption)) for caption in captions],
-            loss_mask=None if mask is None else mask.to(device),
+            **move_together(
+                {
+                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
+                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "sigmas": torch.tensor(sigmas, dtype=torch.float32),
+                    "levels": torch.tensor([draw.level for draw in draws], dtype=torch.float32),
+                    "conditions": [self.conditions.get(caption) for caption in captions],
+                    "loss_mask": self.masks.batch(items, [draw.flip for draw in draws]),
+                    "loss_weights": loss_weights,
+                },
+                self.host.device,
+            )
         )
-
-    def _move(self, conditions: Conditions) -> Conditions:
-        return move_tensors(conditions, self.host.device)
 
     def _make_sigma(self, item: TrainingItem, level: float) -> float:
         shift = self.config.discrete_flow_shift
@@ -184,7 +193,7 @@ class PreparedFlow:
         item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
         return draw_samples(
             self.base,
-            lambda text: self._move(self.conditions.get(text)),
+            lambda text: move_together(self.conditions.get(text), self.host.device),
             self.plan.texts.samples,
             usual_size_hw=usual_size_hw,
             usual_shape=self.latents.get(item, flip=False).shape,
@@ -212,13 +221,3 @@ class PreparedFlow:
             "timestep_sampling": self.timestep_sampling,
         }
 
-
-def move_tensors(value: Any, device: torch.device) -> Any:
-    """Return nested lists and dicts with their tensors on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, (list, tuple)):
-        return type(value)(move_tensors(each, device) for each in value)
-    if isinstance(value, dict):
-        return {name: move_tensors(each, device) for name, each in value.items()}
-    return value
