@@ -21,6 +21,7 @@ from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
@@ -29,7 +30,7 @@ from .draws import ItemDraw, draw_flip, draw_level
 from .encode import ConditionStore
 from .families import MAX_TIMESTEP
 from .objective import find_levels, find_shift_by_size, loss_weights, per_sample_loss, shift_level
-from .prompt import Prompt, make_prompt, make_sample_prompts
+from .prompt import make_prompt, make_sample_prompts
 from .samples import draw_samples
 from .targets import list_blocks
 
@@ -78,7 +79,8 @@ class PreparedFlow:
             yield self._weighted_losses(batch)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            other = replace(batch, conditions=self._get_conditions(class_prompts, items, batch.flips))
+            conditions = self._get_conditions(class_prompts, items, batch.flips)
+            other = replace(batch, conditions=move_together(conditions, self.host.device))
             with self.base.computing():
                 yield self.config.prior_loss_weight * self._prior_losses(other)
 
@@ -112,9 +114,12 @@ class PreparedFlow:
     def _make_batch(self, items: Sequence[TrainingItem], step: int) -> FlowBatch:
         captions = [self.plan.texts.choose_caption(item, step) for item in items]
         weights = [item.image.loss_weight for item in items]
-        return replace(
-            self._collate(items, [self._draw(item, step) for item in items], captions, self._make_sigma),
-            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights, device=self.host.device),
+        return self._collate(
+            items,
+            [self._draw(item, step) for item in items],
+            captions,
+            self._make_sigma,
+            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights),
         )
 
     def _collate(
@@ -123,31 +128,36 @@ class PreparedFlow:
         draws: Sequence[ItemDraw],
         captions: Sequence[str],
         make_sigma: Callable[[TrainingItem, float], float],
+        *,
+        loss_weights: Tensor | None = None,
     ) -> FlowBatch:
-        device, pairs = self.host.device, list(zip(items, draws, strict=True))
+        pairs = list(zip(items, draws, strict=True))
         flips = [draw.flip for draw in draws]
-        mask = self.masks.batch(items, flips)
         sigmas = [make_sigma(item, draw.level) for item, draw in pairs]
         return FlowBatch(
-            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
-            noise=torch.stack([draw.noise for draw in draws]).to(device),
-            sigmas=torch.tensor(sigmas, dtype=torch.float32, device=device),
-            levels=torch.tensor([draw.level for draw in draws], dtype=torch.float32, device=device),
-            conditions=self._get_conditions(captions, items, flips),
             flips=flips,
-            loss_mask=None if mask is None else mask.to(device),
+            **move_together(
+                {
+                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
+                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "sigmas": torch.tensor(sigmas, dtype=torch.float32),
+                    "levels": torch.tensor([draw.level for draw in draws], dtype=torch.float32),
+                    "conditions": self._get_conditions(captions, items, flips),
+                    "loss_mask": self.masks.batch(items, flips),
+                    "loss_weights": loss_weights,
+                },
+                self.host.device,
+            ),
         )
 
     def _get_conditions(
         self, captions: Sequence[str], items: Sequence[TrainingItem], flips: Sequence[bool]
     ) -> list[Conditions]:
+        """On the CPU."""
         return [
-            self._load(make_prompt(caption, item, flip=flip))
+            self.conditions.get(make_prompt(caption, item, flip=flip))
             for caption, item, flip in zip(captions, items, flips, strict=True)
         ]
-
-    def _load(self, prompt: Prompt) -> Conditions:
-        return move_tensors(self.conditions.get(prompt), self.host.device)
 
     def _make_sigma(self, item: TrainingItem, level: float) -> float:
         shift = self.config.discrete_flow_shift
@@ -209,7 +219,9 @@ class PreparedFlow:
         item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
         return draw_samples(
             self.base,
-            lambda sample: [self._load(prompt) for prompt in make_sample_prompts(sample)],
+            lambda sample: [
+                move_together(self.conditions.get(prompt), self.host.device) for prompt in make_sample_prompts(sample)
+            ],
             self.plan.texts.samples,
             usual_size_hw=usual_size_hw,
             usual_shape=self.latents.get(item, flip=False).shape,
@@ -236,14 +248,3 @@ class PreparedFlow:
             "base_model": {"name": self.base.name, "family": self.base.family.name},
             "timestep_sampling": self.timestep_sampling,
         }
-
-
-def move_tensors(value: Any, device: torch.device) -> Any:
-    """Return nested lists and dicts with their tensors on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, (list, tuple)):
-        return type(value)(move_tensors(each, device) for each in value)
-    if isinstance(value, dict):
-        return {name: move_tensors(each, device) for name, each in value.items()}
-    return value

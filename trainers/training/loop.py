@@ -132,7 +132,6 @@ class TrainingLoop:
             config,
             total_steps=plan.schedule.total_steps,
             precision=model.precision,
-            device=host.device,
         )
         parameters = list(model.adapted.name_parameters().values())
         self._ema = AdapterEma(parameters, config.ema_decay) if config.ema_decay else None

@@ -38,7 +38,7 @@ class TrainingState:
     has_learned: bool
     adapters: dict[str, Tensor]  # float32, by the names in the LoRA file
     optimizer: dict[str, Any]  # its state_dict
-    schedule_step: int  # of the learning rate; steps that the fp16 scaler skipped do not count
+    schedule_step: int  # of the learning rate; steps that overflowed in fp16 do not count
     scaler: dict[str, Any]
     ema: dict[str, Tensor]  # as adapters; empty without EMA
     validation: list[list[float]]  # rows of validation.csv
