@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...dataset.bucket_config import BucketConfig
-from ...dataset.bucket_sizes import Size
-from ...dataset.crop_plan import CropPlan
-from ...dataset.dataset import Dataset
-from ...dataset.image import TrainingImage
-from ...dataset.near_duplicates import group_near_duplicates
-from ...dataset.report import CAPTION_NODE, Remark, RemarkKind
-from ...wording import format_size, pluralize
+from ..dataset.bucket_config import BucketConfig
+from ..dataset.bucket_sizes import Size
+from ..dataset.crop_plan import CropPlan
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.near_duplicates import group_near_duplicates
+from ..dataset.report import CAPTION_NODE, Remark, RemarkKind
+from ..wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import ImageUse
