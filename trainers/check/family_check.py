@@ -38,6 +38,11 @@ class FamilyCheck(Protocol[ConfigT]):
     """
 
     @property
+    def title(self) -> str:
+        """The model, as users call it."""
+        ...
+
+    @property
     def precision(self) -> str: ...
 
     @property

@@ -67,7 +67,7 @@ def check_flight(
         *judge_machine(checked.cost, surroundings, settings.training),
     ]
     findings += gather_remarks(checked.crops, findings)
-    return _make_report(checked, findings, stop_at=check.stop_at)
+    return _make_report(checked, findings, model=family.title, stop_at=check.stop_at)
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,12 @@ def _judge_captions(checked: _Checked) -> Iterator[CheckFinding]:
     yield from judge_sameness(learned)
 
 
-def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, stop_at: str) -> FlightReport:
+def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, model: str, stop_at: str) -> FlightReport:
     dataset, looks = checked.dataset, checked.looks
     regularization = [image for image in dataset.images if image.is_regularization]
     return FlightReport(
         name=dataset.folder_name,
+        model=model,
         stop_at=stop_at,
         uses=checked.uses,
         num_images=len(checked.trained),

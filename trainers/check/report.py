@@ -42,6 +42,7 @@ class FlightReport:
     """`uses` has every image once per size, in order; `thumbnails` the readable ones by name."""
 
     name: str
+    model: str
     stop_at: str
     uses: list[ImageUse]
     num_images: int
@@ -107,6 +108,7 @@ class FlightReport:
             )
 
     def _format_facts(self) -> Iterator[str]:
+        yield f"Model: {self.model}"
         yield self._format_image_counts()
         if self.uses:
             worst = max(self.uses, key=lambda use: use.lost_share)
@@ -161,6 +163,7 @@ class FlightReport:
         """Return plain JSON for programs."""
         return {
             "name": self.name,
+            "model": self.model,
             "refused": self.is_refused,
             "stop_at": self.stop_at,
             "num_pictures": self.num_images,

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from comfy.cli_args import args
@@ -35,7 +35,7 @@ def load_pack(path, name):
 load_pack(pack, "lora_trainer")
 sys.path.insert(0, str(pack / "tests" / "host"))
 
-from full_models import FULL_SPECS, build_hollow, make_clip
+from full_models import FULL_SPECS, HALF, build_hollow, make_clip
 from lora_trainer.nodes.host.hollow_model import HollowFlowModel
 from lora_trainer.trainers.dataset.bucket_config import BucketConfig
 from lora_trainer.trainers.dataset.config import DatasetConfig
@@ -56,7 +56,9 @@ from lora_trainer.trainers.training.masks import MaskStore
 from lora_trainer.trainers.training.optimizer_step import OptimizerStep
 from lora_trainer.trainers.training.plan import plan_training
 from lora_trainer.trainers.training.run_settings import RunSettings
-from tiny_models import SPECS, build_tiny
+from tiny_models import SPECS, build_patcher
+
+DEPTHS = ("n_layers", "num_layers", "num_blocks", "depth", "depth_single_blocks", "layers")
 
 
 class Latents:
@@ -104,11 +106,17 @@ def make_plan(config, size, batch):
     return plan_training(dataset, RunSettings(config, BucketConfig(resolution=size, min_bucket_reso=64)))
 
 
+def deepen(spec):
+    """With five of each block, so that some of them can be left out."""
+    return replace(spec, unet_config=spec.unet_config | {name: 5 for name in DEPTHS if name in spec.unet_config})
+
+
 def open_model(name):
     """Return the MODEL, the text encoder, the family's row, and a function of the size."""
     full = name in FULL_SPECS
     spec = FULL_SPECS[name] if full else SPECS[name]
-    patcher, clip = (build_hollow(spec), make_clip(spec)) if full else (build_tiny(name).patcher, build_tiny(name).clip)
+    patcher = build_hollow(spec) if full else build_patcher(deepen(spec), HALF)
+    clip = make_clip(spec)
     time_axis = (1,) if spec.frames_per_latent else ()
 
     def shape(size):
@@ -117,8 +125,13 @@ def open_model(name):
     return patcher, clip, find_family(spec.config), shape
 
 
+def _give_gradients(parameters):
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+
+
 def count(base, config, plan, shape, conditions, is_streamed):
-    """The peak of the second step, with two micro-batches: weights on the device, adapters with
+    """The peak of the second step's second micro-batch: weights on the device, adapters with
     gradients and optimizer states, activations.
     """
     weights = FrozenWeights.of(base.network)
@@ -138,17 +151,14 @@ def count(base, config, plan, shape, conditions, is_streamed):
         if is_streamed or config.gradient_checkpointing:
             checkpoint_blocks(blocks)
         optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16", device=torch.device("cpu"))
-        batch = config.train_batch_size
-        for step in (1, 2):
-            memory.take_peak()
-            loss = torch.zeros((), device=META)
-            for start in (0, batch):
-                for losses in model.loss_terms(plan.crops.items[start : start + batch], step):
-                    optimizer.backward(losses.sum() / 2)
-                    del losses
-            if step == 2:
-                peak = memory.take_peak()  # before the update, whose temporary tensors CUDA's fused kernel has not
-            optimizer.update(step, loss)
+        _give_gradients(adapted.parameters)
+        optimizer.update(1, torch.zeros((), device=META))  # which makes the optimizer's states
+        _give_gradients(adapted.parameters)  # as the second micro-batch finds them
+        memory.take_peak()
+        for losses in model.loss_terms(plan.crops.items[: config.train_batch_size], 2):
+            optimizer.backward(losses.sum())
+            del losses
+        peak = memory.take_peak()
     return weights.count_resident(is_streamed=is_streamed) + peak
 
 
@@ -156,7 +166,9 @@ def count(base, config, plan, shape, conditions, is_streamed):
 def compare(name, size, batch, tokens, is_streamed, **settings):
     patcher, clip, row, shape = open_model(name)
     cond, others = clip.encode_from_tokens_scheduled(clip.tokenize("word " * tokens))[0]
-    config = FlowConfig(**{"rank": 16, "train_batch_size": batch, "max_train_steps": 9, **settings})
+    config = FlowConfig(
+        **{"rank": 16, "train_batch_size": batch, "max_train_steps": 9, "validate_every_n_steps": -1, **settings}
+    )
     found = HollowFlowModel(patcher, row)
     began = time.process_time()
     estimate = estimate_memory(

@@ -60,6 +60,10 @@ class FlowCheck:
     )
 
     @property
+    def title(self) -> str:
+        return f"{self.family.name} ({self.name})"
+
+    @property
     def base_model(self) -> dict[str, str | None]:
         """Models of a family differ in size, so that the name counts too."""
         return {"family": self.family.name, "name": self.name}

@@ -26,6 +26,7 @@ class SDXLCheck:
     """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
 
     precision: str = "bf16"
+    title: ClassVar[str] = "SDXL"
     base_model: ClassVar[dict[str, str | None]] = {"family": None}  # other families' runs have one
     speed_settings: ClassVar[tuple[str, ...]] = (
         "train_batch_size",
