@@ -1,5 +1,5 @@
-"""The memory estimate of flow trainings against whole steps of the real trainer, on the meta device:
-models of full size, and tiny ones of every family.
+"""The memory estimate of flow trainings against whole steps of the real trainer, on the meta
+device: models of full size, and tiny ones of every family.
 """
 
 import json

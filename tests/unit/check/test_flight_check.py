@@ -94,7 +94,8 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
     report = check(scan(folder))
     assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
     assert report.text().startswith(
-        "Flight check of toys: ready: no findings\n\nModel: SDXL\nImages: 6 images\nCropping: 0.0% of an image's area is lost"
+        "Flight check of toys: ready: no findings\n\nModel: SDXL\nImages: 6 images\n"
+        "Cropping: 0.0% of an image's area is lost"
     )
     assert "Steps: 400, 66.7 epochs of 6 samples; each image is seen about 67 times" in report.text()
 
