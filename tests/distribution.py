@@ -17,6 +17,7 @@ LONGEST_FIRST = (
     "tests/cli/test_command_line.py",
     "tests/unit/dataset/test_dataset_fuzz.py",
     "tests/parity/",
+    "tests/unit/check/",
     "tests/unit/sdxl/check/",
     "tests/unit/sdxl/model/",
     "tests/unit/embedded_base/",

@@ -116,6 +116,11 @@ class FakeVAE:
         self.mix = torch.linalg.qr(mix)[0] * math.sqrt(channels / 3)  # [C, 3] with orthogonal columns
         self.num_encoded = 0
         self.first_stage_model = nn.Linear(2, 2)
+        self.vae_dtype = torch.float32
+        self.patcher = SimpleNamespace(model_size=lambda: 2**20)
+
+    def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return 1000 * math.prod(shape[2:]) * dtype.itemsize
 
     def spacial_compression_encode(self) -> int:
         return self.spatial

@@ -1,12 +1,35 @@
-"""What a plan must be to suit a model family, and what its user should know."""
+"""What settings and a plan must be to suit a model family, and what its user should know."""
 
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 from ..dataset.control_images import refuse_control_images
 from ..dataset.image import TrainingImage
+from ..lora.read import check_tensors, list_ranks, load_tensors
+from ..training.adapters import require_rank
+from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
 from .base_model import FlowBaseModel
+from .config import FlowConfig
 from .families import FlowFamilyRow
+
+
+def check_settings(config: FlowConfig) -> None:
+    """Check what needs no model: the learning rate, the optimizer with its arguments, and that
+    network_weights is a LoRA that this run can start from.
+
+    Raises:
+        ValueError, ImportError: it is not so.
+    """
+    if not config.learning_rate:
+        raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
+    rates = {"unet": config.learning_rate}
+    check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    if config.network_weights:
+        label = f"network_weights: {config.network_weights}"
+        tensors, _ = load_tensors(Path(config.network_weights), label=label)
+        check_tensors(tensors, label)
+        require_rank(list_ranks(tensors), config.rank)
 
 
 def check_sizes(sizes_hw: Collection[tuple[int, int]], family: FlowFamilyRow) -> None:

@@ -31,6 +31,10 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image))[None].float() / 255
 
 
+def encode_prompt(base: FlowBaseModel, prompt: Prompt) -> Conditions:
+    return base.encode_caption(prompt.caption, [_to_tensor(control.read()) for control in prompt.controls])
+
+
 class ConditionStore:
     """What the encoders give for each prompt, on the CPU: of its caption, the empty one included,
     and of its control images.
@@ -53,8 +57,7 @@ class ConditionStore:
             host.check_interrupted()
             key = self._make_key(prompt)
             if self._cache.get(key) is None:
-                controls = [_to_tensor(control.read()) for control in prompt.controls]
-                plain, tensors = pack(base.encode_caption(prompt.caption, controls))
+                plain, tensors = pack(encode_prompt(base, prompt))
                 entry = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
                 self._cache.put(key, {**tensors, _PLAIN: entry})
             host.report(StageProgress("caching", count, len(prompts), "captions"))

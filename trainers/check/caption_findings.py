@@ -1,49 +1,22 @@
-"""Findings on captions: their length, their trigger word, and whether they differ."""
+"""Findings on captions: their trigger word, their alternatives, and whether they differ."""
 
 from collections.abc import Iterator, Sequence
 
-from ...dataset.caption_marks import has_alternatives
-from ...dataset.caption_variants import CaptionConfig, flatten_caption, vary_caption
-from ...dataset.image import TrainingImage
-from ...dataset.report import CAPTION_NODE, Remark
-from ...dataset.trigger_word import add_trigger_word
-from ...wording import pluralize
+from ..dataset.caption_marks import has_alternatives
+from ..dataset.caption_variants import CaptionConfig, flatten_caption, vary_caption
+from ..dataset.image import TrainingImage
+from ..dataset.report import CAPTION_NODE, Remark
+from ..dataset.trigger_word import add_trigger_word
+from ..wording import pluralize
 from .check_finding import CheckFinding
 
-MAX_CHUNKS = 3
 
-
-def judge_lengths(images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int) -> Iterator[CheckFinding]:
-    """Report captions that are too long, by the longest variant of each."""
-    from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, count_chunks, token_ids
-
-    variants = {image.name: vary_caption(image.caption, captions, seed=seed, key=image.sha256) for image in images}
-    num_tokens = {name: max(map(len, token_ids(list(texts)))) for name, texts in variants.items()}
-    limit = MAX_CHUNKS * TOKENS_PER_CHUNK
-    overlong = [
-        Remark(name, f"{count} tokens, {count_chunks(count)} chunks")
-        for name, count in num_tokens.items()
-        if count > limit
-    ]
-    if overlong:
-        advice = "Other programs cut such prompts off, and their last words have little effect. Shorten them"
-        yield CheckFinding(
-            "warning",
-            "overlong_caption",
-            f"{pluralize(len(overlong), 'caption')} of more than {limit} tokens. {advice}",
-            overlong,
-        )
-    long = [
-        Remark(name, f"{count} tokens, {count_chunks(count)} chunks")
-        for name, count in num_tokens.items()
-        if TOKENS_PER_CHUNK < count <= limit
-    ]
-    if long:
-        message = (
-            f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks; "
-            "the first chunk counts most"
-        )
-        yield CheckFinding("note", "long_caption", message, long)
+def list_variants(
+    images: Sequence[TrainingImage], captions: CaptionConfig, *, seed: int
+) -> Iterator[tuple[TrainingImage, tuple[str, ...]]]:
+    """Yield each image with all texts that its caption can become."""
+    for image in images:
+        yield image, tuple(vary_caption(image.caption, captions, seed=seed, key=image.sha256))
 
 
 def judge_alternatives(images: Sequence[TrainingImage], captions: CaptionConfig) -> Iterator[CheckFinding]:

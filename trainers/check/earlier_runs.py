@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ...files.text_input import parse_json
+from ..files.text_input import parse_json
 
 MIN_STEPS = 20  # the first ones are slower
 PRIOR = "prior_loss_weight"

@@ -46,7 +46,7 @@ def _draw_header(report: FlightReport) -> Image.Image:
     section = Image.new("RGB", (INNER_WIDTH, 52), PAPER)
     pen = ImageDraw.Draw(section)
     verdict, font = report.verdict, load_font(20)
-    title = f"Flight check: {report.name}"
+    title = f"Flight check: {report.name}, {report.model}"
     title_font = load_font(32, title)
     badge_width = round(pen.textlength(verdict, font)) + 36
     pen.text(

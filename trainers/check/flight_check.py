@@ -8,20 +8,21 @@ holds what was found, and drawing/ draws it.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Generic
 
-from ...dataset.bucket_sizes import Size
-from ...dataset.crop_plan import CropPlan
-from ...dataset.dataset import Dataset
-from ...dataset.image import TrainingImage
-from ...dataset.report import DatasetReport
-from ...training.plan import TrainingPlan, plan_training
-from ...training.run_settings import RunSettings
-from ..config import SDXLConfig
-from .caption_findings import judge_alternatives, judge_lengths, judge_sameness, judge_trigger_words
+from ..dataset.bucket_sizes import Size
+from ..dataset.crop_plan import CropPlan
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.report import DatasetReport
+from ..training.plan import TrainingPlan, plan_training
+from ..training.run_settings import RunSettings
+from .caption_findings import judge_alternatives, judge_sameness, judge_trigger_words, list_variants
 from .check_finding import LEVELS, CheckFinding
 from .config import FlightCheckConfig
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
+from .family_check import ConfigT, FamilyCheck
 from .image_findings import gather_remarks, group_duplicates, judge_crops, judge_duplicates, judge_left_out, judge_masks
 from .image_looks import ImageLook, look_at_images
 from .report import FlightReport, ImageUse
@@ -29,7 +30,8 @@ from .report import FlightReport, ImageUse
 
 def check_flight(
     dataset: Dataset,
-    settings: RunSettings[SDXLConfig],
+    settings: RunSettings[ConfigT],
+    family: FamilyCheck[ConfigT],
     check: FlightCheckConfig,
     surroundings: Surroundings,
     *,
@@ -50,30 +52,34 @@ def check_flight(
         check_interrupted=check_interrupted,
         on_progress=on_progress,
     )
-    checked = _Checked(dataset, settings, plan, looks, estimate_cost(plan, surroundings) if plan else Cost())
+    cost = estimate_cost(plan, family, surroundings) if plan else Cost()
+    checked = _Checked(dataset, settings, plan, looks, cost, check_interrupted)
     if not any(image.caption for image in dataset.images):
         refusals = []  # judge_left_out says the same
     findings = [
         *refusals,
-        *_judge_settings(settings.training),
+        *_judge_settings(family, settings, plan),
+        *family.judge_model(),
         *_judge_images(checked),
+        *family.judge_lengths(list_variants(dataset.images, settings.captions, seed=settings.training.seed)),
         *_judge_captions(checked),
         *judge_schedule(checked.trained, checked.cost.schedule, settings.training),
         *judge_machine(checked.cost, surroundings, settings.training),
     ]
     findings += gather_remarks(checked.crops, findings)
-    return _make_report(checked, findings, stop_at=check.stop_at)
+    return _make_report(checked, findings, model=family.title, stop_at=check.stop_at)
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _Checked(Generic[ConfigT]):
     """A training as it is planned (plan: None if it cannot be), and what its images look like."""
 
     dataset: Dataset
-    settings: RunSettings[SDXLConfig]
-    plan: TrainingPlan[SDXLConfig] | None
+    settings: RunSettings[ConfigT]
+    plan: TrainingPlan[ConfigT] | None
     looks: dict[str, ImageLook]
     cost: Cost
+    check_interrupted: Callable[[], None]
 
     @cached_property
     def crops(self) -> CropPlan:
@@ -90,7 +96,7 @@ class _Checked:
 
     @cached_property
     def duplicate_groups(self) -> list[list[str]]:
-        return group_duplicates(self.learned, self.looks)
+        return group_duplicates(self.learned, self.looks, check_interrupted=self.check_interrupted)
 
     @cached_property
     def left_out(self) -> set[str]:
@@ -114,17 +120,17 @@ def _judge_images(checked: _Checked) -> Iterator[CheckFinding]:
 
 def _judge_captions(checked: _Checked) -> Iterator[CheckFinding]:
     dataset, captions, learned = checked.dataset, checked.settings.captions, checked.learned
-    yield from judge_lengths(dataset.images, captions, seed=checked.settings.training.seed)
     yield from judge_trigger_words([(image, dataset.get_trigger_word(image)) for image in learned if image.caption])
     yield from judge_alternatives(dataset.images, captions)
     yield from judge_sameness(learned)
 
 
-def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, stop_at: str) -> FlightReport:
+def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, model: str, stop_at: str) -> FlightReport:
     dataset, looks = checked.dataset, checked.looks
     regularization = [image for image in dataset.images if image.is_regularization]
     return FlightReport(
         name=dataset.folder_name,
+        model=model,
         stop_at=stop_at,
         uses=checked.uses,
         num_images=len(checked.trained),
@@ -140,20 +146,22 @@ def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, stop_at
     )
 
 
-def _judge_settings(config: SDXLConfig) -> list[CheckFinding]:
-    """Find what the trainer would refuse of the optimizer and of network_weights."""
-    from ..start import check_settings  # diffusers takes seconds to import
-
+def _judge_settings(
+    family: FamilyCheck[ConfigT], settings: RunSettings[ConfigT], plan: TrainingPlan[ConfigT] | None
+) -> list[CheckFinding]:
+    """Find what the trainer would refuse of the settings, and of the plan for this family."""
     try:
-        check_settings(config)
+        family.check_settings(settings.training)
+        if plan:
+            family.check_plan(plan)
     except (ValueError, ImportError) as error:
         return [CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")]
     return []
 
 
 def _plan_if_possible(
-    dataset: Dataset, settings: RunSettings[SDXLConfig]
-) -> tuple[TrainingPlan[SDXLConfig] | None, list[CheckFinding]]:
+    dataset: Dataset, settings: RunSettings[ConfigT]
+) -> tuple[TrainingPlan[ConfigT] | None, list[CheckFinding]]:
     """Plan as the trainer does. If it would refuse, return its message as a finding, and if
     possible the plan of a training that is less strict or has no prior preservation.
     """

@@ -4,7 +4,7 @@ check.
 
 from dataclasses import dataclass
 
-from ...config import check_ranges, param
+from ..config import check_ranges, param
 
 
 @dataclass(frozen=True)

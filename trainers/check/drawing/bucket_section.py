@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ....dataset.bucket_sizes import Size
-from ....wording import format_size, pluralize
+from ...dataset.bucket_sizes import Size
+from ...wording import format_size, pluralize
 from ..report import FlightReport, ImageUse
 from .card import BAR, CARD, FAINT, INK, INNER_WIDTH, PADDING, TRACK, draw_card, draw_title, load_font
 from .trained_box import find_trained_box

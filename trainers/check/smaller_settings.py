@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...dataset.bucket_sizes import Size
-from ..config import SDXLConfig
-from .memory import MemoryEstimate
+from ..dataset.bucket_sizes import Size
+from ..training.config import TrainingConfig
+from .family_check import ConfigT
+from .memory_estimate import MemoryEstimate
 
 
 def smaller_settings(
-    config: SDXLConfig,
+    config: ConfigT,
     size_hw: Size,
-    estimate: Callable[[SDXLConfig, Size], MemoryEstimate],
+    estimate: Callable[[ConfigT, Size], MemoryEstimate],
     *,
     works: Callable[[str], bool],
 ) -> list[tuple[str, MemoryEstimate]]:
@@ -31,7 +32,7 @@ def smaller_settings(
     return steps
 
 
-def _propose_changes(config: SDXLConfig, works: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any], int]]:
+def _propose_changes(config: TrainingConfig, works: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield (description, fields to change, new resolution or 0)."""
     if config.sample_every_n_steps:
         yield "sample_every_n_steps 0", {"sample_every_n_steps": 0}, 0
@@ -47,7 +48,7 @@ def _propose_changes(config: SDXLConfig, works: Callable[[str], bool]) -> Iterat
         yield "optimizer AdamW8bit", {"optimizer": "AdamW8bit"}, 0
     if config.optimizer == "Prodigy" and works("AdamW8bit"):
         yield "optimizer AdamW8bit with learning_rate 1e-4", {"optimizer": "AdamW8bit", "learning_rate": 1e-4}, 0
-    if config.train_text_encoders:
+    if getattr(config, "train_text_encoders", False):  # only SDXL has it
         yield "train_text_encoders off", {"train_text_encoders": False}, 0
     yield "resolution 768", {}, 768
     yield "resolution 512", {}, 512

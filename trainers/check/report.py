@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from ...dataset.bucket_sizes import Size
-from ...dataset.crop import Crop
-from ...dataset.image import TrainingImage
-from ...training.schedule import Schedule
-from ...wording import format_bytes, format_duration, pluralize
+from ..dataset.bucket_sizes import Size
+from ..dataset.crop import Crop
+from ..dataset.image import TrainingImage
+from ..training.schedule import Schedule
+from ..wording import format_bytes, format_duration, pluralize
 from .check_finding import LEVELS, CheckFinding, Level
 from .cost import Cost
 
@@ -42,6 +42,7 @@ class FlightReport:
     """`uses` has every image once per size, in order; `thumbnails` the readable ones by name."""
 
     name: str
+    model: str
     stop_at: str
     uses: list[ImageUse]
     num_images: int
@@ -107,6 +108,7 @@ class FlightReport:
             )
 
     def _format_facts(self) -> Iterator[str]:
+        yield f"Model: {self.model}"
         yield self._format_image_counts()
         if self.uses:
             worst = max(self.uses, key=lambda use: use.lost_share)
@@ -161,6 +163,7 @@ class FlightReport:
         """Return plain JSON for programs."""
         return {
             "name": self.name,
+            "model": self.model,
             "refused": self.is_refused,
             "stop_at": self.stop_at,
             "num_pictures": self.num_images,
@@ -222,9 +225,11 @@ def _format_cost(cost: Cost) -> Iterator[str]:
     checkpoints = (
         f" and as much for each of {pluralize(disk.num_checkpoints, 'checkpoint')}" if disk.num_checkpoints else ""
     )
+    extra = f", {pluralize(disk.num_extra_loras, 'more LoRA')} (best, average)" if disk.num_extra_loras else ""
     yield (
         f"Disk: {format_bytes(disk.latents_bytes + disk.captions_bytes)} for latents and captions, "
-        f"{format_bytes(disk.lora_bytes)} for the LoRA{checkpoints}"
+        f"{format_bytes(disk.lora_bytes)} for the LoRA{checkpoints}{extra}, {format_bytes(disk.states_bytes)} to go on "
+        "after a stop"
     )
 
 

@@ -15,6 +15,12 @@ from PIL import Image
 from tests.unit.dataset.imagined import imagine_dataset
 from tests.unit.dataset.paintings import paint
 from trainers.__main__ import main
+from trainers.check.check_finding import CheckFinding
+from trainers.check.config import FlightCheckConfig
+from trainers.check.cost import Surroundings
+from trainers.check.drawing.report_image import draw_flight_check
+from trainers.check.flight_check import check_flight
+from trainers.check.report import FlightReport
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.caption_variants import CaptionConfig
 from trainers.dataset.config import DatasetConfig
@@ -22,12 +28,7 @@ from trainers.dataset.crop_plan import plan_crops
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.join import join_datasets
 from trainers.dataset.scan import scan_folder
-from trainers.sdxl.check.check_finding import CheckFinding
-from trainers.sdxl.check.config import FlightCheckConfig
-from trainers.sdxl.check.cost import Surroundings
-from trainers.sdxl.check.drawing.report_image import draw_flight_check
-from trainers.sdxl.check.flight_check import check_flight
-from trainers.sdxl.check.report import FlightReport
+from trainers.sdxl.check.family_check import SDXLCheck
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.training.run_settings import RunSettings
@@ -71,9 +72,8 @@ def check(
         next(given for kind, given in configs.items() if name in kind.__dataclass_fields__)[name] = value
     config, buckets, flight_check = (kind(**given) for kind, given in configs.items())
     run_settings = RunSettings(config, buckets, captions or CaptionConfig())
-    return check_flight(
-        dataset, run_settings, flight_check, surroundings or Surroundings(output_folder=Path("/nowhere/output"))
-    )
+    surroundings = surroundings or Surroundings(output_folder=Path("/nowhere/output"))
+    return check_flight(dataset, run_settings, SDXLCheck(), flight_check, surroundings)
 
 
 def find_finding(report: FlightReport, kind: str) -> CheckFinding:
@@ -94,7 +94,8 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
     report = check(scan(folder))
     assert report.findings == [] and not report.is_refused and report.verdict == "ready: no findings"
     assert report.text().startswith(
-        "Flight check of toys: ready: no findings\n\nImages: 6 images\nCropping: 0.0% of an image's area is lost"
+        "Flight check of toys: ready: no findings\n\nModel: SDXL\nImages: 6 images\n"
+        "Cropping: 0.0% of an image's area is lost"
     )
     assert "Steps: 400, 66.7 epochs of 6 samples; each image is seen about 67 times" in report.text()
 
@@ -552,7 +553,7 @@ def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() ->
         "import sys, trainers.__main__; print(sorted({'torch', 'diffusers', 'imagehash', 'scipy'} & set(sys.modules)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
     )
     assert result.stdout.strip() == "[]"
 
@@ -575,7 +576,8 @@ def test_what_the_trainer_would_refuse_of_the_settings_is_an_error(
     report = check_flight(
         scan(folder),
         RunSettings(SDXLConfig(**settings)),
+        SDXLCheck("no"),
         FlightCheckConfig(find_near_duplicates=False),
-        Surroundings("no", None, tmp_path),
+        Surroundings(None, tmp_path),
     )
     assert report.is_refused and any(message in finding.message for finding in report.findings)

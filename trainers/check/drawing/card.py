@@ -2,9 +2,9 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ....files.fonts import fit as fit
-from ....files.fonts import load_font as load_font
-from ....files.fonts import replace_missing
+from ...files.fonts import fit as fit
+from ...files.fonts import load_font as load_font
+from ...files.fonts import replace_missing
 
 WIDTH, MARGIN, GAP, PADDING = 1280, 28, 20, 22
 INNER_WIDTH = WIDTH - 2 * MARGIN

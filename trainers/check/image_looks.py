@@ -9,8 +9,8 @@ from functools import partial
 
 from PIL import Image
 
-from ...dataset.image import TrainingImage
-from ...dataset.near_duplicates import Fingerprint, fingerprint
+from ..dataset.image import TrainingImage
+from ..dataset.near_duplicates import Fingerprint, fingerprint
 
 THUMBNAIL_SIZE = 256
 NUM_THREADS = 4  # decode in parallel, but each image of 100 megapixels takes 400 MB

@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...dataset.image import TrainingImage
-from ...training.schedule import Schedule
-from ...wording import format_bytes, pluralize
-from ..config import SDXLConfig
+from ..dataset.image import TrainingImage
+from ..training.config import TrainingConfig
+from ..training.schedule import Schedule
+from ..wording import format_bytes, pluralize
 from .check_finding import CheckFinding
 from .cost import Cost, Surroundings
 
@@ -16,7 +16,7 @@ SELDOM, OFTEN = 20, 400  # times seen; presets.py aims at 60 to 100
 
 
 def judge_schedule(
-    images: Sequence[TrainingImage], schedule: Schedule | None, config: SDXLConfig
+    images: Sequence[TrainingImage], schedule: Schedule | None, config: TrainingConfig
 ) -> Iterator[CheckFinding]:
     if schedule is None:
         return
@@ -54,7 +54,7 @@ def judge_schedule(
         yield CheckFinding("note", "partial_batches", f"{message}, because all images of a batch have one size")
 
 
-def judge_machine(cost: Cost, surroundings: Surroundings, config: SDXLConfig) -> Iterator[CheckFinding]:
+def judge_machine(cost: Cost, surroundings: Surroundings, config: TrainingConfig) -> Iterator[CheckFinding]:
     if cost.memory_bytes is None or cost.disk is None:
         return
     if surroundings.device_bytes is not None and cost.memory_bytes > surroundings.device_bytes:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ....wording import pluralize
+from ...wording import pluralize
 from ..report import FlightReport
 from .card import CARD, FAINT, INNER_WIDTH, PADDING, draw_card, draw_outline, draw_title, fit, load_font
 

@@ -1,15 +1,15 @@
 """Findings on images: left out, cropped, enlarged, small, alike, or with an all-black mask."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from ...dataset.bucket_config import BucketConfig
-from ...dataset.bucket_sizes import Size
-from ...dataset.crop_plan import CropPlan
-from ...dataset.dataset import Dataset
-from ...dataset.image import TrainingImage
-from ...dataset.near_duplicates import group_near_duplicates
-from ...dataset.report import CAPTION_NODE, Remark, RemarkKind
-from ...wording import format_size, pluralize
+from ..dataset.bucket_config import BucketConfig
+from ..dataset.bucket_sizes import Size
+from ..dataset.crop_plan import CropPlan
+from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
+from ..dataset.near_duplicates import group_near_duplicates
+from ..dataset.report import CAPTION_NODE, Remark, RemarkKind
+from ..wording import format_size, pluralize
 from .check_finding import CheckFinding
 from .image_looks import ImageLook
 from .report import ImageUse
@@ -97,13 +97,16 @@ def _area(size: Size) -> int:
     return size[0] * size[1]
 
 
-def group_duplicates(images: Sequence[TrainingImage], looks: dict[str, ImageLook]) -> list[list[str]]:
+def group_duplicates(
+    images: Sequence[TrainingImage], looks: dict[str, ImageLook], *, check_interrupted: Callable[[], None]
+) -> list[list[str]]:
     """Group near-duplicates. Do not pass regularization images: they may look alike."""
     fingerprints = {
         image.name: look.fingerprint for image in images if (look := looks[image.name]).fingerprint is not None
     }
     names = list(fingerprints)
-    return [[names[position] for position in group] for group in group_near_duplicates(list(fingerprints.values()))]
+    groups = group_near_duplicates(list(fingerprints.values()), check_interrupted=check_interrupted)
+    return [[names[position] for position in group] for group in groups]
 
 
 def judge_duplicates(groups: Sequence[Sequence[str]]) -> Iterator[CheckFinding]:
