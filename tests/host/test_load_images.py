@@ -434,6 +434,29 @@ def test_only_a_changed_image_or_caption_runs_the_node_again(client: ComfyClient
     assert client.run(prompt).executed_nodes() == []
 
 
+def test_control_images_are_in_a_folder_of_any_place_and_a_changed_one_runs_the_node_again(
+    client: ComfyClient, input_folder: Path
+):
+    write_images(input_folder / "edits", captions=["one", "two", "three"])
+    for place in (input_folder / "edits" / "control", input_folder / "edits_seen"):
+        place.mkdir()
+        for number in (1, 2, 3):
+            Image.new("RGB", (40, 40), "white").save(place / f"{number}.png")
+    for name in ("control", "edits_seen", str(input_folder / "edits_seen")):
+        prompt = load(folder="edits", control_images=name)
+        assert "edits: 3 images, 3 with control images" in get_report(client.run(prompt))
+        assert client.run(prompt).executed_nodes() == []
+        changed = (input_folder / "edits_seen" if "seen" in name else input_folder / "edits" / "control") / "1.png"
+        Image.new("RGB", (40, 40), (len(name), 0, 0)).save(changed)
+        assert "load" in client.run(prompt).executed_nodes()
+
+    message = catch_failure(client, load(folder="edits", control_images="nowhere"))
+    assert message.startswith("control_images: there is no folder nowhere, neither in")
+    (input_folder / "edits_seen" / "2.png").unlink()
+    message = catch_failure(client, load(folder="edits", control_images="edits_seen"))
+    assert "no control image for 1 image: 2.png" in message
+
+
 def test_a_stray_image_next_to_kohyas_folders_runs_the_node_again(client: ComfyClient, input_folder: Path):
     folder = input_folder / "kohya"
     folder.mkdir()

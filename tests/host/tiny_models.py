@@ -232,7 +232,8 @@ def build_quantized(name: str, kind: str) -> TinyModel:
             if path.endswith(".weight") and weight.ndim == 2 and "blocks." in path:
                 quantized, module = QuantizedTensor.from_float(weight.clone(), layout), path.removesuffix("weight")
                 weights[path] = quantized._qdata
-                weights[f"{module}weight_scale"] = quantized._params.scale
+                for scale, value in list_scales(kind, quantized._params).items():
+                    weights[module + scale] = value
                 marker = json.dumps({"format": kind}).encode()
                 weights[f"{module}comfy_quant"] = torch.tensor(list(marker), dtype=torch.uint8)
         config = getattr(comfy.supported_models, spec.config)(dict(spec.unet_config))
@@ -244,6 +245,13 @@ def build_quantized(name: str, kind: str) -> TinyModel:
         assert not missing, missing
         model.to(CPU)
     return replace(tiny, patcher=comfy.model_patcher.ModelPatcher(model, CPU, CPU))
+
+
+def list_scales(kind: str, params: Any) -> dict[str, Tensor]:
+    """Return the scales of a quantized weight by their names in a file."""
+    if kind == "nvfp4":
+        return {"weight_scale": params.block_scale, "weight_scale_2": params.scale}
+    return {"weight_scale": params.scale}
 
 
 def fill(network: nn.Module) -> None:
