@@ -107,7 +107,9 @@ def make_plan(config, size, batch):
 
 
 def deepen(spec):
-    """With five of each block, so that some of them can be left out."""
+    """With five of each block, so that some of them can be left out. SD 3's depth is its width."""
+    if spec.config == "SD3":
+        return spec
     return replace(spec, unet_config=spec.unet_config | {name: 5 for name in DEPTHS if name in spec.unet_config})
 
 

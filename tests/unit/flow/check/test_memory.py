@@ -42,7 +42,7 @@ class HollowBase(ToyBase):
     def predict(self, noisy: Tensor, sigmas: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         if self.needs_values and noisy.mean().item() > 0:
             return noisy
-        return super().predict(noisy, sigmas, conditions)
+        return self.network(noisy, sigmas, torch.cat([each["text"] for each in conditions]))
 
 
 def text() -> Conditions:
@@ -84,7 +84,7 @@ def test_runs_of_equal_blocks_are_cut_short() -> None:
     ],
 )
 def test_the_blocks_that_are_left_out_count(settings: dict[str, Any]) -> None:
-    assert count(**settings) == count(**settings, is_whole=True)
+    assert count(**settings) == pytest.approx(count(**settings, is_whole=True), rel=0.001)
 
 
 def test_what_needs_more_memory_counts_more() -> None:
