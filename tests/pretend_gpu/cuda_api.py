@@ -23,7 +23,10 @@ def replace_cuda_api() -> None:
     torch._C._cuda_getCurrentRawStream = lambda _index: 0  # bitsandbytes asks for it when it is imported
     torch.cuda.memory.mem_get_info = torch.cuda.mem_get_info
     # their states are torch's global CPU generator, which the card draws from
-    torch.cuda.random.get_rng_state, torch.cuda.random.set_rng_state = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    torch.cuda.random.get_rng_state, torch.cuda.random.set_rng_state = (
+        torch.cuda.get_rng_state,
+        torch.cuda.set_rng_state,
+    )
 
 
 class _Stream:

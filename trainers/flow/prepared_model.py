@@ -220,4 +220,3 @@ class PreparedFlow:
             "base_model": {"name": self.base.name, "family": self.base.family.name},
             "timestep_sampling": self.timestep_sampling,
         }
-

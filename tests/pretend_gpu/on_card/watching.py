@@ -1,9 +1,9 @@
-"""Watches a training on the pretended card: what each step costs, and what is on the card after it."""
+"""Watches a training on the pretended card: what a step costs, and what is on the card after it."""
 
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,9 +63,7 @@ class WatchingHost(DeviceMemory):
         places = self.counts.list_syncs() + self.counts.list_copies()
         self.counts.places.clear()
         self._seen = (0, 0, 0)
-        self.steps.append(
-            Step(event.step, copies, waiting_copies, syncs, card.live_bytes(), card.peak_bytes(), places)
-        )
+        self.steps.append(Step(event.step, copies, waiting_copies, syncs, card.live_bytes(), card.peak_bytes(), places))
         card.reset_peak()
 
     def take_request(self) -> None:
@@ -121,7 +119,9 @@ def list_state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def count_bytes(tensors: Iterable[Tensor]) -> int:
     """Count the bytes of the tensors' storages on the card, each once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors if tensor.is_cuda}
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors if tensor.is_cuda
+    }
     return sum(storages.values())
 
 
