@@ -1,4 +1,4 @@
-"""Builds card.cpp, once for each version of the source and of torch. Imports no torch."""
+"""Builds card.cpp, once for each state of the source and each torch. Imports no torch."""
 
 import hashlib
 import importlib.util
@@ -26,7 +26,9 @@ def build_card() -> Path:
     """
     if os.name != "posix" or shutil.which(_COMPILER) is None:
         raise CannotBuild(f"the pretended GPU is built with {_COMPILER}, which is not on the PATH (apt install g++)")
-    key = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode()).hexdigest()[:16]
+    # with the folder: a second copy of torch's libraries in one process would be another torch
+    torch = f"{version('torch')} {find_torch()}"
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.encode()).hexdigest()[:16]
     library = _find_cache_folder() / f"card-{key}.so"
     if not library.exists():
         _compile(library)

@@ -1,8 +1,8 @@
 """The loss scale of fp16: it keeps small gradients above fp16's smallest number.
 
 The numbers are those of torch's GradScaler: twice the scale after 2000 good steps, half of it after
-an overflow. GradScaler keeps its scale on the device, and each look at it waits for the device; here
-the gradient norm, which every step reads anyway, tells whether a gradient overflowed.
+an overflow. GradScaler keeps its scale on the device, and each look at it waits for the device.
+Here the gradient norm, which every step reads anyway, tells whether a gradient overflowed.
 """
 
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ class OptimizerStep:
 
     @property
     def schedule_step(self) -> int:
-        """How many steps the schedule has made. Steps that overflowed in fp16 are not among them."""
+        """How many steps the schedule has made, without those that overflowed in fp16."""
         return self._lr_scheduler.last_epoch
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:

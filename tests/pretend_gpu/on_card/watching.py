@@ -1,4 +1,4 @@
-"""Watches a training on the pretended card: what each step costs, and what is on the card after it."""
+"""Watches a training on the pretended card: what a step costs, and what is on the card after it."""
 
 import gc
 from collections.abc import Iterable, Iterator
