@@ -10,6 +10,7 @@ RENDERER = re.compile(r"[\[-](canvas|vue)[\]-]")
 LONGEST_FIRST = (
     "tests/browser/",
     "tests/quality/",
+    "tests/pretend_gpu/",
     "tests/host/test_training_in_graph.py",
     "tests/unit/sdxl/test_trainer.py",
     "tests/host/",

@@ -1,4 +1,4 @@
-"""Runs pytest with the pretended GPU: `python -m pretend_gpu`, then pytest's arguments."""
+"""Runs pytest with the pretended GPU: `python -m tests.pretend_gpu`, then pytest's arguments."""
 
 import sys
 
