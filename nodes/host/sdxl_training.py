@@ -136,4 +136,6 @@ def _compare_memory(base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> MemoryBu
         )
 
     needed = estimate(config, size_hw)
-    return MemoryBudget.of(needed, lambda: smaller_settings(config, size_hw, estimate, works=can_step_here))
+    # now, as the training changes the borrowed model, and is to leave nothing of it
+    smaller = smaller_settings(config, size_hw, estimate, works=can_step_here)
+    return MemoryBudget.of(needed, lambda: smaller)
