@@ -87,8 +87,8 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if not options.only_table:
-        for task in options.tasks:
-            for seed in options.seeds:
+        for seed in options.seeds:
+            for task in options.tasks:
                 run_cell(options, task, seed)
     print_table(options.folder)
 

@@ -9,8 +9,7 @@ counted.
 """
 
 import argparse
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -21,8 +20,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
@@ -31,38 +28,8 @@ from trainers.sdxl.step import Batch, Objective, weighted_losses
 from trainers.sdxl.targets import find_unet_targets
 from trainers.training.adapters import AdapterSettings, attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
+from trainers.training.live_memory import LiveMemory
 from trainers.wording import GIBIBYTE
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all living storages, except those of the tensors in `leave_out`, and
-    keeps the peak.
-    """
-
-    def __init__(self, *, leave_out: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live_bytes = self.peak_bytes = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in leave_out}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.add(tensor)
-        return result
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._seen:
-            return
-        self._seen.add(storage._cdata)
-        self.live_bytes += storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._remove, storage._cdata, storage.nbytes())
-
-    def _remove(self, key: int, num_bytes: int) -> None:
-        self._seen.discard(key)
-        self.live_bytes -= num_bytes
 
 
 @contextmanager
@@ -109,7 +76,7 @@ def measure_activations(
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in unet.parameters() if parameter.grad is not None]
     objective = Objective(torch.ones(1000, device="meta"), "epsilon", 0.0)
-    with PeakMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(COMPUTE_DTYPES[precision]):
+    with LiveMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(COMPUTE_DTYPES[precision]):
         weighted_losses(unet, batch, objective).mean().backward()
     return memory.peak_bytes
 

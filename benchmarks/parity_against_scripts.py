@@ -26,11 +26,11 @@ from benchmarks.thin_model import write_images, write_model, write_tokenizers
 from trainers.captions.clip_tokenizer import tokenize
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
+from trainers.dataset.crop_pixels import read_crop
 from trainers.dataset.crop_plan import TrainingItem, plan_crops
 from trainers.dataset.scan import scan_folder
-from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import list_weighted_modules
-from trainers.sdxl.encode import LatentStore
+from trainers.sdxl.encode import encode_image
 from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.model.size_ids import size_ids
@@ -40,7 +40,6 @@ from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
 from trainers.sdxl.targets import find_text_encoder_targets, find_unet_targets
 from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
-from trainers.training.console_host import ConsoleHost
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
 RECORD_STEP = Path(__file__).resolve().parent / "record_step.py"
@@ -288,16 +287,14 @@ class OurImages:
         dataset = scan_folder(DatasetConfig(images=str(work / "pictures" / "1_toy")))
         items = plan_crops(dataset, case.buckets, seed=0).items
         self._items = {make_token_ids(item.image.caption)[0]: item for item in items}
-        self._latents = LatentStore(TensorCache(None), vae_hash="")
-        self._latents.encode(
-            items, model.vae, ConsoleHost(torch.device("cpu"), quiet=True), flips=(False,), total=len(items)
-        )
+        vae = model.vae
+        self._latents = {item.index: encode_image(vae, read_crop(item), flip=False) for item in items}
 
     def find(self, input_ids: Tensor) -> list[TrainingItem]:
         return [self._items[tuple(row.tolist())] for row in input_ids]
 
     def latents(self, items: list[TrainingItem]) -> Tensor:
-        return torch.stack([self._latents.get(item, flip=False) for item in items])
+        return torch.stack([self._latents[item.index] for item in items])
 
 
 def make_token_ids(caption: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,10 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainers.check.config import FlightCheckConfig
 from ..trainers.dataset.bucket_config import BucketConfig
 from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.packages import require_packages
-from ..trainers.sdxl.check.config import FlightCheckConfig
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.training.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import check_settings_order, make_settings_inputs
@@ -51,6 +51,11 @@ SETTINGS_ORDER = check_settings_order(
         "tag_dropout",
         "num_caption_variants",
         "use_wildcards",
+        "validation_share",
+        "save_best",
+        "ema_decay",
+        "save_state_every_n_minutes",
+        "sample_every_n_steps",
     ),
     FlightCheckConfig,
     BucketConfig,
@@ -66,7 +71,7 @@ class FlightCheck(io.ComfyNode):
             node_id=ID_PREFIX + "FlightCheck",
             display_name="Flight Check (LoRA Trainer)",
             category=CATEGORY,
-            description="Checks images, captions and settings before training, without loading a model: buckets, "
+            description="Checks images, captions and settings before training, without using the GPU: buckets, "
             "cropping, near-duplicates, captions, steps, memory, time and disk. Put it between Load "
             "Images and Train LoRA, with the same settings: it stops the run at errors.",
             search_aliases=[
@@ -110,6 +115,17 @@ class FlightCheck(io.ComfyNode):
                 TrainingSettings.Input(
                     "settings", optional=True, tooltip="From Settings of a LoRA: the same as in Train LoRA."
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that is trained, whichever it is: sizes, memory, time and the length of "
+                    "captions are judged for it. Not connected: SDXL.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The model's text encoders: captions are counted with their tokenizer. SDXL needs none.",
+                ),
             ],
             outputs=[
                 TrainingDataset.Output("dataset", tooltip="The same dataset, for Train LoRA."),
@@ -120,15 +136,22 @@ class FlightCheck(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: Any, goal: str = "object", memory: str = AUTO, settings: Any = None, **widgets: Any
+        cls,
+        dataset: Any,
+        goal: str = "object",
+        memory: str = AUTO,
+        settings: Any = None,
+        model: Any = None,
+        clip: Any = None,
+        **widgets: Any,
     ) -> io.NodeOutput:
         # torch and diffusers take seconds to import: not before they are needed
         show_text(STARTING)
         require_packages()
-        from .host.flight_check import check_in_graph
+        from .host.flight_check import CheckRequest, check_in_graph
 
         chosen = replace_by_earlier(widgets, settings)
-        checked = check_in_graph(dataset, goal=goal, memory=memory, settings=chosen)
+        checked = check_in_graph(CheckRequest(dataset, goal, memory, chosen, model, clip))
         return io.NodeOutput(
             dataset,
             checked.text,

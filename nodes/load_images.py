@@ -12,9 +12,18 @@ from ..trainers.dataset.scan import scan_folder
 from .config_inputs import check_settings_order, make_settings_inputs
 from .host import folders
 from .host.progress import ComfyHost, cancellable
-from .host.sources import find_source, fingerprint, open_source, read_images, require_used_masks
+from .host.prompt_queue import is_output_linked
+from .host.sources import (
+    find_control_folder,
+    find_source,
+    fingerprint,
+    open_source,
+    read_images,
+    require_used_masks,
+)
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset
 
+_IMAGES_OUTPUT = 1  # its position
 _VISIBLE = {"trigger_word", "fallback_caption", "num_repeats"}
 SETTINGS_ORDER = check_settings_order(  # append only
     (
@@ -29,6 +38,7 @@ SETTINGS_ORDER = check_settings_order(  # append only
         "loss_weight",
         "is_regularization",
         "is_validation",
+        "control_images",
     ),
     DatasetConfig,
     elsewhere={"images"},  # folder, path or images
@@ -92,7 +102,15 @@ class LoadImages(io.ComfyNode):
                     tooltip="With images: one caption per image, in the same order, or one for all. From a captioning "
                     "node, for example.",
                 ),
-                *make_settings_inputs(SETTINGS_ORDER, DatasetConfig, visible=_VISIBLE),
+                *make_settings_inputs(
+                    SETTINGS_ORDER,
+                    DatasetConfig,
+                    visible=_VISIBLE,
+                    notes={
+                        "control_images": "A folder in the folder of the images or in ComfyUI's input folder, such as "
+                        "control, or a whole path."
+                    },
+                ),
             ],
             outputs=[
                 TrainingDataset.Output(
@@ -101,7 +119,8 @@ class LoadImages(io.ComfyNode):
                 io.Image.Output(
                     "images",
                     is_output_list=True,
-                    tooltip="The images as a list, at most 768 pixels wide or high: to look at and to caption.",
+                    tooltip="The images as a list, at most 512 pixels wide or high: to look at and to caption. Only "
+                    "read if something is connected.",
                 ),
                 io.String.Output(
                     "report", tooltip="How many images were kept, and which were left out and why, as text."
@@ -115,12 +134,20 @@ class LoadImages(io.ComfyNode):
         folder: list[str] | None = None,
         path: list[str] | None = None,
         recursive: list[bool] | None = None,
+        control_images: list[str] | None = None,
         **_: Any,
     ) -> str | float:
-        """Return another value if an image, mask or caption file was added, removed or edited."""
-        return fingerprint(
-            _get_first(folder, folders.NONE), _get_first(path, ""), recursive=_get_first(recursive, False)
+        """Return another value if an image, mask, caption file or control image was added, removed
+        or edited, or the images are wanted now.
+        """
+        content = fingerprint(
+            _get_first(folder, folders.NONE),
+            _get_first(path, ""),
+            recursive=_get_first(recursive, False),
+            control_images=_get_first(control_images, ""),
         )
+        are_wanted = isinstance(content, str) and is_output_linked(_IMAGES_OUTPUT)
+        return f"{content}, with images" if are_wanted else content
 
     @classmethod
     async def validate_inputs(cls, path: list[str] | None = None) -> bool | str:
@@ -148,8 +175,10 @@ class LoadImages(io.ComfyNode):
             source = find_source(_get_first(folder, folders.NONE), _get_first(path, ""))
             require_used_masks(masks, _get_first(settings.get("mask_source"), "files"))
             source_images = open_source(source, images=images, masks=masks, captions=captions, host=host)
+            given = {name: values[0] for name, values in settings.items()}
+            controls = find_control_folder(given.pop("control_images", ""), source_images.folder)
             config = DatasetConfig(
-                images=str(source_images.folder), **{name: values[0] for name, values in settings.items()}
+                images=str(source_images.folder), control_images=str(controls) if controls else "", **given
             )
             dataset = scan_folder(
                 config,
@@ -157,7 +186,7 @@ class LoadImages(io.ComfyNode):
                 check_interrupted=host.check_interrupted,
                 on_progress=host.make_counter("checking"),
             )
-            previews = read_images(dataset, host)
+            previews = read_images(dataset, host) if is_output_linked(_IMAGES_OUTPUT) else []
         report = dataset.report.text()
         host.send_text(report)
         return io.NodeOutput(dataset, previews, report, ui={"text": [report]})

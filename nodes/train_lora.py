@@ -94,6 +94,8 @@ SETTINGS_ORDER = check_settings_order(
         "min_snr_gamma",
         "prediction_type",
         "zero_terminal_snr",
+        "min_timestep",
+        "max_timestep",
     ),
     SDXLConfig,
     FlowConfig,

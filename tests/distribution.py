@@ -10,6 +10,7 @@ RENDERER = re.compile(r"[\[-](canvas|vue)[\]-]")
 LONGEST_FIRST = (
     "tests/browser/",
     "tests/quality/",
+    "tests/pretend_gpu/",
     "tests/host/test_training_in_graph.py",
     "tests/unit/sdxl/test_trainer.py",
     "tests/host/",
@@ -17,6 +18,7 @@ LONGEST_FIRST = (
     "tests/cli/test_command_line.py",
     "tests/unit/dataset/test_dataset_fuzz.py",
     "tests/parity/",
+    "tests/unit/check/",
     "tests/unit/sdxl/check/",
     "tests/unit/sdxl/model/",
     "tests/unit/embedded_base/",

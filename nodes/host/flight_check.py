@@ -3,6 +3,7 @@ machine's GPU, and shows its image on the node.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -12,19 +13,32 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ...trainers.check.config import FlightCheckConfig
+from ...trainers.check.cost import Surroundings
+from ...trainers.check.drawing.report_image import draw_flight_check
+from ...trainers.check.family_check import ConfigT, FamilyCheck
+from ...trainers.check.flight_check import check_flight
+from ...trainers.check.report import FlightReport
 from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
-from ...trainers.sdxl.check.config import FlightCheckConfig
-from ...trainers.sdxl.check.cost import Surroundings
-from ...trainers.sdxl.check.drawing.report_image import draw_flight_check
-from ...trainers.sdxl.check.flight_check import check_flight
-from ...trainers.sdxl.check.report import FlightReport
+from ...trainers.flow.check.family_check import FlowCheck, FlowEstimate
+from ...trainers.flow.config import FlowConfig
+from ...trainers.sdxl.check.family_check import SDXLCheck
 from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.training.plan import TrainingPlan
 from ...trainers.training.run_settings import RunSettings
-from ..open_settings import list_choices
+from ..open_settings import AUTO, list_choices
 from . import folders
+from .flow_checks import count_tokens
+from .flow_memory import GraphMemory
+from .flow_model import find_precision
+from .flow_training import choose_family, list_notices
 from .progress import ComfyHost, cancellable
-from .settings import resolve_settings
+from .settings import resolve_flow_settings, resolve_settings
+from .trainer_choice import is_sdxl
+from .weights import get_unet_dtype, name_model
+
+_TARGETS_OF_SDXL = ("attention", "attention_mlp")  # other families take auto
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,20 @@ class CheckedInGraph:
         return {"images": ui.PreviewImage(self.image, cls=node).as_dict()["images"]}
 
 
-def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[str, Any]) -> CheckedInGraph:
-    """Check the dataset and show the report on the node.
+@dataclass(frozen=True)
+class CheckRequest:
+    """What the node asks for. `settings` are its widgets' values; without a MODEL it is SDXL."""
+
+    dataset: Dataset
+    goal: str
+    memory: str
+    settings: dict[str, Any]
+    model: Any = None
+    clip: Any = None
+
+
+def check_in_graph(request: CheckRequest) -> CheckedInGraph:
+    """Check the dataset for its training on the MODEL, and show the report on the node.
 
     Raises:
         ValueError: the check refuses; the message is its report.
@@ -48,27 +74,59 @@ def check_in_graph(dataset: Dataset, *, goal: str, memory: str, settings: dict[s
     """
     host = ComfyHost()
     with cancellable():
-        run_settings = resolve_settings(settings, goal=goal, memory=memory, dataset=dataset)
-        report = _check(dataset, host, run_settings, FlightCheckConfig(**select_settings(FlightCheckConfig, settings)))
+        if request.model is None or is_sdxl(request.model):
+            report, used = _check_sdxl(request, host)
+        else:
+            report, used = _check_flow(request, host)
     image = draw_flight_check(report)
     if report.is_refused:
         _show(image)
     host.send_text(report.text())
     report.require_clear()
-    presets = list_choices(settings, run_settings.to_dict(), goal=goal, memory=memory)
+    presets = list_choices(request.settings, used.to_dict(), goal=request.goal, memory=request.memory)
     facts = {**report.to_dict(), "presets": presets}
     return CheckedInGraph(report.text(), torch.from_numpy(np.array(image)).float().div(255)[None], facts)
 
 
+def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[SDXLConfig]]:
+    dtype = {} if request.model is None else {"weight_dtype": get_unet_dtype(request.model)}
+    settings = resolve_settings(
+        request.settings, goal=request.goal, memory=request.memory, dataset=request.dataset, **dtype
+    )
+    return _check(request, host, settings, SDXLCheck(settings.training.mixed_precision)), settings
+
+
+def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:
+    model, family = request.model, choose_family(request.model)
+    targets = request.settings.get("target_modules", AUTO)
+    given = {**request.settings, "target_modules": AUTO if targets in _TARGETS_OF_SDXL else targets}
+    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
+    memory = GraphMemory(model, family)
+
+    def estimate(plan: TrainingPlan[FlowConfig], num_tokens: int) -> FlowEstimate:
+        return memory.imagine(plan.settings.training, plan.crops.largest_hw, num_tokens)
+
+    of_family = FlowCheck(
+        family,
+        name=name_model(model),
+        precision=find_precision(model),
+        latents=memory.describe_latents(),
+        estimate_memory=estimate,
+        count_tokens=None if request.clip is None else partial(count_tokens, request.clip),
+        notices=tuple(list_notices(model, family, request.dataset)),
+    )
+    return _check(request, host, settings, of_family), settings
+
+
 def _check(
-    dataset: Dataset, host: ComfyHost, run_settings: RunSettings[SDXLConfig], check: FlightCheckConfig
+    request: CheckRequest, host: ComfyHost, settings: RunSettings[ConfigT], family: FamilyCheck[ConfigT]
 ) -> FlightReport:
-    surroundings = Surroundings(run_settings.training.mixed_precision, _get_device_bytes(), folders.get_work_folder())
     return check_flight(
-        dataset,
-        run_settings,
-        check,
-        surroundings,
+        request.dataset,
+        settings,
+        family,
+        FlightCheckConfig(**select_settings(FlightCheckConfig, request.settings)),
+        Surroundings(_get_device_bytes(), folders.get_work_folder()),
         check_interrupted=host.check_interrupted,
         on_progress=host.make_counter("looking at images"),
     )

@@ -2,6 +2,7 @@
 and that a LoRA on images can be trained on them. By sizes, not by names of files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_sampling
@@ -45,6 +46,13 @@ _TEXT_LAYERS = (
     "caption_projection.0.linear",
     "blocks.0.cross_attn.k_proj",
     "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
+)
+# Likewise for a vector of the whole text.
+_POOLED_LAYERS = (
+    "vector_in.in_layer",
+    "y_embedder.mlp.0",
+    "p_embedder.pooled_embedder.linear_1",
+    "label_emb.0.0",
 )
 
 
@@ -110,9 +118,26 @@ def _check_inputs(model: Any) -> None:
 
 def find_text_width(network: nn.Module) -> int | None:
     """Return how wide the texts are that the network takes; None if that is not known."""
+    return _find_width(network, _TEXT_LAYERS)
+
+
+def find_pooled_width(network: nn.Module) -> int | None:
+    """Return how wide the vectors of whole texts are, that the network takes; None: it takes
+    none.
+    """
+    return _find_width(network, _POOLED_LAYERS)
+
+
+def _find_width(network: nn.Module, paths: Sequence[str]) -> int | None:
     layers = dict(network.named_modules())
-    layer = next((layers[path] for path in _TEXT_LAYERS if path in layers and is_linear(layers[path])), None)
+    layer = next((layers[path] for path in paths if path in layers and is_linear(layers[path])), None)
     return None if layer is None else int(getattr(layer, "in_features"))  # noqa: B009 - not only nn.Linear has it
+
+
+def count_tokens(clip: Any, caption: str) -> int:
+    """Count the tokens of the text encoder that counts most. An encoder may fill short texts up."""
+    tokens = clip.tokenize(caption)
+    return max(sum(len(chunk) for chunk in chunks) for chunks in tokens.values())
 
 
 def check_text(cond: torch.Tensor, width: int | None, name: str) -> None:

@@ -18,7 +18,6 @@ from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.flow.family import FlowFamily
 from ...trainers.training.console_host import ConsoleHost
 from ...trainers.training.distributed import current_world
-from ...trainers.training.events import Notice
 from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import plan_training
 from ...trainers.training.presets import describe
@@ -34,8 +33,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     """Train with the settings of the command, on the model that `load` returns."""
     world, device = current_world(settings.get("device"))
     _choose_device(device)
-    from .flow_model import GraphFlowModel
-    from .flow_training import choose_family, list_notices
+    from .flow_training import FlowLoader, choose_family, list_notices
     from .settings import resolve_flow_settings
     from .weights import training_mode
 
@@ -51,14 +49,14 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
         dataset=dataset,
     )
     plan = plan_training(dataset, run_settings, num_processes=world.size)
+    text = f"{family.name}: {describe(run_settings)}"
+    loader = FlowLoader(graph, family, plan, text, list_notices(graph.model, family, dataset))
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with training_mode(), ConsoleHost(device, quiet=not world.is_main) as host:
-        for notice in (f"{family.name}: {describe(run_settings)}", *list_notices(graph.model, family)):
-            host.report(Notice(notice))
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
-            FlowFamily(lambda _: GraphFlowModel(graph, family)),
+            FlowFamily(loader.load),
             plan,
             host,
             run_folder=run_folder,

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.conds
 import comfy.model_management
@@ -14,37 +14,47 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.checkpointing import BlockStreamer
-from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow
 from ...trainers.flow.targets import list_blocks
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
-from .flow_checks import check_graph, check_text, find_text_width
+from .control_images import encode_with_controls
+from .flow_checks import check_graph, check_text, count_tokens, find_text_width
 from .fused_kernels import add_derivatives
 from .twin import make_twin
-from .weights import GraphModel, find_checkpoint, unload_models
+from .weights import GraphModel, name_model, unload_models
 
 _PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SMALLEST_LEVEL = 1e-4
-_LARGEST_SHARE = 0.75  # of the free memory that the weights may take; the rest is for a step
+
+
+def find_precision(model: Any) -> str:
+    """Return the precision that a MODEL computes in, as mixed_precision calls it."""
+    return _PRECISIONS[model.model.get_dtype_inference()]
 
 
 class GraphFlowModel:
     """Make it in training mode, outside of inference mode."""
 
+    _more_options: ClassVar[dict[str, Any]] = {}  # for ComfyUI's blocks
+
     def __init__(self, graph: GraphModel, family: FlowFamilyRow) -> None:
         check_graph(graph)
         self.family = family
-        path = find_checkpoint(graph.model)
-        self.name = path.stem if path else type(graph.model.model).__name__
+        self.name = name_model(graph.model)
         self._clip, self._vae = graph.clip, graph.vae
-        self._model = make_twin(graph.model)
+        self._adopt(make_twin(graph.model), graph.model)
         self._device = comfy.model_management.get_torch_device()
-        self.precision = _PRECISIONS[self._model.get_dtype_inference()]
+        self.precision = find_precision(graph.model)
         self.pixels_per_latent = graph.vae.spacial_compression_encode()
         self._text_width = find_text_width(self.network)
         self._streamer = BlockStreamer(self._device)
-        self._sampling = self._model.model_sampling
-        self._schedule = graph.model.get_model_object("model_sampling")
+        self.is_streamed = False  # whether the weights of blocks stay in main memory
+
+    def _adopt(self, twin: Any, model: Any) -> None:
+        self._model = twin
+        self._sampling = twin.model_sampling
+        self._schedule = model.get_model_object("model_sampling")
         # the network's answer itself, not the clean latents that the sampler wants
         self._model._modules["model_sampling"] = _RawAnswer(self._sampling)
 
@@ -67,28 +77,32 @@ class GraphFlowModel:
             latents = self._model.process_latent_in(self._vae.encode(pixels))
         return latents[0].clone().to("cpu", torch.float32)
 
-    def encode_caption(self, caption: str) -> Conditions:
-        with torch.inference_mode():
-            entries = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+    def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
+        with seed_globals(self._device, "control images"), torch.inference_mode():
+            entries = self._encode(caption, control_images)
         if len(entries) != 1:
             raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
         cond, others = entries[0]
         check_text(cond, self._text_width, self.family.name)
         return _to_plain([cond, others])
 
+    def _encode(self, caption: str, control_images: Sequence[Tensor]) -> Any:
+        if not control_images:
+            return self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+        assert self.family.control_images is not None, "checked before"
+        return encode_with_controls(self.family.control_images.way, self._clip, self._vae, caption, control_images)
+
     def count_tokens(self, caption: str) -> int:
-        """Of the text encoder that counts most. An encoder may fill short texts up."""
-        tokens = self._clip.tokenize(caption)
-        return max(sum(len(chunk) for chunk in chunks) for chunks in tokens.values())
+        return count_tokens(self._clip, caption)
 
     def release_encoders(self) -> None:
         unload_models()
 
     def load_network(self) -> bool:
-        """Bring the weights to the device; those of blocks only while they are used, if not all of
-        them fit.
+        """Bring the weights to the device; those of blocks only while they are used, if that was
+        asked for.
         """
-        streamed = list(list_blocks(self.network).values()) if self._must_stream() else []
+        streamed = list(list_blocks(self.network).values()) if self.is_streamed else []
         streamed_modules = {id(module) for block in streamed for module in block.modules()}
         for module in self._model.modules():
             _move_buffers(module, self._device)
@@ -97,12 +111,6 @@ class GraphFlowModel:
         for block in streamed:
             self._streamer.stream(block)
         return bool(streamed)
-
-    def _must_stream(self) -> bool:
-        if comfy.model_management.is_device_cpu(self._device):
-            return False
-        weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        return weights > _LARGEST_SHARE * comfy.model_management.get_free_memory(self._device)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -127,6 +135,14 @@ class GraphFlowModel:
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             sigma = sampling.sigma(sampling.timestep(sigma[None]))[0]
         return float(sigma)
+
+    def find_timestep(self, sigma: float) -> float:
+        sampling = self._schedule
+        if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):
+            return MAX_TIMESTEP * sigma / (1 + sigma)
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+            return float(sampling.timestep(torch.tensor([sigma])))
+        return MAX_TIMESTEP * sigma
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
         return self._sampling.noise_scaling(sigmas, noise, latents)
@@ -171,7 +187,7 @@ class GraphFlowModel:
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
     def _apply(self, noisy: Tensor, sigmas: Tensor, conds: dict[str, Any]) -> Tensor:
-        options = {"sigmas": sigmas, "cond_or_uncond": [0], "sample_sigmas": sigmas}
+        options = {"sigmas": sigmas, "cond_or_uncond": [0], "sample_sigmas": sigmas, **self._more_options}
         return self._model.apply_model(noisy, sigmas, transformer_options=options, **conds).float()
 
     @torch.no_grad()

@@ -6,10 +6,13 @@ from typing import Any
 
 import comfy.model_management
 
+from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.flow.config import FlowConfig
-from ...trainers.flow.families import FlowFamilyRow, find_family
+from ...trainers.flow.encode import encode_prompt
+from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow, find_family
 from ...trainers.flow.family import FlowFamily
+from ...trainers.flow.prompt import Prompt, list_prompts
 from ...trainers.training.events import Notice, RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
@@ -18,8 +21,8 @@ from ...trainers.training.presets import describe
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.run_settings import RunSettings
 from ...trainers.training.trained_lora import TrainedLora
-from ...trainers.wording import format_gigabytes
 from . import folders
+from .flow_memory import GraphMemory
 from .flow_model import GraphFlowModel
 from .graph_training import (
     TrainedInGraph,
@@ -28,11 +31,10 @@ from .graph_training import (
     find_network_weights,
     run_in_graph,
 )
+from .memory_budget import MemoryBudget
 from .progress import ComfyHost
 from .settings import resolve_flow_settings
 from .weights import GraphModel
-
-_SMALL_RESOLUTIONS = (768, 512)
 
 
 def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) -> TrainedInGraph:
@@ -56,17 +58,22 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         dataset=request.dataset,
     )
     text = _describe(settings, family)
-    loader = _Loader(request.base, family, text, [*(remarks or []), *list_notices(model, family)])
+    notices = [*(remarks or []), *list_notices(model, family, request.dataset)]
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
-        return _train(loader, plan, run_folder, host, request.resume)
+        return _train(FlowLoader(request.base, family, plan, text, notices), run_folder, host, request.resume)
 
     return run_in_graph(request, settings, text, train)
 
 
-def list_notices(model: Any, family: FlowFamilyRow) -> list[str]:
-    """What the user should know of the MODEL before it is trained on."""
-    found = (describe_ignored_patches(model), _warn_unknown(family), _warn_distilled(model, family))
+def list_notices(model: Any, family: FlowFamilyRow, dataset: Dataset) -> list[str]:
+    """What the user should know of the MODEL before it is trained on this dataset."""
+    found = (
+        describe_ignored_patches(model),
+        _warn_unknown(family),
+        _warn_distilled(model, family),
+        _warn_control_images(model, family, dataset),
+    )
     return [notice for notice in found if notice]
 
 
@@ -94,7 +101,8 @@ def _describe(settings: RunSettings[FlowConfig], family: FlowFamilyRow) -> str:
     config = settings.training
     own = "a shift by the size of the image" if family.has_shift_by_size else "the model's own shift"
     shift = f"shift {config.discrete_flow_shift:g}" if config.discrete_flow_shift else own
-    return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling}, {shift}."
+    timesteps = "" if config.timesteps == (0, MAX_TIMESTEP) else " timesteps {} to {},".format(*config.timesteps)
+    return f"{describe(settings)}\n{family.name}: noise levels {config.timestep_sampling},{timesteps} {shift}."
 
 
 def _warn_unknown(family: FlowFamilyRow) -> str:
@@ -114,55 +122,63 @@ def _warn_distilled(model: Any, family: FlowFamilyRow) -> str:
     return f"{file_name} is distilled: plain training soon breaks what makes it fast. {family.remedy}"
 
 
-def _train(
-    loader: "_Loader", plan: TrainingPlan[FlowConfig], run_folder: RunFolder, host: ComfyHost, resume: str
-) -> TrainedLora:
+def _warn_control_images(model: Any, family: FlowFamilyRow, dataset: Dataset) -> str:
+    """File names tell edit models only where users keep them."""
+    file_name = _find_file_name(model)
+    has_controls = any(image.control_images for image in dataset.images)
+    if family.control_images is None or has_controls == family.is_edit_model(file_name):
+        return ""
+    if has_controls:
+        return (
+            f"{file_name or 'MODEL'} is no edit model by its name: that would have {family.control_images.marker!r} "
+            "in it. It is trained with the control images all the same"
+        )
+    if not family.control_images.marker:  # the family draws from a caption alone too
+        return ""
+    return f"{file_name} is an edit model, but the dataset has no control images: it is trained from captions alone"
+
+
+def _train(loader: "FlowLoader", run_folder: RunFolder, host: ComfyHost, resume: str) -> TrainedLora:
     """Train. If memory runs out, the error names settings that need less."""
     try:
-        cache = TensorCache(folders.get_cache_folder())
-        return train_lora(FlowFamily(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
+        cache, family = TensorCache(folders.get_cache_folder()), FlowFamily(loader.load)
+        return train_lora(family, loader.plan, host, run_folder=run_folder, cache=cache, resume=resume)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not comfy.model_management.is_oom(error):
+        if loader.budget is None or not comfy.model_management.is_oom(error):
             raise
     # Raised outside of the except block: the first error's traceback would keep the training's
     # tensors alive.
-    raise RuntimeError(
-        f"The GPU ran out of memory; the run's memory is free again. {format_gigabytes(loader.free_bytes)} were free "
-        f"before it. Next, try {', then '.join(list_smaller_settings(plan.settings))}"
-    )
+    raise RuntimeError(f"{loader.budget.remedy()}. Or load the model's fp8 file, or a smaller model")
 
 
 @dataclass
-class _Loader:
-    """Makes the trainer's model on the graph's memory when the training asks for it, and tells what
-    is worth knowing of it.
+class FlowLoader:
+    """Makes the trainer's model on the graph's memory when the training asks for it, decides where
+    its weights stay, and tells what is worth knowing of it.
     """
 
     base: GraphModel
     family: FlowFamilyRow
+    plan: TrainingPlan[FlowConfig]
     settings_text: str
     notices: list[str]
-    free_bytes: int = 0
+    budget: MemoryBudget | None = None
 
     def load(self, host: Host) -> GraphFlowModel:
-        self.free_bytes = comfy.model_management.get_free_memory()
-        message = f"{self.settings_text}\nMemory: {format_gigabytes(self.free_bytes)} free."
-        host.report(RunDescribed(message, self.free_bytes))
+        free_bytes = comfy.model_management.get_free_memory()  # before the text encoder comes
+        model = GraphFlowModel(self.base, self.family)
+        self.budget, model.is_streamed = self._compare_memory(model, free_bytes)
+        host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", free_bytes))
         for notice in self.notices:
             host.report(Notice(notice))
-        return GraphFlowModel(self.base, self.family)
+        return model
 
-
-def list_smaller_settings(settings: RunSettings[FlowConfig]) -> list[str]:
-    """List what needs less memory, the most useful first."""
-    config, buckets = settings.training, settings.buckets
-    lower = next((size for size in _SMALL_RESOLUTIONS if size < buckets.resolution), None)
-    found = [
-        (not config.gradient_checkpointing, "gradient_checkpointing on"),
-        (config.train_batch_size > 1, "train_batch_size 1"),
-        (lower is not None, f"resolution {lower}"),
-        (bool(buckets.extra_resolutions), "no extra_resolutions"),
-        (config.optimizer == "AdamW", "optimizer AdamW8bit"),
-        (True, "the model's fp8 file, or a smaller model"),
-    ]
-    return [text for applies, text in found if applies]
+    def _compare_memory(self, model: GraphFlowModel, free_bytes: int) -> tuple[MemoryBudget, bool]:
+        """By the prompt that takes most: the longest of those with most control images."""
+        prompts = list_prompts(self.plan)
+        longest = max(prompts, key=lambda prompt: (len(prompt.controls), model.count_tokens(prompt.caption)))
+        has_ways = self.family.control_images is not None  # else the controls are refused later
+        conditions = encode_prompt(model, longest if has_ways else Prompt(longest.caption))
+        memory = GraphMemory(self.base.model, self.family, self.base.vae)
+        config, size_hw = self.plan.settings.training, self.plan.crops.largest_hw
+        return memory.compare(config, size_hw, conditions, free_bytes=free_bytes)

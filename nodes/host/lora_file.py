@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...trainers.files.atomic_write import atomic_write
 from ...trainers.files.names import save_under_free_name
-from ...trainers.lora.file import require_same_tensors, save_lora
+from ...trainers.lora.file import require_sound, save_lora
 from ...trainers.lora.file_name import check_lora_file_name
 from .lora import GraphLora
 
@@ -62,20 +62,20 @@ def save_to_loras_folder(
     width, 3] next to it.
 
     Raises:
-        ValueError: the name cannot be a file name, this is not a LORA_MODEL, or its values are not
-            finite.
-        RuntimeError: what was read back is not what was written, or changes nothing. There is no
-            file then.
+        ValueError: the name cannot be a file name, or this is not a LORA_MODEL.
+        RuntimeError: its values are not finite, it changes nothing, or what was read back is not
+            what was written. There is no file then.
     """
     name = check_lora_file_name(filename)
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in lora.items()}
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in lora.items()}
     modules = _find_modules(tensors)
     metadata = lora.metadata if isinstance(lora, GraphLora) else {}
     wanted = folder / name.with_name(f"{name.name}.safetensors")
 
     def save(path: Path) -> None:
-        save_lora(path, tensors, metadata, check=lambda found: require_same_tensors(path, found, tensors))
+        save_lora(path, tensors, metadata)
 
+    require_sound(tensors, wanted)
     path, _ = save_under_free_name(wanted, save, companions=(".png",) if preview is not None else ())
     if preview is not None:
         _save_preview(preview, path.with_suffix(".png"))
@@ -84,18 +84,12 @@ def save_to_loras_folder(
 
 
 def _find_modules(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Find the modules. Raises ValueError if there are none, or if values are not finite."""
+    """Find the modules. Raises ValueError if there are none."""
     modules = {name.removesuffix(ending) for name in tensors for ending in _MODULE_ENDINGS if name.endswith(ending)}
     if not modules:
         raise ValueError(
             f"this LORA_MODEL holds no LoRA weights ({', '.join(list(tensors)[:3]) or 'nothing at all'}). Connect "
             "Train LoRA's lora output"
-        )
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} of {len(tensors)} tensors hold values that are not finite, such as {broken[0]}. Train "
-            "with a lower learning rate"
         )
     return modules
 

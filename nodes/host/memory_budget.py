@@ -2,66 +2,55 @@
 enough.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import comfy.model_management
-import torch
 
-from ...trainers.dataset.bucket_sizes import Size
-from ...trainers.sdxl.check.memory import CUDA_CONTEXT_BYTES, MemoryEstimate, estimate_memory
-from ...trainers.sdxl.check.smaller_settings import smaller_settings
-from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
-from ...trainers.sdxl.config import SDXLConfig
-from ...trainers.sdxl.model.sdxl_model import SDXLModel
+from ...trainers.check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate
 from ...trainers.training.optimizers import can_step
-from ...trainers.training.plan import TrainingPlan
 from ...trainers.wording import format_gigabytes
-from .settings import choose_precision
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """`smaller`: the next settings to try, each on top of those before it, with the resulting
-    estimate.
+    """`find_smaller` returns the next settings to try, each on top of those before it, with the
+    resulting estimate.
 
     `missing_bytes`: how much more memory the training needs than is free. ComfyUI already holds the
-    CUDA context, and on a CPU the weights.
+    CUDA context, and on a CPU the weights. `notes` follow the estimate.
     """
 
     estimate: MemoryEstimate
     free_bytes: int
     missing_bytes: int
-    smaller: list[tuple[str, MemoryEstimate]]
+    find_smaller: Callable[[], Sequence[tuple[str, MemoryEstimate]]]
+    notes: Sequence[str] = ()
 
     @classmethod
-    def of(cls, base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> "MemoryBudget":
-        config = plan.settings.training
-        size_hw = max(plan.crops.bucket_counts, key=lambda size: size[0] * size[1])
+    def of(
+        cls,
+        needed: MemoryEstimate,
+        find_smaller: Callable[[], Sequence[tuple[str, MemoryEstimate]]],
+        *,
+        free_bytes: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> "MemoryBudget":
+        """Compare with what is free on ComfyUI's device; by default, now."""
+        free_bytes = comfy.model_management.get_free_memory() if free_bytes is None else free_bytes
+        return cls(needed, free_bytes, count_new_bytes(needed) - free_bytes, find_smaller, notes)
 
-        def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
-            precision = (
-                choose_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
-            )
-            return estimate_memory(
-                base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base)
-            )
-
-        needed = estimate(config, size_hw)
-        smaller = [
-            (setting, less)
-            for setting, less in smaller_settings(config, size_hw, estimate, works=_can_step_here)
-            if less.training_bytes < needed.training_bytes
-        ]
-        free_bytes, device = comfy.model_management.get_free_memory(), comfy.model_management.get_torch_device()
-        there_already = CUDA_CONTEXT_BYTES + (
-            needed.weights_bytes if comfy.model_management.is_device_cpu(device) else 0
-        )
-        return cls(needed, free_bytes, needed.total_bytes - there_already - free_bytes, smaller)
+    @cached_property
+    def smaller(self) -> list[tuple[str, MemoryEstimate]]:
+        needed = self.estimate.training_bytes
+        return [(setting, less) for setting, less in self.find_smaller() if less.training_bytes < needed]
 
     def text(self) -> str:
         """Return the estimate and, if it is more than the free memory, what to change."""
         warning = f". It may not be enough. {self._suggest_next()}" if self.missing_bytes > 0 else ""
-        return f"Memory: {self.estimate.text()}; {format_gigabytes(self.free_bytes)} free{warning}."
+        notes = "".join(f" {note}." for note in self.notes)
+        return f"Memory: {self.estimate.text()}; {format_gigabytes(self.free_bytes)} free{warning}.{notes}"
 
     def remedy(self) -> str:
         """Return the message of the error when memory has run out."""
@@ -80,5 +69,12 @@ class MemoryBudget:
         )
 
 
-def _can_step_here(optimizer: str) -> bool:
+def count_new_bytes(needed: MemoryEstimate) -> int:
+    """Count what a training needs in addition to what ComfyUI holds already."""
+    device = comfy.model_management.get_torch_device()
+    has_weights = comfy.model_management.is_device_cpu(device)
+    return needed.total_bytes - CUDA_CONTEXT_BYTES - (needed.weights_bytes if has_weights else 0)
+
+
+def can_step_here(optimizer: str) -> bool:
     return can_step(optimizer, comfy.model_management.get_torch_device())

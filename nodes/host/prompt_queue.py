@@ -25,6 +25,19 @@ def describe_origin() -> dict[str, Any] | None:
     }
 
 
+def is_output_linked(index: int) -> bool:
+    """Tell whether another node takes this output of the node that is being executed, or
+    fingerprinted. True if nobody can know: outside of a prompt, and for nodes that another node
+    made.
+    """
+    context = get_executing_context()
+    item = _find_running(context.prompt_id) if context else None
+    if context is None or item is None or context.node_id not in item[2]:
+        return True
+    link = [context.node_id, index]
+    return any(link in node["inputs"].values() for node in item[2].values())
+
+
 def has_waiting_prompts() -> bool:
     queue = PromptServer.instance.prompt_queue
     return queue.get_tasks_remaining() > len(queue.currently_running)

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import torch
 
+from ...trainers.check.memory_estimate import MemoryEstimate
+from ...trainers.check.smaller_settings import smaller_settings
+from ...trainers.dataset.bucket_sizes import Size
 from ...trainers.files.tensor_cache import TensorCache
+from ...trainers.sdxl.check.memory import estimate_memory
+from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
@@ -27,9 +33,9 @@ from .graph_training import (
     find_network_weights,
     run_in_graph,
 )
-from .memory_budget import MemoryBudget
+from .memory_budget import MemoryBudget, can_step_here
 from .progress import ComfyHost
-from .settings import resolve_settings
+from .settings import choose_precision, resolve_settings
 from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, predicts_v
 
 
@@ -114,7 +120,22 @@ class _BudgetedLoader:
 
     def load(self, host: Host) -> SDXLModel:
         weights = borrow_model(self.base)
-        self.budget = MemoryBudget.of(weights, self.plan)
+        self.budget = _compare_memory(weights, self.plan)
         message = f"{self.settings_text}\n{self.budget.text()}"
         host.report(RunDescribed(message, self.budget.free_bytes))
         return weights
+
+
+def _compare_memory(base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> MemoryBudget:
+    config, size_hw = plan.settings.training, plan.crops.largest_hw
+
+    def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
+        precision = choose_precision(torch.float16) if changed.mixed_precision == "auto" else changed.mixed_precision
+        return estimate_memory(
+            base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base)
+        )
+
+    needed = estimate(config, size_hw)
+    # now, as the training changes the borrowed model, and is to leave nothing of it
+    smaller = smaller_settings(config, size_hw, estimate, works=can_step_here)
+    return MemoryBudget.of(needed, lambda: smaller)

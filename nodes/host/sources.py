@@ -26,7 +26,7 @@ from .progress import ComfyHost, check_interrupted
 # send requests to its own network.
 ALLOW_PRIVATE_URLS = "LORA_TRAINER_ALLOW_PRIVATE_URLS"
 MAX_DOWNLOAD_BYTES = 4 * 2**30
-PREVIEW_SIZE = 768
+PREVIEW_SIZE = 512
 # Who queues a prompt waits for its check: no more than a network drive answers in a moment.
 MAX_ENTRIES_LOOKED_AT = 2000
 MAX_FOLDERS_LOOKED_INTO = 50
@@ -103,14 +103,39 @@ def _may_have_images(folder: Path) -> bool:
     return bool(waiting)
 
 
-def fingerprint(folder: str, path: str, *, recursive: bool) -> str | float:
-    """Hash the names and bytes of all images, masks and captions, and the remarks on other files.
-    Touching a file without changing its content does not change the hash.
+def find_control_folder(name: str, images: Path | None) -> Path | None:
+    """Find the folder of control images: a whole path, or a name in the folder of the images, or in
+    ComfyUI's input folder. None if `name` is empty.
+
+    Raises:
+        ValueError, FileNotFoundError: it may not be read here, or there is no such folder.
+    """
+    name = name.strip().strip('"')
+    if not name:
+        return None
+    places = [place for place in (images, folders.find_input_folder("")) if place is not None]
+    if Path(name).expanduser().is_absolute():
+        found = allowed_folders().require(name)
+    else:
+        candidates = [allowed_folders().require(str(place / name)) for place in places]
+        found = next((candidate for candidate in candidates if candidate.is_dir()), candidates[0])
+    if not found.is_dir():
+        raise FileNotFoundError(
+            f"control_images: there is no folder {name}, neither in {' nor in '.join(map(str, places))}. Give the "
+            "folder that holds the control images"
+        )
+    return found
+
+
+def fingerprint(folder: str, path: str, *, recursive: bool, control_images: str = "") -> str | float:
+    """Hash the names and bytes of all images, masks, captions and control images, and the remarks
+    on other files. Touching a file without changing its content does not change the hash.
 
     Cancelled, it returns NaN, which is never equal: ComfyUI then stops at the node itself.
     """
     try:
-        return _hash_source(find_source(folder, path), recursive=recursive)
+        source = find_source(folder, path)
+        return _hash_source(source, recursive=recursive) + _hash_controls(source, control_images, recursive=recursive)
     except Interrupted:
         return float("nan")
 
@@ -120,7 +145,18 @@ def _hash_source(source: Source, *, recursive: bool) -> str:
         return hash_unchanged_file(Path(source.location), check_interrupted=check_interrupted)
     if source.kind != "folder":
         return source.location
-    root = Path(source.location)
+    return _hash_folder(Path(source.location), recursive=recursive)
+
+
+def _hash_controls(source: Source, name: str, *, recursive: bool) -> str:
+    try:
+        folder = find_control_folder(name, Path(source.location) if source.kind == "folder" else None)
+    except FileNotFoundError:  # in a zip, which is hashed as a whole; if nowhere, `execute` says so
+        return ""
+    return "" if folder is None else _hash_folder(folder, recursive=recursive)
+
+
+def _hash_folder(root: Path, *, recursive: bool) -> str:
     files = list_dataset_files(root, recursive=recursive, check_interrupted=check_interrupted)
     lines = [
         f"{file.relative_to(root).as_posix()} {hash_unchanged_file(file, check_interrupted=check_interrupted)}"
@@ -237,10 +273,11 @@ def read_images(dataset: Dataset, host: ComfyHost) -> list[torch.Tensor]:
     """Return IMAGE tensors [1, height, width, 3], none larger than PREVIEW_SIZE: two hundred photos
     at full size would fill the memory.
     """
-    tensors = []
-    for image in dataset.images:
+    tensors, report = [], host.make_counter("reading")
+    for number, image in enumerate(dataset.images, start=1):
         host.check_interrupted()
         pixels = image.read()
         pixels.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
         tensors.append(torch.from_numpy(np.array(pixels)).float().div(255)[None])
+        report(number, len(dataset.images), image.name)
     return tensors

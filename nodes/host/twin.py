@@ -6,6 +6,7 @@ its own modules, so that adapters and checkpoints can be put into them, and alia
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 
-def make_twin(patcher: Any, network_name: str = "diffusion_model") -> Any:
+def make_twin(patcher: Any) -> Any:
     """Return a twin of the patcher's BaseModel. Patched weights (LoRAs, merges) are computed; all
     others share the graph's memory.
 
@@ -22,22 +23,36 @@ def make_twin(patcher: Any, network_name: str = "diffusion_model") -> Any:
     Raises:
         ValueError: a weight is in a form that cannot be trained on; the message names it.
     """
+    return _copy(patcher, lambda name, weight: _read_weight(patcher, name, weight), alias)
+
+
+def make_hollow_twin(patcher: Any) -> Any:
+    """Return a twin without data, on the meta device: it takes no memory, and its tensors have the
+    shapes and dtypes of the graph's.
+
+    Raises:
+        ValueError: a weight is in a form that cannot be trained on; the message names it.
+    """
+    return _copy(patcher, lambda _, weight: _empty(weight), _empty)
+
+
+def _copy(patcher: Any, take_weight: Callable[[str, Tensor], Tensor], take_buffer: Callable[[Tensor], Tensor]) -> Any:
     model = patcher.model
     memo: dict[int, Any] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                weight = _read_weight(patcher, f"{path}.{name}" if path else name, parameter)
+                weight = take_weight(f"{path}.{name}" if path else name, parameter)
                 memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
         for buffer in module._buffers.values():
             if buffer is not None:
-                memo[id(buffer)] = alias(buffer) if buffer.numel() else buffer
+                memo[id(buffer)] = take_buffer(buffer) if buffer.numel() else buffer
     # BaseModel cannot be copied deeply: its model_config answers None to every unknown attribute
     twin = copy.copy(model)
     twin._modules = {name: copy.deepcopy(child, memo) for name, child in model._modules.items()}
     twin.current_patcher = None
     sampling = patcher.get_model_object("model_sampling")  # ModelSampling nodes replace it
-    twin._modules["model_sampling"] = copy.deepcopy(sampling, {id(b): alias(b) for b in sampling.buffers()})
+    twin._modules["model_sampling"] = copy.deepcopy(sampling, {id(b): take_buffer(b) for b in sampling.buffers()})
     return twin
 
 
@@ -54,21 +69,32 @@ def alias(weight: Tensor) -> Tensor:
     made in inference mode.
     """
     if isinstance(weight, QuantizedTensor):
-        return _alias_quantized(weight)
+        return _rebuild_quantized(weight, alias)
+    _require_plain(weight)
+    found = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return found.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
+
+
+def _empty(weight: Tensor) -> Tensor:
+    if isinstance(weight, QuantizedTensor):
+        return _rebuild_quantized(weight, _empty)
+    _require_plain(weight)
+    return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+
+
+def _require_plain(weight: Tensor) -> None:
     if type(weight) not in (Tensor, nn.Parameter):
         raise ValueError(
             f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. Load a "
             ".safetensors file in fp16, bf16, fp32, fp8 or int8 with ComfyUI's own loaders"
         )
-    found = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return found.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
-def _alias_quantized(weight: Any) -> Any:
+def _rebuild_quantized(weight: Any, take: Callable[[Tensor], Tensor]) -> Any:
     params = weight._params
     scales = {
-        spec.name: alias(value)
+        spec.name: take(value)
         for spec in dataclasses.fields(params)
         if isinstance(value := getattr(params, spec.name), Tensor)
     }
-    return QuantizedTensor(alias(weight._qdata), weight._layout_cls, dataclasses.replace(params, **scales))
+    return QuantizedTensor(take(weight._qdata), weight._layout_cls, dataclasses.replace(params, **scales))

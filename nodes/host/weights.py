@@ -90,7 +90,7 @@ def borrow_model(base: GraphModel) -> SDXLModel:
         state_dicts,
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
-        name=path.stem if path else type(base.model.model).__name__,
+        name=name_model(base.model),
         path=path,
     )
 
@@ -261,6 +261,12 @@ def _read_prediction(model: Any) -> tuple[Any, bool]:
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
         return "v_prediction", bool(sampling.zsnr)
     return "epsilon", False
+
+
+def name_model(model: Any) -> str:
+    """Name a MODEL by its file, or by its class if that is unknown."""
+    path = find_checkpoint(model)
+    return path.stem if path else type(model.model).__name__
 
 
 def find_checkpoint(model: Any) -> Path | None:

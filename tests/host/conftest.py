@@ -14,11 +14,8 @@ from trainers.comfyui.find import Installation, NoComfyUI, find_comfyui
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.in_comfyui import prepare_demo_directory
 
-PREAMBLE = """
+_TORCHVISION = """
 import torch
-from comfy.cli_args import args
-
-args.cpu = True
 try:
     import torchvision
 except RuntimeError:
@@ -27,6 +24,21 @@ except RuntimeError:
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+_ON_CPU = """
+from comfy.cli_args import args
+
+args.cpu = True
+"""
+PREAMBLE = _TORCHVISION + _ON_CPU
+# The pretended GPU comes before torch: see tests/pretend_gpu.
+_ON_CARD = f"""
+import sys
+
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pretend_gpu.card import insert_card
+
+insert_card()
 """
 
 
@@ -41,11 +53,12 @@ def installation() -> Installation:
 @pytest.fixture(scope="session")
 def run_in_comfyui(installation: Installation) -> Callable[..., str]:
     """run(script, *arguments) returns the script's output. The script can import ComfyUI's modules,
-    on the CPU.
+    on the CPU or, with on_card, on the pretended GPU.
     """
 
-    def run(script: str, *arguments: object) -> str:
-        command = [str(installation.python), "-c", PREAMBLE + script, *map(str, arguments)]
+    def run(script: str, *arguments: object, on_card: bool = False) -> str:
+        preamble = _ON_CARD + _TORCHVISION if on_card else PREAMBLE
+        command = [str(installation.python), "-c", preamble + script, *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(installation.folder)}
         result = subprocess.run(
             command,

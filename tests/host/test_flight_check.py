@@ -103,3 +103,31 @@ def test_settings_of_a_lora_replace_those_of_the_node(comfyui_server: ComfyServe
     assert result.outputs["check"]["lora_trainer"][0]["cost"]["schedule"]["total_steps"] == 5
     (text,) = result.outputs["earlier"]["text"]
     assert "rank: 4" in text and "magic 1: there is no such setting here" in text
+
+
+def test_with_a_model_the_report_is_on_that_model(comfyui_server: ComfyServer):
+    base = {
+        "class_type": "FlowPack_LoadTinyModel",
+        "inputs": {"family": "Z-Image", "file_name": "z_image_turbo.safetensors", "class_name": ""},
+    }
+    links = {"model": ["base", 0], "clip": ["base", 1]}
+    result = comfyui_server.client.run({**prompt(stop_at="never", max_train_steps=40, **links), "base": base})
+    (text,) = result.outputs["check"]["text"]
+    facts = result.outputs["check"]["lora_trainer"][0]
+    assert facts["model"] == "Z-Image (z_image_turbo)" and "Model: Z-Image (z_image_turbo)" in text
+    kinds = {finding["kind"]: finding["message"] for finding in facts["findings"]}
+    assert kinds["model"].startswith("z_image_turbo is distilled") and "refused_by_trainer" not in kinds
+    assert "uncounted_captions" not in kinds
+    assert 0 < facts["cost"]["memory_bytes"] < 2**30  # CUDA's context is nearly all of it
+    assert fetch_image(result, "check", comfyui_server).shape[1] == 1280
+
+
+def test_without_clip_it_says_that_captions_were_not_counted(comfyui_server: ComfyServer):
+    base = {
+        "class_type": "FlowPack_LoadTinyModel",
+        "inputs": {"family": "Z-Image", "file_name": "z_image.safetensors", "class_name": ""},
+    }
+    result = comfyui_server.client.run({**prompt(stop_at="never", model=["base", 0]), "base": base})
+    assert (
+        "Z-Image was trained with at most 512 tokens. Connect clip to count them" in result.outputs["check"]["text"][0]
+    )

@@ -157,17 +157,36 @@ def test_images_deep_below_the_folder_need_recursive(client: ComfyClient, input_
     assert "It has subfolders; turn on recursive" in catch_failure(client, load(folder="deep", trigger_word="zwx"))
 
 
-def test_previews_are_at_most_768_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
+def test_previews_are_at_most_512_pixels_and_in_the_order_of_the_dataset(client: ComfyClient, input_folder: Path):
     folder = input_folder / "previews"
     folder.mkdir()
-    for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (700, 768))):
+    for number, size in ((2, (2000, 1000)), (10, (500, 1536)), (1, (400, 512))):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
     images = fetch_images(client, client.run(load(folder="previews", trigger_word="x")))
     assert [(image.shape[1], image.shape[0], image[0, 0, 0]) for image in images] == [
-        (700, 768, 1),
-        (768, 384, 2),
-        (250, 768, 10),
+        (400, 512, 1),
+        (512, 256, 2),
+        (167, 512, 10),
     ]
+
+
+def test_previews_are_read_when_another_node_takes_them_and_not_before(client: ComfyClient, input_folder: Path):
+    folder = input_folder / "wired"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), (7, 0, 0)).save(folder / "1.png")
+    prompt = load(folder="wired", trigger_word="x")
+    without = {name: node for name, node in prompt.items() if name != "images"}
+    client.run(without)
+    assert is_cached(client.run(without))
+    result = client.run(prompt)
+    assert not is_cached(result)
+    assert [image[0, 0, 0] for image in fetch_images(client, result)] == [7]
+    assert is_cached(client.run(prompt))
+
+
+def is_cached(result: Result) -> bool:
+    """Tell whether Load Images was not run again."""
+    return any(message.kind == "execution_cached" and "load" in message.data["nodes"] for message in result.messages)
 
 
 @pytest.mark.parametrize(
@@ -413,6 +432,29 @@ def test_only_a_changed_image_or_caption_runs_the_node_again(client: ComfyClient
     (folder / "2.png").unlink()
     assert get_captions(client.run(prompt)) == ["uno", "three", "four"]
     assert client.run(prompt).executed_nodes() == []
+
+
+def test_control_images_are_in_a_folder_of_any_place_and_a_changed_one_runs_the_node_again(
+    client: ComfyClient, input_folder: Path
+):
+    write_images(input_folder / "edits", captions=["one", "two", "three"])
+    for place in (input_folder / "edits" / "control", input_folder / "edits_seen"):
+        place.mkdir()
+        for number in (1, 2, 3):
+            Image.new("RGB", (40, 40), "white").save(place / f"{number}.png")
+    for name in ("control", "edits_seen", str(input_folder / "edits_seen")):
+        prompt = load(folder="edits", control_images=name)
+        assert "edits: 3 images, 3 with control images" in get_report(client.run(prompt))
+        assert client.run(prompt).executed_nodes() == []
+        changed = (input_folder / "edits_seen" if "seen" in name else input_folder / "edits" / "control") / "1.png"
+        Image.new("RGB", (40, 40), (len(name), 0, 0)).save(changed)
+        assert "load" in client.run(prompt).executed_nodes()
+
+    message = catch_failure(client, load(folder="edits", control_images="nowhere"))
+    assert message.startswith("control_images: there is no folder nowhere, neither in")
+    (input_folder / "edits_seen" / "2.png").unlink()
+    message = catch_failure(client, load(folder="edits", control_images="edits_seen"))
+    assert "no control image for 1 image: 2.png" in message
 
 
 def test_a_stray_image_next_to_kohyas_folders_runs_the_node_again(client: ComfyClient, input_folder: Path):

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,9 +56,14 @@ class FakeClip:
         self.cond_stage_model = nn.Linear(2, 2)
         self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
 
-    def tokenize(self, text: str, **options: object) -> dict[str, Tokens]:
-        """Token 0 pads. Words in quotes get tokens of their own, if the family draws glyphs."""
-        tokens = [(zlib.crc32(word.encode()) or 1, 1.0) for word in text.split()]
+    def tokenize(
+        self, text: str, images: Sequence[Tensor] = (), llama_template: str = "", **options: object
+    ) -> dict[str, Tokens]:
+        """Token 0 pads. Words in quotes get tokens of their own, if the family draws glyphs. An
+        image is a token too.
+        """
+        tokens = [(zlib.crc32(word.encode()) or 1, 1.0) for word in (llama_template + text).split()]
+        tokens += [(zlib.crc32(image.cpu().numpy().tobytes()) or 1, 1.0) for image in images]
         tokens += [(1, 1.0)] * self.template
         length = max(self.padded_to, len(tokens), 1)
         if self.chunk:
@@ -111,6 +116,11 @@ class FakeVAE:
         self.mix = torch.linalg.qr(mix)[0] * math.sqrt(channels / 3)  # [C, 3] with orthogonal columns
         self.num_encoded = 0
         self.first_stage_model = nn.Linear(2, 2)
+        self.vae_dtype = torch.float32
+        self.patcher = SimpleNamespace(model_size=lambda: 2**20)
+
+    def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return 1000 * math.prod(shape[2:]) * dtype.itemsize
 
     def spacial_compression_encode(self) -> int:
         return self.spatial
@@ -222,7 +232,8 @@ def build_quantized(name: str, kind: str) -> TinyModel:
             if path.endswith(".weight") and weight.ndim == 2 and "blocks." in path:
                 quantized, module = QuantizedTensor.from_float(weight.clone(), layout), path.removesuffix("weight")
                 weights[path] = quantized._qdata
-                weights[f"{module}weight_scale"] = quantized._params.scale
+                for scale, value in list_scales(kind, quantized._params).items():
+                    weights[module + scale] = value
                 marker = json.dumps({"format": kind}).encode()
                 weights[f"{module}comfy_quant"] = torch.tensor(list(marker), dtype=torch.uint8)
         config = getattr(comfy.supported_models, spec.config)(dict(spec.unet_config))
@@ -234,6 +245,13 @@ def build_quantized(name: str, kind: str) -> TinyModel:
         assert not missing, missing
         model.to(CPU)
     return replace(tiny, patcher=comfy.model_patcher.ModelPatcher(model, CPU, CPU))
+
+
+def list_scales(kind: str, params: Any) -> dict[str, Tensor]:
+    """Return the scales of a quantized weight by their names in a file."""
+    if kind == "nvfp4":
+        return {"weight_scale": params.block_scale, "weight_scale_2": params.scale}
+    return {"weight_scale": params.scale}
 
 
 def fill(network: nn.Module) -> None:

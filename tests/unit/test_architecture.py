@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Folders that the page names as a whole.
-WHOLE_FOLDERS = ("commands", "captions/florence2", "sdxl/check/drawing", "embedded_base")
+WHOLE_FOLDERS = ("commands", "captions/florence2", "check/drawing", "embedded_base")
 
 
 def test_every_file_of_the_training_core_has_its_place_on_the_page():

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..check.config import FlightCheckConfig
+from ..check.cost import Surroundings
+from ..check.flight_check import check_flight
+from ..check.report import FlightReport
 from ..config import build_config
 from ..files.atomic_write import atomic_write
 from ..packages import require_packages
-from ..sdxl.check.config import FlightCheckConfig
-from ..sdxl.check.cost import Surroundings
-from ..sdxl.check.flight_check import check_flight
-from ..sdxl.check.report import FlightReport
+from ..sdxl.check.family_check import SDXLCheck
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
 from ..training.run_settings import RunSettings
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     report = check(read_settings(options, configs=CHECK_CONFIGS, required=REQUIRED))
     print(json.dumps(report.to_dict(), indent=2) + "\n" if options.json else report.text(), end="")
     if options.picture:
-        from ..sdxl.check.drawing.report_image import draw_flight_check
+        from ..check.drawing.report_image import draw_flight_check
 
         with atomic_write(options.picture) as temporary:
             draw_flight_check(report).save(temporary, format="PNG")
@@ -73,14 +74,12 @@ def check(settings: dict[str, Any]) -> FlightReport:
     # torch takes a second to import: errors in settings and folders come first
     require_packages()
     from ..training.console_host import ConsoleHost
-
-    with ConsoleHost() as host:
-        surroundings = _find_surroundings(run_settings.training, settings.get("device"), output_folder)
-        return check_flight(dataset, run_settings, flight_check, surroundings, check_interrupted=host.check_interrupted)
-
-
-def _find_surroundings(config: SDXLConfig, device_name: str | None, output_folder: Path) -> Surroundings:
     from ..training.device import choose_device, count_memory_bytes, resolve_precision
 
-    device = choose_device(device_name)
-    return Surroundings(resolve_precision(config.mixed_precision, device), count_memory_bytes(device), output_folder)
+    with ConsoleHost() as host:
+        device = choose_device(settings.get("device"))
+        family = SDXLCheck(resolve_precision(run_settings.training.mixed_precision, device))
+        surroundings = Surroundings(count_memory_bytes(device), output_folder)
+        return check_flight(
+            dataset, run_settings, family, flight_check, surroundings, check_interrupted=host.check_interrupted
+        )

@@ -69,9 +69,6 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-toml", type=Path, help="instead of --images: a dataset configuration of Musubi Tuner"
     )
-    parser.add_argument(
-        "--control-images", help="folder of control images, for editing models: files with the same names as the images"
-    )
     files = parser.add_argument_group("model files", "plan says which of them an architecture needs")
     for name, help_text in _list_row_flags("models").items():
         files.add_argument(
@@ -147,8 +144,8 @@ def _find_installation(options: argparse.Namespace) -> "Installation":
     return find_installation(folder=options.musubi_dir, python=options.musubi_python)
 
 
-def _scan_images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None, str]:
-    """Return the dataset, the dataset of control images, and the text of --dataset-toml."""
+def _scan_images(options: argparse.Namespace) -> tuple[Dataset | None, str]:
+    """Return the dataset and the text of --dataset-toml."""
     given = {name: value for name, value in vars(options).items() if name in list_field_names(DatasetConfig)}
     if options.dataset_toml:
         if given:
@@ -156,16 +153,10 @@ def _scan_images(options: argparse.Namespace) -> tuple[Dataset | None, Dataset |
                 "--dataset-toml replaces the image flags: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(given))}"
             )
-        return None, None, options.dataset_toml.read_text(encoding="utf-8-sig")
+        return None, options.dataset_toml.read_text(encoding="utf-8-sig")
     if "images" not in given:
         raise ValueError("missing --images, or --dataset-toml")
-    dataset = scan_folder(from_mapping(DatasetConfig, given, source="settings"))
-    control = (
-        scan_folder(DatasetConfig(images=options.control_images, keep_duplicates=True))
-        if options.control_images
-        else None
-    )
-    return dataset, control, ""
+    return scan_folder(from_mapping(DatasetConfig, given, source="settings")), ""
 
 
 def _make_plan(
@@ -174,7 +165,7 @@ def _make_plan(
     from ..musubi.plan import make_plan
     from ..training.run_folder import RunFolder
 
-    dataset, control, dataset_toml = _scan_images(options)
+    dataset, dataset_toml = _scan_images(options)
     folder = RunFolder(options.output_dir, options.output)
     plan = make_plan(
         job,
@@ -183,7 +174,6 @@ def _make_plan(
         folder.path,
         _cache_root(options),
         name=folder.name,
-        control=control,
         dataset_toml=dataset_toml,
     )
     return folder, plan

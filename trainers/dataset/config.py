@@ -58,6 +58,11 @@ class DatasetConfig:
         "Validation images: never trained on, only used to measure what is learned. Usually 3 to 20 of the same "
         "subject, joined with the images to train on.",
     )
+    control_images: str = param(
+        "",
+        "For edit models: folder of control images, each with the name of its image; several of one image end in "
+        "_0, _1 and so on. The caption says what the model makes of them.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

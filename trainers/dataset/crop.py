@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from .bucket_sizes import Size
 
+_SMALL_SHAPE_DIFFERENCE = 0.02  # rounding, not a different crop
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -26,6 +28,12 @@ def make_crop(original_hw: Size, target_hw: Size, *, offset: tuple[float, float]
     )
     top, left = (int((size - target) * share) for size, target, share in zip(resized, target_hw, offset, strict=True))
     return Crop(original_hw, (resized[0], resized[1]), (top, left), target_hw)
+
+
+def is_same_shape(size_hw: Size, other_hw: Size) -> bool:
+    """Tell whether a mask or control image shows the same part as its image, at whatever size."""
+    one, other = size_hw[1] * other_hw[0], other_hw[1] * size_hw[0]
+    return abs(one - other) <= max(one, other) * _SMALL_SHAPE_DIFFERENCE
 
 
 def choose_offset(resize_mode: str, seed: int, sha256: str, repeat: int) -> tuple[float, float]:

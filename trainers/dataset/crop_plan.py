@@ -48,6 +48,11 @@ class CropPlan:
     report: DatasetReport
     bucket_counts: dict[Size, int]
 
+    @property
+    def largest_hw(self) -> Size:
+        """The size with the most pixels."""
+        return max(self.bucket_counts, key=lambda size: size[0] * size[1])
+
 
 def plan_crops(dataset: Dataset, config: BucketConfig, *, seed: int) -> CropPlan:
     """Decide the crop of every repeat of every image, at every resolution.

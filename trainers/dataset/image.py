@@ -23,6 +23,7 @@ class TrainingImage:
     subset: kohya's term for the folder that the image is counted with: the joined dataset's name,
         or kohya's N_name, or both ("toys/10_dog"). Empty for the dataset's own.
     is_validation: never trained on, only used to measure what is learned.
+    control_images: what an edit model sees beside the caption, in order; they have no caption.
     """
 
     name: str
@@ -40,6 +41,14 @@ class TrainingImage:
     trigger_word: str | None = None
     subset: str = ""
     is_validation: bool = False
+    control_images: tuple["TrainingImage", ...] = ()
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """The hashes of its file and of its control images: two images of one content are
+        copies.
+        """
+        return self.sha256, *(control.sha256 for control in self.control_images)
 
     def read(self, *, max_pixels: int | None = None) -> Image.Image:
         """Return the image in RGB, upright, transparent parts over alpha_background. A JPEG of more

@@ -5,7 +5,7 @@ no file.
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..wording import make_printable, pluralize
@@ -70,9 +70,14 @@ class _RepeatFolder:
 
 
 def list_images(
-    folder: Path, *, recursive: bool, check_interrupted: Callable[[], None] = lambda: None
+    folder: Path,
+    *,
+    recursive: bool,
+    without: Path | None = None,
+    check_interrupted: Callable[[], None] = lambda: None,
 ) -> FolderContent:
-    """Find the images of the folder, each with its mask.
+    """Find the images of the folder, each with its mask. A folder `without` is passed over, such as
+    one of control images.
 
     The mask of the image NAME is an image named NAME-masklabel, or NAME in a folder mask or masks;
     masks are never trained on. Hidden files and folders and those of the system are ignored.
@@ -85,11 +90,14 @@ def list_images(
         FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or it has no
             images.
     """
+    if without is not None and folder.resolve().is_relative_to(without.resolve()):
+        raise ValueError(f"control_images: {without} is the folder of the images or above it. Give another one")
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder. Give the folder that holds the images")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file. Give the folder that holds the images")
     walked = _walk(folder, recursive=recursive, check_interrupted=check_interrupted)
+    walked = walked if without is None else _pass_over(walked, without.resolve())
     content = _find_images(folder, walked, recursive=recursive)
     if not content.images:
         raise ValueError(_explain_no_images(folder, walked, recursive=recursive))
@@ -120,6 +128,11 @@ def list_dataset_files(
         sorted(file for file in files if file.is_file()),
         [*content.left_out, *content.notes, *content.mask_notes, *unused],
     )
+
+
+def _pass_over(walked: WalkedFolder, folder: Path) -> WalkedFolder:
+    files = {place: names for place, names in walked.files.items() if not place.resolve().is_relative_to(folder)}
+    return replace(walked, files=files)
 
 
 def _walk(folder: Path, *, recursive: bool, check_interrupted: Callable[[], None]) -> WalkedFolder:

@@ -69,6 +69,6 @@ def _make_names_distinct(names: list[str]) -> list[str]:
 
 def _note_shared_images(images: list[TrainingImage]) -> list[Remark]:
     """List images that are in several datasets. They are used in each, as that may be intended."""
-    first: dict[str, TrainingImage] = {}
-    again = [(image, first[image.sha256]) for image in images if first.setdefault(image.sha256, image) is not image]
+    first: dict[tuple[str, ...], TrainingImage] = {}
+    again = [(image, first[image.content]) for image in images if first.setdefault(image.content, image) is not image]
     return [Remark(image.name, f"it is the same file as {other.name}; both are used") for image, other in again]

@@ -7,7 +7,7 @@ about a tenth of their width and height.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -74,40 +74,55 @@ def _cut_windows(image: Image.Image, size: int) -> list[Image.Image]:
     return [image.resize((size, size), Image.Resampling.BILINEAR, box) for box in boxes]
 
 
-def group_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+def group_near_duplicates(
+    fingerprints: Sequence[Fingerprint], *, check_interrupted: Callable[[], None] = lambda: None
+) -> list[list[int]]:
     """Group images that look alike, by position; an image joins a group if it matches any member.
     Groups have two or more images.
     """
-    representative = list(range(len(fingerprints)))
-    for first, second in _find_pairs(fingerprints):
-        old, new = sorted((representative[first], representative[second]), reverse=True)
-        representative = [new if position == old else position for position in representative]
+    if not fingerprints:
+        return []
+    looks = _Looks(fingerprints)
+    group_of = np.arange(len(fingerprints))  # the smallest position in each image's group
+    for start in range(0, len(fingerprints), _ROWS_AT_ONCE):
+        for image, are_close in enumerate(looks.compare_hashes(start, _ROWS_AT_ONCE), start=start):
+            check_interrupted()
+            for other in looks.find_alike(image, are_close & (group_of != group_of[image])[:, None]):
+                first, second = sorted((group_of[image], group_of[other]))
+                group_of[group_of == second] = first
     groups = defaultdict(list)
-    for position, group in enumerate(representative):
+    for position, group in enumerate(group_of):
         groups[group].append(position)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _find_pairs(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    if not fingerprints:
-        return []
-    whole = np.stack([one.hashes[0] for one in fingerprints])  # [images, 64]
-    windows = np.concatenate([one.hashes for one in fingerprints])  # [images * 10, 64]
-    num_windows = len(fingerprints[0].hashes)
-    pairs = []
-    for start in range(0, len(whole), _ROWS_AT_ONCE):
-        distances = (whole.shape[1] - whole[start : start + _ROWS_AT_ONCE] @ windows.T) / 2  # Hamming distance
-        for row, column in np.argwhere(distances <= MAX_HASH_DISTANCE):
-            image, (other, window) = start + row, divmod(column, num_windows)
-            if image != other and _matches(fingerprints[image], fingerprints[other], window):
-                pairs.append((int(image), int(other)))
-    return pairs
+class _Looks:
+    """The fingerprints as arrays: hashes [images, 10, 64], colours [images, 10, 432], shapes and
+    mean brightnesses.
+    """
 
+    def __init__(self, fingerprints: Sequence[Fingerprint]) -> None:
+        self._hashes = np.stack([one.hashes for one in fingerprints])
+        self._colours = np.stack([one.colours for one in fingerprints])
+        self._brightness = self._colours.mean(axis=2)  # [images, 10]
+        self._shapes = np.array([one.shape for one in fingerprints])
 
-def _matches(whole: Fingerprint, other: Fingerprint, window: int) -> bool:
-    """True if both have about the same shape, and the same colours in the same places."""
-    ratio = whole.shape / other.shape
-    return (
-        max(ratio, 1 / ratio) <= MAX_SHAPE_RATIO
-        and np.abs(whole.colours[0] - other.colours[window]).mean() <= MAX_COLOUR_DISTANCE
-    )
+    def compare_hashes(self, start: int, count: int) -> np.ndarray:
+        """Tell for `count` whole images whether each window of every image is close to them:
+        [count, images, 10].
+        """
+        whole, windows = self._hashes[start : start + count, 0], self._hashes.reshape(-1, self._hashes.shape[-1])
+        distances = (whole.shape[1] - whole @ windows.T) / 2  # Hamming distance
+        return (distances <= MAX_HASH_DISTANCE).reshape(len(whole), *self._hashes.shape[:2])
+
+    def find_alike(self, image: int, candidates: np.ndarray) -> np.ndarray:
+        """Find the images that have about the same shape, and in one of these windows [images, 10]
+        the same colours in the same places.
+        """
+        ratio = self._shapes / self._shapes[image]
+        candidates &= (np.maximum(ratio, 1 / ratio) <= MAX_SHAPE_RATIO)[:, None]
+        # colours differ by no less than their means
+        candidates &= np.abs(self._brightness - self._brightness[image, 0]) <= MAX_COLOUR_DISTANCE
+        others, windows = np.nonzero(candidates)
+        differences = np.abs(self._colours[others, windows] - self._colours[image, 0]).mean(axis=1)
+        return np.unique(others[differences <= MAX_COLOUR_DISTANCE])

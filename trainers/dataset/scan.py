@@ -9,6 +9,8 @@ from ..wording import name_examples
 from .caption_files import StoredCaption, note_unused_files, read_caption_files, read_metadata
 from .caption_marks import find_foreign_marks
 from .config import DatasetConfig
+from .control_images import FoundControls, find_control_images, read_control_images, require_control_images
+from .crop import is_same_shape
 from .dataset import Dataset
 from .image import TrainingImage
 from .image_files import EXTENSIONS, UnreadFormat, UnusableImage, image_sha256, inspect_image, read_grey
@@ -16,8 +18,6 @@ from .image_folder import FolderContent, FoundImage, list_images
 from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usable
 from .summary import summarize_special
 from .trigger_word import add_trigger_word_to_each_line
-
-SMALL_SHAPE_DIFFERENCE = 0.02  # between mask and image: rounding, not a different crop
 
 
 def scan_folder(
@@ -30,17 +30,24 @@ def scan_folder(
     """Check every image of the folder, in the order of their names; write nothing.
 
     The report names every file that is left out: empty, damaged, animated or huge files, images
-    with such a mask, files of other image formats, and copies of another image. With `strict`, a
-    left-out file is an error. Images without a caption stay, so that a captioner can add one;
-    plan_crops leaves them out. Hidden files and folders are ignored. `name` is the user's name for
-    the folder, if it differs from the folder's own.
+    with such a mask or control image, files of other image formats, and copies of another image.
+    With `strict`, a left-out file is an error. Images without a caption stay, so that a captioner
+    can add one; plan_crops leaves them out. Hidden files and folders are ignored. `name` is the
+    user's name for the folder, if it differs from the folder's own.
 
     Raises:
         FileNotFoundError, NotADirectoryError, ValueError: there is no such folder, or it has no
-            usable image.
+            usable image, or an image has no control image.
     """
     folder = Path(config.images).expanduser()
-    content = list_images(folder, recursive=config.recursive, check_interrupted=check_interrupted)
+    control_folder = Path(config.control_images).expanduser() if config.control_images else None
+    content = list_images(
+        folder, recursive=config.recursive, without=control_folder, check_interrupted=check_interrupted
+    )
+    names = [found.name for found in content.images]
+    controls = (
+        find_control_images(control_folder, names, recursive=config.recursive) if control_folder else FoundControls()
+    )
     captions, notes = _read_captions(folder, content, check_interrupted)
     images: list[TrainingImage] = []
     left_out = list(content.left_out)
@@ -49,6 +56,7 @@ def scan_folder(
         on_progress(count, len(content.images), found.name)
         try:
             image, image_notes = _scan_image(found, config, captions.get(found.path, StoredCaption()))
+            image = _attach_controls(image, controls)
         except UnusableImage as error:
             kind = RemarkKind.OTHER_FORMAT if isinstance(error, UnreadFormat) else RemarkKind.UNUSABLE
             left_out.append(Remark(found.name, str(error), kind))
@@ -58,6 +66,9 @@ def scan_folder(
     copies = [] if config.keep_duplicates else _find_copies(images)
     images, left_out = _drop_named(images, copies), left_out + copies
     notes = content.notes + _drop_named(notes, copies) + (content.mask_notes if config.mask_source == "files" else [])
+    notes += controls.notes
+    if control_folder:
+        require_control_images(images, str(control_folder))
     require_usable(len(images), left_out, folder=str(folder), strict=config.strict)
     name = name or folder.resolve().name
     report = DatasetReport(len(images), left_out, notes, summary=summarize_special(name, images, config.num_repeats))
@@ -108,10 +119,7 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
         is_black = not read_grey(mask).getbbox()
     except UnusableImage as error:
         raise UnusableImage(f"its mask {place} cannot be used: {error}") from error
-    if (
-        abs(mask_width * height - mask_height * width)
-        > max(mask_width * height, mask_height * width) * SMALL_SHAPE_DIFFERENCE
-    ):
+    if not is_same_shape((mask_height, mask_width), image.size_hw):
         reason = (
             f"its mask {place} has a different shape ({mask_width} x {mask_height}, the image {width} x {height}) "
             "and is stretched to fit"
@@ -120,6 +128,12 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
     if is_black:
         notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the image is learned")]
     return replace(image, mask_path=mask, mask_sha256=sha256), notes
+
+
+def _attach_controls(image: TrainingImage, controls: FoundControls) -> TrainingImage:
+    """Raises UnusableImage if one is unusable: without it, training would learn another task."""
+    found = controls.by_image.get(image.name, [])
+    return replace(image, control_images=read_control_images(found, alpha_background=image.alpha_background))
 
 
 def _find_caption(found: FoundImage, config: DatasetConfig, stored: StoredCaption) -> tuple[str, list[Remark]]:
@@ -171,16 +185,16 @@ def _read_captions(
 
 
 def _find_copies(images: list[TrainingImage]) -> list[Remark]:
-    """List the images that repeat the bytes of another. Of each set, the first image with a caption
-    is kept.
+    """List the images that repeat the bytes of another, control images included. Of each set, the
+    first image with a caption is kept.
     """
-    first: dict[str, TrainingImage] = {}
+    first: dict[tuple[str, ...], TrainingImage] = {}
     for image in sorted(images, key=lambda image: not image.caption):
-        first.setdefault(image.sha256, image)
+        first.setdefault(image.content, image)
     return [
-        Remark(image.name, f"it is the same file as {first[image.sha256].name}", RemarkKind.SAME_FILE)
+        Remark(image.name, f"it is the same file as {first[image.content].name}", RemarkKind.SAME_FILE)
         for image in images
-        if first[image.sha256] is not image
+        if first[image.content] is not image
     ]
 
 

@@ -1,4 +1,4 @@
-"""Describes a folder in one line: number of images, repeats, weights and masks."""
+"""Describes a folder in one line: number of images, repeats, weights, masks and control images."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ def summarize_special(folder_name: str, images: list[TrainingImage], num_repeats
 
 
 def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: int) -> str:
-    """Return one line: number of images, repeats, loss weight, masks."""
+    """Return one line: number of images, repeats, loss weight, masks, control images."""
     num_regularization = sum(image.is_regularization for image in images)
     num_validation = sum(image.is_validation for image in images)
     num_others = len(images) - num_regularization - num_validation
@@ -28,11 +28,13 @@ def describe_images(folder_name: str, images: list[TrainingImage], num_repeats: 
 
 def _list_special_features(images: list[TrainingImage], num_repeats: int) -> list[str]:
     num_masks = sum(bool(image.mask_sha256) for image in images)
+    num_controlled = sum(bool(image.control_images) for image in images)
     repeats = _format_range(image.num_repeats * num_repeats for image in images)
     weights = _format_range(image.loss_weight for image in images)
     parts = [f"{repeats} repeats each"] if repeats != "1" else []
     parts += [f"loss weight {weights}"] if weights != "1" else []
     parts += [f"{num_masks} with a mask"] if num_masks else []
+    parts += [f"{num_controlled} with control images"] if num_controlled else []
     return parts
 
 

@@ -8,12 +8,13 @@ import logging
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic_write import atomic_write
 from .orphans import remove_orphans
 from .tensor_hash import hash_named_tensors
+from .weight_file import ChangedFile, read_weights
+from .weight_writer import lay_out
 
 # Enough for several thousand images at 1024 pixels with their captions. The rest is read from disk
 # each time.
@@ -32,14 +33,6 @@ def content_key(**parts: object) -> str:
 def _compute_checksum(key: str, tensors: dict[str, Tensor]) -> str:
     """Over everything in an entry, its key included."""
     return hash_named_tensors(tensors, hashlib.sha256(key.encode()))
-
-
-def _read_checksum(content: bytes) -> str | None:
-    """The checksum in the header of a valid file. Entries of earlier versions have none: they are
-    computed again.
-    """
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header.get("__metadata__", {}).get(_CHECKSUM)
 
 
 class TensorCache:
@@ -66,9 +59,9 @@ class TensorCache:
         self._remember(key, tensors)
         if self.folder is not None:
             self._sweep_once(self.folder)
-            with atomic_write(self._path_of(key), overwrite=True) as temporary:
-                # save_file would hide a full disk behind its own error
-                temporary.write_bytes(save(tensors, {_CHECKSUM: _compute_checksum(key, tensors)}))
+            checksum = _compute_checksum(key, tensors)
+            with atomic_write(self._path_of(key), overwrite=True) as temporary, open(temporary, "wb") as stream:
+                stream.writelines(lay_out(tensors, {_CHECKSUM: checksum}))
 
     def _sweep_once(self, folder: Path) -> None:
         if not self._is_swept:
@@ -87,12 +80,11 @@ class TensorCache:
             return None
         path = self._path_of(key)
         try:
-            content = path.read_bytes()  # not mapped: a file that is cut meanwhile would kill the process
-            tensors = load(content)
-        except SafetensorError as error:
+            tensors, metadata = read_weights(path)
+        except (SafetensorError, ChangedFile) as error:
             logger.warning("%s: unreadable cache file (%s); computing it again", path, error)
             return None
-        stated = _read_checksum(content)
+        stated = metadata.get(_CHECKSUM)  # entries of earlier versions have none: they are computed again
         if stated == _compute_checksum(key, tensors):
             return tensors
         if stated is not None:

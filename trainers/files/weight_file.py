@@ -68,8 +68,9 @@ def open_weights(path: Path) -> Iterator["WeightFile"]:
         OSError: it cannot be read.
     """
     version = FileVersion.of(path)
-    # safe_open checks the header; nothing else of its mapping is used, not even by get_tensor
-    with safe_open(path, framework="pt") as header, open(path, "rb") as stream:
+    # safe_open checks the header; nothing else of its mapping is used, not even by get_tensor. With
+    # "pt" it would call torch, and turn what a signal raises there into an error of its own.
+    with safe_open(path, framework="np") as header, open(path, "rb") as stream:
         if FileVersion.of(stream.fileno()) != version:
             raise ChangedFile(path)
         yield WeightFile(path, version, header, stream)

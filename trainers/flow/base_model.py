@@ -38,8 +38,10 @@ class FlowBaseModel(Protocol):
         """
         ...
 
-    def encode_caption(self, caption: str) -> Conditions:
-        """
+    def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
+        """Encode a caption, with what the model sees beside it: [1, H, W, 3] in 0..1 each, of any
+        size.
+
         Raises:
             ValueError: the text encoder is another model's.
         """
@@ -65,6 +67,10 @@ class FlowBaseModel(Protocol):
         """Return the sigma of the model's own schedule, by which it is sampled, for a noise level
         in 0..1.
         """
+        ...
+
+    def find_timestep(self, sigma: float) -> float:
+        """Return the timestep of a sigma, 0 to 1000: 1000 is pure noise."""
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:

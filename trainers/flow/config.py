@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..config import param
 from ..training.config import TrainingConfig
+from .families import MAX_TIMESTEP
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,27 @@ class FlowConfig(TrainingConfig):
         min=0.0,
         max=1.0,
     )
+    min_timestep: int = param(
+        0,
+        "Lowest timestep to train, of 1000, after the shift. 0: the model's own, which is 875 for the high-noise "
+        "expert of Wan 2.2 and else the lowest.",
+        min=0,
+        max=999,
+    )
+    max_timestep: int = param(
+        0,
+        "Highest timestep to train, of 1000, after the shift. 0: the model's own, which is 875 for the low-noise "
+        "expert of Wan 2.2 and else the highest.",
+        min=0,
+        max=1000,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timesteps[0] >= self.timesteps[1]:
+            raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
+
+    @property
+    def timesteps(self) -> tuple[int, int]:
+        """The lowest and the highest."""
+        return self.min_timestep, self.max_timestep or MAX_TIMESTEP

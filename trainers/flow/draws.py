@@ -12,6 +12,8 @@ from ..training.seeds import happens
 from .config import FlowConfig
 from .objective import sample_level
 
+_MAX_ATTEMPTS = 10_000
+
 
 @dataclass(frozen=True)
 class ItemDraw:
@@ -22,9 +24,27 @@ class ItemDraw:
     flip: bool
 
 
-def draw_level(config: FlowConfig, sampling: str, *, step: int, item: int) -> float:
-    uniform = torch.rand((), generator=generator_for(config.seed, "timestep", step, item))
-    normal = torch.randn((), generator=generator_for(config.seed, "timestep_normal", step, item))
+def draw_level(
+    config: FlowConfig, sampling: str, *, step: int, item: int, between: tuple[float, float] = (0.0, 1.0)
+) -> float:
+    """Draw until the level is between these.
+
+    Raises:
+        ValueError: it never is.
+    """
+    for attempt in range(_MAX_ATTEMPTS):
+        level = _draw_one(config, sampling, step, item, *([attempt] if attempt else []))
+        if between[0] <= level <= between[1]:
+            return level
+    raise ValueError(
+        f"timestep_sampling {sampling} draws no timesteps between {config.timesteps[0]} and {config.timesteps[1]}. "
+        "Choose uniform, or a wider range"
+    )
+
+
+def _draw_one(config: FlowConfig, sampling: str, *parts: int) -> float:
+    uniform = torch.rand((), generator=generator_for(config.seed, "timestep", *parts))
+    normal = torch.randn((), generator=generator_for(config.seed, "timestep_normal", *parts))
     return sample_level(
         sampling,
         float(uniform),

@@ -1,13 +1,13 @@
-"""Encodes each image to latents and each caption to conditions, once, before the training."""
+"""Encodes each image to latents and each prompt to conditions, once, before the training."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..dataset.crop_pixels import read_crop
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import StageProgress
@@ -15,78 +15,53 @@ from ..training.host import Host
 from ..training.resume.packing import pack, unpack
 from ..training.seeds import derive_seed
 from .base_model import Conditions, FlowBaseModel
+from .prompt import Prompt
 
 _PLAIN = "plain"  # the entry of values that are no tensors
 
 
-class FlowLatentStore:
-    """Latents of cropped images as the network takes them, float32 [C, ...] on the CPU, plain and
-    mirrored.
-    """
-
-    def __init__(self, cache: TensorCache, *, vae_hash: str) -> None:
-        self._cache = cache
-        self._vae_hash = vae_hash
-
-    def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
-        tensors = self._cache.get(self._make_key(item, flip))
-        assert tensors is not None, f"{item.image.name} was not encoded"
-        return tensors["latents"]
-
-    def encode(
-        self, items: Iterable[TrainingItem], base: FlowBaseModel, host: Host, *, flips: tuple[bool, ...], total: int
-    ) -> None:
-        """Encode the images that are not cached yet.
-
-        Raises:
-            ValueError: the VAE gives NaN or infinity for an image, which is not cached then.
-        """
-        for count, item in enumerate(items, start=1):
-            host.check_interrupted()
-            for flip in flips:
-                key = self._make_key(item, flip)
-                if self._cache.get(key) is None:
-                    self._cache.put(key, {"latents": _encode_image(base, item, flip)})
-            host.report(StageProgress("caching", count, total, item.image.name))
-
-    def _make_key(self, item: TrainingItem, flip: bool) -> str:
-        return content_key(kind="flow latents", **item.describe_pixels(), flip=flip, vae=self._vae_hash)
+def encode_image(base: FlowBaseModel, item: TrainingItem, crop: Image.Image, flip: bool) -> Tensor:
+    """Encode one image to latents as the network takes them, [C, ...] float32 on the CPU."""
+    pixels = _to_tensor(crop)
+    return base.encode_image(pixels.flip(2) if flip else pixels, seed=derive_seed("vae", item.image.sha256))
 
 
-def _encode_image(base: FlowBaseModel, item: TrainingItem, flip: bool) -> Tensor:
-    pixels = torch.from_numpy(np.array(read_crop(item)))[None].float() / 255
-    latents = base.encode_image(pixels.flip(2) if flip else pixels, seed=derive_seed("vae", item.image.sha256))
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            f"{item.image.name}: the VAE gave NaN or infinite latents. The image was not cached. The VAE may be "
-            "damaged, or need another precision: start ComfyUI with --fp32-vae"
-        )
-    return latents
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return [1, H, W, 3] in 0..1."""
+    return torch.from_numpy(np.array(image))[None].float() / 255
+
+
+def encode_prompt(base: FlowBaseModel, prompt: Prompt) -> Conditions:
+    return base.encode_caption(prompt.caption, [_to_tensor(control.read()) for control in prompt.controls])
 
 
 class ConditionStore:
-    """What the text encoders give for each caption, the empty one included, on the CPU."""
+    """What the encoders give for each prompt, on the CPU: of its caption, the empty one included,
+    and of its control images.
+    """
 
-    def __init__(self, cache: TensorCache, *, text_hash: str) -> None:
+    def __init__(self, cache: TensorCache, *, text_hash: str, control_facts: Mapping[str, str]) -> None:
+        """`control_facts` decide what becomes of control images."""
         self._cache = cache
         self._text_hash = text_hash
+        self._control_facts = control_facts
 
-    def get(self, caption: str) -> Conditions:
-        tensors = self._cache.get(self._make_key(caption))
-        assert tensors is not None, f"{caption!r} was not encoded"
+    def get(self, prompt: Prompt) -> Conditions:
+        tensors = self._cache.get(self._make_key(prompt))
+        assert tensors is not None, f"{prompt} was not encoded"
         plain = json.loads(bytes(tensors[_PLAIN].numpy()))
         return unpack(plain, {name: tensor for name, tensor in tensors.items() if name != _PLAIN})
 
-    def encode(self, captions: Iterable[str], base: FlowBaseModel, host: Host) -> None:
-        captions = sorted(set(captions))
-        for count, caption in enumerate(captions, start=1):
+    def encode(self, prompts: Sequence[Prompt], base: FlowBaseModel, host: Host) -> None:
+        for count, prompt in enumerate(prompts, start=1):
             host.check_interrupted()
-            key = self._make_key(caption)
+            key = self._make_key(prompt)
             if self._cache.get(key) is None:
-                plain, tensors = pack(base.encode_caption(caption))
+                plain, tensors = pack(encode_prompt(base, prompt))
                 entry = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
                 self._cache.put(key, {**tensors, _PLAIN: entry})
-            host.report(StageProgress("caching", count, len(captions), "captions"))
+            host.report(StageProgress("caching", count, len(prompts), "captions"))
 
-    def _make_key(self, caption: str) -> str:
-        return content_key(kind="flow text", caption=caption, text_encoders=self._text_hash)
+    def _make_key(self, prompt: Prompt) -> str:
+        controls = {"controls": prompt.describe_controls(), **self._control_facts} if prompt.controls else {}
+        return content_key(kind="flow text", caption=prompt.caption, text_encoders=self._text_hash, **controls)

@@ -5,16 +5,35 @@ what suits the family. Other models are trained with the defaults. To add a fami
 import re
 from dataclasses import dataclass, replace
 
+MAX_TIMESTEP = 1000  # pure noise
+
+
+@dataclass(frozen=True)
+class ControlImages:
+    """How a model looks at control images.
+
+    - way: the nodes of ComfyUI that prepare them; nodes/host/control_images.py calls them.
+    - limit: how many per image; 0: any number.
+    - marker: part of the file names of edit models; "": all models of the family edit.
+    """
+
+    way: str
+    limit: int = 0
+    marker: str = ""
+
 
 @dataclass(frozen=True)
 class FlowVariant:
     """What readers of the LoRA call a model whose file name has `marker` in it. File names are
-    compared in lower case, with - for every separator.
+    compared in lower case, with - for every separator. control_images: None for the family's.
+    timesteps: the lowest and the highest that it draws at.
     """
 
     marker: str
     base_model: str
     modelspec_architecture: str
+    control_images: ControlImages | None = None
+    timesteps: tuple[int, int] = (0, MAX_TIMESTEP)
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,8 @@ class FlowFamilyRow:
     - distilled_markers: parts of file names of distilled models, which break in plain training.
     - undistilled_markers: parts of file names that tell a base model from these.
     - remedy: what to do with a distilled model. One sentence.
+    - control_images: None: it does not look at any.
+    - timesteps: those that the model draws at; others belong to another expert.
     """
 
     name: str
@@ -59,6 +80,8 @@ class FlowFamilyRow:
     distilled_markers: tuple[str, ...] = ()
     undistilled_markers: tuple[str, ...] = ()
     remedy: str = ""
+    control_images: ControlImages | None = None
+    timesteps: tuple[int, int] = (0, MAX_TIMESTEP)
 
     def for_file(self, file_name: str) -> "FlowFamilyRow":
         """Return the row with the names of the variant that this file is."""
@@ -69,12 +92,18 @@ class FlowFamilyRow:
                     self,
                     base_model=variant.base_model,
                     modelspec_architecture=variant.modelspec_architecture,
+                    control_images=variant.control_images or self.control_images,
+                    timesteps=variant.timesteps,
                 )
         return self
 
     def with_models_own_shift(self) -> "FlowFamilyRow":
         """For a model whose user has chosen the shift, with a ModelSampling node."""
         return replace(self, discrete_flow_shift=None, has_shift_by_size=False)
+
+    def is_edit_model(self, file_name: str) -> bool:
+        """Tell whether a model of a family with control_images was made for them, by its name."""
+        return self.control_images is not None and self.control_images.marker in _normalize(file_name)
 
     def is_distilled(self, file_name: str) -> bool:
         """Tell whether this file's name says that the model is distilled. De-Turbo and undistilled
@@ -106,6 +135,17 @@ _UNET_LAYERS = (
     r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\."
     r"(proj_(in|out)|transformer_blocks\.\d+\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2)))"
 )
+_QWEN_EDIT = ControlImages("qwen_image_edit", limit=1, marker="edit")
+_QWEN_EDIT_PLUS = ControlImages("qwen_image_edit_plus", limit=3, marker="edit")
+_WAN_BOUNDARY = 875  # of text to video: Wan 2.2's configuration, wan_t2v_A14B.py
+_WAN_EXPERTS = {
+    marker: timesteps
+    for timesteps, markers in {
+        (_WAN_BOUNDARY, MAX_TIMESTEP): ("high-noise", "highnoise", "a14b-high"),
+        (0, _WAN_BOUNDARY): ("low-noise", "lownoise", "a14b-low"),
+    }.items()
+    for marker in markers
+}
 _WAN_FAST = ("lightx2v", "lightning", "causvid", "distill", "fusionx", "turbo", "self-forcing")
 
 FAMILIES: tuple[FlowFamilyRow, ...] = (
@@ -146,6 +186,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         caption_tokens=512,
         distilled_markers=("turbo", "hyper", "lightning", "schnell", "nitro"),
         remedy="Train on FLUX.1 dev, or on a finetune of it that needs 20 steps or more.",
+        control_images=ControlImages("flux_kontext", marker="kontext"),
     ),
     FlowFamilyRow(
         name="FLUX.1 schnell",
@@ -184,6 +225,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         distilled_markers=("klein", "turbo"),
         undistilled_markers=("base",),
         remedy="Train on FLUX.2 klein base of the same size; the LoRA works with the distilled klein too.",
+        control_images=ControlImages("flux_2"),
     ),
     FlowFamilyRow(
         name="Chroma",
@@ -209,13 +251,19 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         ),
         base_model="Qwen",
         modelspec_architecture="qwen-image/lora",
-        variants=(FlowVariant("edit", "Qwen", "qwen-image-edit/lora"),),
+        variants=(
+            FlowVariant("edit-2509", "Qwen", "qwen-image-edit/lora", _QWEN_EDIT_PLUS),
+            FlowVariant("edit-2511", "Qwen", "qwen-image-edit/lora", _QWEN_EDIT_PLUS),
+            FlowVariant("edit-plus", "Qwen", "qwen-image-edit/lora", _QWEN_EDIT_PLUS),
+            FlowVariant("edit", "Qwen", "qwen-image-edit/lora", _QWEN_EDIT),
+        ),
         rank=16,  # Musubi Tuner, docs/qwen_image.md
         learning_rate=5e-5,
         discrete_flow_shift=2.2,
         caption_tokens=1024,
         distilled_markers=("lightning", "turbo", "distill"),
         remedy="Train on Qwen-Image itself and put the Lightning LoRA back in when sampling.",
+        control_images=_QWEN_EDIT_PLUS,
     ),
     FlowFamilyRow(
         name="Krea 2",
@@ -330,8 +378,11 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         modelspec_architecture="wan-2_1-text2video-14b/lora",
         variants=(
             FlowVariant("1-3b", "Wan Video 1.3B t2v", "wan-2_1-text2video-1_3b/lora"),
+            *(
+                FlowVariant(marker, "Wan Video 2.2 T2V-A14B", "wan-2_1-text2video-14b/lora", timesteps=timesteps)
+                for marker, timesteps in _WAN_EXPERTS.items()
+            ),
             FlowVariant("wan2-2", "Wan Video 2.2 T2V-A14B", "wan-2_1-text2video-14b/lora"),
-            FlowVariant("noise", "Wan Video 2.2 T2V-A14B", "wan-2_1-text2video-14b/lora"),
         ),
         rank=32,  # Musubi Tuner, docs/wan.md
         learning_rate=2e-4,

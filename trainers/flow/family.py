@@ -6,10 +6,9 @@ from ..files.tensor_cache import TensorCache
 from ..training.distributed import World
 from ..training.events import Notice
 from ..training.host import Host
-from ..training.optimizers import check_optimizer
 from ..training.plan import TrainingPlan
 from .base_model import FlowBaseModel
-from .checks import check_sizes, list_long_captions
+from .checks import check_control_images, check_settings, check_sizes, list_long_captions
 from .config import FlowConfig
 from .prepare import prepare_flow
 from .prepared_model import PreparedFlow
@@ -26,13 +25,10 @@ class FlowFamily:
         self._hashes: dict[str, str] = {}
 
     def identify(self, plan: TrainingPlan[FlowConfig], host: Host) -> dict[str, str]:
-        config = plan.settings.training
-        if not config.learning_rate:
-            raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
-        rates = {"unet": config.learning_rate}
-        check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+        check_settings(plan.settings.training)
         self._base = base = self._load_model(host)
         check_sizes(plan.crops.bucket_counts, base.family)
+        check_control_images([item.image for item in plan.all_items], base.family)
         for notice in list_long_captions(plan.texts.list_all(), base):
             host.report(Notice(notice))
         base.encode_caption("")  # tells whether the text encoder is this model's, before images are encoded

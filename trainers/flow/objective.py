@@ -4,6 +4,7 @@ A noise level `sigma` is in 0..1, 1 is pure noise. Letters: B batch.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,6 +44,25 @@ def find_shift_by_size(size_hw: tuple[int, int]) -> float:
     """
     tokens = size_hw[0] * size_hw[1] / 16**2
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+
+
+def find_levels(to_timestep: Callable[[float], float], timesteps: tuple[int, int]) -> tuple[float, float]:
+    """Return the noise levels, before any shift, of the lowest and the highest timestep.
+    `to_timestep` grows with the level.
+    """
+    lowest, highest = timesteps
+    return (
+        0.0 if lowest <= to_timestep(0.0) else _find_level(to_timestep, lowest),
+        1.0 if highest >= to_timestep(1.0) else _find_level(to_timestep, highest),
+    )
+
+
+def _find_level(to_timestep: Callable[[float], float], timestep: int) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if to_timestep(middle) < timestep else (low, middle)
+    return (low + high) / 2
 
 
 def loss_weights(levels: Tensor, weighting: str) -> Tensor:

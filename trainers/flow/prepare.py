@@ -1,5 +1,6 @@
 """Prepares a flow model for training: caches latents and conditions, attaches adapters."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..training.adapters import (
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
+from ..training.latent_store import LatentStore, cache_latents
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
@@ -27,9 +29,10 @@ from ..wording import name_examples, pluralize
 from .base_model import FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
-from .encode import ConditionStore, FlowLatentStore
+from .encode import ConditionStore, encode_image
 from .lora_names import NETWORK, name_modules
 from .prepared_model import PreparedFlow
+from .prompt import list_prompts
 from .targets import AUTO, find_targets, is_linear, list_blocks
 
 
@@ -48,8 +51,11 @@ def prepare_flow(
     targets = find_targets(base.network, base.family, config.target_modules)
     start = _read_start(config, names, targets, host)
     masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
-    latents = _cache_latents(plan, base, masks, host, FlowLatentStore(cache, vae_hash=hashes["VAE"]), world)
-    conditions = ConditionStore(cache, text_hash=hashes["CLIP"])
+    remedy = "The VAE may be damaged, or need another precision: start ComfyUI with --fp32-vae"
+    latents = LatentStore(cache, kind="flow latents", vae_hash=hashes["VAE"], remedy=remedy)
+    cache_latents(plan, latents, masks, partial(encode_image, base), host, world)
+    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
+    conditions = ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
     _cache_conditions(plan, base, conditions, host, world)
     base.release_encoders()
     host.release_memory()
@@ -68,30 +74,14 @@ def prepare_flow(
     return model
 
 
-def _cache_latents(
-    plan: TrainingPlan[FlowConfig],
-    base: FlowBaseModel,
-    masks: MaskStore,
-    host: Host,
-    store: FlowLatentStore,
-    world: World,
-) -> FlowLatentStore:
-    flips = (False, True) if plan.settings.buckets.random_flip else (False,)
-    host.report(StageStarted("caching", len(plan.all_items)))
-    for items in world.put_own_share_first(plan.all_items):
-        store.encode(items, base, host, flips=flips, total=len(items))
-        masks.encode(items, host)
-    return store
-
-
 def _cache_conditions(
     plan: TrainingPlan[FlowConfig], base: FlowBaseModel, store: ConditionStore, host: Host, world: World
 ) -> None:
-    captions = plan.texts.list_all()
-    host.report(StageStarted("caching", len(captions)))
-    if not world.is_main:  # the texts are few: one process encodes them for all
+    prompts = list_prompts(plan)
+    host.report(StageStarted("caching", len(prompts)))
+    if not world.is_main:  # they are few: one process encodes them for all
         world.wait_for_all()
-    store.encode(captions, base, host)
+    store.encode(prompts, base, host)
     if world.is_main and world.size > 1:
         world.wait_for_all()
 

@@ -17,16 +17,20 @@ from ..training.evaluation import evaluating
 from ..training.family import Progress
 from ..training.generators import draw_noise, generator_for
 from ..training.host import Host
+from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .draws import ItemDraw, draw_flip, draw_level
-from .encode import ConditionStore, FlowLatentStore
-from .objective import find_shift_by_size, loss_weights, per_sample_loss, shift_level
+from .encode import ConditionStore
+from .families import MAX_TIMESTEP
+from .objective import find_levels, find_shift_by_size, loss_weights, per_sample_loss, shift_level
+from .prompt import make_prompt, make_sample_prompts
 from .samples import draw_samples
 from .targets import list_blocks
 
@@ -40,6 +44,7 @@ class FlowBatch:
     sigmas: Tensor  # [B] float32, of the model's schedule
     levels: Tensor  # [B] float32 in 0..1, for the weight of the loss
     conditions: list[Conditions]  # B
+    flips: list[bool]  # B
     loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
     loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
 
@@ -52,7 +57,7 @@ class PreparedFlow:
     host: Host
     base: FlowBaseModel
     adapted: AdaptedModel
-    latents: FlowLatentStore
+    latents: LatentStore
     masks: MaskStore
     conditions: ConditionStore
     timestep_sampling: str
@@ -74,7 +79,8 @@ class PreparedFlow:
             yield self._weighted_losses(batch)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            other = replace(batch, conditions=[self._move(self.conditions.get(text)) for text in class_prompts])
+            conditions = self._get_conditions(class_prompts, items, batch.flips)
+            other = replace(batch, conditions=move_together(conditions, self.host.device))
             with self.base.computing():
                 yield self.config.prior_loss_weight * self._prior_losses(other)
 
@@ -108,9 +114,12 @@ class PreparedFlow:
     def _make_batch(self, items: Sequence[TrainingItem], step: int) -> FlowBatch:
         captions = [self.plan.texts.choose_caption(item, step) for item in items]
         weights = [item.image.loss_weight for item in items]
-        return replace(
-            self._collate(items, [self._draw(item, step) for item in items], captions, self._make_sigma),
-            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights, device=self.host.device),
+        return self._collate(
+            items,
+            [self._draw(item, step) for item in items],
+            captions,
+            self._make_sigma,
+            loss_weights=None if set(weights) == {1.0} else torch.tensor(weights),
         )
 
     def _collate(
@@ -119,21 +128,36 @@ class PreparedFlow:
         draws: Sequence[ItemDraw],
         captions: Sequence[str],
         make_sigma: Callable[[TrainingItem, float], float],
+        *,
+        loss_weights: Tensor | None = None,
     ) -> FlowBatch:
-        device, pairs = self.host.device, list(zip(items, draws, strict=True))
-        mask = self.masks.batch(items, [draw.flip for draw in draws])
+        pairs = list(zip(items, draws, strict=True))
+        flips = [draw.flip for draw in draws]
         sigmas = [make_sigma(item, draw.level) for item, draw in pairs]
         return FlowBatch(
-            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
-            noise=torch.stack([draw.noise for draw in draws]).to(device),
-            sigmas=torch.tensor(sigmas, dtype=torch.float32, device=device),
-            levels=torch.tensor([draw.level for draw in draws], dtype=torch.float32, device=device),
-            conditions=[self._move(self.conditions.get(caption)) for caption in captions],
-            loss_mask=None if mask is None else mask.to(device),
+            flips=flips,
+            **move_together(
+                {
+                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
+                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "sigmas": torch.tensor(sigmas, dtype=torch.float32),
+                    "levels": torch.tensor([draw.level for draw in draws], dtype=torch.float32),
+                    "conditions": self._get_conditions(captions, items, flips),
+                    "loss_mask": self.masks.batch(items, flips),
+                    "loss_weights": loss_weights,
+                },
+                self.host.device,
+            ),
         )
 
-    def _move(self, conditions: Conditions) -> Conditions:
-        return move_tensors(conditions, self.host.device)
+    def _get_conditions(
+        self, captions: Sequence[str], items: Sequence[TrainingItem], flips: Sequence[bool]
+    ) -> list[Conditions]:
+        """On the CPU."""
+        return [
+            self.conditions.get(make_prompt(caption, item, flip=flip))
+            for caption, item, flip in zip(captions, items, flips, strict=True)
+        ]
 
     def _make_sigma(self, item: TrainingItem, level: float) -> float:
         shift = self.config.discrete_flow_shift
@@ -144,11 +168,20 @@ class PreparedFlow:
             return shift_level(level, find_shift_by_size(item.crop.target_hw))
         return self.base.shift_level(level)
 
+    def _find_levels(
+        self, item: TrainingItem, make_sigma: Callable[[TrainingItem, float], float]
+    ) -> tuple[float, float]:
+        timesteps = self.config.timesteps
+        if timesteps == (0, MAX_TIMESTEP):
+            return 0.0, 1.0
+        return find_levels(lambda level: self.base.find_timestep(make_sigma(item, level)), timesteps)
+
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         config, random_flip = self.config, self.plan.settings.buckets.random_flip
         flip = draw_flip(config, random_flip=random_flip, step=step, item=item.index)
         shape = self.latents.get(item, flip=flip).shape
-        level = draw_level(config, self.timestep_sampling, step=step, item=item.index)
+        between = self._find_levels(item, self._make_sigma)
+        level = draw_level(config, self.timestep_sampling, step=step, item=item.index, between=between)
         noise = draw_noise(shape, seed=config.seed, step=step, item=item.index, noise_offset=config.noise_offset)
         return ItemDraw(level, noise, flip)
 
@@ -176,7 +209,9 @@ class PreparedFlow:
     def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
         shape = self.latents.get(draw.item, flip=False).shape
         generator = generator_for(self.config.seed, "validation noise", draw.index)
-        return ItemDraw(draw.noise_level, torch.randn(shape, generator=generator), flip=False)
+        low, high = self._find_levels(draw.item, self._make_own_sigma)
+        level = low + draw.noise_level * (high - low)
+        return ItemDraw(level, torch.randn(shape, generator=generator), flip=False)
 
     def draw_samples(self) -> list[list[Image.Image]]:
         counts = self.plan.crops.bucket_counts
@@ -184,7 +219,9 @@ class PreparedFlow:
         item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
         return draw_samples(
             self.base,
-            lambda text: self._move(self.conditions.get(text)),
+            lambda sample: [
+                move_together(self.conditions.get(prompt), self.host.device) for prompt in make_sample_prompts(sample)
+            ],
             self.plan.texts.samples,
             usual_size_hw=usual_size_hw,
             usual_shape=self.latents.get(item, flip=False).shape,
@@ -211,14 +248,3 @@ class PreparedFlow:
             "base_model": {"name": self.base.name, "family": self.base.family.name},
             "timestep_sampling": self.timestep_sampling,
         }
-
-
-def move_tensors(value: Any, device: torch.device) -> Any:
-    """Return nested lists and dicts with their tensors on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, (list, tuple)):
-        return type(value)(move_tensors(each, device) for each in value)
-    if isinstance(value, dict):
-        return {name: move_tensors(each, device) for name, each in value.items()}
-    return value

@@ -23,6 +23,8 @@ def resolve_flow(
     settings = {**_choose_by_family(family), **_choose_by_memory(memory, family, given), **given}
     settings["timestep_sampling"] = _choose_sampling(given, family)
     settings["discrete_flow_shift"] = given.get("discrete_flow_shift") or family.discrete_flow_shift or 0.0
+    settings["min_timestep"] = given.get("min_timestep") or family.timesteps[0]
+    settings["max_timestep"] = given.get("max_timestep") or family.timesteps[1]
     settings["bucket_reso_steps"] = _choose_bucket_steps(given, family)
     return resolve(FlowConfig, settings, goal=goal, memory=memory, num_images=num_images)
 

@@ -18,7 +18,7 @@ from .base_model import Conditions, FlowBaseModel
 @torch.no_grad()
 def draw_samples(
     base: FlowBaseModel,
-    get_conditions: Callable[[str], Conditions],
+    get_conditions: Callable[[SamplePrompt], Sequence[Conditions]],
     prompts: Sequence[SamplePrompt],
     *,
     usual_size_hw: tuple[int, int],
@@ -26,6 +26,7 @@ def draw_samples(
     host: Host,
 ) -> list[list[Image.Image]]:
     """Draw a row for each prompt, with one image per seed, with the model as it is, LoRA included.
+    `get_conditions` returns those of the prompt and of the negative one.
 
     This changes neither the weights nor the random numbers of the training.
 
@@ -36,7 +37,7 @@ def draw_samples(
     for prompt in prompts:
         size_hw = prompt.size_hw or usual_size_hw
         shape = _resize(usual_shape, usual_size_hw, size_hw)
-        texts = [get_conditions(prompt.prompt), get_conditions(prompt.negative_prompt)]
+        texts = get_conditions(prompt)
         rows.append([])
         for seed in prompt.seeds:
             noise = torch.randn(shape, generator=generator_for(seed, "sample"))[None].to(host.device)

@@ -5,23 +5,21 @@ diffusers all load completely and at the right strength.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files.atomic_write import atomic_write
+from ..files.weight_file import ChangedFile, read_weights
+from ..files.weight_writer import holds, lay_out
 from ..wording import name_examples
-from .header import hash_tensors, serialize
-from .modules import LoraModule, ModuleKey, ModuleNames
+from .header import hash_tensors
+from .modules import LoraModule, ModuleKey, ModuleNames, is_finite
 from .read import read_lora
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -73,34 +71,22 @@ def _make_alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
 
 
 def save_lora(
-    path: Path,
-    state_dict: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    *,
-    check: Callable[[dict[str, Tensor]], ResultT] = lambda _: None,
-    overwrite: bool = False,
-) -> ResultT:
-    """Write a `.safetensors` file with the hashes by which model managers find it again.
-
-    `check` gets the tensors that were read back, before the file gets its name: if it raises, there
-    is no file. Returns what it returns.
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """Write a `.safetensors` file with the hashes by which model managers find it again, and read
+    it back before it gets its name. The tensors must be contiguous and on the CPU.
 
     Raises:
         FileExistsError: the name is taken, and `overwrite` is off.
         OSError: the disk is full or the folder is not writable.
+        RuntimeError: what was read back is not what was written. There is no file then.
     """
-    tensors = dict(state_dict)
     header = {**metadata, **hash_tensors(tensors, metadata)}
     with atomic_write(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(serialize(tensors, header))
-        return check(_read_back(temporary, path))
-
-
-def _read_back(temporary: Path, path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(temporary)
-    except SafetensorError as error:
-        raise RuntimeError(f"{path}: what was written cannot be read back ({error}). Is the disk damaged?") from error
+        with open(temporary, "wb") as stream:
+            stream.writelines(lay_out(tensors, header))
+        if not holds(temporary, lay_out(tensors, header)):
+            raise RuntimeError(f"{path}: what was read back is not what was written. Is the disk damaged?")
 
 
 def verify_lora(
@@ -129,51 +115,44 @@ def verify_lora(
         raise RuntimeError(
             f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {name_examples(broken)}"
         )
-    up_norm = math.sqrt(sum(module.up.double().square().sum().item() for module in modules.values()))
+    up_norm = math.hypot(
+        *(torch.linalg.vector_norm(module.up, dtype=torch.float64).item() for module in modules.values())
+    )
     if up_norm == 0:
-        raise RuntimeError(
-            f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing "
-            "trained?"
-        )
+        raise _changes_nothing(path)
     return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
 
 
 def holds_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Tell whether there is a file with these tensors and no others."""
     try:
-        found = load_file(path)
-    except (OSError, SafetensorError):
+        found, _ = read_weights(path)
+    except (OSError, SafetensorError, ChangedFile):
         return False
     return found.keys() == tensors.keys() and all(
         found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
     )
 
 
-def require_same_tensors(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Compare what was read back, of whatever LoRA, with what was written.
+def require_sound(tensors: Mapping[str, Tensor], label: Path) -> None:
+    """Check a LoRA of whatever kind.
 
     Raises:
-        RuntimeError: a tensor differs, a value is not finite, or all up weights are zero.
+        RuntimeError: a value is not finite, or all up weights are zero.
     """
-    different = [
-        name
-        for name in {**tensors, **found}
-        if name not in found or name not in tensors or not torch.equal(found[name], tensors[name])
-    ]
-    if different:
-        raise RuntimeError(
-            f"{path}: {len(different)} tensors differ from what was written: {name_examples(different)}. "
-            "Is the disk damaged?"
-        )
-    broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
-        raise RuntimeError(f"{path}: {len(broken)} tensors hold values that are not finite: {name_examples(broken)}")
-    ups = [tensor for name, tensor in found.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
+        raise RuntimeError(f"{label}: {len(broken)} tensors hold values that are not finite: {name_examples(broken)}")
+    ups = [tensor for name, tensor in tensors.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
     if ups and not any(bool(tensor.any()) for tensor in ups):
-        raise RuntimeError(
-            f"{path}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing "
-            "trained?"
-        )
+        raise _changes_nothing(label)
+
+
+def _changes_nothing(label: Path) -> RuntimeError:
+    return RuntimeError(
+        f"{label}: all up weights are zero, so the LoRA changes nothing. Was the learning rate 0, or was nothing "
+        "trained?"
+    )
 
 
 def _check_complete(

@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from ..files.hashes import LEGACY_SIZE, LEGACY_START, legacy_hash
+from ..files.weight_writer import cut, lay_out
 
 
 @dataclass(frozen=True)
@@ -249,29 +249,18 @@ def _strip_folders(value: Any) -> Any:
     return value
 
 
-def hash_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def hash_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the hashes by which A1111, Forge and model managers identify a LoRA, as in sd-scripts.
 
     `sshs_model_hash` covers the tensors. `sshs_legacy_hash` covers 64 KiB at 1 MiB of the file,
     written with only its `ss_*` metadata.
     """
-    content = serialize(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
-    data_start = 8 + int.from_bytes(content[:8], "little")
-    model_hash = hashlib.sha256(memoryview(content)[data_start:]).hexdigest()
+    header, *data = lay_out(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
+    digest = hashlib.sha256()
+    for block in data:
+        digest.update(block)
     return {
-        "sshs_model_hash": model_hash,
-        "sshs_legacy_hash": legacy_hash(content[LEGACY_START : LEGACY_START + LEGACY_SIZE]),
-        "modelspec.hash_sha256": f"0x{model_hash}",
+        "sshs_model_hash": digest.hexdigest(),
+        "sshs_legacy_hash": legacy_hash(cut([header, *data], LEGACY_START, LEGACY_SIZE)),
+        "modelspec.hash_sha256": f"0x{digest.hexdigest()}",
     }
-
-
-def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a .safetensors file. The library orders metadata differently in every
-    process; here the same LoRA always gives the same file.
-    """
-    plain = save(tensors)
-    data_start = 8 + int.from_bytes(plain[:8], "little")
-    entries = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:data_start])}
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)  # the data must start at a multiple of 8
-    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(plain)[data_start:]])

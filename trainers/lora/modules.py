@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 # (component of the base model, path of the module in it), such as ("unet", "conv_in").
@@ -32,8 +33,11 @@ class LoraModule:
 
 def is_finite(weight: Tensor) -> bool:
     """Tell whether all values are numbers."""
-    # float32: torch cannot ask 8-bit numbers
-    return bool((weight.float() if weight.itemsize == 1 else weight).isfinite().all())
+    if weight.numel() < 2 or not weight.is_floating_point():
+        return bool(weight.float().isfinite().all())
+    # the largest magnitude is NaN or infinite if one is: one pass, without a copy
+    weight = weight.float() if weight.itemsize == 1 else weight  # torch cannot ask 8-bit numbers
+    return all(map(math.isfinite, torch.stack(weight.aminmax()).tolist()))
 
 
 class ModuleNames(dict[ModuleKey, str]):

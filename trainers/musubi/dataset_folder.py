@@ -11,13 +11,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..dataset.caption_marks import has_alternatives
 from ..dataset.caption_variants import flatten_caption
+from ..dataset.control_images import FAMILIES_WITH, match_names
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage, require_unchanged
 from ..dataset.image_files import MAX_PIXELS
@@ -308,58 +309,36 @@ def _find_link_suffix(image: TrainingImage) -> str:
 def _find_controls(
     images: list[TrainingImage], control: Dataset | None, recipe: Recipe
 ) -> dict[str, list[TrainingImage]]:
-    """Return the control images of each image: those named like it, or like it with _ and a number.
+    """Return the control images of each image: its own, or those of the second dataset.
 
     Raises:
-        ValueError: the architecture takes none or needs some, or an image has none or too many.
+        ValueError: the architecture takes none or needs some, both kinds are given, or an image has
+            none or too many.
     """
-    architecture = recipe.architecture
-    if control is None:
+    architecture, found = recipe.architecture, {image.name: list(image.control_images) for image in images}
+    if control is None and not any(found.values()):
         if architecture.control_images == "required":
             raise ValueError(
-                f"{architecture.title} needs control images: a second dataset whose images have the same names as "
-                "the first. Connect it, or give its folder"
+                f"{architecture.title} needs control images: set control_images of the dataset to their folder, or "
+                "connect a second dataset whose images have the same names as the first"
             )
-        return {image.name: [] for image in images}
+        return found
     if architecture.control_images == "none":
-        raise ValueError(
-            f"{architecture.title} takes no control images. Leave them out, or choose Qwen-Image-Edit, FLUX.1 "
-            "Kontext or FLUX.2"
-        )
-    found = _match_controls(images, control)
+        raise ValueError(f"{architecture.title} takes no control images. Leave them out, or choose {FAMILIES_WITH}")
+    if control is not None:
+        found = _match_controls(found, control)
     _require_counts(found, control, recipe)
     return found
 
 
-def _match_controls(images: list[TrainingImage], control: Dataset) -> dict[str, list[TrainingImage]]:
-    by_key = {_key(image.name): image.name for image in images}
-    by_stem = {_stem(image.name): image.name for image in images}
-    if len(by_stem) < len(images):  # the same name in several folders
-        by_stem = {}
-    found: dict[str, list[tuple[int, TrainingImage]]] = {image.name: [] for image in images}
-    for control_image in control.images:
-        name, number = _find_partner(control_image, by_key, by_stem)
-        if name:
-            found[name].append((number, control_image))
-    return {
-        name: [control_image for _, control_image in sorted(partners, key=lambda pair: pair[0])]
-        for name, partners in found.items()
-    }
-
-
-def _find_partner(control: TrainingImage, by_key: Mapping[str, str], by_stem: Mapping[str, str]) -> tuple[str, int]:
-    """Return the name of the image that a control image belongs to ("" for none), and its position
-    among the control images of that image.
-    """
-    candidates = ((by_key, _key(control.name)), (by_stem, _stem(control.name)))
-    for names, base in candidates:
-        if base in names:
-            return names[base], 0
-    for names, base in candidates:
-        start, _, digits = base.rpartition("_")
-        if digits.isdecimal() and start in names:
-            return names[start], int(digits) + 1
-    return "", 0
+def _match_controls(own: Mapping[str, list[TrainingImage]], control: Dataset) -> dict[str, list[TrainingImage]]:
+    if any(own.values()):
+        raise ValueError(
+            "control is connected, and the images have control images of their own. Disconnect control, or leave "
+            "control_images of the dataset empty"
+        )
+    by_name = {image.name: image for image in control.images}
+    return {name: [by_name[each] for each in found] for name, found in match_names(own, by_name).items()}
 
 
 def _describe_alternatives(captions: Mapping[str, str]) -> list[str]:
@@ -381,30 +360,20 @@ def _describe_unused_controls(control: Dataset | None, controls: Mapping[str, li
     return [f"{pluralize(len(unused), 'control image')} of no image that is trained, not used: {shown}"]
 
 
-def _key(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
-
-
-def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset, recipe: Recipe) -> None:
+def _require_counts(found: dict[str, list[TrainingImage]], control: Dataset | None, recipe: Recipe) -> None:
     limit = recipe.architecture.find_control_limit(recipe.options)
     without = [name for name, images in found.items() if not images]
     if without:
-        shown = name_examples(without, 5)
         raise ValueError(
-            f"{control.folder_name}: no control image for {pluralize(len(without), 'image')}: {shown}. Give each "
-            "control image the name of its image. "
-            "Of identical control images only one is kept, unless keep_duplicates is on"
+            f"{control.folder_name if control else 'control_images'}: no control image for "
+            f"{pluralize(len(without), 'image')}: {name_examples(without, 5)}. Give each control image the name of "
+            "its image. Of identical control images in a second dataset only one is kept, unless keep_duplicates is on"
         )
     too_many = [name for name, images in found.items() if limit and len(images) > limit]
     if too_many:
         raise ValueError(
-            f"{control.folder_name}: {too_many[0]} has {len(found[too_many[0]])} control images, but "
-            f"{recipe.architecture.title} takes {limit} per image here. "
-            "Remove the others"
+            f"{too_many[0]} has {len(found[too_many[0]])} control images, but {recipe.architecture.title} takes "
+            f"{limit} per image here. Remove the others"
         )
 
 

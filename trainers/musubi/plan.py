@@ -167,8 +167,10 @@ def make_plan(
     run_path, cache_root = _make_absolute(run_path), _make_absolute(cache_root)
     recipe, facts = _make_recipe(job)
     problems = _check_inputs(dataset, control, dataset_toml, cache_root)
-    shows_control = control is not None or (
-        bool(dataset_toml) and has_control(dataset_toml, resolution_step=recipe.architecture.resolution_step)
+    shows_control = (
+        control is not None
+        or any(image.control_images for image in (dataset.images if dataset else ()))
+        or (bool(dataset_toml) and has_control(dataset_toml, resolution_step=recipe.architecture.resolution_step))
     )
     problems += check_settings(recipe, dit_dtype=facts.dit_dtype, has_control=shows_control)
     problems += check_patterns(recipe.config, facts)

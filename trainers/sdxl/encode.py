@@ -9,10 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
-from ..dataset.crop_pixels import read_crop
-from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache, content_key
 from ..training.events import StageProgress
 from ..training.host import Host
@@ -20,59 +19,14 @@ from .model.sdxl_model import SDXLModel
 from .model.text import TextEmbeddings, encode_captions
 
 
-class LatentStore:
-    """Scaled latents of cropped images, float32 [C, H, W] on the CPU, plain and mirrored."""
-
-    def __init__(self, cache: TensorCache, *, vae_hash: str) -> None:
-        self._cache = cache
-        self._vae_hash = vae_hash
-
-    def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
-        tensors = self._cache.get(self._make_key(item, flip))
-        assert tensors is not None, f"{item.image.name} was not encoded"
-        return tensors["latents"].float()
-
-    @torch.no_grad()
-    def encode(
-        self, items: Iterable[TrainingItem], vae: AutoencoderKL, host: Host, *, flips: tuple[bool, ...], total: int
-    ) -> None:
-        """Encode the images that are not cached yet.
-
-        Raises:
-            ValueError: the VAE gives NaN or infinity for an image. The message names the image,
-                which is not cached.
-        """
-        for count, item in enumerate(items, start=1):
-            host.check_interrupted()
-            missing = [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
-            if missing:
-                pixel_values = _read_pixel_values(item)
-                for flip in missing:
-                    latents = _encode_image(vae, pixel_values.flip(-1) if flip else pixel_values, item.image.name)
-                    self._cache.put(self._make_key(item, flip), {"latents": latents})
-            host.report(StageProgress("caching", count, total, item.image.name))
-
-    def _make_key(self, item: TrainingItem, flip: bool) -> str:
-        return content_key(kind="sdxl latents", **item.describe_pixels(), flip=flip, vae=self._vae_hash)
-
-
-def _read_pixel_values(item: TrainingItem) -> Tensor:
-    """Read the cropped image as [1, 3, 8H, 8W] in -1..1."""
-    pixels = torch.from_numpy(np.array(read_crop(item)))
-    return pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
-
-
-def _encode_image(vae: AutoencoderKL, pixel_values: Tensor, name: str) -> Tensor:
+def encode_image(vae: AutoencoderKL, crop: Image.Image, *, flip: bool) -> Tensor:
     """Encode one image to scaled latents [C, H, W] float32: the mean of the posterior, so that an
     image always has the same latents.
     """
-    latents = encode_means(vae, pixel_values.to(vae.device)) * vae.config["scaling_factor"]
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            f"{name}: the VAE gave NaN or infinite latents in float32. The image was not cached. "
-            "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
-        )
-    return latents[0].float()
+    pixels = torch.from_numpy(np.array(crop))
+    pixel_values = pixels.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
+    means = encode_means(vae, (pixel_values.flip(-1) if flip else pixel_values).to(vae.device))
+    return (means * vae.config["scaling_factor"])[0].float()
 
 
 def encode_means(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..dataset.control_images import refuse_control_images
 from ..files.tensor_cache import TensorCache
 from ..training.distributed import World
 from ..training.host import Host
@@ -25,6 +26,7 @@ class SDXLFamily:
 
     def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
         check_settings(plan.settings.training)
+        refuse_control_images([item.image for item in plan.all_items], "SDXL")
         self._model = model = self._load_model(host)
         parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}
         hashes = {name: hash_samples(module) for name, module in parts.items() if module is not None}

@@ -10,12 +10,13 @@ from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
 from ..training.distributed import World
 from ..training.events import StageStarted
 from ..training.host import Host
+from ..training.latent_store import LatentStore, cache_latents
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
-from .encode import EmbeddingStore, LatentStore
+from .encode import EmbeddingStore, encode_image
 from .model.float32_compute import float32_compute
 from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel
@@ -41,6 +42,7 @@ def prepare_sdxl(
     start = read_start(config, model, names, targets, host) if config.network_weights else None
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     latents = _cache_latents(plan, masks, model, host, cache, world)
+    host.release_memory()
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision])
     adapted = AdaptedModel(components, names, module_key)
@@ -94,18 +96,13 @@ def _cache_latents(
     if samples need it, move it to main memory.
     """
     assert model.vae is not None
-    items, keep_vae = plan.all_items, bool(plan.settings.training.sample_every_n_steps)
-    flips = (False, True) if plan.settings.buckets.random_flip else (False,)
-    store = LatentStore(cache, vae_hash=model.part_hash("vae"))
-    host.report(StageStarted("caching", len(items)))
+    keep_vae = bool(plan.settings.training.sample_every_n_steps)
+    remedy = "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
+    store = LatentStore(cache, kind="sdxl latents", vae_hash=model.part_hash("vae"), remedy=remedy)
     vae = move_module(model.vae, host.device, torch.float32 if keep_vae else None)
     with float32_compute(vae):
-        for own_items in world.put_own_share_first(items):
-            store.encode(own_items, vae, host, flips=flips, total=len(own_items))
-            masks.encode(own_items, host)
+        cache_latents(plan, store, masks, lambda _, crop, flip: encode_image(vae, crop, flip=flip), host, world)
     model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
-    del vae
-    host.release_memory()
     return store
 
 

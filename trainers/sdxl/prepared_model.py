@@ -18,13 +18,15 @@ from ..training.evaluation import evaluating
 from ..training.family import Progress
 from ..training.generators import generator_for
 from ..training.host import Host
+from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
-from .encode import EmbeddingStore, LatentStore
+from .encode import EmbeddingStore
 from .model.noise_schedule import NUM_TIMESTEPS
 from .model.sdxl_model import SDXLModel
 from .model.size_ids import size_ids
@@ -89,28 +91,46 @@ class PreparedSDXL:
 
     def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
         loss_weights = [item.image.loss_weight for item in items]
-        return replace(
-            self._collate(
-                items,
-                [self._draw(item, step) for item in items],
-                [self.plan.texts.choose_caption(item, step) for item in items],
-            ),
-            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights, device=self.host.device),
+        return self._collate(
+            items,
+            [self._draw(item, step) for item in items],
+            [self.plan.texts.choose_caption(item, step) for item in items],
+            loss_weights=None if set(loss_weights) == {1.0} else torch.tensor(loss_weights),
         )
 
-    def _collate(self, items: Sequence[TrainingItem], draws: list[ItemDraw], captions: list[str]) -> Batch:
-        device = self.host.device
+    def _collate(
+        self,
+        items: Sequence[TrainingItem],
+        draws: list[ItemDraw],
+        captions: list[str],
+        *,
+        loss_weights: Tensor | None = None,
+    ) -> Batch:
         pairs = list(zip(items, draws, strict=True))
-        prompt_embeds, pooled_prompt_embeds = self._embed(captions)
-        loss_mask = self.masks.batch(items, [draw.flip for draw in draws])
-        return Batch(
-            latents=torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]).to(device),
-            noise=torch.stack([draw.noise for draw in draws]).to(device),
-            timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            add_time_ids=torch.tensor([_make_size_ids(*pair) for pair in pairs], dtype=torch.float32, device=device),
-            loss_mask=None if loss_mask is None else loss_mask.to(device),
+        embeddings = self.embed(captions)
+        batch = Batch(
+            **move_together(
+                {
+                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
+                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "timesteps": torch.tensor([draw.timestep for draw in draws]),
+                    "prompt_embeds": embeddings.prompt_embeds,
+                    "pooled_prompt_embeds": embeddings.pooled_prompt_embeds,
+                    "add_time_ids": torch.tensor([_make_size_ids(*pair) for pair in pairs], dtype=torch.float32),
+                    "loss_mask": self.masks.batch(items, [draw.flip for draw in draws]),
+                    "loss_weights": loss_weights,
+                },
+                self.host.device,
+            )
+        )
+        return self._convert_texts(batch)
+
+    def _convert_texts(self, batch: Batch) -> Batch:
+        dtype = COMPUTE_DTYPES[self.precision]
+        return replace(
+            batch,
+            prompt_embeds=batch.prompt_embeds.to(dtype),
+            pooled_prompt_embeds=batch.pooled_prompt_embeds.to(dtype),
         )
 
     @torch.no_grad()
@@ -135,12 +155,12 @@ class PreparedSDXL:
             return weighted_losses(self.model.unet, batch, replace(self.objective, min_snr_gamma=0.0))
 
     def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
-        prompt_embeds, pooled_prompt_embeds = self._embed(texts)
-        return replace(batch, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds)
-
-    def _embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        embeddings, device, dtype = self.embed(texts), self.host.device, COMPUTE_DTYPES[self.precision]
-        return embeddings.prompt_embeds.to(device, dtype), embeddings.pooled_prompt_embeds.to(device, dtype)
+        embeddings = self.embed(texts)
+        pair = (embeddings.prompt_embeds, embeddings.pooled_prompt_embeds)
+        prompt_embeds, pooled_prompt_embeds = move_together(pair, self.host.device)
+        return self._convert_texts(
+            replace(batch, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds)
+        )
 
     def embed(self, captions: list[str]) -> TextEmbeddings:
         """Return embeddings from the cache, or, if the text encoders are trained, from them with

@@ -113,7 +113,8 @@ class TrainingConfig:
         "",
         "Prompts of the sample images, one per line or with vertical bars between them; the word trigger in curly "
         "brackets becomes the trigger word. A line can have sd-scripts' options: --n blurry --w 832 --h 1216 --d 7 "
-        "--s 28 --l 6. Empty: the first image's caption.",
+        "--s 28 --l 6. Empty: the first image's caption. Edit models see the first image's control images; with the "
+        "option --ci, which names an image, those of that image.",
     )
     # 0.1, as in OneTrainer: with 0 nothing constrains the LoRA where masks are black, and its
     # images fall apart there.

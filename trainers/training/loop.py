@@ -70,10 +70,9 @@ def train_lora(
     _require_name(run_folder, plan, resume)
     host.report(StageStarted("loading"))
     identity = _identify(family, plan, host, world)
-    with critical_section():  # safetensors turns what a signal raises into a ValueError: a damaged state
-        found = world.ask_main(
-            lambda: choose_run(run_folder.runs_folder, identity, resume, lora=run_folder.final_path, warn=host.warn)
-        )
+    found = world.ask_main(
+        lambda: choose_run(run_folder.runs_folder, identity, resume, lora=run_folder.final_path, warn=host.warn)
+    )
     if isinstance(found, FinishedRun):
         host.report(Notice(f"{found.folder.name} has trained this already: its LoRA is loaded"))
         return load_finished(found, run_folder, is_main=world.is_main)
@@ -133,7 +132,6 @@ class TrainingLoop:
             config,
             total_steps=plan.schedule.total_steps,
             precision=model.precision,
-            device=host.device,
         )
         parameters = list(model.adapted.name_parameters().values())
         self._ema = AdapterEma(parameters, config.ema_decay) if config.ema_decay else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .config import TrainingConfig
+from .loss_scale import LossScale
 from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
 
 
@@ -26,7 +27,6 @@ class OptimizerStep:
         *,
         total_steps: int,
         precision: str,
-        device: torch.device,
     ) -> None:
         self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._max_norm = config.max_grad_norm or math.inf
@@ -41,10 +41,7 @@ class OptimizerStep:
             total_steps=total_steps,
             num_cycles=config.lr_num_cycles,
         )
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        # The scaler makes its scale at the first loss. A process whose share of the first batch is
-        # empty has none.
-        self._scaler.scale(torch.zeros((), device=device))
+        self._loss_scale = LossScale(is_on=precision == "fp16")
 
     @property
     def learning_rate(self) -> float:
@@ -53,12 +50,12 @@ class OptimizerStep:
 
     @property
     def schedule_step(self) -> int:
-        """How many steps the schedule has made. The fp16 scaler may have skipped some."""
+        """How many steps the schedule has made, without those that overflowed in fp16."""
         return self._lr_scheduler.last_epoch
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the optimizer's state and the scaler's."""
-        return self._optimizer.state_dict(), self._scaler.state_dict()
+        """Return the optimizer's state and that of the loss scale."""
+        return self._optimizer.state_dict(), self._loss_scale.state_dict()
 
     def restore(self, optimizer: dict[str, Any], scaler: dict[str, Any], *, schedule_step: int) -> None:
         """Go on from a state. The schedule is this run's, which may be longer than the earlier one.
@@ -71,7 +68,7 @@ class OptimizerStep:
         except (ValueError, KeyError) as error:
             raise ValueError(f"resume: the optimizer cannot go on from that state ({error})") from error
         if scaler:
-            self._scaler.load_state_dict(scaler)
+            self._loss_scale.load_state_dict(scaler)
         self._move_schedule_to(schedule_step)
 
     def _move_schedule_to(self, step: int) -> None:
@@ -88,7 +85,7 @@ class OptimizerStep:
         self._optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        self._loss_scale.scale(loss).backward()
 
     def update(self, step: int, loss: Tensor) -> float:
         """Unscale and clip the gradients, step optimizer and schedule, and return the loss.
@@ -96,23 +93,23 @@ class OptimizerStep:
         Raises:
             NonFiniteLoss: the loss or a gradient is NaN or infinite; no weight was changed.
         """
-        self._scaler.unscale_(self._optimizer)
+        self._loss_scale.unscale(self._parameters)
         gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         # one transfer for both: it is the step's only synchronization with the device
         loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()
-        scale = self._scaler.get_scale()
-        _require_finite(step, loss_value, norm_value, precision=self._precision, scale=scale)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        if self._scaler.get_scale() >= scale:  # after an fp16 overflow the scaler skips the optimizer
+        _require_finite(step, loss_value, norm_value, precision=self._precision, scale=self._loss_scale.value)
+        has_overflowed = not math.isfinite(norm_value)
+        if not has_overflowed:
+            self._optimizer.step()
             self._lr_scheduler.step()
+        self._loss_scale.update(has_overflowed=has_overflowed)
         self._optimizer.zero_grad(set_to_none=True)
         return loss_value
 
 
 def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:
     """Raise NonFiniteLoss before the optimizer can spread NaN to every weight. In fp16 a gradient
-    may overflow: the scaler skips that step.
+    may overflow: that step is skipped.
     """
     overflow_is_normal = precision == "fp16" and scale > 1
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or overflow_is_normal):

@@ -27,6 +27,7 @@ class OptimizerRow:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     can_be_fused: bool = False  # one kernel for all of the adapters' many small matrices
     finds_learning_rate: bool = False  # one for everything, so all groups must have the same rate
+    own_module: str = ""  # next to this file, with a faster class of the same name and numbers
 
 
 OPTIMIZERS = {
@@ -54,6 +55,7 @@ OPTIMIZERS = {
             "1",
             arguments={"use_bias_correction": True, "safeguard_warmup": True},
             finds_learning_rate=True,
+            own_module=".prodigy",
         ),
     )
 }

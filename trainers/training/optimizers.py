@@ -157,6 +157,8 @@ def _import_class(row: OptimizerRow) -> type[Optimizer]:
             f"optimizer {row.name}: the package {row.package} is installed but broken ({error}). Install it again: "
             f"{pip_install('--force-reinstall', '--no-deps', row.package)}, or choose AdamW"
         ) from error
+    if row.own_module:
+        module = importlib.import_module(row.own_module, __package__)
     found = getattr(module, row.class_name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError(f"optimizer {row.name}: {row.module} has no optimizer class {row.class_name}")

@@ -107,4 +107,6 @@ def _describe_item(item: TrainingItem) -> list[Any]:
         crop.resized_hw,
         crop.top_left_yx,
         crop.target_hw,
+        # nothing without them: runs of earlier versions go on
+        *([control.sha256, control.alpha_background if control.has_alpha else ""] for control in image.control_images),
     ]

@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..critical_section import critical_section
 from ..files.hashes import file_sha256
 from ..files.names import save_under_free_name
 from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify_lora
@@ -132,7 +131,7 @@ class RunWriter:
 
     def _save_best(self, best: BestStep) -> None:
         with self._ema.in_place() if best.is_ema and self._ema else nullcontext():
-            self._write_lora(self._folder.best_path, overwrite=True)
+            self._write_lora(self._folder.best_path, self._build_tensors(), overwrite=True)
         self._saved_best = best
 
     def _describe_best(self) -> dict[str, Any] | None:
@@ -220,17 +219,16 @@ class RunWriter:
 
     def save_final(self, *, finished_early: bool = False) -> TrainedLora:
         self._host.report(StageStarted("saving"))
-        path, ema_path = self._folder.final_path, None
+        path, ema_path, tensors = self._folder.final_path, None, self._build_tensors()
         if self._world.is_main:
-            path, verification = self._save_lora(path)
+            path, verification = self._save_lora(path, tensors)
             self._host.report(Notice(f"{path}: {self._summarize(verification)}"))
             ema_path = self._save_ema(path)
         self._world.wait_for_all()
-        state_dict, metadata = self._build_lora(path.stem)
         losses, steps = self._history.losses, self._history.num_steps
         return TrainedLora(
-            state_dict,
-            metadata,
+            tensors,
+            self._build_header(path.stem),
             list(losses),
             steps,
             path,
@@ -240,15 +238,13 @@ class RunWriter:
             best_path=self._folder.best_path if self._describe_best() else None,
         )
 
-    def _save_lora(self, wanted: Path) -> tuple[Path, Verification]:
+    def _save_lora(self, wanted: Path, tensors: dict[str, Tensor]) -> tuple[Path, Verification]:
         """Save under the first free name. The file may be there already, from a process that was
         killed before it had marked the run as finished.
         """
-        if self._start is not None and self._start.in_place:
-            tensors, _ = self._build_lora(wanted.stem)
-            if holds_tensors(wanted, tensors):
-                return wanted, self._verify(tensors, wanted)
-        return self._save_somewhere(wanted, self._write_lora)
+        if self._start is not None and self._start.in_place and holds_tensors(wanted, tensors):
+            return wanted, self._verify(tensors, wanted)
+        return self._save_somewhere(wanted, lambda path: self._write_lora(path, tensors))
 
     def _save_ema(self, path: Path) -> Path | None:
         """Save the average beside the LoRA; what fails is reported, as the LoRA is saved."""
@@ -256,7 +252,7 @@ class RunWriter:
             return None
         try:
             with self._ema.in_place():
-                ema_path, _ = self._save_lora(path.with_name(f"{path.stem}-ema.safetensors"))
+                ema_path, _ = self._save_lora(path.with_name(f"{path.stem}-ema.safetensors"), self._build_tensors())
         except (OSError, RuntimeError) as error:
             self._host.report(
                 Notice(f"the average of the LoRA could not be saved: {error}. Start the same again to save it")
@@ -344,25 +340,27 @@ class RunWriter:
         or the weights of this step are saved already.
         """
         if self._history.has_learned and self._world.is_main and not path.exists():
-            self._write_lora(path)
+            self._write_lora(path, self._build_tensors())
             self._checkpoints.append(path)
             self._host.report(CheckpointSaved(path, self._history.num_steps))
 
-    def _write_lora(self, path: Path, *, overwrite: bool = False) -> Verification:
-        """Write the LoRA, load it back and verify it; then it gets its name."""
-        tensors, header = self._build_lora(path.stem)
-        with critical_section():  # safetensors turns what a signal raises into a ValueError
-            return save_lora(path, tensors, header, check=lambda found: self._verify(found, path), overwrite=overwrite)
+    def _write_lora(self, path: Path, tensors: dict[str, Tensor], *, overwrite: bool = False) -> Verification:
+        """Verify the LoRA, and write it. It gets its name when it was read back."""
+        verification = self._verify(tensors, path)
+        save_lora(path, tensors, self._build_header(path.stem), overwrite=overwrite)
+        return verification
 
-    def _verify(self, found: dict[str, Tensor], path: Path) -> Verification:
+    def _verify(self, tensors: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted
-        return verify_lora(found, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)), label=path)
+        return verify_lora(tensors, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)), label=path)
 
-    def _build_lora(self, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _build_tensors(self) -> dict[str, Tensor]:
         adapted = self._model.adapted
         modules = adapted.read(alpha=self._config.alpha)
-        tensors = to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
-        return tensors, self._model.metadata(Progress(title, self._history.num_steps, self._started_at))
+        return to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
+
+    def _build_header(self, title: str) -> dict[str, str]:
+        return self._model.metadata(Progress(title, self._history.num_steps, self._started_at))
 
     def _build_manifest(self) -> dict[str, Any]:
         plan, adapted = self._plan, self._model.adapted

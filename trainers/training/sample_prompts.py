@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..dataset.image import TrainingImage
+from ..wording import name_examples
 from .config import TrainingConfig
 
 TRIGGER = "{trigger}"
@@ -23,15 +25,24 @@ class SamplePrompt:
     size_hw: tuple[int, int] | None
     num_steps: int
     guidance_scale: float
+    control_images: tuple[TrainingImage, ...] = ()
 
 
-def read_sample_prompts(config: TrainingConfig, *, first_caption: str, trigger_word: str) -> tuple[SamplePrompt, ...]:
+def read_sample_prompts(
+    config: TrainingConfig,
+    *,
+    first_caption: str,
+    trigger_word: str,
+    control_images: Mapping[str, tuple[TrainingImage, ...]] | None = None,
+) -> tuple[SamplePrompt, ...]:
     """Read sample_prompt: one prompt per line or between vertical bars, each with kohya's options,
-    such as: {trigger} on a beach --n blurry --w 832 --h 1216 --d 7 --s 28 --l 6.
+    such as: {trigger} on a beach --n blurry --w 832 --h 1216 --d 7 --s 28 --l 6. `control_images`
+    are those of the dataset, by the names of their images: --ci names one, else the first counts.
 
     Raises:
         ValueError: an option is unknown or wrong, or {trigger} has no trigger word.
     """
+    control_images = control_images or {}
     usual = SamplePrompt(
         prompt=first_caption,
         negative_prompt=config.sample_negative_prompt,
@@ -39,9 +50,11 @@ def read_sample_prompts(config: TrainingConfig, *, first_caption: str, trigger_w
         size_hw=read_size(config.sample_size),
         num_steps=config.sample_steps,
         guidance_scale=config.sample_guidance_scale,
+        control_images=next(iter(control_images.values()), ()),
     )
     lines = [line.strip() for line in re.split(r"[\n|]", config.sample_prompt)]
-    prompts = [_read_line(line, usual) for line in lines if line and not line.startswith("#")] or [usual]
+    prompts = [_read_line(line, usual, control_images) for line in lines if line and not line.startswith("#")]
+    prompts = prompts or [usual]
     return tuple(_replace_trigger(prompt, trigger_word) for prompt in prompts)
 
 
@@ -81,10 +94,11 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "d": (lambda text: read_seeds(text)[0], "a whole number"),
     "s": (int, "a whole number"),
     "l": (float, "a number"),
+    "ci": (str, "the name of an image of the dataset"),
 }
 
 
-def _read_line(line: str, usual: SamplePrompt) -> SamplePrompt:
+def _read_line(line: str, usual: SamplePrompt, control_images: Mapping[str, tuple[TrainingImage, ...]]) -> SamplePrompt:
     prompt, *options = _OPTION.split(" " + line)
     values: dict[str, Any] = {}
     for option in options:
@@ -97,7 +111,21 @@ def _read_line(line: str, usual: SamplePrompt) -> SamplePrompt:
             values[name] = kind(text.strip())
         except ValueError:
             raise ValueError(f"sample_prompt: --{name} must be {what}, got {text.strip()!r}") from None
+    if "ci" in values:
+        usual = replace(usual, control_images=_choose_control_images(values["ci"], control_images))
     return _apply_options(replace(usual, prompt=prompt.strip() or usual.prompt), values)
+
+
+def _choose_control_images(
+    name: str, control_images: Mapping[str, tuple[TrainingImage, ...]]
+) -> tuple[TrainingImage, ...]:
+    if name not in control_images:
+        names = name_examples(control_images, 5) or "none has any"
+        raise ValueError(
+            f"sample_prompt: --ci must be the name of an image of the dataset with control images ({names}), got "
+            f"{name!r}"
+        )
+    return control_images[name]
 
 
 def _apply_options(prompt: SamplePrompt, values: Mapping[str, Any]) -> SamplePrompt:

@@ -9,6 +9,7 @@ from ..dataset.caption_marks import has_alternatives
 from ..dataset.caption_variants import CaptionConfig, vary_caption
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
+from ..dataset.image import TrainingImage
 from ..wording import name_examples
 from .config import TrainingConfig
 from .sample_prompts import read_sample_prompts
@@ -51,7 +52,10 @@ class TrainingTexts:
         )
         self.samples = (
             read_sample_prompts(
-                config, first_caption=self._variants[images[0]][0], trigger_word=dataset.get_trigger_word(images[0])
+                config,
+                first_caption=self._variants[images[0]][0],
+                trigger_word=dataset.get_trigger_word(images[0]),
+                control_images={image.name: image.control_images for image in dataset.images if image.control_images},
             )
             if config.sample_every_n_steps
             else ()
@@ -69,11 +73,17 @@ class TrainingTexts:
 
     def list_all(self) -> list[str]:
         """List every text that a step can need, the empty one included."""
-        texts = {"", *(variant for variants in self._variants.values() for variant in variants)}
-        texts.update(self._measured.values())
-        if self._config.prior_loss_weight:
-            texts.update(prompt for prompts in self._class_prompts.values() for prompt in prompts)
+        texts = {text for image in {*self._variants, *self._measured} for text in self.list_of_image(image)}
         texts.update(text for sample in self.samples for text in (sample.prompt, sample.negative_prompt))
+        return sorted(texts)
+
+    def list_of_image(self, image: TrainingImage) -> list[str]:
+        """List every text that a step or the validation can need with this image."""
+        texts = {"", *self._variants.get(image, ())}
+        if image in self._measured:
+            texts.add(self._measured[image])
+        if self._config.prior_loss_weight:
+            texts.update(self._class_prompts.get(image, ()))
         return sorted(texts)
 
     def list_notices(self) -> list[str]:

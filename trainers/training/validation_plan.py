@@ -127,9 +127,13 @@ def _explain_interval(wanted: int, every: int) -> str:
     if wanted in (0, every):
         return ""
     return (
-        f"validate_every_n_steps: every {wanted} steps would take more than {MAX_SHARE:.0%} of the run, so it is every "
-        f"{every}"
+        f"validate_every_n_steps: {_name_interval(wanted)} would take more than {MAX_SHARE:.0%} of the run, so it is "
+        f"{_name_interval(every)}"
     )
+
+
+def _name_interval(every: int) -> str:
+    return "every step" if every == 1 else f"every {every} steps"
 
 
 def _explain_too_short(config: TrainingConfig, held_out: Sequence[TrainingItem]) -> str:

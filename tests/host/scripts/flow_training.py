@@ -83,7 +83,7 @@ def write_images():
     return images
 
 
-def train(tiny, name, host=None, resume="new", **settings):
+def train(tiny, name, host=None, resume="new", is_streamed=False, **settings):
     """Return the result, the base model that it was trained on, and the clean latents that it
     predicts.
     """
@@ -95,6 +95,7 @@ def train(tiny, name, host=None, resume="new", **settings):
 
     def load(_):
         bases.append(GraphFlowModel(GraphModel(tiny.patcher, tiny.clip, tiny.vae), row))
+        bases[0].is_streamed = is_streamed
         return bases[0]
 
     with training_mode(), host or StoppingHost() as host:
@@ -195,13 +196,9 @@ def stop_and_go_on(tiny):
 def compare_streamed(build, name):
     """The same training with blocks that come to the device for each use."""
     plain = train(build(), f"resident_{name}")[0]
-    must_stream, GraphFlowModel._must_stream = GraphFlowModel._must_stream, lambda self: True
-    try:
-        tiny = build()
-        before = copy_weights(tiny)
-        streamed, base, _ = train(tiny, f"streamed_{name}", gradient_checkpointing=False)
-    finally:
-        GraphFlowModel._must_stream = must_stream
+    tiny = build()
+    before = copy_weights(tiny)
+    streamed, base, _ = train(tiny, f"streamed_{name}", is_streamed=True, gradient_checkpointing=False)
     blocks = [
         sum(w.numel() * w.element_size() for w in block.parameters() if not w.requires_grad)
         for block in list_blocks(base.network).values()

@@ -70,3 +70,16 @@ def test_one_pair_is_found_among_a_thousand_fingerprints() -> None:
         for _ in range(998)
     ]
     assert group_near_duplicates([prints[3], *many, prints[3]]) == [[0, 999]]
+
+
+def test_a_thousand_copies_are_one_group_and_can_be_cancelled() -> None:
+    prints = [fingerprint(paint(1, (64, 64)))] * 1000
+    assert group_near_duplicates(prints) == [list(range(1000))]
+    looks = iter(range(3))
+
+    def interrupt() -> None:
+        if next(looks) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        group_near_duplicates(prints, check_interrupted=interrupt)

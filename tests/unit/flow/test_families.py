@@ -16,7 +16,14 @@ def test_names_and_classes_are_unique():
 
 @pytest.mark.parametrize("row", FAMILIES, ids=NAMES)
 def test_a_row_is_complete(row: FlowFamilyRow):
-    may_be_empty = {"variants", "discrete_flow_shift", "needs_guidance", "caption_tokens", "undistilled_markers"}
+    may_be_empty = {
+        "variants",
+        "discrete_flow_shift",
+        "needs_guidance",
+        "caption_tokens",
+        "undistilled_markers",
+        "control_images",
+    }
     empty = [spec.name for spec in fields(row) if getattr(row, spec.name) in ("", (), None)]
     assert set(empty) <= may_be_empty
     assert row.base_model

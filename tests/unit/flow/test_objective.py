@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from trainers.flow.objective import find_shift_by_size, loss_weights, per_sample_loss, sample_level, shift_level
+from trainers.flow.objective import (
+    find_levels,
+    find_shift_by_size,
+    loss_weights,
+    per_sample_loss,
+    sample_level,
+    shift_level,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,16 @@ def test_the_loss_is_each_samples_mean_also_with_a_time_axis():
 def test_the_shift_by_size_is_fluxs_line():
     assert find_shift_by_size((256, 256)) == pytest.approx(math.exp(0.5))
     assert find_shift_by_size((1024, 1024)) == pytest.approx(math.exp(1.15))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("timesteps", [(0, 1000), (875, 1000), (0, 875), (400, 401)])
+def test_levels_are_found_for_timesteps(shift, timesteps):
+    """The shift is undone: t / (shift - (shift - 1) * t)."""
+    found = find_levels(lambda level: 1000 * shift_level(level, shift), timesteps)
+    expected = [t / 1000 / (shift - (shift - 1) * t / 1000) for t in timesteps]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_schedule_may_end_before_the_last_timestep():
+    assert find_levels(lambda level: 10 + 980 * level, (0, 1000)) == (0.0, 1.0)

@@ -74,3 +74,12 @@ def test_given_sides_that_do_not_fit_are_refused():
 def test_an_older_model_is_trained_at_its_own_resolution():
     assert resolve(find_family("SD15")).buckets.resolution == 512
     assert resolve(find_family("SD15"), resolution=768).buckets.resolution == 768
+
+
+def test_an_expert_has_its_own_timesteps_and_given_ones_win():
+    family = find_family("WAN21_T2V")
+    high, low = (family.for_file(f"wan2.2_t2v_{noise}_noise_14B_fp8_scaled") for noise in ("high", "low"))
+    assert [resolve(row).training.timesteps for row in (high, low, family)] == [(875, 1000), (0, 875), (0, 1000)]
+    assert family.for_file("Wan2_2-T2V-A14B-LOW_fp8").timesteps == (0, 875)
+    assert resolve(high, min_timestep=1, max_timestep=900).training.timesteps == (1, 900)
+    assert resolve(high, max_timestep=900).training.timesteps == (875, 900)

@@ -312,3 +312,17 @@ def test_a_family_may_train_with_a_shift_by_size_and_a_chosen_one_wins(dataset, 
     shift = find_shift_by_size((64, 64))
     assert_equal(by_size, train(square, tmp_path / "2", base=ToyBase(family=row), discrete_flow_shift=shift))
     assert train(square, tmp_path / "3", base=ToyBase(family=row.with_models_own_shift())).losses != by_size.losses
+
+
+def test_only_the_given_timesteps_are_trained_and_measured(dataset, tmp_path):
+    """After the shift."""
+    seen = []
+
+    class Watched(ToyBase):
+        def add_noise(self, latents, noise, sigmas):
+            seen.extend(sigmas.tolist())
+            return super().add_noise(latents, noise, sigmas)
+
+    settings = {"min_timestep": 800, "max_timestep": 900, "discrete_flow_shift": 3.0, "validate_every_n_steps": 3}
+    train(dataset, tmp_path, base=Watched(), **settings)
+    assert min(seen) >= 0.8 and max(seen) <= 0.9 and len(set(seen)) > 6

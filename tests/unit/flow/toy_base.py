@@ -45,6 +45,13 @@ class Network(nn.Module):
         return self.outside(x).transpose(1, 2).unflatten(2, noisy.shape[2:])
 
 
+def _look_at(pixels: Tensor) -> Tensor:
+    """Return [1, 1, WIDTH]: the colours of the left half and of the right half."""
+    halves = nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 1) * 2 - 1, (1, 2)).flatten(1)  # [1, 6]
+    mix = torch.randn(halves.shape[1], WIDTH, generator=torch.Generator().manual_seed(7))
+    return (halves @ mix)[:, None]
+
+
 @dataclass
 class ToyBase:
     """A FlowBaseModel. The VAE averages squares of pixels."""
@@ -54,6 +61,7 @@ class ToyBase:
     pixels_per_latent: int = PIXELS
     precision: str = "no"
     num_computing: int = 0
+    encoded: list[tuple[str, list[torch.Size]]] = field(default_factory=list)  # captions, sizes of control images
 
     def __post_init__(self) -> None:
         with torch.random.fork_rng():
@@ -67,9 +75,13 @@ class ToyBase:
         small = nn.functional.avg_pool2d(pixels.movedim(-1, 1) * 2 - 1, PIXELS)
         return torch.cat([small, small.mean(1, keepdim=True)], 1)[0]
 
-    def encode_caption(self, caption: str) -> Conditions:
+    def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
+        """A control image is one token more."""
         generator = torch.Generator().manual_seed(zlib.crc32(caption.encode()))
-        return {"text": torch.randn(1, self.count_tokens(caption), WIDTH, generator=generator), "kind": "toy"}
+        text = torch.randn(1, self.count_tokens(caption), WIDTH, generator=generator)
+        seen = [_look_at(pixels) for pixels in control_images]
+        self.encoded.append((caption, [pixels.shape[1:3] for pixels in control_images]))
+        return {"text": torch.cat([text, *seen], 1), "kind": "toy"}
 
     def count_tokens(self, caption: str) -> int:
         return len(caption.split()) + 1
@@ -90,6 +102,9 @@ class ToyBase:
 
     def shift_level(self, level: float) -> float:
         return level
+
+    def find_timestep(self, sigma: float) -> float:
+        return 1000 * sigma
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
         sigmas = sigmas[:, None, None, None]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load
 
 from trainers.files.hashes import file_sha256, legacy_file_hash
 from trainers.lora.file import save_lora
-from trainers.lora.header import ImageFolder, TrainingRecord, build_metadata, hash_tensors, serialize, tag_frequency
+from trainers.lora.header import ImageFolder, TrainingRecord, build_metadata, hash_tensors, tag_frequency
 
 RECORD = TrainingRecord(
     output_name="my cat",
@@ -182,15 +181,6 @@ def test_the_model_hash_covers_the_tensors_and_not_the_metadata(tmp_path):
     assert header["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
     assert hash_tensors(_make_tensors(), {})["sshs_model_hash"] == header["sshs_model_hash"]
     assert {name: header[name] for name in METADATA} == METADATA
-
-
-def test_serialized_bytes_are_a_safetensors_file_and_ignore_the_order_of_metadata():
-    content = serialize(_make_tensors(), METADATA)
-    assert content == serialize(_make_tensors(), dict(reversed(METADATA.items())))
-    assert int.from_bytes(content[:8], "little") % 8 == 0
-    loaded = load(content)
-    assert set(loaded) == set(_make_tensors())
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in _make_tensors().items())
 
 
 def test_file_hashes_are_a1111s_old_and_new_model_hash(tmp_path):

@@ -88,7 +88,6 @@ def test_an_fp16_step_of_a_process_without_a_share_of_the_batch_works() -> None:
         TrainingConfig(lr_warmup_steps=0.0),
         total_steps=2,
         precision="fp16",
-        device=torch.device("cpu"),
     )
     weight.grad = torch.ones(4)  # the sum over all processes; this one called no backward
     step.update(1, torch.ones(()))

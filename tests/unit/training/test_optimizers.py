@@ -3,6 +3,7 @@
 import re
 import sys
 
+import prodigyopt
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from trainers.training.optimizers import (
     make_optimizer,
     warmup_steps,
 )
+from trainers.training.prodigy import Prodigy
 
 
 def make_groups(*rates: float) -> list[ParameterGroup]:
@@ -200,3 +202,31 @@ def test_warm_up_is_a_number_of_steps_or_a_share():
         0,
         1500,
     )
+
+
+@pytest.mark.parametrize("extra", [{}, {"d_coef": 2.0, "safeguard_warmup": False, "growth_rate": 1.5}, {"slice_p": 2}])
+def test_prodigy_trains_as_prodigyopt_does(extra):
+    """With a group that has no learning rate, and a weight that gets no gradient at first."""
+    runs = {}
+    for optimizer_class in (prodigyopt.Prodigy, Prodigy):
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(6, 4, generator=generator)) for _ in range(4)]
+        weights[1].data.zero_()
+        groups = [{"params": weights[:3], "lr": 1.0}, {"params": weights[3:], "lr": 0.0}]
+        optimizer = optimizer_class(groups, weight_decay=0.01, use_bias_correction=True, d0=1e-3, **extra)
+        target = torch.randn(6, 4, generator=generator)
+        for number in range(40):
+            optimizer.zero_grad()
+            used = weights if number > 2 else weights[:2] + weights[3:]
+            sum((weight - target).square().mean() for weight in used).backward()
+            optimizer.step()
+        runs[optimizer_class] = (weights, optimizer.state_dict())
+    (plain, plain_state), (own, own_state) = runs.values()
+    for one, other in zip(own, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(plain[0], plain[2]) and plain_state["param_groups"][0]["d"] > 1e-3
+    for one, other in zip(own_state["param_groups"], plain_state["param_groups"], strict=True):
+        assert one.keys() == other.keys() and one["d"] == pytest.approx(other["d"], rel=1e-4)
+    for index, state in plain_state["state"].items():
+        assert own_state["state"][index].keys() == state.keys() and own_state["state"][index]["step"] == state["step"]
+        assert all(own_state["state"][index][name].shape == state[name].shape for name in ("s", "p0", "exp_avg"))

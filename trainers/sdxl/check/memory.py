@@ -5,68 +5,24 @@ less. benchmarks/memory_estimate.py compares the estimate with the real classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ...dataset.bucket_sizes import Size
 from ...training.device import COMPUTE_DTYPES
-from ...training.optimizer_table import find_optimizer
 from ...training.sample_prompts import read_size
-from ...wording import GIBIBYTE, format_gigabytes
 from ..config import SDXLConfig
 from ..samples import MAX_AT_ONCE, TILE_LATENTS
-from .activations import FLOAT32, GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
+from .activations import GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
-CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and the kernels of torch, cuBLAS and cuDNN
-FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds without using it, and what kernels allocate
 VOCABULARY_SIZE = 49408
 VAE_PARAMETERS, VAE_CHANNELS = 83_653_863, 128
 VAE_FEATURE_MAPS = 5  # full-size ones that the first level of the encoder holds at once
 VAE_DECODER_FEATURE_MAPS = 6  # likewise, of the decoder's last level
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on the device. Caching ends, and drops its models, before the training begins."""
-
-    weights_bytes: int  # frozen
-    adapters_bytes: int  # with their gradients and the optimizer's states
-    activations_bytes: int
-    caching_bytes: int  # for latents or for captions, whichever needs more, weights included
-    overhead_bytes: int
-    samples_bytes: int = 0  # for drawing sample images, in addition to weights and adapters
-
-    @property
-    def training_bytes(self) -> int:
-        """The samples are drawn between two steps, which then hold no activations."""
-        return self.weights_bytes + self.adapters_bytes + max(self.activations_bytes, self.samples_bytes)
-
-    @property
-    def total_bytes(self) -> int:
-        return max(self.training_bytes, self.caching_bytes) + self.overhead_bytes
-
-    def text(self) -> str:
-        """Return one line: "about 7.1 GB: weights 4.8, adapters 0.6, activations 0.8, CUDA 0.9"."""
-        parts = {"weights": self.weights_bytes, "adapters": self.adapters_bytes}
-        if self.samples_bytes > self.activations_bytes:
-            parts["samples"] = self.samples_bytes
-        else:
-            parts["activations"] = self.activations_bytes
-        if self.caching_bytes > self.training_bytes:
-            parts = {"caching latents and captions": self.caching_bytes}
-        parts["CUDA"] = self.overhead_bytes
-        return f"about {format_gigabytes(self.total_bytes)}: " + ", ".join(
-            f"{name} {num_bytes / GIBIBYTE:.1f}" for name, num_bytes in parts.items()
-        )
-
-
-def bytes_per_parameter(optimizer: str) -> float:
-    """Return the bytes per adapter parameter: weight, gradient and optimizer states."""
-    return 2 * FLOAT32 + find_optimizer(optimizer).state_bytes
 
 
 def estimate_memory(
@@ -92,7 +48,7 @@ def estimate_memory(
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
-    adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer))
+    adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0))
     activations_bytes = config.train_batch_size * (
         estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
     )
@@ -101,15 +57,7 @@ def estimate_memory(
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
     samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
     samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
-    stage_bytes = max(weights_bytes + adapters_bytes + max(activations_bytes, samples_bytes), caching_bytes)
-    return MemoryEstimate(
-        weights_bytes,
-        adapters_bytes,
-        activations_bytes,
-        caching_bytes,
-        CUDA_CONTEXT_BYTES + round(FRAGMENTATION * stage_bytes),
-        samples_bytes,
-    )
+    return MemoryEstimate(weights_bytes, adapters_bytes, activations_bytes, caching_bytes, samples_bytes)
 
 
 def _estimate_latents_caching(size_hw: Size) -> int:

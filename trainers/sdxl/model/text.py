@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ...captions.clip_tokenizer import END_TOKEN, tokenize
+from ...training.transfer import move_together
 
 PAD_TOKENS = (END_TOKEN, 0)  # text encoder 1 pads with END, text encoder 2 with 0, as ComfyUI and sd-scripts do
 
@@ -34,11 +35,11 @@ def encode_captions(
     A long caption is encoded in chunks whose states are concatenated; the pooled embedding is that
     of the first chunk. `match_lengths` repeats captions with fewer chunks than others.
     """
-    device = text_encoder.device
+    tokens = move_together([tokenize(captions, pad_token=pad) for pad in PAD_TOKENS], text_encoder.device)
     encoded = []
-    for ids_1, ids_2 in zip(*(tokenize(captions, pad_token=pad) for pad in PAD_TOKENS), strict=True):
-        states_1 = text_encoder(ids_1.to(device), output_hidden_states=True).hidden_states[-2]
-        output_2 = text_encoder_2(ids_2.to(device), output_hidden_states=True)
+    for ids_1, ids_2 in zip(*tokens, strict=True):
+        states_1 = text_encoder(ids_1, output_hidden_states=True).hidden_states[-2]
+        output_2 = text_encoder_2(ids_2, output_hidden_states=True)
         states = torch.cat([states_1, output_2.hidden_states[-2]], dim=-1)  # [chunks, 77, E]
         encoded.append(TextEmbeddings(states.flatten(0, 1)[None], output_2.text_embeds[:1]))
     return stack_embeddings(encoded)

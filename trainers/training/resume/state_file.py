@@ -5,34 +5,21 @@ A safetensors file, so that any tool can look into it; nothing in it is code.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from ...files.atomic_write import atomic_write
-from ...files.tensor_hash import as_bytes, hash_named_tensors
+from ...files.tensor_hash import hash_named_tensors
+from ...files.weight_file import ChangedFile, read_weights
+from ...files.weight_writer import lay_out
 from .packing import pack, unpack
 
 FORMAT = 1
 _CONTENT, _CHECKSUM, _FORMAT = "content", "blake2b", "format"
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class DamagedState(ValueError):
@@ -51,7 +38,7 @@ class TrainingState:
     has_learned: bool
     adapters: dict[str, Tensor]  # float32, by the names in the LoRA file
     optimizer: dict[str, Any]  # its state_dict
-    schedule_step: int  # of the learning rate; steps that the fp16 scaler skipped do not count
+    schedule_step: int  # of the learning rate; steps that overflowed in fp16 do not count
     scaler: dict[str, Any]
     ema: dict[str, Tensor]  # as adapters; empty without EMA
     validation: list[list[float]]  # rows of validation.csv
@@ -86,22 +73,7 @@ def write_state(path: Path, state: PackedState) -> None:
     checksum = _compute_checksum(state.content, state.tensors)
     metadata = {_FORMAT: str(FORMAT), _CONTENT: state.content, _CHECKSUM: checksum}
     with atomic_write(path, overwrite=True) as temporary, open(temporary, "wb") as stream:
-        for block in _serialize(state.tensors, metadata):
-            stream.write(block)
-
-
-def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield the file block by block: safetensors' own functions hold all of it in memory again."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    yield from map(as_bytes, tensors.values())
+        stream.writelines(lay_out(state.tensors, metadata))
 
 
 def read_state(path: Path) -> TrainingState:
@@ -111,16 +83,14 @@ def read_state(path: Path) -> TrainingState:
         DamagedState: its checksum is wrong, or it is of another version.
         OSError: it cannot be read.
     """
-    content = path.read_bytes()
     try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        tensors, header = read_weights(path)
         if header[_FORMAT] != str(FORMAT):
             raise DamagedState(f"{path}: written by another version")
         if header[_CHECKSUM] != _compute_checksum(header[_CONTENT], tensors):
             raise DamagedState(f"{path}: its checksum is wrong")
         return TrainingState(**unpack(json.loads(header[_CONTENT]), tensors))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ChangedFile, ValueError, KeyError, TypeError) as error:
         raise error if isinstance(error, DamagedState) else DamagedState(f"{path}: {error}") from error
 
 

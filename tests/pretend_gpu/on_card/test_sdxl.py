@@ -1,0 +1,246 @@
+"""The SDXL trainer on the card: every optimizer, precision and kind of loss. What a step costs, and
+what is on the card when.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.pretend_gpu import card
+from tests.pretend_gpu.on_card.watching import CARD, WatchingHost, count_bytes, free, list_state_tensors, watching
+from tests.unit.sdxl import test_trainer
+from tests.unit.sdxl.test_trainer import FAST
+from trainers.dataset.bucket_config import BucketConfig
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.scan import scan_folder
+from trainers.files.tensor_cache import TensorCache
+from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.family import SDXLFamily
+from trainers.sdxl.model.sdxl_model import build_model
+from trainers.training import validation_plan
+from trainers.training.events import Interrupted, Notice, SamplesDrawn, Validated
+from trainers.training.loop import train_lora
+from trainers.training.optimizer_step import OptimizerStep
+from trainers.training.plan import plan_training
+from trainers.training.run_folder import RunFolder
+from trainers.training.run_settings import RunSettings
+from trainers.training.trained_lora import TrainedLora
+
+Weights = dict[str, dict[str, Tensor]]
+SMALL_BYTES = 16 * 1024  # of noise schedules, time steps and the like
+
+
+float32_weights = test_trainer.weights
+
+
+@pytest.fixture(scope="module")
+def weights(float32_weights: Weights) -> Weights:
+    """In half precision, as most files are."""
+    return {part: {name: each.half() for name, each in of.items()} for part, of in float32_weights.items()}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    """Four images of 64 x 64: one with a mask, one that counts double, one with a long caption."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"thing {number}" + " word" * 100 * (number == 3))
+    mask = (rng.random((64, 64)) > 0.5).astype(np.uint8) * 255
+    Image.fromarray(mask).save(folder / "0-masklabel.png")
+    found = scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
+    return replace(found, images=[replace(image, loss_weight=1.0 + (n == 1)) for n, image in enumerate(found.images)])
+
+
+@pytest.fixture(scope="module")
+def cache() -> TensorCache:
+    """Latents and embeddings of all runs: they are computed once."""
+    return TensorCache(None)
+
+
+@pytest.fixture
+def train(
+    weights: Weights, dataset: Dataset, cache: TensorCache, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., TrainedLora]]:
+    """Train on the very tensors of `weights`, as the node does on the graph's. Afterwards they must
+    be as they were, and the card empty.
+    """
+    hosts: list[WatchingHost] = []
+
+    def run(host: WatchingHost, *, run_name: str = "run", cache: TensorCache = cache, **settings: Any) -> TrainedLora:
+        hosts.append(host)
+        folder = tmp_path / run_name
+        folder.mkdir(exist_ok=True)
+        config = SDXLConfig(**{**FAST, "max_train_steps": 3, **settings})
+        plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64, random_flip=True)))
+        family = SDXLFamily(lambda _: build_model({part: dict(each) for part, each in weights.items()}, name="tiny"))
+        with watching(host):
+            run_folder = RunFolder(folder, "x")
+            return train_lora(family, plan, host, run_folder=run_folder, cache=cache, resume="auto")
+
+    before = hash_weights(weights)
+    yield run
+    assert hash_weights(weights) == before
+    for host in hosts:
+        host.forget()
+    assert free() == 0
+
+
+def hash_weights(weights: Weights) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted((f"{part} {name}", each) for part, of in weights.items() for name, each in of.items()):
+        assert tensor.device.type == "cpu"
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|conv_in|conv_out|samplers\.0\.conv|to_q|proj_in|time_emb_proj)"
+CASES: dict[str, dict[str, Any]] = {
+    "AdamW in bf16": {"mixed_precision": "bf16"},
+    "Lion": {"optimizer": "Lion", "lora_dropout": 0.1},
+    "Adafactor": {"optimizer": "Adafactor"},
+    "Prodigy": {"optimizer": "Prodigy", "learning_rate": 1.0},
+    "float32": {"mixed_precision": "no", "target_modules": "attention"},
+    "fp16": {"mixed_precision": "fp16", "train_batch_size": 1, "gradient_accumulation_steps": 4},
+    "convolutions": {"target_modules": CONVOLUTIONS, "gradient_checkpointing": True},
+    "prior": {"prior_loss_weight": 1.0, "noise_offset": 0.05, "min_snr_gamma": 5.0},
+    "text encoders": {"train_text_encoders": True, "gradient_checkpointing": True},
+    "EMA": {"ema_decay": 0.9},
+}
+WAITS_OF_OPTIMIZERS = {"Prodigy": 2}  # it finds its learning rate by the gradients
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_waits_once_copies_little_and_leaves_nothing(name: str, weights: Weights, train):
+    host = WatchingHost()
+    train(host, **CASES[name])
+    last = host.steps[-1]
+    assert last.syncs <= WAITS_OF_OPTIMIZERS.get(name, 1), last.places
+    assert last.copies <= 8 and last.waiting_copies == 0, last.places
+    assert host.steps[-2].live_bytes == last.live_bytes
+    on_card = [*list_frozen(host), *host.model.adapted.parameters, *list_state_tensors(host.optimizer)]
+    on_card += host.loop._ema.averages if host.loop._ema else []
+    assert all(tensor.device == CARD for tensor in on_card)
+    assert 0 <= last.live_bytes - count_bytes(on_card) < SMALL_BYTES
+    require_unchanged(host, weights)
+
+
+def list_frozen(host: WatchingHost) -> list[Tensor]:
+    """List the base model's weights that the steps use."""
+    model = host.model.model
+    assert model.vae is None
+    parts = [part for part in (model.unet, model.text_encoder, model.text_encoder_2) if part is not None]
+    assert len(parts) == (3 if host.model.config.train_text_encoders else 1)
+    return [weight for part in parts for weight in part.state_dict().values()]
+
+
+def require_unchanged(host: WatchingHost, weights: Weights) -> None:
+    """The UNet's own weights on the card are those of the graph, in the dtype of computation."""
+    for name, weight in host.model.model.unet.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(weight.cpu(), weights["unet"][name.replace(".base_layer", "")].to(weight.dtype)), name
+
+
+def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale(train, monkeypatch):
+    host, moved = WatchingHost(), []
+
+    def overflow(step: OptimizerStep, loss: Tensor) -> None:
+        backward(step, loss)
+        if len(host.steps) == 1:
+            step._parameters[0].grad[0, 0] = math.inf
+
+    def update(step: OptimizerStep, number: int, loss: Tensor) -> float:
+        before = [parameter.detach().clone() for parameter in step._parameters]
+        loss_value = original(step, number, loss)
+        pairs = zip(before, step._parameters, strict=True)
+        moved.append((not all(torch.equal(old, new) for old, new in pairs), step.state_dict()[1]["scale"]))
+        return loss_value
+
+    backward, original = OptimizerStep.backward, OptimizerStep.update
+    monkeypatch.setattr(OptimizerStep, "backward", overflow)
+    monkeypatch.setattr(OptimizerStep, "update", update)
+    train(host, mixed_precision="fp16")
+    assert moved == [(True, 2.0**16), (False, 2.0**15), (True, 2.0**15)]
+
+
+def test_samples_validation_and_ema_leave_the_card_as_it_was(train, monkeypatch):
+    monkeypatch.setattr(validation_plan, "MAX_SHARE", 100.0)  # the run is too short for any
+    host = WatchingHost()
+    settings = {"sample_every_n_steps": 1, "validate_every_n_steps": 1, "ema_decay": 0.9}
+    train(host, **settings, sample_steps=2, sample_prompt="a thing", mixed_precision="bf16", train_batch_size=1)
+    assert len(host.select(SamplesDrawn)) >= 3 and len(host.select(Validated)) == 4
+    assert len({step.live_bytes for step in host.steps[1:]}) == 1
+    assert host.model.model.vae.device.type == "cpu"
+
+
+def test_encoders_leave_the_card_before_the_training(train):
+    host = WatchingHost()
+    train(host, cache=TensorCache(None), mixed_precision="bf16", max_train_steps=1)
+    adapters = count_bytes(host.model.adapted.parameters)
+    unet = count_bytes(list_frozen(host)) - adapters
+    assert 0 <= host.live_bytes_at["training"] - unet - adapters < SMALL_BYTES
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixed_precision": "fp16", "ema_decay": 0.9, "lora_dropout": 0.1},
+        {"optimizer": "Prodigy", "learning_rate": 1.0, "mixed_precision": "bf16"},
+    ],
+    ids=["AdamW", "Prodigy"],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_lora(train, settings):
+    whole = train(WatchingHost(), run_name="whole", **settings, save_dtype="fp32")
+    stopped, again = WatchingHost(cancel_at_step=2), WatchingHost()
+    with pytest.raises(Interrupted):
+        train(stopped, run_name="parts", **settings, save_dtype="fp32")
+    result = train(again, run_name="parts", **settings, save_dtype="fp32")
+    assert [step.number for step in again.steps] == [3]
+    assert all(tensor.device == CARD for tensor in list_state_tensors(again.optimizer))
+    assert all(torch.equal(whole.state_dict[name], tensor) for name, tensor in result.state_dict.items())
+
+
+BIG = {"mixed_precision": "bf16", "train_batch_size": 4, "save_dtype": "fp32"}
+
+
+@pytest.fixture
+def need_bytes(train) -> Iterator[int]:
+    """What the big run needs at its peak. Afterwards the card has its size again."""
+    host = WatchingHost()
+    train(host, run_name="roomy", **BIG)
+    host.forget()
+    assert free() == 0
+    yield max(step.peak_bytes for step in host.steps)
+    card.set_total_bytes(card.DEFAULT_BYTES)
+
+
+def test_a_card_that_is_too_small_is_free_again_and_a_larger_one_goes_on(train, need_bytes):
+    tight, again = WatchingHost(), WatchingHost()
+    card.set_total_bytes(need_bytes - 2**20)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        train(tight, run_name="tight", **BIG)
+    tight.forget()
+    assert free() == 0
+    card.set_total_bytes(card.DEFAULT_BYTES)
+    train(again, run_name="tight", **BIG)
+    assert len(tight.steps) + len(again.steps) == 3
+
+
+def test_with_step_down_on_oom_the_run_ends_on_a_card_that_is_too_small(train, need_bytes):
+    host = WatchingHost()
+    card.set_total_bytes(need_bytes - 2**20)
+    train(host, run_name="tight", **BIG, step_down_on_oom=True)
+    notices = [event.message for event in host.select(Notice) if event.message.startswith("memory ran out")]
+    assert notices == ["memory ran out: gradient_checkpointing is on from now on (slower). The result is the same"]
+    assert host.steps[-1].peak_bytes < need_bytes

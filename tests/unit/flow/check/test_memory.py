@@ -1,0 +1,130 @@
+"""Counting a step of a network that is cut short, on tensors without data.
+
+tests/host/test_flow_memory.py does so for ComfyUI's own models.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.flow.toy_base import CHANNELS, WIDTH, Block, Network, ToyBase
+from trainers.check.memory_estimate import MemoryEstimate
+from trainers.flow.base_model import Conditions
+from trainers.flow.check.memory import FrozenWeights, count_activations, estimate_memory
+from trainers.flow.check.shortened import NUM_KEPT, shorten
+from trainers.flow.config import FlowConfig
+from trainers.training.live_memory import LiveMemory
+
+SHAPE = (CHANNELS, 32, 32)
+
+
+class WideBlock(Block):
+    """Equal in no weight to a Block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 8 * WIDTH), nn.Linear(8 * WIDTH, WIDTH))  # type: ignore[assignment]
+
+
+class HollowBase(ToyBase):
+    """Has seven equal blocks and two others, without data."""
+
+    def __init__(self, *, needs_values: bool = False) -> None:
+        super().__init__()
+        self.needs_values = needs_values
+        self.network: Network
+        self.network.layers = nn.ModuleList([*(Block() for _ in range(7)), WideBlock(), WideBlock()])
+        self.network.to("meta")
+
+    def predict(self, noisy: Tensor, sigmas: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+        if self.needs_values and noisy.mean().item() > 0:
+            return noisy
+        return self.network(noisy, sigmas, torch.cat([each["text"] for each in conditions]))
+
+
+def text() -> Conditions:
+    return {"text": torch.zeros(1, 5, WIDTH, device="meta")}
+
+
+def count(*, is_whole: bool = False, is_streamed: bool = False, **settings: Any) -> int:
+    config = FlowConfig(**{"rank": 2, **settings})
+    return count_activations(
+        HollowBase(), config, latent_shape=SHAPE, conditions=text(), is_whole=is_whole, is_streamed=is_streamed
+    )
+
+
+def estimate(*, needs_values: bool = False, **settings: Any) -> MemoryEstimate:
+    return estimate_memory(
+        HollowBase(needs_values=needs_values),
+        FlowConfig(**{"rank": 2, **settings}),
+        latent_shape=SHAPE,
+        conditions=text(),
+        is_streamed=False,
+    )
+
+
+def test_runs_of_equal_blocks_are_cut_short() -> None:
+    base = HollowBase()
+    runs = shorten(base.network)
+    assert [(len(run.kept), run.num_blocks) for run in runs] == [(NUM_KEPT, 7), (2, 2)]
+    assert [type(block) for block in base.network.layers] == [Block, Block, WideBlock, WideBlock]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_checkpointing": False},
+        {"train_batch_size": 3},
+        {"is_streamed": True},
+        {"lora_dropout": 0.1, "rank": 4},
+    ],
+)
+def test_the_blocks_that_are_left_out_count(settings: dict[str, Any]) -> None:
+    assert count(**settings) == pytest.approx(count(**settings, is_whole=True), rel=0.001)
+
+
+def test_what_needs_more_memory_counts_more() -> None:
+    usual = count()
+    assert count(gradient_checkpointing=False) > usual
+    assert count(train_batch_size=2) == pytest.approx(2 * usual, rel=0.1)
+
+
+def test_adapters_count_with_gradients_states_and_average() -> None:
+    num_parameters = 2 * sum(
+        layer.in_features + layer.out_features
+        for name, layer in HollowBase().network.layers.named_modules()
+        if isinstance(layer, nn.Linear) and "modulation" not in name
+    )
+    assert estimate().adapters_bytes == 16 * num_parameters
+    assert estimate(optimizer="AdamW8bit").adapters_bytes == 10 * num_parameters
+    assert estimate(ema_decay=0.9).adapters_bytes == 20 * num_parameters
+
+
+def test_streamed_blocks_do_not_stay() -> None:
+    network = HollowBase().network
+    weights = FrozenWeights.of(network)
+    outside = sum(4 * weight.numel() for layer in (network.inside, network.outside) for weight in layer.parameters())
+    assert weights.count_resident(is_streamed=True) == outside
+    assert weights.count_resident(is_streamed=False) == sum(4 * weight.numel() for weight in network.parameters())
+
+
+def test_a_model_that_needs_the_values_is_estimated_roughly_and_that_is_said() -> None:
+    rough = estimate(needs_values=True)
+    assert rough.is_rough and rough.text().startswith("very roughly ")
+    assert not estimate().is_rough and rough.activations_bytes == round(rough.weights_bytes / 3)
+
+
+def test_living_storages_count_once_and_until_they_are_gone() -> None:
+    known = torch.zeros(8, device="meta")
+    with LiveMemory(leave_out=[known]) as memory:
+        other = known + 1
+        view = other[2:]
+        assert memory.live_bytes == 32
+        del other
+        assert memory.live_bytes == 32
+        del view
+        assert memory.live_bytes == 0 and memory.take_peak() == 32 and memory.take_peak() == 0

@@ -1,0 +1,150 @@
+"""Estimates the device memory of a flow training: it counts one step of the model's own modules on
+tensors without data, with its long runs of equal blocks cut short.
+
+tests/host/test_flow_memory.py compares the estimate with whole steps of the real trainer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
+from ...training.adapters import AdapterSettings, wrap_linear_layers
+from ...training.live_memory import LiveMemory
+from ..base_model import Conditions, FlowBaseModel
+from ..checkpointing import BlockStreamer, checkpoint_blocks
+from ..config import FlowConfig
+from ..lora_names import NETWORK
+from ..objective import loss_weights, per_sample_loss
+from ..targets import find_targets, list_blocks
+from .shortened import BlockTimeline, shorten
+from .without_data import META, running_without_data
+
+ROUGH_SHARE = 1 / 3  # of the weights, that activations take where they cannot be counted
+
+
+class NotCountable(RuntimeError):
+    """A model does something else for other values, such as routing tokens to experts."""
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """Bytes of a network's weights and buffers."""
+
+    total_bytes: int
+    blocks_bytes: int
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "FrozenWeights":
+        return cls(count_bytes(network), sum(map(count_bytes, list_blocks(network).values())))
+
+    def count_resident(self, *, is_streamed: bool) -> int:
+        """Count what stays on the device. Streamed, a block's weights come with its activations."""
+        return self.total_bytes - self.blocks_bytes if is_streamed else self.total_bytes
+
+
+def count_bytes(module: nn.Module) -> int:
+    """Count the bytes of a module's weights and buffers, quantized ones as they are stored."""
+    return sum(_count_stored(tensor) for tensor in [*module.parameters(), *module.buffers()])
+
+
+def _count_stored(tensor: Tensor) -> int:
+    stored = getattr(tensor, "_qdata", tensor)
+    return stored.numel() * stored.element_size()
+
+
+def count_adapter_parameters(network: nn.Module, targets: Iterable[str], rank: int) -> int:
+    layers = (network.get_submodule(name) for name in targets)
+    return rank * sum(int(getattr(layer, side)) for layer in layers for side in ("in_features", "out_features"))
+
+
+def estimate_memory(
+    base: FlowBaseModel,
+    config: FlowConfig,
+    *,
+    latent_shape: Sequence[int],
+    conditions: Conditions,
+    is_streamed: bool,
+    caching_bytes: int = 0,
+    decoding_bytes: int = 0,
+) -> MemoryEstimate:
+    """Estimate the peak of a training on a GPU, whose largest images have latents of
+    `latent_shape`, [C, ...], and whose longest caption gives these conditions.
+
+    The base model's network must be on the meta device, and is changed. Gradients count in full, as
+    they do from the second micro-batch of a step on.
+    """
+    weights = FrozenWeights.of(base.network)
+    targets = find_targets(base.network, base.family, config.target_modules)
+    num_parameters = count_adapter_parameters(base.network, targets, config.rank)
+    is_rough = False
+    try:
+        activations_bytes = count_activations(
+            base, config, latent_shape=latent_shape, conditions=conditions, is_streamed=is_streamed
+        )
+    except NotCountable:
+        activations_bytes, is_rough = round(ROUGH_SHARE * weights.total_bytes), True
+    return MemoryEstimate(
+        weights_bytes=weights.count_resident(is_streamed=is_streamed),
+        adapters_bytes=round(num_parameters * bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0)),
+        activations_bytes=activations_bytes,
+        caching_bytes=caching_bytes,
+        samples_bytes=decoding_bytes if config.sample_every_n_steps else 0,
+        is_rough=is_rough,
+    )
+
+
+def count_activations(
+    base: FlowBaseModel,
+    config: FlowConfig,
+    *,
+    latent_shape: Sequence[int],
+    conditions: Conditions,
+    is_streamed: bool = False,
+    is_whole: bool = False,
+) -> int:
+    """Count the peak bytes of forward and backward pass, without gradients and weights, except
+    those of streamed blocks.
+
+    `is_whole`: with every block, which takes a minute for a large model and gives the same number.
+    """
+    network = base.network
+    runs = [] if is_whole else shorten(network)
+    targets = find_targets(network, base.family, config.target_modules)
+    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    parameters = wrap_linear_layers(network, targets, settings, component=NETWORK, device=META)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    memory = LiveMemory(leave_out=[*network.parameters(), *network.buffers(), *gradients])
+    timeline = BlockTimeline(runs, memory)
+    blocks = list_blocks(network).values()
+    for block in blocks if is_streamed else ():
+        BlockStreamer(META).stream(block)
+    if config.gradient_checkpointing or is_streamed:
+        checkpoint_blocks(blocks)
+    shape, batch_size = (config.train_batch_size, *latent_shape), config.train_batch_size
+    try:
+        with running_without_data(), memory, base.computing():
+            latents, noise = torch.zeros(shape, device=META), torch.zeros(shape, device=META)
+            levels = torch.zeros(batch_size, device=META)
+            _compute_loss(base, config, latents, noise, levels, [conditions] * batch_size).backward()
+    except (RuntimeError, TypeError) as error:  # what torch raises for .item() and numpy without data
+        raise NotCountable(f"{base.family.name} needs the values of its tensors: {error}") from error
+    return timeline.find_peak()
+
+
+def _compute_loss(
+    base: FlowBaseModel,
+    config: FlowConfig,
+    latents: Tensor,
+    noise: Tensor,
+    levels: Tensor,
+    conditions: Sequence[Conditions],
+) -> Tensor:
+    target = base.target(latents, noise, levels)
+    prediction = base.predict(base.add_noise(latents, noise, levels), levels, conditions)
+    losses = per_sample_loss(prediction, target) * loss_weights(levels, config.loss_weighting)
+    return losses.sum()

@@ -1,0 +1,93 @@
+"""What the flight check asks of SDXL."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...check.check_finding import CheckFinding
+from ...check.disk_use import FILE_BYTES
+from ...check.family_check import CacheSizes, FamilyCost
+from ...check.memory_estimate import bytes_per_parameter
+from ...dataset.image import TrainingImage
+from ...dataset.report import Remark
+from ...training.plan import TrainingPlan
+from ...wording import pluralize
+from ..config import SDXLConfig
+
+MAX_CHUNKS = 3
+LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
+MASK_BYTES_PER_PIXEL = 4 / 64  # one channel of the same size
+CAPTION_CHUNK_BYTES = 77 * 2048 * 2  # hidden states of both text encoders in fp16
+POOLED_BYTES = 1280 * 2
+
+
+@dataclass(frozen=True)
+class SDXLCheck:
+    """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
+
+    precision: str = "bf16"
+    title: ClassVar[str] = "SDXL"
+    base_model: ClassVar[dict[str, str | None]] = {"family": None}  # other families' runs have one
+    speed_settings: ClassVar[tuple[str, ...]] = (
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "optimizer",
+        "train_text_encoders",
+        "target_modules",
+        "rank",
+        "prior_loss_weight",
+    )
+
+    def check_settings(self, config: SDXLConfig) -> None:
+        from ..start import check_settings  # diffusers takes seconds to import
+
+        check_settings(config)
+
+    def check_plan(self, plan: TrainingPlan[SDXLConfig]) -> None:
+        """Any plan suits SDXL."""
+
+    def judge_model(self) -> Iterator[CheckFinding]:
+        """No model is looked at."""
+        yield from ()
+
+    def judge_lengths(self, texts: Iterable[tuple[TrainingImage, Sequence[str]]]) -> Iterator[CheckFinding]:
+        from ...captions.clip_tokenizer import TOKENS_PER_CHUNK, count_chunks, token_ids
+
+        num_tokens = {image.name: max(map(len, token_ids(list(variants)))) for image, variants in texts}
+        limit = MAX_CHUNKS * TOKENS_PER_CHUNK
+        remarks = {
+            name: Remark(name, f"{count} tokens, {count_chunks(count)} chunks") for name, count in num_tokens.items()
+        }
+        overlong = [remarks[name] for name, count in num_tokens.items() if count > limit]
+        if overlong:
+            advice = "Other programs cut such prompts off, and their last words have little effect. Shorten them"
+            message = f"{pluralize(len(overlong), 'caption')} of more than {limit} tokens. {advice}"
+            yield CheckFinding("warning", "overlong_caption", message, overlong)
+        long = [remarks[name] for name, count in num_tokens.items() if TOKENS_PER_CHUNK < count <= limit]
+        if long:
+            message = (
+                f"{pluralize(len(long), 'caption')} of more than {TOKENS_PER_CHUNK} tokens, learned in chunks; "
+                "the first chunk counts most"
+            )
+            yield CheckFinding("note", "long_caption", message, long)
+
+    def estimate(self, plan: TrainingPlan[SDXLConfig]) -> FamilyCost:
+        # diffusers takes seconds to import
+        from ..model.standard_unet import standard_unet
+        from .memory import estimate_memory
+
+        config = plan.settings.training
+        memory = estimate_memory(standard_unet(), config, size_hw=plan.crops.largest_hw, precision=self.precision)
+        per_parameter = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0)
+        return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan))
+
+
+def _count_cache(plan: TrainingPlan[SDXLConfig]) -> CacheSizes:
+    from ...captions.clip_tokenizer import count_chunks, token_ids
+
+    captions_bytes = 0
+    if not plan.settings.training.train_text_encoders:
+        num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.list_all())]
+        captions_bytes = sum(count * CAPTION_CHUNK_BYTES + POOLED_BYTES + FILE_BYTES for count in num_chunks)
+    return CacheSizes(LATENT_BYTES_PER_PIXEL, MASK_BYTES_PER_PIXEL, captions_bytes)
