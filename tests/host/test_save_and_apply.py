@@ -437,7 +437,11 @@ def refusals(run_in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPa
         ),
         ("save no lora", "ValueError: this LORA_MODEL holds no LoRA weights (a, b). Connect Train LoRA's lora output"),
         ("save empty", "ValueError: this LORA_MODEL holds no LoRA weights (nothing at all)"),
-        ("save nan", "ValueError: 1 of 3 tensors hold values that are not finite, such as lora_unet_input_blocks_4_1_"),
+        (
+            "save nan",
+            "RuntimeError: nan.safetensors: 1 of 3 tensors hold values that are not finite: "
+            "lora_unet_input_blocks_4_1_",
+        ),
         ("save zero", "RuntimeError: zero.safetensors: all up weights are zero"),
     ],
 )

@@ -142,7 +142,10 @@ def require_sound(tensors: Mapping[str, Tensor], label: Path) -> None:
     """
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
-        raise RuntimeError(f"{label}: {len(broken)} tensors hold values that are not finite: {name_examples(broken)}")
+        raise RuntimeError(
+            f"{label}: {len(broken)} of {len(tensors)} tensors hold values that are not finite: "
+            f"{name_examples(broken)}. Train with a lower learning rate"
+        )
     ups = [tensor for name, tensor in tensors.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
     if ups and not any(bool(tensor.any()) for tensor in ups):
         raise _changes_nothing(label)
