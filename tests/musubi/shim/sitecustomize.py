@@ -1,46 +1,30 @@
 """Test-only: Python runs this file at the start of every process of Musubi Tuner with its folder on
 PYTHONPATH. No file of Musubi is changed.
 
-With MUSUBI_TINY=1, the sizes in Musubi's code become tiny, as each of its modules is imported. If
-MUSUBI_TINY is a JSON file, they become what it says, in the form of TINY. The command lines are
-those of a real training. If torchvision's own operators do not load with a CPU
+With MUSUBI_TINY=1, the sizes in Musubi's code become tiny, as each of its modules is imported. The
+command lines are those of a real training. If torchvision's own operators do not load with a CPU
 build of torch, their names are declared, so that torchvision can be imported.
 """
 
 import importlib
 import importlib.abc
 import importlib.util
-import json
 import os
 import sys
 
-TINY = {
-    "transformer": {
-        "DEFAULT_TRANSFORMER_DIM": 64,
-        "DEFAULT_TRANSFORMER_N_HEADS": 2,
-        "DEFAULT_TRANSFORMER_N_KV_HEADS": 2,
-        "DEFAULT_TRANSFORMER_N_LAYERS": 2,
-        "DEFAULT_TRANSFORMER_N_REFINER_LAYERS": 1,
-        "DEFAULT_TRANSFORMER_CAP_FEAT_DIM": 64,
-        "ROPE_AXES_DIMS": [8, 12, 12],
-        "ADALN_EMBED_DIM": 32,
-        "DEFAULT_VAE_NORM_NUM_GROUPS": 8,
-    },
-    "text_encoder": {
-        "hidden_size": 64,
+CAPTION_FEATURES = 64
+QWEN3 = {
+    **{
+        "hidden_size": CAPTION_FEATURES,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
         "max_window_layers": 3,
         "vocab_size": 320,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "max_position_embeddings": 1024,
-        "bos_token_id": 256,
-        "eos_token_id": 258,
     },
-    "vae": {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 1024},
+    **{"bos_token_id": 256, "eos_token_id": 258},
 }
+VAE = {"block_out_channels": (16, 16, 16, 16), "layers_per_block": 1}
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -94,41 +78,33 @@ def declare_operators():
     sys.torchvision_library = library  # the declarations live as long as this object
 
 
-def read_sizes(chosen):
-    if chosen == "1":
-        return TINY
-    with open(chosen, encoding="utf-8") as file:
-        return json.load(file)
+def shrink_sizes(config):
+    config.DEFAULT_TRANSFORMER_DIM = 64
+    config.DEFAULT_TRANSFORMER_N_HEADS = config.DEFAULT_TRANSFORMER_N_KV_HEADS = 2
+    config.DEFAULT_TRANSFORMER_N_LAYERS, config.DEFAULT_TRANSFORMER_N_REFINER_LAYERS = 2, 1
+    config.DEFAULT_TRANSFORMER_CAP_FEAT_DIM = CAPTION_FEATURES
+    config.ROPE_AXES_DIMS = [8, 12, 12]
+    config.ADALN_EMBED_DIM = 32
+    config.DEFAULT_VAE_NORM_NUM_GROUPS = 8
 
 
-def shrink_transformer(sizes):
-    return lambda config: vars(config).update(sizes)
+def shrink_vae(module):
+    whole = module.AutoencoderKL
+
+    class AutoencoderKL(whole):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **{**settings, **VAE})
+
+    module.AutoencoderKL = AutoencoderKL
 
 
-def shrink_vae(sizes):
-    def change(module):
-        whole = module.AutoencoderKL
-
-        class AutoencoderKL(whole):
-            def __init__(self, *arguments, **settings):
-                super().__init__(*arguments, **{**settings, **sizes})
-
-        module.AutoencoderKL = AutoencoderKL
-
-    return change
-
-
-def shrink_text_encoder(sizes):
-    def change(module):
-        whole = module.Qwen3Config
-        module.Qwen3Config = lambda **settings: whole(**{**settings, **sizes})
-
-    return change
+def shrink_text_encoder(module):
+    whole = module.Qwen3Config
+    module.Qwen3Config = lambda **settings: whole(**{**settings, **QWEN3})
 
 
 sys.meta_path.insert(0, DeclareOperators())
-if os.environ.get("MUSUBI_TINY"):
-    SIZES = read_sizes(os.environ["MUSUBI_TINY"])
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_config", shrink_transformer(SIZES["transformer"])))
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_autoencoder", shrink_vae(SIZES["vae"])))
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_utils", shrink_text_encoder(SIZES["text_encoder"])))
+if os.environ.get("MUSUBI_TINY") == "1":
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_config", shrink_sizes))
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_autoencoder", shrink_vae))
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_utils", shrink_text_encoder))
