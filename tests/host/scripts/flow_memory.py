@@ -152,7 +152,7 @@ def count(base, config, plan, shape, conditions, is_streamed):
                 BlockStreamer(META).stream(block)
         if is_streamed or config.gradient_checkpointing:
             checkpoint_blocks(blocks)
-        optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16", device=torch.device("cpu"))
+        optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16")
         _give_gradients(adapted.parameters)
         optimizer.update(1, torch.zeros((), device=META))  # which makes the optimizer's states
         _give_gradients(adapted.parameters)  # as the second micro-batch finds them
