@@ -47,6 +47,7 @@ from lora_trainer.trainers.flow.checkpointing import BlockStreamer, checkpoint_b
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
 from lora_trainer.trainers.flow.lora_names import name_modules
+from lora_trainer.trainers.flow import prepared_model
 from lora_trainer.trainers.flow.prepare import _attach
 from lora_trainer.trainers.flow.prepared_model import PreparedFlow
 from lora_trainer.trainers.flow.targets import find_targets, is_linear, list_blocks
@@ -56,7 +57,17 @@ from lora_trainer.trainers.training.masks import MaskStore
 from lora_trainer.trainers.training.optimizer_step import OptimizerStep
 from lora_trainer.trainers.training.plan import plan_training
 from lora_trainer.trainers.training.run_settings import RunSettings
+from lora_trainer.trainers.training.transfer import move_together
 from tiny_models import SPECS, build_patcher
+
+
+def move_all_but_texts(batch, device):
+    """ComfyUI looks at the values of texts."""
+    texts = batch["conditions"]
+    return {**move_together({**batch, "conditions": None}, device), "conditions": texts}
+
+
+prepared_model.move_together = move_all_but_texts
 
 DEPTHS = ("n_layers", "num_layers", "num_blocks", "depth", "depth_single_blocks", "layers")
 
@@ -145,7 +156,6 @@ def count(base, config, plan, shape, conditions, is_streamed):
         adapted = _attach(config, base, targets, names, host)
         masks = MaskStore(TensorCache(None), pixels_per_latent=8)
         model = PreparedFlow(plan, host, base, adapted, Latents(shape), masks, Conditions(conditions), "sigmoid")
-        model._move = lambda conditions: conditions
         blocks = list(list_blocks(base.network).values())
         if is_streamed:
             for block in blocks:

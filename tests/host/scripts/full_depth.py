@@ -43,8 +43,8 @@ folder_paths.set_output_directory(str(folder / "output"))
 WIDTHS = (32, 64, 128)
 
 
-class FullDepth(embedded.EmbeddedBase):
-    unet_config = {**embedded.UNET, "model_channels": WIDTHS[0], "transformer_depth": [0, 0, 2, 2, 10, 10]}
+class FullDepth(embedded.sdxl.EmbeddedSDXL):
+    unet_config = {**embedded.sdxl.UNET, "model_channels": WIDTHS[0], "transformer_depth": [0, 0, 2, 2, 10, 10]}
 
 
 comfy.supported_models.models.insert(0, FullDepth)
