@@ -62,8 +62,9 @@ def _teach_vae() -> None:
     load = comfy.sd.VAE.__init__
 
     def load_any_width(self, sd=None, config=None, **settings):
-        first = (sd or {}).get("encoder.conv_in.weight")
-        if config is None and first is not None and first.shape[0] == VAE_WIDTH and "quant_conv.weight" in sd:
+        weights = sd or {}
+        first = weights.get("encoder.conv_in.weight")
+        if config is None and first is not None and first.shape[0] == VAE_WIDTH and "quant_conv.weight" in weights:
             config = {"params": {"embed_dim": 4, "ddconfig": VAE}}
         load(self, sd=sd, config=config, **settings)
 

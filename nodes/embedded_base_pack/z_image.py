@@ -83,8 +83,9 @@ def _teach_vae() -> None:
 
     def load_small_too(self, sd=None, config=None, **settings):
         """ComfyUI reads most sizes of such a VAE from the file, but not all."""
-        first = (sd or {}).get("encoder.conv_in.weight")
-        is_small = first is not None and first.shape[0] == VAE_WIDTH and "quant_conv.weight" not in sd
+        weights = sd or {}
+        first = weights.get("encoder.conv_in.weight")
+        is_small = first is not None and first.shape[0] == VAE_WIDTH and "quant_conv.weight" not in weights
         comfy.sd.AutoencodingEngine = build_small if is_small else build
         try:
             load(self, sd=sd, config=config, **settings)

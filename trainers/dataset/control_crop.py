@@ -57,7 +57,7 @@ def crop_control_images(item: TrainingItem, *, flip: bool) -> tuple[ControlCrop,
 
 
 def show_whole(controls: Iterable[TrainingImage]) -> tuple[ControlCrop, ...]:
-    return tuple(ControlCrop(control, (0, 0, *reversed(control.size_hw))) for control in controls)
+    return tuple(ControlCrop(control, (0, 0, control.size_hw[1], control.size_hw[0])) for control in controls)
 
 
 def _find_box(size_hw: tuple[int, int], image_hw: tuple[int, int], crop: Crop) -> tuple[int, int, int, int]:

@@ -67,7 +67,7 @@ class Prodigy(prodigyopt.Prodigy):
         the device: [numerator, denominator].
         """
         d, (beta1, beta2), beta3 = group["d"], group["betas"], _find_beta3(group)
-        gradients = [param.grad for param in params]
+        gradients = [param.grad for param in params if param.grad is not None]  # of all
         averages, squares, weighted = (self._list(params, name) for name in ("exp_avg", "exp_avg_sq", "s"))
         flat = [gradient.flatten() for gradient in gradients]
         moved = [start - param.flatten() for start, param in zip(self._list(params, "p0"), params, strict=True)]

@@ -53,7 +53,7 @@ class WatchingHost(DeviceMemory):
         if isinstance(event, StepDone):
             self._add_step(event)
 
-    def _look(self) -> tuple[int, int, int]:
+    def _look(self) -> tuple[int, ...]:
         counts = self.counts
         before, self._seen = self._seen, (counts.copies, counts.waiting_copies, counts.syncs)
         return tuple(now - then for now, then in zip(self._seen, before, strict=True))

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -257,7 +258,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, 
 # ---- files ----
 
 
-def save_parts(work: Path, parts: Mapping[str, nn.Module], *, without: str = "") -> None:
+def save_parts(work: Path, parts: Mapping[Any, nn.Module], *, without: str = "") -> None:
     """Save one float32 file per part, without the weights that have `without` in their names: they
     are drawn from a seed.
     """
@@ -267,7 +268,7 @@ def save_parts(work: Path, parts: Mapping[str, nn.Module], *, without: str = "")
         save_file(weights, work / f"{name}.safetensors")
 
 
-def load_parts(work: Path, parts: Mapping[str, nn.Module], *, without: str = "") -> None:
+def load_parts(work: Path, parts: Mapping[Any, nn.Module], *, without: str = "") -> None:
     for name, module in parts.items():
         missing, unexpected = module.load_state_dict(load_file(work / f"{name}.safetensors"), strict=False)
         assert not unexpected and all(_has(key, without) for key in missing), (missing, unexpected)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
@@ -49,7 +48,7 @@ class FlowCheck:
     count_tokens: Callable[[str], int] | None = None
     notices: tuple[str, ...] = ()  # on the model
 
-    speed_settings: ClassVar[tuple[str, ...]] = (
+    speed_settings: tuple[str, ...] = (
         "train_batch_size",
         "gradient_accumulation_steps",
         "gradient_checkpointing",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
@@ -26,9 +25,8 @@ class SDXLCheck:
     """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
 
     precision: str = "bf16"
-    title: ClassVar[str] = "SDXL"
-    base_model: ClassVar[dict[str, str | None]] = {"family": None}  # other families' runs have one
-    speed_settings: ClassVar[tuple[str, ...]] = (
+    title: str = "SDXL"
+    speed_settings: tuple[str, ...] = (
         "train_batch_size",
         "gradient_accumulation_steps",
         "gradient_checkpointing",
@@ -38,6 +36,11 @@ class SDXLCheck:
         "rank",
         "prior_loss_weight",
     )
+
+    @property
+    def base_model(self) -> dict[str, str | None]:
+        """Other families' runs have a name there."""
+        return {"family": None}
 
     def check_settings(self, config: SDXLConfig) -> None:
         from ..start import check_settings  # diffusers takes seconds to import
