@@ -49,16 +49,28 @@ def read_lora(
     }
 
 
-def check_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
+def check_sdxl_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
     """Check what needs no model: that these are the tensors of a plain LoRA for SDXL, in numbers.
 
     Raises:
         ValueError: they are not.
     """
     _refuse_other_files(tensors, label)
-    factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
-    if not factors or looks_like_another_model(tensors):
+    if not any(map(_FACTOR.fullmatch, tensors)) or looks_like_another_model(tensors):
         raise ValueError(f"{label}: this is no LoRA for SDXL. {_guess_content(tensors)}")
+    check_tensors(tensors, label)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
+    """Check that these are the tensors of a plain LoRA, for whatever model, in numbers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    _refuse_other_files(tensors, label)
+    factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
+    if not factors:
+        raise ValueError(f"{label}: this is no LoRA. {_guess_content(tensors)}")
     for name, tensor in factors.items():
         _require_floats(tensor, f"{label}: {name}")
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]

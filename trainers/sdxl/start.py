@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..lora.modules import LoraModule, ModuleKey, ModuleNames
-from ..lora.read import check_tensors, list_ranks, load_tensors, read_lora
+from ..lora.read import check_sdxl_tensors, list_ranks, load_tensors, read_lora
 from ..training.adapters import require_rank
 from ..training.events import Notice
 from ..training.host import Host
@@ -47,7 +47,7 @@ def check_settings(config: SDXLConfig) -> None:
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
-        check_tensors(tensors, label)
+        check_sdxl_tensors(tensors, label)
         require_rank(list_ranks(tensors), config.rank)
 
 
