@@ -2,14 +2,12 @@
 the meta device.
 
 Forward and backward of the real classes run on tensors without data, and every storage is counted
-from its creation to its deletion. CUDA's autocast is imitated, since it needs a CUDA build: matrix
-products in the low precision, normalization and interpolation in float32 (ATen/autocast_mode.h).
-Attention uses the flash kernel, dropout the fused one. Memory that kernels allocate inside is not
-counted.
+from its creation to its deletion. Attention uses the flash kernel, dropout the fused one. Memory
+that kernels allocate inside is not counted.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -28,31 +26,18 @@ from trainers.sdxl.step import Batch, Objective, weighted_losses
 from trainers.sdxl.targets import find_unet_targets
 from trainers.training.adapters import AdapterSettings, attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
+from trainers.training.flat_weights import FlatWeights
 from trainers.training.live_memory import LiveMemory
 from trainers.wording import GIBIBYTE
 
 
 @contextmanager
-def cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
-    """Imitate torch.autocast("cuda", dtype) for the functions of a UNet, on any device. float32
-    means no autocast.
-    """
-    low_precision = dict.fromkeys(("linear", "conv2d"), dtype)
-    full_precision = dict.fromkeys(("layer_norm", "group_norm", "interpolate"), torch.float32)
-    casts = {} if dtype == torch.float32 else {**low_precision, **full_precision}
+def cuda_kernels() -> Iterator[None]:
+    """Imitate what CUDA's fused kernels keep, on any device."""
     with ExitStack() as stack:
-        for name, wanted in casts.items():
-            stack.enter_context(patch.object(F, name, _wrap_with_cast(getattr(F, name), wanted)))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _flash_attention))
         stack.enter_context(patch.object(F, "dropout", _fused_dropout))
         yield
-
-
-def _wrap_with_cast(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) else value
-
-    return lambda *args, **kwargs: function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
 
 
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
@@ -76,7 +61,7 @@ def measure_activations(
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in unet.parameters() if parameter.grad is not None]
     objective = Objective(torch.ones(1000, device="meta"), "epsilon", 0.0)
-    with LiveMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_autocast(COMPUTE_DTYPES[precision]):
+    with LiveMemory(leave_out=[*unet.parameters(), *gradients]) as memory, cuda_kernels():
         weighted_losses(unet, batch, objective).mean().backward()
     return memory.peak_bytes
 
@@ -101,7 +86,8 @@ def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -
         unet = UNet2DConditionModel(**settings)
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
     adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
+    parameters = attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
+    FlatWeights(parameters, COMPUTE_DTYPES[precision])
     unet.train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

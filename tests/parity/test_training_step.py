@@ -210,14 +210,15 @@ def train_and_record(
         run.embed = listen_to_embed
 
         def before_step(optimizer, *_):
-            gradients = [parameter.grad.clone() for parameter in run.adapted.parameters]
+            weights = [group.weights for group in run.adapted.groups]
+            gradients = [part.clone() for each in weights for part in each.split(each.flat.grad)]
             # leave out the class prompts, which are embedded after the captions of each batch
             steps.append(RecordedStep(list(batches), captions[:: len(captions) // len(batches)], 0.0, gradients, []))
             batches.clear()
             captions.clear()
 
         def after_step(optimizer, *_):
-            steps[-1].weights = [parameter.detach().clone() for parameter in run.adapted.parameters]
+            steps[-1].weights = [matrix.clone() for matrix in run.adapted.name_parameters().values()]
 
         loop._optimizer_step._optimizer.register_step_pre_hook(before_step)
         loop._optimizer_step._optimizer.register_step_post_hook(after_step)
@@ -249,8 +250,7 @@ class Reference:
         modules.
         """
         self.weights, self.rates = [], []
-        groups = {id(parameter): group.learning_rate for group in adapted.groups for parameter in group.parameters}
-        self.rates = [groups[id(parameter)] for parameter in adapted.parameters]
+        self.rates = [group.learning_rate for group in adapted.groups for _ in group.weights.parameters]
         modules = {
             "unet": self.model.unet,
             "text_encoder": self.model.text_encoder,
@@ -263,7 +263,10 @@ class Reference:
             self.weights += [down, up]
             named = {name.removeprefix("text_model."): layer for name, layer in modules[component].named_modules()}
             named[path].register_forward_hook(self._lora_hook(down, up))
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(self.weights, adapted.parameters, strict=True))
+        assert all(
+            torch.equal(mine, theirs)
+            for mine, theirs in zip(self.weights, adapted.name_parameters().values(), strict=True)
+        )
         self.initial = [weight.detach().clone() for weight in self.weights]
         self.moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in self.weights]
 

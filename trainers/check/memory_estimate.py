@@ -10,9 +10,12 @@ CUDA_CONTEXT_BYTES = 600 * 2**20  # a rule of thumb: the driver's context and th
 FRAGMENTATION = 0.05  # a rule of thumb: what the allocator holds without using it, and what kernels allocate
 
 
-def bytes_per_parameter(optimizer: str, *, has_ema: bool = False) -> float:
-    """Return the bytes per adapter parameter: weight, gradient, optimizer states, average."""
-    return (3 if has_ema else 2) * FLOAT32 + find_optimizer(optimizer).state_bytes
+def bytes_per_parameter(optimizer: str, *, has_ema: bool = False, number_bytes: int = FLOAT32) -> float:
+    """Return the bytes per adapter parameter: weight, gradient, optimizer states, average. In half
+    precision, of numbers of 2 bytes, the layers have a copy and its gradient.
+    """
+    copies = 2 * number_bytes if number_bytes < FLOAT32 else 0
+    return (3 if has_ema else 2) * FLOAT32 + copies + find_optimizer(optimizer).state_bytes
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
     AdapterSettings,
+    find_adapter_layers,
     require_rank,
     unwrap_linear_layer,
     wrap_linear_layers,
 )
+from ..training.device import COMPUTE_DTYPES
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
@@ -68,7 +70,8 @@ def prepare_flow(
         host.report(Notice("the model does not fit: its blocks stay in main memory, and come to the device one by one"))
     if config.gradient_checkpointing or is_streamed:
         checkpoint_blocks(list_blocks(base.network).values())
-    _drop_idle_layers(model, config, names, kept={path for _, path in start})
+    _drop_idle_layers(model, config, kept={path for _, path in start})
+    model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
     if start:
         model.adapted.load(start, alpha=config.alpha)
     return model
@@ -113,18 +116,18 @@ def _attach(
     config: FlowConfig, base: FlowBaseModel, targets: list[str], names: ModuleNames, host: Host
 ) -> AdaptedModel:
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parameters = wrap_linear_layers(base.network, targets, settings, component=NETWORK, device=host.device)
-    return _describe_adapters(config, base, parameters, names)
+    wrap_linear_layers(base.network, targets, settings, component=NETWORK, device=host.device)
+    return _describe_adapters(config, base, names, torch.float32)
 
 
-def _describe_adapters(
-    config: FlowConfig, base: FlowBaseModel, parameters: list[torch.nn.Parameter], names: ModuleNames
-) -> AdaptedModel:
+def _describe_adapters(config: FlowConfig, base: FlowBaseModel, names: ModuleNames, dtype: torch.dtype) -> AdaptedModel:
+    layers = find_adapter_layers(base.network).values()
+    parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
     group = ParameterGroup("unet", parameters, config.learning_rate)
-    return AdaptedModel({NETWORK: AdaptedComponent(base.network, group)}, names)
+    return AdaptedModel({NETWORK: AdaptedComponent(base.network, group)}, names, dtype=dtype)
 
 
-def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, names: ModuleNames, *, kept: set[str]) -> None:
+def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, *, kept: set[str]) -> None:
     """Take the LoRA from layers that have no effect on the output, such as the last block's text
     stream of some models: one backward pass tells them, as they get no gradient.
     """
@@ -139,8 +142,6 @@ def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, names: ModuleName
     for path in idle:
         unwrap_linear_layer(model.base.network, path)
     if idle:
-        parameters = [p for path in layers if path not in idle for p in layers[path].parameters() if p.requires_grad]
-        model.adapted = _describe_adapters(config, model.base, parameters, names)
         model.host.report(
             Notice(f"{pluralize(len(idle), 'layer')} without effect on the output get no LoRA: {name_examples(idle)}")
         )
@@ -153,8 +154,8 @@ def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
         for loss in model.loss_terms([item], 1):
             loss.sum().backward()
     found = {path: any(_has_gradient(p) for p in layer.parameters()) for path, layer in layers.items()}
-    for parameter in model.adapted.parameters:
-        parameter.grad = None
+    for group in model.adapted.groups:
+        group.weights.forget_gradients()
     return found
 
 

@@ -45,7 +45,7 @@ def prepare_sdxl(
     host.release_memory()
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision])
-    adapted = AdaptedModel(components, names, module_key)
+    adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start, alpha=config.alpha)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)

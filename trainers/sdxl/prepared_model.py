@@ -58,15 +58,11 @@ class PreparedSDXL:
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
         """Yield the diffusion loss, and with prior_loss_weight the loss of prior preservation."""
-        with self.autocast():
-            batch = self.make_batch(items, step)
-            losses = weighted_losses(self.model.unet, batch, self.objective)
-        yield losses
+        batch = self.make_batch(items, step)
+        yield weighted_losses(self.model.unet, batch, self.objective)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            with self.autocast():
-                losses = self._compute_prior_losses(batch, class_prompts)
-            yield self.config.prior_loss_weight * losses
+            yield self.config.prior_loss_weight * self._compute_prior_losses(batch, class_prompts)
 
     def enable_gradient_checkpointing(self) -> bool:
         parts = [self.model.unet]
@@ -84,10 +80,6 @@ class PreparedSDXL:
             alphas = objective.alphas_cumprod[batch.timesteps]
             base_pred = predict(unet, self._replace_texts(batch, class_prompts), alphas)
         return prior_losses(unet, self._replace_texts(batch, class_prompts), base_pred, objective)
-
-    def autocast(self) -> torch.autocast:
-        enabled = self.precision != "no"
-        return torch.autocast(self.host.device.type, COMPUTE_DTYPES[self.precision], enabled=enabled)
 
     def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
         loss_weights = [item.image.loss_weight for item in items]
@@ -150,9 +142,8 @@ class PreparedSDXL:
     def _measure(self, draws: Sequence[ValidationDraw]) -> Tensor:
         items = [draw.item for draw in draws]
         captions = [self.plan.texts.get_measured_caption(item) for item in items]
-        with self.autocast():
-            batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions)
-            return weighted_losses(self.model.unet, batch, replace(self.objective, min_snr_gamma=0.0))
+        batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions)
+        return weighted_losses(self.model.unet, batch, replace(self.objective, min_snr_gamma=0.0))
 
     def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
         embeddings = self.embed(texts)
@@ -199,7 +190,6 @@ class PreparedSDXL:
             usual_size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
             prediction_type=self.objective.prediction_type,
             zero_terminal_snr=self.zero_terminal_snr,
-            autocast=self.autocast(),
             host=self.host,
         )
 

@@ -1,7 +1,6 @@
 """Sample images of a running training, with the same prompts and noise every time."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from diffusers import AutoencoderKL
@@ -28,7 +27,6 @@ def draw_samples(
     usual_size_hw: tuple[int, int],
     prediction_type: str,
     zero_terminal_snr: bool,
-    autocast: AbstractContextManager,
     host: Host,
 ) -> list[list[Image.Image]]:
     """Draw a row for each prompt, with one image per seed, with the model as it is, LoRA included.
@@ -40,7 +38,7 @@ def draw_samples(
     """
     scheduler = make_noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
     rows: list[list[torch.Tensor]] = []
-    with evaluating(model.unet, model.text_encoder, model.text_encoder_2), autocast:
+    with evaluating(model.unet, model.text_encoder, model.text_encoder_2):
         for prompt in prompts:
             rows.append([])
             for start in range(0, len(prompt.seeds), MAX_AT_ONCE):

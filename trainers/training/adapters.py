@@ -1,7 +1,7 @@
 """LoRA adapters on frozen modules: attach them with PEFT, read them, load them, disable them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from .flat_weights import FlatWeights, TrainedGroup
 from .generators import generator_for
 from .optimizers import ParameterGroup
 
@@ -39,7 +40,8 @@ class AdaptedComponent:
 class AdaptedModel:
     """The adapters of all components (nothing else is trained), and their names in a LoRA file.
 
-    `module_key` makes the key of a module from its component and its path in the component.
+    Whoever reads or sets the weights here has those in float32, whatever `dtype` the layers compute
+    in. `module_key` makes the key of a module from its component and its path in the component.
     """
 
     def __init__(
@@ -47,15 +49,20 @@ class AdaptedModel:
         components: Mapping[str, AdaptedComponent],
         names: ModuleNames,
         module_key: Callable[[str, str], ModuleKey] = lambda component, path: (component, path),
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._layers = {
             module_key(name, path): layer
             for name, component in components.items()
             for path, layer in find_adapter_layers(component.module).items()
         }
-        self.groups = [component.group for component in components.values()]
-        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
-        self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
+        self.groups = [
+            TrainedGroup(group.name, FlatWeights(group.parameters, dtype), group.learning_rate)
+            for group in (component.group for component in components.values())
+        ]
+        self.flat_weights = [group.weights.flat for group in self.groups]
+        self.num_parameters = sum(flat.numel() for flat in self.flat_weights)
         self.names = names
 
     def name_layers(self) -> dict[str, nn.Module]:
@@ -63,12 +70,36 @@ class AdaptedModel:
         return {path: layer for (_, path), layer in self._layers.items() if isinstance(layer, nn.Module)}
 
     def name_parameters(self) -> dict[str, Tensor]:
-        """Return the trained parameters themselves, by names that are the same in every run."""
+        """Return the trained weights themselves, by names that are the same in every run."""
+        return self.name_matrices(self.flat_weights)
+
+    def name_matrices(self, flat: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return views of tensors that are laid out as flat_weights, by the names of
+        name_parameters.
+        """
+        matrices = self._split(flat)
         return {
-            f"{self.names[key]}.{matrix}": _get_weight(adapters)
-            for key, layer in self._layers.items()
-            for matrix, adapters in (("down", layer.lora_A), ("up", layer.lora_B))
+            f"{self.names[key]}.{name}": matrix
+            for key in self._layers
+            for name, matrix in zip(("down", "up"), matrices[key], strict=True)
         }
+
+    def _split(self, flat: Sequence[Tensor]) -> dict[ModuleKey, tuple[Tensor, Tensor]]:
+        """Return views of `down` and `up` of each layer."""
+        views = {
+            id(parameter): view
+            for group, each in zip(self.groups, flat, strict=True)
+            for parameter, view in zip(group.weights.parameters, group.weights.split(each), strict=True)
+        }
+        return {
+            key: (views[id(_get_weight(layer.lora_A))], views[id(_get_weight(layer.lora_B))])
+            for key, layer in self._layers.items()
+        }
+
+    def publish(self) -> None:
+        """Give the layers what the weights are now. Whoever changes `flat_weights` calls it."""
+        for group in self.groups:
+            group.weights.publish()
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
@@ -82,16 +113,14 @@ class AdaptedModel:
             raise ValueError("resume: that run trains other layers, or with another rank. It cannot be gone on with")
         for name, parameter in own.items():
             parameter.copy_(values[name])
+        self.publish()
 
     def __contains__(self, key: ModuleKey) -> bool:
         return key in self._layers
 
     def read(self, *, alpha: float) -> dict[ModuleKey, LoraModule]:
-        """Return the trained weights as views of the live parameters."""
-        return {
-            key: LoraModule(_get_weight(layer.lora_A), _get_weight(layer.lora_B), alpha)
-            for key, layer in self._layers.items()
-        }
+        """Return the trained weights as views of the live ones."""
+        return {key: LoraModule(down, up, alpha) for key, (down, up) in self._split(self.flat_weights).items()}
 
     def load(self, weights: Mapping[ModuleKey, LoraModule], *, alpha: float) -> None:
         """Start from existing weights. `up` is rescaled: the LoRA acts as strongly as in its file,
@@ -103,8 +132,10 @@ class AdaptedModel:
         """
         surplus = sorted(self.names[key] for key in weights if key not in self._layers)
         assert not surplus, f"no adapters for {surplus}"
+        own = self._split(self.flat_weights)
         for key, module in weights.items():
-            _load_layer(self._layers[key], module, self.names[key], alpha)
+            _load_layer(*own[key], module, self.names[key], alpha)
+        self.publish()
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
@@ -138,8 +169,7 @@ def require_rank(ranks: Iterable[int], rank: int) -> None:
 
 
 @torch.no_grad()
-def _load_layer(layer: "LoraLayer | LoraLinear", module: LoraModule, name: str, alpha: float) -> None:
-    down, up = _get_weight(layer.lora_A), _get_weight(layer.lora_B)
+def _load_layer(down: Tensor, up: Tensor, module: LoraModule, name: str, alpha: float) -> None:
     rank, full_rank = module.rank, down.shape[0]
     require_rank([rank], full_rank)
     if module.down.numel() * full_rank != down.numel() * rank or module.up.numel() * full_rank != up.numel() * rank:
@@ -152,10 +182,10 @@ def _load_layer(layer: "LoraLayer | LoraLinear", module: LoraModule, name: str, 
     up[:, :rank].copy_(module.up.reshape(len(up), rank, *up.shape[2:]).float() * strength)
 
 
-def _get_weight(adapters: nn.ModuleDict) -> Tensor:
+def _get_weight(adapters: nn.ModuleDict) -> nn.Parameter:
     matrix = adapters[ADAPTER_NAME]
     assert isinstance(matrix, (nn.Linear, nn.Conv2d))
-    return matrix.weight.detach()
+    return matrix.weight
 
 
 def attach_adapters(
@@ -214,8 +244,7 @@ class InPlaceLoraLinear(PeftLinear):
         rows = x.flatten(0, -2)
         output = self.base_layer(rows)
         low_rank = self.lora_A[ADAPTER_NAME](self.lora_dropout[ADAPTER_NAME](rows))
-        # autocast does not cast in-place products
-        up = self.lora_B[ADAPTER_NAME].get_parameter("weight").to(output.dtype)
+        up = self.lora_B[ADAPTER_NAME].get_parameter("weight")
         output.addmm_(low_rank, up.t(), alpha=self.scaling[ADAPTER_NAME])
         return output.unflatten(0, x.shape[:-1])
 

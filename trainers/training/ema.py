@@ -4,31 +4,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from ..critical_section import critical_section
+from .flat_weights import FlatWeights
 
 
 class AdapterEma:
     """Averages parameters over steps. At first the decay is smaller, (1 + n) / (10 + n) after n
     steps, so that the random start is soon forgotten (as in diffusers' EMAModel with use_ema_warmup
     off, and in TensorFlow).
+
+    Each average is laid out as FlatWeights.flat.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
-        self._parameters = [parameter.detach() for parameter in parameters]
+    def __init__(self, weights: Sequence[FlatWeights], decay: float) -> None:
+        self._weights = list(weights)
         self._decay = decay
-        self.averages = [parameter.clone() for parameter in self._parameters]
+        self.averages = [each.flat.detach().clone() for each in weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the parameters after `step` steps."""
+        """Add the weights after `step` steps."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, self._parameters, 1 - decay)
-
-    def load(self, averages: Sequence[Tensor]) -> None:
-        for own, other in zip(self.averages, averages, strict=True):
-            own.copy_(other)
+        for average, weights in zip(self.averages, self._weights, strict=True):
+            average.lerp_(weights.flat, 1 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -47,7 +46,8 @@ class AdapterEma:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in zip(self._parameters, self.averages, strict=True):
-            kept = parameter.clone()
-            parameter.copy_(average)
+        for weights, average in zip(self._weights, self.averages, strict=True):
+            kept = weights.flat.detach().clone()
+            weights.flat.copy_(average)
             average.copy_(kept)
+            weights.publish()

@@ -133,8 +133,8 @@ class TrainingLoop:
             total_steps=plan.schedule.total_steps,
             precision=model.precision,
         )
-        parameters = list(model.adapted.name_parameters().values())
-        self._ema = AdapterEma(parameters, config.ema_decay) if config.ema_decay else None
+        weights = [group.weights for group in model.adapted.groups]
+        self._ema = AdapterEma(weights, config.ema_decay) if config.ema_decay else None
         self._history = RunHistory()
         interval = 60 * config.save_state_every_n_minutes if world.is_main else 0.0
         self._keeper = StateKeeper(
@@ -278,7 +278,7 @@ class TrainingLoop:
                         own_loss = losses.sum() / step.num_samples
                         self._optimizer_step.backward(own_loss)
                         loss += own_loss.detach()
-        return self._world.sum_gradients(self._model.adapted.parameters, loss)
+        return self._world.sum_gradients(self._model.adapted.flat_weights, loss)
 
     def _seed_dropout(self, step: int) -> AbstractContextManager[None]:
         """Seed the global generators, which LoRA dropout draws from, for this step only."""

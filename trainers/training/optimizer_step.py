@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .config import TrainingConfig
+from .flat_weights import TrainedGroup
 from .loss_scale import LossScale
+from .optimizer_table import find_optimizer
 from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
 
 
@@ -22,17 +24,20 @@ class OptimizerStep:
 
     def __init__(
         self,
-        groups: Sequence[ParameterGroup],
+        groups: Sequence[TrainedGroup],
         config: TrainingConfig,
         *,
         total_steps: int,
         precision: str,
     ) -> None:
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
+        self._groups = groups
         self._max_norm = config.max_grad_norm or math.inf
         self._precision = precision
         self._optimizer = make_optimizer(
-            config.optimizer, groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args
+            config.optimizer,
+            _choose_parameters(groups, config.optimizer),
+            weight_decay=config.weight_decay,
+            extra_args=config.optimizer_args,
         )
         self._lr_scheduler = make_lr_scheduler(
             config.lr_scheduler,
@@ -82,10 +87,13 @@ class OptimizerStep:
             group["lr"] = rate
 
     def discard_gradients(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        for group in self._groups:
+            group.weights.forget_gradients()
 
     def backward(self, loss: Tensor) -> None:
         self._loss_scale.scale(loss).backward()
+        for group in self._groups:
+            group.weights.collect_gradients()
 
     def update(self, step: int, loss: Tensor) -> float:
         """Unscale and clip the gradients, step optimizer and schedule, and return the loss.
@@ -93,18 +101,56 @@ class OptimizerStep:
         Raises:
             NonFiniteLoss: the loss or a gradient is NaN or infinite; no weight was changed.
         """
-        self._loss_scale.unscale(self._parameters)
-        gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        self._loss_scale.unscale([group.weights.flat for group in self._groups])
+        gradient_norm = self._clip()
         # one transfer for both: it is the step's only synchronization with the device
         loss_value, norm_value = torch.stack([loss, gradient_norm]).tolist()
         _require_finite(step, loss_value, norm_value, precision=self._precision, scale=self._loss_scale.value)
         has_overflowed = not math.isfinite(norm_value)
         if not has_overflowed:
+            for group in self._groups:
+                group.weights.share_gradients()
             self._optimizer.step()
             self._lr_scheduler.step()
+            for group in self._groups:
+                group.weights.publish()
         self._loss_scale.update(has_overflowed=has_overflowed)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard_gradients()
         return loss_value
+
+    @torch.no_grad()
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to max_grad_norm, and return the norm that they had. The norm is
+        that of the matrices' norms, as nn.utils.clip_grad_norm_ takes it.
+        """
+        gradients = [group.weights.flat.grad for group in self._groups]
+        parts = [
+            part
+            for group, gradient in zip(self._groups, gradients, strict=True)
+            if gradient is not None
+            for part in group.weights.split(gradient)
+        ]
+        norm = nn.utils.get_total_norm(parts)
+        factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor)
+        return norm
+
+
+def _choose_parameters(groups: Sequence[TrainedGroup], optimizer: str) -> list[ParameterGroup]:
+    """One flat tensor per group, or, for an optimizer that looks at shapes or at the norm of a
+    matrix, all matrices.
+    """
+    is_elementwise = find_optimizer(optimizer).is_elementwise
+    return [
+        ParameterGroup(
+            group.name,
+            [group.weights.flat] if is_elementwise else group.weights.as_matrices(),
+            group.learning_rate,
+        )
+        for group in groups
+    ]
 
 
 def _require_finite(step: int, loss: float, gradient_norm: float, *, precision: str, scale: float) -> None:

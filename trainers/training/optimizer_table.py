@@ -25,7 +25,8 @@ class OptimizerRow:
     state_bytes: float
     usual_learning_rate: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    can_be_fused: bool = False  # one kernel for all of the adapters' many small matrices
+    can_be_fused: bool = False  # one kernel for the whole update
+    is_elementwise: bool = False  # each weight by itself, whatever matrix it belongs to
     finds_learning_rate: bool = False  # one for everything, so all groups must have the same rate
     own_module: str = ""  # next to this file, with a faster class of the same name and numbers
 
@@ -33,9 +34,9 @@ class OptimizerRow:
 OPTIMIZERS = {
     row.name: row
     for row in (
-        OptimizerRow("AdamW", "torch.optim", "AdamW", "torch", 8.0, "1e-4", can_be_fused=True),
-        OptimizerRow("AdamW8bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", 2.0, "1e-4"),
-        OptimizerRow("Lion", "lion_pytorch", "Lion", "lion-pytorch", 4.0, "1e-5 to 3e-5"),
+        OptimizerRow("AdamW", "torch.optim", "AdamW", "torch", 8.0, "1e-4", can_be_fused=True, is_elementwise=True),
+        OptimizerRow("AdamW8bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", 2.0, "1e-4", is_elementwise=True),
+        OptimizerRow("Lion", "lion_pytorch", "Lion", "lion-pytorch", 4.0, "1e-5 to 3e-5", is_elementwise=True),
         OptimizerRow(
             "Adafactor",
             "transformers.optimization",

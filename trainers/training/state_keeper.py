@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..critical_section import critical_section
 from .adapters import AdaptedModel
 from .ema import AdapterEma
@@ -64,8 +66,8 @@ class StateKeeper:
         self._adapted.restore(state.adapters)
         self._optimizer_step.restore(state.optimizer, state.scaler, schedule_step=state.schedule_step)
         if self._ema:
-            names = list(self._adapted.name_parameters())
-            self._ema.load([(state.ema or state.adapters)[name] for name in names])
+            for name, average in self._name_averages().items():
+                average.copy_((state.ema or state.adapters)[name])
         history = self._history
         history.losses[:] = state.losses
         history.has_learned = state.has_learned
@@ -113,7 +115,6 @@ class StateKeeper:
 
     def _pack(self) -> PackedState:
         history = self._history
-        adapters = self._adapted.name_parameters()
         optimizer, scaler = self._optimizer_step.state_dict()
         return pack_state(
             TrainingState(
@@ -121,12 +122,15 @@ class StateKeeper:
                 step=history.num_steps,
                 losses=history.losses,
                 has_learned=history.has_learned,
-                adapters=adapters,
+                adapters=self._adapted.name_parameters(),
                 optimizer=optimizer,
                 schedule_step=self._optimizer_step.schedule_step,
                 scaler=scaler,
-                ema=dict(zip(adapters, self._ema.averages, strict=True)) if self._ema else {},
+                ema=self._name_averages(),
                 validation=history.validation,
                 seconds=history.seconds,
             )
         )
+
+    def _name_averages(self) -> dict[str, Tensor]:
+        return self._adapted.name_matrices(self._ema.averages) if self._ema else {}

@@ -163,9 +163,9 @@ def count(base, config, plan, shape, conditions, is_streamed):
         if is_streamed or config.gradient_checkpointing:
             checkpoint_blocks(blocks)
         optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16")
-        _give_gradients(adapted.parameters)
+        _give_gradients(adapted.flat_weights)
         optimizer.update(1, torch.zeros((), device=META))  # which makes the optimizer's states
-        _give_gradients(adapted.parameters)  # as the second micro-batch finds them
+        _give_gradients(adapted.flat_weights)  # as the second micro-batch finds them
         memory.take_peak()
         for losses in model.loss_terms(plan.crops.items[: config.train_batch_size], 2):
             optimizer.backward(losses.sum())

@@ -96,17 +96,22 @@ def prepare(case, tiny, counts, size_hw, host):
     prepared = family.prepare(plan, host, cache=TensorCache(None), world=World())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in prepared.adapted.parameters:
+        for parameter in list_parameters(prepared):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return prepared
 
 
+def list_parameters(prepared):
+    """List what the layers compute with; in float32 that is what is trained."""
+    return [parameter for group in prepared.adapted.groups for parameter in group.weights.parameters]
+
+
 def compute_gradients(prepared, step=3):
-    for parameter in prepared.adapted.parameters:
+    for parameter in list_parameters(prepared):
         parameter.grad = None
     for losses in prepared.loss_terms(prepared.plan.crops.items[:2], step):
         losses.mean().backward()
-    return losses, [parameter.grad for parameter in prepared.adapted.parameters]
+    return losses, [parameter.grad for parameter in list_parameters(prepared)]
 
 
 def run_case(case, name, counts, size_hw):
@@ -142,7 +147,7 @@ def compute_step(prepared, tiny):
     for number, (cross_attn, _) in enumerate(batch.conditions):
         found[f"conditions.{number}"] = cross_attn
     paths = [f"diffusion_model.{path}.{half}" for path in prepared.adapted.name_layers() for half in ("down", "up")]
-    for name, parameter, gradient in zip(paths, prepared.adapted.parameters, gradients, strict=True):
+    for name, parameter, gradient in zip(paths, list_parameters(prepared), gradients, strict=True):
         found[f"adapter.{name}"] = parameter
         found[f"gradient.{name}"] = gradient
     for name, weight in tiny.patcher.model.diffusion_model.state_dict().items():

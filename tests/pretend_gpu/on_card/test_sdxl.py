@@ -129,7 +129,7 @@ def test_a_step_waits_once_copies_little_and_leaves_nothing(name: str, weights: 
     assert last.syncs <= WAITS_OF_OPTIMIZERS.get(name, 1), last.places
     assert last.copies <= 8 and last.waiting_copies == 0, last.places
     assert host.steps[-2].live_bytes == last.live_bytes
-    on_card = [*list_frozen(host), *host.model.adapted.parameters, *list_state_tensors(host.optimizer)]
+    on_card = [*list_frozen(host), *list_trained(host), *list_state_tensors(host.optimizer)]
     on_card += host.loop._ema.averages if host.loop._ema else []
     assert all(tensor.device == CARD for tensor in on_card)
     assert 0 <= last.live_bytes - count_bytes(on_card) < SMALL_BYTES
@@ -142,7 +142,14 @@ def list_frozen(host: WatchingHost) -> list[Tensor]:
     assert model.vae is None
     parts = [part for part in (model.unet, model.text_encoder, model.text_encoder_2) if part is not None]
     assert len(parts) == (3 if host.model.config.train_text_encoders else 1)
-    return [weight for part in parts for weight in part.state_dict().values()]
+    return [weight for part in parts for name, weight in part.state_dict().items() if "lora_" not in name]
+
+
+def list_trained(host: WatchingHost) -> list[Tensor]:
+    """List the adapters' weights in float32, and in half precision the copies in the layers."""
+    groups = [group.weights for group in host.model.adapted.groups]
+    in_half = [p for each in groups for p in each.parameters if p.dtype != torch.float32]
+    return [*host.model.adapted.flat_weights, *in_half]
 
 
 def require_unchanged(host: WatchingHost, weights: Weights) -> None:
@@ -158,12 +165,12 @@ def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale(train, monke
     def overflow(step: OptimizerStep, loss: Tensor) -> None:
         backward(step, loss)
         if len(host.steps) == 1:
-            step._parameters[0].grad[0, 0] = math.inf
+            step._groups[0].weights.flat.grad[0] = math.inf
 
     def update(step: OptimizerStep, number: int, loss: Tensor) -> float:
-        before = [parameter.detach().clone() for parameter in step._parameters]
+        before = [group.weights.flat.detach().clone() for group in step._groups]
         loss_value = original(step, number, loss)
-        pairs = zip(before, step._parameters, strict=True)
+        pairs = zip(before, [group.weights.flat for group in step._groups], strict=True)
         moved.append((not all(torch.equal(old, new) for old, new in pairs), step.state_dict()[1]["scale"]))
         return loss_value
 
@@ -187,8 +194,8 @@ def test_samples_validation_and_ema_leave_the_card_as_it_was(train, monkeypatch)
 def test_encoders_leave_the_card_before_the_training(train):
     host = WatchingHost()
     train(host, cache=TensorCache(None), mixed_precision="bf16", max_train_steps=1)
-    adapters = count_bytes(host.model.adapted.parameters)
-    unet = count_bytes(list_frozen(host)) - adapters
+    adapters = count_bytes(list_trained(host))
+    unet = count_bytes(list_frozen(host))
     assert 0 <= host.live_bytes_at["training"] - unet - adapters < SMALL_BYTES
 
 

@@ -1,6 +1,5 @@
 """Samples of a running training: decoded in tiles, and ended by an interrupt between two steps."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def draw(model: SDXLModel, host: ImpatientHost, *prompts: SamplePrompt) -> list[
         usual_size_hw=(96, 64),
         prediction_type=model.prediction_type,
         zero_terminal_snr=model.zero_terminal_snr,
-        autocast=nullcontext(),
         host=host,
     )
 

@@ -1026,7 +1026,8 @@ def test_an_error_while_the_adapters_are_off_leaves_them_on(weights, dataset, tm
         for layer in find_adapter_layers(part).values()
     ]
     assert len(layers) > 192 and not any(layer.disable_adapters for layer in layers)
-    assert all(parameter.requires_grad for parameter in loops[0]._model.adapted.parameters) and torch.is_grad_enabled()
+    parameters = [p for group in loops[0]._model.adapted.groups for p in group.weights.parameters]
+    assert all(parameter.requires_grad for parameter in parameters) and torch.is_grad_enabled()
 
 
 def test_without_class_prompt_the_caption_loses_its_trigger_word(weights, dataset, tmp_path, monkeypatch):

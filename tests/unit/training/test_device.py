@@ -10,8 +10,9 @@ from transformers.optimization import Adafactor
 from trainers.training.config import TrainingConfig
 from trainers.training.device import choose_device, usual_precision
 from trainers.training.distributed import current_world
+from trainers.training.flat_weights import FlatWeights, TrainedGroup
 from trainers.training.optimizer_step import OptimizerStep
-from trainers.training.optimizers import ParameterGroup, can_step, require_step
+from trainers.training.optimizers import can_step, require_step
 
 
 @pytest.fixture
@@ -83,13 +84,14 @@ def test_one_device_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_an_fp16_step_of_a_process_without_a_share_of_the_batch_works() -> None:
     weight = nn.Parameter(torch.ones(4))
+    weights = FlatWeights([weight])
     step = OptimizerStep(
-        [ParameterGroup("part", [weight], 0.1)],
+        [TrainedGroup("part", weights, 0.1)],
         TrainingConfig(lr_warmup_steps=0.0),
         total_steps=2,
         precision="fp16",
     )
-    weight.grad = torch.ones(4)  # the sum over all processes; this one called no backward
+    weights.flat.grad = torch.ones(4)  # the sum over all processes; this one called no backward
     step.update(1, torch.ones(()))
     assert (weight < 1).all()
 

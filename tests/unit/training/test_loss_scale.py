@@ -7,9 +7,9 @@ from torch import nn
 
 from trainers.training import loss_scale
 from trainers.training.config import TrainingConfig
+from trainers.training.flat_weights import FlatWeights, TrainedGroup
 from trainers.training.loss_scale import LossScale
 from trainers.training.optimizer_step import OptimizerStep
-from trainers.training.optimizers import ParameterGroup
 
 OVERFLOWS = [False, False, True, False, False, False, False, True, True, False, False, False]
 
@@ -19,13 +19,14 @@ def test_the_scale_and_the_weights_are_those_of_gradscaler(monkeypatch):
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
     own, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     config = TrainingConfig(lr_scheduler="constant", lr_warmup_steps=0.0, learning_rate=0.1)
-    step = OptimizerStep([ParameterGroup("part", [own], 0.1)], config, total_steps=99, precision="fp16")
+    weights = FlatWeights([own])
+    step = OptimizerStep([TrainedGroup("part", weights, 0.1)], config, total_steps=99, precision="fp16")
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     optimizer = torch.optim.AdamW([other], lr=0.1, weight_decay=config.weight_decay)
     for number, overflows in enumerate(OVERFLOWS, start=1):
         step.backward((own * torch.tensor([0.1, 0.2, 0.3])).sum())
         if overflows:
-            own.grad[1] = math.inf
+            weights.flat.grad[1] = math.inf
         step.update(number, torch.ones(()))
         optimizer.zero_grad()
         scaler.scale((other * torch.tensor([0.1, 0.2, 0.3])).sum()).backward()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
 from ...training.adapters import AdapterSettings, wrap_linear_layers
+from ...training.device import COMPUTE_DTYPES
+from ...training.flat_weights import FlatWeights
 from ...training.live_memory import LiveMemory
 from ..base_model import Conditions, FlowBaseModel
 from ..checkpointing import BlockStreamer, checkpoint_blocks
@@ -77,6 +79,8 @@ def estimate_memory(
     they do from the second micro-batch of a step on.
     """
     weights = FrozenWeights.of(base.network)
+    number_bytes = COMPUTE_DTYPES[base.precision].itemsize
+    adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=number_bytes)
     targets = find_targets(base.network, base.family, config.target_modules)
     num_parameters = count_adapter_parameters(base.network, targets, config.rank)
     is_rough = False
@@ -88,7 +92,7 @@ def estimate_memory(
         activations_bytes, is_rough = round(ROUGH_SHARE * weights.total_bytes), True
     return MemoryEstimate(
         weights_bytes=weights.count_resident(is_streamed=is_streamed),
-        adapters_bytes=round(num_parameters * bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0)),
+        adapters_bytes=round(num_parameters * adapter_bytes),
         activations_bytes=activations_bytes,
         caching_bytes=caching_bytes,
         samples_bytes=decoding_bytes if config.sample_every_n_steps else 0,
@@ -115,6 +119,7 @@ def count_activations(
     targets = find_targets(network, base.family, config.target_modules)
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
     parameters = wrap_linear_layers(network, targets, settings, component=NETWORK, device=META)
+    FlatWeights(parameters, COMPUTE_DTYPES[base.precision])
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,8 +1,7 @@
 """How many bytes the backward pass of a training needs: the tensors that PyTorch keeps for it.
 
 The counts come from the classes of diffusers 0.42, transformers 5 and PEFT. A number has 4 bytes in
-float32, and 2 in bf16 and fp16, in which autocast still normalizes in float32. A position is a
-pixel of a level's feature map.
+float32, and 2 in bf16 and fp16. A position is a pixel of a level's feature map.
 """
 
 from collections.abc import Iterator
@@ -51,10 +50,6 @@ class GradientRules:
             checkpointing=config.gradient_checkpointing,
             text_encoders_trained=config.train_text_encoders,
         )
-
-    @property
-    def uses_autocast(self) -> bool:
-        return self.number_bytes < FLOAT32
 
     def trains(self, module: nn.Module) -> bool:
         """Tell whether a gradient starts here: at an adapter, or at attention to trained text."""
@@ -110,22 +105,21 @@ def _count_forward(module: Any, number_bytes: int) -> int:
     """
     match module:
         case ResnetBlock2D():
-            return module.in_channels * (2 * number_bytes + 2 * FLOAT32)
+            return 4 * module.in_channels * number_bytes
         case Transformer2DModel():
             return 22 * module.inner_dim * number_bytes
     return 0
 
 
 def estimate_text_peak(shape: TextEncoderShape, rules: GradientRules) -> int:
-    """Estimate the peak of one caption: per layer two norms, query, key, value, output, two inputs
-    of 4 x width, and the casts of the adapters' inputs.
+    """Estimate the peak of one caption: per layer two norms and their outputs, query, key, value,
+    output, and three tensors of 4 x width.
     """
-    number = rules.number_bytes
-    num_casts = 4 if rules.uses_autocast else 2
-    layer_bytes = NUM_TEXT_TOKENS * shape.width * (2 * FLOAT32 + (4 + num_casts + 3 * 4) * number)
+    values = NUM_TEXT_TOKENS * shape.width * rules.number_bytes
+    layer_bytes = (2 + 2 + 4 + 3 * 4) * values
     if not rules.checkpointing:
         return shape.num_layers * layer_bytes
-    return shape.num_layers * NUM_TEXT_TOKENS * shape.width * FLOAT32 + layer_bytes
+    return shape.num_layers * values + layer_bytes
 
 
 @dataclass(frozen=True)
@@ -165,33 +159,31 @@ def _list_costs(module: Any, num_positions: int, rules: GradientRules) -> Iterat
             yield _count_resnet(module, num_positions, rules)
         case Transformer2DModel():
             num_values = num_positions * module.inner_dim
-            yield _Layer(num_values * (FLOAT32 + number))  # input of the norm, input of proj_in
+            yield _Layer(2 * num_values * number)  # input of the norm, input of proj_in
             for block in module.transformer_blocks:
                 yield _count_transformer(block, num_positions, module.inner_dim, rules)
             yield _Layer(num_values * number)  # input of proj_out
         case Downsample2D() | Upsample2D():
             yield _Layer(num_positions * module.channels * number)  # the convolution's input
         case nn.GroupNorm():
-            yield _Layer(num_positions * module.num_channels * (2 * FLOAT32 + number))
+            yield _Layer(3 * num_positions * module.num_channels * number)
 
 
 def _count_resnet(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
     """Count twice: the input of the norm, its output for SiLU, and the input of the convolution,
     which autograd keeps even for frozen weights.
     """
-    saved = (resnet.in_channels + resnet.out_channels) * (2 * FLOAT32 + rules.number_bytes)
-    if resnet.conv_shortcut is not None and rules.uses_autocast:
-        saved += resnet.in_channels * rules.number_bytes  # without autocast the norm already keeps it
+    values = num_positions * rules.number_bytes
     return rules.layer(
-        input_bytes=num_positions * resnet.in_channels * rules.number_bytes,
-        saved_bytes=num_positions * saved,
-        working_bytes=num_positions * max(resnet.in_channels, resnet.out_channels) * FLOAT32,  # a gradient in float32
+        input_bytes=values * resnet.in_channels,
+        saved_bytes=values * 3 * (resnet.in_channels + resnet.out_channels),
+        working_bytes=values * max(resnet.in_channels, resnet.out_channels),  # a gradient
     )
 
 
 def _count_transformer(block: Any, num_positions: int, width: int, rules: GradientRules) -> _Layer:
     number = rules.number_bytes
-    norms = 3 * FLOAT32
+    norms = 3 * number
     # query, key, value, output; query, output; two logsumexp
     attention = 6 * number + 2 * FLOAT32 / block.attn1.inner_dim * block.attn1.heads
     feed_forward = 12 * number  # projection of 8 x width, GELU of 4 x width
@@ -232,6 +224,4 @@ def _count_adapter_inputs(block: nn.Module, width: int, rules: GradientRules) ->
         return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
             rules.number_bytes + 1
         )
-    if not rules.uses_autocast:  # autocast casts a norm's output again for each adapter
-        inputs = set(inputs)
-    return (num_values + sum(factor for _, factor in inputs) * width) * rules.number_bytes
+    return (num_values + sum(factor for _, factor in set(inputs)) * width) * rules.number_bytes

@@ -48,12 +48,11 @@ def estimate_memory(
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
-    adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0))
+    adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=rules.number_bytes)
+    adapters_bytes = round(num_adapter_parameters * adapter_bytes)
     activations_bytes = config.train_batch_size * (
         estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
     )
-    if rules.uses_autocast and not rules.checkpointing:
-        activations_bytes += rules.number_bytes * num_adapter_parameters  # the adapters' casts
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
     samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
     samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
