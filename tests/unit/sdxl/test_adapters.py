@@ -6,6 +6,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
+from trainers.training.flat_weights import FlatWeights
 
 
 def _model(dtype: torch.dtype) -> nn.Sequential:
@@ -15,8 +16,7 @@ def _model(dtype: torch.dtype) -> nn.Sequential:
 
 def _outputs_and_gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     inputs = inputs.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
-        output = model(inputs)
+    output = model(inputs)
     output.float().square().sum().backward()
     assert inputs.grad is not None
     return [output, inputs.grad, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
@@ -28,7 +28,8 @@ def test_our_lora_layer_computes_what_pefts_own_layer_computes(
     dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]
 ) -> None:
     ours, reference = _model(dtype), _model(dtype)
-    attach_adapters(ours, ["0", "2"], AdapterSettings(rank=4, alpha=2.0, dropout=0.0, seed=0), component="unet")
+    settings = AdapterSettings(rank=4, alpha=2.0, dropout=0.0, seed=0)
+    FlatWeights(attach_adapters(ours, ["0", "2"], settings, component="unet"), dtype)
     reference.requires_grad_(False)
     inject_adapter_in_model(
         LoraConfig(r=4, lora_alpha=2.0, target_modules=["0", "2"]), reference, adapter_name=ADAPTER_NAME
@@ -39,7 +40,7 @@ def test_our_lora_layer_computes_what_pefts_own_layer_computes(
             nn.init.normal_(
                 matrix[ADAPTER_NAME].get_parameter("weight"), std=0.3, generator=torch.Generator().manual_seed(1)
             )
-            other_matrix[ADAPTER_NAME].float().load_state_dict(matrix[ADAPTER_NAME].state_dict())
+            other_matrix[ADAPTER_NAME].to(dtype).load_state_dict(matrix[ADAPTER_NAME].state_dict())
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     for own_value, other_value in zip(
         _outputs_and_gradients(ours, inputs), _outputs_and_gradients(reference, inputs), strict=True

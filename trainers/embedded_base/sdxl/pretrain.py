@@ -91,7 +91,7 @@ def train(
     shares = [each.bucket.share for each in buckets]
     train_base(
         model,
-        lambda: _compute_loss(model, objective, rng.choices(buckets, shares)[0], batch_size, noise_offset),
+        lambda _: _compute_loss(model, objective, rng.choices(buckets, shares)[0], batch_size, noise_offset),
         lambda: save_parts(work, model.parts(), without=NOT_SAVED),
         num_steps=num_steps,
         learning_rate=learning_rate,

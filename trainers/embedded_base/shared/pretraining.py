@@ -207,16 +207,23 @@ def _draw_bucket(
     return Bucket(size_hw, share, torch.cat(latents), captions)
 
 
+def draw_centred_bucket(num_images: int, targets: TargetLatents, rng: random.Random, *, spread: float) -> Bucket:
+    drawings = [scenes.draw_centred(rng, spread=spread) for _ in range(num_images)]
+    latents = targets(to_pixel_values([drawing.pixels for drawing in drawings]))
+    return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
+
+
 def train_base(
     model: nn.Module,
-    compute_loss: Callable[[], torch.Tensor],
+    compute_loss: Callable[[float], torch.Tensor],
     save: Callable[[], None],
     *,
     num_steps: int,
     learning_rate: float,
 ) -> None:
-    """Train all parameters of the model that require grad. `save` is called now and then, and at
-    the end, while the model holds the running average of its weights.
+    """Train all parameters of the model that require grad. `compute_loss` gets the progress, from 0
+    to 1. `save` is called now and then, and at the end, while the model holds the running average
+    of its weights.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = [parameter.detach().clone() for parameter in trainable]
@@ -224,7 +231,7 @@ def train_base(
     losses: list[float] = []
     for step in range(num_steps):
         set_learning_rate(optimizer, learning_rate, step, num_steps)
-        loss = compute_loss()
+        loss = compute_loss(step / num_steps)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)

@@ -64,6 +64,24 @@ def draw_scene(size_hw: tuple[int, int], rng: random.Random) -> Drawing:
     return Drawing(_to_pixels(image, size_hw), words)
 
 
+def draw_centred(rng: random.Random, *, spread: float) -> Drawing:
+    """Draw one object near the middle of a square, for a base that learns its first words. From
+    0 to 1, `spread` is how much place and size vary.
+    """
+    size_hw = (RESOLUTION, RESOLUTION)
+    background, colour, shape = rng.choice(list(BACKGROUNDS)), rng.choice(list(COLOURS)), rng.choice(SHAPES)
+    image = _make_canvas(size_hw, BACKGROUNDS[background])
+    y, x = (0.5 + spread * rng.uniform(-0.06, 0.06) for _ in "yx")
+    draw_shape(
+        image,
+        shape,
+        centre_yx=(image.height * y, image.width * x),
+        radius=(0.28 + spread * rng.uniform(-0.04, 0.04)) * min(image.size),
+        colour=_jitter(COLOURS[colour], rng),
+    )
+    return Drawing(_to_pixels(image, size_hw), f"{add_article(f'{colour} {shape}')} on a {background} background")
+
+
 def _draw_one(image: Image.Image, rng: random.Random) -> str:
     colour, shape, size = rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(("", "", "small", "large"))
     position = rng.choice(("", "", *POSITIONS))
