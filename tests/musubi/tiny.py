@@ -2,6 +2,7 @@
 with a reason, if Musubi is missing.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -15,6 +16,34 @@ from trainers.musubi.installation import Installation, NoMusubi, find_installati
 
 SHIM = Path(__file__).with_name("shim")
 NUM_MODULES = 14  # two layers of seven
+CAPTION_FEATURES = 64
+SIZES = {
+    "config": {
+        "DEFAULT_TRANSFORMER_DIM": 64,
+        "DEFAULT_TRANSFORMER_N_HEADS": 2,
+        "DEFAULT_TRANSFORMER_N_KV_HEADS": 2,
+        "DEFAULT_TRANSFORMER_N_LAYERS": 2,
+        "DEFAULT_TRANSFORMER_N_REFINER_LAYERS": 1,
+        "DEFAULT_TRANSFORMER_CAP_FEAT_DIM": CAPTION_FEATURES,
+        "ROPE_AXES_DIMS": [8, 12, 12],
+        "ADALN_EMBED_DIM": 32,
+        "DEFAULT_VAE_NORM_NUM_GROUPS": 8,
+    },
+    "vae": {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1},
+    "qwen3": {
+        "hidden_size": CAPTION_FEATURES,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "max_window_layers": 3,
+        "vocab_size": 320,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 256,
+        "eos_token_id": 258,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +63,7 @@ def make_tiny_musubi(folder: Path) -> TinyMusubi:
         pytest.skip(str(error))
     environment = {
         "PYTHONPATH": str(SHIM),
-        "MUSUBI_TINY": "1",
+        "MUSUBI_SIZES": json.dumps(SIZES),
         "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",

@@ -21,6 +21,7 @@ from ..training.run_settings import RunSettings
 from .sdxl import CONFIGS
 from .settings import (
     add_setting_flags,
+    check_base_dtype,
     check_presets,
     read_dataset_configs,
     read_settings,
@@ -63,6 +64,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
     dataset_settings = read_dataset_configs(settings)
     RunSettings.read(SDXLConfig, settings)
     check_presets(settings)
+    check_base_dtype(settings)
     flight_check = build_config(FlightCheckConfig, settings)
     output_folder = Path(settings.get("output_dir", "output"))
     if settings.get("output"):
@@ -78,7 +80,8 @@ def check(settings: dict[str, Any]) -> FlightReport:
 
     with ConsoleHost() as host:
         device = choose_device(settings.get("device"))
-        family = SDXLCheck(resolve_precision(run_settings.training.mixed_precision, device))
+        precision = resolve_precision(run_settings.training.mixed_precision, device)
+        family = SDXLCheck(precision, settings.get("base_dtype", ""))
         surroundings = Surroundings(count_memory_bytes(device), output_folder)
         return check_flight(
             dataset, run_settings, family, flight_check, surroundings, check_interrupted=host.check_interrupted

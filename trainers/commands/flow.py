@@ -40,7 +40,7 @@ sys.exit(importlib.import_module("{THERE}.trainers.__main__").main_with_signals(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_setting_flags(parser, CONFIGS, required=REQUIRED, without=("base",))
+    add_setting_flags(parser, CONFIGS, required=REQUIRED, without=("base", "base_dtype"))
     for name, help_text in MODEL_FILES.items():
         parser.add_argument("--" + name.replace("_", "-"), help=help_text)
     parser.add_argument(

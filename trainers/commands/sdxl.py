@@ -19,6 +19,7 @@ from ..training.run_folder import RunFolder
 from ..training.run_settings import RunSettings
 from .settings import (
     add_setting_flags,
+    check_base_dtype,
     check_presets,
     read_dataset_configs,
     read_settings,
@@ -52,6 +53,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     dataset_settings = read_dataset_configs(settings)
     RunSettings.read(SDXLConfig, settings)
     check_presets(settings)
+    check_base_dtype(settings)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     run_folder.require_writable()
     require_base_model(settings["base"])
@@ -76,7 +78,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
-            SDXLFamily(lambda _: load_model(Path(settings["base"]))),
+            SDXLFamily(lambda _: load_model(Path(settings["base"])), base_dtype=settings.get("base_dtype", "")),
             plan,
             host,
             run_folder=run_folder,

@@ -16,7 +16,7 @@ from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
-from ..sdxl.config import SDXLConfig
+from ..sdxl.config import BASE_DTYPES, SDXLConfig
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
 from ..training.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
@@ -50,6 +50,9 @@ OWN_SETTINGS = {
     "of this trainer; of one of sd-scripts those that there are here, and what is not taken is listed",
     "resume": "auto: a run of the same settings, images and base model is gone on with, or loaded if it is finished, "
     "and a shorter one is extended; new: none of it; or the name of a run folder to go on with (default: auto)",
+    "base_dtype": f"keep the frozen weights of the UNet's transformers in fewer bits: {', '.join(BASE_DTYPES)}. "
+    "fp8 and int8 take half of the memory for them, nf4 (by bitsandbytes) a quarter. Steps take longer, and what is "
+    "learned differs a little (default: none; the precision that the training computes in)",
     "device": "torch device, such as cuda:1 or cpu (default: the best there is)",
 }
 
@@ -192,6 +195,13 @@ def check_presets(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_base_dtype(settings: dict[str, Any]) -> None:
+    """Raises ValueError for a base_dtype that there is not."""
+    value = settings.get("base_dtype")
+    if value is not None and value not in BASE_DTYPES:
+        raise ValueError(f"base_dtype must be one of {', '.join(BASE_DTYPES)}; got {value!r}")
 
 
 def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[SDXLConfig]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ..config import param
 from ..training.config import TrainingConfig
 
+BASE_DTYPES = ("fp8", "int8", "nf4")  # of the frozen weights, by training/quantized_linear.py
+
 
 @dataclass(frozen=True)
 class SDXLConfig(TrainingConfig):

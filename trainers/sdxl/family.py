@@ -17,11 +17,13 @@ from .start import check_settings
 
 class SDXLFamily:
     """The family to give to train_lora. It calls `load_model` once, after the dataset is planned;
-    this reads a file, or borrows the model that the host has loaded.
+    this reads a file, or borrows the model that the host has loaded. With `base_dtype`, one of
+    quantized_linear.KINDS, the frozen weights of the transformers get fewer bits.
     """
 
-    def __init__(self, load_model: Callable[[Host], SDXLModel]) -> None:
+    def __init__(self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "") -> None:
         self._load_model = load_model
+        self._base_dtype = base_dtype
         self._model: SDXLModel | None = None
 
     def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
@@ -30,9 +32,11 @@ class SDXLFamily:
         self._model = model = self._load_model(host)
         parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}
         hashes = {name: hash_samples(module) for name, module in parts.items() if module is not None}
+        if self._base_dtype:
+            hashes["base dtype"] = self._base_dtype
         return {**hashes, "prediction": f"{model.prediction_type}, zero terminal SNR {model.zero_terminal_snr}"}
 
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
         model, self._model = self._model, None
         assert model is not None, "identify was not called"
-        return prepare_sdxl(plan, model, host, cache=cache, world=world)
+        return prepare_sdxl(plan, model, host, cache=cache, world=world, base_dtype=self._base_dtype)

@@ -1,6 +1,7 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from ..files.tensor_cache import TensorCache
@@ -8,12 +9,14 @@ from ..lora.modules import list_weighted_modules
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
 from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
 from ..training.distributed import World
-from ..training.events import StageStarted
+from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
+from ..training.quantized_linear import quantize_linear_layers
+from ..wording import pluralize
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, encode_image
@@ -30,7 +33,13 @@ PIXELS_PER_LATENT = 8
 
 
 def prepare_sdxl(
-    plan: TrainingPlan[SDXLConfig], model: SDXLModel, host: Host, *, cache: TensorCache, world: World
+    plan: TrainingPlan[SDXLConfig],
+    model: SDXLModel,
+    host: Host,
+    *,
+    cache: TensorCache,
+    world: World,
+    base_dtype: str = "",
 ) -> PreparedSDXL:
     """Cache latents, masks and embeddings, drop the models that only this needed, and attach
     adapters.
@@ -44,6 +53,8 @@ def prepare_sdxl(
     latents = _cache_latents(plan, masks, model, host, cache, world)
     host.release_memory()
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
+    if base_dtype:
+        _quantize(model.unet, base_dtype, host)
     components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision])
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
@@ -130,6 +141,13 @@ def _choose_targets(config: SDXLConfig, model: SDXLModel) -> dict[str, list[str]
     chosen = {name: layers for name, layers in targets.items() if rates[name]}
     assert chosen, "check_settings was not called"
     return chosen
+
+
+def _quantize(unet: nn.Module, base_dtype: str, host: Host) -> None:
+    """In main memory: the device never has the whole UNet."""
+    transformers = [module for module in unet.modules() if isinstance(module, Transformer2DModel)]
+    number = sum(quantize_linear_layers(transformer, base_dtype) for transformer in transformers)
+    host.report(Notice(f"base_dtype {base_dtype}: {pluralize(number, 'layer')} of the UNet are kept in fewer bits"))
 
 
 def _attach_adapters(

@@ -1,30 +1,19 @@
 """Test-only: Python runs this file at the start of every process of Musubi Tuner with its folder on
 PYTHONPATH. No file of Musubi is changed.
 
-With MUSUBI_TINY=1, the sizes in Musubi's code become tiny, as each of its modules is imported. The
-command lines are those of a real training. If torchvision's own operators do not load with a CPU
-build of torch, their names are declared, so that torchvision can be imported.
+The sizes of Z-Image in Musubi's code become those in MUSUBI_SIZES, as JSON, as each of its modules
+is imported. The command lines are those of a real training. If torchvision's own operators do not
+load with a CPU build of torch, their names are declared, so that torchvision can be imported.
 """
 
 import importlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
 
-CAPTION_FEATURES = 64
-QWEN3 = {
-    **{
-        "hidden_size": CAPTION_FEATURES,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "max_window_layers": 3,
-        "vocab_size": 320,
-    },
-    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 1024},
-    **{"bos_token_id": 256, "eos_token_id": 258},
-}
-VAE = {"block_out_channels": (16, 16, 16, 16), "layers_per_block": 1}
+SIZES = json.loads(os.environ.get("MUSUBI_SIZES", "{}"))
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -78,33 +67,34 @@ def declare_operators():
     sys.torchvision_library = library  # the declarations live as long as this object
 
 
-def shrink_sizes(config):
-    config.DEFAULT_TRANSFORMER_DIM = 64
-    config.DEFAULT_TRANSFORMER_N_HEADS = config.DEFAULT_TRANSFORMER_N_KV_HEADS = 2
-    config.DEFAULT_TRANSFORMER_N_LAYERS, config.DEFAULT_TRANSFORMER_N_REFINER_LAYERS = 2, 1
-    config.DEFAULT_TRANSFORMER_CAP_FEAT_DIM = CAPTION_FEATURES
-    config.ROPE_AXES_DIMS = [8, 12, 12]
-    config.ADALN_EMBED_DIM = 32
-    config.DEFAULT_VAE_NORM_NUM_GROUPS = 8
+def set_sizes(config):
+    for name, value in SIZES["config"].items():
+        setattr(config, name, value)
 
 
-def shrink_vae(module):
+def set_time_width(module):
+    whole = module.TimestepEmbedder
+    module.TimestepEmbedder = lambda out_size, **_: whole(out_size, mid_size=SIZES.get("time_width", 1024))
+
+
+def set_vae(module):
     whole = module.AutoencoderKL
 
     class AutoencoderKL(whole):
         def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **{**settings, **VAE})
+            super().__init__(*arguments, **{**settings, **SIZES["vae"]})
 
     module.AutoencoderKL = AutoencoderKL
 
 
-def shrink_text_encoder(module):
+def set_text_encoder(module):
     whole = module.Qwen3Config
-    module.Qwen3Config = lambda **settings: whole(**{**settings, **QWEN3})
+    module.Qwen3Config = lambda **settings: whole(**{**settings, **SIZES["qwen3"]})
 
 
 sys.meta_path.insert(0, DeclareOperators())
-if os.environ.get("MUSUBI_TINY") == "1":
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_config", shrink_sizes))
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_autoencoder", shrink_vae))
-    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_utils", shrink_text_encoder))
+if SIZES:
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_config", set_sizes))
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_model", set_time_width))
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_autoencoder", set_vae))
+    sys.meta_path.insert(0, AfterImport("musubi_tuner.zimage.zimage_utils", set_text_encoder))

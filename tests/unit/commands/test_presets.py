@@ -3,9 +3,14 @@
 import pytest
 from PIL import Image
 
-from trainers.commands.settings import check_presets, resolve_presets
+from trainers.commands.settings import check_base_dtype, check_presets, resolve_presets
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.scan import scan_folder
+from trainers.sdxl.check.family_check import SDXLCheck
+from trainers.sdxl.config import SDXLConfig
+from trainers.training.plan import plan_training
+from trainers.training.run_settings import RunSettings
 
 
 @pytest.fixture
@@ -39,3 +44,15 @@ def test_a_goal_alone_leaves_the_memory_settings(dataset):
 def test_an_unknown_preset_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         check_presets({name: "dragon"})
+
+
+def test_an_unknown_base_dtype_is_refused_with_those_that_there_are():
+    check_base_dtype({}), check_base_dtype({"base_dtype": "nf4"})
+    with pytest.raises(ValueError, match="base_dtype must be one of fp8, int8, nf4; got 'int4'"):
+        check_base_dtype({"base_dtype": "int4"})
+
+
+def test_the_check_counts_the_weights_in_fewer_bits(dataset):
+    plan = plan_training(dataset, RunSettings(SDXLConfig(), BucketConfig(resolution=64)))
+    totals = [SDXLCheck("bf16", kind).estimate(plan).memory.weights_bytes for kind in ("", "fp8", "nf4")]
+    assert totals == sorted(totals, reverse=True) and totals[2] < 0.4 * totals[0] < totals[1] < 0.6 * totals[0]

@@ -28,7 +28,7 @@ from trainers.lora.file import verify_lora
 from trainers.lora.modules import list_weighted_modules
 from trainers.lora.read import read_lora
 from trainers.sdxl import prepared_model
-from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.config import BASE_DTYPES, SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.names import kohya_names
@@ -124,6 +124,7 @@ def train(
     captions: CaptionConfig | None = None,
     buckets: BucketConfig | None = None,
     resume: str = "new",
+    base_dtype: str = "",
     **settings,
 ):
     """By default a run of its own: what a test compares was trained twice, not loaded."""
@@ -132,7 +133,7 @@ def train(
         config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig()
     )
     return train_lora(
-        SDXLFamily(lambda _: copy_model(weights)),
+        SDXLFamily(lambda _: copy_model(weights), base_dtype=base_dtype),
         plan_training(dataset, run_settings),
         host or RecordingHost(),
         run_folder=RunFolder(folder, name),
@@ -1188,3 +1189,16 @@ def test_the_lora_counts_images_by_folder_as_in_sd_scripts(weights, tmp_path):
     assert {name: metadata[name] for name in expected} == expected
     (bucket,) = json.loads(metadata["ss_bucket_info"])["buckets"].values()
     assert bucket == {"resolution": [64, 64], "count": 62}
+
+
+@pytest.mark.parametrize("base_dtype", BASE_DTYPES)
+def test_a_base_of_fewer_bits_trains_nearly_the_same_and_is_another_run(weights, dataset, tmp_path, base_dtype):
+    host, given = RecordingHost(), {"learning_rate": 1e-3, "lr_scheduler": "constant", "gradient_checkpointing": True}
+    plain = train(weights, dataset, tmp_path, name="plain", **given)
+    small = train(weights, dataset, tmp_path, name="small", host=host, base_dtype=base_dtype, resume="auto", **given)
+    again = train(weights, dataset, tmp_path, name="small", base_dtype=base_dtype, resume="auto", **given)
+    assert any(f"base_dtype {base_dtype}: 192 layers" in event.message for event in host.select(Notice))
+    assert not small.was_loaded and again.was_loaded
+    assert small.losses != plain.losses
+    np.testing.assert_allclose(small.losses, plain.losses, rtol=0.15)
+    assert load_file(small.path).keys() == load_file(plain.path).keys()

@@ -25,6 +25,7 @@ class SDXLCheck:
     """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
 
     precision: str = "bf16"
+    base_dtype: str = ""  # one of BASE_DTYPES, or as the precision
     title: str = "SDXL"
     speed_settings: tuple[str, ...] = (
         "train_batch_size",
@@ -77,12 +78,23 @@ class SDXLCheck:
 
     def estimate(self, plan: TrainingPlan[SDXLConfig]) -> FamilyCost:
         # diffusers takes seconds to import
+        from ...training.device import COMPUTE_DTYPES
         from ..model.standard_unet import standard_unet
         from .memory import estimate_memory
 
         config = plan.settings.training
-        memory = estimate_memory(standard_unet(), config, size_hw=plan.crops.largest_hw, precision=self.precision)
-        per_parameter = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0)
+        memory = estimate_memory(
+            standard_unet(),
+            config,
+            size_hw=plan.crops.largest_hw,
+            precision=self.precision,
+            base_dtype=self.base_dtype,
+        )
+        per_parameter = bytes_per_parameter(
+            config.optimizer,
+            has_ema=config.ema_decay > 0,
+            number_bytes=COMPUTE_DTYPES[self.precision].itemsize,
+        )
         return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan))
 
 

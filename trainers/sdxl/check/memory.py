@@ -7,12 +7,14 @@ less. benchmarks/memory_estimate.py compares the estimate with the real classes.
 from collections.abc import Sequence
 
 from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ...dataset.bucket_sizes import Size
 from ...training.device import COMPUTE_DTYPES
+from ...training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
 from ...training.sample_prompts import read_size
 from ..config import SDXLConfig
 from ..samples import MAX_AT_ONCE, TILE_LATENTS
@@ -31,6 +33,7 @@ def estimate_memory(
     *,
     size_hw: Size,
     precision: str,
+    base_dtype: str = "",
     num_adapter_parameters: int | None = None,
     text_encoders: Sequence[TextEncoderShape] = SDXL_TEXT_ENCODERS,
 ) -> MemoryEstimate:
@@ -48,6 +51,8 @@ def estimate_memory(
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
+    if base_dtype:
+        weights_bytes -= round((rules.number_bytes - BYTES_PER_WEIGHT[base_dtype]) * _count_quantizable(unet))
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=rules.number_bytes)
     adapters_bytes = round(num_adapter_parameters * adapter_bytes)
     activations_bytes = config.train_batch_size * (
@@ -81,6 +86,11 @@ def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int
     """
     num_parameters = sum(shape.num_parameters for shape in text_encoders)
     return 2 * num_parameters + FLOAT32 * VOCABULARY_SIZE * max(shape.width for shape in text_encoders)
+
+
+def _count_quantizable(unet: UNet2DConditionModel) -> int:
+    transformers = (module for module in unet.modules() if isinstance(module, Transformer2DModel))
+    return sum(layer.weight.numel() for each in transformers for _, _, layer in find_quantizable(each))
 
 
 def _count_fans(layer: nn.Module) -> int:
