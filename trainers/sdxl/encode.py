@@ -48,6 +48,10 @@ class EmbeddingStore:
         assert tensors is not None, f"{caption!r} was not encoded"
         return TextEmbeddings(tensors["prompt_embeds"], tensors["pooled_prompt_embeds"])
 
+    def lacks(self, captions: Iterable[str]) -> bool:
+        """Tell whether one of them has yet to be encoded."""
+        return any(self._cache.get(self._make_key(caption)) is None for caption in captions)
+
     @torch.no_grad()
     def encode(self, captions: Iterable[str], model: SDXLModel, host: Host) -> None:
         assert model.text_encoder is not None and model.text_encoder_2 is not None

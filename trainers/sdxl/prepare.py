@@ -104,13 +104,14 @@ def _cache_latents(
     world: World,
 ) -> LatentStore:
     """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or,
-    if samples need it, move it to main memory.
+    if samples need it, move it to main memory. It stays there if everything is cached.
     """
     assert model.vae is not None
     keep_vae = bool(plan.settings.training.sample_every_n_steps)
     remedy = "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
     store = LatentStore(cache, kind="sdxl latents", vae_hash=model.part_hash("vae"), remedy=remedy)
-    vae = move_module(model.vae, host.device, torch.float32 if keep_vae else None)
+    where = host.device if store.lacks(plan) else torch.device("cpu")
+    vae = move_module(model.vae, where, torch.float32 if keep_vae else None)
     with float32_compute(vae):
         cache_latents(plan, store, masks, lambda _, crop, flip: encode_image(vae, crop, flip=flip), host, world)
     model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
@@ -118,11 +119,14 @@ def _cache_latents(
 
 
 def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:
-    """Encode all captions, then drop the text encoders."""
+    """Encode all captions, then drop the text encoders. They stay in main memory if everything is
+    cached.
+    """
     store = EmbeddingStore(cache, text_hashes=(model.part_hash("text_encoder"), model.part_hash("text_encoder_2")))
     host.report(StageStarted("caching", len(captions)))
     _, encoder, encoder_2 = _get_adaptable_parts(model)
-    with float32_compute(move_module(encoder, host.device)), float32_compute(move_module(encoder_2, host.device)):
+    where = host.device if store.lacks(captions) else torch.device("cpu")
+    with float32_compute(move_module(encoder, where)), float32_compute(move_module(encoder_2, where)):
         store.encode(captions, model, host)
     model.text_encoder = model.text_encoder_2 = None
     del encoder, encoder_2

@@ -37,6 +37,13 @@ class LatentStore:
         assert tensors is not None, f"{item.image.name} was not encoded"
         return tensors["latents"].float()
 
+    def lacks(self, plan: TrainingPlan) -> bool:
+        """Tell whether one of the plan's images has yet to be encoded."""
+        return any(self._list_missing(item, list_flips(plan)) for item in plan.all_items)
+
+    def _list_missing(self, item: TrainingItem, flips: tuple[bool, ...]) -> list[bool]:
+        return [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
+
     @torch.no_grad()
     def encode(
         self, items: Sequence[TrainingItem], encode_image: ImageEncoder, host: Host, *, flips: tuple[bool, ...]
@@ -47,15 +54,11 @@ class LatentStore:
             ValueError: the VAE gives NaN or infinity for an image. The message names the image,
                 which is not cached.
         """
-
-        def list_missing(item: TrainingItem) -> list[bool]:
-            return [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
-
-        crops = read_crops_ahead(items, lambda item: bool(list_missing(item)))
+        crops = read_crops_ahead(items, lambda item: bool(self._list_missing(item, flips)))
         for count, (item, crop) in enumerate(crops, start=1):
             host.check_interrupted()
             if crop is not None:
-                for flip in list_missing(item):
+                for flip in self._list_missing(item, flips):
                     latents = encode_image(item, crop, flip)
                     self._require_finite(latents, item)
                     self._cache.put(self._make_key(item, flip), {"latents": latents})
@@ -71,12 +74,15 @@ class LatentStore:
         return content_key(kind=self._kind, **item.describe_pixels(), flip=flip, vae=self._vae_hash)
 
 
+def list_flips(plan: TrainingPlan) -> tuple[bool, ...]:
+    return (False, True) if plan.settings.buckets.random_flip else (False,)
+
+
 def cache_latents(
     plan: TrainingPlan, latents: LatentStore, masks: MaskStore, encode_image: ImageEncoder, host: Host, world: World
 ) -> None:
     """Encode all images and masks; with several processes, each its own share first."""
-    flips = (False, True) if plan.settings.buckets.random_flip else (False,)
     host.report(StageStarted("caching", len(plan.all_items)))
     for items in world.put_own_share_first(plan.all_items):
-        latents.encode(items, encode_image, host, flips=flips)
+        latents.encode(items, encode_image, host, flips=list_flips(plan))
         masks.encode(items, host)

@@ -24,10 +24,12 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
+from trainers.sdxl import prepare
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.model.sdxl_model import build_model
 from trainers.training import validation_plan
+from trainers.training.device import move_module
 from trainers.training.events import Interrupted, Notice, SamplesDrawn, Validated
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
@@ -197,6 +199,23 @@ def test_encoders_leave_the_card_before_the_training(train):
     adapters = count_bytes(list_trained(host))
     unet = count_bytes(list_frozen(host))
     assert 0 <= host.live_bytes_at["training"] - unet - adapters < SMALL_BYTES
+
+
+def test_an_encoder_with_nothing_to_do_stays_in_main_memory(train, monkeypatch):
+    moved: list[tuple[str, torch.device]] = []
+
+    def move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        moved.append((type(module).__name__, device))
+        return move_module(module, device, dtype)
+
+    monkeypatch.setattr(prepare, "move_module", move)
+    cache, settings = TensorCache(None), {"mixed_precision": "bf16", "max_train_steps": 1}
+    train(WatchingHost(), cache=cache, run_name="first", **settings)
+    encoders = {"AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection"}
+    assert {name for name, device in moved if device == CARD} >= encoders
+    moved.clear()
+    train(WatchingHost(), cache=cache, run_name="second", **settings)
+    assert encoders.isdisjoint(name for name, device in moved if device == CARD)
 
 
 @pytest.mark.parametrize(
