@@ -6,7 +6,7 @@ Letters: O outputs, I inputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,17 +21,21 @@ MIN_VALUES = 4096  # smaller layers stay as they are: they save nothing
 
 
 class QuantizedLinear(nn.Linear, ABC):
-    """A linear layer whose `weight` has fewer bits. PEFT takes it for any other linear layer."""
+    """A linear layer whose `weight` has fewer bits. PEFT takes it for any other linear layer.
+
+    Weight and scales are parameters of integer types: so they follow to a device, and keep their
+    bits where the model is converted to another dtype.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
-        self.weight = nn.Parameter(self._pack(layer.weight.detach()), requires_grad=False)
+        self._pack(layer.weight.detach())
 
     @abstractmethod
-    def _pack(self, weight: Tensor) -> Tensor:
-        """Return the weight [O, I] in fewer bits, and keep its scales."""
+    def _pack(self, weight: Tensor) -> None:
+        """Keep the weight [O, I] in fewer bits, with its scales."""
 
     @abstractmethod
     def dequantize(self, dtype: torch.dtype) -> Tensor:
@@ -60,22 +64,14 @@ class ScaledLinear(QuantizedLinear):
     packed_dtype: torch.dtype
     largest: float
 
-    def _pack(self, weight: Tensor) -> Tensor:
+    def _pack(self, weight: Tensor) -> None:
         scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / self.largest
-        self.register_buffer("scale", scale)
         scaled = weight.float() / scale
-        return (scaled if self.packed_dtype.is_floating_point else scaled.round()).to(self.packed_dtype)
+        packed = (scaled if self.packed_dtype.is_floating_point else scaled.round()).to(self.packed_dtype)
+        self.weight, self.scale = _as_integers(packed, torch.int8), _as_integers(scale, torch.int32)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return (self.weight.to(torch.float32) * self.scale).to(dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Follow to a device, but to no other dtype: what `fn` takes for integers it only moves."""
-        self.weight.data = fn(self.weight.data.view(torch.uint8)).view(self.packed_dtype)
-        self.scale = fn(self.scale.view(torch.int32)).view(torch.float32)
-        if self.bias is not None:
-            self.bias.data = fn(self.bias.data)
-        return self
+        return (self.weight.view(self.packed_dtype).float() * self.scale.view(torch.float32)).to(dtype)
 
 
 class FP8Linear(ScaledLinear):
@@ -89,21 +85,29 @@ class Int8Linear(ScaledLinear):
 class NF4Linear(QuantizedLinear):
     """4 bits per weight, by bitsandbytes (Dettmers et al. 2023)."""
 
-    def _pack(self, weight: Tensor) -> Tensor:
+    def _pack(self, weight: Tensor) -> None:
         from bitsandbytes.functional import quantize_4bit
 
-        packed, self._state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
-        return packed
+        packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        self.weight, self.scale = _as_integers(packed, torch.uint8), _as_integers(state.absmax, torch.int32)
+        self.levels = _as_integers(state.code, torch.int32)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        return dequantize_4bit(self.weight, self._state).to(dtype)
+        state = QuantState(
+            self.scale.view(torch.float32),
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=self.levels.view(torch.float32),
+            blocksize=NF4_BLOCK,
+            quant_type="nf4",
+            dtype=dtype,
+        )
+        return dequantize_4bit(self.weight, state)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        self._state.to(self.weight.device)
-        return self
+
+def _as_integers(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.view(dtype), requires_grad=False)
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": FP8Linear, "int8": Int8Linear, "nf4": NF4Linear}
