@@ -43,7 +43,7 @@ from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.files.tensor_cache import TensorCache
 from lora_trainer.trainers.flow.check.memory import FrozenWeights, count_bytes, estimate_memory
 from lora_trainer.trainers.flow.check.without_data import META, running_without_data
-from lora_trainer.trainers.flow.checkpointing import BlockStreamer, checkpoint_blocks
+from lora_trainer.trainers.flow.checkpointing import checkpoint_blocks
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
 from lora_trainer.trainers.flow.lora_names import name_modules
@@ -158,9 +158,8 @@ def count(base, config, plan, shape, conditions, is_streamed):
         model = PreparedFlow(plan, host, base, adapted, Latents(shape), masks, Conditions(conditions), "sigmoid")
         blocks = list(list_blocks(base.network).values())
         if is_streamed:
-            for block in blocks:
-                BlockStreamer(META).stream(block)
-        if is_streamed or config.gradient_checkpointing:
+            model.stream_weights(blocks)
+        elif config.gradient_checkpointing:
             checkpoint_blocks(blocks)
         optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16")
         _give_gradients(adapted.parameters)
@@ -171,7 +170,7 @@ def count(base, config, plan, shape, conditions, is_streamed):
             optimizer.backward(losses.sum())
             del losses
         peak = memory.take_peak()
-    return weights.count_resident(is_streamed=is_streamed) + peak
+    return weights.count_resident(num_streamed=weights.num_blocks * is_streamed) + peak
 
 
 @torch.inference_mode(False)
@@ -183,8 +182,9 @@ def compare(name, size, batch, tokens, is_streamed, **settings):
     )
     found = HollowFlowModel(patcher, row)
     began = time.process_time()
+    num_streamed = FrozenWeights.of(found.network).num_blocks * is_streamed
     estimate = estimate_memory(
-        found, config, latent_shape=shape(size), conditions=[cond, others], is_streamed=is_streamed
+        found, config, latent_shape=shape(size), conditions=[cond, others], num_streamed=num_streamed
     )
     seconds = time.process_time() - began
     plan = make_plan(config, size, batch)
