@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+NUM_BUFFERS = 2
 _ALIGNMENT = 256  # bytes, as CUDA's own allocations have
 _SMALLEST_PIECE = 2**20
 _SHARE_LEFT_FREE = 1 / 4  # of main memory: pinned memory is never swapped out
@@ -39,7 +40,7 @@ class BlockStreamer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = _CopyStream(device)
-        self._slots = (_Slot(), _Slot())
+        self._slots = tuple(_Slot() for _ in range(NUM_BUFFERS))
         self._used = self._slots[1]  # the slot of the block that ran last
         self._largest_bytes = self._num_pinned = 0
         self._modules: list[nn.Module] = []
@@ -67,8 +68,11 @@ class BlockStreamer:
         """Let the block's frozen weights stay in main memory from now on; those that are on the
         device are brought there. They come as `dtype`, or as they are.
 
-        A block may not contain another one. What it trains must be on the device.
+        A block may not contain another one. What it trains is brought to the device.
         """
+        for weight in block.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.to(self._device)
         forward, streamed = block.forward, _Block(block, dtype)
         self._largest_bytes = max(self._largest_bytes, streamed.num_bytes)
         self._modules.append(block)
@@ -162,6 +166,20 @@ class BlockStreamer:
 def count_streamed_bytes(block: nn.Module, dtype: torch.dtype | None = None) -> int:
     """Count what a block takes of a buffer of the ring."""
     return _find_starts([weight for _, _, weight in _list_frozen(block) if _is_plain(weight)], dtype)[1]
+
+
+def move_resident(
+    module: nn.Module, device: torch.device, dtype: torch.dtype | None = None, *, without: Sequence[nn.Module]
+) -> None:
+    """Do what `to` does, except for these blocks inside."""
+    left_out = {id(each) for block in without for each in block.modules()}
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    for each in module.modules():
+        if id(each) not in left_out:
+            nn.Module._apply(each, move, recurse=False)
 
 
 def describe_swap(number: int, num_all: int) -> str:

@@ -200,7 +200,7 @@ class TrainingConfig:
     blocks_to_swap: int = param(
         AUTO_BLOCKS,
         "Blocks of the model whose weights stay in main memory and come to the GPU one by one: less memory, slower. It "
-        "turns gradient_checkpointing on. SDXL has 87, of which 70 have most of the weights. -1: as few as it takes to "
+        "turns gradient_checkpointing on. SDXL has 86, of which 70 have most of the weights. -1: as few as it takes to "
         "fit; 0: none.",
         min=AUTO_BLOCKS,
         max=1000,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from ..wording import pluralize
 from .events import Notice
 from .family import PreparedModel
 from .host import Host
-from ..wording import pluralize
 
 T = TypeVar("T")
 

@@ -38,7 +38,6 @@ from lora_trainer.trainers.files.tensor_cache import TensorCache
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
 from lora_trainer.trainers.flow.family import FlowFamily
-from lora_trainer.trainers.flow.targets import list_blocks
 from lora_trainer.trainers.training.console_host import ConsoleHost
 from lora_trainer.trainers.training.events import Interrupted, StepDone
 from lora_trainer.trainers.training.loop import train_lora

@@ -22,8 +22,6 @@ from trainers.flow.config import FlowConfig
 from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
 from trainers.flow.objective import find_shift_by_size
-from trainers.flow.targets import find_targets, list_blocks
-from trainers.training.adapters import AdapterSettings, wrap_linear_layers
 from trainers.training.console_host import ConsoleHost
 from trainers.training.events import Event, Interrupted, Notice, StepDone
 from trainers.training.loop import train_lora

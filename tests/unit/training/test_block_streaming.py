@@ -1,4 +1,4 @@
-"""Weights that come block by block: the ring of two, and gradients that are the same bit for bit."""
+"""Weights that come block by block: the ring of two, and gradients equal bit for bit."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace

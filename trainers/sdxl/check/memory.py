@@ -5,6 +5,7 @@ less. benchmarks/memory_estimate.py compares the estimate with the real classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
@@ -12,10 +13,12 @@ from torch import nn
 
 from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ...dataset.bucket_sizes import Size
+from ...training.block_streaming import NUM_BUFFERS
 from ...training.device import COMPUTE_DTYPES
 from ...training.sample_prompts import read_size
 from ..config import SDXLConfig
 from ..samples import MAX_AT_ONCE, TILE_LATENTS
+from ..streaming import choose_streamed
 from .activations import GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
@@ -38,8 +41,10 @@ def estimate_memory(
     or "fp16".
 
     The UNet may be on the meta device and may already have adapters. Gradients count in full, as
-    they do from the second micro-batch of a step on.
+    they do from the second micro-batch of a step on. blocks_to_swap -1 counts as 0.
     """
+    streamed = choose_streamed(unet, max(config.blocks_to_swap, 0))
+    config = replace(config, gradient_checkpointing=config.gradient_checkpointing or bool(streamed))
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
@@ -48,6 +53,7 @@ def estimate_memory(
         )
     num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
     weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
+    weights_bytes -= _count_saved(streamed, rules.number_bytes)
     adapters_bytes = round(num_adapter_parameters * bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0))
     activations_bytes = config.train_batch_size * (
         estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
@@ -58,6 +64,15 @@ def estimate_memory(
     samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
     samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
     return MemoryEstimate(weights_bytes, adapters_bytes, activations_bytes, caching_bytes, samples_bytes)
+
+
+def _count_saved(streamed: Sequence[nn.Module], number_bytes: int) -> int:
+    """Count the weights that stay in main memory, less the two buffers that they come through."""
+    sizes = [
+        number_bytes * sum(each.numel() for name, each in block.named_parameters() if "lora_" not in name)
+        for block in streamed
+    ]
+    return sum(sizes) - NUM_BUFFERS * max(sizes, default=0)
 
 
 def _estimate_latents_caching(size_hw: Size) -> int:
