@@ -78,8 +78,9 @@ def check(settings: dict[str, Any]) -> FlightReport:
 
     with ConsoleHost() as host:
         device = choose_device(settings.get("device"))
-        family = SDXLCheck(resolve_precision(run_settings.training.mixed_precision, device))
-        surroundings = Surroundings(count_memory_bytes(device), output_folder)
+        device_bytes = count_memory_bytes(device)
+        family = SDXLCheck(resolve_precision(run_settings.training.mixed_precision, device), device_bytes)
+        surroundings = Surroundings(device_bytes, output_folder)
         return check_flight(
             dataset, run_settings, family, flight_check, surroundings, check_interrupted=host.check_interrupted
         )

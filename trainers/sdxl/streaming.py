@@ -10,7 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from ..check.memory_estimate import FRAGMENTATION, MemoryEstimate
-from ..training.block_streaming import spread_evenly
+from ..training.block_streaming import describe_swap, spread_evenly
 from ..training.config import AUTO_BLOCKS
 from .config import SDXLConfig
 
@@ -49,6 +49,13 @@ def resolve_blocks_to_swap(
     num_blocks = len(list_blocks(unet))
     number = 0 if fits(0) else min(1 + bisect_left(range(1, num_blocks + 1), True, key=fits), num_blocks)
     return replace(config, blocks_to_swap=number)
+
+
+def describe_blocks_to_swap(config: SDXLConfig, unet: UNet2DConditionModel) -> tuple[str, ...]:
+    """Return a line for the user, or none if all weights stay on the device."""
+    num_blocks = len(list_blocks(unet))
+    number = min(config.blocks_to_swap, num_blocks)
+    return (describe_swap(number, num_blocks),) if number > 0 else ()
 
 
 def _list_transformers(unet: UNet2DConditionModel) -> list[nn.Module]:

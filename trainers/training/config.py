@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..config import check_ranges, param
 from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
-AUTO_BLOCKS = -1  # of blocks_to_swap
+AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class TrainingConfig:
         "turns gradient_checkpointing on. SDXL has 86, of which 70 have most of the weights. -1: as few as it takes to "
         "fit; 0: none.",
         min=AUTO_BLOCKS,
-        max=1000,
+        max=MAX_BLOCKS,
     )
 
     def __post_init__(self) -> None:

@@ -139,8 +139,9 @@ def describe(settings: RunSettings) -> str:
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
     checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
+    swapped = f", {config.blocks_to_swap} blocks in main memory" if config.blocks_to_swap > 0 else ""
     return (
         f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, "
         f"{config.optimizer}.\n"
-        f"Resolution {settings.buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
+        f"Resolution {settings.buckets.resolution}, {batch}, {checkpointing}{swapped}, seed {config.seed}."
     )
