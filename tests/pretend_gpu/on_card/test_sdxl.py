@@ -247,7 +247,7 @@ def test_blocks_are_streamed_by_what_is_free_on_the_card(train, monkeypatch):
     assert count_free_bytes(CARD) == card.total_bytes() - card.live_bytes()
     monkeypatch.setattr(prepare, "count_free_bytes", lambda device: 8 * 2**20 if device == CARD else None)
     train(full, run_name="full", mixed_precision="bf16", max_train_steps=1)
-    assert 0 < full.model.streamer.num_blocks
+    assert full.model.streamer.num_blocks > 0
     (notice,) = (event.message for event in full.select(Notice) if "blocks stay in main memory" in event.message)
     assert notice.startswith(f"the weights of {full.model.streamer.num_blocks} of 32 blocks")
 

@@ -1,29 +1,37 @@
 """Weights of the UNet's blocks in main memory: the LoRA is the same bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
+from benchmarks.memory_estimate import SDXL_UNET
 from tests.unit.sdxl import test_trainer
 from tests.unit.sdxl.test_trainer import FAST, RecordingHost, build_model
 from trainers.check.memory_estimate import FRAGMENTATION, MemoryEstimate
+from trainers.check.smaller_settings import smaller_settings
 from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.dataset import Dataset
 from trainers.embedded_base.sdxl.architecture import build_unet
 from trainers.files.tensor_cache import TensorCache
+from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
 from trainers.training.block_streaming import count_streamed_bytes
+from trainers.training.config import AUTO_BLOCKS
 from trainers.training.events import Notice, SamplesDrawn
 from trainers.training.loop import TrainingLoop, train_lora
 from trainers.training.plan import plan_training
+from trainers.training.presets import GOALS, MEMORY_PRESETS, describe, resolve
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_settings import RunSettings
 from trainers.training.schedule import Step
 from trainers.training.trained_lora import TrainedLora
+from trainers.wording import GIBIBYTE
 
 Weights = dict[str, dict[str, torch.Tensor]]
 
@@ -122,3 +130,57 @@ def test_as_few_blocks_as_fit_are_streamed(free_bytes: int | None, number: int):
     assert found.blocks_to_swap == number
     given = resolve_blocks_to_swap(SDXLConfig(blocks_to_swap=3), unet, estimate, free_bytes=1)
     assert given.blocks_to_swap == 3 and FRAGMENTATION == 0.05
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SDXL_UNET)
+
+
+def estimate_sdxl(unet: UNet2DConditionModel, config: SDXLConfig) -> MemoryEstimate:
+    return estimate_memory(unet, config, size_hw=(1024, 1024), precision="bf16")
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("memory", ["4 GB", "6 GB"])
+def test_the_small_presets_fit_with_a_tenth_to_spare(sdxl: UNet2DConditionModel, goal: str, memory: str):
+    config = resolve(SDXLConfig, {"blocks_to_swap": AUTO_BLOCKS}, goal=goal, memory=memory, num_images=20).training
+    assert (config.train_batch_size, config.gradient_accumulation_steps, config.optimizer) == (1, 2, "AdamW8bit")
+    assert 0 < config.blocks_to_swap == MEMORY_PRESETS[memory].blocks_to_swap <= len(list_blocks(sdxl)) == 86
+    assert estimate_sdxl(sdxl, config).total_bytes <= 0.9 * int(memory.split()[0]) * GIBIBYTE
+    assert f"{config.blocks_to_swap} blocks in main memory" in MEMORY_PRESETS[memory].text()
+
+
+def test_a_given_number_stays_and_larger_presets_leave_it_to_the_free_memory():
+    given = resolve(SDXLConfig, {"blocks_to_swap": 5}, goal="object", memory="4 GB", num_images=20)
+    assert given.training.blocks_to_swap == 5 and "5 blocks in main memory" in describe(given)
+    assert resolve(SDXLConfig, {}, goal="object", memory="8 GB", num_images=20).training.blocks_to_swap == AUTO_BLOCKS
+
+
+def test_the_estimate_counts_the_resident_weights_and_two_buffers(sdxl: UNet2DConditionModel):
+    whole, swapped = (estimate_sdxl(sdxl, SDXLConfig(blocks_to_swap=number)) for number in (0, 1000))
+    sizes = [2 * sum(weight.numel() for weight in block.parameters()) for block in list_blocks(sdxl)]
+    assert whole.weights_bytes - swapped.weights_bytes == sum(sizes) - 2 * max(sizes)
+    assert swapped.weights_bytes < 0.4 * GIBIBYTE < 4.7 * GIBIBYTE < whole.weights_bytes
+    assert swapped.activations_bytes == whole.activations_bytes
+    plain = estimate_sdxl(sdxl, SDXLConfig(blocks_to_swap=1000, gradient_checkpointing=False))
+    assert plain == swapped  # it computes activations again in any case
+
+
+def test_all_blocks_are_the_remedy_for_a_number_that_is_too_small(sdxl: UNet2DConditionModel):
+    def estimate(config: SDXLConfig, size_hw: tuple[int, int]) -> MemoryEstimate:
+        return estimate_memory(sdxl, config, size_hw=size_hw, precision="bf16")
+
+    config = SDXLConfig(blocks_to_swap=36, optimizer="AdamW8bit")
+    steps = smaller_settings(config, (1024, 1024), estimate, works=lambda _: True)
+    assert steps[0][0] == "blocks_to_swap 1000, which is all"
+    assert steps[0][1].training_bytes < estimate(config, (1024, 1024)).training_bytes
+    free_bytes = 4 * GIBIBYTE
+    chosen = resolve_blocks_to_swap(
+        SDXLConfig(), sdxl, lambda changed: estimate(changed, (1024, 1024)), free_bytes=free_bytes
+    )
+    assert 20 < chosen.blocks_to_swap < 70
+    assert 1.05 * estimate(chosen, (1024, 1024)).training_bytes <= free_bytes
+    one_less = replace(chosen, blocks_to_swap=chosen.blocks_to_swap - 1)
+    assert 1.05 * estimate(one_less, (1024, 1024)).training_bytes > free_bytes
