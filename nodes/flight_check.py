@@ -56,6 +56,7 @@ SETTINGS_ORDER = check_settings_order(
         "ema_decay",
         "save_state_every_n_minutes",
         "sample_every_n_steps",
+        "blocks_to_swap",
     ),
     FlightCheckConfig,
     BucketConfig,

@@ -96,6 +96,7 @@ SETTINGS_ORDER = check_settings_order(
         "zero_terminal_snr",
         "min_timestep",
         "max_timestep",
+        "blocks_to_swap",
     ),
     SDXLConfig,
     FlowConfig,

@@ -85,6 +85,7 @@ SETTINGS_ORDER = check_settings_order(
         "sample_steps",
         "sample_guidance_scale",
         "sample_size",
+        "blocks_to_swap",
     ),
     SDXLConfig,
     BucketConfig,

@@ -93,7 +93,7 @@ def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
     settings = resolve_settings(
         request.settings, goal=request.goal, memory=request.memory, dataset=request.dataset, **dtype
     )
-    return _check(request, host, settings, SDXLCheck(settings.training.mixed_precision)), settings
+    return _check(request, host, settings, SDXLCheck(settings.training.mixed_precision, _get_device_bytes())), settings
 
 
 def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:

@@ -1,7 +1,7 @@
 """How much memory a training on the graph's MODEL needs, counted on a copy of it without data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -12,12 +12,13 @@ from ...trainers.check.smaller_settings import smaller_settings
 from ...trainers.dataset.bucket_sizes import Size
 from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.check.family_check import FlowEstimate, LatentFormat
-from ...trainers.flow.check.memory import count_adapter_parameters, estimate_memory
+from ...trainers.flow.check.memory import FrozenWeights, count_adapter_parameters, estimate_memory
 from ...trainers.flow.config import FlowConfig
 from ...trainers.flow.families import FlowFamilyRow
-from ...trainers.flow.targets import find_targets
+from ...trainers.flow.targets import find_targets, list_blocks
+from ...trainers.training.block_streaming import describe_swap
+from ...trainers.training.config import AUTO_BLOCKS
 from ...trainers.training.sample_prompts import read_size
-from ...trainers.wording import format_gigabytes
 from .flow_checks import find_pooled_width, find_text_width
 from .hollow_model import HollowFlowModel
 from .memory_budget import MemoryBudget, can_step_here, count_new_bytes
@@ -43,7 +44,7 @@ class GraphMemory:
         return LatentFormat(found.latent_channels, found.spacial_downscale_ratio, find_text_width(self.network) or 0)
 
     def estimate(
-        self, config: FlowConfig, size_hw: Size, conditions: Conditions, *, is_streamed: bool
+        self, config: FlowConfig, size_hw: Size, conditions: Conditions, *, num_streamed: int
     ) -> MemoryEstimate:
         with torch.inference_mode(False), torch.enable_grad():
             return estimate_memory(
@@ -51,40 +52,48 @@ class GraphMemory:
                 config,
                 latent_shape=self._find_latent_shape(size_hw),
                 conditions=conditions,
-                is_streamed=is_streamed,
+                num_streamed=num_streamed,
                 decoding_bytes=self._count_decoding(read_size(config.sample_size) or size_hw),
             )
 
     def choose(
         self, config: FlowConfig, size_hw: Size, conditions: Conditions, *, free_bytes: int
-    ) -> tuple[MemoryEstimate, str]:
-        """Return the estimate with all weights on the device, if it fits; else with those of blocks
-        in main memory, and why.
+    ) -> tuple[MemoryEstimate, int]:
+        """Return the estimate, and how many blocks keep their weights in main memory: as
+        blocks_to_swap says, or as few as it takes to fit.
         """
-        whole = self.estimate(config, size_hw, conditions, is_streamed=False)
+        weights = FrozenWeights.of(self.network)
+        if config.blocks_to_swap != AUTO_BLOCKS:
+            number = min(config.blocks_to_swap, weights.num_blocks)
+            return self.estimate(config, size_hw, conditions, num_streamed=number), number
+        whole = self.estimate(config, size_hw, conditions, num_streamed=0)
         device = comfy.model_management.get_torch_device()
         if comfy.model_management.is_device_cpu(device) or count_new_bytes(whole) <= free_bytes:
-            return whole, ""
-        reason = (
-            f"With all weights on the GPU it would be {format_gigabytes(whole.total_bytes)}, so those of the blocks "
-            "stay in main memory and come one by one"
-        )
-        return self.estimate(config, size_hw, conditions, is_streamed=True), reason
+            return whole, 0
+        found = smallest = self.estimate(config, size_hw, conditions, num_streamed=weights.num_blocks)
+        for number in range(1, weights.num_blocks + 1):
+            found = replace(smallest, weights_bytes=weights.count_resident(num_streamed=number))
+            if count_new_bytes(found) <= free_bytes:
+                return found, number
+        return found, weights.num_blocks
 
     def compare(
         self, config: FlowConfig, size_hw: Size, conditions: Conditions, *, free_bytes: int
-    ) -> tuple[MemoryBudget, bool]:
-        """Return the needed and the free memory, and whether the blocks' weights are streamed."""
-        needed, reason = self.choose(config, size_hw, conditions, free_bytes=free_bytes)
+    ) -> tuple[MemoryBudget, int]:
+        """Return the needed and the free memory, and how many blocks' weights are streamed."""
+        needed, number = self.choose(config, size_hw, conditions, free_bytes=free_bytes)
 
         def estimate(changed: FlowConfig, changed_hw: Size) -> MemoryEstimate:
-            return self.estimate(changed, changed_hw, conditions, is_streamed=bool(reason))
+            return self.choose(changed, changed_hw, conditions, free_bytes=free_bytes)[0]
 
         def find_smaller() -> Sequence[tuple[str, MemoryEstimate]]:
             return smaller_settings(config, size_hw, estimate, works=can_step_here)
 
-        notes = (reason,) if reason else ()
-        return MemoryBudget.of(needed, find_smaller, free_bytes=free_bytes, notes=notes), bool(reason)
+        notes = self._explain(number)
+        return MemoryBudget.of(needed, find_smaller, free_bytes=free_bytes, notes=notes), number
+
+    def _explain(self, num_streamed: int) -> tuple[str, ...]:
+        return (describe_swap(num_streamed, len(list_blocks(self.network))),) if num_streamed else ()
 
     def count_parameters(self, config: FlowConfig) -> int:
         targets = find_targets(self.network, self.family, config.target_modules)
@@ -94,13 +103,13 @@ class GraphMemory:
         """Estimate for a caption of that many tokens, before anything is encoded."""
         conditions = imagine_conditions(self.network, num_tokens)
         device = comfy.model_management.get_torch_device()
-        memory, reason = self.choose(
+        memory, number = self.choose(
             config,
             size_hw,
             conditions,
             free_bytes=comfy.model_management.get_total_memory(device) - CUDA_CONTEXT_BYTES,
         )
-        return FlowEstimate(memory, self.count_parameters(config), (reason,) if reason else ())
+        return FlowEstimate(memory, self.count_parameters(config), self._explain(number))
 
     def _find_latent_shape(self, size_hw: Size) -> tuple[int, ...]:
         found = self.model.model.latent_format

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
-from ...trainers.flow.checkpointing import BlockStreamer
 from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow
-from ...trainers.flow.targets import list_blocks
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
 from .control_images import encode_with_controls
@@ -48,8 +46,7 @@ class GraphFlowModel:
         self.precision = find_precision(graph.model)
         self.pixels_per_latent = graph.vae.spacial_compression_encode()
         self._text_width = find_text_width(self.network)
-        self._streamer = BlockStreamer(self._device)
-        self.is_streamed = False  # whether the weights of blocks stay in main memory
+        self.num_streamed = 0  # blocks whose weights stay in main memory
 
     def _adopt(self, twin: Any, model: Any) -> None:
         self._model = twin
@@ -98,19 +95,12 @@ class GraphFlowModel:
     def release_encoders(self) -> None:
         unload_models()
 
-    def load_network(self) -> bool:
-        """Bring the weights to the device; those of blocks only while they are used, if that was
-        asked for.
-        """
-        streamed = list(list_blocks(self.network).values()) if self.is_streamed else []
-        streamed_modules = {id(module) for block in streamed for module in block.modules()}
+    def load_network(self, *, without: Sequence[nn.Module]) -> None:
+        left_out = {id(module) for block in without for module in block.modules()}
         for module in self._model.modules():
             _move_buffers(module, self._device)
-            if id(module) not in streamed_modules:
+            if id(module) not in left_out:
                 _move_weights(module, self._device)
-        for block in streamed:
-            self._streamer.stream(block)
-        return bool(streamed)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -167,13 +167,13 @@ class FlowLoader:
     def load(self, host: Host) -> GraphFlowModel:
         free_bytes = comfy.model_management.get_free_memory()  # before the text encoder comes
         model = GraphFlowModel(self.base, self.family)
-        self.budget, model.is_streamed = self._compare_memory(model, free_bytes)
+        self.budget, model.num_streamed = self._compare_memory(model, free_bytes)
         host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", free_bytes))
         for notice in self.notices:
             host.report(Notice(notice))
         return model
 
-    def _compare_memory(self, model: GraphFlowModel, free_bytes: int) -> tuple[MemoryBudget, bool]:
+    def _compare_memory(self, model: GraphFlowModel, free_bytes: int) -> tuple[MemoryBudget, int]:
         """By the prompt that takes most: the longest of those with most control images."""
         prompts = list_prompts(self.plan)
         longest = max(prompts, key=lambda prompt: (len(prompt.controls), model.count_tokens(prompt.caption)))

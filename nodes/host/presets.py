@@ -39,5 +39,6 @@ def _choose(given: dict[str, Any], *, goal: str, memory: str) -> dict[str, Any]:
     if memory == AUTO:
         memory = choose_memory_preset(comfy.model_management.get_total_memory())
     chosen = choose(given, goal=goal, memory=memory)
+    del chosen["blocks_to_swap"]  # 0 does not leave it open
     del chosen["optimizer"]  # only a step on the device says whether AdamW8bit works
     return chosen

@@ -17,6 +17,7 @@ from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
+from ...trainers.sdxl.streaming import describe_blocks_to_swap, resolve_blocks_to_swap
 from ...trainers.training.events import RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
@@ -135,7 +136,16 @@ def _compare_memory(base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> MemoryBu
             base.unet, changed, size_hw=largest_hw, precision=precision, text_encoders=text_encoder_shapes(base)
         )
 
+    free_bytes = comfy.model_management.get_free_memory()
+    device = comfy.model_management.get_torch_device()
+    config = resolve_blocks_to_swap(
+        config,
+        base.unet,
+        lambda changed: estimate(changed, size_hw),
+        free_bytes=None if comfy.model_management.is_device_cpu(device) else free_bytes,
+    )
     needed = estimate(config, size_hw)
     # now, as the training changes the borrowed model, and is to leave nothing of it
     smaller = smaller_settings(config, size_hw, estimate, works=can_step_here)
-    return MemoryBudget.of(needed, lambda: smaller)
+    notes = describe_blocks_to_swap(config, base.unet)
+    return MemoryBudget.of(needed, lambda: smaller, free_bytes=free_bytes, notes=notes)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dataset.bucket_sizes import Size
-from ..training.config import TrainingConfig
+from ..training.config import AUTO_BLOCKS, MAX_BLOCKS, TrainingConfig
 from .family_check import ConfigT
 from .memory_estimate import MemoryEstimate
 
@@ -44,6 +44,8 @@ def _propose_changes(config: TrainingConfig, works: Callable[[str], bool]) -> It
         num_passes = min(config.gradient_accumulation_steps * config.train_batch_size, 1024)
         changes = {"train_batch_size": 1, "gradient_accumulation_steps": num_passes}
         yield f"train_batch_size 1 with gradient_accumulation_steps {num_passes}", changes, 0
+    if AUTO_BLOCKS < config.blocks_to_swap < MAX_BLOCKS:
+        yield f"blocks_to_swap {MAX_BLOCKS}, which is all", {"blocks_to_swap": MAX_BLOCKS}, 0
     if config.optimizer == "AdamW" and works("AdamW8bit"):
         yield "optimizer AdamW8bit", {"optimizer": "AdamW8bit"}, 0
     if config.optimizer == "Prodigy" and works("AdamW8bit"):

@@ -80,9 +80,10 @@ def check(settings: dict[str, Any]) -> FlightReport:
 
     with ConsoleHost() as host:
         device = choose_device(settings.get("device"))
+        device_bytes = count_memory_bytes(device)
         precision = resolve_precision(run_settings.training.mixed_precision, device)
-        family = SDXLCheck(precision, settings.get("base_dtype", ""))
-        surroundings = Surroundings(count_memory_bytes(device), output_folder)
+        family = SDXLCheck(precision, device_bytes, settings.get("base_dtype", ""))
+        surroundings = Surroundings(device_bytes, output_folder)
         return check_flight(
             dataset, run_settings, family, flight_check, surroundings, check_interrupted=host.check_interrupted
         )

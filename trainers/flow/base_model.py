@@ -22,6 +22,7 @@ class FlowBaseModel(Protocol):
     family: FlowFamilyRow
     pixels_per_latent: int
     precision: str  # that the model computes in: "no" (float32), "bf16" or "fp16"
+    num_streamed: int  # blocks whose weights stay in main memory, if blocks_to_swap leaves it open
 
     @property
     def network(self) -> nn.Module:
@@ -53,10 +54,8 @@ class FlowBaseModel(Protocol):
         """Free the device of text encoders and VAE."""
         ...
 
-    def load_network(self) -> bool:
-        """Bring what a step needs to the device. Return whether the weights of blocks stay in main
-        memory, and come for each use.
-        """
+    def load_network(self, *, without: Sequence[nn.Module]) -> None:
+        """Bring what a step needs to the device, except the frozen weights of these blocks."""
         ...
 
     def computing(self) -> AbstractContextManager[None]:

@@ -1,6 +1,4 @@
-"""Recomputes each block's activations in the backward pass, and can bring its frozen weights to the
-device only for as long as they are used.
-"""
+"""Recomputes each block's activations in the backward pass."""
 
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -21,6 +19,14 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> int:
             block.forward = _Checkpointed(block, block._plain_forward)  # type: ignore[assignment]
             count += 1
     return count
+
+
+def uncheckpoint_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Let blocks keep their activations again."""
+    for block in blocks:
+        if hasattr(block, "_plain_forward"):
+            block.forward = block._plain_forward  # type: ignore[assignment]
+            del block._plain_forward
 
 
 class _Checkpointed:
@@ -56,48 +62,3 @@ class _Checkpointed:
 def _copy(value: Any) -> Any:
     """A block may write into its inputs, which the recomputation needs as they were."""
     return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-class BlockStreamer:
-    """Keeps frozen weights of blocks in main memory, and copies those of one block to the device
-    for each time that it runs: forward, and again in the recomputation. The adapters stay on the
-    device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.held_bytes = self.peak_bytes = 0
-
-    def stream(self, block: nn.Module) -> None:
-        forward, places = block.forward, _list_frozen(block)
-        num_bytes = sum(weight.numel() * weight.element_size() for _, _, weight in places)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self._count(num_bytes)
-            try:
-                for module, name, weight in places:
-                    module._parameters[name] = _copy_to(weight, self._device)
-                return forward(*args, **kwargs)
-            finally:
-                for module, name, weight in places:
-                    module._parameters[name] = weight
-                self._count(-num_bytes)
-
-        block.forward = run  # type: ignore[assignment]
-
-    def _count(self, num_bytes: int) -> None:
-        self.held_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-
-
-def _list_frozen(block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    return [
-        (module, name, weight)
-        for module in block.modules()
-        for name, weight in module._parameters.items()
-        if weight is not None and not weight.requires_grad
-    ]
-
-
-def _copy_to(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(weight.detach().to(device, copy=True), requires_grad=False)

@@ -19,6 +19,8 @@ from ..training.adapters import (
     unwrap_linear_layer,
     wrap_linear_layers,
 )
+from ..training.block_streaming import spread_evenly
+from ..training.config import AUTO_BLOCKS
 from ..training.device import COMPUTE_DTYPES
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
@@ -65,16 +67,25 @@ def prepare_flow(
     model = PreparedFlow(
         plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
     )
-    is_streamed = base.load_network()
-    if is_streamed:
-        host.report(Notice("the model does not fit: its blocks stay in main memory, and come to the device one by one"))
-    if config.gradient_checkpointing or is_streamed:
-        checkpoint_blocks(list_blocks(base.network).values())
+    _load(model, config)
     _drop_idle_layers(model, config, kept={path for _, path in start})
     model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
     if start:
         model.adapted.load(start, alpha=config.alpha)
     return model
+
+
+def _load(model: PreparedFlow, config: FlowConfig) -> None:
+    """Bring the network to the device, or keep weights of blocks in main memory."""
+    blocks = list(list_blocks(model.base.network).values())
+    number = model.base.num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap
+    streamed = spread_evenly(blocks, number)
+    model.base.load_network(without=streamed)
+    if streamed:
+        model.stream_weights(streamed)
+        model.host.report(Notice(model.streamer.describe(len(blocks))))
+    elif config.gradient_checkpointing:
+        checkpoint_blocks(blocks)
 
 
 def _cache_conditions(

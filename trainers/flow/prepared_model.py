@@ -4,15 +4,16 @@ Letters: B batch, C channels, H W height and width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
+from ..training.block_streaming import BlockStreamer
 from ..training.evaluation import evaluating
 from ..training.family import Progress
 from ..training.generators import draw_noise, generator_for
@@ -24,7 +25,7 @@ from ..training.plan import TrainingPlan
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
-from .checkpointing import checkpoint_blocks
+from .checkpointing import checkpoint_blocks, uncheckpoint_blocks
 from .config import FlowConfig
 from .draws import ItemDraw, draw_flip, draw_level
 from .encode import ConditionStore
@@ -61,6 +62,10 @@ class PreparedFlow:
     masks: MaskStore
     conditions: ConditionStore
     timestep_sampling: str
+    streamer: BlockStreamer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streamer = BlockStreamer(self.host.device)
 
     @property
     def config(self) -> FlowConfig:
@@ -85,7 +90,24 @@ class PreparedFlow:
                 yield self.config.prior_loss_weight * self._prior_losses(other)
 
     def enable_gradient_checkpointing(self) -> bool:
-        return checkpoint_blocks(list_blocks(self.base.network).values()) > 0
+        return checkpoint_blocks(self._list_blocks()) > 0
+
+    def stream_more_weights(self) -> int:
+        more = self.streamer.choose_more(self._list_blocks())
+        self.stream_weights(more)
+        return self.streamer.num_blocks if more else 0
+
+    def stream_weights(self, blocks: Sequence[nn.Module]) -> None:
+        """Keep the frozen weights of these blocks in main memory. Then all blocks are computed
+        again in the backward pass.
+        """
+        uncheckpoint_blocks(blocks)  # they come again for each computation
+        for block in blocks:
+            self.streamer.stream(block)
+        checkpoint_blocks(self._list_blocks())
+
+    def _list_blocks(self) -> list[nn.Module]:
+        return list(list_blocks(self.base.network).values())
 
     def _weighted_losses(self, batch: FlowBatch, *, weighting: str = "") -> Tensor:
         target = self.base.target(batch.latents, batch.noise, batch.sigmas)

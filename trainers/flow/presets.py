@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..dataset.bucket_config import BucketConfig
+from ..training.config import AUTO_BLOCKS
 from ..training.presets import MEMORY_PRESETS, resolve
 from ..training.run_settings import RunSettings
 from .config import FlowConfig
@@ -35,7 +36,8 @@ def _choose_by_family(family: FlowFamilyRow) -> dict[str, Any]:
 
 def _choose_by_memory(memory: str, family: FlowFamilyRow, given: dict[str, Any]) -> dict[str, Any]:
     """These models are larger than SDXL, for which the presets are made: gradient checkpointing
-    is always on, and the preset's batch is accumulated from single images.
+    is always on, and the preset's batch is accumulated from single images. As many of their blocks
+    stay in main memory as the memory needs.
     """
     preset = MEMORY_PRESETS[memory]
     per_step = preset.train_batch_size * preset.gradient_accumulation_steps
@@ -44,6 +46,7 @@ def _choose_by_memory(memory: str, family: FlowFamilyRow, given: dict[str, Any])
         "train_batch_size": 1,
         "gradient_accumulation_steps": 1 if "train_batch_size" in given else per_step,
         "gradient_checkpointing": True,
+        "blocks_to_swap": AUTO_BLOCKS,
     }
 
 

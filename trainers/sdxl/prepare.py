@@ -1,13 +1,17 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from ..check.memory_estimate import MemoryEstimate
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
-from ..training.device import COMPUTE_DTYPES, move_module, resolve_precision
+from ..training.block_streaming import move_resident
+from ..training.device import COMPUTE_DTYPES, count_free_bytes, move_module, resolve_precision
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
@@ -17,6 +21,7 @@ from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..training.quantized_linear import quantize_linear_layers
 from ..wording import pluralize
+from .check.memory import estimate_memory
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, encode_image
@@ -27,6 +32,7 @@ from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
 from .prepared_model import PreparedSDXL
 from .start import get_learning_rates, read_start
 from .step import Objective
+from .streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
 from .targets import find_text_encoder_targets, find_unet_targets
 
 PIXELS_PER_LATENT = 8
@@ -55,12 +61,13 @@ def prepare_sdxl(
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     if base_dtype:
         _quantize(model.unet, base_dtype, host)
-    components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision])
+    streamed = choose_streamed(model.unet, _choose_number(plan, model, host.device, precision))
+    components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision], streamed)
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start, alpha=config.alpha)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
-    return PreparedSDXL(
+    prepared = PreparedSDXL(
         plan=plan,
         host=host,
         model=model,
@@ -72,6 +79,22 @@ def prepare_sdxl(
         zero_terminal_snr=zero_terminal_snr,
         precision=precision,
     )
+    if streamed:
+        prepared.stream_weights(streamed)
+        host.report(Notice(prepared.streamer.describe(len(list_blocks(model.unet)))))
+    return prepared
+
+
+def _choose_number(plan: TrainingPlan[SDXLConfig], model: SDXLModel, device: torch.device, precision: str) -> int:
+    """Choose how many blocks keep their weights in main memory: as the settings say, or by what is
+    free on the device now, when everything is cached.
+    """
+    config = plan.settings.training
+
+    def estimate(changed: SDXLConfig) -> MemoryEstimate:
+        return estimate_memory(model.unet, changed, size_hw=plan.crops.largest_hw, precision=precision)
+
+    return resolve_blocks_to_swap(config, model.unet, estimate, free_bytes=count_free_bytes(device)).blocks_to_swap
 
 
 def _resolve_zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
@@ -155,23 +178,30 @@ def _quantize(unet: nn.Module, base_dtype: str, host: Host) -> None:
 
 
 def _attach_adapters(
-    config: SDXLConfig, model: SDXLModel, targets: dict[str, list[str]], device: torch.device, dtype: torch.dtype
+    config: SDXLConfig,
+    model: SDXLModel,
+    targets: dict[str, list[str]],
+    device: torch.device,
+    dtype: torch.dtype,
+    streamed: Sequence[nn.Module],
 ) -> dict[str, AdaptedComponent]:
-    """Move the parts that every step uses to the device, freeze them, and attach adapters to those
-    that are trained.
+    """Move the parts that every step uses to the device, without the streamed ones, freeze them,
+    and attach adapters to those that are trained.
     """
     parts: dict[str, nn.Module] = {UNET: model.unet}
     if config.train_text_encoders:
         _, parts[TEXT_ENCODER], parts[TEXT_ENCODER_2] = _get_adaptable_parts(model)
         for name in (TEXT_ENCODER, TEXT_ENCODER_2):
             move_module(parts[name], device, dtype).requires_grad_(False)
-    move_module(model.unet, device, dtype)
+    move_resident(model.unet, device, dtype, without=streamed)
     settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
     rates = get_learning_rates(config)
     components: dict[str, AdaptedComponent] = {}
     for name, module in parts.items():
         if name in targets:
             parameters = attach_adapters(module, targets[name], settings, component=name)
+            for parameter in parameters:  # those of streamed blocks lie in main memory
+                parameter.data = parameter.data.to(device)
             components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, rates[name]))
         # gradients pass through the UNet even if only text encoders are trained
         if config.gradient_checkpointing and (name in targets or name == UNET):

@@ -4,15 +4,16 @@ Letters: B batch, H W latent height and width.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
+from ..training.block_streaming import BlockStreamer
 from ..training.device import COMPUTE_DTYPES
 from ..training.evaluation import evaluating
 from ..training.family import Progress
@@ -35,6 +36,7 @@ from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
 from .step import Batch, Objective, predict, prior_losses, weighted_losses
+from .streaming import list_blocks
 
 
 @dataclass
@@ -51,6 +53,10 @@ class PreparedSDXL:
     objective: Objective
     zero_terminal_snr: bool
     precision: str
+    streamer: BlockStreamer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streamer = BlockStreamer(self.host.device)
 
     @property
     def config(self) -> SDXLConfig:
@@ -72,6 +78,19 @@ class PreparedSDXL:
         for part in missing:
             enable_gradient_checkpointing(part)
         return bool(missing)
+
+    def stream_more_weights(self) -> int:
+        more = self.streamer.choose_more(list_blocks(self.model.unet))
+        self.stream_weights(more)
+        return self.streamer.num_blocks if more else 0
+
+    def stream_weights(self, blocks: Sequence[nn.Module]) -> None:
+        """Keep the frozen weights of these blocks in main memory. Then activations are computed
+        again in the backward pass.
+        """
+        self.enable_gradient_checkpointing()
+        for block in blocks:
+            self.streamer.stream(block, COMPUTE_DTYPES[self.precision])
 
     def _compute_prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
         """Compare the predictions for the class prompts with and without the adapters."""

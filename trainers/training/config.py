@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..config import check_ranges, param
 from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
+AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -161,7 +163,7 @@ class TrainingConfig:
     step_down_on_oom: bool = param(
         False,
         "When memory runs out, go on with a setting that needs less and trains the same: gradient checkpointing, "
-        "then half the images per forward pass.",
+        "then half the images per forward pass, then weights in main memory (blocks_to_swap).",
     )
     validation_share: float = param(
         0.0,
@@ -193,6 +195,15 @@ class TrainingConfig:
     )
     sample_size: str = param(
         "", "Width x height of the sample images, such as 832x1216. Empty: the size that most images have."
+    )
+
+    blocks_to_swap: int = param(
+        AUTO_BLOCKS,
+        "Blocks of the model whose weights stay in main memory and come to the GPU one by one: less memory, slower. It "
+        "turns gradient_checkpointing on. SDXL has 86, of which 70 have most of the weights. -1: as few as it takes to "
+        "fit; 0: none.",
+        min=AUTO_BLOCKS,
+        max=MAX_BLOCKS,
     )
 
     def __post_init__(self) -> None:

@@ -94,6 +94,17 @@ def count_memory_bytes(device: torch.device) -> int | None:
     return torch.get_device_module(device).get_device_properties(device).total_memory
 
 
+def count_free_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU that a tensor can have now; None where count_memory_bytes gives
+    None.
+    """
+    if device.type not in ("cuda", "xpu"):
+        return None
+    backend = torch.get_device_module(device)
+    free_bytes, _ = backend.mem_get_info(device)
+    return free_bytes + backend.memory_reserved(device) - backend.memory_allocated(device)
+
+
 def resolve_precision(setting: str, device: torch.device) -> str:
     """Return the value of mixed_precision, with "auto" replaced by what suits the device."""
     return usual_precision(device) if setting == "auto" else setting

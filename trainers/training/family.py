@@ -59,6 +59,12 @@ class PreparedModel(Protocol):
         """
         ...
 
+    def stream_more_weights(self) -> int:
+        """Keep the frozen weights of more blocks in main memory from now on. Return of how many
+        they are there; 0 if there are no more. It computes activations again too.
+        """
+        ...
+
     def draw_samples(self) -> list[list[Image.Image]]:
         """Draw what was learned so far: a row for each of the plan's sample prompts, an image for
         each of its seeds. This must not change the training.

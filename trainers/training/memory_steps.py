@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from ..wording import pluralize
 from .events import Notice
 from .family import PreparedModel
 from .host import Host
@@ -12,8 +13,8 @@ T = TypeVar("T")
 
 class MemorySteps:
     """Steps down from one setting to the next that needs less memory: first gradient
-    checkpointing, then half the images per forward pass, and half again. Each gives the same
-    gradients, up to rounding.
+    checkpointing, then half the images per forward pass, and half again, then weights in main
+    memory. Each gives the same gradients, up to rounding.
     """
 
     def __init__(self, model: PreparedModel, host: Host) -> None:
@@ -41,6 +42,9 @@ class MemorySteps:
         elif self._num_parts < self._largest:
             self._num_parts *= 2
             what = f"each batch is computed in {self._num_parts} parts from now on"
+        elif num_streamed := self._model.stream_more_weights():
+            self._host.release_memory()
+            what = f"the weights of {pluralize(num_streamed, 'block')} stay in main memory from now on (slower)"
         else:
             raise error
         self._host.report(Notice(f"memory ran out: {what}. The result is the same"))

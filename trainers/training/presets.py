@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..wording import GIBIBYTE
+from .config import AUTO_BLOCKS
 from .run_settings import ConfigT, RunSettings
 
 
@@ -43,15 +44,17 @@ class MemoryPreset:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     optimizer: str
+    blocks_to_swap: int = AUTO_BLOCKS
 
     def text(self) -> str:
         accumulation = (
             f" x {self.gradient_accumulation_steps} accumulated" if self.gradient_accumulation_steps > 1 else ""
         )
         checkpointing = "gradient checkpointing" if self.gradient_checkpointing else "no gradient checkpointing"
+        swapped = "" if self.blocks_to_swap == AUTO_BLOCKS else f", {self.blocks_to_swap} blocks in main memory"
         return (
             f"resolution {self.resolution}, batch size {self.train_batch_size}{accumulation}, {self.optimizer}, "
-            f"{checkpointing}"
+            f"{checkpointing}{swapped}"
         )
 
 
@@ -61,8 +64,10 @@ GOALS = {
     "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=80, num_samples=(800, 3000)),
 }
 # By the estimates of sdxl/check/memory.py (benchmarks/README.md), with a tenth to spare. A step
-# has two samples everywhere: the GPU decides the speed, not the result.
+# has two samples everywhere: the GPU decides the speed, not the result. Blocks are SDXL's.
 MEMORY_PRESETS = {
+    "4 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit", blocks_to_swap=70),
+    "6 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit", blocks_to_swap=36),
     "8 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit"),
     "12 GB": MemoryPreset(1024, 2, 1, True, "AdamW8bit"),
     "16 GB": MemoryPreset(1024, 2, 1, True, "AdamW"),
@@ -88,6 +93,8 @@ def resolve(
     Raises:
         ValueError: a given setting is out of its range.
     """
+    if given.get("blocks_to_swap") == AUTO_BLOCKS:  # which is also its value where nobody chose
+        given = {name: value for name, value in given.items() if name != "blocks_to_swap"}
     settings = {**choose(given, goal=goal, memory=memory), **given}
     if goal and "max_train_steps" not in given:
         config = RunSettings.read(config_class, settings).training
@@ -132,8 +139,9 @@ def describe(settings: RunSettings) -> str:
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
     checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
+    swapped = f", {config.blocks_to_swap} blocks in main memory" if config.blocks_to_swap > 0 else ""
     return (
         f"{duration}, rank {config.rank}, alpha {config.alpha:g}, learning rate {config.learning_rate:g}, "
         f"{config.optimizer}.\n"
-        f"Resolution {settings.buckets.resolution}, {batch}, {checkpointing}, seed {config.seed}."
+        f"Resolution {settings.buckets.resolution}, {batch}, {checkpointing}{swapped}, seed {config.seed}."
     )

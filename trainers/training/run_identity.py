@@ -32,6 +32,7 @@ IRRELEVANT = frozenset(
         "save_best",
         "gradient_checkpointing",
         "step_down_on_oom",
+        "blocks_to_swap",
     }
 )
 # They decide when early_stop ends a run, and nothing else.

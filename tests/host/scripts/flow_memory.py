@@ -43,17 +43,18 @@ from lora_trainer.trainers.dataset.scan import scan_folder
 from lora_trainer.trainers.files.tensor_cache import TensorCache
 from lora_trainer.trainers.flow.check.memory import FrozenWeights, count_bytes, estimate_memory
 from lora_trainer.trainers.flow.check.without_data import META, running_without_data
-from lora_trainer.trainers.flow.checkpointing import BlockStreamer, checkpoint_blocks
+from lora_trainer.trainers.flow.checkpointing import checkpoint_blocks
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
 from lora_trainer.trainers.flow.lora_names import name_modules
 from lora_trainer.trainers.flow import prepared_model
-from lora_trainer.trainers.flow.prepare import _attach
+from lora_trainer.trainers.flow.prepare import _attach, _describe_adapters
 from lora_trainer.trainers.flow.prepared_model import PreparedFlow
 from lora_trainer.trainers.flow.targets import find_targets, is_linear, list_blocks
 from lora_trainer.trainers.training.console_host import ConsoleHost
 from lora_trainer.trainers.training.live_memory import LiveMemory
 from lora_trainer.trainers.training.masks import MaskStore
+from lora_trainer.trainers.training.device import COMPUTE_DTYPES
 from lora_trainer.trainers.training.optimizer_step import OptimizerStep
 from lora_trainer.trainers.training.plan import plan_training
 from lora_trainer.trainers.training.run_settings import RunSettings
@@ -153,14 +154,14 @@ def count(base, config, plan, shape, conditions, is_streamed):
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     with running_without_data(), FiniteNumbers(), LiveMemory(leave_out=frozen) as memory:
         targets = find_targets(base.network, base.family, config.target_modules)
-        adapted = _attach(config, base, targets, names, host)
+        _attach(config, base, targets, names, host)
+        adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
         masks = MaskStore(TensorCache(None), pixels_per_latent=8)
         model = PreparedFlow(plan, host, base, adapted, Latents(shape), masks, Conditions(conditions), "sigmoid")
         blocks = list(list_blocks(base.network).values())
         if is_streamed:
-            for block in blocks:
-                BlockStreamer(META).stream(block)
-        if is_streamed or config.gradient_checkpointing:
+            model.stream_weights(blocks)
+        elif config.gradient_checkpointing:
             checkpoint_blocks(blocks)
         optimizer = OptimizerStep(adapted.groups, config, total_steps=9, precision="bf16")
         _give_gradients(adapted.flat_weights)
@@ -171,7 +172,7 @@ def count(base, config, plan, shape, conditions, is_streamed):
             optimizer.backward(losses.sum())
             del losses
         peak = memory.take_peak()
-    return weights.count_resident(is_streamed=is_streamed) + peak
+    return weights.count_resident(num_streamed=weights.num_blocks * is_streamed) + peak
 
 
 @torch.inference_mode(False)
@@ -183,8 +184,9 @@ def compare(name, size, batch, tokens, is_streamed, **settings):
     )
     found = HollowFlowModel(patcher, row)
     began = time.process_time()
+    num_streamed = FrozenWeights.of(found.network).num_blocks * is_streamed
     estimate = estimate_memory(
-        found, config, latent_shape=shape(size), conditions=[cond, others], is_streamed=is_streamed
+        found, config, latent_shape=shape(size), conditions=[cond, others], num_streamed=num_streamed
     )
     seconds = time.process_time() - began
     plan = make_plan(config, size, batch)

@@ -28,8 +28,10 @@ from trainers.sdxl import prepare
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.model.sdxl_model import build_model
+from trainers.sdxl.streaming import list_blocks
 from trainers.training import validation_plan
-from trainers.training.device import move_module
+from trainers.training.block_streaming import count_streamed_bytes
+from trainers.training.device import count_free_bytes, move_module
 from trainers.training.events import Interrupted, Notice, SamplesDrawn, Validated
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
@@ -119,6 +121,8 @@ CASES: dict[str, dict[str, Any]] = {
     "prior": {"prior_loss_weight": 1.0, "noise_offset": 0.05, "min_snr_gamma": 5.0},
     "text encoders": {"train_text_encoders": True, "gradient_checkpointing": True},
     "EMA": {"ema_decay": 0.9},
+    "streamed": {"blocks_to_swap": 1000},
+    "half streamed": {"blocks_to_swap": 10, "train_text_encoders": True, "prior_loss_weight": 1.0},
 }
 WAITS_OF_OPTIMIZERS = {"Prodigy": 2}  # it finds its learning rate by the gradients
 
@@ -129,13 +133,21 @@ def test_a_step_waits_once_copies_little_and_leaves_nothing(name: str, weights: 
     train(host, **CASES[name])
     last = host.steps[-1]
     assert last.syncs <= WAITS_OF_OPTIMIZERS.get(name, 1), last.places
-    assert last.copies <= 8 and last.waiting_copies == 0, last.places
+    assert last.copies <= count_expected_copies(host) and last.waiting_copies == 0, last.places
     assert host.steps[-2].live_bytes == last.live_bytes
     on_card = [*list_frozen(host), *list_trained(host), *list_state_tensors(host.optimizer)]
     on_card += host.loop._ema.averages if host.loop._ema else []
-    assert all(tensor.device == CARD for tensor in on_card)
-    assert 0 <= last.live_bytes - count_bytes(on_card) < SMALL_BYTES
+    assert all(tensor.device == CARD for tensor in on_card) == (host.model.streamer.num_blocks == 0)
+    assert 0 <= last.live_bytes - count_bytes(on_card) - host.model.streamer.buffer_bytes < SMALL_BYTES
     require_unchanged(host, weights)
+
+
+def count_expected_copies(host: WatchingHost) -> int:
+    """At most two for each streamed block, and again with prior preservation; both ends of the
+    order need none.
+    """
+    streamer, has_prior = host.model.streamer, bool(host.model.config.prior_loss_weight)
+    return 8 + (2 + 3 * has_prior) * sum(len(block._pieces) for block in streamer._order)
 
 
 def list_frozen(host: WatchingHost) -> list[Tensor]:
@@ -235,6 +247,33 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_lora(train, settings):
     assert [step.number for step in again.steps] == [3]
     assert all(tensor.device == CARD for tensor in list_state_tensors(again.optimizer))
     assert all(torch.equal(whole.state_dict[name], tensor) for name, tensor in result.state_dict.items())
+
+
+def test_streamed_weights_have_two_buffers_on_the_card_and_are_copied_from_pinned_memory(train):
+    resident, streamed = WatchingHost(), WatchingHost()
+    expected = train(resident, run_name="resident", mixed_precision="bf16", save_dtype="fp32", blocks_to_swap=0)
+    everything = count_bytes(list_frozen(resident))
+    result = train(streamed, run_name="streamed", mixed_precision="bf16", save_dtype="fp32", blocks_to_swap=1000)
+    assert all(torch.equal(expected.state_dict[name], tensor) for name, tensor in result.state_dict.items())
+    model = streamed.model
+    sizes = [count_streamed_bytes(block, torch.bfloat16) for block in list_blocks(model.model.unet)]
+    assert model.streamer.buffer_bytes == 2 * max(sizes)
+    assert count_bytes(list_frozen(streamed)) + model.streamer.buffer_bytes < 0.6 * everything
+    assert max(step.peak_bytes for step in streamed.steps) < max(step.peak_bytes for step in resident.steps)
+    assert all(piece.is_pinned() for block in model.streamer._order for piece in block._pieces)
+    assert len(model.streamer._order) == len(sizes)
+
+
+def test_blocks_are_streamed_by_what_is_free_on_the_card(train, monkeypatch):
+    roomy, full = WatchingHost(), WatchingHost()
+    train(roomy, run_name="roomy", mixed_precision="bf16", max_train_steps=1)
+    assert roomy.model.streamer.num_blocks == 0
+    assert count_free_bytes(CARD) == card.total_bytes() - card.live_bytes()
+    monkeypatch.setattr(prepare, "count_free_bytes", lambda device: 8 * 2**20 if device == CARD else None)
+    train(full, run_name="full", mixed_precision="bf16", max_train_steps=1)
+    assert full.model.streamer.num_blocks > 0
+    (notice,) = (event.message for event in full.select(Notice) if "blocks stay in main memory" in event.message)
+    assert notice.startswith(f"the weights of {full.model.streamer.num_blocks} of 32 blocks")
 
 
 BIG = {"mixed_precision": "bf16", "train_batch_size": 4, "save_dtype": "fp32"}

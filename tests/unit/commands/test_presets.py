@@ -54,5 +54,5 @@ def test_an_unknown_base_dtype_is_refused_with_those_that_there_are():
 
 def test_the_check_counts_the_weights_in_fewer_bits(dataset):
     plan = plan_training(dataset, RunSettings(SDXLConfig(), BucketConfig(resolution=64)))
-    totals = [SDXLCheck("bf16", kind).estimate(plan).memory.weights_bytes for kind in ("", "fp8", "nf4")]
+    totals = [SDXLCheck("bf16", base_dtype=kind).estimate(plan).memory.weights_bytes for kind in ("", "fp8", "nf4")]
     assert totals == sorted(totals, reverse=True) and totals[2] < 0.4 * totals[0] < totals[1] < 0.6 * totals[0]

@@ -17,13 +17,11 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
-from trainers.flow.checkpointing import BlockStreamer, checkpoint_blocks
+from trainers.flow.checkpointing import checkpoint_blocks
 from trainers.flow.config import FlowConfig
 from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
 from trainers.flow.objective import find_shift_by_size
-from trainers.flow.targets import find_targets, list_blocks
-from trainers.training.adapters import AdapterSettings, wrap_linear_layers
 from trainers.training.console_host import ConsoleHost
 from trainers.training.events import Event, Interrupted, Notice, StepDone
 from trainers.training.loop import train_lora
@@ -248,35 +246,32 @@ def test_nothing_to_train_is_refused(dataset, tmp_path):
         train(dataset, tmp_path, learning_rate=0.0)
 
 
-def test_streamed_blocks_compute_the_same(tmp_path):
-    """At most one block's weights are on the device at a time."""
-    gradients = []
-    for is_streamed in (False, True):
+@pytest.mark.parametrize("number", [1, 3, 100])
+def test_blocks_in_main_memory_give_the_same_lora_bit_for_bit(dataset, tmp_path, number):
+    """With texts of different lengths, prior preservation, samples and dropout."""
+    settings = {
+        "prior_loss_weight": 1.0,
+        "lora_dropout": 0.1,
+        "sample_every_n_steps": 2,
+        "sample_steps": 2,
+        "train_batch_size": 2,
+        "gradient_checkpointing": True,
+        "save_dtype": "fp32",
+    }
+    results = []
+    for blocks_to_swap in (0, number):
         base = ToyBase()
-        parameters = wrap_linear_layers(
-            base.network,
-            find_targets(base.network, None, "auto"),
-            AdapterSettings(2, 2.0, 0.0, 0),
-            component="diffusion_model",
-            device=torch.device("cpu"),
-        )
-        blocks = list(list_blocks(base.network).values())
-        streamer = BlockStreamer(torch.device("cpu"))
-        if is_streamed:
-            for block in blocks:
-                streamer.stream(block)
-        checkpoint_blocks(blocks)
-        noisy, sigmas = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3, 0.6])
-        with base.computing():
-            base.predict(
-                noisy, sigmas, [base.encode_caption("a"), base.encode_caption("b c")]
-            ).square().mean().backward()
-        gradients.append([parameter.grad for parameter in parameters])
-        frozen = [weight.numel() * 4 for weight in blocks[0].parameters() if not weight.requires_grad]
-        assert streamer.peak_bytes == (sum(frozen) if is_streamed else 0) and streamer.held_bytes == 0
-    assert all(
-        (one is None and other is None) or torch.equal(one, other) for one, other in zip(*gradients, strict=True)
-    )
+        base.network.layers.extend(Block() for _ in range(3))
+        with torch.no_grad():
+            for index, weight in enumerate(base.network.parameters()):
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)) * 0.2)
+        before = {name: weight.clone() for name, weight in base.network.state_dict().items()}
+        folder = tmp_path / str(blocks_to_swap)
+        folder.mkdir()
+        results.append(train(dataset, folder, base=base, blocks_to_swap=blocks_to_swap, **settings))
+        own = {name.replace(".base_layer", ""): weight for name, weight in base.network.state_dict().items()}
+        assert all(torch.equal(own[name], weight) for name, weight in before.items())
+    assert_equal(*results)
 
 
 def test_recomputed_gradients_are_those_of_a_model_without_inplace_additions():

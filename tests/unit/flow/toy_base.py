@@ -60,6 +60,7 @@ class ToyBase:
     name: str = "toy"
     pixels_per_latent: int = PIXELS
     precision: str = "no"
+    num_streamed: int = 0
     num_computing: int = 0
     encoded: list[tuple[str, list[torch.Size]]] = field(default_factory=list)  # captions, sizes of control images
 
@@ -88,8 +89,7 @@ class ToyBase:
 
     def release_encoders(self) -> None: ...
 
-    def load_network(self) -> bool:
-        return False
+    def load_network(self, *, without: Sequence[nn.Module]) -> None: ...
 
     @contextmanager
     def computing(self) -> Iterator[None]:

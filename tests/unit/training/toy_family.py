@@ -84,6 +84,9 @@ class PreparedToy:
     def enable_gradient_checkpointing(self) -> bool:
         return False
 
+    def stream_more_weights(self) -> int:
+        return 0
+
     def draw_samples(self) -> list[list[Image.Image]]:
         return [[self._draw(seed) for seed in sample.seeds] for sample in self._plan.texts.samples]
 

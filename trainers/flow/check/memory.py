@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
 from ...training.adapters import AdapterSettings, wrap_linear_layers
+from ...training.block_streaming import BlockStreamer, spread_evenly
 from ...training.device import COMPUTE_DTYPES
 from ...training.flat_weights import FlatWeights
 from ...training.live_memory import LiveMemory
 from ..base_model import Conditions, FlowBaseModel
-from ..checkpointing import BlockStreamer, checkpoint_blocks
+from ..checkpointing import checkpoint_blocks
 from ..config import FlowConfig
 from ..lora_names import NETWORK
 from ..objective import loss_weights, per_sample_loss
@@ -33,18 +34,22 @@ class NotCountable(RuntimeError):
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """Bytes of a network's weights and buffers."""
+    """Bytes of a network's weights and buffers: all, and those of each block."""
 
     total_bytes: int
-    blocks_bytes: int
+    blocks_bytes: tuple[int, ...]
 
     @classmethod
     def of(cls, network: nn.Module) -> "FrozenWeights":
-        return cls(count_bytes(network), sum(map(count_bytes, list_blocks(network).values())))
+        return cls(count_bytes(network), tuple(map(count_bytes, list_blocks(network).values())))
 
-    def count_resident(self, *, is_streamed: bool) -> int:
-        """Count what stays on the device. Streamed, a block's weights come with its activations."""
-        return self.total_bytes - self.blocks_bytes if is_streamed else self.total_bytes
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks_bytes)
+
+    def count_resident(self, *, num_streamed: int) -> int:
+        """Count what stays on the device. The buffers of streamed blocks count as activations."""
+        return self.total_bytes - sum(spread_evenly(self.blocks_bytes, num_streamed))
 
 
 def count_bytes(module: nn.Module) -> int:
@@ -68,12 +73,13 @@ def estimate_memory(
     *,
     latent_shape: Sequence[int],
     conditions: Conditions,
-    is_streamed: bool,
+    num_streamed: int = 0,
     caching_bytes: int = 0,
     decoding_bytes: int = 0,
 ) -> MemoryEstimate:
     """Estimate the peak of a training on a GPU, whose largest images have latents of
-    `latent_shape`, [C, ...], and whose longest caption gives these conditions.
+    `latent_shape`, [C, ...], and whose longest caption gives these conditions. The weights of
+    `num_streamed` blocks stay in main memory.
 
     The base model's network must be on the meta device, and is changed. Gradients count in full, as
     they do from the second micro-batch of a step on.
@@ -86,12 +92,12 @@ def estimate_memory(
     is_rough = False
     try:
         activations_bytes = count_activations(
-            base, config, latent_shape=latent_shape, conditions=conditions, is_streamed=is_streamed
+            base, config, latent_shape=latent_shape, conditions=conditions, is_streamed=num_streamed > 0
         )
     except NotCountable:
         activations_bytes, is_rough = round(ROUGH_SHARE * weights.total_bytes), True
     return MemoryEstimate(
-        weights_bytes=weights.count_resident(is_streamed=is_streamed),
+        weights_bytes=weights.count_resident(num_streamed=num_streamed),
         adapters_bytes=round(num_parameters * adapter_bytes),
         activations_bytes=activations_bytes,
         caching_bytes=caching_bytes,
@@ -109,8 +115,8 @@ def count_activations(
     is_streamed: bool = False,
     is_whole: bool = False,
 ) -> int:
-    """Count the peak bytes of forward and backward pass, without gradients and weights, except
-    those of streamed blocks.
+    """Count the peak bytes of forward and backward pass, without gradients and weights, but with
+    the buffers of streamed blocks. With `is_streamed`, all blocks are.
 
     `is_whole`: with every block, which takes a minute for a large model and gives the same number.
     """
@@ -126,8 +132,9 @@ def count_activations(
     memory = LiveMemory(leave_out=[*network.parameters(), *network.buffers(), *gradients])
     timeline = BlockTimeline(runs, memory)
     blocks = list_blocks(network).values()
+    streamer = BlockStreamer(META)
     for block in blocks if is_streamed else ():
-        BlockStreamer(META).stream(block)
+        streamer.stream(block)
     if config.gradient_checkpointing or is_streamed:
         checkpoint_blocks(blocks)
     shape, batch_size = (config.train_batch_size, *latent_shape), config.train_batch_size

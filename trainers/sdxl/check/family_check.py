@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
 from ...check.family_check import CacheSizes, FamilyCost
-from ...check.memory_estimate import bytes_per_parameter
+from ...check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate, bytes_per_parameter
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
 from ...training.plan import TrainingPlan
@@ -25,6 +25,7 @@ class SDXLCheck:
     """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
 
     precision: str = "bf16"
+    device_bytes: int | None = None  # of the GPU, if known: it decides what stays in main memory
     base_dtype: str = ""  # one of BASE_DTYPES, or as the precision
     title: str = "SDXL"
     speed_settings: tuple[str, ...] = (
@@ -80,22 +81,24 @@ class SDXLCheck:
         # diffusers takes seconds to import
         from ...training.device import COMPUTE_DTYPES
         from ..model.standard_unet import standard_unet
+        from ..streaming import describe_blocks_to_swap, resolve_blocks_to_swap
         from .memory import estimate_memory
 
-        config = plan.settings.training
-        memory = estimate_memory(
-            standard_unet(),
-            config,
-            size_hw=plan.crops.largest_hw,
-            precision=self.precision,
-            base_dtype=self.base_dtype,
-        )
+        unet, size_hw = standard_unet(), plan.crops.largest_hw
+
+        def count(config: SDXLConfig) -> MemoryEstimate:
+            return estimate_memory(unet, config, size_hw=size_hw, precision=self.precision, base_dtype=self.base_dtype)
+
+        free_bytes = None if self.device_bytes is None else self.device_bytes - CUDA_CONTEXT_BYTES
+        config = resolve_blocks_to_swap(plan.settings.training, unet, count, free_bytes=free_bytes)
+        memory = count(config)
         per_parameter = bytes_per_parameter(
             config.optimizer,
             has_ema=config.ema_decay > 0,
             number_bytes=COMPUTE_DTYPES[self.precision].itemsize,
         )
-        return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan))
+        notes = describe_blocks_to_swap(config, unet)
+        return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan), notes)
 
 
 def _count_cache(plan: TrainingPlan[SDXLConfig]) -> CacheSizes:

@@ -5,19 +5,23 @@ less. benchmarks/memory_estimate.py compares the estimate with the real classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ...dataset.bucket_sizes import Size
+from ...training.block_streaming import NUM_BUFFERS
 from ...training.device import COMPUTE_DTYPES
 from ...training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
 from ...training.sample_prompts import read_size
 from ..config import SDXLConfig
 from ..samples import MAX_AT_ONCE, TILE_LATENTS
+from ..streaming import choose_streamed
 from .activations import GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
@@ -41,18 +45,19 @@ def estimate_memory(
     or "fp16".
 
     The UNet may be on the meta device and may already have adapters. Gradients count in full, as
-    they do from the second micro-batch of a step on.
+    they do from the second micro-batch of a step on. blocks_to_swap -1 counts as 0.
     """
+    streamed = choose_streamed(unet, max(config.blocks_to_swap, 0))
+    config = replace(config, gradient_checkpointing=config.gradient_checkpointing or bool(streamed))
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
         num_adapter_parameters = config.rank * (
             sum(map(_count_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders)
         )
-    num_frozen = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
-    weights_bytes = rules.number_bytes * (num_frozen + sum(shape.num_parameters for shape in trained_encoders))
-    if base_dtype:
-        weights_bytes -= round((rules.number_bytes - BYTES_PER_WEIGHT[base_dtype]) * _count_quantizable(unet))
+    weights_bytes = rules.number_bytes * sum(shape.num_parameters for shape in trained_encoders)
+    weights_bytes += _count_weights(unet, rules.number_bytes, base_dtype)
+    weights_bytes -= _count_saved(streamed, rules.number_bytes, base_dtype)
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=rules.number_bytes)
     adapters_bytes = round(num_adapter_parameters * adapter_bytes)
     activations_bytes = config.train_batch_size * (
@@ -62,6 +67,32 @@ def estimate_memory(
     samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
     samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
     return MemoryEstimate(weights_bytes, adapters_bytes, activations_bytes, caching_bytes, samples_bytes)
+
+
+def _count_weights(module: nn.Module, number_bytes: int, base_dtype: str) -> int:
+    """Count the frozen weights of the UNet or of a block: numbers in the dtype of computation,
+    those that are quantized already, and those that base_dtype will quantize.
+    """
+    weights = [weight for name, weight in module.named_parameters() if "lora_" not in name]
+    whole = sum(
+        weight.numel() * (number_bytes if weight.is_floating_point() else weight.element_size()) for weight in weights
+    )
+    if not base_dtype:
+        return whole
+    return whole - round((number_bytes - BYTES_PER_WEIGHT[base_dtype]) * _count_quantizable(module))
+
+
+def _count_quantizable(module: nn.Module) -> int:
+    transformers = [each for each in module.modules() if isinstance(each, Transformer2DModel)]
+    if isinstance(module, BasicTransformerBlock):
+        transformers = [module]
+    return sum(layer.weight.numel() for each in transformers for _, _, layer in find_quantizable(each))
+
+
+def _count_saved(streamed: Sequence[nn.Module], number_bytes: int, base_dtype: str) -> int:
+    """Count the weights that stay in main memory, less the two buffers that they come through."""
+    sizes = [_count_weights(block, number_bytes, base_dtype) for block in streamed]
+    return sum(sizes) - NUM_BUFFERS * max(sizes, default=0)
 
 
 def _estimate_latents_caching(size_hw: Size) -> int:
@@ -88,13 +119,10 @@ def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int
     return 2 * num_parameters + FLOAT32 * VOCABULARY_SIZE * max(shape.width for shape in text_encoders)
 
 
-def _count_quantizable(unet: UNet2DConditionModel) -> int:
-    transformers = (module for module in unet.modules() if isinstance(module, Transformer2DModel))
-    return sum(layer.weight.numel() for each in transformers for _, _, layer in find_quantizable(each))
-
-
 def _count_fans(layer: nn.Module) -> int:
     """Count fan-in and fan-out: the parameters of an adapter of rank 1."""
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-    assert isinstance(base, (nn.Linear, nn.Conv2d))
+    if isinstance(base, nn.Linear):
+        return base.in_features + base.out_features
+    assert isinstance(base, nn.Conv2d)
     return base.weight.shape[0] + base.weight[0].numel()

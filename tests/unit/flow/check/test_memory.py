@@ -16,6 +16,7 @@ from trainers.flow.base_model import Conditions
 from trainers.flow.check.memory import FrozenWeights, count_activations, estimate_memory
 from trainers.flow.check.shortened import NUM_KEPT, shorten
 from trainers.flow.config import FlowConfig
+from trainers.training.block_streaming import count_streamed_bytes
 from trainers.training.live_memory import LiveMemory
 
 SHAPE = (CHANNELS, 32, 32)
@@ -62,7 +63,6 @@ def estimate(*, needs_values: bool = False, **settings: Any) -> MemoryEstimate:
         FlowConfig(**{"rank": 2, **settings}),
         latent_shape=SHAPE,
         conditions=text(),
-        is_streamed=False,
     )
 
 
@@ -108,8 +108,17 @@ def test_streamed_blocks_do_not_stay() -> None:
     network = HollowBase().network
     weights = FrozenWeights.of(network)
     outside = sum(4 * weight.numel() for layer in (network.inside, network.outside) for weight in layer.parameters())
-    assert weights.count_resident(is_streamed=True) == outside
-    assert weights.count_resident(is_streamed=False) == sum(4 * weight.numel() for weight in network.parameters())
+    everything = sum(4 * weight.numel() for weight in network.parameters())
+    assert weights.count_resident(num_streamed=weights.num_blocks) == outside
+    assert weights.count_resident(num_streamed=0) == everything
+    one = sum(4 * weight.numel() for weight in network.layers[0].parameters())
+    assert weights.count_resident(num_streamed=1) == everything - one
+
+
+def test_two_buffers_are_all_that_streamed_blocks_have_on_the_device() -> None:
+    network = HollowBase().network.requires_grad_(False)
+    largest = max(map(count_streamed_bytes, network.layers))
+    assert count(is_streamed=True) == count() + 2 * largest
 
 
 def test_a_model_that_needs_the_values_is_estimated_roughly_and_that_is_said() -> None:
