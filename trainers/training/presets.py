@@ -70,8 +70,8 @@ MEMORY_PRESETS = {
     "6 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit", blocks_to_swap=36),
     "8 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit"),
     "12 GB": MemoryPreset(1024, 2, 1, True, "AdamW8bit"),
-    "16 GB": MemoryPreset(1024, 2, 1, True, "AdamW"),
-    "24 GB": MemoryPreset(1024, 1, 2, False, "AdamW"),
+    "16 GB": MemoryPreset(1024, 1, 2, False, "AdamW"),
+    "24 GB": MemoryPreset(1024, 2, 1, False, "AdamW"),
 }
 
 
