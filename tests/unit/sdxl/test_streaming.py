@@ -43,12 +43,15 @@ weights = test_trainer.weights
 def train(dataset: Dataset, weights: Weights, tmp_path) -> Callable[..., tuple[TrainedLora, RecordingHost]]:
     """Train on the very tensors of `weights`, which must be as they were afterwards."""
 
-    def run(**settings: Any) -> tuple[TrainedLora, RecordingHost]:
+    def run(*, base_dtype: str = "", **settings: Any) -> tuple[TrainedLora, RecordingHost]:
         before = {part: {name: each.clone() for name, each in of.items()} for part, of in weights.items()}
         config = SDXLConfig(**{**FAST, "max_train_steps": 3, "save_dtype": "fp32", **settings})
         plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64, random_flip=True)))
         host = RecordingHost()
-        family = SDXLFamily(lambda _: build_model({part: dict(each) for part, each in weights.items()}, name="tiny"))
+        family = SDXLFamily(
+            lambda _: build_model({part: dict(each) for part, each in weights.items()}, name="tiny"),
+            base_dtype=base_dtype,
+        )
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         result = train_lora(family, plan, host, run_folder=RunFolder(folder, "x"), cache=TensorCache(None))
@@ -64,6 +67,8 @@ CASES: dict[str, dict[str, Any]] = {
     "prior": {"prior_loss_weight": 1.0, "gradient_accumulation_steps": 2, "train_batch_size": 1},
     "samples": {"sample_every_n_steps": 1, "sample_steps": 2, "validate_every_n_steps": 1, "ema_decay": 0.9},
     "bf16": {"mixed_precision": "bf16", "train_text_encoders": True, "prior_loss_weight": 0.5},
+    "fp8": {"base_dtype": "fp8", "mixed_precision": "bf16"},
+    "nf4": {"base_dtype": "nf4"},
     "convolutions": {"target_modules": r".*(conv1|conv2|conv_shortcut|to_q|time_emb_proj)"},
 }
 
