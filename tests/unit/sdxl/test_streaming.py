@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.memory_estimate import SDXL_UNET
+from benchmarks.memory_estimate import SDXL_UNET, measure_activations, meta_unet
 from tests.unit.sdxl import test_trainer
 from tests.unit.sdxl.test_trainer import FAST, RecordingHost, build_model
 from trainers.check.memory_estimate import FRAGMENTATION, MemoryEstimate
@@ -21,7 +21,7 @@ from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
-from trainers.training.block_streaming import count_streamed_bytes
+from trainers.training.block_streaming import BlockStreamer, count_streamed_bytes
 from trainers.training.config import AUTO_BLOCKS
 from trainers.training.events import Notice, SamplesDrawn
 from trainers.training.loop import TrainingLoop, train_lora
@@ -189,3 +189,18 @@ def test_all_blocks_are_the_remedy_for_a_number_that_is_too_small(sdxl: UNet2DCo
     assert 1.05 * estimate(chosen, (1024, 1024)).training_bytes <= free_bytes
     one_less = replace(chosen, blocks_to_swap=chosen.blocks_to_swap - 1)
     assert 1.05 * estimate(one_less, (1024, 1024)).training_bytes > free_bytes
+
+
+def test_the_estimate_of_streamed_weights_is_within_a_twentieth_of_what_the_real_unet_holds():
+    """At full size: activations and both buffers."""
+    config = SDXLConfig(blocks_to_swap=1000)
+    unet = meta_unet(SDXL_UNET, config, precision="bf16")
+    estimate = estimate_sdxl(unet, config)
+    resident = sum(weight.numel() for name, weight in unet.named_parameters() if "lora_" not in name)
+    streamer = BlockStreamer(torch.device("meta"))
+    for block in list_blocks(unet):
+        resident -= sum(weight.numel() for name, weight in block.named_parameters() if "lora_" not in name)
+        streamer.stream(block)
+    measured = measure_activations(unet, size_hw=(1024, 1024), batch_size=1, precision="bf16")
+    assert streamer.buffer_bytes < 0.2 * GIBIBYTE
+    assert estimate.weights_bytes + estimate.activations_bytes == pytest.approx(2 * resident + measured, rel=0.05)
