@@ -25,11 +25,12 @@ import numpy as np
 
 from trainers.comfyui.client import Prompt
 from trainers.comfyui.find import PACK, find_comfyui
+from trainers.comfyui.prompt_file import apply_settings, read_prompt
 from trainers.comfyui.server import ComfyServer
 from trainers.demo.before_after import NEW_PROMPTS, OLD_PROMPTS, draw_grid, judge
 from trainers.demo.concept import IMAGES, TRIGGER_WORD
 from trainers.demo.in_comfyui import prepare_demo_directory
-from trainers.demo.z_image import draw_prompts, fetch_images
+from trainers.demo.z_image import PROMPT, draw_prompts, fetch_images, list_settings
 from trainers.embedded_base.z_image import MODEL_NAME, TEXT_ENCODER_NAME, VAE_NAME
 from trainers.embedded_base.z_image.architecture import (
     NUM_HEADS,
@@ -60,15 +61,13 @@ SIZES = {
     "qwen3": {name: value for name, value in TEXT_ENCODER.items() if name != "rope_parameters"},
 }
 COMMON = {
-    "images": IMAGES,
-    "trigger_word": TRIGGER_WORD,
     "rank": 16,
-    "alpha": 16,
+    "alpha": 16.0,
     "resolution": 128,
     "train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
     "optimizer": "AdamW",
     "save_dtype": "fp32",
-    "mixed_precision": "no",
 }
 OURS, MUSUBI = "Train LoRA", "Musubi Tuner"
 
@@ -101,37 +100,49 @@ def main() -> None:
 
 
 def _train(contender: str, seed: int, comfyui: Path, options: argparse.Namespace) -> float:
-    """Train one LoRA, and return the processor time that it took."""
-    models, work = comfyui / "models", options.folder / contender / str(seed)
-    common = {
+    """Train one LoRA, and return the processor time that it took, with all programs."""
+    settings = {
         **COMMON,
         "seed": seed,
         "max_train_steps": options.steps,
         "learning_rate": options.learning_rate,
-        "output": "lora",
-        "output_dir": work,
-        "cache_dir": options.folder / contender / "cache",
+    }
+    before = _children_seconds()
+    if contender == OURS:
+        _train_in_graph(settings, _lora_name(contender, seed), comfyui)
+    else:
+        lora = _train_with_musubi(settings, comfyui / "models", options.folder / contender / str(seed))
+        shutil.copy2(lora, comfyui / "models" / "loras" / f"{_lora_name(contender, seed)}.safetensors")
+    return _children_seconds() - before
+
+
+def _train_in_graph(settings: dict[str, Any], lora_name: str, comfyui: Path) -> None:
+    own = {"bucket_reso_steps": 32, "gradient_checkpointing": "off"}
+    with ComfyServer(find_comfyui(), base_directory=comfyui, log=comfyui / "server.log") as server:
+        prompt = read_prompt(PROMPT)
+        apply_settings(prompt, list_settings({**settings, **own}, lora_name=lora_name), server.client)
+        server.client.run(prompt)
+
+
+def _train_with_musubi(settings: dict[str, Any], models: Path, work: Path) -> Path:
+    files = {
+        "images": IMAGES,
+        "trigger_word": TRIGGER_WORD,
+        "mixed_precision": "no",
+        "dit": models / "diffusion_models" / MODEL_NAME,
         "vae": models / "vae" / VAE_NAME,
         "text_encoder": models / "text_encoders" / TEXT_ENCODER_NAME,
+        "output": "lora",
+        "output_dir": work,
+        "cache_dir": work.parent / "cache",
+        "max_data_loader_n_workers": 0,
     }
-    model = models / "diffusion_models" / MODEL_NAME
-    if contender == OURS:
-        command, own = ["flow"], {"model": model, "bucket_reso_steps": 32, "device": "cpu"}
-        environment = {}
-    else:
-        command = ["musubi", "train", "--architecture", "z-image"]
-        own = {"dit": model, "max_data_loader_n_workers": 0}
-        environment = _make_musubi_environment(options.folder / "hf")
     shutil.rmtree(work, ignore_errors=True)
-    before = _children_seconds()
-    subprocess.run(
-        [sys.executable, "-m", "trainers", *command, *_as_flags({**common, **own})],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        check=True,
-    )
+    command = [sys.executable, "-m", "trainers", "musubi", "train", "--architecture", "z-image"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **_make_musubi_environment(work.parent / "hf")}
+    subprocess.run([*command, *_as_flags({**settings, **files})], env=environment, check=True)
     (lora,) = work.glob("lora*.safetensors")
-    shutil.copy2(lora, models / "loras" / _lora_name(contender, seed))
-    return _children_seconds() - before
+    return lora
 
 
 def _as_flags(settings: dict[str, Any]) -> list[str]:
@@ -185,7 +196,7 @@ def _make_prompt(prompts: Sequence[str], lora: str | None, num_seeds: int) -> Pr
         "vae": {"class_type": "VAELoader", "inputs": {"vae_name": VAE_NAME}},
     }
     if lora:
-        inputs = {"model": ["model", 0], "lora_name": lora, "strength_model": 1.0}
+        inputs = {"model": ["model", 0], "lora_name": f"{lora}.safetensors", "strength_model": 1.0}
         nodes["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
     model = ["lora" if lora else "model", 0]
     drawing = draw_prompts("image", prompts, model=model, clip=["clip", 0], vae=["vae", 0], batch=num_seeds, steps=20)
@@ -193,7 +204,7 @@ def _make_prompt(prompts: Sequence[str], lora: str | None, num_seeds: int) -> Pr
 
 
 def _lora_name(contender: str, seed: int) -> str:
-    return f"{contender} {seed}.safetensors"
+    return f"{contender} {seed}"
 
 
 def _cell_file(folder: Path, contender: str, seed: int) -> Path:

@@ -13,6 +13,7 @@ from tests.host.conftest import PREAMBLE
 from tests.limits import TIME_LIMIT
 from trainers.__main__ import main
 from trainers.comfyui.find import Installation
+from trainers.commands.flow import PROGRAM
 
 PACK = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripts") / "flow_command.py"
@@ -48,6 +49,23 @@ def test_without_comfyui_it_says_what_is_missing(images, tmp_path, monkeypatch, 
     flags = ["--checkpoint", str(tmp_path / "c.safetensors"), "--output-dir", str(tmp_path / "out")]
     assert main(["flow", "--images", str(images), "--output", "x", *flags]) == 1
     assert "COMFYUI_DIR is" in capsys.readouterr().err
+
+
+def test_the_current_folder_does_not_hide_comfyuis_modules(installation: Installation):
+    """The pack's own folder has `nodes` too, and is the current one for who follows the README."""
+    program = (
+        PROGRAM.partition("sys.exit")[0] + "import importlib.util; print(importlib.util.find_spec('nodes').origin)"
+    )
+    printed = subprocess.run(
+        [installation.python, "-c", program, str(PACK)],
+        env={**os.environ, "PYTHONPATH": str(installation.folder)},
+        cwd=PACK,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIME_LIMIT,
+    ).stdout
+    assert Path(printed.strip()) == installation.folder / "nodes.py"
 
 
 def test_a_file_that_is_no_model_is_named(images, tmp_path, installation: Installation):

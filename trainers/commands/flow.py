@@ -27,10 +27,12 @@ MODEL_FILES = {
     "checkpoint": "instead of these: one checkpoint that holds all three",
 }
 # Runs this command again in ComfyUI's interpreter, where the pack has a name of its own: ComfyUI
-# has a module `nodes` too. The nodes themselves are not imported: ComfyUI's device is chosen first.
+# has a module `nodes` too, and must not find ours in the current folder. The nodes themselves are
+# not imported: ComfyUI's device is chosen first.
 THERE = "lora_trainer"
 PROGRAM = f"""
 import importlib, sys, types
+sys.path[:] = [folder for folder in sys.path if folder]
 for name, folder in (({THERE!r}, sys.argv[1]), ("{THERE}.nodes", sys.argv[1] + "/nodes")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]

@@ -52,7 +52,7 @@ def run_z_image_demo(
     print(f"Starting ComfyUI {installation.version} in {installation.folder} ...", file=sys.stderr)
     with ComfyServer(installation, base_directory=base_directory, log=base_directory / "server.log") as server:
         prompt = read_prompt(PROMPT)
-        apply_settings(prompt, _list_settings(settings), server.client)
+        apply_settings(prompt, list_settings(settings, lora_name=LORA_NAME), server.client)
         prompts = NEW_PROMPTS + OLD_PROMPTS
         for side, model in (("before", MODEL), ("after", TRAINER)):
             prompt |= draw_prompts(side, prompts, model=model, clip=CLIP, vae=VAE, batch=num_seeds, steps=num_steps)
@@ -66,14 +66,15 @@ def run_z_image_demo(
     return ZImageDemo(Path(lora), folder / "before_after.png", run_folder, comparison)
 
 
-def _list_settings(trainer_settings: dict[str, Any]) -> list[Setting]:
+def list_settings(trainer_settings: dict[str, Any], *, lora_name: str) -> list[Setting]:
+    """Return the inputs that make PROMPT train on the demo's images and the embedded Z-Image."""
     inputs = {
         "UNETLoader": {"unet_name": MODEL_NAME},
         "CLIPLoader": {"clip_name": TEXT_ENCODER_NAME},
         "VAELoader": {"vae_name": VAE_NAME},
         "LoRATrainer_LoadImages": {"folder": IMAGES_FOLDER, "trigger_word": TRIGGER_WORD},
-        "LoRATrainer_TrainLoRA": {**trainer_settings, "output_name": LORA_NAME},
-        "LoRATrainer_SaveLoRA": {"filename": LORA_NAME},
+        "LoRATrainer_TrainLoRA": {**trainer_settings, "output_name": lora_name},
+        "LoRATrainer_SaveLoRA": {"filename": lora_name},
     }
     return [(node, name, value) for node, values in inputs.items() for name, value in values.items()]
 
