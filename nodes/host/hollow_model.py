@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.families import FlowFamilyRow
-from .flow_model import GraphFlowModel
+from .flow_model import GraphFlowModel, find_precision
 from .twin import make_hollow_twin
 
 
@@ -27,6 +27,7 @@ class HollowFlowModel(GraphFlowModel):
     def __init__(self, model: Any, family: FlowFamilyRow) -> None:
         self.family = family
         self.name = type(model.model).__name__
+        self.precision = find_precision(model)
         self._adopt(make_hollow_twin(model), model)
 
     def _make_conds(self, noisy: Tensor, conditions: Conditions) -> dict[str, Any]:
