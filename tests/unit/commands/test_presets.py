@@ -39,7 +39,7 @@ def test_a_goal_alone_leaves_the_memory_settings(dataset):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("goal", "goal must be one of person, style, object; got"), ("memory", "memory must be one of auto, 8 GB")],
+    [("goal", "goal must be one of person, style, object; got"), ("memory", "memory must be one of auto, 4 GB")],
 )
 def test_an_unknown_preset_is_named(name, message):
     with pytest.raises(ValueError, match=message):
