@@ -14,7 +14,7 @@ from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
     AdapterSettings,
-    find_adapter_layers,
+    list_adapter_parameters,
     require_rank,
     unwrap_linear_layer,
     wrap_linear_layers,
@@ -132,8 +132,7 @@ def _attach(
 
 
 def _describe_adapters(config: FlowConfig, base: FlowBaseModel, names: ModuleNames, dtype: torch.dtype) -> AdaptedModel:
-    layers = find_adapter_layers(base.network).values()
-    parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    parameters = list_adapter_parameters(base.network)
     group = ParameterGroup("unet", parameters, config.learning_rate)
     return AdaptedModel({NETWORK: AdaptedComponent(base.network, group)}, names, dtype=dtype)
 

@@ -184,8 +184,7 @@ def _load_layer(down: Tensor, up: Tensor, module: LoraModule, name: str, alpha: 
 
 def _get_weight(adapters: nn.ModuleDict) -> nn.Parameter:
     matrix = adapters[ADAPTER_NAME]
-    assert isinstance(matrix, (nn.Linear, nn.Conv2d))
-    return matrix.weight
+    return matrix.get_parameter("weight")
 
 
 def attach_adapters(
@@ -311,3 +310,9 @@ def unwrap_linear_layer(model: nn.Module, name: str) -> None:
 def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer | LoraLinear]:
     """Return the model's LoRA layers by the names of the layers that they replaced."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (LoraLayer, LoraLinear))}
+
+
+def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return what is trained of the model's LoRA layers, layer by layer."""
+    layers = find_adapter_layers(model).values()
+    return [_get_weight(adapters) for layer in layers for adapters in (layer.lora_A, layer.lora_B)]

@@ -210,7 +210,7 @@ class _Block:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
-        found = [(*place, _keep_in_main_memory(weight)) for *place, weight in _list_frozen(module)]
+        found = [(owner, name, _keep_in_main_memory(weight)) for owner, name, weight in _list_frozen(module)]
         self._plain = [place for place in found if _is_plain(place[-1])]
         self._others = [place for place in found if not _is_plain(place[-1])]  # such as quantized ones
         self._dtype = dtype

@@ -89,6 +89,7 @@ class NF4Linear(QuantizedLinear):
         from bitsandbytes.functional import quantize_4bit
 
         packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        assert state.code is not None
         self.weight, self.scale = _as_integers(packed, torch.uint8), _as_integers(state.absmax, torch.int32)
         self.levels = _as_integers(state.code, torch.int32)
 

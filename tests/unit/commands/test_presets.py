@@ -47,7 +47,8 @@ def test_an_unknown_preset_is_named(name, message):
 
 
 def test_an_unknown_base_dtype_is_refused_with_those_that_there_are():
-    check_base_dtype({}), check_base_dtype({"base_dtype": "nf4"})
+    check_base_dtype({})
+    check_base_dtype({"base_dtype": "nf4"})
     with pytest.raises(ValueError, match="base_dtype must be one of fp8, int8, nf4; got 'int4'"):
         check_base_dtype({"base_dtype": "int4"})
 

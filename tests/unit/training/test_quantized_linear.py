@@ -81,8 +81,8 @@ def test_all_linear_layers_are_replaced_but_small_ones_and_the_given_weights_sta
     given = model[0].weight
     before = given.clone()
     assert quantize_linear_layers(model, "int8") == 2
-    assert isinstance(model[0], QuantizedLinear) and isinstance(model[1][0], ScaledLinear)
-    assert type(model[1][1]) is nn.Linear and torch.equal(given, before)
+    assert isinstance(model[0], QuantizedLinear) and isinstance(model.get_submodule("1.0"), ScaledLinear)
+    assert type(model.get_submodule("1.1")) is nn.Linear and torch.equal(given, before)
 
 
 def test_without_bitsandbytes_nf4_says_what_to_install(monkeypatch):
