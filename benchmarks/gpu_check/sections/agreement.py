@@ -21,7 +21,7 @@ from ..trial import Trial, make_trial
 
 NAME, TITLE = "agreement", "CPU against the device"
 SHARE_SECONDS, NEEDED_SECONDS = 50.0, 15.0
-NUM_STEPS = 6
+NUM_STEPS = 4
 GOALS = {"no": 1e-4, "bf16": 0.03, "fp16": 0.03}
 OVERFLOW_STEP = 2
 

@@ -20,7 +20,7 @@ from ..trial import Trial, make_trial
 NAME, TITLE = "optimizers", "Optimizers"
 SHARE_SECONDS, NEEDED_SECONDS = 45.0, 10.0
 SECONDS_PER_RUN = 3.0
-NUM_STEPS = 5
+NUM_STEPS = 3
 LEARNING_RATES = {"Lion": 1e-4, "Prodigy": 1.0}
 
 
