@@ -8,6 +8,7 @@ Each section writes OUT_FOLDER/SECTION.json as it goes; report.md is the table o
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from .table import make_page
 from .trial import OutOfTime
 
 SECONDS = 500.0
+SECONDS_TO_FINISH = 45.0  # for a section that is over its deadline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,9 +109,20 @@ def run_section(section: Section, bench: Bench, deadline: float, *, is_chosen: b
     except Exception as error:
         report.end_with_error(error)
         return report
+    finally:
+        bench.free()
     report.finish()
     return report
 
 
+def end_what_hangs() -> None:
+    """End the process some time after its last deadline: the sections' files are written by then.
+    ComfyUI's server ends with it.
+    """
+    seconds = parse(None).seconds + SECONDS_TO_FINISH
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+
 if __name__ == "__main__":
+    end_what_hangs()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """What every section works with: the device, the folder, the sizes, the two base models."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -92,6 +93,12 @@ class Bench:
 
     def allocated_bytes(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.has_cuda else 0
+
+    def free(self) -> None:
+        """Give back the memory of what is no longer used."""
+        gc.collect()
+        if self.has_cuda:
+            torch.cuda.empty_cache()
 
 
 def can_stream() -> bool:

@@ -1,6 +1,5 @@
 """One run of the real trainer, watched: its losses, its times, its memory, its prepared model."""
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +136,7 @@ class Trial:
         finally:
             host.end_stage("ended")
             self.model = None
-            self._free()
+            self.bench.free()
 
     def plan(self) -> TrainingPlan[SDXLConfig]:
         return plan_training(self.dataset, RunSettings.read(SDXLConfig, self.settings))
@@ -152,11 +151,6 @@ class Trial:
         """
         times = self.times[warm_up - 1 :]
         return (times[-1] - times[0]) / (len(times) - 1)
-
-    def _free(self) -> None:
-        gc.collect()
-        if self.bench.has_cuda:
-            torch.cuda.empty_cache()
 
 
 def make_trial(

@@ -50,7 +50,9 @@ def _check_interruption(bench: Bench, report: Report) -> None:
     assert stopped.run_folder is not None
     states = [path.name for path in list_states(stopped.run_folder.states)]
     is_left = f"{INTERRUPTED_STEP - 1:08d}" in "".join(states)
-    report.check("an interrupted run leaves its state", is_left, value=", ".join(states), goal=f"step {INTERRUPTED_STEP - 1}")
+    report.check(
+        "an interrupted run leaves its state", is_left, value=", ".join(states), goal=f"step {INTERRUPTED_STEP - 1}"
+    )
     stopped.train(resume="auto")
     report.check(
         "the same request goes on to the same losses",

@@ -2,7 +2,6 @@
 estimate right? Then too little memory: what the error says, and what is left of the run.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.training.device import is_out_of_memory
 from trainers.training.events import StepDone
+from trainers.training.optimizers import can_step
 from trainers.training.presets import MEMORY_PRESETS, choose_memory_preset
 from trainers.training.resume.state_ring import list_states
 from trainers.wording import GIBIBYTE, MEBIBYTE
@@ -64,7 +64,7 @@ def _is_larger(card_gb: int, bench: Bench) -> bool:
 def _check_card(bench: Bench, report: Report, card_gb: int, size_wh: tuple[int, int]) -> None:
     preset = choose_memory_preset(card_gb * GIBIBYTE)
     part = f"{card_gb} GB, preset {preset}, {size_wh[0]}x{size_wh[1]}"
-    settings = _choose_settings(bench, preset)
+    settings = _choose_settings(bench, report, preset)
     name = part.replace(" ", "").replace(",", "-")
     trial = make_trial(
         bench, report, name, load_model=bench.load_full, size_wh=size_wh, num_images=2, max_train_steps=3, **settings
@@ -85,8 +85,11 @@ def _check_card(bench: Bench, report: Report, card_gb: int, size_wh: tuple[int, 
         _check_estimate(report, part, trial, estimate)
 
 
-def _choose_settings(bench: Bench, preset: str) -> dict[str, Any]:
+def _choose_settings(bench: Bench, report: Report, preset: str) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(MEMORY_PRESETS[preset]).items() if name != "resolution"}
+    if not can_step(settings["optimizer"], bench.device):
+        report.skip(f"{settings['optimizer']} of preset {preset}", f"it cannot step on {bench.device}; AdamW instead")
+        settings["optimizer"] = "AdamW"
     return {**settings, **SAMPLES, "learning_rate": 1e-4, "mixed_precision": bench.half, "save_dtype": "bf16"}
 
 
@@ -166,7 +169,7 @@ def _check_too_little(bench: Bench, report: Report) -> None:
     named = [remedy for remedy in REMEDIES if remedy in " ".join([error, *trial.notices])]
     report.check("the error names a remedy", bool(named), value=", ".join(named) or error, goal="a setting to change")
     _check_what_is_left(report, trial)
-    gc.collect()
+    bench.free()
     left = bench.allocated_bytes() - before
     report.check("the memory is free again", left < MEBIBYTE, value=f"{left / MEBIBYTE:.1f} MB", goal="less than 1 MB")
     trial.on_step.clear()

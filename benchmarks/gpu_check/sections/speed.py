@@ -37,7 +37,9 @@ def run(bench: Bench, report: Report) -> None:
     report.add_row(matrix_rate_tflops=rate / 1e12)
     cases = [(size, batch) for size in dict.fromkeys((bench.sizes.small, bench.sizes.square)) for batch in BATCH_SIZES]
     own, flops = _measure_own_loop(bench, report, cases)
+    bench.free()
     peft = _measure_loop(bench, report, make_peft_loop(bench), cases, name="PEFT's loop")
+    bench.free()
     for case in cases:
         if case in own and case in peft:
             _compare(bench, report, case, own[case], peft[case], flops[case] / rate)
