@@ -1,5 +1,5 @@
-"""The GPU check on the CPU, at tiny size: every section runs, and its file and the page tell what it
-found. tests/pretend_gpu runs it on the pretended GPU, tests/host with a ComfyUI.
+"""The GPU check on the CPU, at tiny size: every section runs, and its file and the page tell what
+it found. tests/pretend_gpu runs it on the pretended GPU, tests/host with a ComfyUI.
 """
 
 import json
@@ -76,7 +76,7 @@ def make_section(run, **settings) -> SimpleNamespace:
 
 
 def run_alone(folder: Path, run, *, seconds: float = 100.0) -> dict:
-    bench = SimpleNamespace(is_tiny=False, out=folder)
+    bench = SimpleNamespace(is_tiny=False, out=folder, free=lambda: None)
     run_section(make_section(run), bench, time.monotonic() + seconds, is_chosen=True)
     return json.loads((folder / "it.json").read_text())
 

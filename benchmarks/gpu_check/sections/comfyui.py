@@ -24,7 +24,7 @@ from trainers.wording import GIBIBYTE, MEBIBYTE
 from ..bench import Bench
 from ..machine import CHECKPOINT_BYTES
 from ..report import Report, Skipped
-from ..trial import draw_dataset
+from ..trial import OutOfTime, draw_dataset
 from .agreement import max_relative_difference
 
 NAME, TITLE = "comfyui", "ComfyUI's memory modes"
@@ -84,7 +84,7 @@ def _check_modes(bench: Bench, report: Report, installation: Installation, folde
     for name, flags in (MODES if bench.has_cuda else CPU_MODES).items():
         if not (bench.is_tiny or report.has_time(name, SECONDS_PER_MODE)):
             continue
-        result = _run_mode(bench, installation, folder, name, flags)
+        result = _run_mode(bench, report, installation, folder, name, flags)
         losses[name] = result.losses
         same = result.picture_before == result.picture_after
         report.check(f"{name}: the picture is the same", same, value=result.picture_after, goal=result.picture_before)
@@ -99,18 +99,25 @@ def _check_modes(bench: Bench, report: Report, installation: Installation, folde
         report.check_most(f"{name}: losses against the first mode's", difference, LOSS_GOAL)
 
 
-def _run_mode(bench: Bench, installation: Installation, folder: Path, name: str, flags: tuple[str, ...]) -> ModeResult:
+def _run_mode(
+    bench: Bench, report: Report, installation: Installation, folder: Path, name: str, flags: tuple[str, ...]
+) -> ModeResult:
     log = folder / f"{name.replace(' ', '-')}.log"
     with ComfyServer(installation, base_directory=folder, log=log, cpu=not bench.has_cuda, flags=flags) as server:
         before = _draw(server.client, _picture_prompt(bench, denoise=1.0))
         bytes_before = _count_torch_bytes(server.client)
-        trained = server.client.run(_training_prompt(bench))
+        trained = server.client.run(_training_prompt(bench), on_message=lambda _: _require_time(report))
         # Above 0.9999 ComfyUI draws from pure noise, so this is the same picture under another key
         # of its cache.
         after = _draw(server.client, _picture_prompt(bench, denoise=0.99995))
         bytes_after = _count_torch_bytes(server.client)
     losses = trained.outputs["train"]["lora_trainer"][0]["loss"]
     return ModeResult(before, after, losses, bytes_before, bytes_after)
+
+
+def _require_time(report: Report) -> None:
+    if report.seconds_left < 0:
+        raise OutOfTime("the section's time is used up")
 
 
 def _picture_prompt(bench: Bench, *, denoise: float) -> Prompt:

@@ -8,7 +8,7 @@ from benchmarks.gpu_check.__main__ import main
 from tests.pretend_gpu import card
 from tests.pretend_gpu.on_card.watching import free
 
-SECTIONS = ("models", "memory", "speed", "interruption")
+SECTIONS = ("models", "memory")
 
 
 @pytest.fixture(scope="module")
