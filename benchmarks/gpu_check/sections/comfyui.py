@@ -70,7 +70,9 @@ def run(bench: Bench, report: Report) -> None:
 
 def _prepare(bench: Bench, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    prepare_base_directory(folder, {"ComfyUI-LoRA-Trainer": PACK})
+    # ComfyUI recognizes the embedded base by a pack of its own
+    packs = {"ComfyUI-LoRA-Trainer": PACK, "embedded_base_pack": PACK / "nodes" / "embedded_base_pack"}
+    prepare_base_directory(folder, packs)
     checkpoint = folder / "models" / "checkpoints" / CHECKPOINT
     if bench.is_tiny:
         write_embedded_checkpoint(checkpoint)
