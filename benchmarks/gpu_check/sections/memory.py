@@ -45,8 +45,8 @@ REMEDIES = (
 
 
 def run(bench: Bench, report: Report) -> None:
-    sizes = dict.fromkeys([(bench.sizes.square, bench.sizes.square), bench.sizes.upright])
-    for size_wh in sizes:
+    square = (bench.sizes.square, bench.sizes.square)
+    for size_wh in [bench.sizes.upright] if bench.is_tiny else [square, bench.sizes.upright]:
         for card_gb in TINY_CARDS_GB if bench.is_tiny else CARDS_GB:
             part = f"{card_gb} GB at {size_wh[0]}x{size_wh[1]}"
             if _is_larger(card_gb, bench):
