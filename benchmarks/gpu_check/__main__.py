@@ -120,7 +120,7 @@ def end_what_hangs() -> None:
     ComfyUI's server ends with it.
     """
     seconds = parse(None).seconds + SECONDS_TO_FINISH
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,17 @@ class Section(Protocol):
     with less than NEEDED_SECONDS left it is not begun.
     """
 
-    NAME: str
-    TITLE: str
-    SHARE_SECONDS: float
-    NEEDED_SECONDS: float
+    @property
+    def NAME(self) -> str: ...
+
+    @property
+    def TITLE(self) -> str: ...
+
+    @property
+    def SHARE_SECONDS(self) -> float: ...
+
+    @property
+    def NEEDED_SECONDS(self) -> float: ...
 
     @staticmethod
     def run(bench: Bench, report: Report) -> None: ...

@@ -49,16 +49,16 @@ def run(bench: Bench, report: Report) -> None:
     for size_wh in [bench.sizes.upright] if bench.is_tiny else [square, bench.sizes.upright]:
         for card_gb in TINY_CARDS_GB if bench.is_tiny else CARDS_GB:
             part = f"{card_gb} GB at {size_wh[0]}x{size_wh[1]}"
-            if _is_larger(card_gb, bench):
+            if bench.total_bytes is not None and _is_larger(card_gb, bench.total_bytes):
                 report.skip(part, f"this card has {bench.total_bytes / GIBIBYTE:.1f} GB")
             elif bench.is_tiny or report.has_time(part, SECONDS_PER_RUN):
                 _check_card(bench, report, card_gb, size_wh)
     _check_too_little(bench, report)
 
 
-def _is_larger(card_gb: int, bench: Bench) -> bool:
+def _is_larger(card_gb: int, total_bytes: int) -> bool:
     """Tell whether such a card has clearly more memory than this one."""
-    return bench.total_bytes is not None and card_gb * GIBIBYTE > bench.total_bytes * 1.05
+    return card_gb * GIBIBYTE > total_bytes * 1.05
 
 
 def _check_card(bench: Bench, report: Report, card_gb: int, size_wh: tuple[int, int]) -> None:
@@ -96,7 +96,7 @@ def _choose_settings(bench: Bench, report: Report, preset: str) -> dict[str, Any
 def _estimate(trial: Trial, size_wh: tuple[int, int]) -> MemoryEstimate:
     config = trial.plan().settings.training
     assert isinstance(config, SDXLConfig)
-    return estimate_memory(standard_unet(), config, size_hw=size_wh[::-1], precision=config.mixed_precision)
+    return estimate_memory(standard_unet(), config, size_hw=(size_wh[1], size_wh[0]), precision=config.mixed_precision)
 
 
 def _train_within(bench: Bench, trial: Trial, card_gb: int) -> str:
