@@ -11,9 +11,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainers.sdxl.model.export import write_checkpoint
-from trainers.sdxl.model.sdxl_model import SDXLModel
-
-from .memory_estimate import SDXL_UNET
+from trainers.sdxl.model.layout import Part
+from trainers.sdxl.model.sdxl_model import build_model
+from trainers.sdxl.model.standard_unet import SDXL_UNET
 
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768,
@@ -39,20 +39,39 @@ VAE: dict[str, Any] = {
 
 
 def write_random_sdxl(path: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    write_checkpoint(build_model(random_weights(dtype=dtype), name="random"), path)
+
+
+def random_weights(
+    *, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+) -> dict[Part, dict[str, torch.Tensor]]:
+    """Draw every weight on `device`, where it is fast, and return them in main memory: the device
+    holds one at a time.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    return {
+        part: {
+            name: _draw(parameter.shape, "norm" in name, dtype, generator).cpu()
+            for name, parameter in module.named_parameters()
+        }
+        for part, module in _build_empty_parts().items()
+    }
+
+
+def _build_empty_parts() -> dict[Part, nn.Module]:
     with torch.device("meta"):
-        parts: list[nn.Module] = [
-            UNet2DConditionModel(**SDXL_UNET),
-            CLIPTextModel(CLIPTextConfig(**CLIP_L)),
-            CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)),
-            AutoencoderKL(**VAE),
-        ]
-    generator = torch.Generator().manual_seed(0)
-    for part in parts:
-        part.to_empty(device="cpu").to(dtype)
-        for name, parameter in part.named_parameters():
-            _fill(parameter.data, is_norm="norm" in name, generator=generator)
-    unet, text_encoder, text_encoder_2, vae = parts
-    write_checkpoint(SDXLModel(unet, text_encoder, text_encoder_2, vae, "epsilon", False, "random"), path)  # pyright: ignore[reportArgumentType]
+        return {
+            "unet": UNet2DConditionModel(**SDXL_UNET),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**CLIP_L)),
+            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)),
+            "vae": AutoencoderKL(**VAE),
+        }
+
+
+def _draw(shape: torch.Size, is_norm: bool, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    weight = torch.empty(shape, dtype=dtype, device=generator.device)
+    _fill(weight, is_norm=is_norm, generator=generator)
+    return weight
 
 
 def _fill(weight: torch.Tensor, *, is_norm: bool, generator: torch.Generator) -> None:

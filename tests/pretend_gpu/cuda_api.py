@@ -89,6 +89,10 @@ def _get_rng_state(_device: Any = None) -> torch.Tensor:
     return torch.zeros(16, dtype=torch.uint8)
 
 
+def _limit_memory(fraction: float, _device: Any = None) -> None:
+    card.set_total_bytes(int(fraction * card.DEFAULT_BYTES))
+
+
 _DEFAULT_STREAM = _Stream()
 _FUNCTIONS: dict[str, Any] = {
     "_lazy_init": lambda: None,
@@ -114,6 +118,7 @@ _FUNCTIONS: dict[str, Any] = {
     "max_memory_allocated": lambda _device=None: card.peak_bytes(),
     "max_memory_reserved": lambda _device=None: card.peak_bytes(),
     "reset_peak_memory_stats": lambda _device=None: card.reset_peak(),
+    "set_per_process_memory_fraction": _limit_memory,
     "empty_cache": lambda: None,
     "ipc_collect": lambda: None,
     "synchronize": lambda _device=None: torch.accelerator.synchronize(),
