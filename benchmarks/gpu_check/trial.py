@@ -14,6 +14,7 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
+from trainers.sdxl.check.out_of_memory import explaining_out_of_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
 from trainers.sdxl.prepared_model import PreparedSDXL
@@ -124,15 +125,17 @@ class Trial:
         """Train, then let go of the model: its memory is free again."""
         host = WatchingHost(self, self.report.deadline, self.on_step)
         self.run_folder = RunFolder(self.folder, "lora")
+        plan = self.plan()
         try:
-            return train_lora(
-                WatchedFamily(self, self.load_model),
-                self.plan(),
-                host,
-                run_folder=self.run_folder,
-                cache=self.cache,
-                resume=resume,
-            )
+            with explaining_out_of_memory(plan, host.device):
+                return train_lora(
+                    WatchedFamily(self, self.load_model),
+                    plan,
+                    host,
+                    run_folder=self.run_folder,
+                    cache=self.cache,
+                    resume=resume,
+                )
         finally:
             host.end_stage("ended")
             self.model = None

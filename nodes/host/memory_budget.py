@@ -9,6 +9,7 @@ from functools import cached_property
 import comfy.model_management
 
 from ...trainers.check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate
+from ...trainers.check.smaller_settings import suggest_next
 from ...trainers.training.optimizers import can_step
 from ...trainers.wording import format_gigabytes
 
@@ -48,7 +49,7 @@ class MemoryBudget:
 
     def text(self) -> str:
         """Return the estimate and, if it is more than the free memory, what to change."""
-        warning = f". It may not be enough. {self._suggest_next()}" if self.missing_bytes > 0 else ""
+        warning = f". It may not be enough. {suggest_next(self.smaller)}" if self.missing_bytes > 0 else ""
         notes = "".join(f" {note}." for note in self.notes)
         return f"Memory: {self.estimate.text()}; {format_gigabytes(self.free_bytes)} free{warning}.{notes}"
 
@@ -56,16 +57,7 @@ class MemoryBudget:
         """Return the message of the error when memory has run out."""
         return (
             f"The GPU ran out of memory; the run's memory is free again. The run needs {self.estimate.text()}; "
-            f"{format_gigabytes(self.free_bytes)} were free. {self._suggest_next()}"
-        )
-
-    def _suggest_next(self) -> str:
-        if not self.smaller:
-            return (
-                "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
-            )
-        return "Next, try " + ", then ".join(
-            f"{setting} (about {format_gigabytes(less.total_bytes)})" for setting, less in self.smaller[:3]
+            f"{format_gigabytes(self.free_bytes)} were free. {suggest_next(self.smaller)}"
         )
 
 

@@ -1,11 +1,12 @@
 """Settings that need less memory than the given ones, the least harmful first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..dataset.bucket_sizes import Size
 from ..training.config import AUTO_BLOCKS, MAX_BLOCKS, TrainingConfig
+from ..wording import format_gigabytes
 from .family_check import ConfigT
 from .memory_estimate import MemoryEstimate
 
@@ -30,6 +31,15 @@ def smaller_settings(
         config, size_hw = replace(config, **changes), _scale_size(size_hw, resolution) if resolution else size_hw
         steps.append((description, estimate(config, size_hw)))
     return steps
+
+
+def suggest_next(smaller: Sequence[tuple[str, MemoryEstimate]]) -> str:
+    """Return a sentence with the first of the settings that smaller_settings found."""
+    if not smaller:
+        return "Every setting is at its smallest: close other programs that use the GPU, or use one with more memory"
+    return "Next, try " + ", then ".join(
+        f"{setting} (about {format_gigabytes(less.total_bytes)})" for setting, less in smaller[:3]
+    )
 
 
 def _propose_changes(config: TrainingConfig, works: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any], int]]:

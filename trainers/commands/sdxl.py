@@ -64,6 +64,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     # torch and diffusers take seconds to import: errors in settings and folders come first
     require_packages()
     from ..files.tensor_cache import TensorCache
+    from ..sdxl.check.out_of_memory import explaining_out_of_memory
     from ..sdxl.family import SDXLFamily
     from ..sdxl.model.sdxl_model import load_model
     from ..training.console_host import ConsoleHost
@@ -77,12 +78,13 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
             host.report(Notice(describe(run_settings)))
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
-        return train_lora(
-            SDXLFamily(lambda _: load_model(Path(settings["base"])), base_dtype=settings.get("base_dtype", "")),
-            plan,
-            host,
-            run_folder=run_folder,
-            cache=TensorCache(Path(settings.get("cache_dir") or default_cache_folder())),
-            world=world,
-            resume=settings.get("resume") or AUTO,
-        )
+        with explaining_out_of_memory(plan, device, base_dtype=settings.get("base_dtype", "")):
+            return train_lora(
+                SDXLFamily(lambda _: load_model(Path(settings["base"])), base_dtype=settings.get("base_dtype", "")),
+                plan,
+                host,
+                run_folder=run_folder,
+                cache=TensorCache(Path(settings.get("cache_dir") or default_cache_folder())),
+                world=world,
+                resume=settings.get("resume") or AUTO,
+            )
