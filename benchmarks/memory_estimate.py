@@ -1,4 +1,4 @@
-"""Compares the estimate of trainers/sdxl/check/memory.py with the peak memory of the real UNet on
+"""Compares the estimate of trainers/sdxl/memory.py with the peak memory of the real UNet on
 the meta device.
 
 Forward and backward of the real classes run on tensors without data, and every storage is counted
@@ -19,8 +19,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
 from trainers.sdxl.targets import find_unet_targets

@@ -12,12 +12,12 @@ from ...trainers.check.memory_estimate import MemoryEstimate
 from ...trainers.check.smaller_settings import smaller_settings
 from ...trainers.dataset.bucket_sizes import Size
 from ...trainers.files.tensor_cache import TensorCache
-from ...trainers.sdxl.check.memory import estimate_memory
-from ...trainers.sdxl.check.text_encoder_shapes import text_encoder_shapes
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
+from ...trainers.sdxl.memory import estimate_memory
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
 from ...trainers.sdxl.streaming import describe_blocks_to_swap, resolve_blocks_to_swap
+from ...trainers.sdxl.text_encoder_shapes import text_encoder_shapes
 from ...trainers.training.events import RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora

@@ -21,10 +21,10 @@ from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..training.quantized_linear import quantize_linear_layers
 from ..wording import pluralize
-from .check.memory import estimate_memory
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore, encode_image
+from .memory import estimate_memory
 from .model.float32_compute import float32_compute
 from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel

@@ -63,7 +63,7 @@ GOALS = {
     "style": Goal(rank=32, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=60, num_samples=(1500, 6000)),
     "object": Goal(rank=16, alpha_per_rank=0.5, learning_rate=1e-4, samples_per_image=80, num_samples=(800, 3000)),
 }
-# By the estimates of sdxl/check/memory.py (benchmarks/README.md), with a tenth to spare. A step
+# By the estimates of sdxl/memory.py (benchmarks/README.md), with a tenth to spare. A step
 # has two samples everywhere: the GPU decides the speed, not the result. Blocks are SDXL's.
 MEMORY_PRESETS = {
     "4 GB": MemoryPreset(1024, 1, 2, True, "AdamW8bit", blocks_to_swap=70),

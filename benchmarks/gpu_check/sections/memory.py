@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from trainers.check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate
-from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.training.device import is_out_of_memory
 from trainers.training.events import StepDone

@@ -9,8 +9,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
-from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.training.device import COMPUTE_DTYPES, is_out_of_memory
 from trainers.training.events import StepDone

@@ -17,9 +17,9 @@ from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.dataset import Dataset
 from trainers.embedded_base.sdxl.architecture import build_unet
 from trainers.files.tensor_cache import TensorCache
-from trainers.sdxl.check.memory import estimate_memory
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
+from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
 from trainers.training.block_streaming import BlockStreamer, count_streamed_bytes
 from trainers.training.config import AUTO_BLOCKS

@@ -80,9 +80,9 @@ class SDXLCheck:
     def estimate(self, plan: TrainingPlan[SDXLConfig]) -> FamilyCost:
         # diffusers takes seconds to import
         from ...training.device import COMPUTE_DTYPES
+        from ..memory import estimate_memory
         from ..model.standard_unet import standard_unet
         from ..streaming import describe_blocks_to_swap, resolve_blocks_to_swap
-        from .memory import estimate_memory
 
         unet, size_hw = standard_unet(), plan.crops.largest_hw
 

@@ -12,8 +12,8 @@ from ...training.device import is_out_of_memory, resolve_precision
 from ...training.optimizers import can_step
 from ...training.plan import TrainingPlan
 from ..config import BASE_DTYPES, SDXLConfig
+from ..memory import estimate_memory
 from ..model.standard_unet import standard_unet
-from .memory import estimate_memory
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..model.sdxl_model import SDXLModel
+from .model.sdxl_model import SDXLModel
 
 
 @dataclass(frozen=True)

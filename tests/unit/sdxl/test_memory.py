@@ -11,13 +11,13 @@ from benchmarks.memory_estimate import SDXL_UNET, cuda_kernels, measure_activati
 from trainers.check.memory_estimate import CUDA_CONTEXT_BYTES, FRAGMENTATION, MemoryEstimate
 from trainers.check.smaller_settings import smaller_settings
 from trainers.embedded_base.sdxl.architecture import UNET
-from trainers.sdxl.check.activations import estimate_forward_peak
-from trainers.sdxl.check.memory import estimate_memory
-from trainers.sdxl.check.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
+from trainers.sdxl.activations import estimate_forward_peak
 from trainers.sdxl.config import SDXLConfig
+from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.sdxl_model import SDXLModel
 from trainers.sdxl.names import kohya_names
 from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
+from trainers.sdxl.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
 from trainers.training.adapters import AdaptedComponent, AdaptedModel
 from trainers.training.device import COMPUTE_DTYPES
 from trainers.training.live_memory import LiveMemory

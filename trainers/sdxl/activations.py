@@ -16,11 +16,11 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ...check.memory_estimate import FLOAT32
-from ...dataset.bucket_sizes import Size
-from ...training.adapters import find_adapter_layers
-from ..config import SDXLConfig
-from ..targets import find_unet_targets
+from ..check.memory_estimate import FLOAT32
+from ..dataset.bucket_sizes import Size
+from ..training.adapters import find_adapter_layers
+from .config import SDXLConfig
+from .targets import find_unet_targets
 from .text_encoder_shapes import TextEncoderShape
 
 NUM_TEXT_TOKENS = 77

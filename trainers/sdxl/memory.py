@@ -13,16 +13,16 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
-from ...dataset.bucket_sizes import Size
-from ...training.block_streaming import NUM_BUFFERS
-from ...training.device import COMPUTE_DTYPES
-from ...training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
-from ...training.sample_prompts import read_size
-from ..config import SDXLConfig
-from ..samples import MAX_AT_ONCE, TILE_LATENTS
-from ..streaming import choose_streamed
+from ..check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
+from ..dataset.bucket_sizes import Size
+from ..training.block_streaming import NUM_BUFFERS
+from ..training.device import COMPUTE_DTYPES
+from ..training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
+from ..training.sample_prompts import read_size
 from .activations import GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
+from .config import SDXLConfig
+from .samples import MAX_AT_ONCE, TILE_LATENTS
+from .streaming import choose_streamed
 from .text_encoder_shapes import SDXL_TEXT_ENCODERS, TextEncoderShape
 
 VOCABULARY_SIZE = 49408
