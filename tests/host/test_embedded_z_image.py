@@ -102,8 +102,8 @@ def load_in_diffusers(base) -> tuple[TextToLatents, ScaledVAE]:
     return model, ScaledVAE(vae, SCALING_FACTOR, SHIFT_FACTOR)
 
 
-def test_core_nodes_draw_the_colour_and_background_of_the_prompts(comfyui_server: ComfyServer):
-    """The base has not learned shapes: its README has the scores."""
+def test_core_nodes_draw_what_the_prompts_say(comfyui_server: ComfyServer):
+    """Two shapes in three are right: the base's README has the scores."""
     loaders = {
         "model": {"class_type": "UNETLoader", "inputs": {"unet_name": MODEL_NAME, "weight_dtype": "default"}},
         "clip": {"class_type": "CLIPLoader", "inputs": {"clip_name": TEXT_ENCODER_NAME, "type": "lumina2"}},
@@ -116,4 +116,4 @@ def test_core_nodes_draw_the_colour_and_background_of_the_prompts(comfyui_server
     images = fetch_images(comfyui_server.client, result, "shapes", len(SCORE_PROMPTS))
     assert images.shape == (len(SCORE_PROMPTS), 128, 128, 3) and images.dtype == np.uint8
     shares = score_images(images)
-    assert shares["colour"] >= 0.8 and shares["background"] >= 0.8, shares
+    assert shares["colour"] >= 0.8 and shares["background"] >= 0.8 and shares["shape"] >= 0.4, shares
