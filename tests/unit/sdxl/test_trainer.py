@@ -998,7 +998,8 @@ def test_the_base_predicts_with_all_adapters_off_and_they_are_on_again_afterward
     )
     assert set(predictions) == {(False, False)}
     (model,) = adapted
-    assert all(parameter.requires_grad for parameter in model.parameters) and model.count_modules().keys() == {
+    parameters = [parameter for group in model.groups for parameter in group.weights.parameters]
+    assert all(parameter.requires_grad for parameter in parameters) and model.count_modules().keys() == {
         "unet",
         "text_encoder",
         "text_encoder_2",
