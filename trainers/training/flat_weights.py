@@ -21,6 +21,7 @@ class FlatWeights:
     def __init__(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
         self.parameters = list(parameters)
         self.flat = nn.Parameter(torch.cat([each.detach().float().flatten() for each in self.parameters]))
+        self._sizes = [each.numel() for each in self.parameters]
         self._computing = self.flat.detach().to(dtype)
         for parameter, view in zip(self.parameters, self.split(self._computing), strict=True):
             parameter.data = view
@@ -29,8 +30,11 @@ class FlatWeights:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return views of a tensor that is laid out as `flat`, in the shapes of the parameters."""
-        parts = flat.detach().split([each.numel() for each in self.parameters])
-        return [part.view_as(each) for part, each in zip(parts, self.parameters, strict=True)]
+        return [part.view_as(each) for part, each in zip(self.cut(flat), self.parameters, strict=True)]
+
+    def cut(self, flat: Tensor) -> Sequence[Tensor]:
+        """Return the same views without their shapes, by one operation."""
+        return flat.detach().split(self._sizes)
 
     def as_matrices(self) -> list[nn.Parameter]:
         """Return views of `flat` for an optimizer that looks at shapes or at single matrices. They

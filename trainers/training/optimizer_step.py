@@ -128,7 +128,7 @@ class OptimizerStep:
             part
             for group, gradient in zip(self._groups, gradients, strict=True)
             if gradient is not None
-            for part in group.weights.split(gradient)
+            for part in group.weights.cut(gradient)
         ]
         norm = nn.utils.get_total_norm(parts)
         factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
