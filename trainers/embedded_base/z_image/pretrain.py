@@ -1,10 +1,12 @@
 """Pretrain the embedded Z-Image on images that this script draws.
 
-    python -m trainers.embedded_base.z_image.pretrain vae   --work DIR
-    python -m trainers.embedded_base.z_image.pretrain words --work DIR   # needs no VAE
-    python -m trainers.embedded_base.z_image.pretrain base  --work DIR --resume
-    python -m trainers.embedded_base.z_image.pretrain score --work DIR   # 12 prompts x 8 seeds
-    python -m trainers.embedded_base.z_image.pretrain ship  --work DIR   # writes float16 weights
+    python -m trainers...pretrain vae    --work DIR
+    python -m trainers...pretrain words  --work DIR   # needs no VAE
+    python -m trainers...pretrain base   --work DIR --resume
+    python -m trainers...pretrain refine --work DIR --resume --learning-rate 8e-4
+    python -m trainers...pretrain score  --work DIR   # 12 prompts x 8 seeds
+    python -m trainers...pretrain ship   --work DIR   # writes float16 weights
+    python -m trainers...pretrain unpack --work DIR   # those of ship, to go on from
 
 It reads Qwen's tokenizer from ComfyUI, which has it on board. Letters: B batch, H W latent height
 and width. Latents are scaled.
@@ -44,6 +46,7 @@ from ..shared.pretraining import (
 from ..shared.scenes import RESOLUTION
 from ..shared.scoring import SCORE_PROMPTS, save_sheet, score_images
 from . import DIFFUSION_MODEL, SHIPPED_WEIGHTS, TEXT_ENCODER, TOKEN_TABLE, VAE
+from . import load_parts as load_shipped_parts
 from .architecture import (
     LATENT_CHANNELS,
     SAMPLING_SHIFT,
@@ -53,7 +56,15 @@ from .architecture import (
     build_transformer,
     build_vae,
 )
-from .layout import text_encoder_to_original, transformer_to_original, vae_to_original, without_zeros
+from .layout import (
+    text_encoder_from_original,
+    text_encoder_to_original,
+    transformer_from_original,
+    transformer_to_original,
+    vae_from_original,
+    vae_to_original,
+    without_zeros,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +136,7 @@ class FirstWords:
 
     caption_dropout = 0.0
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, num_images: int, rng: random.Random) -> None:
         self._bucket = draw_centred_bucket(800, make_targets(), rng, spread=0.0)
 
     def choose_bucket(self, progress: float) -> Bucket:
@@ -156,6 +167,21 @@ class WholeSet:
         if random.random() < 0.4:
             return random.uniform(0.9 - 0.2 * min(1.0, 2 * progress), 1.0)
         return shift_level(random.random(), random.choice(TRAINING_SHIFTS))
+
+
+class Refinement(WholeSet):
+    """One object in three in the middle, and the noise levels of the sampler, to the end."""
+
+    def choose_bucket(self, progress: float) -> Bucket:
+        return super().choose_bucket(1.0) if random.random() < 0.8 else self._centred[2]
+
+    def draw_level(self, progress: float) -> float:
+        if random.random() < 0.2:
+            return random.uniform(0.7, 1.0)
+        return shift_level(random.random(), SAMPLING_SHIFT)
+
+
+STAGES = {"words": FirstWords, "base": WholeSet, "refine": Refinement}
 
 
 def compute_loss(
@@ -265,6 +291,20 @@ def ship(work: Path) -> None:
     logger.info("%s: %.1f MB", SHIPPED_WEIGHTS, SHIPPED_WEIGHTS.stat().st_size / 1e6)
 
 
+def unpack(work: Path) -> None:
+    """Write the weights that ship as the float32 files that the pretraining goes on from."""
+    shipped = load_shipped_parts()
+    parts = {
+        "transformer": transformer_from_original(shipped[DIFFUSION_MODEL]),
+        "text_encoder": text_encoder_from_original(shipped[TEXT_ENCODER]),
+        "vae": vae_from_original(shipped[VAE]),
+    }
+    modules = {**TextToLatents().parts(), "vae": build_vae()}
+    for name, module in modules.items():
+        module.load_state_dict(parts[name])
+    save_parts(work, modules, without=NOT_SAVED)
+
+
 def main() -> None:
     options = _read_options()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -275,10 +315,10 @@ def main() -> None:
             load_parts(options.work, {"vae": scaled.vae})
         train_vae(scaled, make_targets(), num_steps=options.vae_steps, learning_rate=2e-3, seed=0)
         save_parts(options.work, {"vae": scaled.vae})
-    elif options.what in ("words", "base"):
+    elif options.what in STAGES:
         train(
             options.work,
-            FirstWords if options.what == "words" else partial(WholeSet, options.pictures),
+            partial(STAGES[options.what], options.pictures),
             num_steps=options.base_steps,
             learning_rate=options.learning_rate,
             batch_size=options.batch_size,
@@ -287,13 +327,15 @@ def main() -> None:
         )
     elif options.what == "score":
         logger.info("%s", score(options.work, num_seeds=options.seeds, guidance_scale=options.guidance_scale))
-    else:
+    elif options.what == "ship":
         ship(options.work)
+    else:
+        unpack(options.work)
 
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["vae", "words", "base", "score", "ship"])
+    parser.add_argument("what", choices=["vae", *STAGES, "score", "ship", "unpack"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the float32 weights")
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--base-steps", type=int, default=4000)
