@@ -15,6 +15,7 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
+from ...trainers.training.plan import make_step_counter
 from ...trainers.training.presets import choose_memory_preset, resolve
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
@@ -33,7 +34,14 @@ def resolve_settings(
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = choose_precision(weight_dtype)
     given |= _choose_optimizer(given)
-    return resolve(SDXLConfig, given, goal=goal, memory=_choose_memory(memory), num_images=dataset.num_training_samples)
+    return resolve(
+        SDXLConfig,
+        given,
+        goal=goal,
+        memory=_choose_memory(memory),
+        num_images=dataset.num_training_samples,
+        count_steps=make_step_counter(dataset),
+    )
 
 
 def resolve_flow_settings(
@@ -52,7 +60,12 @@ def resolve_flow_settings(
         )
     given |= _choose_optimizer(given)
     return resolve_flow(
-        given, family, goal=goal, memory=_choose_memory(memory), num_images=dataset.num_training_samples
+        given,
+        family,
+        goal=goal,
+        memory=_choose_memory(memory),
+        num_images=dataset.num_training_samples,
+        count_steps=make_step_counter(dataset),
     )
 
 

@@ -19,6 +19,7 @@ from ..dataset.scan import scan_folder
 from ..sdxl.config import BASE_DTYPES, SDXLConfig
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
+from ..training.plan import make_step_counter
 from ..training.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..training.run_settings import RunSettings
 
@@ -212,7 +213,14 @@ def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[S
         memory = _choose_memory()
     if memory and find_spec("bitsandbytes") is None:  # there is none for macOS
         given.setdefault("optimizer", "AdamW")
-    return resolve(SDXLConfig, given, goal=settings.get("goal"), memory=memory, num_images=dataset.num_training_samples)
+    return resolve(
+        SDXLConfig,
+        given,
+        goal=settings.get("goal"),
+        memory=memory,
+        num_images=dataset.num_training_samples,
+        count_steps=make_step_counter(dataset),
+    )
 
 
 def _choose_memory() -> str:

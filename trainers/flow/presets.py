@@ -7,16 +7,22 @@ from typing import Any
 
 from ..dataset.bucket_config import BucketConfig
 from ..training.config import AUTO_BLOCKS
-from ..training.presets import MEMORY_PRESETS, resolve
+from ..training.presets import MEMORY_PRESETS, StepCounter, resolve
 from ..training.run_settings import RunSettings
 from .config import FlowConfig
 from .families import FlowFamilyRow
 
 
 def resolve_flow(
-    given: dict[str, Any], family: FlowFamilyRow, *, goal: str, memory: str, num_images: int
+    given: dict[str, Any],
+    family: FlowFamilyRow,
+    *,
+    goal: str,
+    memory: str,
+    num_images: int,
+    count_steps: StepCounter | None = None,
 ) -> RunSettings[FlowConfig]:
-    """Fill the settings that were not given. `num_images` is the number of samples per epoch.
+    """Fill the settings that were not given. `num_images` and `count_steps` are resolve's.
 
     Raises:
         ValueError: a given setting is out of its range, or does not suit the family.
@@ -27,7 +33,7 @@ def resolve_flow(
     settings["min_timestep"] = given.get("min_timestep") or family.timesteps[0]
     settings["max_timestep"] = given.get("max_timestep") or family.timesteps[1]
     settings["bucket_reso_steps"] = _choose_bucket_steps(given, family)
-    return resolve(FlowConfig, settings, goal=goal, memory=memory, num_images=num_images)
+    return resolve(FlowConfig, settings, goal=goal, memory=memory, num_images=num_images, count_steps=count_steps)
 
 
 def _choose_by_family(family: FlowFamilyRow) -> dict[str, Any]:

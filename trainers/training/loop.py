@@ -255,7 +255,8 @@ class TrainingLoop:
 
     def _compute_gradients(self, step: Step) -> torch.Tensor:
         """Compute the gradients of one optimizer step, and return the mean loss of all its samples,
-        in whatever micro-batch or process they are. With step_down_on_oom a step that does not fit
+        in whatever micro-batch or process they are. A sample weighs the same in every step: in one
+        that is not full too. With step_down_on_oom a step that does not fit
         is tried again with less.
         """
         while True:
@@ -270,13 +271,14 @@ class TrainingLoop:
 
     def _accumulate(self, step: Step) -> torch.Tensor:
         loss = torch.zeros((), device=self._host.device)
+        share = step.num_samples / self._plan.schedule.samples_per_step
         with self._seed_dropout(step.number):
             for items in step.micro_batches:
                 own_items = self._world.share(items, self._config.train_batch_size)
                 for part in self._memory_steps.split(own_items) if self._memory_steps else (own_items,):
                     for losses in self._model.loss_terms(part, step.number) if part else ():
                         own_loss = losses.sum() / step.num_samples
-                        self._optimizer_step.backward(own_loss)
+                        self._optimizer_step.backward(own_loss * share)
                         loss += own_loss.detach()
         return self._world.sum_gradients(self._model.adapted.flat_weights, loss)
 

@@ -2,7 +2,9 @@
 errors in settings and folders show at once.
 """
 
+import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Generic
 
 from ..dataset.crop_plan import CropPlan, TrainingItem, plan_crops
@@ -10,6 +12,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.report import Remark
 from ..wording import name_examples, pluralize
 from .held_out import Split, hold_out_images
+from .presets import StepCounter, count_full_steps
 from .run_settings import ConfigT, RunSettings
 from .schedule import Schedule, plan_schedule
 from .texts import TrainingTexts
@@ -50,6 +53,21 @@ def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_proce
     validation = plan_validation(crops.items, held_out, config, schedule)
     texts = TrainingTexts(split.training, crops.items, config, settings.captions, measured=validation.items)
     return TrainingPlan(split.training, settings, crops, schedule, texts, validation)
+
+
+def make_step_counter(dataset: Dataset) -> StepCounter:
+    """Return what tells how many steps draw so many samples of the training images: of an epoch
+    some batches are part filled, and some samples are regularization images.
+    """
+
+    def count_steps(settings: RunSettings, num_samples: int) -> int:
+        try:
+            schedule = plan_training(replace(dataset, strict=False), settings).schedule
+        except ValueError:  # the trainer, or the flight check, will say what is wrong
+            return count_full_steps(settings, num_samples)
+        return math.ceil(Fraction(num_samples * schedule.steps_per_epoch, schedule.num_training_samples))
+
+    return count_steps
 
 
 def _plan_held_out(

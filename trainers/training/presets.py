@@ -5,12 +5,15 @@ A preset only fills what the user left open. A setting that was given stays as i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..wording import GIBIBYTE
 from .config import AUTO_BLOCKS
 from .run_settings import ConfigT, RunSettings
+
+StepCounter = Callable[[RunSettings, int], int]
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,20 @@ def choose_memory_preset(device_bytes: int) -> str:
 
 
 def resolve(
-    config_class: type[ConfigT], given: dict[str, Any], *, goal: str | None, memory: str | None, num_images: int
+    config_class: type[ConfigT],
+    given: dict[str, Any],
+    *,
+    goal: str | None,
+    memory: str | None,
+    num_images: int,
+    count_steps: StepCounter | None = None,
 ) -> RunSettings[ConfigT]:
     """Fill the settings that were not given (of the config, BucketConfig and CaptionConfig) from
     the two presets; without a preset they keep their defaults.
 
     `num_images` includes repeats and what validation_share will hold out: it is the number of
-    samples per epoch without it.
+    samples per epoch without it. `count_steps` tells how many steps draw a number of samples of the
+    training images; without it all batches are full.
 
     Raises:
         ValueError: a given setting is out of its range.
@@ -97,10 +107,10 @@ def resolve(
         given = {name: value for name, value in given.items() if name != "blocks_to_swap"}
     settings = {**choose(given, goal=goal, memory=memory), **given}
     if goal and "max_train_steps" not in given:
-        config = RunSettings.read(config_class, settings).training
-        samples_per_step = config.train_batch_size * config.gradient_accumulation_steps
-        num_trained = num_images - round(config.validation_share * num_images)
-        settings["max_train_steps"] = math.ceil(_count_samples(GOALS[goal], num_trained) / samples_per_step)
+        open_settings = RunSettings.read(config_class, settings)
+        num_trained = num_images - round(open_settings.training.validation_share * num_images)
+        num_samples = _count_samples(GOALS[goal], num_trained)
+        settings["max_train_steps"] = (count_steps or count_full_steps)(open_settings, num_samples)
     return RunSettings.read(config_class, settings)
 
 
@@ -124,6 +134,12 @@ def _apply_memory_preset(preset: MemoryPreset, given: dict[str, Any]) -> dict[st
 def _apply_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:
     rank = given.get("rank", goal.rank)
     return {"rank": rank, "alpha": rank * goal.alpha_per_rank, "learning_rate": goal.learning_rate}
+
+
+def count_full_steps(settings: RunSettings, num_samples: int) -> int:
+    """Return how many steps draw so many samples if all batches are full."""
+    config = settings.training
+    return math.ceil(num_samples / (config.train_batch_size * config.gradient_accumulation_steps))
 
 
 def _count_samples(goal: Goal, num_images: int) -> int:

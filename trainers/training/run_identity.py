@@ -13,7 +13,7 @@ from .optimizer_table import find_optimizer
 from .plan import TrainingPlan
 from .resume.identity import RunIdentity
 
-FORMAT = 2  # raise it when a training of the same settings gives another result
+FORMAT = 3  # raise it when a training of the same settings gives another result
 # They decide how long a run is, what it shows, and how it fits into memory, not what it learns.
 IRRELEVANT = frozenset(
     {

@@ -21,8 +21,14 @@ class Schedule:
     samples_by_image: dict[str, int]  # per epoch, by the image's name
     regularization: frozenset[str]  # names of the regularization images
     num_partial_batches: int  # per epoch
+    samples_per_step: int  # of a step whose batches are all full
     pixels_per_step: float
     num_processes: int = 1
+
+    @property
+    def num_training_samples(self) -> int:
+        """Per epoch, without regularization."""
+        return sum(count for name, count in self.samples_by_image.items() if name not in self.regularization)
 
     @property
     def num_epochs(self) -> float:
@@ -51,6 +57,7 @@ def plan_schedule(crops: CropPlan, config: TrainingConfig, *, num_processes: int
         samples_by_image=dict(Counter(item.image.name for item in crops.items)),
         regularization=frozenset(item.image.name for item in crops.items if item.image.is_regularization),
         num_partial_batches=sum(len(batch) < batch_size for batch in batches),
+        samples_per_step=batch_size * config.gradient_accumulation_steps,
         pixels_per_step=sum(math.prod(item.crop.target_hw) for item in crops.items) / steps_per_epoch,
         num_processes=num_processes,
     )

@@ -168,3 +168,18 @@ def test_an_optimizer_that_cannot_step_is_an_error_before_the_model_is_loaded(
     with pytest.raises(ValueError, match=r"optimizer Adafactor cannot train on cpu \(no kernel image is") as raised:
         train(dataset, tmp_path, optimizer="Adafactor")
     assert "Choose AdamW" in str(raised.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("larger", [{"train_batch_size": 2}, {"gradient_accumulation_steps": 2}])
+def test_a_sample_weighs_the_same_in_a_step_that_is_not_full(tmp_path, larger):
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "0.png")
+    alone = scan_folder(DatasetConfig(images=str(tmp_path), trigger_word="zwx"))
+    settings = {"optimizer": "torch.optim.SGD", "max_train_steps": 1, "max_grad_norm": 0.0, "weight_decay": 0.0}
+    full, half = (
+        train(alone, tmp_path / name, **settings, **given)
+        for name, given in (("full", {"train_batch_size": 1}), ("half", {"train_batch_size": 1, **larger}))
+    )
+    assert half.losses == full.losses
+    up = "diffusion_model_0.lora_up.weight"
+    torch.testing.assert_close(half.state_dict[up], full.state_dict[up] / 2)
+    assert full.state_dict[up].any()

@@ -6,8 +6,14 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+from PIL import Image
 
+from trainers.dataset.config import DatasetConfig
+from trainers.dataset.dataset import Dataset
+from trainers.dataset.join import join_datasets
+from trainers.dataset.scan import scan_folder
 from trainers.sdxl.config import SDXLConfig
+from trainers.training.plan import make_step_counter, plan_training
 from trainers.training.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset, describe, resolve
 from trainers.wording import GIBIBYTE
 
@@ -145,3 +151,47 @@ def test_what_the_presets_choose_is_known_before_the_dataset(given):
     resolved = {**asdict(settings.training), **asdict(settings.buckets)}
     assert "max_train_steps" not in chosen
     assert {**chosen, **given}.items() <= resolved.items()
+
+
+def write_images(folder, sizes, *, red=0) -> DatasetConfig:
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (red, number, 0)).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text("a cat", encoding="utf-8")
+    return DatasetConfig(images=str(folder))
+
+
+def count_uses(dataset: Dataset, **given) -> tuple[float, float]:
+    """Return how often the least and the most seen image are seen."""
+    given = {"resolution": 64, "bucket_reso_steps": 32, "train_batch_size": 4, **given}
+    settings = resolve(
+        SDXLConfig,
+        given,
+        goal="person",
+        memory="24 GB",
+        num_images=dataset.num_training_samples,
+        count_steps=make_step_counter(dataset),
+    )
+    return plan_training(dataset, settings).schedule.times_seen_range
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2}, {"validation_share": 0.2}])
+def test_images_in_many_buckets_are_seen_as_often_as_the_goal_says(tmp_path, given):
+    sizes = [(64, 64), (96, 64), (64, 96), (128, 64), (64, 128)] * 3
+    dataset = scan_folder(write_images(tmp_path / "images", sizes))
+    least, most = count_uses(dataset, **given)
+    assert least == most == pytest.approx(GOALS["person"].samples_per_image, abs=1)
+
+
+def test_regularization_images_take_no_samples_from_the_others(tmp_path):
+    own = scan_folder(write_images(tmp_path / "own", [(64, 64)] * 12))
+    of_class = replace(write_images(tmp_path / "class", [(64, 64)] * 12, red=9), is_regularization=True)
+    least, most = count_uses(join_datasets([own, scan_folder(of_class)]))
+    assert least == most == pytest.approx(GOALS["person"].samples_per_image, abs=1)
+
+
+def test_what_the_trainer_will_refuse_is_counted_as_full_batches(tmp_path):
+    dataset = scan_folder(write_images(tmp_path / "images", [(64, 64)] * 4))
+    counter = make_step_counter(replace(dataset, images=[replace(image, caption="") for image in dataset.images]))
+    settings = resolve(SDXLConfig, {"train_batch_size": 4}, goal="object", memory="24 GB", num_images=4)
+    assert counter(settings, 800) == 200
