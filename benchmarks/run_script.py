@@ -2,7 +2,8 @@
 step, and the peak memory.
 
 It must run under the script's own interpreter, so it needs nothing but torch. It records through
-torch's global optimizer hook; the script is neither edited nor patched.
+torch's global optimizer hook; the script is not edited. Only sizes that sd-scripts has in its code
+are changed, on request.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -26,6 +29,11 @@ def main() -> None:
         action="store_true",
         help="the script is sd-scripts': set its UNet to the thin model's 64 channels",
     )
+    parser.add_argument(
+        "--unet-config",
+        type=json.loads,
+        help="the script is sd-scripts': give it diffusers' UNet of this configuration (JSON) in place of its own",
+    )
     parser.add_argument("script", help="path of the script, or a module name")
     parser.add_argument("script_arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -35,7 +43,10 @@ def main() -> None:
         clocks.append((time.process_time(), time.perf_counter()))
 
     register_optimizer_step_post_hook(read_clocks)
-    run(options.script, options.script_arguments, prepare=make_sd_scripts_thin if options.thin_sd_scripts else None)
+    prepare = make_sd_scripts_thin if options.thin_sd_scripts else None
+    if options.unet_config:
+        prepare = partial(give_sd_scripts_another_unet, options.unet_config)
+    run(options.script, options.script_arguments, prepare=prepare)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     options.record.write_text(json.dumps({"clocks": clocks, "peak_bytes": peak_bytes}))
 
@@ -65,6 +76,39 @@ def make_sd_scripts_thin() -> None:
     from library import sdxl_original_unet  # pyright: ignore[reportMissingImports]
 
     sdxl_original_unet.MODEL_CHANNELS, sdxl_original_unet.TIME_EMBED_DIM = 64, 256
+
+
+def give_sd_scripts_another_unet(config: dict[str, Any]) -> None:
+    """Let sd-scripts train a UNet that is not built like SDXL's, and text encoders with fewer
+    layers: its own class has SDXL's structure in its code, and it takes layer 11 of encoder 1.
+    """
+    from diffusers import UNet2DConditionModel
+    from library import sdxl_model_util, sdxl_original_unet  # pyright: ignore[reportMissingImports]
+    from transformers import CLIPTextModel
+
+    class Unet(UNet2DConditionModel):
+        def __init__(self) -> None:
+            super().__init__(**config)
+
+        def get_aug_embed(self, emb: Any, encoder_hidden_states: Any, added_cond_kwargs: dict[str, Any]) -> Any:
+            return self.add_embedding(added_cond_kwargs["vector"])
+
+        def forward(self, x: Any, timesteps: Any, context: Any, y: Any) -> Any:
+            return super().forward(x, timesteps, context, added_cond_kwargs={"vector": y}, return_dict=False)[0]
+
+        def set_use_sdpa(self, sdpa: bool) -> None:
+            """diffusers' attention uses it already."""
+
+    own_forward = CLIPTextModel.forward
+
+    def forward(self: CLIPTextModel, *arguments: Any, **settings: Any) -> Any:
+        output = own_forward(self, *arguments, **settings)
+        output.hidden_states = (output.hidden_states[-2],) * 12
+        return output
+
+    CLIPTextModel.forward = forward
+    sdxl_original_unet.SdxlUNet2DConditionModel = Unet
+    sdxl_model_util.convert_diffusers_unet_state_dict_to_sdxl = lambda weights: weights
 
 
 if __name__ == "__main__":

@@ -40,15 +40,27 @@ def main() -> None:
 def write_model(folder: Path, *, seed: int) -> None:
     """Write the thin model as a diffusers folder, readable by transformers 4.54 and newer."""
     torch.manual_seed(seed)
-    build_unet().save_pretrained(folder / "unet")
-    build_vae().save_pretrained(folder / "vae")
-    _save_text_encoder(
-        CLIPTextModel(build_text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")), folder / "text_encoder"
-    )
-    _save_text_encoder(
+    save_model(
+        folder,
+        build_unet(),
+        build_vae(),
+        CLIPTextModel(build_text_config(TEXT_WIDTH_1, num_layers=12, hidden_act="quick_gelu")),
         CLIPTextModelWithProjection(build_text_config(TEXT_WIDTH_2, num_layers=2, hidden_act="gelu")),
-        folder / "text_encoder_2",
     )
+
+
+def save_model(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    text_encoder_2: CLIPTextModelWithProjection,
+) -> None:
+    """Write the parts of an SDXL as a diffusers folder, without its tokenizers."""
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    _save_text_encoder(text_encoder, folder / "text_encoder")
+    _save_text_encoder(text_encoder_2, folder / "text_encoder_2")
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
         folder / "scheduler"
     )

@@ -12,7 +12,7 @@ one sheet of images, and is not trained again. `concepts.py` and `tasks.py` say 
 
 import argparse
 import json
-import time
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from trainers.sdxl.model.sampling import sample_images
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.names import kohya_names
 
+from .peers import Peer, train_with_diffusers, train_with_sd_scripts
 from .scoring import Score, measure_drift, score
 from .table import format_table
 from .tasks import TASKS, TRIGGER_WORD, Task, write_images, write_regularization_images
@@ -54,6 +55,8 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "no caption dropout": {"caption_dropout": 0.0},
 }
 
+PEERS = {"sd-scripts": train_with_sd_scripts, "diffusers": train_with_diffusers}
+
 
 def main() -> None:
     options = _read_options()
@@ -74,9 +77,9 @@ def run_cell(contender: str, task: Task, seed: int, options: argparse.Namespace)
     file = options.folder / f"{contender}, {task.name}, {options.steps} steps, {seed}.json"
     if file.exists():
         return
-    started_at, base = time.process_time(), options.folder / "base.safetensors"
+    started_at, base = _cpu_seconds(), options.folder / "base.safetensors"
     lora = _train(contender, task, seed, options)
-    seconds = time.process_time() - started_at
+    seconds = _cpu_seconds() - started_at
     before, again = _draw_before(task, base, options)
     model = load_model(base)
     _merge(model, lora)
@@ -100,10 +103,25 @@ def run_cell(contender: str, task: Task, seed: int, options: argparse.Namespace)
     print(_describe(cell, result), flush=True)
 
 
+def _cpu_seconds() -> float:
+    """Of this process and the programs that it has run."""
+    return sum(os.times()[:4])
+
+
 def _train(contender: str, task: Task, seed: int, options: argparse.Namespace) -> Path:
     images = options.folder / "images" / f"{task.name} {seed}"
     if not images.exists():
         write_images(task, images, seed=seed)
+    if contender in PEERS:
+        peer = Peer(*getattr(options, contender.replace("-", "_")))
+        work = options.folder / "peers" / contender / f"{task.name} {seed}"
+        work.mkdir(parents=True, exist_ok=True)
+        base = options.folder / "base.safetensors"
+        return PEERS[contender](peer, base, images, work, steps=options.steps, seed=seed)
+    return _train_ours(contender, task, seed, images, options)
+
+
+def _train_ours(contender: str, task: Task, seed: int, images: Path, options: argparse.Namespace) -> Path:
     datasets: list[dict[str, Any]] = [{"images": str(images), "trigger_word": TRIGGER_WORD}]
     if task.has_regularization:
         folder = options.folder / "images" / "regularization"
@@ -160,11 +178,18 @@ def _read_options() -> argparse.Namespace:
     names = [task.name for task in TASKS]
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["defaults"])
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS], default=["defaults"])
+    for peer in PEERS:
+        parser.add_argument(
+            f"--{peer}", nargs=2, type=os.path.abspath, metavar=("CHECKOUT", "PYTHON"), help="needed for this contender"
+        )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--num-seeds", type=int, default=4, help="images per prompt (default: %(default)s)")
     parser.add_argument("--only-table", action="store_true")
     options = parser.parse_args()
+    for peer in set(options.contenders) & set(PEERS):
+        if getattr(options, peer.replace("-", "_")) is None:
+            parser.error(f"--{peer} must say where its checkout and its interpreter are")
     options.folder.mkdir(parents=True, exist_ok=True)
     return options
 
