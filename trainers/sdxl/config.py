@@ -55,6 +55,11 @@ class SDXLConfig(TrainingConfig):
         "Rescale the noise schedule to zero terminal SNR. auto: read it from the model.",
         choices=("auto", "on", "off"),
     )
+    torch_compile: bool = param(
+        False,
+        "Compile the UNet's blocks with torch.compile: faster steps, after one to several minutes for the first ones. "
+        "Worth it from about 1000 steps on. Needs Triton, and all weights on the GPU.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

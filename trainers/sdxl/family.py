@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ..dataset.control_images import refuse_control_images
 from ..files.tensor_cache import TensorCache
+from ..training.compiled_blocks import require_compiler
 from ..training.distributed import World
 from ..training.host import Host
 from ..training.plan import TrainingPlan
@@ -28,6 +29,8 @@ class SDXLFamily:
 
     def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
         check_settings(plan.settings.training)
+        if plan.settings.training.torch_compile:
+            require_compiler(host.device)
         refuse_control_images([item.image for item in plan.all_items], "SDXL")
         self._model = model = self._load_model(host)
         parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}

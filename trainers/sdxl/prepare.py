@@ -11,6 +11,7 @@ from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
 from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
 from ..training.block_streaming import move_resident
+from ..training.compiled_blocks import compile_blocks
 from ..training.device import COMPUTE_DTYPES, count_free_bytes, move_module, resolve_precision
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
@@ -82,6 +83,10 @@ def prepare_sdxl(
     if streamed:
         prepared.stream_weights(streamed)
         host.report(Notice(prepared.streamer.describe(len(list_blocks(model.unet)))))
+    if config.torch_compile and streamed:
+        host.report(Notice("torch_compile is not used: weights of blocks are in main memory"))
+    elif config.torch_compile:
+        compile_blocks(model.unet, list_blocks(model.unet))
     return prepared
 
 

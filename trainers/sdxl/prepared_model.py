@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.block_streaming import BlockStreamer
+from ..training.compiled_blocks import uncompile_blocks
 from ..training.device import COMPUTE_DTYPES
 from ..training.evaluation import evaluating
 from ..training.family import Progress
@@ -89,6 +90,7 @@ class PreparedSDXL:
         again in the backward pass.
         """
         self.enable_gradient_checkpointing()
+        uncompile_blocks(blocks)  # their weights are elsewhere in each use
         for block in blocks:
             self.streamer.stream(block, COMPUTE_DTYPES[self.precision])
 

@@ -37,6 +37,7 @@ class SDXLCheck:
         "target_modules",
         "rank",
         "prior_loss_weight",
+        "torch_compile",
     )
 
     @property
