@@ -49,6 +49,16 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
+def prior_preservation_looks_at_every_sample() -> Iterator[None]:
+    """The few samples of a test might have none that it looks at. tests/unit/training/
+    test_prior_preservation.py tests the share.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.training.prior_preservation.PRIOR_SHARE", 1.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_ports() -> Iterator[None]:
     """Give each worker its own ports. A server binds its port seconds after it was chosen, and no
     other worker or client may take it in between.

@@ -4,7 +4,7 @@ Letters: B batch, C channels, H W height and width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.prior_preservation import choose_rows
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
@@ -83,11 +84,11 @@ class PreparedFlow:
         with self.base.computing():
             yield self._weighted_losses(batch)
         if self.config.prior_loss_weight:
-            class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            conditions = self._get_conditions(class_prompts, items, batch.flips)
-            other = replace(batch, conditions=move_together(conditions, self.host.device))
-            with self.base.computing():
-                yield self.config.prior_loss_weight * self._prior_losses(other)
+            rows = choose_rows(items, seed=self.config.seed, step=step)
+            if rows:
+                other = self._with_class_prompts(batch, items, rows, step)
+                with self.base.computing():
+                    yield self.config.prior_loss_weight * self._prior_losses(other)
 
     def enable_gradient_checkpointing(self) -> bool:
         return checkpoint_blocks(self._list_blocks()) > 0
@@ -114,6 +115,17 @@ class PreparedFlow:
         losses = per_sample_loss(self._predict(batch), target, self._weight_positions(batch))
         losses = losses * loss_weights(batch.levels, weighting or self.config.loss_weighting)
         return losses if batch.loss_weights is None else losses * batch.loss_weights
+
+    def _with_class_prompts(
+        self, batch: FlowBatch, items: Sequence[TrainingItem], rows: Sequence[int], step: int
+    ) -> FlowBatch:
+        """Return the batch of the samples in these rows, with class prompts for captions."""
+        chosen, flips = [items[row] for row in rows], [batch.flips[row] for row in rows]
+        class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in chosen]
+        conditions = move_together(self._get_conditions(class_prompts, chosen, flips), self.host.device)
+        names = ("latents", "noise", "sigmas", "levels")
+        tensors = {name: torch.stack([getattr(batch, name)[row] for row in rows]) for name in names}
+        return FlowBatch(**tensors, conditions=conditions, flips=flips)
 
     def _prior_losses(self, batch: FlowBatch) -> Tensor:
         """Compare the predictions for the class prompts with and without the adapters."""

@@ -24,6 +24,7 @@ from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
 from ..training.plan import TrainingPlan
+from ..training.prior_preservation import choose_rows
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .checkpointing import enable_gradient_checkpointing
@@ -36,7 +37,7 @@ from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
-from .step import Batch, Objective, predict, prior_losses, weighted_losses
+from .step import Batch, Objective, predict, prior_losses, select_rows, weighted_losses
 from .streaming import list_blocks
 
 
@@ -68,8 +69,11 @@ class PreparedSDXL:
         batch = self.make_batch(items, step)
         yield weighted_losses(self.model.unet, batch, self.objective)
         if self.config.prior_loss_weight:
-            class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
-            yield self.config.prior_loss_weight * self._compute_prior_losses(batch, class_prompts)
+            rows = choose_rows(items, seed=self.config.seed, step=step)
+            if rows:
+                class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
+                losses = self._compute_prior_losses(select_rows(batch, rows), class_prompts)
+                yield self.config.prior_loss_weight * losses
 
     def enable_gradient_checkpointing(self) -> bool:
         parts = [self.model.unet]

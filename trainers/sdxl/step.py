@@ -5,8 +5,10 @@ Letters: B batch, C channels, H W latent height and width, S tokens, E embedding
 width, T timesteps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -26,6 +28,16 @@ class Batch:
     add_time_ids: Tensor  # [B, 6] float32, pixels
     loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
     loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
+
+
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Return the batch of these samples only. No indices go to the device."""
+    return Batch(
+        **{
+            name: torch.stack([tensor[row] for row in rows]) if tensor is not None else None
+            for name, tensor in vars(batch).items()
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -457,9 +457,9 @@ def test_the_time_with_prior_preservation_is_scaled_from_a_run_without_it_if_no_
     surroundings = Surroundings(output_folder=tmp_path / "output")
     write_run(tmp_path / "output/runs/plain", seconds_per_step=1.0, rank=16)
     report = check(scan(folder), surroundings=surroundings, prior_loss_weight=1.0, class_prompt="a thing")
-    assert report.cost.seconds == pytest.approx(400 * 2.3, rel=1e-3)
+    assert report.cost.seconds == pytest.approx(400 * 1.3, rel=1e-3)
     assert (
-        "(2.30 s per step, estimated with prior_loss_weight from the 1.00 s in plain on cuda:0 with my_model)"
+        "(1.30 s per step, estimated with prior_loss_weight from the 1.00 s in plain on cuda:0 with my_model)"
         in report.text()
     )
     write_run(tmp_path / "output/runs/prior", seconds_per_step=2.0, rank=16, prior_loss_weight=0.5)
