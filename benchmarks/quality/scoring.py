@@ -23,21 +23,21 @@ class Score:
     """fidelity: 0 to 1, mean over the new prompts; worst_prompt: the mean of the worst of them.
     freedom: share of images in which background, place, size or company is what the prompt says,
     mean over these kinds. leak: share of images of old prompts that show a colour of the concept
-    only with the LoRA. old_right: share of these images with the right colour, shape and
-    background, and no leak. drift: mean change of their pixels, 0 to 255.
+    only with the LoRA. kept: share of those of them that have the right colour, shape and
+    background without the LoRA that have it with it too, and no leak. drift: mean change of their pixels, 0 to 255.
     """
 
     fidelity: float
     worst_prompt: float
     freedom: float
     leak: float
-    old_right: float
+    kept: float
     drift: float
 
     @property
     def total(self) -> float:
         """One number to rank by, at most 1: what is learned, times what is left of the old."""
-        return 0.5 * (self.fidelity + self.freedom) * self.old_right
+        return 0.5 * (self.fidelity + self.freedom) * self.kept
 
 
 def score(task: Task, new: np.ndarray, old: np.ndarray, old_before: np.ndarray) -> Score:
@@ -46,13 +46,16 @@ def score(task: Task, new: np.ndarray, old: np.ndarray, old_before: np.ndarray) 
     num_seeds = len(new) // len(prompts)
     fidelity = np.array([task.concept.score(image) for image in new]).reshape(len(prompts), num_seeds)
     leaks = find_leaks(task, old, old_before)
-    right = [all(fits(image, texts[index // num_seeds])) for index, image in enumerate(old)]
+    was_right, is_right = (
+        np.array([all(fits(image, texts[index // num_seeds])) for index, image in enumerate(images)])
+        for images in (old_before, old)
+    )
     return Score(
         fidelity=float(fidelity.mean()),
         worst_prompt=float(fidelity.mean(1).min()),
         freedom=_measure_freedom(task, prompts, new, num_seeds),
         leak=float(leaks.mean()),
-        old_right=float((np.array(right) & ~leaks).mean()),
+        kept=float((is_right & ~leaks)[was_right].mean()),
         drift=measure_drift(old, old_before),
     )
 

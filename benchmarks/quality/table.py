@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = ("fidelity", "worst_prompt", "freedom", "leak", "old_right", "total")
+COLUMNS = ("fidelity", "worst_prompt", "freedom", "leak", "kept", "total")
 
 
 def format_table(folder: Path, tasks: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ def test_a_cell_is_trained_scored_kept_and_not_trained_again(tmp_path, monkeypat
     run(monkeypatch, str(tmp_path), "--seeds", "3", "--contenders", "defaults", "prior")
     (cell,) = [json.loads(file.read_text()) for file in tmp_path.glob("defaults*.json")]
     assert cell["seed"] == 3 and cell["steps"] == 2 and cell["reroll"] > 0
-    assert {"fidelity", "worst_prompt", "freedom", "leak", "old_right", "drift", "total"} <= cell.keys()
+    assert {"fidelity", "worst_prompt", "freedom", "leak", "kept", "drift", "total"} <= cell.keys()
     assert len(list(tmp_path.glob("*.png"))) == 2
     table = capsys.readouterr().out
     assert "| defaults | one image | 1 |" in table and "| prior | **all** | 1 |" in table
