@@ -24,7 +24,8 @@ class Score:
     freedom: share of images in which background, place, size or company is what the prompt says,
     mean over these kinds. leak: share of images of old prompts that show a colour of the concept
     only with the LoRA. kept: share of those of them that have the right colour, shape and
-    background without the LoRA that have it with it too, and no leak. drift: mean change of their pixels, 0 to 255.
+    background without the LoRA that have it with it too, and no leak. drift: mean change of
+    their pixels, 0 to 255.
     """
 
     fidelity: float
@@ -55,7 +56,7 @@ def score(task: Task, new: np.ndarray, old: np.ndarray, old_before: np.ndarray) 
         worst_prompt=float(fidelity.mean(1).min()),
         freedom=_measure_freedom(task, prompts, new, num_seeds),
         leak=float(leaks.mean()),
-        kept=float((is_right & ~leaks)[was_right].mean()),
+        kept=float((is_right & ~leaks)[was_right].mean()) if was_right.any() else 1.0,
         drift=measure_drift(old, old_before),
     )
 
