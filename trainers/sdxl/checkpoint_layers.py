@@ -21,8 +21,8 @@ _QUANTIZED = (".scale_weight", ".weight_scale", ".weight_scale_2", ".comfy_quant
 
 @dataclass(frozen=True)
 class CheckpointLayer:
-    """A weight of a file, or one of `num_parts` of it along its first axis. `path` is its module's in
-    its part of the model.
+    """A weight of a file, or one of `num_parts` of it along its first axis. `path` is that of its
+    module.
     """
 
     weight_name: str

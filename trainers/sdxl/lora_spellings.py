@@ -1,5 +1,5 @@
-"""The names of all modules of SDXL base in a LoRA file, and in diffusers and ComfyUI, made without a
-model: for tools that have only the file.
+"""The names of all modules of SDXL base in a LoRA file, in diffusers and in ComfyUI, made without
+a model: for tools that have only the file.
 
 SSD-1B, Vega and other relatives have some of these modules, under the same names.
 """

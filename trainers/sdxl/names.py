@@ -10,7 +10,7 @@ from .model.layout import bare_text_name, unet_to_ldm
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
 
-# In a LoRA's header: kohya's name of the base model, ModelSpec's, and whose layer names the file uses.
+# In a LoRA's header: the base model as kohya and as ModelSpec name it, and whose names layers have.
 BASE_MODEL_VERSION = "sdxl_base_v1-0"
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"

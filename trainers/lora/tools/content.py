@@ -61,7 +61,7 @@ class LoraContent:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A file as it is. `settings` are PEFT's, which can be in its header or in a file next to it."""
+    """A file as it is. `settings` are PEFT's, from its header or from a file next to it."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]

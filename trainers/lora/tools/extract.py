@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...wording import name_examples
 from .content import LoraContent, to_parts
 from .kinds import Parts
 from .low_rank import Truncated, truncate_matrix
@@ -71,10 +70,3 @@ def _subtract(layer: LayerPair, device: torch.device) -> Tensor:
     if not bool(difference.isfinite().all()):
         raise ValueError(f"{layer.name} holds values that are not finite. Take another file of the model")
     return difference
-
-
-def describe_left_out(names: list[str]) -> str:
-    """A sentence about weights that differ and that a LoRA has no place for; "" if there are none."""
-    if not names:
-        return ""
-    return f"{len(names)} weights that a LoRA has no place for differ too: {name_examples(names)}"

@@ -111,7 +111,8 @@ def _factor_kronecker(parts: Parts, half: int) -> tuple[tuple[Tensor, Tensor], i
         return _factor_matrix(parts[whole].float()), 0
     up, down = parts[first].float(), parts[second].float()
     if "lokr_t2" in parts and half == 2:
-        return _factor_matrix(torch.einsum("rshw,ro,si->oihw", parts["lokr_t2"].float(), up, down)), down.shape[0]
+        whole_matrix = torch.einsum("rshw,ro,si->oihw", parts["lokr_t2"].float(), up, down).contiguous()
+        return _factor_matrix(whole_matrix), down.shape[0]
     return (up, down), down.shape[0]
 
 
@@ -121,7 +122,7 @@ def _from_matrix(weight: Tensor, scale: float) -> LoraModule:
 
 
 def _factor_matrix(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight [O, I, ...] as up [O, R] and down [R, I, ...], one of which is the identity."""
+    """Return a weight [O, I, ...] as up [O, R] and down [R, I, ...]; one is the identity."""
     if weight.shape[0] <= weight[0].numel():
         return torch.eye(weight.shape[0]), weight
     identity = torch.eye(weight[0].numel())

@@ -1,4 +1,4 @@
-"""Says what a LoRA file is: its modules, strength, base model, trigger words, training and hashes."""
+"""Says what a LoRA file is: modules, strength, base model, trigger words, training and hashes."""
 
 import math
 from collections import Counter
