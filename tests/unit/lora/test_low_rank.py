@@ -181,7 +181,7 @@ KINDS = {
             / 3
             * torch.kron(
                 p["lokr_w1"][:, :, None, None],
-                torch.einsum("ijkl,jr,ip->prkl", p["lokr_t2"], p["lokr_w2_b"], p["lokr_w2_a"]),
+                torch.einsum("ijkl,jr,ip->prkl", p["lokr_t2"], p["lokr_w2_b"], p["lokr_w2_a"]).contiguous(),
             )
         ),
     ),

@@ -3,12 +3,13 @@ makes that of a training; hashes are added when the file is written.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from ...files.text_input import parse_json
+from ..header import describe_class_tokens
 from .content import LoraContent
 from .kinds import DOWN
 
@@ -24,8 +25,8 @@ FIELDS = {
     "usage_hint": "modelspec.usage_hint",
     "license": "modelspec.license",
 }
-_LISTS = ("modelspec.trigger_phrase", "modelspec.tags")
-_TAGS = "ss_tag_frequency"
+_TRIGGER = FIELDS["trigger_words"]
+_TAGS, _DATASETS = "ss_tag_frequency", "ss_datasets"
 _ADAPTER_KEYS = ("ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "lora_adapter_metadata")
 
 
@@ -67,10 +68,13 @@ def describe_merged(
         if key.startswith(("ss_", "modelspec.")) and all(other.get(key) == value for other in others)
     }
     named = [header.get("modelspec.title") or header.get("ss_output_name") or "?" for header in headers]
+    words = _join_words(header.get(_TRIGGER, "") for header in headers)
     found = {
         **{key: value for key, value in common.items() if key not in (*HASHES, *_ADAPTER_KEYS)},
-        **{key: _join_words(header.get(key, "") for header in headers) for key in _LISTS},
+        _TRIGGER: words,
+        "modelspec.tags": _join_words(header.get("modelspec.tags", "") for header in headers),
         _TAGS: json.dumps(_join_tags(headers)),
+        _DATASETS: describe_class_tokens(words) if words else "",
         "ss_output_name": title,
         "modelspec.title": title,
         "modelspec.date": _now(),
@@ -112,7 +116,21 @@ def edit(metadata: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, s
     if by_hand:
         raise ValueError(f"{', '.join(by_hand)} cannot be set: it is computed from the tensors when the file is saved")
     edited = {**metadata, **changes}
+    if _TRIGGER in changes:
+        edited[_DATASETS] = _set_class_tokens(metadata.get(_DATASETS, ""), changes[_TRIGGER])
     return {key: value for key, value in edited.items() if value and key not in HASHES}
+
+
+def _set_class_tokens(datasets: str, words: str) -> str:
+    """Return kohya's description of datasets with the trigger words in the first one's first
+    subset. "" if there is neither.
+    """
+    try:
+        found = parse_json(datasets.encode())
+        found[0]["subsets"][0]["class_tokens"] = words
+    except (ValueError, LookupError, TypeError):
+        return describe_class_tokens(words) if words else ""
+    return json.dumps(found)
 
 
 def _describe_network(content: LoraContent) -> dict[str, str]:
@@ -135,7 +153,7 @@ def _add_step(metadata: Mapping[str, str], step: Mapping[str, Any]) -> str:
     return json.dumps([*(earlier if isinstance(earlier, list) else []), step])
 
 
-def _join_words(texts: Any) -> str:
+def _join_words(texts: Iterable[str]) -> str:
     words = (word.strip() for text in texts for word in text.split(","))
     return ", ".join(dict.fromkeys(filter(None, words)))
 

@@ -3,9 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from ...files.text_input import parse_json
 from ...wording import format_megabytes, name_first, pluralize
 from ..header import hash_tensors
 from .content import LoraContent
@@ -80,10 +82,29 @@ def _describe_file(content: LoraContent, tensors: Mapping[str, Tensor]) -> Rows:
         ("base model", _join(metadata, "ss_base_model_version", "modelspec.architecture")),
         *((name.replace("_", " "), metadata.get(key, "")) for name, key in FIELDS.items()),
         ("most frequent tags", _list_tags(metadata)),
-        ("made by", metadata.get(HISTORY, "")),
+        *(("made by", step) for step in _list_steps(metadata)),
         ("other tensors", name_first(content.others, 3)),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _list_steps(metadata: Mapping[str, str]) -> list[str]:
+    """What the tools did, one text for each: "merge: sources a and b, rank 8"."""
+    try:
+        steps = parse_json(metadata.get(HISTORY, "[]").encode())
+    except ValueError:
+        return [metadata[HISTORY]]
+    return [_describe_step(step) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def _describe_step(step: dict[str, Any]) -> str:
+    sources = [source for source in step.get("sources", []) if isinstance(source, dict)]
+    named = [
+        f"{source.get('name')} at {source['strength']:g}" if "strength" in source else str(source.get("name"))
+        for source in sources
+    ]
+    rest = [f"{name} {value}" for name, value in step.items() if name not in ("tool", "sources")]
+    return f"{step.get('tool')}: {', '.join([*named, *rest])}"
 
 
 def _join(metadata: Mapping[str, str], *keys: str) -> str:
