@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=FORMATS,
         required=True,
-        help="kohya: for ComfyUI, Forge, A1111, sd-scripts and diffusers. diffusers: PEFT's names, for SDXL. comfyui: "
-        "the names of ComfyUI's own weights",
+        help="kohya: for ComfyUI, Forge, A1111, sd-scripts and diffusers. diffusers: PEFT's names, for SDXL in "
+        "diffusers alone; ComfyUI does not know those of attention. comfyui: the names of ComfyUI's own weights",
     )
     convert.add_argument(
         "--base",

@@ -55,7 +55,8 @@ def _strip(weight_names: Iterable[str], prefix: str) -> list[str]:
     return [
         name.removeprefix(prefix)
         for name in weight_names
-        if name.startswith(prefix) and name.endswith((".weight", "in_proj_weight", "text_projection", "positional_embedding"))
+        if name.startswith(prefix)
+        and name.endswith((".weight", "in_proj_weight", "text_projection", "positional_embedding"))
     ]
 
 

@@ -41,14 +41,14 @@ def get_parts(model: SDXLModel) -> dict[str, nn.Module]:
     return {part: getattr(model, part) for part in PARTS}
 
 
-def list_layers(model: SDXLModel) -> dict[tuple[str, str], nn.Module]:
+def list_weights(model: SDXLModel) -> dict[tuple[str, str], Tensor]:
     """The layers that a LoRA here changes: linear ones, and a convolution of each kernel."""
     return {
-        module_key(part, path): layer
+        module_key(part, path): layer.weight
         for part, module in get_parts(model).items()
         for path, layer in module.named_modules()
         if (isinstance(layer, nn.Linear) and any(word in path for word in ("attn", "mlp.", "ff.")))
-        or path.endswith(("conv1", "conv_shortcut"))
+        or (isinstance(layer, nn.Conv2d) and path.endswith(("conv1", "conv_shortcut")))
     }
 
 
@@ -58,7 +58,7 @@ def draw_modules(model: SDXLModel, *, rank: int, alpha: float, seed: int) -> dic
     def draw(*shape: int) -> Tensor:
         return 0.05 * torch.randn(*shape, generator=generator)
 
-    shapes = {key: layer.weight.shape for key, layer in list_layers(model).items()}
+    shapes = {key: weight.shape for key, weight in list_weights(model).items()}
     return {
         key: LoraModule(draw(rank, *shape[1:]), draw(shape[0], rank, *[1] * (len(shape) - 2)), alpha)
         for key, shape in shapes.items()
@@ -234,7 +234,7 @@ def tuned(folder: Path, base: Path, loras: dict[str, Path], names: ModuleNames) 
     write_checkpoint(_rebuild(parts), folder / "base32.safetensors")
     merge_lora(read_lora(loras["anna"], names), get_parts(model))
     with torch.no_grad():
-        model.unet.conv_in.bias += 1
+        model.unet.get_parameter("conv_in.bias").add_(1)
     write_checkpoint(_rebuild(parts), folder / "tuned.safetensors")
     return folder / "tuned.safetensors"
 
