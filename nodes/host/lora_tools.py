@@ -2,7 +2,7 @@
 patches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def extract_in_graph(
     host = ComfyHost()
     with cancellable(host):
         unload_models()
-        layers = [*_pair_network(tuned[0], base[0]), *(_pair_text_encoders(tuned[1], base[1]))]
+        layers = [*_pair_network(tuned[0], base[0]), *_pair_text_encoders(tuned[1], base[1])]
         made = extract_lora(
             _count(layers, host),
             config,
@@ -93,14 +93,14 @@ def _count(layers: list[LayerPair], host: ComfyHost) -> Iterator[LayerPair]:
         yield layer
 
 
-def _pair_network(tuned: Any, base: Any) -> Iterable[LayerPair]:
-    places = comfy.lora.model_lora_keys_unet(base.model, {})
-    own_names = (name for name in places if name.startswith("diffusion_model."))
-    names = {places[name]: f"lora_unet_{flatten_name(name.removeprefix('diffusion_model.'))}" for name in own_names}
-    return _pair("MODEL", tuned, base, {weight: name for weight, name in names.items() if weight.endswith(".weight")})
+def _pair_network(tuned: Any, base: Any) -> list[LayerPair]:
+    prefix, suffix = "diffusion_model.", ".weight"
+    names = [name for name, _ in base.model.named_parameters() if name.startswith(prefix) and name.endswith(suffix)]
+    kohya = {name: f"lora_unet_{flatten_name(name.removeprefix(prefix).removesuffix(suffix))}" for name in names}
+    return _pair("MODEL", tuned, base, kohya)
 
 
-def _pair_text_encoders(tuned: Any, base: Any) -> Iterable[LayerPair]:
+def _pair_text_encoders(tuned: Any, base: Any) -> list[LayerPair]:
     if tuned is None and base is None:
         return []
     if tuned is None or base is None:
@@ -118,7 +118,7 @@ def _name_text_layers(encoders: Any) -> dict[str, str]:
     names: dict[str, str] = {}
     for prefix in (*order, "text_encoders."):
         for name, weight in places.items():
-            if name.startswith(prefix) and "embedding" not in weight:
+            if name.startswith(prefix) and isinstance(weight, str) and "embedding" not in weight:
                 names.setdefault(weight, name)
     return names
 

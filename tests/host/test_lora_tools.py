@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.host.test_save_and_apply import BASE, drawing, fetch_image, get_text, node
+from tests.host.test_train_any_model import flow_prompt
 from trainers.__main__ import main
 from trainers.comfyui.client import ComfyClient, Prompt, PromptFailed
 from trainers.comfyui.find import PACK
@@ -139,6 +140,30 @@ def test_what_has_no_difference_is_refused(client: ComfyClient, inputs: dict[str
     shown = node("PreviewAny", source=["extract", 1])
     with pytest.raises(PromptFailed, match=message):
         client.run({**INFO, "on": apply("first"), "extract": extract, "shown": shown})
+
+
+def test_any_other_models_lora_comes_back_out_of_it(client: ComfyClient, loras: Path):
+    """A LoRA that was just trained on a tiny Z-Image, merged with itself and extracted."""
+    extract = node("LoRATrainer_ExtractLoRA", model=["trainer", 0], model_base=["base", 0], rank=2, save_dtype="fp32")
+    twice = node("LoRATrainer_MergeLoRAs", lora_1=["trainer", 2], lora_2=["trainer", 2], rank=2)
+    saves = {
+        f"save {name}": node("LoRATrainer_SaveLoRA", lora=lora, filename=f"z {name}")
+        for name, lora in (("trained", ["trainer", 2]), ("extracted", ["extract", 0]), ("twice", ["merge", 0]))
+    }
+    client.run({**flow_prompt(output_name="tools", max_train_steps=2), "extract": extract, "merge": twice, **saves})
+    trained, extracted, twice_as_strong = (
+        load_file(loras / f"z {name}.safetensors") for name in ("trained", "extracted", "twice")
+    )
+    assert extracted.keys() == trained.keys() == twice_as_strong.keys()
+    for name in [name.removesuffix(".alpha") for name in trained if name.endswith(".alpha")]:
+        expected, found, doubled = (
+            each[f"{name}.alpha"] / 2 * each[f"{name}.lora_up.weight"] @ each[f"{name}.lora_down.weight"]
+            for each in (trained, extracted, twice_as_strong)
+        )
+        assert (found - expected).norm() < 1e-4 * expected.norm(), name
+        assert (doubled - 2 * expected).norm() < 1e-5 * expected.norm(), name
+    with safe_open(loras / "z extracted.safetensors", framework="numpy") as file:
+        assert file.metadata()["modelspec.architecture"] == "z-image/lora"
 
 
 # ---- files of the tools in ComfyUI's own loader ----

@@ -147,16 +147,14 @@ def _resize(options: argparse.Namespace) -> int:
 def _extract(options: argparse.Namespace) -> int:
     config = build_config(ExtractConfig, vars(options))
     _require_free(options)
-    for path in (options.tuned, options.base):
-        _require_file(path)
     from tqdm import tqdm
 
-    from ..files.weight_file import open_weights
     from ..lora.tools.made_lora import extract_lora
+    from ..sdxl.checkpoint_layers import open_checkpoint
     from ..sdxl.checkpoint_pair import describe_model, list_left_out, pair_layers
     from ..training.device import choose_device
 
-    with open_weights(options.tuned) as tuned, open_weights(options.base) as base:
+    with open_checkpoint(options.tuned) as tuned, open_checkpoint(options.base) as base:
         pairs = pair_layers(tuned, base)
         made = extract_lora(
             tqdm(pairs, desc="layers", dynamic_ncols=True),
@@ -209,13 +207,6 @@ def _require_free(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {options.output} must end with .safetensors")
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists already. Give another --output, or --overwrite")
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path}: not a .safetensors file. ComfyUI makes one of any model with Load Checkpoint and Save Checkpoint"
-        )
 
 
 def _read(path: Path) -> "LoraContent":

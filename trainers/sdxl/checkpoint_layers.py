@@ -3,11 +3,14 @@ network of any other model.
 """
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files.weight_file import WeightFile
+from ..files.weight_file import WeightFile, open_weights
 from ..lora.modules import flatten_name
 from .model.layout import LDM_PREFIX, ldm_to_text_encoder_2
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
@@ -36,6 +39,20 @@ class CheckpointLayer:
         return weight.T if self.is_transposed else weight.chunk(self.num_parts)[self.part]
 
 
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[WeightFile]:
+    """Raises ValueError if this is no whole .safetensors file."""
+    if not path.is_file() or path.suffix.lower() != ".safetensors":
+        raise ValueError(
+            f"{path}: not a .safetensors file. ComfyUI makes one of any model with Load Checkpoint and Save Checkpoint"
+        )
+    try:
+        with open_weights(path) as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole .safetensors file ({error}). Download or copy it again") from error
+
+
 def list_layers(file: WeightFile) -> dict[str, CheckpointLayer]:
     """Map kohya's names to the layers of the network and of SDXL's (and SD 1.5's) text encoders
     that a LoRA can change: linear layers and convolutions.
@@ -45,12 +62,14 @@ def list_layers(file: WeightFile) -> dict[str, CheckpointLayer]:
     """
     quantized = next((name for name in file.names if name.endswith(_QUANTIZED)), None)
     if quantized:
-        raise ValueError(f"its weights are quantized with scales ({quantized}). Take the file in fp16, bf16 or fp32")
+        raise ValueError(
+            f"{file.path}: its weights are quantized with scales ({quantized}). Take the file in fp16, bf16 or fp32"
+        )
     found = dict(_list_all(file.names))
     shapes = file.get_shapes({layer.weight_name for layer in found.values()})
     layers = {name: layer for name, layer in found.items() if len(shapes[layer.weight_name]) in (2, 4)}
     if not layers:
-        raise ValueError("it has no layers that a LoRA could change. Is it a model's .safetensors file?")
+        raise ValueError(f"{file.path}: it has no layers that a LoRA could change. Is it a model?")
     return layers
 
 

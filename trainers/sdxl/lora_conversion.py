@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files.weight_file import open_weights
 from ..lora.modules import ModuleNames
 from ..lora.tools.content import NETWORK, LoraContent
 from ..lora.tools.convert import rename, rename_for_peft
 from ..wording import name_examples
-from .checkpoint_layers import list_layers
+from .checkpoint_layers import list_layers, open_checkpoint
 from .lora_spellings import diffusers_names, host_names, names_of_checkpoint, standard_names
 from .model.layout import LDM_PREFIX
 
@@ -37,15 +35,10 @@ def read_base_names(path: Path) -> BaseNames:
     Raises:
         ValueError: it is not a .safetensors file of a model.
     """
-    try:
-        with open_weights(path) as file:
-            if any(name.startswith(LDM_PREFIX["text_encoder_2"]) for name in file.names):
-                return BaseNames(names_of_checkpoint(file.names))
-            layers = list_layers(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_checkpoint(path) as file:
+        if any(name.startswith(LDM_PREFIX["text_encoder_2"]) for name in file.names):
+            return BaseNames(names_of_checkpoint(file.names))
+        layers = list_layers(file)
     paths = {name: layer.path for name, layer in layers.items() if name.startswith(NETWORK)}
     return BaseNames(standard_names(), paths)
 

@@ -394,7 +394,7 @@ def test_trigger_words_reach_model_managers_that_read_kohyas_class_tokens(folder
 
 # ---- what is refused ----
 
-FILES = {"anna", "bob", "base", "dora", "oft", "peft", "wide", "narrow", "scaled"}
+FILES = {"anna", "bob", "base", "dora", "oft", "peft", "wide", "narrow", "scaled", "half"}
 REFUSALS = {
     "one LoRA": (["merge", "anna"], "merging needs two LoRAs or more"),
     "strengths": (["merge", "anna", "bob", "--strengths", "1"], "--strengths has 1 number for 2 LoRAs"),
@@ -407,6 +407,9 @@ REFUSALS = {
     "other sizes": (["merge", "wide", "narrow"], "have different sizes of lora_unet_x, so they are for different base"),
     "no difference": (["extract", "base", "base", "--device", "cpu"], "the two models do not differ in any of"),
     "a LoRA as model": (["extract", "anna", "base"], "so they are models of different kinds"),
+    "a folder": (["extract", "nowhere", "base"], "nowhere: not a .safetensors file"),
+    "half a file": (["extract", "half", "base"], "half.safetensors: not a whole .safetensors file"),
+    "half a LoRA": (["resize", "half"], "half.safetensors: not a whole .safetensors file"),
     "quantized": (["extract", "scaled", "base"], "its weights are quantized with scales (a.scale_weight)"),
     "diffusers' flow": (["convert", "peft", "--to", "diffusers"], "it is not for SDXL"),
     "diffusers' DoRA": (["convert", "peft", "--to", "kohya"], "have diffusers' names of another model than SDXL"),
@@ -429,6 +432,7 @@ def others(folder: Path, base: Path, loras: dict[str, Path]) -> None:
     }
     for name, tensors in files.items():
         save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "half.safetensors").write_bytes(loras["anna"].read_bytes()[:-100])
 
 
 @pytest.mark.usefixtures("others")
