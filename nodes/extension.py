@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import ApplyLoRA
 from .compare_checkpoints import CompareCheckpoints
+from .extract_lora import ExtractLoRA
 from .flight_check import FlightCheck
 from .florence2_caption import Florence2Caption, SetCaptions
 from .host.caption_review import serve_caption_review
@@ -12,8 +13,11 @@ from .host.presets import serve_presets
 from .host.training_routes import serve_training_runs
 from .join_datasets import JoinDatasets
 from .load_images import LoadImages
+from .lora_info import LoRAInfo
+from .merge_loras import MergeLoRAs
 from .musubi_doctor import MusubiDoctor
 from .musubi_train import MusubiTrain
+from .resize_lora import ResizeLoRA
 from .review_captions import ReviewCaptions
 from .save_lora import SaveLoRA
 from .train_lora import TrainLoRA
@@ -26,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     *(MusubiTrain, MusubiDoctor),
     CompareCheckpoints,
     LoRASettings,
+    *(LoRAInfo, MergeLoRAs, ResizeLoRA, ExtractLoRA),
 ]
 
 

@@ -1,6 +1,6 @@
 """The command line. `sdxl` and `musubi` train without ComfyUI, `flow` with its classes; `caption`
 captions images, `check` checks a dataset, `runs` lists and compares trainings, `compare` compares
-LoRAs, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
+LoRAs, `lora` works with finished ones, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from .commands import caption, check, comfyui, compare, demo, flow, musubi, runs, sdxl
+from .commands import caption, check, comfyui, compare, demo, flow, lora, musubi, runs, sdxl
 from .critical_section import raise_when_safe, remember_interrupt
 from .similar_names import suggest_name
 from .training.events import Interrupted, Paused
@@ -25,6 +25,7 @@ COMMANDS = {
     "check": check,
     "runs": runs,
     "compare": compare,
+    "lora": lora,
     "comfyui": comfyui,
     "demo": demo,
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
 import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
@@ -180,6 +181,18 @@ def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
             weight = patcher.model.get_parameter(name)
         weight = _dequantize(socket, name, weight)
     return _alias(weight)
+
+
+def read_in_float32(socket: str, patcher: Any, name: str) -> Tensor:
+    """Return a copy of a weight on the device, with its patches, before ComfyUI rounds it to the
+    model's dtype. Its model must be unloaded.
+
+    Raises:
+        ValueError: it is quantized in a form that cannot be converted.
+    """
+    weight = _dequantize(socket, name, patcher.model.get_parameter(name))
+    weight = weight.to(patcher.load_device, torch.float32, copy=True)
+    return comfy.lora.calculate_weight(patcher.patches[name], weight, name) if name in patcher.patches else weight
 
 
 def _dequantize(socket: str, name: str, weight: Tensor) -> Tensor:

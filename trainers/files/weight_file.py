@@ -98,7 +98,7 @@ class WeightFile:
         self.version = version
         self.names: list[str] = list(header.keys())
         self.metadata: dict[str, str] = dict(header.metadata() or {})
-        self._path, self._header, self._stream = path, header, stream
+        self.path, self._header, self._stream = path, header, stream
         self._starts = _read_starts(stream)
 
     def get_shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -119,12 +119,12 @@ class WeightFile:
     def _read(self, name: str) -> Tensor:
         facts = self._header.get_slice(name)
         if facts.get_dtype() not in _DTYPES:
-            raise ValueError(f"{self._path}: {name} is in {facts.get_dtype()}. Known are {', '.join(_DTYPES)}")
+            raise ValueError(f"{self.path}: {name} is in {facts.get_dtype()}. Known are {', '.join(_DTYPES)}")
         tensor = torch.empty(facts.get_shape(), dtype=_DTYPES[facts.get_dtype()])
         block = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._stream.seek(self._starts[name])
         if self._stream.readinto(block) != block.nbytes:
-            raise ChangedFile(self._path)
+            raise ChangedFile(self.path)
         return tensor
 
 

@@ -135,6 +135,7 @@ def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
     return {
         "ss_tag_frequency": json.dumps({name: tag_frequency(folder.captions) for name, folder in learned.items()}),
         "ss_dataset_dirs": json.dumps(_describe_folders(learned)),
+        "ss_datasets": describe_class_tokens(record.trigger_word) if record.trigger_word else None,
         "ss_reg_dataset_dirs": json.dumps(_describe_folders(regularization)),
         "ss_num_train_images": sum(record.bucket_counts.values()) - record.num_regularization_samples,
         "ss_num_reg_images": record.num_regularization_samples,
@@ -152,6 +153,13 @@ def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_keep_tokens": record.keep_tokens,
         "ss_cache_latents": record.cache_latents,
     }
+
+
+def describe_class_tokens(words: str) -> str:
+    """Return the trigger words where kohya's configuration files have them, and where LoRA managers
+    look for them.
+    """
+    return json.dumps([{"subsets": [{"class_tokens": words}]}])
 
 
 def _make_names_distinct(folders: Iterable[ImageFolder]) -> dict[str, ImageFolder]:

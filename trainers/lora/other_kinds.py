@@ -21,10 +21,21 @@ _OTHER_KINDS = (
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor], label: str) -> None:
     """Raise ValueError if the tensors belong to another kind of adapter, and name the kind."""
+    kind, found = find_other_kind(tensors)
+    if kind:
+        raise ValueError(f"{label}: this file is {kind} ({found}); only plain LoRA can be continued")
+
+
+def find_other_kind(names: Iterable[str]) -> tuple[str, str]:
+    """Return the kind of adapter that is no plain LoRA, such as "a LoHa", and the name that tells;
+    both are empty if there is none.
+    """
+    names = list(names)
     for pattern, kind in _OTHER_KINDS:
-        found = next((name for name in tensors if re.search(pattern, name)), None)
+        found = next((name for name in names if re.search(pattern, name)), None)
         if found:
-            raise ValueError(f"{label}: this file is {kind} ({found}); only plain LoRA can be continued")
+            return kind, found
+    return "", ""
 
 
 _ARCHITECTURES = (

@@ -204,8 +204,12 @@ def _build_module(
         raise ValueError(f"{label}: down {list(down.shape)} and up {list(up.shape)} do not belong together")
     if "alpha" in parts:
         return LoraModule(down, up, _read_alpha_tensor(parts["alpha"], label))
-    own_settings = _select_settings(key[0], settings, names.main_component)
-    return LoraModule(down, up, _read_alpha(key[1], down.shape[0], own_settings, label))
+    return LoraModule(down, up, read_peft_alpha(key, down.shape[0], settings, names.main_component, label))
+
+
+def read_peft_alpha(key: ModuleKey, rank: int, settings: Mapping[str, Any], main_component: str, label: str) -> float:
+    """Read a module's alpha from PEFT's settings; `rank` if they have none."""
+    return _read_alpha(key[1], rank, _select_settings(key[0], settings, main_component), label)
 
 
 def _require_floats(weight: Tensor, label: str) -> None:

@@ -10,6 +10,11 @@ from .model.layout import bare_text_name, unet_to_ldm
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
 
+# In a LoRA's header: the base model as kohya and as ModelSpec name it, and whose names layers have.
+BASE_MODEL_VERSION = "sdxl_base_v1-0"
+ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+
 
 def module_key(component: str, path: str) -> ModuleKey:
     """Return the key of a module, the same with every version of transformers: 5.x dropped the

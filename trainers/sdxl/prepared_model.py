@@ -34,7 +34,7 @@ from .model.noise_schedule import NUM_TIMESTEPS
 from .model.sdxl_model import SDXLModel
 from .model.size_ids import size_ids
 from .model.text import TextEmbeddings, encode_captions, stack_embeddings
-from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
 from .step import Batch, Objective, predict, prior_losses, select_rows, weighted_losses
@@ -224,9 +224,9 @@ class PreparedSDXL:
         return lora_metadata(
             self.plan,
             progress,
-            base_model_version="sdxl_base_v1-0",
-            architecture="stable-diffusion-xl-v1-base/lora",
-            implementation="https://github.com/Stability-AI/generative-models",
+            base_model_version=BASE_MODEL_VERSION,
+            architecture=ARCHITECTURE,
+            implementation=IMPLEMENTATION,
             base_model_name=model.name,
             base_model_legacy_hash=model.legacy_hash,
             base_model_sha256=model.sha256,
