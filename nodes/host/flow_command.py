@@ -56,7 +56,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
-            FlowFamily(loader.load),
+            FlowFamily(loader.load, loader.plan_memory),
             plan,
             host,
             run_folder=run_folder,

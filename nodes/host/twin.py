@@ -64,6 +64,21 @@ def _read_weight(patcher: Any, name: str, parameter: Tensor) -> Tensor:
     return alias(patched.cpu() if not isinstance(patched, QuantizedTensor) else patched)
 
 
+def check_weights(patcher: Any) -> None:
+    """Check that the weights can be trained on, before anything is done with them.
+
+    Raises:
+        ValueError: a weight is in a form that cannot; the message names it.
+    """
+    for parameter in patcher.model.parameters():
+        _require_known(parameter)
+
+
+def _require_known(weight: Tensor) -> None:
+    if not isinstance(weight, QuantizedTensor):
+        _require_plain(weight)
+
+
 def alias(weight: Tensor) -> Tensor:
     """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
     made in inference mode.

@@ -54,6 +54,9 @@ class FakeClip:
         self.extras = extras
         self.num_encoded = 0
         self.cond_stage_model = nn.Linear(2, 2)
+        self.tokenizer = None
+        self.layer_idx = None
+        self.tokenizer_options: dict[str, Any] = {}
         self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
 
     def tokenize(
