@@ -106,12 +106,18 @@ def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
     model, family = request.model, choose_family(request.model)
     targets = request.settings.get("target_modules", AUTO)
     given = {**request.settings, "target_modules": AUTO if targets in _TARGETS_OF_SDXL else targets}
-    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
-    memory = GraphMemory(model, family)
+    memory = GraphMemory(model, family, clip=request.clip)
 
     def check_model(config: FlowConfig) -> None:
         check_parts(model, request.clip)
         find_targets(memory.network, family, config.target_modules)
+
+    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
+    try:
+        check_model(settings.training)
+        settings, need = memory.fit_resolution(settings, given, request.memory)
+    except ValueError:  # it is a finding of the check
+        need = ""
 
     def estimate(plan: TrainingPlan[FlowConfig], num_tokens: int) -> FlowEstimate:
         return memory.imagine(plan.settings.training, plan.crops.largest_hw, num_tokens)
@@ -124,7 +130,7 @@ def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
         estimate_memory=estimate,
         count_tokens=None if request.clip is None else partial(count_tokens, request.clip),
         check_model=check_model,
-        notices=tuple(list_notices(model, family, request.dataset)),
+        notices=tuple(filter(None, [*list_notices(model, family, request.dataset), need])),
     )
     return _check(request, host, settings, of_family), settings
 

@@ -134,6 +134,8 @@ def _check_inputs(model: Any) -> None:
 
 def find_text_width(network: nn.Module) -> int | None:
     """Return how wide the texts are that the network takes; None if that is not known."""
+    if hasattr(network, "txtlayers"):  # Krea 2 takes several layers of its text encoder side by side
+        return network.txtlayers * network.txtdim  # pyright: ignore[reportOperatorIssue, reportReturnType]
     return _find_width(network, _TEXT_LAYERS)
 
 

@@ -49,15 +49,11 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
     """
     model = request.base.model
     family = choose_family(model)
-    settings = resolve_flow_settings(
-        {**request.settings, **find_network_weights(request.settings)},
-        family,
-        goal=request.goal,
-        memory=request.memory,
-        dataset=request.dataset,
-    )
+    given = {**request.settings, **find_network_weights(request.settings)}
+    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
+    settings, need = GraphMemory(model, family).fit_resolution(settings, given, request.memory)
     text = _describe(settings, family)
-    notices = [*(remarks or []), *list_notices(model, family, request.dataset)]
+    notices = [*(remarks or []), *list_notices(model, family, request.dataset), *filter(None, [need])]
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
         return _train(FlowLoader(request.base, family, plan, text, notices), run_folder, host, request.resume)
@@ -176,7 +172,7 @@ class FlowLoader:
         """Return how many blocks keep their weights in main memory, with these conditions of the
         prompt that takes most, and tell what the training needs.
         """
-        memory = GraphMemory(self.base.model, self.family, self.base.vae)
+        memory = GraphMemory(self.base.model, self.family, self.base.vae, self.base.clip)
         config, size_hw = self.plan.settings.training, self.plan.crops.largest_hw
         self.budget, number = memory.compare(config, size_hw, conditions, free_bytes=self.free_bytes)
         host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", self.free_bytes))

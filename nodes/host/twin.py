@@ -13,6 +13,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+_REMEDY = "Load a .safetensors file in fp16, bf16, fp32, fp8, int8, mxfp8 or nvfp4 with ComfyUI's own loaders"
+
 
 def make_twin(patcher: Any) -> Any:
     """Return a twin of the patcher's BaseModel. Patched weights (LoRAs, merges) are computed; all
@@ -70,13 +72,27 @@ def check_weights(patcher: Any) -> None:
     Raises:
         ValueError: a weight is in a form that cannot; the message names it.
     """
+    matrices: dict[str, Any] = {}  # the smallest of each quantized form
     for parameter in patcher.model.parameters():
-        _require_known(parameter)
+        if not isinstance(parameter, QuantizedTensor):
+            _require_plain(parameter)
+        elif parameter.ndim == 2:
+            known = matrices.get(parameter._layout_cls, parameter)
+            matrices[parameter._layout_cls] = min(parameter, known, key=lambda matrix: matrix.numel())
+    for layout, matrix in matrices.items():
+        _require_gradient(layout, matrix)
 
 
-def _require_known(weight: Tensor) -> None:
-    if not isinstance(weight, QuantizedTensor):
-        _require_plain(weight)
+def _require_gradient(layout: str, matrix: Any) -> None:
+    """ComfyUI's kernels for some forms have no backward pass: try one on a matrix of the model."""
+    with torch.inference_mode(False), torch.enable_grad():
+        values = torch.ones(1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, requires_grad=True)
+        try:
+            torch.nn.functional.linear(values, alias(matrix)).sum().backward()
+        except RuntimeError as error:
+            raise ValueError(
+                f"MODEL holds its weights as {layout}, with which this ComfyUI computes no gradients. {_REMEDY}"
+            ) from error
 
 
 def alias(weight: Tensor) -> Tensor:
@@ -100,8 +116,7 @@ def _empty(weight: Tensor) -> Tensor:
 def _require_plain(weight: Tensor) -> None:
     if type(weight) not in (Tensor, nn.Parameter):
         raise ValueError(
-            f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. Load a "
-            ".safetensors file in fp16, bf16, fp32, fp8 or int8 with ComfyUI's own loaders"
+            f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. {_REMEDY}"
         )
 
 

@@ -25,7 +25,7 @@ from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
 from trainers.flow.objective import find_shift_by_size
 from trainers.training.console_host import ConsoleHost
-from trainers.training.events import Event, Interrupted, Notice, StepDone
+from trainers.training.events import Event, Interrupted, Notice, StageProgress, StepDone
 from trainers.training.host import Host
 from trainers.training.loop import train_lora
 from trainers.training.plan import plan_training
@@ -147,6 +147,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(dataset, tmp_path):
     with pytest.raises(Interrupted):
         train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
     assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+
+
+def test_a_cancel_while_captions_are_encoded_writes_nothing_and_the_rest_is_encoded_later(dataset, tmp_path):
+    class CancellingHost(ListeningHost):
+        def report(self, event: Event) -> None:
+            super().report(event)
+            if isinstance(event, StageProgress) and event.detail == "captions" and event.step == 2:
+                raise Interrupted
+
+    base, whole = ToyBase(), train(dataset, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "cancelled", CancellingHost(), base=base)
+    assert not base.num_computing and list_files(tmp_path / "cancelled") == []
+    assert_equal(train(dataset, tmp_path / "cancelled", base=base, resume="auto"), whole)
+
+
+def list_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_prior_preservation_begins_with_no_loss(dataset, tmp_path):
