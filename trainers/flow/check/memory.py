@@ -143,7 +143,7 @@ def count_activations(
             latents, noise = torch.zeros(shape, device=META), torch.zeros(shape, device=META)
             levels = torch.zeros(batch_size, device=META)
             _compute_loss(base, config, latents, noise, levels, [conditions] * batch_size).backward()
-    # RuntimeError, TypeError: of .item() and numpy without data; IndexError: of a list that was cut short
+    # what torch raises for .item() and numpy without data, and a list that was cut short
     except (RuntimeError, TypeError, IndexError) as error:
         raise NotCountable(f"{base.family.name} cannot be counted without data: {error}") from error
     return timeline.find_peak()
