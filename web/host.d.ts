@@ -7,7 +7,7 @@ interface ComfyWidget {
   hidden?: boolean;
   advanced?: boolean;
   serialize?: boolean;
-  options?: { advanced?: boolean };
+  options?: { advanced?: boolean; values?: unknown };
   callback?: (...values: unknown[]) => unknown;
   onRemove?: () => void;
 }
@@ -74,7 +74,6 @@ declare module "*/scripts/app.js" {
   export const app: {
     registerExtension(extension: ComfyExtension): void;
     queuePrompt(number: number): Promise<boolean>;
-    refreshComboInNodes(): Promise<void>;
     canvas: {
       selected_nodes?: Record<string, ComfyNode>;
       processMouseDown(event: PointerEvent): void;

@@ -1,4 +1,4 @@
-"""Copies a LoRA file to where ComfyUI's loaders list it. Without torch: the server answers with it."""
+"""Copies a LoRA file to where ComfyUI's loaders list it."""
 
 import shutil
 from pathlib import Path

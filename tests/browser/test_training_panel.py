@@ -186,7 +186,13 @@ LOADERS = """() => app.graph.nodes.filter((node) => node.type === "LoraLoader").
     from: ["model", "clip"].map((name) => node.inputs.find((input) => input.name === name).link !== null),
     id: node.id,
 }))"""
-SELECT = "(id) => app.canvas.selectNode(app.graph.getNodeById(id))"
+ADD_SELECTED = """() => {
+    const node = LiteGraph.createNode("LoraLoader");
+    node.pos = [0, 1200];
+    app.graph.add(node);
+    app.canvas.selectNode(node);
+    return node.id;
+}"""
 
 
 def test_a_lora_is_put_to_use_in_a_new_loader_and_then_in_the_selected_one(
@@ -198,7 +204,7 @@ def test_a_lora_is_put_to_use_in_a_new_loader_and_then_in_the_selected_one(
         panel.begin()
         use = panel.root.get_by_role("button", name="Use", exact=True)
         use.nth(1).click()
-        panel.wait_for_text("Load LoRA loads it now.")
+        panel.wait_for_text("loads it now.")
         (loader,) = editor.evaluate(LOADERS)
         assert loader["lora"] == "toadstool-step00000400.safetensors" and loader["from"] == [True, True]
         panel.look_at()
@@ -209,8 +215,7 @@ def test_a_lora_is_put_to_use_in_a_new_loader_and_then_in_the_selected_one(
             "toadstool-step00000600.safetensors",
         )
         assert len(editor.evaluate(LOADERS)) == 1, "the one that it has made is used again"
-        other = editor.add_node("LoraLoader")
-        editor.evaluate(SELECT, other)
+        other = editor.evaluate(ADD_SELECTED)
         use.nth(2).click()
         editor.wait_until(
             "([id, name]) => app.graph.getNodeById(id).widgets[0].value === name",

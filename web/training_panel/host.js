@@ -71,6 +71,15 @@ export async function interrupt(promptId) {
   if (!answer.ok) throw new Error(answer.statusText);
 }
 
+export function listSelectedNodes() {
+  return Object.values(app.canvas.selected_nodes ?? {});
+}
+
+/** @param {string} type */
+export function createNode(type) {
+  return LiteGraph.createNode(type);
+}
+
 /** @param {HostFile} file */
 export function getViewUrl({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);

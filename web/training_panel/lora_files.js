@@ -15,7 +15,7 @@ export class LoraFiles {
   /**
    * @param {Translate} translate
    * @param {Formats} formats
-   * @param {(lora: LoraFile) => Promise<string>} use returns the title of the node that loads it now
+   * @param {(lora: LoraFile) => Promise<string>} use returns the title of the node that loads it
    */
   constructor(translate, formats, use) {
     this.translate = translate;

@@ -1,8 +1,9 @@
 // @ts-check
 /** Puts a LoRA file to use in the graph: in ComfyUI's Load LoRA nodes. */
 
-import { app } from "../../../scripts/app.js";
 import { rememberChange } from "../shared/host.js";
+
+import { createNode } from "./host.js";
 
 const OWNER_PROPERTY = "LoRA Trainer: loads the LoRA of";
 const GAP = 80; // below the trainer
@@ -12,20 +13,31 @@ const GAP = 80; // below the trainer
  * takes the model that the trainer takes.
  * @param {ComfyNode} trainer
  * @param {string} loraName as loaders list it
- * @returns {Promise<string>} the title of a node that loads it now
+ * @param {ComfyNode[]} selectedNodes
+ * @returns {string} the title of a node that loads it now
  */
-export async function chooseLora(trainer, loraName) {
-  const selected = Object.values(app.canvas.selected_nodes ?? {}).filter(findWidget);
+export function chooseLora(trainer, loraName, selectedNodes) {
+  const selected = selectedNodes.filter(findWidget);
   const loaders = selected.length ? selected : [findOwn(trainer) ?? addLoader(trainer)];
-  await app.refreshComboInNodes(); // the file is new to them
   for (const loader of loaders) {
     const widget = findWidget(loader);
-    if (!widget) continue;
-    widget.value = loraName;
-    widget.callback?.(loraName);
+    if (widget) choose(widget, loraName);
   }
   rememberChange();
   return loaders[0].title;
+}
+
+/**
+ * The file may be new to the node's list.
+ * @param {ComfyWidget} widget
+ * @param {string} loraName
+ */
+function choose(widget, loraName) {
+  const values = widget.options?.values;
+  if (widget.options && Array.isArray(values) && !values.includes(loraName))
+    widget.options.values = [...values, loraName];
+  widget.value = loraName;
+  widget.callback?.(loraName);
 }
 
 /** @param {ComfyNode} node */
@@ -41,7 +53,7 @@ function findOwn(trainer) {
 /** @param {ComfyNode} trainer */
 function addLoader(trainer) {
   const hasClip = findSlot(trainer, "clip") >= 0;
-  const loader = LiteGraph.createNode(hasClip ? "LoraLoader" : "LoraLoaderModelOnly");
+  const loader = createNode(hasClip ? "LoraLoader" : "LoraLoaderModelOnly");
   loader.properties[OWNER_PROPERTY] = trainer.id;
   loader.pos = [trainer.pos[0], trainer.pos[1] + trainer.size[1] + GAP];
   trainer.graph?.add(loader);

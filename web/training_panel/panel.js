@@ -37,6 +37,8 @@ export class TrainingPanel {
   #wasRunning = false;
   #timer = 0;
   #requestFailure = "";
+  /** @type {ComfyNode[]} before a click on the panel, which selects its own node */
+  #selectedNodes = [];
 
   /**
    * @param {ComfyNode} node
@@ -121,6 +123,8 @@ export class TrainingPanel {
     root.addEventListener("wheel", (event) => this.isOpen && shareWheel(event), { passive: false });
     root.addEventListener("pointerdown", shareMiddleButton);
     root.addEventListener("keydown", keepDeleteHere);
+    const remember = () => (this.#selectedNodes = host.listSelectedNodes());
+    for (const event of ["pointerdown", "keydown"]) root.addEventListener(event, remember, true);
     return root;
   }
 
@@ -221,7 +225,8 @@ export class TrainingPanel {
    */
   async #useLora(lora) {
     const run = this.follower.run?.summary.name ?? "";
-    return chooseLora(this.node, lora.lora_name ?? (await host.listLora(run, lora.path)));
+    const name = lora.lora_name ?? (await host.listLora(run, lora.path));
+    return chooseLora(this.node, name, this.#selectedNodes);
   }
 
   #toggle() {

@@ -82,7 +82,7 @@ def test_the_file_name_tells_the_variant(config: str, file_name: str, base_model
     assert find_family(config).for_file(file_name).base_model == base_model
 
 
-# As Civitai and ComfyUI-Lora-Manager 1.2 (static/js/utils/constants.js) name them; only those of rows.
+# As Civitai and ComfyUI-Lora-Manager 1.2 (static/js/utils/constants.js) name them
 CIVITAI_NAMES = {
     "Anima",
     "Chroma",
