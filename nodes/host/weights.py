@@ -18,9 +18,9 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 from comfy.quant_ops import QuantizedTensor
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...trainers.sdxl.model.inspect_weights import is_weight
+from ...trainers.sdxl.model.inspect_weights import is_weight, unet_config
 from ...trainers.sdxl.model.layout import Part
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, build_model, from_ldm
 
@@ -96,6 +96,31 @@ def borrow_model(base: GraphModel) -> SDXLModel:
     )
 
 
+def check_sdxl(model: Any, clip: Any) -> None:
+    """Check MODEL and CLIP as borrow_model does, without reading a weight. None: not connected.
+
+    Raises:
+        ValueError: as borrow_model.
+    """
+    if model is not None:
+        _read_prediction(model)
+        require_trainable("MODEL", model, _UNET)
+        unet_config({name: tuple(weight.shape) for name, weight in _make_unet_without_data(model).items()})
+    if clip is not None:
+        _require_sdxl_text_encoders(clip)
+        for prefix in _TEXT_ENCODERS.values():
+            require_trainable("CLIP", clip.patcher, prefix)
+
+
+def _make_unet_without_data(model: Any) -> Mapping[str, Tensor]:
+    """By diffusers' names, on the meta device."""
+    weights = {
+        name: torch.empty(model.model.get_parameter(f"{_UNET}{name}").shape, device="meta")
+        for name in _list_weights(model, _UNET)
+    }
+    return from_ldm("unet", weights)
+
+
 def get_unet_dtype(model: Any) -> torch.dtype:
     return next(model.model.diffusion_model.parameters()).dtype
 
@@ -158,19 +183,44 @@ def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
     """Return the weights under `prefix`, without that prefix and with patches applied, as normal
     tensors on the same memory.
     """
-    names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
-    scaled = next((name for name in names if name.endswith(".pre_quant_scale")), None)
-    if scaled:
-        raise ValueError(
-            f"{socket} is quantized with scales of its inputs ({scaled}), which cannot be trained on. Load its fp16, "
-            "bf16, fp32 or fp8 file"
-        )
-    # of the inputs' quantization; the weights do not depend on it
-    names = [name for name in names if not name.endswith(".input_scale")]
-    return {name.removeprefix(prefix): _read_weight(socket, patcher, name) for name in names}
+    require_trainable(socket, patcher, prefix)
+    return {name: _read_weight(patcher, f"{prefix}{name}") for name in _list_weights(patcher, prefix)}
 
 
-def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
+def _list_weights(patcher: Any, prefix: str) -> list[str]:
+    """List the names under `prefix`, without it. Scales of inputs are left out: the weights do not
+    depend on them.
+    """
+    names = [name for name, _ in patcher.model.named_parameters()]
+    return [
+        name.removeprefix(prefix) for name in names if name.startswith(prefix) and not name.endswith(".input_scale")
+    ]
+
+
+def require_trainable(socket: str, patcher: Any, prefix: str) -> None:
+    """Check that the weights under `prefix` are plain ones, or in a quantized form of ComfyUI's own
+    whose values are those of the weights.
+
+    Raises:
+        ValueError: they are not; the message names one.
+    """
+    require_plain(socket, patcher)
+    for name, weight in patcher.model.named_parameters():
+        if not name.startswith(prefix):
+            continue
+        if name.endswith(".pre_quant_scale"):
+            raise ValueError(
+                f"{socket} is quantized with scales of its inputs ({name}), which cannot be trained on. Load its fp16, "
+                "bf16, fp32 or fp8 file"
+            )
+        if not isinstance(weight, QuantizedTensor) and type(weight.data) is not Tensor:
+            raise ValueError(
+                f"{socket} holds its weights as {type(weight.data).__name__} ({name}), a quantized form that cannot be "
+                "trained on. Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
+            )
+
+
+def _read_weight(patcher: Any, name: str) -> Tensor:
     """Return a weight in main memory. The device applies the patches, as it does for sampling, but
     the patched weight does not stay there: images and captions are cached first.
     """
@@ -179,35 +229,25 @@ def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
             weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
         else:
             weight = patcher.model.get_parameter(name)
-        weight = _dequantize(socket, name, weight)
+        weight = _dequantize(weight)
     return _alias(weight)
 
 
-def read_in_float32(socket: str, patcher: Any, name: str) -> Tensor:
+def read_in_float32(patcher: Any, name: str) -> Tensor:
     """Return a copy of a weight on the device, with its patches, before ComfyUI rounds it to the
-    model's dtype. Its model must be unloaded.
-
-    Raises:
-        ValueError: it is quantized in a form that cannot be converted.
+    model's dtype. Its model must be trainable, and unloaded.
     """
-    weight = _dequantize(socket, name, patcher.model.get_parameter(name))
+    weight = _dequantize(patcher.model.get_parameter(name))
     weight = weight.to(patcher.load_device, torch.float32, copy=True)
     return comfy.lora.calculate_weight(patcher.patches[name], weight, name) if name in patcher.patches else weight
 
 
-def _dequantize(socket: str, name: str, weight: Tensor) -> Tensor:
+def _dequantize(weight: Tensor) -> Tensor:
     """Return the weight in a floating-point format that layers can compute with. 8-bit weights are
     converted one at a time.
     """
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize()
-    kind = type(weight.data) if isinstance(weight, nn.Parameter) else type(weight)
-    if kind is not Tensor:
-        raise ValueError(
-            f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be "
-            "trained on. "
-            "Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
-        )
     return weight.to(torch.bfloat16) if weight.dtype in _FLOAT8 else weight
 
 
@@ -221,6 +261,13 @@ def _alias(weight: Tensor) -> Tensor:
 
 def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
     patcher = _get_patcher("CLIP", clip)
+    _require_sdxl_text_encoders(clip)
+    weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
+    return {name: weight for name, weight in weights.items() if is_weight(part, name)}
+
+
+def _require_sdxl_text_encoders(clip: Any) -> None:
+    patcher = clip.patcher
     if not all(
         any(name.startswith(prefix) for name, _ in patcher.model.named_parameters())
         for prefix in _TEXT_ENCODERS.values()
@@ -234,8 +281,6 @@ def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
             f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or "
             "remove the node"
         )
-    weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
-    return {name: weight for name, weight in weights.items() if is_weight(part, name)}
 
 
 def _read_vae_weights(vae: Any) -> Mapping[str, Tensor]:

@@ -1,5 +1,6 @@
 """Prepares a flow model for training: caches latents and conditions, attaches adapters."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +31,13 @@ from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..wording import name_examples, pluralize
-from .base_model import FlowBaseModel
+from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .encode import ConditionStore, encode_image
 from .lora_names import NETWORK, name_modules
 from .prepared_model import PreparedFlow
-from .prompt import list_prompts
+from .prompt import find_largest_prompt, list_prompts
 from .targets import AUTO, find_targets, is_linear, list_blocks
 
 
@@ -48,18 +49,24 @@ def prepare_flow(
     hashes: dict[str, str],
     cache: TensorCache,
     world: World,
+    plan_memory: Callable[[Conditions, Host], int],
 ) -> PreparedFlow:
-    """Cache latents, masks and conditions, free the device of the encoders, and attach adapters."""
+    """Cache latents, masks and conditions, free the device of the encoders, and attach adapters.
+    `plan_memory` is called before images are encoded, so that users read early what the training
+    needs.
+    """
     config = plan.settings.training
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     targets = find_targets(base.network, base.family, config.target_modules)
     start = _read_start(config, names, targets, host)
+    conditions = _make_condition_store(base, hashes, cache)
+    largest = find_largest_prompt(plan, base.count_tokens)
+    conditions.encode_one(largest, base)
+    num_streamed = plan_memory(conditions.get(largest), host)
     masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
     remedy = "The VAE may be damaged, or need another precision: start ComfyUI with --fp32-vae"
     latents = LatentStore(cache, kind="flow latents", vae_hash=hashes["VAE"], remedy=remedy)
     cache_latents(plan, latents, masks, partial(encode_image, base), host, world)
-    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
-    conditions = ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
     _cache_conditions(plan, base, conditions, host, world)
     base.release_encoders()
     host.release_memory()
@@ -67,7 +74,7 @@ def prepare_flow(
     model = PreparedFlow(
         plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
     )
-    _load(model, config)
+    _load(model, num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap)
     _drop_idle_layers(model, config, kept={path for _, path in start})
     model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
     if start:
@@ -75,16 +82,20 @@ def prepare_flow(
     return model
 
 
-def _load(model: PreparedFlow, config: FlowConfig) -> None:
-    """Bring the network to the device, or keep weights of blocks in main memory."""
+def _make_condition_store(base: FlowBaseModel, hashes: Mapping[str, str], cache: TensorCache) -> ConditionStore:
+    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
+    return ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
+
+
+def _load(model: PreparedFlow, num_streamed: int) -> None:
+    """Bring the network to the device, but for the weights of blocks that stay in main memory."""
     blocks = list(list_blocks(model.base.network).values())
-    number = model.base.num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap
-    streamed = spread_evenly(blocks, number)
+    streamed = spread_evenly(blocks, num_streamed)
     model.base.load_network(without=streamed)
     if streamed:
         model.stream_weights(streamed)
         model.host.report(Notice(model.streamer.describe(len(blocks))))
-    elif config.gradient_checkpointing:
+    elif model.config.gradient_checkpointing:
         checkpoint_blocks(blocks)
 
 

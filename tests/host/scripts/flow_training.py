@@ -28,6 +28,7 @@ load_pack(pack, "lora_trainer")
 sys.path.insert(0, str(pack / "tests" / "host"))
 
 import comfy.model_management
+from comfy.quant_ops import QuantizedTensor
 from lora_trainer.nodes.host.flow_model import GraphFlowModel
 from lora_trainer.nodes.host.lora import load_lora
 from lora_trainer.nodes.host.weights import GraphModel, training_mode
@@ -211,11 +212,39 @@ def answer(name, function, *arguments, **settings):
         return {"error": f"{name}: {traceback.format_exc(limit=-4)}"}
 
 
+def refuse(make_weight):
+    """Say what comes of a model with one such weight, and how much was encoded before."""
+    tiny = build_tiny("Z-Image")
+    layer = tiny.patcher.model.diffusion_model.layers[1].attention.qkv
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(make_weight(layer.weight.detach().clone()), requires_grad=False)
+    try:
+        train(tiny, "refused")
+    except ValueError as error:
+        return {"message": str(error), "encoded": [tiny.clip.num_encoded, tiny.vae.num_encoded]}
+    return {"message": "", "encoded": []}
+
+
+class GGMLTensor(torch.Tensor):
+    """As ComfyUI-GGUF holds its weights."""
+
+
+def quantize(layout, **settings):
+    return lambda weight: QuantizedTensor.from_float(weight, layout, **settings)
+
+
+REFUSED = {
+    "GGMLTensor": lambda weight: weight.as_subclass(GGMLTensor),
+    "TensorCoreConvRotW4A4Layout": quantize("TensorCoreConvRotW4A4Layout"),
+    "AsymW4A8Int8Layout": quantize("AsymW4A8Int8Layout"),
+}
 results = {
+    "refused": {name: answer(name, refuse, make_weight) for name, make_weight in REFUSED.items()},
+    "rotated": answer("rotated", refuse, quantize("TensorWiseINT8Layout", per_channel=True, convrot=True)),
     "families": {name: answer(name, compare, build_tiny(name), name.replace(" ", "_")) for name in SPECS},
     "quantized": {
         kind: answer(kind, compare, build_quantized("Qwen-Image", kind), kind)
-        for kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+        for kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
     },
     "bf16": answer("bf16", compare, build_tiny("Z-Image", torch.bfloat16), "bf16"),
     "streamed": {

@@ -1,6 +1,7 @@
 """A flow training on the toy model: what is trained, and that only the settings decide it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
+from trainers.flow.base_model import Conditions
 from trainers.flow.checkpointing import checkpoint_blocks
 from trainers.flow.config import FlowConfig
 from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
 from trainers.flow.objective import find_shift_by_size
 from trainers.training.console_host import ConsoleHost
-from trainers.training.events import Event, Interrupted, Notice, StepDone
+from trainers.training.events import Event, Interrupted, Notice, StageProgress, StepDone
+from trainers.training.host import Host
 from trainers.training.loop import train_lora
 from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
@@ -80,6 +83,7 @@ def train(
     host: ListeningHost | None = None,
     *,
     base: ToyBase | None = None,
+    plan_memory: Callable[[Conditions, Host], int] = lambda *_: 0,
     resume: str = "new",
     flip: bool = False,
     step: int = 32,
@@ -88,7 +92,7 @@ def train(
     config = FlowConfig(**{**USUAL, **settings})
     buckets = BucketConfig(resolution=64, bucket_reso_steps=step, random_flip=flip)
     plan = plan_training(dataset, RunSettings(config, buckets, CaptionConfig()))
-    family = FlowFamily(lambda _: base or ToyBase())
+    family = FlowFamily(lambda _: base or ToyBase(), plan_memory)
     with host or ListeningHost() as listening:
         return train_lora(
             family, plan, listening, run_folder=RunFolder(folder, "toy"), cache=TensorCache(None), resume=resume
@@ -143,6 +147,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(dataset, tmp_path):
     with pytest.raises(Interrupted):
         train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
     assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+
+
+def test_a_cancel_while_captions_are_encoded_writes_nothing_and_the_rest_is_encoded_later(dataset, tmp_path):
+    class CancellingHost(ListeningHost):
+        def report(self, event: Event) -> None:
+            super().report(event)
+            if isinstance(event, StageProgress) and event.detail == "captions" and event.step == 2:
+                raise Interrupted
+
+    base, whole = ToyBase(), train(dataset, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "cancelled", CancellingHost(), base=base)
+    assert not base.num_computing and list_files(tmp_path / "cancelled") == []
+    assert_equal(train(dataset, tmp_path / "cancelled", base=base, resume="auto"), whole)
+
+
+def list_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_prior_preservation_begins_with_no_loss(dataset, tmp_path):
@@ -272,6 +294,20 @@ def test_blocks_in_main_memory_give_the_same_lora_bit_for_bit(dataset, tmp_path,
         own = {name.replace(".base_layer", ""): weight for name, weight in base.network.state_dict().items()}
         assert all(torch.equal(own[name], weight) for name, weight in before.items())
     assert_equal(*results)
+
+
+def test_memory_is_planned_by_the_largest_prompt_and_nothing_is_encoded_twice(dataset, tmp_path):
+    base, planned, host = ToyBase(), [], ListeningHost()
+
+    def plan_memory(conditions: Conditions, _: Host) -> int:
+        planned.append(conditions["text"].shape[1])
+        assert [caption for caption, _ in base.encoded] == ["", "zwx two of them"]  # the first: does the CLIP fit?
+        return 1
+
+    train(dataset, tmp_path, host, base=base, plan_memory=plan_memory, blocks_to_swap=-1, caption_dropout=0.0)
+    assert planned == [5]  # of "zwx two of them"
+    assert sorted(caption for caption, _ in base.encoded if caption) == ["zwx", "zwx one", "zwx two of them"]
+    assert any("1 of 2 blocks" in notice for notice in host.notices)
 
 
 def test_recomputed_gradients_are_those_of_a_model_without_inplace_additions():

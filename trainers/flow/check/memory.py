@@ -143,8 +143,9 @@ def count_activations(
             latents, noise = torch.zeros(shape, device=META), torch.zeros(shape, device=META)
             levels = torch.zeros(batch_size, device=META)
             _compute_loss(base, config, latents, noise, levels, [conditions] * batch_size).backward()
-    except (RuntimeError, TypeError) as error:  # what torch raises for .item() and numpy without data
-        raise NotCountable(f"{base.family.name} needs the values of its tensors: {error}") from error
+    # what torch raises for .item() and numpy without data, and a list that was cut short
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise NotCountable(f"{base.family.name} cannot be counted without data: {error}") from error
     return timeline.find_peak()
 
 

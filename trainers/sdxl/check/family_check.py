@@ -1,12 +1,13 @@
 """What the flight check asks of SDXL."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
 from ...check.family_check import CacheSizes, FamilyCost
 from ...check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate, bytes_per_parameter
+from ...dataset.control_images import refuse_control_images
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
 from ...training.plan import TrainingPlan
@@ -22,11 +23,14 @@ POOLED_BYTES = 1280 * 2
 
 @dataclass(frozen=True)
 class SDXLCheck:
-    """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
+    """The FamilyCheck of SDXL. It needs no model: all of them have the same size. `check_model`
+    raises a ValueError if the trainer would refuse the one that there is.
+    """
 
     precision: str = "bf16"
     device_bytes: int | None = None  # of the GPU, if known: it decides what stays in main memory
     base_dtype: str = ""  # one of BASE_DTYPES, or as the precision
+    check_model: Callable[[], None] = lambda: None
     title: str = "SDXL"
     speed_settings: tuple[str, ...] = (
         "train_batch_size",
@@ -46,12 +50,16 @@ class SDXLCheck:
         return {"family": None}
 
     def check_settings(self, config: SDXLConfig) -> None:
-        from ..start import check_settings  # diffusers takes seconds to import
+        from ..model.standard_unet import standard_unet  # diffusers takes seconds to import
+        from ..start import check_settings
+        from ..targets import find_unet_targets
 
         check_settings(config)
+        find_unet_targets(standard_unet(), config.target_modules)
+        self.check_model()
 
     def check_plan(self, plan: TrainingPlan[SDXLConfig]) -> None:
-        """Any plan suits SDXL."""
+        refuse_control_images([item.image for item in plan.all_items], "SDXL")
 
     def judge_model(self) -> Iterator[CheckFinding]:
         """No model is looked at."""
