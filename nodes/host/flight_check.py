@@ -36,7 +36,7 @@ from .flow_training import choose_family, list_notices
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
 from .trainer_choice import is_sdxl
-from .weights import get_unet_dtype, name_model
+from .weights import get_unet_dtype, imagine_unet, name_model
 
 _TARGETS_OF_SDXL = ("attention", "attention_mlp")  # other families take auto
 
@@ -93,7 +93,9 @@ def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
     settings = resolve_settings(
         request.settings, goal=request.goal, memory=request.memory, dataset=request.dataset, **dtype
     )
-    return _check(request, host, settings, SDXLCheck(settings.training.mixed_precision, _get_device_bytes())), settings
+    unet = None if request.model is None else imagine_unet(request.model)
+    of_family = SDXLCheck(settings.training.mixed_precision, _get_device_bytes(), unet=unet)
+    return _check(request, host, settings, of_family), settings
 
 
 def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:

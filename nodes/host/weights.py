@@ -17,19 +17,17 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 from comfy.quant_ops import QuantizedTensor
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ...trainers.sdxl.model.inspect_weights import is_weight
 from ...trainers.sdxl.model.layout import Part
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, build_model, from_ldm
+from .quantized_weights import keep_quantized, to_floats
+from .twin import alias, hollow
 
 _UNET, _VAE = "diffusion_model.", ""
 _TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
-_FLOAT8 = {
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def unload_models() -> None:
 
 def borrow_model(base: GraphModel) -> SDXLModel:
     """Return the graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory. Its weights
-    include the LoRAs and merges in them.
+    include the LoRAs and merges in them. Those of the MODEL that have 8 or 4 bits keep them.
 
     Call it in training_mode.
 
@@ -86,13 +84,29 @@ def borrow_model(base: GraphModel) -> SDXLModel:
         **{part: _read_text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
         "vae": _read_vae_weights(base.vae),
     }
-    return build_model(
+    model = build_model(
         state_dicts,
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
         name=name_model(base.model),
         path=path,
     )
+    keep_quantized(model.unet)
+    return model
+
+
+@torch.inference_mode(False)
+def imagine_unet(model: Any) -> UNet2DConditionModel:
+    """Return the MODEL's UNet as borrow_model does, but without data, on the meta device.
+
+    Raises:
+        ValueError: it is not SDXL's, or in a format that cannot be trained on.
+    """
+    names = _list_weights("MODEL", model, _UNET)
+    weights = {name.removeprefix(_UNET): hollow(_get_weight("MODEL", model, name)) for name in names}
+    unet = build_model({"unet": from_ldm("unet", weights)}, name=name_model(model)).unet
+    keep_quantized(unet)
+    return unet
 
 
 def get_unet_dtype(model: Any) -> torch.dtype:
@@ -157,6 +171,13 @@ def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
     """Return the weights under `prefix`, without that prefix and with patches applied, as normal
     tensors on the same memory.
     """
+    return {
+        name.removeprefix(prefix): alias(_read_weight(socket, patcher, name))
+        for name in _list_weights(socket, patcher, prefix)
+    }
+
+
+def _list_weights(socket: str, patcher: Any, prefix: str) -> list[str]:
     names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
     scaled = next((name for name in names if name.endswith(".pre_quant_scale")), None)
     if scaled:
@@ -165,45 +186,30 @@ def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
             "bf16, fp32 or fp8 file"
         )
     # of the inputs' quantization; the weights do not depend on it
-    names = [name for name in names if not name.endswith(".input_scale")]
-    return {name.removeprefix(prefix): _read_weight(socket, patcher, name) for name in names}
+    return [name for name in names if not name.endswith(".input_scale")]
 
 
+@torch.inference_mode()
 def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
     """Return a weight in main memory. The device applies the patches, as it does for sampling, but
     the patched weight does not stay there: images and captions are cached first.
     """
-    with torch.inference_mode():
-        if name in patcher.patches:
-            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
-        else:
-            weight = patcher.model.get_parameter(name)
-        weight = _dequantize(socket, name, weight)
-    return _alias(weight)
+    weight = _get_weight(socket, patcher, name)
+    if name not in patcher.patches:
+        return weight
+    return patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
 
 
-def _dequantize(socket: str, name: str, weight: Tensor) -> Tensor:
-    """Return the weight in a floating-point format that layers can compute with. 8-bit weights are
-    converted one at a time.
-    """
-    if isinstance(weight, QuantizedTensor):
-        return weight.dequantize()
+def _get_weight(socket: str, patcher: Any, name: str) -> Tensor:
+    weight = patcher.model.get_parameter(name)
     kind = type(weight.data) if isinstance(weight, nn.Parameter) else type(weight)
-    if kind is not Tensor:
+    if kind not in (Tensor, QuantizedTensor):
         raise ValueError(
             f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be "
             "trained on. "
             "Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
         )
-    return weight.to(torch.bfloat16) if weight.dtype in _FLOAT8 else weight
-
-
-def _alias(weight: Tensor) -> Tensor:
-    """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
-    made in inference mode.
-    """
-    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
+    return weight
 
 
 def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
@@ -222,13 +228,13 @@ def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
             "remove the node"
         )
     weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
-    return {name: weight for name, weight in weights.items() if is_weight(part, name)}
+    return {name: to_floats(weight) for name, weight in weights.items() if is_weight(part, name)}
 
 
 def _read_vae_weights(vae: Any) -> Mapping[str, Tensor]:
     weights = _read_weights("VAE", _get_patcher("VAE", vae), _VAE)
     try:
-        return from_ldm("vae", weights)
+        return from_ldm("vae", {name: to_floats(weight) for name, weight in weights.items()})
     except ValueError as error:
         raise ValueError(
             f"VAE is not SDXL's but {type(vae.first_stage_model).__name__}. Load the checkpoint's own VAE or "

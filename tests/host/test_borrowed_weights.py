@@ -25,13 +25,13 @@ SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"
 def results(run_in_comfyui: Callable[..., str], tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("borrowed")
     write_embedded_checkpoint(folder / "base.safetensors")
-    _write_random_lora(folder / "base.safetensors", folder / "lora.safetensors")
+    write_random_lora(folder / "base.safetensors", folder / "lora.safetensors")
     output = run_in_comfyui(SCRIPT.read_text(), PACK, folder / "base.safetensors", folder / "lora.safetensors", folder)
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
     return json.loads(line.removeprefix("RESULT"))
 
 
-def _write_random_lora(base: Path, path: Path) -> None:
+def write_random_lora(base: Path, path: Path) -> None:
     unet = load_model(base).unet
     generator = torch.Generator().manual_seed(0)
     modules = {}

@@ -14,32 +14,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..packages import pip_install
+from ..wording import format_bytes, pluralize
 
 FP8 = torch.float8_e4m3fn
 NF4_BLOCK = 64  # weights that share a scale; bitsandbytes' default
 MIN_VALUES = 4096  # smaller layers stay as they are: they save nothing
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
-class QuantizedLinear(nn.Linear, ABC):
-    """A linear layer whose `weight` has fewer bits. PEFT takes it for any other linear layer.
+class QuantizedLayer(ABC):
+    """A layer whose `weight` has fewer bits.
 
     Weight and scales are parameters of integer types: so they follow to a device, and keep their
     bits where the model is converted to another dtype.
     """
+
+    @abstractmethod
+    def _pack(self, weight: Tensor) -> None:
+        """Keep the weight in fewer bits, with its scales."""
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in its own shape."""
+
+
+class QuantizedLinear(nn.Linear, QuantizedLayer):
+    """PEFT takes it for any other linear layer. Its weight is [O, I]."""
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
         self._pack(layer.weight.detach())
-
-    @abstractmethod
-    def _pack(self, weight: Tensor) -> None:
-        """Keep the weight [O, I] in fewer bits, with its scales."""
-
-    @abstractmethod
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [O, I]."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _Product.apply(input, self, self.bias)  # pyright: ignore[reportReturnType]
@@ -68,7 +74,7 @@ class ScaledLinear(QuantizedLinear):
         scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / self.largest
         scaled = weight.float() / scale
         packed = (scaled if self.packed_dtype.is_floating_point else scaled.round()).to(self.packed_dtype)
-        self.weight, self.scale = _as_integers(packed, torch.int8), _as_integers(scale, torch.int32)
+        self.weight, self.scale = as_integers(packed), as_integers(scale)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return (self.weight.view(self.packed_dtype).float() * self.scale.view(torch.float32)).to(dtype)
@@ -90,8 +96,8 @@ class NF4Linear(QuantizedLinear):
 
         packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
         assert state.code is not None
-        self.weight, self.scale = _as_integers(packed, torch.uint8), _as_integers(state.absmax, torch.int32)
-        self.levels = _as_integers(state.code, torch.int32)
+        self.weight, self.scale = as_integers(packed), as_integers(state.absmax)
+        self.levels = as_integers(state.code)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -104,11 +110,12 @@ class NF4Linear(QuantizedLinear):
             quant_type="nf4",
             dtype=dtype,
         )
-        return dequantize_4bit(self.weight, state)
+        return dequantize_4bit(self.weight.view(torch.uint8), state)
 
 
-def _as_integers(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.view(dtype), requires_grad=False)
+def as_integers(tensor: Tensor) -> nn.Parameter:
+    """Return the same memory as a parameter of integers of that size."""
+    return nn.Parameter(tensor.view(_INTEGERS[tensor.element_size()]), requires_grad=False)
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": FP8Linear, "int8": Int8Linear, "nf4": NF4Linear}
@@ -136,6 +143,16 @@ def find_quantizable(model: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Line
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and layer.weight.numel() >= MIN_VALUES:
                 yield parent, name, layer
+
+
+def describe_quantized(model: nn.Module) -> tuple[str, ...]:
+    """Return a line for the user on the layers that came with fewer bits, or none."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    if not layers:
+        return ()
+    sizes = [weight.nbytes for layer in layers for name, weight in layer.named_parameters() if name != "bias"]
+    text = f"{pluralize(len(layers), 'layer')} of the base model stay in the bits that it is loaded in"
+    return (f"{text}: {format_bytes(sum(sizes))}",)
 
 
 def _require_bitsandbytes() -> None:
