@@ -1,6 +1,7 @@
 """The graph's quantized weights as the trainer's layers: they stay in their bits."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,10 +29,10 @@ class GraphLinear(QuantizedLinear):
         for name, tensor in tensors.items():
             self.register_parameter(name, as_integers(tensor))
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        tensors: dict[str, Any] = {name: self.get_parameter(name).view(own) for name, own in self._dtypes.items()}
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        tensors: dict[str, Any] = {name: packed[name].view(own) for name, own in self._dtypes.items()}
         params = self._params_class(**self._facts, **tensors)
-        return QuantizedTensor(self.weight.view(self._packed_dtype), self._layout, params).dequantize().to(dtype)
+        return QuantizedTensor(packed["weight"].view(self._packed_dtype), self._layout, params).dequantize().to(dtype)
 
 
 def keep_quantized(unet: UNet2DConditionModel) -> None:

@@ -2,6 +2,7 @@
 converted for each use, which loses nothing. quantized_linear.py makes fewer bits of other weights.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ class _Float8Layer(QuantizedLayer):
         self._float8 = weight.dtype
         self.weight = as_integers(weight)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.view(self._float8).to(dtype)
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return packed["weight"].view(self._float8).to(dtype)
 
 
 class Float8Linear(_Float8Layer, QuantizedLinear):
@@ -54,17 +55,18 @@ class Float8Conv2d(_Float8Layer, nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution that keeps neither its input nor the weight in full for the backward pass."""
+    """A convolution that keeps neither its input nor the whole weight for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: Float8Conv2d) -> Tensor:
-        ctx.layer, ctx.input_shape = layer, input.shape
+        layer.save(ctx)
+        ctx.input_shape = input.shape
         return layer.convolve(input)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: Float8Conv2d = ctx.layer
-        weight = layer.dequantize(gradient.dtype)
+        weight = QuantizedLayer.restore(ctx, gradient.dtype)
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
         return conv2d_input(ctx.input_shape, weight, gradient, *geometry), None  # pyright: ignore[reportArgumentType]
 

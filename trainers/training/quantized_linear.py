@@ -6,7 +6,7 @@ Letters: O outputs, I inputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,28 @@ class QuantizedLayer(ABC):
         """Keep the weight in fewer bits, with its scales."""
 
     @abstractmethod
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the weight in its own shape. `packed` are the layer's parameters by name."""
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in its own shape."""
+        return self._unpack(self.packed, dtype)
+
+    @property
+    def packed(self) -> dict[str, Tensor]:
+        """The parameters, without the bias."""
+        return {name: each for name, each in self._parameters.items() if name != "bias"}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def save(self, ctx: Any) -> None:
+        """Let autograd keep the packed weight, as it keeps the weights of other layers: a streamed
+        block has its own on the device only while it runs, and with checkpointing the backward pass
+        gets those of the recomputation.
+        """
+        ctx.layer, ctx.names = self, list(self.packed)
+        ctx.save_for_backward(*self.packed.values())
+
+    @staticmethod
+    def restore(ctx: Any, dtype: torch.dtype) -> Tensor:
+        return ctx.layer._unpack(dict(zip(ctx.names, ctx.saved_tensors, strict=True)), dtype)
 
 
 class QuantizedLinear(nn.Linear, QuantizedLayer):
@@ -56,12 +76,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: QuantizedLinear, bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
+        layer.save(ctx)
         return functional.linear(input, layer.dequantize(input.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient @ ctx.layer.dequantize(gradient.dtype), None, None
+        return gradient @ QuantizedLayer.restore(ctx, gradient.dtype), None, None
 
 
 class ScaledLinear(QuantizedLinear):
@@ -76,8 +96,8 @@ class ScaledLinear(QuantizedLinear):
         packed = (scaled if self.packed_dtype.is_floating_point else scaled.round()).to(self.packed_dtype)
         self.weight, self.scale = as_integers(packed), as_integers(scale)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return (self.weight.view(self.packed_dtype).float() * self.scale.view(torch.float32)).to(dtype)
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return (packed["weight"].view(self.packed_dtype).float() * packed["scale"].view(torch.float32)).to(dtype)
 
 
 class FP8Linear(ScaledLinear):
@@ -99,18 +119,18 @@ class NF4Linear(QuantizedLinear):
         self.weight, self.scale = as_integers(packed), as_integers(state.absmax)
         self.levels = as_integers(state.code)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         state = QuantState(
-            self.scale.view(torch.float32),
+            packed["scale"].view(torch.float32),
             shape=torch.Size((self.out_features, self.in_features)),
-            code=self.levels.view(torch.float32),
+            code=packed["levels"].view(torch.float32),
             blocksize=NF4_BLOCK,
             quant_type="nf4",
             dtype=dtype,
         )
-        return dequantize_4bit(self.weight.view(torch.uint8), state)
+        return dequantize_4bit(packed["weight"].view(torch.uint8), state)
 
 
 def as_integers(tensor: Tensor) -> nn.Parameter:
@@ -150,7 +170,7 @@ def describe_quantized(model: nn.Module) -> tuple[str, ...]:
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     if not layers:
         return ()
-    sizes = [weight.nbytes for layer in layers for name, weight in layer.named_parameters() if name != "bias"]
+    sizes = [each.nbytes for layer in layers for each in layer.packed.values()]
     text = f"{pluralize(len(layers), 'layer')} of the base model stay in the bits that it is loaded in"
     return (f"{text}: {format_bytes(sum(sizes))}",)
 

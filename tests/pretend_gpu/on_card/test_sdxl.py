@@ -27,12 +27,13 @@ from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import prepare
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
-from trainers.sdxl.model.sdxl_model import build_model
+from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.streaming import list_blocks
 from trainers.training import validation_plan
 from trainers.training.block_streaming import count_streamed_bytes
 from trainers.training.device import count_free_bytes, move_module
 from trainers.training.events import Interrupted, Notice, SamplesDrawn, Validated
+from trainers.training.float8_layers import keep_float8
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
 from trainers.training.plan import plan_training
@@ -82,13 +83,21 @@ def train(
     """
     hosts: list[WatchingHost] = []
 
-    def run(host: WatchingHost, *, run_name: str = "run", cache: TensorCache = cache, **settings: Any) -> TrainedLora:
+    def run(
+        host: WatchingHost,
+        *,
+        run_name: str = "run",
+        cache: TensorCache = cache,
+        base_dtype: str = "",
+        in_float8: bool = False,
+        **settings: Any,
+    ) -> TrainedLora:
         hosts.append(host)
         folder = tmp_path / run_name
         folder.mkdir(exist_ok=True)
         config = SDXLConfig(**{**FAST, "max_train_steps": 3, **settings})
         plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64, random_flip=True)))
-        family = SDXLFamily(lambda _: build_model({part: dict(each) for part, each in weights.items()}, name="tiny"))
+        family = SDXLFamily(lambda _: build(weights, in_float8=in_float8), base_dtype=base_dtype)
         with watching(host):
             run_folder = RunFolder(folder, "x")
             return train_lora(family, plan, host, run_folder=run_folder, cache=cache, resume="auto")
@@ -99,6 +108,16 @@ def train(
     for host in hosts:
         host.forget()
     assert free() == 0
+
+
+def build(weights: Weights, *, in_float8: bool) -> SDXLModel:
+    """The model on these very weights, or with its UNet in fp8, as ComfyUI may hold it."""
+    unet = weights["unet"]
+    if in_float8:
+        unet = {name: weight.to(torch.float8_e4m3fn) for name, weight in unet.items()}
+    model = build_model({**weights, "unet": dict(unet)}, name="tiny")
+    keep_float8(model.unet)
+    return model
 
 
 def hash_weights(weights: Weights) -> str:
@@ -262,6 +281,23 @@ def test_streamed_weights_have_two_buffers_on_the_card_and_are_copied_from_pinne
     assert max(step.peak_bytes for step in streamed.steps) < max(step.peak_bytes for step in resident.steps)
     assert all(piece.is_pinned() for block in model.streamer._order for piece in block._pieces)
     assert len(model.streamer._order) == len(sizes)
+
+
+@pytest.mark.parametrize("bits", [{"base_dtype": "fp8"}, {"base_dtype": "int8"}, {"in_float8": True}], ids=str)
+def test_a_base_of_fewer_bits_keeps_them_on_the_card_and_streams_to_the_same_lora(train, bits: dict[str, Any]):
+    resident, streamed, usual = WatchingHost(), WatchingHost(), WatchingHost()
+    settings = {"mixed_precision": "bf16", "save_dtype": "fp32", "gradient_checkpointing": True}
+    expected = train(resident, run_name="resident", blocks_to_swap=0, **bits, **settings)
+    last, frozen = resident.steps[-1], list_frozen(resident)
+    assert last.syncs <= 1 and last.copies <= 8 and last.waiting_copies == 0, last.places
+    assert all(weight.device == CARD for weight in frozen) and resident.steps[-2].live_bytes == last.live_bytes
+    result = train(streamed, run_name="streamed", blocks_to_swap=1000, **bits, **settings)
+    assert result.losses == expected.losses
+    assert all(torch.equal(expected.state_dict[name], tensor) for name, tensor in result.state_dict.items())
+    last = streamed.steps[-1]
+    assert last.copies <= count_expected_copies(streamed) and last.waiting_copies == 0, last.places
+    train(usual, run_name="usual", blocks_to_swap=0, **settings)
+    assert count_bytes(frozen) < 0.85 * count_bytes(list_frozen(usual))  # base_dtype leaves convolutions as they are
 
 
 def test_blocks_are_streamed_by_what_is_free_on_the_card(train, monkeypatch):
