@@ -187,7 +187,8 @@ with torch.inference_mode():
     for kind, (load, argument) in loaders.items():
         found = load(weights, argument)
         print("RESULT" + json.dumps([kind, compare(kind, found)]))
-        if kind in ("float8_e4m3fn", "scaled float8_e4m3fn"):
+        # ComfyUI rounds patched weights of 8 bits with a generator of CUDA, which the pretended GPU has not
+        if DEVICE.type == "cpu" and kind in ("float8_e4m3fn", "scaled float8_e4m3fn"):
             lora = comfy.utils.load_torch_file(str(lora_file))
             patched, _, _ = apply_lora(found, clip, lora, strength_model=0.7, strength_clip=1.0)
             print("RESULT" + json.dumps([f"{kind} with a LoRA", compare(f"{kind} with a LoRA", patched)]))

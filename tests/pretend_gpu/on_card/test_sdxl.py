@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.backends.cpu import ops as cpu_ops
 from PIL import Image
 from torch import Tensor
 
@@ -66,6 +67,16 @@ def dataset(tmp_path_factory) -> Dataset:
     Image.fromarray(mask).save(folder / "0-masklabel.png")
     found = scan_folder(DatasetConfig(images=str(folder), trigger_word="zwx"))
     return replace(found, images=[replace(image, loss_weight=1.0 + (n == 1)) for n, image in enumerate(found.images)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels_of_bitsandbytes() -> Iterator[None]:
+    """Its kernel for CPUs in place of CUDA's: the optimizer is its own, with its states and sizes."""
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    kernel = cpu_ops._optimizer_update_8bit_blockwise_cpu
+    library.impl("optimizer_update_8bit_blockwise", kernel, "CUDA", allow_override=True)
+    yield
+    library._destroy()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,7 @@ def hash_weights(weights: Weights) -> str:
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|conv_in|conv_out|samplers\.0\.conv|to_q|proj_in|time_emb_proj)"
 CASES: dict[str, dict[str, Any]] = {
     "AdamW in bf16": {"mixed_precision": "bf16"},
+    "AdamW8bit": {"optimizer": "AdamW8bit", "optimizer_args": "min_8bit_size=1", "mixed_precision": "bf16"},
     "Lion": {"optimizer": "Lion", "lora_dropout": 0.1},
     "Adafactor": {"optimizer": "Adafactor"},
     "Prodigy": {"optimizer": "Prodigy", "learning_rate": 1.0},
@@ -254,8 +266,9 @@ def test_an_encoder_with_nothing_to_do_stays_in_main_memory(train, monkeypatch):
     [
         {"mixed_precision": "fp16", "ema_decay": 0.9, "lora_dropout": 0.1},
         {"optimizer": "Prodigy", "learning_rate": 1.0, "mixed_precision": "bf16"},
+        CASES["AdamW8bit"],
     ],
-    ids=["AdamW", "Prodigy"],
+    ids=["AdamW", "Prodigy", "AdamW8bit"],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_lora(train, settings):
     whole = train(WatchingHost(), run_name="whole", **settings, save_dtype="fp32")
