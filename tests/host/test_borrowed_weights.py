@@ -91,9 +91,10 @@ def test_patched_weights_are_brought_back_to_main_memory(results):
     assert results["patched_weights_brought_back"] == 192
 
 
-def test_8_bit_weights_are_converted_one_by_one(results):
-    assert results["float8"] == ["torch.bfloat16", 0.0]
-    assert results["quantized"] < 0.1
+def test_8_bit_weights_stay_on_their_memory(results):
+    assert results["float8"] == {"kind": "Float8Linear", "shares the memory": True, "difference": 0.0}
+    quantized = results["quantized"]
+    assert quantized["kind"] == "GraphLinear" and quantized["shares the memory"] and quantized["difference"] < 0.1
 
 
 def test_other_quantized_weights_are_refused_with_their_type(results):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitsandbytes.backends.cpu import ops as cpu_ops
 from PIL import Image
 from torch import Tensor
 
 from tests.pretend_gpu import card
+from tests.pretend_gpu.on_card.bitsandbytes_kernels import replaced_kernels
 from tests.pretend_gpu.on_card.watching import CARD, WatchingHost, count_bytes, free, list_state_tensors, watching
 from tests.unit.sdxl import test_trainer
 from tests.unit.sdxl.test_trainer import FAST
@@ -71,12 +71,8 @@ def dataset(tmp_path_factory) -> Dataset:
 
 @pytest.fixture(scope="module", autouse=True)
 def kernels_of_bitsandbytes() -> Iterator[None]:
-    """Its kernel for CPUs in place of CUDA's: the optimizer is its own, with its states and sizes."""
-    library = torch.library.Library("bitsandbytes", "IMPL")
-    kernel = cpu_ops._optimizer_update_8bit_blockwise_cpu
-    library.impl("optimizer_update_8bit_blockwise", kernel, "CUDA", allow_override=True)
-    yield
-    library._destroy()
+    with replaced_kernels():
+        yield
 
 
 @pytest.fixture(scope="module")
