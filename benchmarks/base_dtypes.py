@@ -1,5 +1,5 @@
-"""Measures what fewer bits of the frozen base cost: trains the demo's toadstool on the embedded base
-with each base_dtype and several seeds.
+"""Measures what fewer bits of the frozen base cost: trains the demo's toadstool on the embedded
+base with each base_dtype and several seeds.
 
     python -m benchmarks.base_dtypes FOLDER                             # 4 x 5 runs of 500 steps
     python -m benchmarks.base_dtypes FOLDER --kinds nf4 --seeds 0       # one cell
@@ -82,7 +82,9 @@ def _make_settings(folder: Path, base: Path, kind: str, seed: int, num_steps: in
 
 def print_table(folder: Path) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("cell *.json"))]
-    print("| base_dtype | steps | seeds | fidelity, mean (range) | drift, mean (range) | within the spread | CPU time |")
+    print(
+        "| base_dtype | steps | seeds | fidelity, mean (range) | drift, mean (range) | within the spread | CPU time |"
+    )
     print("|---|---|---|---|---|---|---|")
     for num_steps in sorted({cell["steps"] for cell in cells}):
         for kind in KINDS:

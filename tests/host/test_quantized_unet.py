@@ -46,7 +46,9 @@ def results(request, run_in_comfyui: Callable[..., str], tmp_path_factory) -> di
 
 def choose(results: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind.endswith("with a LoRA") and results["device"] != "cpu":
-        pytest.skip("ComfyUI rounds patched weights of 8 bits with a generator of CUDA, which the pretended GPU has not")
+        pytest.skip(
+            "ComfyUI rounds patched weights of 8 bits with a generator of CUDA, which the pretended GPU has not"
+        )
     return results[kind]
 
 

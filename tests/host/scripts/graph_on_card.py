@@ -1,8 +1,8 @@
 """Runs in ComfyUI's interpreter on the pretended GPU: trains as the node does on the graph's MODEL,
 in one of ComfyUI's memory modes and in every state that sampling leaves it in. Prints JSON.
 
-Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a folder for files, the
-mode.
+Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a folder for files,
+the mode.
 """
 
 import gc
@@ -24,14 +24,16 @@ from comfy.cli_args import args
 args.disable_dynamic_vram = mode != "dynamic"
 args.highvram, args.lowvram = mode == "highvram", mode == "lowvram"
 
+if mode == "dynamic":  # as main.py does where comfy-aimdo finds a driver
+    import comfy_aimdo.control
+
+    assert comfy_aimdo.control.init("cuda")  # before anything else imports its library
+
 import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 
-if mode == "dynamic":  # as main.py does where comfy-aimdo finds a driver
-    import comfy_aimdo.control
-
-    assert comfy_aimdo.control.init("cuda")
+if mode == "dynamic":
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
 
@@ -132,7 +134,9 @@ def digest(*models):
     state = hashlib.sha256()
     for model in models:
         for name, weight in sorted(model.named_parameters()):
-            state.update(name.encode() + weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            state.update(
+                name.encode() + weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return state.hexdigest()
 
 

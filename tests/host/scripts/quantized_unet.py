@@ -152,7 +152,9 @@ def compare(kind, model):
         base = borrow_model(GraphModel(model, clip, vae))
         pointers = {weight.data_ptr() for weight in base.unet.parameters()}
         imagined = imagine_unet(model)
-        shapes = [[(key, each.shape, each.dtype) for key, each in unet.named_parameters()] for unet in (base.unet, imagined)]
+        shapes = [
+            [(key, each.shape, each.dtype) for key, each in unet.named_parameters()] for unet in (base.unet, imagined)
+        ]
         num_layers = sum(isinstance(layer, QuantizedLayer) for layer in base.unet.modules())
         text = _compare_memory(base, plan).text()
         own, devices, own_bytes = train(base, f"{kind} as it is")
@@ -167,7 +169,8 @@ def compare(kind, model):
         "layers": num_layers,
         "share of bytes": own_bytes / copied_bytes,
         "devices": sorted(devices),
-        "shares the memory": all(each.data_ptr() in pointers for each in packed if each.ndim > 1) or bool(model.patches),
+        "shares the memory": all(each.data_ptr() in pointers for each in packed if each.ndim > 1)
+        or bool(model.patches),
         "imagined is equal": shapes[0] == shapes[1] and all(each.is_meta for each in imagined.parameters()),
         "graph is unchanged": digest(model) == before,
         "text": text,
@@ -181,13 +184,15 @@ with torch.inference_mode():
     weights = {
         name: weight.cpu().contiguous().clone() for name, weight in model.model.diffusion_model.state_dict().items()
     }
-    loaders = {str(dtype).removeprefix("torch."): (load_cast, dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)}
+    loaders = {
+        str(dtype).removeprefix("torch."): (load_cast, dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    }
     kinds = ("float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8")
     loaders |= {f"scaled {kind}": (load_quantized, kind) for kind in kinds}
     for kind, (load, argument) in loaders.items():
         found = load(weights, argument)
         print("RESULT" + json.dumps([kind, compare(kind, found)]))
-        # ComfyUI rounds patched weights of 8 bits with a generator of CUDA, which the pretended GPU has not
+        # ComfyUI rounds patched weights of 8 bits by a generator of CUDA; the pretended GPU has none
         if DEVICE.type == "cpu" and kind in ("float8_e4m3fn", "scaled float8_e4m3fn"):
             lora = comfy.utils.load_torch_file(str(lora_file))
             patched, _, _ = apply_lora(found, clip, lora, strength_model=0.7, strength_clip=1.0)

@@ -1,5 +1,5 @@
-"""Stands in for CUDA's kernels of AdamW8bit, which need a card: bitsandbytes' own update for CPUs, on
-plain versions of its two conversions. The optimizer itself, with its states, is bitsandbytes'.
+"""Stands in for CUDA's kernels of AdamW8bit, which need a card: bitsandbytes' own update for CPUs,
+on plain versions of its two conversions. The optimizer itself, with its states, is bitsandbytes'.
 """
 
 from collections.abc import Iterator

@@ -153,8 +153,8 @@ BIG = {"gradient_checkpointing": False}
 
 @pytest.fixture
 def need_bytes(train) -> Iterator[int]:
-    """What the big run needs at its peak, and is on the card for the fixture. Afterwards the card has
-    its size again.
+    """What the big run needs at its peak, and what the fixture keeps on the card. Afterwards the
+    card has its size again.
     """
     host = WatchingHost()
     train(host, run_name="roomy", **BIG)

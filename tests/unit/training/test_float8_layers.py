@@ -45,7 +45,9 @@ def test_forward_and_backward_are_those_of_a_copy_in_bf16(name, float8, dtype):
 def test_neither_the_input_nor_the_whole_weight_is_kept_for_the_backward_pass(name):
     own, _ = make_pair(name, FLOAT8[0], torch.float32)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()), lambda pointer: pointer):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.data_ptr()), lambda pointer: pointer
+    ):
         own(torch.ones(LAYERS[name][1], requires_grad=True))
     assert kept == [own[0].weight.data_ptr()]
 
