@@ -58,7 +58,7 @@ class GradientRules:
             self.text_encoders_trained and isinstance(module, Transformer2DModel)
         )
 
-    def keeps_input(self, convolution: nn.Module) -> bool:
+    def keeps_input(self, convolution: nn.Module | None) -> bool:
         """Autograd keeps the input of a convolution even for frozen weights."""
         return convolution in self.targets or not isinstance(convolution, Float8Conv2d)
 

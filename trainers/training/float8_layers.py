@@ -15,7 +15,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.f
 
 
 class _Float8Layer(QuantizedLayer):
-    weight: nn.Parameter
+    weight: Tensor
     _float8: torch.dtype
 
     def _pack(self, weight: Tensor) -> None:
@@ -39,7 +39,7 @@ class Float8Conv2d(_Float8Layer, nn.Conv2d):
     @classmethod
     def of(cls, layer: nn.Conv2d) -> "Float8Conv2d":
         assert layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        kernel = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+        kernel: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         own = cls(layer.in_channels, layer.out_channels, *kernel, device="meta")
         own.bias = layer.bias
         own._pack(layer.weight.detach())
@@ -67,8 +67,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: Float8Conv2d = ctx.layer
         weight = QuantizedLayer.restore(ctx, gradient.dtype)
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return conv2d_input(ctx.input_shape, weight, gradient, *geometry), None  # pyright: ignore[reportArgumentType]
+        geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return conv2d_input(ctx.input_shape, weight, gradient, *geometry), None
 
 
 def keep_float8(model: nn.Module) -> None:

@@ -192,7 +192,7 @@ with torch.inference_mode():
     for kind, (load, argument) in loaders.items():
         found = load(weights, argument)
         print("RESULT" + json.dumps([kind, compare(kind, found)]))
-        # ComfyUI rounds patched weights of 8 bits by a generator of CUDA; the pretended GPU has none
+        # ComfyUI rounds patched weights of 8 bits by CUDA's generator; the pretended GPU has none
         if DEVICE.type == "cpu" and kind in ("float8_e4m3fn", "scaled float8_e4m3fn"):
             lora = comfy.utils.load_torch_file(str(lora_file))
             patched, _, _ = apply_lora(found, clip, lora, strength_model=0.7, strength_clip=1.0)
