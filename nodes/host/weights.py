@@ -55,6 +55,7 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.soft_empty_cache()
 
 
+@torch.inference_mode()  # in which they were made: moved outside of it, a weight cannot be detached any more
 def unload_models() -> None:
     """Unload every model that ComfyUI has loaded, wherever it computes, and free the device.
 
@@ -158,6 +159,7 @@ def require_plain(socket: str, patcher: Any) -> None:
         )
 
 
+@torch.inference_mode()
 def _move_to_main_memory(patcher: Any) -> None:
     """With --highvram and --gpu-only an unloaded model stays on the GPU. There, a copy in the
     training's precision would be a second one, and VAE and text encoders would stay for the whole
