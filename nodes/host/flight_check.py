@@ -11,6 +11,7 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from ...trainers.check.config import FlightCheckConfig
@@ -37,7 +38,7 @@ from .flow_training import choose_family, list_notices
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
 from .trainer_choice import is_sdxl
-from .weights import check_sdxl, get_unet_dtype, name_model
+from .weights import check_sdxl, get_unet_dtype, imagine_unet, name_model
 
 _TARGETS_OF_SDXL = ("attention", "attention_mlp")  # other families take auto
 
@@ -98,8 +99,17 @@ def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
         settings.training.mixed_precision,
         _get_device_bytes(),
         check_model=partial(check_sdxl, request.model, request.clip),
+        unet=_imagine_unet(request.model),
     )
     return _check(request, host, settings, of_family), settings
+
+
+def _imagine_unet(model: Any) -> UNet2DConditionModel | None:
+    """None without a MODEL, or with one that check_sdxl refuses."""
+    try:
+        return imagine_unet(model) if model is not None else None
+    except ValueError:
+        return None
 
 
 def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:

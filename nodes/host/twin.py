@@ -35,7 +35,7 @@ def make_hollow_twin(patcher: Any) -> Any:
     Raises:
         ValueError: a weight is in a form that cannot be trained on; the message names it.
     """
-    return _copy(patcher, lambda _, weight: _empty(weight), _empty)
+    return _copy(patcher, lambda _, weight: hollow(weight), hollow)
 
 
 def _copy(patcher: Any, take_weight: Callable[[str, Tensor], Tensor], take_buffer: Callable[[Tensor], Tensor]) -> Any:
@@ -106,9 +106,10 @@ def alias(weight: Tensor) -> Tensor:
     return found.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
-def _empty(weight: Tensor) -> Tensor:
+def hollow(weight: Tensor) -> Tensor:
+    """Return a tensor without data, on the meta device."""
     if isinstance(weight, QuantizedTensor):
-        return _rebuild_quantized(weight, _empty)
+        return _rebuild_quantized(weight, hollow)
     _require_plain(weight)
     return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 

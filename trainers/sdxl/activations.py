@@ -19,6 +19,7 @@ from torch import nn
 from ..check.memory_estimate import FLOAT32
 from ..dataset.bucket_sizes import Size
 from ..training.adapters import find_adapter_layers
+from ..training.float8_layers import Float8Conv2d
 from .config import SDXLConfig
 from .targets import find_unet_targets
 from .text_encoder_shapes import TextEncoderShape
@@ -56,6 +57,10 @@ class GradientRules:
         return not self.targets.isdisjoint(module.modules()) or (
             self.text_encoders_trained and isinstance(module, Transformer2DModel)
         )
+
+    def keeps_input(self, convolution: nn.Module | None) -> bool:
+        """Autograd keeps the input of a convolution even for frozen weights."""
+        return convolution in self.targets or not isinstance(convolution, Float8Conv2d)
 
     def layer(self, *, input_bytes: float, saved_bytes: float, working_bytes: float) -> "_Layer":
         """Make a layer. Gradient checkpointing keeps only its input, and runs it again in the
@@ -164,19 +169,18 @@ def _list_costs(module: Any, num_positions: int, rules: GradientRules) -> Iterat
                 yield _count_transformer(block, num_positions, module.inner_dim, rules)
             yield _Layer(num_values * number)  # input of proj_out
         case Downsample2D() | Upsample2D():
-            yield _Layer(num_positions * module.channels * number)  # the convolution's input
+            yield _Layer(num_positions * module.channels * number * rules.keeps_input(module.conv))
         case nn.GroupNorm():
             yield _Layer(3 * num_positions * module.num_channels * number)
 
 
 def _count_resnet(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
-    """Count twice: the input of the norm, its output for SiLU, and the input of the convolution,
-    which autograd keeps even for frozen weights.
-    """
+    """Count twice: the input of the norm, its output for SiLU, and the input of the convolution."""
     values = num_positions * rules.number_bytes
+    convolutions = ((resnet.conv1, resnet.in_channels), (resnet.conv2, resnet.out_channels))
     return rules.layer(
         input_bytes=values * resnet.in_channels,
-        saved_bytes=values * 3 * (resnet.in_channels + resnet.out_channels),
+        saved_bytes=values * sum(channels * (2 + rules.keeps_input(conv)) for conv, channels in convolutions),
         working_bytes=values * max(resnet.in_channels, resnet.out_channels),  # a gradient
     )
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ..dataset.bucket_sizes import Size
+from ..training.adapters import count_fans
 from ..training.block_streaming import NUM_BUFFERS
 from ..training.device import COMPUTE_DTYPES
 from ..training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
@@ -120,9 +121,7 @@ def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int
 
 
 def _count_fans(layer: nn.Module) -> int:
-    """Count fan-in and fan-out: the parameters of an adapter of rank 1."""
+    """Count the parameters of an adapter of rank 1."""
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-    if isinstance(base, nn.Linear):
-        return base.in_features + base.out_features
-    assert isinstance(base, nn.Conv2d)
-    return base.weight.shape[0] + base.weight[0].numel()
+    assert isinstance(base, (nn.Linear, nn.Conv2d))
+    return sum(count_fans(base))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..lora.modules import LoraModule, ModuleKey, ModuleNames
 from ..lora.read import check_sdxl_tensors, list_ranks, load_tensors, read_lora
-from ..training.adapters import require_rank
+from ..training.adapters import count_fans, require_rank
 from ..training.events import Notice
 from ..training.host import Host
 from ..training.optimizers import check_optimizer
@@ -135,7 +135,7 @@ def _require_sizes(
                 f"{label}: {names[key]} cannot be trained: only linear and convolution layers can. Start from a "
                 "LoRA without it"
             )
-        inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0]
+        inputs, outputs = count_fans(layer)
         if (module.down[0].numel(), module.up.numel()) != (inputs, outputs * module.rank):
             raise ValueError(
                 f"{label}: {names[key]} has {module.down[0].numel()} inputs and "

@@ -312,6 +312,13 @@ def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer | LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, (LoraLayer, LoraLinear))}
 
 
+def count_fans(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """Count the inputs and outputs of a layer, whatever form its weight has."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels // layer.groups * math.prod(layer.kernel_size), layer.out_channels
+
+
 def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return what is trained of the model's LoRA layers, layer by layer."""
     layers = find_adapter_layers(model).values()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
@@ -14,6 +15,9 @@ from ...training.plan import TrainingPlan
 from ...wording import pluralize
 from ..config import SDXLConfig
 
+if TYPE_CHECKING:  # it takes seconds to import
+    from diffusers import UNet2DConditionModel
+
 MAX_CHUNKS = 3
 LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
 MASK_BYTES_PER_PIXEL = 4 / 64  # one channel of the same size
@@ -23,14 +27,16 @@ POOLED_BYTES = 1280 * 2
 
 @dataclass(frozen=True)
 class SDXLCheck:
-    """The FamilyCheck of SDXL. It needs no model: all of them have the same size. `check_model`
-    raises a ValueError if the trainer would refuse the one that there is.
+    """The FamilyCheck of SDXL. It needs no model: all of them have the same layers, unless `unet`
+    brings others, or weights of fewer bits. `check_model` raises a ValueError if the trainer would
+    refuse the model that there is.
     """
 
     precision: str = "bf16"
     device_bytes: int | None = None  # of the GPU, if known: it decides what stays in main memory
     base_dtype: str = ""  # one of BASE_DTYPES, or as the precision
     check_model: Callable[[], None] = lambda: None
+    unet: "UNet2DConditionModel | None" = None  # its data is not looked at
     title: str = "SDXL"
     speed_settings: tuple[str, ...] = (
         "train_batch_size",
@@ -89,11 +95,12 @@ class SDXLCheck:
     def estimate(self, plan: TrainingPlan[SDXLConfig]) -> FamilyCost:
         # diffusers takes seconds to import
         from ...training.device import COMPUTE_DTYPES
+        from ...training.quantized_linear import describe_quantized
         from ..memory import estimate_memory
         from ..model.standard_unet import standard_unet
         from ..streaming import describe_blocks_to_swap, resolve_blocks_to_swap
 
-        unet, size_hw = standard_unet(), plan.crops.largest_hw
+        unet, size_hw = self.unet or standard_unet(), plan.crops.largest_hw
 
         def count(config: SDXLConfig) -> MemoryEstimate:
             return estimate_memory(unet, config, size_hw=size_hw, precision=self.precision, base_dtype=self.base_dtype)
@@ -106,7 +113,7 @@ class SDXLCheck:
             has_ema=config.ema_decay > 0,
             number_bytes=COMPUTE_DTYPES[self.precision].itemsize,
         )
-        notes = describe_blocks_to_swap(config, unet)
+        notes = (*describe_quantized(unet), *describe_blocks_to_swap(config, unet))
         return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan), notes)
 
 

@@ -220,7 +220,8 @@ def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
         position_ids = owner._buffers.get("position_ids")
         if position_ids is not None:  # not in the state dict, so still on the meta device
             owner.position_ids = torch.arange(position_ids.shape[-1]).expand(1, -1)
-    left = [name for name, tensor in chain(module.named_parameters(), module.named_buffers()) if tensor.is_meta]
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    left = [name for name, tensor in tensors if tensor.is_meta and name not in weights]
     assert not left, f"without values: {left}"
     return module.eval()
 
