@@ -32,12 +32,10 @@ class Batch:
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """Return the batch of these samples only. No indices go to the device."""
-    return Batch(
-        **{
-            name: torch.stack([tensor[row] for row in rows]) if tensor is not None else None
-            for name, tensor in vars(batch).items()
-        }
-    )
+    chosen = {
+        name: torch.stack([tensor[row] for row in rows]) for name, tensor in vars(batch).items() if tensor is not None
+    }
+    return Batch(**chosen)
 
 
 @dataclass(frozen=True)

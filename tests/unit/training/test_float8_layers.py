@@ -17,14 +17,17 @@ LAYERS = {
 }
 
 
-def make_pair(name: str, float8: torch.dtype, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+def make_pair(name: str, float8: torch.dtype, dtype: torch.dtype) -> tuple[nn.Sequential, nn.Sequential]:
     """The layer on its fp8 weight, and the usual one on a copy of it that was bf16 once."""
     torch.manual_seed(1)
-    usual = nn.Sequential(LAYERS[name][0]()).to(float8).requires_grad_(False)
-    own = nn.Sequential(LAYERS[name][0]()).requires_grad_(False)
+    usual, own = nn.Sequential(LAYERS[name][0]()), nn.Sequential(LAYERS[name][0]())
+    usual.to(float8).requires_grad_(False)
+    own.requires_grad_(False)
     own.load_state_dict(usual.state_dict(), assign=True)
     keep_float8(own)
-    return own.to(dtype), usual.to(torch.bfloat16).to(dtype)
+    own.to(dtype)
+    usual.to(torch.bfloat16).to(dtype)
+    return own, usual
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -54,7 +57,8 @@ def test_neither_the_input_nor_the_whole_weight_is_kept_for_the_backward_pass(na
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_weight_stays_on_its_memory_in_its_bits_with_the_fans_of_the_layer(name):
-    layer = nn.Sequential(LAYERS[name][0]()).to(FLOAT8[0]).requires_grad_(False)
+    layer = nn.Sequential(LAYERS[name][0]())
+    layer.to(FLOAT8[0]).requires_grad_(False)
     pointer, fans = layer[0].weight.data_ptr(), count_fans(layer[0])
     inputs = layer[0].weight[0].numel()
     keep_float8(layer)
