@@ -59,12 +59,13 @@ def test_neither_the_input_nor_the_whole_weight_is_kept_for_the_backward_pass(na
 def test_the_weight_stays_on_its_memory_in_its_bits_with_the_fans_of_the_layer(name):
     layer = nn.Sequential(LAYERS[name][0]())
     layer.to(FLOAT8[0]).requires_grad_(False)
-    pointer, fans = layer[0].weight.data_ptr(), count_fans(layer[0])
-    inputs = layer[0].weight[0].numel()
+    (usual,) = layer
+    pointer, fans, inputs = usual.weight.data_ptr(), count_fans(usual), usual.weight[0].numel()
     keep_float8(layer)
     layer.to("cpu", torch.bfloat16)
-    assert layer[0].weight.data_ptr() == pointer and layer[0].weight.element_size() == 1
-    assert count_fans(layer[0]) == fans == (inputs, layer[0].weight.shape[0])
+    (own,) = layer
+    assert own is not usual and own.weight.data_ptr() == pointer and own.weight.element_size() == 1
+    assert count_fans(own) == fans == (inputs, own.weight.shape[0])
 
 
 def test_norms_in_fp8_become_bf16_and_what_is_not_fp8_stays_as_it_is():
