@@ -97,6 +97,7 @@ SETTINGS_ORDER = check_settings_order(
         "min_timestep",
         "max_timestep",
         "blocks_to_swap",
+        "lr_decay_steps",
     ),
     SDXLConfig,
     FlowConfig,

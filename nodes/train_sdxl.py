@@ -86,6 +86,7 @@ SETTINGS_ORDER = check_settings_order(
         "sample_guidance_scale",
         "sample_size",
         "blocks_to_swap",
+        "lr_decay_steps",
     ),
     SDXLConfig,
     BucketConfig,

@@ -79,8 +79,19 @@ class TrainingConfig:
     )
     lr_scheduler: str = param(
         "cosine",
-        "Learning-rate schedule after the warm-up, by diffusers' names.",
-        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
+        "Learning-rate schedule after the warm-up, by diffusers' names. rex stays high for longer than linear; "
+        "warmup_stable_decay (as a cosine) and constant_with_cooldown (as 1 - sqrt) fall in the last lr_decay_steps "
+        "only.",
+        choices=(
+            "constant",
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "rex",
+            "warmup_stable_decay",
+            "constant_with_cooldown",
+        ),
     )
     lr_warmup_steps: float = param(
         0.05,
@@ -204,6 +215,14 @@ class TrainingConfig:
         "fit; 0: none.",
         min=AUTO_BLOCKS,
         max=MAX_BLOCKS,
+    )
+
+    lr_decay_steps: float = param(
+        0.2,
+        "Steps in which warmup_stable_decay and constant_with_cooldown fall, at the end of the run, or their share of "
+        "all steps if below 1. Usually 0.1 to 0.2.",
+        min=0.0,
+        max=100_000.0,
     )
 
     def __post_init__(self) -> None:

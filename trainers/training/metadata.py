@@ -10,7 +10,7 @@ from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
 from .config import TrainingConfig
 from .family import Progress
-from .optimizers import warmup_steps
+from .lr_schedule import count_steps
 from .plan import TrainingPlan
 
 
@@ -47,7 +47,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         num_processes=schedule.num_processes,
         optimizer=config.optimizer,
         lr_scheduler=config.lr_scheduler,
-        lr_warmup_steps=warmup_steps(config.lr_warmup_steps, schedule.total_steps),
+        lr_warmup_steps=count_steps(config.lr_warmup_steps, schedule.total_steps),
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,

@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from .config import TrainingConfig
 from .flat_weights import TrainedGroup
 from .loss_scale import LossScale
+from .lr_schedule import count_steps, make_lr_scheduler
 from .optimizer_table import find_optimizer
-from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
+from .optimizers import ParameterGroup, make_optimizer
 
 
 class NonFiniteLoss(RuntimeError):
@@ -42,8 +43,9 @@ class OptimizerStep:
         self._lr_scheduler = make_lr_scheduler(
             config.lr_scheduler,
             self._optimizer,
-            warmup_steps=warmup_steps(config.lr_warmup_steps, total_steps),
+            warmup_steps=count_steps(config.lr_warmup_steps, total_steps),
             total_steps=total_steps,
+            decay_steps=count_steps(config.lr_decay_steps, total_steps),
             num_cycles=config.lr_num_cycles,
         )
         self._loss_scale = LossScale(is_on=precision == "fp16")
@@ -78,7 +80,7 @@ class OptimizerStep:
 
     def _move_schedule_to(self, step: int) -> None:
         schedule = self._lr_scheduler
-        assert isinstance(schedule, LambdaLR)  # all of diffusers' are
+        assert isinstance(schedule, LambdaLR)  # all of diffusers' and ours are
         rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.load_state_dict(
             {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}

@@ -1,4 +1,4 @@
-"""Make optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
+"""Make optimizers, from optimizer_table.py or by import path."""
 
 import importlib
 import inspect
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ..packages import pip_install
 from .optimizer_args import parse_optimizer_args
@@ -163,21 +161,3 @@ def _import_class(row: OptimizerRow) -> type[Optimizer]:
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError(f"optimizer {row.name}: {row.module} has no optimizer class {row.class_name}")
     return found
-
-
-def make_lr_scheduler(
-    name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1
-) -> LRScheduler:
-    """Make diffusers' schedule of that name. Step it once per optimizer step. "constant" has a
-    warm-up too.
-    """
-    if name == "constant" and warmup_steps:
-        name = "constant_with_warmup"  # diffusers' "constant" silently ignores num_warmup_steps
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps, num_cycles=num_cycles
-    )
-
-
-def warmup_steps(setting: float, total_steps: int) -> int:
-    """Return the warm-up in steps. A setting below 1 is a share of all steps, as in sd-scripts."""
-    return round(setting * total_steps) if setting < 1 else min(int(setting), total_steps)

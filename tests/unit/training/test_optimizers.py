@@ -13,9 +13,7 @@ from trainers.training.optimizer_table import OPTIMIZERS, require_listed_optimiz
 from trainers.training.optimizers import (
     ParameterGroup,
     check_optimizer,
-    make_lr_scheduler,
     make_optimizer,
-    warmup_steps,
 )
 from trainers.training.prodigy import Prodigy
 
@@ -172,36 +170,6 @@ def test_unreadable_optimizer_args_are_an_error(text):
 def test_an_argument_the_optimizer_does_not_take_is_an_error():
     with pytest.raises(ValueError, match="AdamW does not take them"):
         make_optimizer("AdamW", make_groups(1e-4), weight_decay=0.0, extra_args="d_coef=2")
-
-
-def list_rates(name: str, *, warmup: int, total: int) -> list[float]:
-    optimizer = make_optimizer("AdamW", make_groups(1.0), weight_decay=0.0)
-    schedule = make_lr_scheduler(name, optimizer, warmup_steps=warmup, total_steps=total)
-    seen = []
-    for _ in range(total):
-        seen.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    return seen
-
-
-def test_a_schedule_counts_optimizer_steps_and_warms_up():
-    cosine = list_rates("cosine", warmup=10, total=110)
-    assert cosine[0] == 0 and cosine[5] == pytest.approx(0.5) and cosine[10] == 1
-    assert cosine[60] == pytest.approx(0.5) and cosine[109] < 0.001
-
-
-def test_a_constant_schedule_keeps_its_warm_up():
-    assert list_rates("constant", warmup=4, total=8) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
-
-
-def test_warm_up_is_a_number_of_steps_or_a_share():
-    assert (warmup_steps(0.05, 1500), warmup_steps(200, 1500), warmup_steps(0, 1500), warmup_steps(2000, 1500)) == (
-        75,
-        200,
-        0,
-        1500,
-    )
 
 
 @pytest.mark.parametrize("extra", [{}, {"d_coef": 2.0, "safeguard_warmup": False, "growth_rate": 1.5}, {"slice_p": 2}])

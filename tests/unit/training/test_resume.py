@@ -105,6 +105,7 @@ OPTIMIZERS = [
     ("Prodigy", {"learning_rate": 1.0}),
     ("torch.optim.RAdam", {}),
     ("torch.optim.NAdam", {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}),
+    ("torch.optim.Adamax", {"lr_scheduler": "constant_with_cooldown", "lr_decay_steps": 0.5}),
 ]
 
 
