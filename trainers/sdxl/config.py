@@ -39,12 +39,6 @@ class SDXLConfig(TrainingConfig):
     min_snr_gamma: float = param(
         5.0, "Min-SNR weighting of the loss (Hang et al. 2023). Usually 5; 0: off.", min=0.0, max=100.0
     )
-    noise_offset: float = param(
-        0.0,
-        "Random brightness added to the noise. 0.03 to 0.1 helps very dark or bright styles; 0: off.",
-        min=0.0,
-        max=1.0,
-    )
     prediction_type: str = param(
         "auto",
         "What the base model predicts. auto: read it from the model.",
@@ -54,6 +48,13 @@ class SDXLConfig(TrainingConfig):
         "auto",
         "Rescale the noise schedule to zero terminal SNR. auto: read it from the model.",
         choices=("auto", "on", "off"),
+    )
+
+    snr_weighting: str = param(
+        "min_snr",
+        "Weight of the loss by the noise level. min_snr: with min_snr_gamma; soft_min_snr: the same without the corner "
+        "(Crowson et al. 2024); debiased: 1 / sqrt(SNR) (Yu et al. 2023), without min_snr_gamma.",
+        choices=("min_snr", "soft_min_snr", "debiased"),
     )
 
     def __post_init__(self) -> None:
