@@ -44,7 +44,9 @@ class TrainingConfig:
     optimizer: str = param(
         "AdamW",
         "Optimizer. AdamW8bit is AdamW with its states in 8 bits; Lion needs the package "
-        "lion-pytorch, Prodigy prodigyopt.",
+        "lion-pytorch, Prodigy prodigyopt, AdamWScheduleFree schedulefree, ProdigyPlusScheduleFree "
+        "prodigy-plus-schedule-free, CAME came-pytorch. Those that are ScheduleFree take lr_scheduler constant only; "
+        "ProdigyPlusScheduleFree learns better with max_grad_norm 0.",
         choices=tuple(OPTIMIZERS),
         pattern=IMPORT_PATH,
     )

@@ -1,19 +1,22 @@
 """From gradients to new weights: loss scaling, clipping, the NaN check, optimizer, schedule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..critical_section import critical_section
 from .config import TrainingConfig
 from .flat_weights import TrainedGroup
 from .loss_scale import LossScale
 from .lr_schedule import count_steps, make_lr_scheduler
 from .optimizer_table import find_optimizer
-from .optimizers import ParameterGroup, make_optimizer
+from .optimizers import ParameterGroup, ScheduleFree, make_optimizer
 
 
 class NonFiniteLoss(RuntimeError):
@@ -74,6 +77,7 @@ class OptimizerStep:
             self._optimizer.load_state_dict(optimizer)
         except (ValueError, KeyError) as error:
             raise ValueError(f"resume: the optimizer cannot go on from that state ({error})") from error
+        _restore_dtypes(self._optimizer, optimizer)
         if scaler:
             self._loss_scale.load_state_dict(scaler)
         self._move_schedule_to(schedule_step)
@@ -87,6 +91,33 @@ class OptimizerStep:
         )
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the model has the weights that were learned: those of a schedule-free
+        optimizer are the averages of those that it trains on, which come back bit for bit.
+        """
+        optimizer = self._optimizer
+        if not isinstance(optimizer, ScheduleFree):
+            yield
+            return
+        kept = [group.weights.flat.detach().clone() for group in self._groups]
+        try:
+            with critical_section():
+                optimizer.eval()
+                self._publish()
+            yield
+        finally:
+            with critical_section():
+                optimizer.train()
+                for group, weights in zip(self._groups, kept, strict=True):
+                    group.weights.flat.copy_(weights)
+                self._publish()
+
+    def _publish(self) -> None:
+        for group in self._groups:
+            group.weights.publish()
 
     def discard_gradients(self) -> None:
         for group in self._groups:
@@ -114,8 +145,7 @@ class OptimizerStep:
                 group.weights.share_gradients()
             self._optimizer.step()
             self._lr_scheduler.step()
-            for group in self._groups:
-                group.weights.publish()
+            self._publish()
         self._loss_scale.update(has_overflowed=has_overflowed)
         self.discard_gradients()
         return loss_value
@@ -138,6 +168,16 @@ class OptimizerStep:
             if gradient is not None:
                 gradient.mul_(factor)
         return norm
+
+
+def _restore_dtypes(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """torch gives what it loads the dtype of the parameters, but some optimizers keep less."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in state["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and isinstance(loaded.get(name), Tensor):
+                loaded[name] = loaded[name].to(value.dtype)
 
 
 def _choose_parameters(groups: Sequence[TrainedGroup], optimizer: str) -> list[ParameterGroup]:

@@ -4,15 +4,27 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..packages import pip_install
+from .config import TrainingConfig
 from .optimizer_args import parse_optimizer_args
 from .optimizer_table import OptimizerRow, find_optimizer
+
+
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimizer that learns the average of the weights that it trains (Defazio et al. 2024, "The
+    Road Less Scheduled"): eval() puts the averages in their place, train() takes them out again,
+    exactly but for rounding.
+    """
+
+    def train(self) -> None: ...
+    def eval(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ def make_optimizer(
     name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
 ) -> Optimizer:
     """Make the optimizer called `name`, from the table or by its import path. `extra_args`, such as
-    "betas=(0.9,0.99) d_coef=2", override its arguments.
+    "betas=(0.9,0.99) d_coef=2", override its arguments. A schedule-free one is ready to step.
 
     Raises:
         ValueError: extra_args cannot be read, the optimizer does not take one of them or cannot
@@ -40,14 +52,18 @@ def make_optimizer(
     if row.can_be_fused:
         settings.setdefault("fused", _can_fuse(groups))
     if row.finds_learning_rate:
-        settings["lr"] = _require_common_rate(row, groups)
+        _require_common_rate(row, groups)
+    settings["lr"] = groups[0].learning_rate  # each group has its own; some optimizers want one here too
     param_groups = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups]
     optimizer_class = _import_class(row)
     _require_types(name, optimizer_class, parse_optimizer_args(extra_args))
     try:
-        return optimizer_class(param_groups, **settings)
+        optimizer = optimizer_class(param_groups, **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer_args {extra_args!r}: {name} does not take them ({error})") from error
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.train()
+    return optimizer
 
 
 def can_step(name: str, device: torch.device) -> bool:
@@ -99,15 +115,28 @@ def _step_once(name: str, device: torch.device, *, weight_decay: float, extra_ar
         return bool((weight.detach() < 1).all())
 
 
-def check_optimizer(name: str, rates: Mapping[str, float], *, weight_decay: float, extra_args: str = "") -> None:
+def check_optimizer(config: TrainingConfig, rates: Mapping[str, float]) -> None:
     """Make the optimizer for one number per learning rate, and forget it: whatever is wrong shows
     before anything is computed.
 
     Raises:
-        ValueError, ModuleNotFoundError: as make_optimizer.
+        ValueError, ModuleNotFoundError: as make_optimizer; or a setting does not go with a
+            schedule-free optimizer.
     """
+    name = config.optimizer
     groups = [ParameterGroup(part, [nn.Parameter(torch.zeros(1))], rate) for part, rate in rates.items()]
-    make_optimizer(name, groups, weight_decay=weight_decay, extra_args=extra_args)
+    optimizer = make_optimizer(name, groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    if not isinstance(optimizer, ScheduleFree):
+        return
+    if config.lr_scheduler != "constant":
+        raise ValueError(
+            f"optimizer {name} averages its weights instead of lowering the learning rate. Set lr_scheduler to "
+            f"constant, not {config.lr_scheduler}; it may have a warm-up"
+        )
+    if config.ema_decay:
+        raise ValueError(
+            f"optimizer {name} averages its weights by itself. Set ema_decay to 0, not {config.ema_decay:g}"
+        )
 
 
 def _require_types(name: str, optimizer_class: type[Optimizer], given: Mapping[str, Any]) -> None:
@@ -130,7 +159,7 @@ def _can_fuse(groups: Sequence[ParameterGroup]) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
 
 
-def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> float:
+def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> None:
     rates = {group.learning_rate for group in groups}
     if len(rates) > 1:
         raise ValueError(
@@ -138,7 +167,6 @@ def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) ->
             "text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate "
             f"(usually {row.usual_learning_rate})"
         )
-    return rates.pop()
 
 
 def _import_class(row: OptimizerRow) -> type[Optimizer]:

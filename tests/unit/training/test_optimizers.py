@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.training.config import TrainingConfig
 from trainers.training.optimizer_args import parse_optimizer_args
 from trainers.training.optimizer_table import OPTIMIZERS, require_listed_optimizer
 from trainers.training.optimizers import (
@@ -35,9 +36,10 @@ def test_every_row_holds_as_many_bytes_of_state_as_it_says(row):
     optimizer.step()
     states = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
     num_bytes = sum(state.numel() * state.element_size() for state in states)
-    # Adafactor keeps a row and a column; 8-bit states have a scale for every 256 numbers.
+    # 8-bit states have a scale for every 256 numbers.
     assert num_bytes / weight.numel() <= 1.25 * row.state_bytes
-    assert row.name == "Adafactor" or num_bytes / weight.numel() >= row.state_bytes
+    has_rows_and_columns = row.name in ("Adafactor", "CAME", "ProdigyPlusScheduleFree")  # as the shape has them
+    assert has_rows_and_columns or num_bytes / weight.numel() >= row.state_bytes
 
 
 def test_an_optimizer_can_be_named_by_its_import_path():
@@ -73,12 +75,13 @@ def test_a_workflow_may_only_choose_from_the_table():
 
 @pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer_brings_a_loss_down(row):
-    name, rate = row.name, 1.0 if row.finds_learning_rate else 1e-2
+    finds_rate = row.name.startswith("Prodigy")  # from a step of 1e-6
+    name, rate = row.name, 1.0 if finds_rate else 1e-2
     parts = make_groups(rate)
     (weight,) = parts[0].parameters
     optimizer = make_optimizer(name, parts, weight_decay=0.0)
     losses = []
-    for _ in range(300 if name == "Prodigy" else 30):  # Prodigy starts from a step of 1e-6
+    for _ in range(300 if finds_rate else 30):
         loss = weight.square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -93,6 +96,9 @@ def test_every_optimizer_brings_a_loss_down(row):
         ("AdamW8bit", "bitsandbytes", "bitsandbytes"),
         ("Lion", "lion_pytorch", "lion-pytorch"),
         ("Prodigy", "prodigyopt", "prodigyopt"),
+        ("AdamWScheduleFree", "schedulefree", "schedulefree"),
+        ("ProdigyPlusScheduleFree", "prodigyplus", "prodigy-plus-schedule-free"),
+        ("CAME", "came_pytorch", "came-pytorch"),
     ],
 )
 def test_a_missing_package_error_says_how_to_install_it(name, module, package, monkeypatch):
@@ -113,6 +119,25 @@ def test_each_group_has_its_own_learning_rate():
 def test_prodigy_refuses_several_learning_rates():
     with pytest.raises(ValueError, match="Prodigy finds one learning rate for everything"):
         make_optimizer("Prodigy", make_groups(1.0, 0.5), weight_decay=0.0)
+
+
+def test_prodigy_plus_finds_a_rate_for_each_part():
+    check_optimizer(
+        TrainingConfig(optimizer="ProdigyPlusScheduleFree", lr_scheduler="constant"), {"unet": 1.0, "text_encoder": 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_scheduler": "cosine"}, "Set lr_scheduler to constant, not cosine"),
+        ({"lr_scheduler": "constant", "ema_decay": 0.9}, "averages its weights by itself. Set ema_decay to 0, not 0.9"),
+    ],
+)
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "schedulefree.RAdamScheduleFree", "ProdigyPlusScheduleFree"])
+def test_a_schedule_free_optimizer_takes_no_second_average(name, wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_optimizer(TrainingConfig(optimizer=name, **wrong), {"unet": 1.0})
 
 
 def test_optimizer_args_are_literals_and_reach_the_optimizer():
@@ -150,7 +175,9 @@ def test_optimizer_args_have_spaces_or_commas_between_them(separator):
 )
 def test_what_an_optimizer_cannot_take_shows_without_any_weight(name, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_optimizer(name, {"unet": 1.0, "text_encoder": 0.5}, weight_decay=0.0, extra_args=text)
+        check_optimizer(
+            TrainingConfig(optimizer=name, optimizer_args=text, weight_decay=0.0), {"unet": 1.0, "text_encoder": 0.5}
+        )
 
 
 def test_a_package_that_is_there_but_broken_is_named_with_its_cause_and_remedy(tmp_path, monkeypatch):
