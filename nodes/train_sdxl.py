@@ -101,6 +101,7 @@ SETTINGS_ORDER = check_settings_order(
         "multires_noise_discount",
         "ip_noise_gamma",
         "immiscible_noise",
+        "stop_text_encoder_training",
     ),
     SDXLConfig,
     BucketConfig,

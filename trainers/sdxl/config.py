@@ -57,10 +57,28 @@ class SDXLConfig(TrainingConfig):
         choices=("min_snr", "soft_min_snr", "debiased"),
     )
 
+    stop_text_encoder_training: float = param(
+        0.0,
+        "Optimizer step after which the text encoders are no longer trained, or share of all steps if below 1. Usually "
+        "0.3 to 0.5; 0: they are trained to the end.",
+        min=0.0,
+        max=1_000_000.0,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(
                 "train_text_encoders is on, but both text encoder learning rates are 0. Set "
                 "text_encoder_learning_rate or text_encoder_2_learning_rate above 0"
+            )
+        if self.stop_text_encoder_training and not (self.train_text_encoders and self.learning_rate):
+            raise ValueError(
+                f"stop_text_encoder_training is {self.stop_text_encoder_training:g}, but "
+                + (
+                    "learning_rate is 0: nothing"
+                    if self.train_text_encoders
+                    else "train_text_encoders is off: no text encoder"
+                )
+                + " would be trained after it. Set it to 0"
             )

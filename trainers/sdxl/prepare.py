@@ -16,6 +16,7 @@ from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
+from ..training.lr_schedule import count_steps
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
@@ -66,6 +67,9 @@ def prepare_sdxl(
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start, alpha=config.alpha)
+    for group in adapted.groups:
+        if group.name != UNET:
+            group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     prepared = PreparedSDXL(
         plan=plan,

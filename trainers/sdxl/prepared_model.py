@@ -65,11 +65,22 @@ class PreparedSDXL:
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
         """Yield the diffusion loss, and with prior_loss_weight the loss of prior preservation."""
+        self._rest_finished_text_encoders(step)
         batch = self.make_batch(items, step)
         yield weighted_losses(self.model.unet, batch, self.objective)
         if self.config.prior_loss_weight:
             class_prompts = [self.plan.texts.choose_class_prompt(item, step) for item in items]
             yield self.config.prior_loss_weight * self._compute_prior_losses(batch, class_prompts)
+
+    def _rest_finished_text_encoders(self, step: int) -> None:
+        """Compute no gradients for text encoders that are no longer trained, and drop nothing."""
+        parts = {TEXT_ENCODER: self.model.text_encoder, TEXT_ENCODER_2: self.model.text_encoder_2}
+        for group in self.adapted.groups:
+            encoder = parts.get(group.name)
+            if encoder is not None and 0 < group.weights.last_step < step:
+                encoder.eval()
+                for parameter in group.weights.parameters:
+                    parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self) -> bool:
         parts = [self.model.unet]

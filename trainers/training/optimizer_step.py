@@ -134,6 +134,7 @@ class OptimizerStep:
         Raises:
             NonFiniteLoss: the loss or a gradient is NaN or infinite; no weight was changed.
         """
+        self._pass_over_finished(step)
         self._loss_scale.unscale([group.weights.flat for group in self._groups])
         gradient_norm = self._clip()
         # one transfer for both: it is the step's only synchronization with the device
@@ -149,6 +150,12 @@ class OptimizerStep:
         self._loss_scale.update(has_overflowed=has_overflowed)
         self.discard_gradients()
         return loss_value
+
+    def _pass_over_finished(self, step: int) -> None:
+        """Without a gradient, optimizers leave weights and their state as they are."""
+        for group in self._groups:
+            if 0 < group.weights.last_step < step:
+                group.weights.forget_gradients()
 
     @torch.no_grad()
     def _clip(self) -> Tensor:

@@ -262,6 +262,46 @@ def test_debiased_weights_are_refused_where_they_are_infinite(weights, dataset, 
         train(weights, dataset, tmp_path, snr_weighting="debiased", zero_terminal_snr="on", prediction_type="epsilon")
 
 
+def is_of_text_encoder(name: str) -> bool:
+    return name.startswith("lora_te")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "CAME"])
+@pytest.mark.parametrize("stop", [3.0, 0.5])
+def test_text_encoders_stop_at_their_step_and_the_unet_goes_on(weights, dataset, tmp_path, optimizer, stop):
+    rate = 1.0 if optimizer == "Prodigy" else 1e-3
+    settings = {
+        "train_text_encoders": True,
+        "optimizer": optimizer,
+        "max_train_steps": 6,
+        "save_every_n_steps": 3,
+        "save_dtype": "fp32",
+        "lr_scheduler": "constant",
+        "lora_dropout": 0.1,
+        **dict.fromkeys(("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate"), rate),
+    }
+    whole = train(weights, dataset, tmp_path / "whole", **settings)
+    stopped = train(weights, dataset, tmp_path / "stopped", stop_text_encoder_training=stop, **settings)
+    assert stopped.losses[:3] == whole.losses[:3] and stopped.losses[4:] != whole.losses[4:]
+    at_stop = load_file(stopped.checkpoints[0])
+    for name, tensor in stopped.state_dict.items():
+        if name.endswith("lora_up.weight"):
+            assert torch.equal(tensor, at_stop[name]) == is_of_text_encoder(name), name
+    assert any(is_of_text_encoder(name) for name in at_stop)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "train_text_encoders is off: no text encoder would be trained after it"),
+        ({"train_text_encoders": True, "learning_rate": 0.0}, "learning_rate is 0: nothing would be trained after it"),
+    ],
+)
+def test_a_stop_of_text_encoders_needs_both_before_and_after(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SDXLConfig(stop_text_encoder_training=0.5, **settings)
+
+
 def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
     model = copy_model(weights)
     plan = plan_training(dataset, RunSettings(SDXLConfig(**FAST), BucketConfig(resolution=64)))
