@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
-from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow
+from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.training.config import MAX_TIMESTEP
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
 from .control_images import encode_with_controls

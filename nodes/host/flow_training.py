@@ -10,8 +10,9 @@ from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
 from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.config import FlowConfig
-from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow, find_family
+from ...trainers.flow.families import FlowFamilyRow, find_family
 from ...trainers.flow.family import FlowFamily
+from ...trainers.training.config import MAX_TIMESTEP
 from ...trainers.training.events import Notice, RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora

@@ -121,9 +121,9 @@ def test_sdxl_gives_the_same_lora_as_its_own_node(client: ComfyClient):
 
 def test_sdxl_names_settings_that_it_does_not_use(client: ComfyClient):
     inputs = {**trainer(output_name="unused"), "class_type": "LoRATrainer_TrainLoRA"}
-    inputs["inputs"] |= {"timestep_sampling": "uniform"}
+    inputs["inputs"] |= {"loss_weighting": "bell"}
     result = client.run({**base_nodes(), "trainer": inputs, "sink": sink()})
-    assert "Not used: timestep_sampling, which SDXL has no." in get_text(result, "trainer")
+    assert "Not used: loss_weighting, which SDXL has no." in get_text(result, "trainer")
 
 
 # ---- another model ----

@@ -24,7 +24,7 @@ def check_settings(config: FlowConfig) -> None:
     if not config.learning_rate:
         raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
     rates = {"unet": config.learning_rate}
-    check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    check_optimizer(config, rates)
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)

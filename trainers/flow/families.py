@@ -5,7 +5,7 @@ what suits the family. Other models are trained with the defaults. To add a fami
 import re
 from dataclasses import dataclass, replace
 
-MAX_TIMESTEP = 1000  # pure noise
+from ..training.config import MAX_TIMESTEP
 
 
 @dataclass(frozen=True)

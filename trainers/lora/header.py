@@ -86,7 +86,14 @@ class TrainingRecord:
     keep_tokens: int | None = None
     masked_loss: bool | None = None
     noise_offset: float | None = None
+    multires_noise_iterations: int | None = None
+    multires_noise_discount: float | None = None
+    ip_noise_gamma: float | None = None
     min_snr_gamma: float | None = None
+    debiased_estimation: bool | None = None
+    loss_type: str | None = None
+    huber_schedule: str | None = None
+    huber_c: float | None = None
     prior_loss_weight: float | None = None
     seed: int | None = None
 
@@ -219,7 +226,14 @@ def _build_training_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_mixed_precision": record.mixed_precision,
         "ss_gradient_checkpointing": record.gradient_checkpointing,
         "ss_noise_offset": record.noise_offset,
+        "ss_multires_noise_iterations": record.multires_noise_iterations,
+        "ss_multires_noise_discount": record.multires_noise_discount,
+        "ss_ip_noise_gamma": record.ip_noise_gamma,
         "ss_min_snr_gamma": record.min_snr_gamma,
+        "ss_debiased_estimation": record.debiased_estimation,
+        "ss_loss_type": record.loss_type,
+        "ss_huber_schedule": record.huber_schedule,
+        "ss_huber_c": record.huber_c,
         "ss_prior_loss_weight": record.prior_loss_weight,
         "ss_masked_loss": record.masked_loss,
         "ss_seed": record.seed,

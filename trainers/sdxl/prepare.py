@@ -17,6 +17,7 @@ from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
+from ..training.lr_schedule import count_steps
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
@@ -67,6 +68,9 @@ def prepare_sdxl(
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start, alpha=config.alpha)
+    for group in adapted.groups:
+        if group.name != UNET:
+            group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     prepared = PreparedSDXL(
         plan=plan,
@@ -109,12 +113,22 @@ def _resolve_zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
 def _make_objective(
     config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool, device: torch.device
 ) -> Objective:
+    prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
+    if config.snr_weighting == "debiased" and zero_terminal_snr and prediction_type == "epsilon":
+        raise ValueError(
+            "snr_weighting debiased divides by the SNR, which is 0 at the last timestep of zero_terminal_snr, where a "
+            "model with prediction_type epsilon learns nothing. Choose min_snr, or zero_terminal_snr off"
+        )
     return Objective(
         alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(device),
-        model.prediction_type if config.prediction_type == "auto" else config.prediction_type,
+        prediction_type,
         config.min_snr_gamma,
         config.unmasked_weight,
         config.normalize_masked_loss,
+        snr_weighting=config.snr_weighting,
+        loss_type=config.loss_type,
+        huber_c=config.huber_c,
+        huber_schedule=config.huber_schedule,
     )
 
 

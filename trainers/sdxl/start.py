@@ -43,7 +43,7 @@ def check_settings(config: SDXLConfig) -> None:
     rates = {part: rate for part, rate in get_learning_rates(config).items() if rate}
     if not rates:
         raise ValueError(_NOTHING_TRAINED)
-    check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    check_optimizer(config, rates)
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)

@@ -144,6 +144,10 @@ def _read_resize_mode(text: str) -> str:
     return "random_crop" if _read_bool(text) else "bucket"
 
 
+def _read_snr_weighting(text: str) -> str:
+    return "debiased" if _read_bool(text) else "min_snr"
+
+
 Reader = Callable[[str], Any]
 # The name here, and how the text is read.
 _KOHYA: dict[str, tuple[str, Reader]] = {
@@ -169,6 +173,13 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
     "ss_network_dropout": ("lora_dropout", float),
     "ss_min_snr_gamma": ("min_snr_gamma", float),
     "ss_noise_offset": ("noise_offset", float),
+    "ss_multires_noise_iterations": ("multires_noise_iterations", _read_whole),
+    "ss_multires_noise_discount": ("multires_noise_discount", float),
+    "ss_ip_noise_gamma": ("ip_noise_gamma", float),
+    "ss_debiased_estimation": ("snr_weighting", _read_snr_weighting),
+    "ss_loss_type": ("loss_type", str),
+    "ss_huber_schedule": ("huber_schedule", str),
+    "ss_huber_c": ("huber_c", float),
     "ss_caption_dropout_rate": ("caption_dropout", float),
     "ss_caption_tag_dropout_rate": ("tag_dropout", float),
     "ss_shuffle_caption": ("shuffle_captions", _read_bool),

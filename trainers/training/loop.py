@@ -149,10 +149,21 @@ class TrainingLoop:
         if start:
             self._keeper.restore(start.state)
         self._writer = RunWriter(
-            model, plan, host, run_folder, world, history=self._history, ema=self._ema, identity=identity, start=start
+            model,
+            plan,
+            host,
+            run_folder,
+            world,
+            history=self._history,
+            averaged=self._optimizer_step.averaged,
+            ema=self._ema,
+            identity=identity,
+            start=start,
         )
         measured = plan.validation if world.is_main else ValidationPlan()  # the others wait
-        self._validator = Validator(model, measured, host, self._history, self._ema)
+        self._validator = Validator(
+            model, measured, host, self._history, self._ema, averaged=self._optimizer_step.averaged
+        )
         self._memory_steps = MemorySteps(model, host) if config.step_down_on_oom and world.size == 1 else None
         self._is_whole = True  # no step is half done
         self._asked_to_finish = False

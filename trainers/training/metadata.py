@@ -10,7 +10,8 @@ from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
 from .config import TrainingConfig
 from .family import Progress
-from .optimizers import warmup_steps
+from .loss import HUBER_TYPES
+from .lr_schedule import count_steps
 from .plan import TrainingPlan
 
 
@@ -21,6 +22,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
     items = plan.crops.items
+    has_huber_c = config.loss_type in HUBER_TYPES
     record = TrainingRecord(
         output_name=progress.title,
         rank=config.rank,
@@ -47,7 +49,7 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         num_processes=schedule.num_processes,
         optimizer=config.optimizer,
         lr_scheduler=config.lr_scheduler,
-        lr_warmup_steps=warmup_steps(config.lr_warmup_steps, schedule.total_steps),
+        lr_warmup_steps=count_steps(config.lr_warmup_steps, schedule.total_steps),
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,
@@ -58,6 +60,13 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         keep_tokens=captions.keep_tokens,
         masked_loss=any(item.image.mask_sha256 for item in items) or None,
         prior_loss_weight=_find_prior_loss_weight(config, plan.dataset),
+        noise_offset=config.noise_offset or None,
+        multires_noise_iterations=config.multires_noise_iterations or None,
+        multires_noise_discount=config.multires_noise_discount if config.multires_noise_iterations else None,
+        ip_noise_gamma=config.ip_noise_gamma or None,
+        loss_type=config.loss_type,
+        huber_schedule=config.huber_schedule if has_huber_c else None,
+        huber_c=config.huber_c if has_huber_c else None,
         seed=config.seed,
         settings={name: value for section in settings.to_dict().values() for name, value in section.items()},
         **of_the_family,

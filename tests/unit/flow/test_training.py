@@ -200,7 +200,17 @@ def test_each_sampling_of_noise_levels_is_used(dataset, tmp_path, sampling):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"discrete_flow_shift": 3.0}, {"loss_weighting": "min_snr"}, {"loss_weighting": "bell"}, {"seed": 1}]
+    "settings",
+    [
+        {"discrete_flow_shift": 3.0},
+        {"loss_weighting": "min_snr"},
+        {"loss_weighting": "bell"},
+        {"seed": 1},
+        {"loss_type": "huber"},
+        {"multires_noise_iterations": 3},
+        {"ip_noise_gamma": 0.1},
+        {"immiscible_noise": 4},
+    ],
 )
 def test_settings_of_the_objective_change_the_losses(dataset, tmp_path, settings):
     plain = train(dataset, tmp_path / "1", max_train_steps=2)

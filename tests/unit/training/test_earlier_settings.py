@@ -35,6 +35,13 @@ KOHYA = {  # as sd-scripts 0.9 writes it
     "ss_min_snr_gamma": "5.0",
     "ss_noise_offset": "None",
     "ss_multires_noise_iterations": "6",
+    "ss_multires_noise_discount": "0.2",
+    "ss_ip_noise_gamma": "0.1",
+    "ss_debiased_estimation": "False",
+    "ss_loss_type": "huber",
+    "ss_huber_schedule": "exponential",
+    "ss_huber_c": "0.15",
+    "ss_adaptive_noise_scale": "0.5",
     "ss_lr_scheduler": "constant_with_warmup",
     "ss_gradient_checkpointing": "True",
     "ss_keep_tokens": "1",
@@ -82,6 +89,13 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
     assert earlier.values == {
         "min_snr_gamma": 5.0,
         "noise_offset": 0.0,
+        "multires_noise_iterations": 6,
+        "multires_noise_discount": 0.2,
+        "ip_noise_gamma": 0.1,
+        "snr_weighting": "min_snr",
+        "loss_type": "huber",
+        "huber_schedule": "exponential",
+        "huber_c": 0.15,
         "rank": 32,
         "alpha": 16.0,
         "learning_rate": 2e-4,
@@ -96,7 +110,7 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
         "optimizer_args": "betas=(0.9,0.99)",
     }
     text = earlier.text()
-    assert "ss_multires_noise_iterations 6: no counterpart here" in text and "ss_text_encoder_lr 5e-05" in text
+    assert "ss_adaptive_noise_scale 0.5: no counterpart here" in text and "ss_text_encoder_lr 5e-05" in text
     assert "lr_scheduler must be one of" in text and "session_id" not in text
 
 

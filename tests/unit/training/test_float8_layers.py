@@ -60,12 +60,13 @@ def test_the_weight_stays_on_its_memory_in_its_bits_with_the_fans_of_the_layer(n
     layer = nn.Sequential(LAYERS[name][0]())
     layer.to(FLOAT8[0]).requires_grad_(False)
     (usual,) = layer
-    pointer, fans, inputs = usual.weight.data_ptr(), count_fans(usual), usual.weight[0].numel()
+    weight, fans = layer.get_parameter("0.weight"), count_fans(usual)
     keep_float8(layer)
     layer.to("cpu", torch.bfloat16)
     (own,) = layer
-    assert own is not usual and own.weight.data_ptr() == pointer and own.weight.element_size() == 1
-    assert count_fans(own) == fans == (inputs, own.weight.shape[0])
+    kept = layer.get_parameter("0.weight")
+    assert own is not usual and kept.data_ptr() == weight.data_ptr() and kept.element_size() == 1
+    assert count_fans(own) == fans == (weight[0].numel(), weight.shape[0])
 
 
 def test_norms_in_fp8_become_bf16_and_what_is_not_fp8_stays_as_it_is():

@@ -16,11 +16,12 @@ from ...training.block_streaming import BlockStreamer, spread_evenly
 from ...training.device import COMPUTE_DTYPES
 from ...training.flat_weights import FlatWeights
 from ...training.live_memory import LiveMemory
+from ...training.loss import per_sample_loss
 from ..base_model import Conditions, FlowBaseModel
 from ..checkpointing import checkpoint_blocks
 from ..config import FlowConfig
 from ..lora_names import NETWORK
-from ..objective import loss_weights, per_sample_loss
+from ..objective import loss_weights
 from ..targets import find_targets, list_blocks
 from .shortened import BlockTimeline, shorten
 from .without_data import META, running_without_data
