@@ -62,6 +62,12 @@ def test_forms_without_gradients_are_refused_by_name_before_anything_is_encoded(
     assert "Load a .safetensors file in fp16, bf16, fp32, fp8, int8, mxfp8 or nvfp4" in refused["message"]
 
 
+def test_one_text_encoder_in_two_ways_is_two(results):
+    """Z-Image and FLUX.2 klein read captions by the same Qwen3."""
+    first, again, other_layer, other_kind = results["texts"]
+    assert first == again and len({first, other_layer, other_kind}) == 3
+
+
 def test_rotated_int8_weights_are_trained_on(results):
     assert results["rotated"]["message"] == ""
 

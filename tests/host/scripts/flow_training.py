@@ -233,6 +233,26 @@ def quantize(layout, **settings):
     return lambda weight: QuantizedTensor.from_float(weight, layout, **settings)
 
 
+def identify_texts():
+    """What tells text encoders apart whose weights are the same."""
+    tiny, found = build_tiny("Z-Image"), []
+
+    class OtherKind(type(tiny.clip.cond_stage_model)):
+        """Asks the same weights in other words."""
+
+    def identify():
+        found.append(GraphFlowModel(GraphModel(tiny.patcher, tiny.clip, tiny.vae), find_family("ZImage")).identify())
+
+    with training_mode():
+        identify()
+        identify()
+        tiny.clip.layer_idx = -2
+        identify()
+        tiny.clip.cond_stage_model.__class__ = OtherKind
+        identify()
+    return [each["CLIP"] for each in found]
+
+
 REFUSED = {
     "GGMLTensor": lambda weight: weight.as_subclass(GGMLTensor),
     "TensorCoreConvRotW4A4Layout": quantize("TensorCoreConvRotW4A4Layout"),
@@ -240,6 +260,7 @@ REFUSED = {
 }
 results = {
     "refused": {name: answer(name, refuse, make_weight) for name, make_weight in REFUSED.items()},
+    "texts": identify_texts(),
     "rotated": answer("rotated", refuse, quantize("TensorWiseINT8Layout", per_channel=True, convrot=True)),
     "families": {name: answer(name, compare, build_tiny(name), name.replace(" ", "_")) for name in SPECS},
     "quantized": {
