@@ -24,7 +24,8 @@ from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
 from trainers.sdxl.targets import find_unet_targets
-from trainers.training.adapters import AdapterSettings, attach_adapters
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
 from trainers.training.flat_weights import FlatWeights
 from trainers.training.live_memory import LiveMemory
@@ -85,8 +86,8 @@ def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -
     with torch.device("meta"):
         unet = UNet2DConditionModel(**settings)
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
-    adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parameters = attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
+    targets = find_unet_targets(unet, config.target_modules)
+    parameters = attach_adapters(unet, targets, AdapterSettings.of(config), component="unet")
     FlatWeights(parameters, COMPUTE_DTYPES[precision])
     unet.train()
     if config.gradient_checkpointing:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..config import from_mapping, list_field_names, select_settings
+from .config import ADAPTERS
 from .optimizer_table import OPTIMIZERS
 
 OWN_KEY = "lora_trainer_config"
@@ -198,6 +199,7 @@ def _read_kohya(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]
         except ValueError:
             left_out.append(f"{key} {text}: cannot be read as {name}")
     found |= _read_optimizer(metadata.get("ss_optimizer", ""), left_out)
+    found |= _read_network(metadata, left_out)
     left_out += _list_unknown(metadata)
     return found, left_out
 
@@ -220,6 +222,32 @@ def _read_optimizer(text: str, left_out: list[str]) -> dict[str, Any]:
     return found
 
 
+def _read_network(metadata: Mapping[str, str], left_out: list[str]) -> dict[str, Any]:
+    """Read which adapter was trained: kohya's own LoRA, or one of LyCORIS by its arguments."""
+    module = metadata.get("ss_network_module", "networks.lora")
+    args = _parse_args(metadata.get("ss_network_args", "{}"))
+    algo = str(args.get("algo") or "lora").lower()
+    adapters = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+    if module == "lycoris.kohya" and algo in adapters:
+        adapter = "dora" if adapters[algo] == "lora" and _read_bool(str(args.get("dora_wd"))) else adapters[algo]
+        found: dict[str, Any] = {"adapter": adapter}
+        if adapter == "lokr":
+            found["lokr_factor"] = _read_whole(str(args.get("factor") or -1))
+            found |= {f"lokr_{name}": _read_bool(str(args.get(name))) for name in ("decompose_both", "full_matrix")}
+        return found
+    if module not in ("networks.lora", "None"):
+        left_out.append(f"ss_network_module {module}: {', '.join(ADAPTERS.values())} are trained here")
+    return {}
+
+
+def _parse_args(text: str) -> dict[str, Any]:
+    try:
+        args = json.loads(text)
+    except ValueError:
+        return {}
+    return args if isinstance(args, dict) else {}
+
+
 def _split_arguments(text: str) -> Iterator[tuple[str, str]]:
     """Yield names and values: "betas=(0.9, 0.99),d_coef=2"."""
     for part in re.split(r",\s*(?=\w+=)", text):
@@ -229,9 +257,6 @@ def _split_arguments(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _list_unknown(metadata: Mapping[str, str]) -> Iterator[str]:
-    module = metadata.get("ss_network_module", "networks.lora")
-    if module not in ("networks.lora", "None"):
-        yield f"ss_network_module {module}: a plain LoRA is trained here"
     for key, value in sorted(metadata.items()):
         is_setting = key.startswith("ss_") and key not in _KOHYA and not _DESCRIPTIONS.fullmatch(key)
         if is_setting and value not in _EMPTY:

@@ -1,7 +1,7 @@
 """What a run of any family writes into the header of its LoRA: plan, settings and progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dataset.caption_variants import CaptionConfig, flatten_caption, split_caption_lines
@@ -14,9 +14,11 @@ from .optimizers import warmup_steps
 from .plan import TrainingPlan
 
 
-def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
-    """Return kohya's ss_* and modelspec.* keys as of progress.step. `of_the_family` are more fields
-    of TrainingRecord.
+def lora_metadata(
+    plan: TrainingPlan, progress: Progress, *, network_args: Mapping[str, str] | None = None, **of_the_family: Any
+) -> dict[str, str]:
+    """Return kohya's ss_* and modelspec.* keys as of progress.step. `network_args` come after those
+    of the adapter; `of_the_family` are more fields of TrainingRecord.
     """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
@@ -51,7 +53,9 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,
+        network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
         network_dropout=config.lora_dropout or None,
+        network_args={**describe_adapter(config), **(network_args or {})},
         caption_dropout_rate=config.caption_dropout,
         caption_tag_dropout_rate=captions.tag_dropout,
         shuffle_caption=captions.shuffle_captions,
@@ -63,6 +67,23 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         **of_the_family,
     )
     return build_metadata(record)
+
+
+def describe_adapter(config: TrainingConfig) -> dict[str, str]:
+    """Return what LyCORIS would be told to train the same; nothing for a LoRA."""
+    match config.adapter:
+        case "dora":
+            return {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}
+        case "loha":
+            return {"algo": "loha"}
+        case "lokr":
+            args = {
+                "factor": config.lokr_factor,
+                "decompose_both": config.lokr_decompose_both,
+                "full_matrix": config.lokr_full_matrix,
+            }
+            return {"algo": "lokr", **{name: str(value) for name, value in args.items()}}
+    return {}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:
