@@ -86,7 +86,7 @@ def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -
     with torch.device("meta"):
         unet = UNet2DConditionModel(**settings)
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
-    targets = find_unet_targets(unet, config.target_modules)
+    targets = find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)
     parameters = attach_adapters(unet, targets, AdapterSettings.of(config), component="unet")
     FlatWeights(parameters, COMPUTE_DTYPES[precision])
     unet.train()

@@ -61,6 +61,7 @@ SETTINGS_ORDER = check_settings_order(
         "lokr_factor",
         "lokr_decompose_both",
         "lokr_full_matrix",
+        "conv_rank",
     ),
     FlightCheckConfig,
     BucketConfig,

@@ -33,7 +33,8 @@ TARGETS = r".*(attn1\.to_q|attn2\.to_k|ff\.net\.2|resnets\.0\.conv1|downsamplers
 PLAIN = AdapterSettings(rank=4, alpha=3.0, dropout=0.0, seed=0)
 KINDS = {
     "lora": PLAIN,
-    "dora": replace(PLAIN, kind="dora"),
+    "convolutions_of_another_rank": replace(PLAIN, conv_rank=2, conv_alpha=0.7),
+    "dora": replace(PLAIN, kind="dora", conv_rank=2, conv_alpha=0.7),
     "loha": replace(PLAIN, kind="loha"),
     "lokr": replace(PLAIN, kind="lokr"),
     "lokr_of_factor_4": replace(PLAIN, kind="lokr", lokr_factor=4),

@@ -170,6 +170,8 @@ def test_train_lora_takes_targets_by_the_model_and_says_what_is_for_sdxl(schemas
         "min_snr_gamma",
         "prediction_type",
         "zero_terminal_snr",
+        "conv_rank",
+        "conv_alpha",
     }
 
 

@@ -43,7 +43,9 @@ class GradientRules:
     @classmethod
     def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "GradientRules":
         names = list(find_adapter_layers(unet)) or (
-            find_unet_targets(unet, config.target_modules) if config.learning_rate else []
+            find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)
+            if config.learning_rate
+            else []
         )
         return cls(
             targets=frozenset(map(unet.get_submodule, names)),

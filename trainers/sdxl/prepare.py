@@ -161,7 +161,7 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
 def _choose_targets(config: SDXLConfig, model: SDXLModel) -> dict[str, list[str]]:
     """The layers that are trained, by component."""
     unet, encoder, encoder_2 = _get_adaptable_parts(model)
-    targets = {UNET: find_unet_targets(unet, config.target_modules)}
+    targets = {UNET: find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)}
     if config.train_text_encoders:
         targets[TEXT_ENCODER] = find_text_encoder_targets(encoder, uses_last_layer=False)
         targets[TEXT_ENCODER_2] = find_text_encoder_targets(encoder_2, uses_last_layer=True)

@@ -51,7 +51,7 @@ def check_settings(config: SDXLConfig) -> None:
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
         check_sdxl_tensors(tensors, label)
         require_kind(tensors, config.adapter)
-        require_rank(list_ranks(tensors), config.rank)
+        require_rank(list_ranks(tensors), AdapterSettings.of(config).highest_rank)
 
 
 def read_start(

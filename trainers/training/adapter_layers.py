@@ -80,8 +80,10 @@ class AdapterLayer(WrappedLayer):
     module_class: type[AdapterModule]
 
     def __init__(self, base_layer: nn.Module, settings: AdapterSettings, device: torch.device) -> None:
+        size = find_size(base_layer)
+        settings = settings.for_size(size)
         super().__init__(base_layer, settings)
-        self.settings, self.size = settings, find_size(base_layer)
+        self.settings, self.size = settings, size
         self.adapter = nn.ParameterDict()
         for name, shape in list_shapes(self.size, settings).items():  # one by one: given a dict, torch sorts them
             self.adapter[name] = nn.Parameter(torch.zeros(shape, device=device))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import TrainingConfig
 
@@ -11,6 +11,10 @@ Shapes = dict[str, tuple[int, ...]]  # by the names of the matrices in lora/modu
 
 @dataclass(frozen=True)
 class AdapterSettings:
+    """`alpha` acts as alpha / rank, also with rsLoRA. With `conv_rank`, convolutions with a kernel
+    above one pixel have a rank and alpha of their own.
+    """
+
     rank: int
     alpha: float
     dropout: float
@@ -19,19 +23,40 @@ class AdapterSettings:
     lokr_factor: int = -1
     lokr_decompose_both: bool = False
     lokr_full_matrix: bool = False
+    conv_rank: int = 0
+    conv_alpha: float = 0.0
 
     @classmethod
     def of(cls, config: TrainingConfig) -> "AdapterSettings":
+        conv_rank = getattr(config, "conv_rank", 0)  # only SDXL has it
+        conv_alpha = getattr(config, "conv_alpha", 0.0) or config.alpha / config.rank * conv_rank
         return cls(
-            config.rank,
-            config.alpha,
-            config.lora_dropout,
-            config.seed,
-            config.adapter,
-            config.lokr_factor,
-            config.lokr_decompose_both,
-            config.lokr_full_matrix,
+            rank=config.rank,
+            alpha=_find_alpha(config.alpha, config.rank, use_rslora=config.use_rslora),
+            dropout=config.lora_dropout,
+            seed=config.seed,
+            kind=config.adapter,
+            lokr_factor=config.lokr_factor,
+            lokr_decompose_both=config.lokr_decompose_both,
+            lokr_full_matrix=config.lokr_full_matrix,
+            conv_rank=conv_rank,
+            conv_alpha=_find_alpha(conv_alpha, conv_rank, use_rslora=config.use_rslora),
         )
+
+    @property
+    def highest_rank(self) -> int:
+        return max(self.rank, self.conv_rank)
+
+    def for_size(self, size: "LayerSize") -> "AdapterSettings":
+        """Return the settings of a layer of that size."""
+        if not self.conv_rank or math.prod(size.kernel) == 1:
+            return self
+        return replace(self, rank=self.conv_rank, alpha=self.conv_alpha)
+
+
+def _find_alpha(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """rsLoRA acts as alpha / sqrt(rank) (Kalajdzievski 2023). Files know alpha / rank only."""
+    return alpha * math.sqrt(rank) if use_rslora else alpha
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,7 @@ def count_parameters(sizes: Iterable[LayerSize], settings: AdapterSettings) -> i
 
 def list_shapes(size: LayerSize, settings: AdapterSettings) -> Shapes:
     """List the matrices of a layer's adapter, in the order in which they are trained and saved."""
+    settings = settings.for_size(size)
     outputs, inputs, kernel, rank = size.outputs, size.inputs, size.kernel, settings.rank
     fan_in = inputs * math.prod(kernel)
     if settings.kind == "loha":

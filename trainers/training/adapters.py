@@ -3,6 +3,7 @@ with PEFT; adapter_layers.py has the layers of all other kinds.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def require_same_shapes(module: AdapterModule, size: LayerSize, settings: Adapte
             f"network_weights: {name} is a {ADAPTERS[module.kind]}, and this run trains a {ADAPTERS[settings.kind]}"
         )
     if isinstance(module, LoraModule):
-        require_rank([module.rank], settings.rank)
+        require_rank([module.rank], settings.for_size(size).rank)
         _require_inputs_scaled(module, name)
         return
     wanted = {ending: shape for ending, shape in _name_shapes(module, list_shapes(size, settings)).items()}
@@ -280,9 +281,12 @@ def attach_adapters(
         for name in targets:
             _wrap_layer(model, name, settings, device or model.get_submodule(name).weight.device)  # type: ignore
         return _start_adapters(model, settings, component=component)
+    own = _list_own_settings(model, targets, settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+        rank_pattern={name: each.rank for name, each in own.items()},
+        alpha_pattern={name: each.alpha for name, each in own.items()},  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
         init_lora_weights=False,
@@ -294,6 +298,12 @@ def attach_adapters(
     return _start_adapters(model, settings, component=component)
 
 
+def _list_own_settings(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, AdapterSettings]:
+    """Return the settings of the layers that have others, by PEFT's patterns of their names."""
+    found = {name: settings.for_size(find_size(model.get_submodule(name))) for name in targets}
+    return {re.escape(name): each for name, each in found.items() if each != settings}
+
+
 def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
     """Set the first weights of all adapters, and return them."""
     parameters: list[nn.Parameter] = []
@@ -301,7 +311,7 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         generator = generator_for(settings.seed, "lora_init", component, name)
         if isinstance(layer, AdapterLayer):
             layer.start(generator)
-            parameters += layer.matrices().values()
+            parameters += list_matrices(layer).values()
             continue
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
         assert isinstance(down, (nn.Linear, nn.Conv2d)) and isinstance(up, (nn.Linear, nn.Conv2d))
@@ -312,7 +322,7 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
             down.weight.copy_((2 * draw - 1) * bound)
             up.weight.zero_()
         nn.Sequential(down, up).requires_grad_(True)
-        parameters += [down.weight, up.weight]
+        parameters += list_matrices(layer).values()
     return parameters
 
 

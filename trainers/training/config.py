@@ -230,6 +230,12 @@ class TrainingConfig:
         "For adapter lokr: both matrices are trained whole; rank and alpha have no effect (LyCORIS: full_matrix).",
     )
 
+    use_rslora: bool = param(
+        False,
+        "Rank-stabilized LoRA: strength alpha / sqrt(rank) instead of alpha / rank, for ranks above 64. alpha then is "
+        "usually 1 to 8. The file has the alpha that acts the same in every program.",
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.lokr_factor == 0:

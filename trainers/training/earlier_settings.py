@@ -179,7 +179,7 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
 _DESCRIPTIONS = re.compile(
     r"ss_(session_id|training_(started|finished)_at|training_comment|output_name|steps|epoch|num_\w+|total_batch_size"
     r"|sd_\w+|new_\w+|vae_\w+|dataset_dirs|reg_dataset_dirs|datasets|tag_frequency|bucket_info|enable_bucket|v2"
-    r"|base_model_version|sd_scripts_commit_hash|cache_latents|lowram|full_fp16|network_module|optimizer)"
+    r"|base_model_version|sd_scripts_commit_hash|cache_latents|lowram|full_fp16|network_module|network_args|optimizer)"
 )
 _EMPTY = ("", "None", "False", "0", "0.0", "{}", "[]", "[null, null]")
 # Kohya leaves the key out, or writes None, where these are off.
@@ -222,30 +222,48 @@ def _read_optimizer(text: str, left_out: list[str]) -> dict[str, Any]:
     return found
 
 
+_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+# The argument of sd-scripts or LyCORIS, the name here, and how the text is read.
+_NETWORK_ARGS: dict[str, tuple[str, Reader]] = {
+    "conv_dim": ("conv_rank", _read_whole),
+    "conv_alpha": ("conv_alpha", float),
+    "factor": ("lokr_factor", _read_whole),
+    "decompose_both": ("lokr_decompose_both", _read_bool),
+    "full_matrix": ("lokr_full_matrix", _read_bool),
+}
+
+
 def _read_network(metadata: Mapping[str, str], left_out: list[str]) -> dict[str, Any]:
     """Read which adapter was trained: kohya's own LoRA, or one of LyCORIS by its arguments."""
     module = metadata.get("ss_network_module", "networks.lora")
     args = _parse_args(metadata.get("ss_network_args", "{}"))
-    algo = str(args.get("algo") or "lora").lower()
-    adapters = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
-    if module == "lycoris.kohya" and algo in adapters:
-        adapter = "dora" if adapters[algo] == "lora" and _read_bool(str(args.get("dora_wd"))) else adapters[algo]
-        found: dict[str, Any] = {"adapter": adapter}
-        if adapter == "lokr":
-            found["lokr_factor"] = _read_whole(str(args.get("factor") or -1))
-            found |= {f"lokr_{name}": _read_bool(str(args.get(name))) for name in ("decompose_both", "full_matrix")}
-        return found
-    if module not in ("networks.lora", "None"):
+    found: dict[str, Any] = {}
+    adapter = _ALGORITHMS.get(args.pop("algo", "lora").lower()) if module == "lycoris.kohya" else "lora"
+    is_dora, _ = _read_bool(args.pop("dora_wd", "")), args.pop("wd_on_output", "")
+    if adapter is None or module not in ("networks.lora", "lycoris.kohya", "None"):
         left_out.append(f"ss_network_module {module}: {', '.join(ADAPTERS.values())} are trained here")
-    return {}
+    elif module == "lycoris.kohya":
+        found["adapter"] = "dora" if is_dora and adapter == "lora" else adapter
+    for key, text in args.items():
+        name, read = _NETWORK_ARGS.get(key, ("", str))
+        try:
+            if name:
+                found[name] = read(text)
+        except ValueError:
+            name = ""
+        if not name and text not in _EMPTY:
+            left_out.append(f"ss_network_args {key}={text}: no counterpart here")
+    if found.get("conv_rank"):
+        found.setdefault("conv_alpha", 1.0)  # sd-scripts' default
+    return found
 
 
-def _parse_args(text: str) -> dict[str, Any]:
+def _parse_args(text: str) -> dict[str, str]:
     try:
         args = json.loads(text)
     except ValueError:
         return {}
-    return args if isinstance(args, dict) else {}
+    return {name: str(value) for name, value in args.items()} if isinstance(args, dict) else {}
 
 
 def _split_arguments(text: str) -> Iterator[tuple[str, str]]:

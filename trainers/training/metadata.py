@@ -8,6 +8,7 @@ from ..dataset.caption_variants import CaptionConfig, flatten_caption, split_cap
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
+from .adapter_shapes import AdapterSettings
 from .config import TrainingConfig
 from .family import Progress
 from .optimizers import warmup_steps
@@ -22,11 +23,11 @@ def lora_metadata(
     """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
-    items = plan.crops.items
+    items, adapters = plan.crops.items, AdapterSettings.of(config)
     record = TrainingRecord(
         output_name=progress.title,
         rank=config.rank,
-        alpha=config.alpha,
+        alpha=adapters.alpha,
         resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
@@ -55,7 +56,7 @@ def lora_metadata(
         cache_latents=True,
         network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
         network_dropout=config.lora_dropout or None,
-        network_args={**describe_adapter(config), **(network_args or {})},
+        network_args={**describe_adapter(config), **_describe_convolutions(adapters), **(network_args or {})},
         caption_dropout_rate=config.caption_dropout,
         caption_tag_dropout_rate=captions.tag_dropout,
         shuffle_caption=captions.shuffle_captions,
@@ -84,6 +85,13 @@ def describe_adapter(config: TrainingConfig) -> dict[str, str]:
             }
             return {"algo": "lokr", **{name: str(value) for name, value in args.items()}}
     return {}
+
+
+def _describe_convolutions(adapters: AdapterSettings) -> dict[str, str]:
+    """By the names of sd-scripts and LyCORIS."""
+    if not adapters.conv_rank:
+        return {}
+    return {"conv_dim": str(adapters.conv_rank), "conv_alpha": f"{adapters.conv_alpha:g}"}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:

@@ -160,3 +160,21 @@ def test_merging_for_sampling_gives_the_weights_back(weights, loras, name):  # n
 def test_lokr_factor_zero_is_refused():
     with pytest.raises(ValueError, match="lokr_factor must be -1, or 1 or more, got 0"):
         SDXLConfig(lokr_factor=0)
+
+
+def test_convolutions_are_trained_with_their_own_rank_and_go_on_from_their_file(weights, dataset, tmp_path):  # noqa: F811
+    given = {"target_modules": "attention", "rank": 4, "conv_rank": 2, "conv_alpha": 0.5, "use_rslora": True}
+    trained = train(weights, dataset, tmp_path, name="first", learning_rate=1e-2, **given)
+    modules = read_lora(trained.path, list_names(weights))
+    ranks = {module.rank for module in modules.values() if module.down.shape[2:] == (3, 3)}
+    others = {module.rank for module in modules.values() if module.down.shape[2:] != (3, 3)}
+    assert (ranks, others) == ({2}, {4}) and trained.metadata["ss_network_alpha"] == "2.0"  # alpha 1, times sqrt(4)
+    args = json.loads(trained.metadata["ss_network_args"])
+    assert trained.metadata["ss_network_module"] == "networks.lora"
+    assert (args["conv_dim"], float(args["conv_alpha"])) == ("2", pytest.approx(0.5 * 2**0.5, rel=1e-5))
+    start = {"network_weights": str(trained.path), "learning_rate": 1e-9, "max_train_steps": 1}
+    more = read_lora(train(weights, dataset, tmp_path, name="next", **given, **start).path, list_names(weights))
+    for key, module in modules.items():
+        torch.testing.assert_close(
+            more[key].scale * more[key].multiply(), module.scale * module.multiply(), rtol=1e-4, atol=1e-6
+        )

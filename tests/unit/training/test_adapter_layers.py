@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.lora.file import to_kohya
 from trainers.lora.modules import AdapterModule, LoraModule, ModuleNames
 from trainers.lora.read import read_lora
+from trainers.sdxl.config import SDXLConfig
 from trainers.training.adapter_layers import AdapterLayer, DoraLayer, find_size
 from trainers.training.adapter_shapes import AdapterSettings, LayerSize, count_parameters, factorize, list_shapes
 from trainers.training.adapters import (
@@ -21,6 +22,7 @@ from trainers.training.adapters import (
     AdaptedModel,
     attach_adapters,
     find_adapter_layers,
+    get_base_layer,
     list_adapter_parameters,
     list_frozen_parameters,
     wrap_linear_layers,
@@ -155,7 +157,7 @@ def test_output_and_gradients_are_those_of_pefts_layers(kind: str, config: Any, 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_is_saved_acts_as_what_was_trained(kind: str, layer: str) -> None:
     model, x = make(kind, layer)
-    base = find_adapter_layers(model)["0"].base_layer
+    base: Any = find_adapter_layers(model)["0"].base_layer
     module = read_lora(to_kohya({KEY: read(model)}, NAMES, dtype=torch.float32), NAMES)[KEY]
     expected = apply(base, x, module.merge_into(base.weight, 1.0))
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
@@ -188,7 +190,7 @@ def test_the_first_weights_come_from_the_seed_alone(kind: str) -> None:
         state = torch.get_rng_state()
         parameters = attach_adapters(model, ["0"], replace(KINDS[kind], seed=seed), component="unet")
         assert torch.equal(torch.get_rng_state(), state)
-        return parameters
+        return [*parameters]
 
     first, again, other = start(1), start(1), start(2)
     assert all(map(torch.equal, first, again)) and not all(map(torch.equal, first, other))
@@ -246,9 +248,61 @@ def test_it_wraps_layers_of_whatever_class(kind: str) -> None:
     wrap_linear_layers(model, ["0"], KINDS[kind], component="unet", device=torch.device("cpu"))
     teach(model)
     x = torch.randn(3, 24)
-    base = find_adapter_layers(model)["0"].base_layer
+    base: Any = find_adapter_layers(model)["0"].base_layer
     expected = functional.linear(x, read(model).merge_into(base.dequantize(torch.float32), 1.0), base.bias)
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- strength and rank of their own ----
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_rslora_acts_with_alpha_over_the_root_of_the_rank_in_every_program(kind: str) -> None:
+    plain, stable = (
+        AdapterSettings.of(SDXLConfig(adapter=kind, rank=4, alpha=6.0, use_rslora=stable, lokr_factor=2))
+        for stable in (False, True)
+    )
+    updates = []
+    for settings in (plain, stable):
+        model = nn.Sequential(nn.Linear(24, 40))
+        attach_adapters(model, ["0"], settings, component="unet")
+        teach(model)
+        (module,) = read_lora(to_kohya({KEY: read(model)}, NAMES, dtype=torch.float32), NAMES).values()
+        updates.append(module.scale * module.multiply())
+    torch.testing.assert_close(updates[1], 2 * updates[0])  # 6 / sqrt(4) instead of 6 / 4
+    peft = nn.Sequential(nn.Linear(24, 40))
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["0"]), peft)
+    layer: Any = peft[0]
+    assert layer.scaling["default"] == stable.alpha / stable.rank
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_convolutions_have_a_rank_and_alpha_of_their_own(kind: str) -> None:
+    settings = AdapterSettings.of(SDXLConfig(adapter=kind, rank=4, alpha=2.0, conv_rank=2, conv_alpha=0.5))
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 12, 1), nn.Flatten(), nn.Linear(12 * 16, 10))
+    attach_adapters(model, ["0", "1", "3"], settings, component="unet")
+    teach(model)
+    names = ModuleNames({("unet", name): name for name in "013"}, [], main_component="unet")
+    component = AdaptedComponent(model, ParameterGroup("unet", list_adapter_parameters(model), 1e-3))
+    modules = AdaptedModel({"unet": component}, names).read()
+    assert [module.alpha for module in modules.values()] == [0.5, 2.0, 2.0]
+    if kind != "lokr":  # two of its layers are too small for a low rank
+        assert [module.scale for module in modules.values()] == [0.25, 0.5, 0.5]
+    x = torch.randn(2, 8, 4, 4)
+    hidden = x
+    for name, layer in zip("013", (model[0], model[1], model[3]), strict=True):
+        hidden = hidden.flatten(1) if name == "3" else hidden
+        base = get_base_layer(layer)
+        weight = modules["unet", name].merge_into(base.weight, 1.0)
+        hidden = apply(base, hidden, weight)
+    torch.testing.assert_close(model(x), hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() -> None:
+    settings = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4))
+    assert settings.conv_alpha == 2.0
+    stable = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4, conv_alpha=3.0, use_rslora=True))
+    assert (stable.alpha, stable.conv_alpha, stable.highest_rank) == (32.0, 6.0, 16)
 
 
 # ---- starting from a file ----

@@ -114,7 +114,7 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
             "ss_network_module lycoris.kohya: LoRA, DoRA, LoHa, LoKr are trained here",
         ),
         ({"ss_resolution": "(768, 1024)"}, "ss_resolution (768, 1024): cannot be read as resolution"),
-        ({"ss_network_args": '{"conv_dim": "8"}'}, 'ss_network_args {"conv_dim": "8"}: no counterpart here'),
+        ({"ss_network_args": '{"use_tucker": "True"}'}, "ss_network_args use_tucker=True: no counterpart here"),
     ],
 )
 def test_what_kohya_has_and_we_do_not_is_listed(tmp_path, metadata, said):
@@ -168,7 +168,7 @@ def test_flags_win_over_the_lora_and_the_rest_is_said(tmp_path, caplog):
         ({"algo": "loha"}, {"adapter": "loha"}),
         (
             {"algo": "lokr", "factor": "8", "decompose_both": "True"},
-            {"adapter": "lokr", "lokr_factor": 8, "lokr_decompose_both": True, "lokr_full_matrix": False},
+            {"adapter": "lokr", "lokr_factor": 8, "lokr_decompose_both": True},
         ),
     ],
 )
@@ -176,6 +176,12 @@ def test_the_adapter_of_lycoris_is_taken(tmp_path, args, expected):
     header = {**KOHYA, "ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(args)}
     values = read_earlier_settings(write(tmp_path / "a.safetensors", header), IN_GRAPH).values
     assert {name: value for name, value in values.items() if name == "adapter" or "lokr" in name} == expected
+
+
+def test_the_convolutions_of_sd_scripts_are_taken(tmp_path):
+    header = {**KOHYA, "ss_network_args": '{"conv_dim": "8", "conv_alpha": "4"}'}
+    values = read_earlier_settings(write(tmp_path / "a.safetensors", header), IN_GRAPH).values
+    assert (values["conv_rank"], values["conv_alpha"]) == (8, 4.0)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr"])
