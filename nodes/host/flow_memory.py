@@ -17,6 +17,7 @@ from ...trainers.flow.config import FlowConfig
 from ...trainers.flow.families import FlowFamilyRow
 from ...trainers.flow.presets import choose_resolution, describe_need
 from ...trainers.flow.targets import find_targets, list_blocks
+from ...trainers.training.adapter_shapes import AdapterSettings
 from ...trainers.training.block_streaming import describe_swap
 from ...trainers.training.config import AUTO_BLOCKS
 from ...trainers.training.run_settings import RunSettings
@@ -119,7 +120,7 @@ class GraphMemory:
 
     def count_parameters(self, config: FlowConfig) -> int:
         targets = find_targets(self.network, self.family, config.target_modules)
-        return count_adapter_parameters(self.network, targets, config.rank)
+        return count_adapter_parameters(self.network, targets, AdapterSettings.of(config))
 
     def imagine(self, config: FlowConfig, size_hw: Size, num_tokens: int) -> FlowEstimate:
         """Estimate for a caption of that many tokens, before anything is encoded."""

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, clone_module
 from ..lora.read import read_lora
+from ..training.adapter_layers import find_size
+from ..training.adapter_shapes import AdapterSettings
 from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
-    AdapterSettings,
     list_adapter_parameters,
-    require_rank,
+    require_same_shapes,
     unwrap_linear_layer,
     wrap_linear_layers,
 )
@@ -58,7 +59,7 @@ def prepare_flow(
     config = plan.settings.training
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     targets = find_targets(base.network, base.family, config.target_modules)
-    start = _read_start(config, names, targets, host)
+    start = _read_start(config, base, names, targets, host)
     conditions = _make_condition_store(base, hashes, cache)
     largest = find_largest_prompt(plan, base.count_tokens)
     conditions.encode_one(largest, base)
@@ -78,7 +79,7 @@ def prepare_flow(
     _drop_idle_layers(model, config, kept={path for _, path in start})
     model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
     if start:
-        model.adapted.load(start, alpha=config.alpha)
+        model.adapted.load(start)
     return model
 
 
@@ -111,17 +112,22 @@ def _cache_conditions(
         world.wait_for_all()
 
 
-def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host: Host) -> dict[ModuleKey, LoraModule]:
+def _read_start(
+    config: FlowConfig, base: FlowBaseModel, names: ModuleNames, targets: list[str], host: Host
+) -> dict[ModuleKey, AdapterModule]:
     """Read network_weights. Adds to `targets` the layers that the file trains and the settings do
     not choose.
 
     Raises:
-        ValueError: the file is not a LoRA for this model, or has a higher rank than this run.
+        ValueError: the file is not a LoRA for this model, or this run cannot go on from it.
     """
     if not config.network_weights:
         return {}
     start = read_lora(Path(config.network_weights), names)
-    require_rank((module.rank for module in start.values()), config.rank)
+    settings = AdapterSettings.of(config)
+    for (component, path), module in start.items():
+        size = find_size(base.network.get_submodule(path))
+        require_same_shapes(module, size, settings, names[component, path])
     added = [path for _, path in start if path not in targets]
     targets += added
     if added:
@@ -131,14 +137,13 @@ def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host
                 f"{'is' if len(added) == 1 else 'are'} trained too: {name_examples(added)}"
             )
         )
-    return {key: LoraModule(module.down.clone(), module.up.clone(), module.alpha) for key, module in start.items()}
+    return {key: clone_module(module) for key, module in start.items()}
 
 
 def _attach(
     config: FlowConfig, base: FlowBaseModel, targets: list[str], names: ModuleNames, host: Host
 ) -> AdaptedModel:
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    wrap_linear_layers(base.network, targets, settings, component=NETWORK, device=host.device)
+    wrap_linear_layers(base.network, targets, AdapterSettings.of(config), component=NETWORK, device=host.device)
     return _describe_adapters(config, base, names, torch.float32)
 
 

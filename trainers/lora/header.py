@@ -79,6 +79,7 @@ class TrainingRecord:
     gradient_checkpointing: bool | None = None
     cache_latents: bool | None = None
     network_dropout: float | None = None
+    network_module: str = "networks.lora"
     network_args: dict[str, str] = field(default_factory=dict)
     caption_dropout_rate: float | None = None
     caption_tag_dropout_rate: float | None = None
@@ -120,7 +121,7 @@ def _build_network_keys(record: TrainingRecord) -> dict[str, Any]:
     return {
         "ss_v2": False,
         "ss_base_model_version": record.base_model_version,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": record.network_module,
         "ss_network_dim": record.rank,
         "ss_network_alpha": record.alpha,
         "ss_network_dropout": record.network_dropout,

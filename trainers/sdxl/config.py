@@ -70,6 +70,21 @@ class SDXLConfig(TrainingConfig):
         max=1_000_000.0,
     )
 
+    conv_rank: int = param(
+        0,
+        "Rank of the UNet's convolutions (sd-scripts and LyCORIS: conv_dim, a LoCon): above 0, those of all ResNet "
+        "blocks, downsamplers and upsamplers are trained too, and the small layers between them with rank. Usually 4 "
+        "to 16. 0: only those that target_modules names, with rank.",
+        min=0,
+        max=1024,
+    )
+    conv_alpha: float = param(
+        0.0,
+        "alpha of conv_rank. Usually conv_rank or half of it. 0: in the same ratio as alpha to rank.",
+        min=0.0,
+        max=4096.0,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):

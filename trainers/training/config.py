@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..config import check_ranges, param
 from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
+ADAPTERS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}  # and what they are called in texts
 AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
 MAX_TIMESTEP = 1000  # pure noise
 
@@ -304,10 +305,41 @@ class TrainingConfig:
         max=1024,
     )
 
+    adapter: str = param(
+        "lora",
+        "What is trained of each layer. lora: works everywhere. dora: LoRA that learns the length of each column of a "
+        "weight separately; a step takes longer. loha, lokr: products of small matrices, by LyCORIS; lokr gives the "
+        "smallest files. ComfyUI and Forge load all four.",
+        choices=tuple(ADAPTERS),
+    )
+    lokr_factor: int = param(
+        -1,
+        "For adapter lokr: the smaller factor of each side of a weight (LyCORIS: factor). Usually 4 to 16: the larger, "
+        "the smaller the file. -1: both factors as close to each other as possible, the smallest file.",
+        min=-1,
+        max=1024,
+    )
+    lokr_decompose_both: bool = param(
+        False,
+        "For adapter lokr: the smaller of its two matrices too is a product of low rank (LyCORIS: decompose_both).",
+    )
+    lokr_full_matrix: bool = param(
+        False,
+        "For adapter lokr: both matrices are trained whole; rank and alpha have no effect (LyCORIS: full_matrix).",
+    )
+
+    use_rslora: bool = param(
+        False,
+        "Rank-stabilized LoRA: strength alpha / sqrt(rank) instead of alpha / rank, for ranks above 64. alpha then is "
+        "usually 1 to 8. The file has the alpha that acts the same in every program.",
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.timesteps[0] >= self.timesteps[1]:
             raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
+        if self.lokr_factor == 0:
+            raise ValueError("lokr_factor must be -1, or 1 or more, got 0")
 
     @property
     def timesteps(self) -> tuple[int, int]:

@@ -1,13 +1,14 @@
 """What a run of any family writes into the header of its LoRA: plan, settings and progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dataset.caption_variants import CaptionConfig, flatten_caption, split_caption_lines
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
+from .adapter_shapes import AdapterSettings
 from .config import TrainingConfig
 from .family import Progress
 from .loss import HUBER_TYPES
@@ -15,18 +16,20 @@ from .lr_schedule import count_steps
 from .plan import TrainingPlan
 
 
-def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
-    """Return kohya's ss_* and modelspec.* keys as of progress.step. `of_the_family` are more fields
-    of TrainingRecord.
+def lora_metadata(
+    plan: TrainingPlan, progress: Progress, *, network_args: Mapping[str, str] | None = None, **of_the_family: Any
+) -> dict[str, str]:
+    """Return kohya's ss_* and modelspec.* keys as of progress.step. `network_args` come after those
+    of the adapter; `of_the_family` are more fields of TrainingRecord.
     """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
-    items = plan.crops.items
+    items, adapters = plan.crops.items, AdapterSettings.of(config)
     has_huber_c = config.loss_type in HUBER_TYPES
     record = TrainingRecord(
         output_name=progress.title,
         rank=config.rank,
-        alpha=config.alpha,
+        alpha=adapters.alpha,
         resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
@@ -53,7 +56,9 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,
+        network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
         network_dropout=config.lora_dropout or None,
+        network_args={**describe_adapter(config), **_describe_convolutions(adapters), **(network_args or {})},
         caption_dropout_rate=config.caption_dropout,
         caption_tag_dropout_rate=captions.tag_dropout,
         shuffle_caption=captions.shuffle_captions,
@@ -72,6 +77,30 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         **of_the_family,
     )
     return build_metadata(record)
+
+
+def describe_adapter(config: TrainingConfig) -> dict[str, str]:
+    """Return what LyCORIS would be told to train the same; nothing for a LoRA."""
+    match config.adapter:
+        case "dora":
+            return {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}
+        case "loha":
+            return {"algo": "loha"}
+        case "lokr":
+            args = {
+                "factor": config.lokr_factor,
+                "decompose_both": config.lokr_decompose_both,
+                "full_matrix": config.lokr_full_matrix,
+            }
+            return {"algo": "lokr", **{name: str(value) for name, value in args.items()}}
+    return {}
+
+
+def _describe_convolutions(adapters: AdapterSettings) -> dict[str, str]:
+    """By the names of sd-scripts and LyCORIS."""
+    if not adapters.conv_rank:
+        return {}
+    return {"conv_dim": str(adapters.conv_rank), "conv_alpha": f"{adapters.conv_alpha:g}"}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:

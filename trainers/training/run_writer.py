@@ -355,13 +355,12 @@ class RunWriter:
 
     def _verify(self, tensors: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted
-        return verify_lora(tensors, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)), label=path)
+        return verify_lora(tensors, adapted.names, expected=list(adapted.read()), label=path)
 
     def _build_tensors(self) -> dict[str, Tensor]:
         adapted = self._model.adapted
         with self._averaged():
-            modules = adapted.read(alpha=self._config.alpha)
-            return to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
+            return to_kohya(adapted.read(), adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
 
     def _build_header(self, title: str) -> dict[str, str]:
         return self._model.metadata(Progress(title, self._history.num_steps, self._started_at))

@@ -239,6 +239,24 @@ def test_a_run_starts_from_its_own_file(dataset, tmp_path):
         torch.testing.assert_close(second.state_dict[name], weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("adapter", ["dora", "loha", "lokr"])
+def test_every_kind_of_adapter_trains_resumes_and_starts_from_its_file(dataset, tmp_path, adapter):
+    """Layers without effect on the output get none, as with a LoRA."""
+    settings = {"adapter": adapter, "lora_dropout": 0.2, "prior_loss_weight": 0.5, "class_prompt": "a thing"}
+    whole = train(dataset, tmp_path / "whole", blocks_to_swap=1, **settings)
+    assert {name.partition(".")[0] for name in whole.state_dict} == {
+        f"lora_unet_layers_{name}" for name in ("0_attn", "0_mlp", "0_text_mlp", "1_attn", "1_mlp")
+    }
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
+    assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+    more = train(dataset, tmp_path / "2", adapter=adapter, network_weights=str(whole.path), learning_rate=1e-9)
+    for name, weight in whole.state_dict.items():
+        torch.testing.assert_close(more.state_dict[name], weight, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="and this run trains a LoRA"):
+        train(dataset, tmp_path / "3", network_weights=str(whole.path))
+
+
 def test_sizes_that_the_model_would_pad_are_refused(dataset, tmp_path):
     base = ToyBase(family=FlowFamilyRow("Toy", resolution_step=128))
     message = "Toy takes images whose sides are multiples of 128 pixels, not .*64 x 64.*. Set bucket_reso_steps"

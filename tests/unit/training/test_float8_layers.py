@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.training.adapters import count_fans
+from trainers.training.adapter_layers import find_size
 from trainers.training.float8_layers import FLOAT8, Float8Conv2d, Float8Linear, keep_float8
 from trainers.training.quantized_linear import describe_quantized
 
@@ -56,17 +56,18 @@ def test_neither_the_input_nor_the_whole_weight_is_kept_for_the_backward_pass(na
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_weight_stays_on_its_memory_in_its_bits_with_the_fans_of_the_layer(name):
+def test_the_weight_stays_on_its_memory_in_its_bits_with_the_size_of_the_layer(name):
     layer = nn.Sequential(LAYERS[name][0]())
     layer.to(FLOAT8[0]).requires_grad_(False)
     (usual,) = layer
-    weight, fans = layer.get_parameter("0.weight"), count_fans(usual)
+    weight, size = layer.get_parameter("0.weight"), find_size(usual)
     keep_float8(layer)
     layer.to("cpu", torch.bfloat16)
     (own,) = layer
     kept = layer.get_parameter("0.weight")
     assert own is not usual and kept.data_ptr() == weight.data_ptr() and kept.element_size() == 1
-    assert count_fans(own) == fans == (weight[0].numel(), weight.shape[0])
+    assert find_size(own) == size
+    assert (size.outputs, size.inputs, *size.kernel) == tuple(weight.shape)
 
 
 def test_norms_in_fp8_become_bf16_and_what_is_not_fp8_stays_as_it_is():

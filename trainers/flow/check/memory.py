@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
-from ...training.adapters import AdapterSettings, wrap_linear_layers
+from ...training.adapter_layers import find_size
+from ...training.adapter_shapes import AdapterSettings, count_parameters
+from ...training.adapters import wrap_linear_layers
 from ...training.block_streaming import BlockStreamer, spread_evenly
 from ...training.device import COMPUTE_DTYPES
 from ...training.flat_weights import FlatWeights
@@ -63,9 +65,8 @@ def _count_stored(tensor: Tensor) -> int:
     return stored.numel() * stored.element_size()
 
 
-def count_adapter_parameters(network: nn.Module, targets: Iterable[str], rank: int) -> int:
-    layers = (network.get_submodule(name) for name in targets)
-    return rank * sum(int(getattr(layer, side)) for layer in layers for side in ("in_features", "out_features"))
+def count_adapter_parameters(network: nn.Module, targets: Iterable[str], settings: AdapterSettings) -> int:
+    return count_parameters((find_size(network.get_submodule(name)) for name in targets), settings)
 
 
 def estimate_memory(
@@ -89,7 +90,7 @@ def estimate_memory(
     number_bytes = COMPUTE_DTYPES[base.precision].itemsize
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=number_bytes)
     targets = find_targets(base.network, base.family, config.target_modules)
-    num_parameters = count_adapter_parameters(base.network, targets, config.rank)
+    num_parameters = count_adapter_parameters(base.network, targets, AdapterSettings.of(config))
     is_rough = False
     try:
         activations_bytes = count_activations(
@@ -124,8 +125,7 @@ def count_activations(
     network = base.network
     runs = [] if is_whole else shorten(network)
     targets = find_targets(network, base.family, config.target_modules)
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parameters = wrap_linear_layers(network, targets, settings, component=NETWORK, device=META)
+    parameters = wrap_linear_layers(network, targets, AdapterSettings.of(config), component=NETWORK, device=META)
     FlatWeights(parameters, COMPUTE_DTYPES[base.precision])
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
