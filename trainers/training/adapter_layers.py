@@ -16,7 +16,7 @@ from torch.nn import functional, grad
 
 from ..lora.modules import AdapterModule, DoraModule, LohaModule, LokrModule, LoraModule, measure_inputs
 from .adapter_shapes import AdapterSettings, LayerSize, list_shapes
-from .quantized_linear import QuantizedLinear
+from .quantized_linear import QuantizedLayer
 
 ADAPTER_NAME = "default"
 
@@ -24,7 +24,7 @@ ADAPTER_NAME = "default"
 def find_size(layer: nn.Module) -> LayerSize:
     """Return the size of a linear layer of whatever class, or of a convolution."""
     if isinstance(layer, nn.Conv2d):
-        return LayerSize(layer.out_channels, layer.in_channels, layer.kernel_size)
+        return LayerSize(layer.out_channels, layer.in_channels // layer.groups, layer.kernel_size)
     outputs, inputs = (int(getattr(layer, name)) for name in ("out_features", "in_features"))
     return LayerSize(outputs, inputs)
 
@@ -297,7 +297,7 @@ LAYERS: dict[str, type[AdapterLayer]] = {"dora": DoraLayer, "loha": LohaLayer, "
 
 def read_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """Return a frozen layer's weight in full, also of a quantized layer, ours or ComfyUI's."""
-    if isinstance(layer, QuantizedLinear):
+    if isinstance(layer, QuantizedLayer):
         return layer.dequantize(dtype)
     weight: Any = layer.weight
     if type(weight) not in (Tensor, nn.Parameter):
