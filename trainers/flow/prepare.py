@@ -25,6 +25,7 @@ from ..training.block_streaming import spread_evenly
 from ..training.config import AUTO_BLOCKS
 from ..training.device import COMPUTE_DTYPES
 from ..training.distributed import World
+from ..training.evaluation import evaluating
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
@@ -176,7 +177,7 @@ def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, *, kept: set[str]
 def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
     """Tell for each adapted layer whether a gradient reaches it."""
     layers = model.adapted.name_layers()
-    with torch.random.fork_rng(devices=[]):  # of dropout
+    with evaluating(*layers.values()):  # dropout would leave some of them without a gradient
         for loss in model.loss_terms([item], 1):
             loss.sum().backward()
     found = {path: any(_has_gradient(p) for p in layer.parameters()) for path, layer in layers.items()}

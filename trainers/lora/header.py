@@ -75,6 +75,7 @@ class TrainingRecord:
     lr_scheduler: str | None = None
     lr_warmup_steps: int | None = None
     max_grad_norm: float | None = None
+    scale_weight_norms: float | None = None
     mixed_precision: str | None = None
     gradient_checkpointing: bool | None = None
     cache_latents: bool | None = None
@@ -224,6 +225,7 @@ def _build_training_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_lr_scheduler": record.lr_scheduler,
         "ss_lr_warmup_steps": record.lr_warmup_steps,
         "ss_max_grad_norm": record.max_grad_norm,
+        "ss_scale_weight_norms": record.scale_weight_norms,
         "ss_mixed_precision": record.mixed_precision,
         "ss_gradient_checkpointing": record.gradient_checkpointing,
         "ss_noise_offset": record.noise_offset,

@@ -49,6 +49,10 @@ class AdapterModule(ABC):
     def multiply(self) -> Tensor:
         """Return the update [O, I] in float32, without its strength."""
 
+    def measure(self) -> Tensor:
+        """Return the Euclidean norm of the update without its strength: a scalar."""
+        return torch.linalg.vector_norm(self.multiply())
+
     def merge_into(self, weight: Tensor, strength: float) -> Tensor:
         """Return a layer's weight with the update, as ComfyUI merges it."""
         return weight + (strength * self.scale * self.multiply()).reshape(weight.shape).to(weight)
@@ -100,6 +104,11 @@ class LoraModule(AdapterModule):
 
     def multiply(self) -> Tensor:
         return self.up.float().flatten(1) @ self.down.float().flatten(1)
+
+    def measure(self) -> Tensor:
+        """By products of [rank, rank]: the sum of all squares is the trace of up' up down down'."""
+        down, up = self.down.float().flatten(1), self.up.float().flatten(1)
+        return ((up.t() @ up) * (down @ down.t())).sum().clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,10 @@ class LokrModule(AdapterModule):
         found = self.w2 if self.w2 is not None else self.w2_b
         assert found is not None
         return found
+
+    def measure(self) -> Tensor:
+        first, second = self._join(self.w1, self.w1_a, self.w1_b), self._join(self.w2, self.w2_a, self.w2_b)
+        return torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
 
     def multiply(self) -> Tensor:
         return torch.kron(self._join(self.w1, self.w1_a, self.w1_b), self._join(self.w2, self.w2_a, self.w2_b))

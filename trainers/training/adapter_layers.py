@@ -110,7 +110,21 @@ class AdapterLayer(WrappedLayer):
         output = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return output
+        if self._is_left_out():
+            return self._connect(output)
         return torch.add(output, self.compute_update(self.lora_dropout(x)), alpha=self.scale)
+
+    def _is_left_out(self) -> bool:
+        """Draw whether the base layer answers alone. The draw is on the CPU: nothing waits."""
+        share = self.settings.module_dropout if self.training else 0.0
+        return share > 0 and torch.rand((), device="cpu").item() < share
+
+    def _connect(self, output: Tensor) -> Tensor:
+        """Give an output that the adapter does not change a gradient to it, of zero: a block that
+        is computed again, and a loss, must have one even if all modules are left out.
+        """
+        first = next(iter(self.adapter.values()))
+        return torch.add(output, first.flatten()[0].to(output.dtype), alpha=0)
 
     @abstractmethod
     def compute_update(self, x: Tensor) -> Tensor:
@@ -124,7 +138,37 @@ class AdapterLayer(WrappedLayer):
         return functional.conv2d(x, weight, None, base.stride, base.padding, base.dilation)  # type: ignore[arg-type]
 
 
-class DoraLayer(AdapterLayer):
+class LowRankLayer(AdapterLayer):
+    """A LoRA whose ranks or whose whole can be dropped."""
+
+    module_class = LoraModule
+
+    def start(self, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            self.adapter["down"].copy_(draw_kaiming(self.adapter["down"].shape, generator))
+
+    def load(self, matrices: Mapping[str, Tensor], module: AdapterModule) -> None:
+        assert isinstance(module, LoraModule)
+        load_lora(matrices["down"], matrices["up"], module, self.alpha)
+
+    def compute_update(self, x: Tensor) -> Tensor:
+        down, up = self._get("down", x.dtype), self._get("up", x.dtype)
+        if self.size.kernel:
+            return functional.conv2d(self._drop_ranks(self._convolve(x, down), axis=1), up)
+        return functional.linear(self._drop_ranks(functional.linear(x, down), axis=-1), up)
+
+    def _drop_ranks(self, low_rank: Tensor, *, axis: int) -> Tensor:
+        """Drop ranks for each item of the batch, and make the others stronger, as in sd-scripts."""
+        share = self.settings.rank_dropout if self.training else 0.0
+        if not share:
+            return low_rank
+        shape = [1] * low_rank.ndim
+        shape[0], shape[axis] = len(low_rank), low_rank.shape[axis]
+        kept = torch.rand(shape, device=low_rank.device) > share
+        return low_rank * (kept / (1 - share)).to(low_rank.dtype)
+
+
+class DoraLayer(LowRankLayer):
     """DoRA with one length for each input, as in the paper and as every loader reads it. PEFT's has
     one for each output.
 
@@ -147,13 +191,9 @@ class DoraLayer(AdapterLayer):
         shape = (1, -1, *(1 for _ in self.size.kernel))
         return DoraModule(matrices["down"], matrices["up"], self.alpha, magnitude.view(shape))
 
-    def start(self, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            self.adapter["down"].copy_(draw_kaiming(self.adapter["down"].shape, generator))
-
     def load(self, matrices: Mapping[str, Tensor], module: AdapterModule) -> None:
         assert isinstance(module, DoraModule)
-        load_lora(matrices["down"], matrices["up"], module, self.alpha)
+        super().load(matrices, module)
         lengths = self.base_lengths.to(matrices["offset"].device)
         matrices["offset"].copy_(module.magnitude.flatten().to(lengths) - lengths)
 
@@ -161,6 +201,8 @@ class DoraLayer(AdapterLayer):
         """(V * lengths) x = V (lengths * x): the base layer gets scaled inputs."""
         if self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
+        if self._is_left_out():
+            return self._connect(self.base_layer(x, *args, **kwargs))
         stretch = self._find_stretch(x.dtype).to(x.dtype)
         stretched = torch.addcmul(x, x, stretch.view(-1, *(1 for _ in self.size.kernel)))
         output = self.base_layer(stretched, *args, **kwargs)
@@ -183,12 +225,6 @@ class DoraLayer(AdapterLayer):
         mixed = torch.addmm(crossed, up.t() @ up, down, beta=2, alpha=self.scale)
         change = self.scale * (down * mixed).sum(0).view(self.size.inputs, -1).sum(1)
         return (self.base_lengths.square() + change).clamp_min_(0).sqrt_()
-
-    def compute_update(self, x: Tensor) -> Tensor:
-        down, up = self._get("down", x.dtype), self._get("up", x.dtype)
-        if self.size.kernel:
-            return functional.conv2d(self._convolve(x, down), up)
-        return functional.linear(functional.linear(x, down), up)
 
 
 class LohaLayer(AdapterLayer):
@@ -292,7 +328,14 @@ class LokrLayer(AdapterLayer):
         return self._get(f"{name}_a", dtype) @ self._get(f"{name}_b", dtype)
 
 
-LAYERS: dict[str, type[AdapterLayer]] = {"dora": DoraLayer, "loha": LohaLayer, "lokr": LokrLayer}
+_LAYERS: dict[str, type[AdapterLayer]] = {"dora": DoraLayer, "loha": LohaLayer, "lokr": LokrLayer}
+
+
+def choose_layer(settings: AdapterSettings) -> type[AdapterLayer] | None:
+    """Return the class of the layers; None for a LoRA without more than its plain dropout."""
+    if settings.kind == "lora":
+        return LowRankLayer if settings.rank_dropout or settings.module_dropout else None
+    return _LAYERS[settings.kind]
 
 
 def read_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,8 @@ class AdapterSettings:
     lokr_full_matrix: bool = False
     conv_rank: int = 0
     conv_alpha: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
 
     @classmethod
     def of(cls, config: TrainingConfig) -> "AdapterSettings":
@@ -41,6 +43,8 @@ class AdapterSettings:
             lokr_full_matrix=config.lokr_full_matrix,
             conv_rank=conv_rank,
             conv_alpha=_find_alpha(conv_alpha, conv_rank, use_rslora=config.use_rslora),
+            rank_dropout=config.rank_dropout,
+            module_dropout=config.module_dropout,
         )
 
     @property

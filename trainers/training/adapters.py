@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..lora.modules import AdapterModule, DoraModule, LoraModule, ModuleKey, ModuleNames
 from ..lora.read import find_kind
-from .adapter_layers import ADAPTER_NAME, LAYERS, AdapterLayer, LoraLinear, WrappedLayer, find_size, load_lora
+from .adapter_layers import ADAPTER_NAME, AdapterLayer, LoraLinear, WrappedLayer, choose_layer, find_size, load_lora
 from .adapter_shapes import AdapterSettings, LayerSize, Shapes, list_shapes
 from .config import ADAPTERS
 from .flat_weights import FlatWeights, TrainedGroup
@@ -134,6 +134,20 @@ class AdaptedModel:
         own = self._split(self.flat_weights)
         for key, module in weights.items():
             _load_layer(self._layers[key], own[key], module, self.names[key])
+        self.publish()
+
+    @torch.no_grad()
+    def limit_norms(self, max_norm: float) -> None:
+        """Scale the update of each layer down to this Euclidean norm, in equal parts of its
+        matrices, as sd-scripts and LyCORIS do (max-norm). The lengths of a DoRA stay.
+        """
+        split = self._split(self.flat_weights)
+        for key, module in self.read().items():
+            matrices = [matrix for name, matrix in split[key].items() if name != "offset"]
+            norm = module.scale * module.measure()
+            factor = (max_norm / norm.clamp(min=max_norm)) ** (1 / len(matrices))
+            for matrix in matrices:
+                matrix.mul_(factor)
         self.publish()
 
     @contextmanager
@@ -277,7 +291,7 @@ def attach_adapters(
     `up` at zero. The draws come from the seed.
     """
     model.requires_grad_(False)
-    if settings.kind in LAYERS:
+    if choose_layer(settings):
         for name in targets:
             _wrap_layer(model, name, settings, device or model.get_submodule(name).weight.device)  # type: ignore
         return _start_adapters(model, settings, component=component)
@@ -360,7 +374,7 @@ def wrap_linear_layers(
 
 
 def _wrap_layer(model: nn.Module, name: str, settings: AdapterSettings, device: torch.device) -> None:
-    make = LAYERS.get(settings.kind, LoraLinear)
+    make = choose_layer(settings) or LoraLinear
     _replace(model, name, make(model.get_submodule(name), settings, device))
 
 

@@ -333,6 +333,27 @@ class TrainingConfig:
         "Rank-stabilized LoRA: strength alpha / sqrt(rank) instead of alpha / rank, for ranks above 64. alpha then is "
         "usually 1 to 8. The file has the alpha that acts the same in every program.",
     )
+    rank_dropout: float = param(
+        0.0,
+        "Probability of dropping a rank of a LoRA or DoRA in a step, for each image (sd-scripts: rank_dropout). "
+        "Usually 0.1 to 0.3 against overfitting; 0: off.",
+        min=0.0,
+        max=0.95,
+    )
+    module_dropout: float = param(
+        0.0,
+        "Probability of leaving out the whole adapter of a layer in a step (sd-scripts: module_dropout). Usually 0.1 "
+        "to 0.3 against overfitting; 0: off.",
+        min=0.0,
+        max=0.95,
+    )
+    scale_weight_norms: float = param(
+        0.0,
+        "After every step, the change of each layer's weight is scaled down to this norm (sd-scripts: "
+        "scale_weight_norms, max-norm). Usually 1, against burnt images and for LoRAs that are combined; 0: off.",
+        min=0.0,
+        max=1000.0,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -340,6 +361,10 @@ class TrainingConfig:
             raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
         if self.lokr_factor == 0:
             raise ValueError("lokr_factor must be -1, or 1 or more, got 0")
+        if self.rank_dropout and self.adapter not in ("lora", "dora"):
+            raise ValueError(
+                f"rank_dropout is for adapter lora and dora, not for {self.adapter}. Set it to 0, or use module_dropout"
+            )
 
     @property
     def timesteps(self) -> tuple[int, int]:

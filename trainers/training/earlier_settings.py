@@ -170,6 +170,7 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
     "ss_lr_scheduler": ("lr_scheduler", str),
     "ss_lr_warmup_steps": ("lr_warmup_steps", float),
     "ss_max_grad_norm": ("max_grad_norm", float),
+    "ss_scale_weight_norms": ("scale_weight_norms", float),
     "ss_mixed_precision": ("mixed_precision", str),
     "ss_network_dropout": ("lora_dropout", float),
     "ss_min_snr_gamma": ("min_snr_gamma", float),
@@ -238,6 +239,8 @@ _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 _NETWORK_ARGS: dict[str, tuple[str, Reader]] = {
     "conv_dim": ("conv_rank", _read_whole),
     "conv_alpha": ("conv_alpha", float),
+    "rank_dropout": ("rank_dropout", float),
+    "module_dropout": ("module_dropout", float),
     "factor": ("lokr_factor", _read_whole),
     "decompose_both": ("lokr_decompose_both", _read_bool),
     "full_matrix": ("lokr_full_matrix", _read_bool),

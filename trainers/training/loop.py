@@ -255,6 +255,8 @@ class TrainingLoop:
         with critical_section():
             self._is_whole = False
             loss_value = self._optimizer_step.update(step.number, loss)
+            if self._config.scale_weight_norms:
+                self._model.adapted.limit_norms(self._config.scale_weight_norms)
             if self._ema:
                 self._ema.update(step.number)
             event = clock.finish_step(
@@ -294,7 +296,8 @@ class TrainingLoop:
         return self._world.sum_gradients(self._model.adapted.flat_weights, loss)
 
     def _seed_dropout(self, step: int) -> AbstractContextManager[None]:
-        """Seed the global generators, which LoRA dropout draws from, for this step only."""
-        if not self._config.lora_dropout:
+        """Seed the global generators, which dropout of adapters draws from, for this step only."""
+        config = self._config
+        if not (config.lora_dropout or config.rank_dropout or config.module_dropout):
             return nullcontext()
         return seed_globals(self._host.device, self._config.seed, "lora_dropout", step, self._world.rank)

@@ -54,11 +54,17 @@ def lora_metadata(
         lr_scheduler=config.lr_scheduler,
         lr_warmup_steps=count_steps(config.lr_warmup_steps, schedule.total_steps),
         max_grad_norm=config.max_grad_norm,
+        scale_weight_norms=config.scale_weight_norms or None,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,
         network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
         network_dropout=config.lora_dropout or None,
-        network_args={**describe_adapter(config), **_describe_convolutions(adapters), **(network_args or {})},
+        network_args={
+            **describe_adapter(config),
+            **_describe_convolutions(adapters),
+            **_describe_dropout(config),
+            **(network_args or {}),
+        },
         caption_dropout_rate=config.caption_dropout,
         caption_tag_dropout_rate=captions.tag_dropout,
         shuffle_caption=captions.shuffle_captions,
@@ -101,6 +107,11 @@ def _describe_convolutions(adapters: AdapterSettings) -> dict[str, str]:
     if not adapters.conv_rank:
         return {}
     return {"conv_dim": str(adapters.conv_rank), "conv_alpha": f"{adapters.conv_alpha:g}"}
+
+
+def _describe_dropout(config: TrainingConfig) -> dict[str, str]:
+    rates = {"rank_dropout": config.rank_dropout, "module_dropout": config.module_dropout}
+    return {name: f"{rate:g}" for name, rate in rates.items() if rate}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:

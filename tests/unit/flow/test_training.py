@@ -239,6 +239,14 @@ def test_a_run_starts_from_its_own_file(dataset, tmp_path):
         torch.testing.assert_close(second.state_dict[name], weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+def test_layers_that_are_left_out_of_a_step_keep_their_adapter(dataset, tmp_path, adapter):
+    """Which layers are idle is asked without dropout."""
+    plain = train(dataset, tmp_path / "1", adapter=adapter, max_train_steps=1)
+    dropped = train(dataset, tmp_path / "2", adapter=adapter, module_dropout=0.5)
+    assert dropped.state_dict.keys() == plain.state_dict.keys() and len(set(dropped.losses)) > 1
+
+
 @pytest.mark.parametrize("adapter", ["dora", "loha", "lokr"])
 def test_every_kind_of_adapter_trains_resumes_and_starts_from_its_file(dataset, tmp_path, adapter):
     """Layers without effect on the output get none, as with a LoRA."""

@@ -178,3 +178,24 @@ def test_convolutions_are_trained_with_their_own_rank_and_go_on_from_their_file(
         torch.testing.assert_close(
             more[key].scale * more[key].multiply(), module.scale * module.multiply(), rtol=1e-4, atol=1e-6
         )
+
+
+DROPOUTS = {"rank_dropout": 0.3, "module_dropout": 0.3, "scale_weight_norms": 0.01, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_a_run_with_dropouts_and_a_norm_resumes_and_recomputes_bit_for_bit(weights, dataset, tmp_path, adapter):  # noqa: F811
+    given = {**DROPOUTS, "adapter": adapter, "resume": "auto", "gradient_checkpointing": True}
+    whole = train(weights, dataset, tmp_path / "whole", **given)
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    trained = train(weights, dataset, tmp_path / "parts", **given)
+    assert trained.losses == whole.losses
+    assert all(torch.equal(trained.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    kept = train(weights, dataset, tmp_path / "kept", **{**given, "gradient_checkpointing": False})
+    torch.testing.assert_close(torch.tensor(kept.losses), torch.tensor(whole.losses), rtol=1e-5, atol=0)
+    modules = read_lora(trained.path, list_names(weights)).values()
+    assert max(module.scale * module.measure() for module in modules) == pytest.approx(0.01, rel=1e-3)
+    assert trained.metadata["ss_scale_weight_norms"] == "0.01"
+    args = json.loads(trained.metadata["ss_network_args"])
+    assert (args["rank_dropout"], args["module_dropout"]) == ("0.3", "0.3")

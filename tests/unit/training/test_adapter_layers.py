@@ -305,6 +305,82 @@ def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() ->
     assert (stable.alpha, stable.conv_alpha, stable.highest_rank) == (32.0, 6.0, 16)
 
 
+# ---- dropout and norm ----
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_ranks_are_dropped_for_each_image_and_the_others_are_stronger(kind: str, layer: str) -> None:
+    """sd-scripts' formula, with the same draws."""
+    torch.manual_seed(0)
+    make_layer, shape = LAYERS[layer]
+    settings = replace(KINDS[kind], rank_dropout=0.4)
+    model, x = nn.Sequential(make_layer()), torch.randn(2, *shape[1:])
+    attach_adapters(model, ["0"], settings, component="unet")
+    teach(model)
+    adapter: Any = find_adapter_layers(model)["0"]
+    torch.manual_seed(7)
+    update = adapter.compute_update(x)
+    torch.manual_seed(7)
+    batch_first = (2, 4, 1, 1) if layer != "linear" else (2, *(1 for _ in shape[1:-1]), 4)
+    mask = (torch.rand(batch_first) > 0.4).float().view(2, 4)
+    base, up, down = adapter.base_layer, adapter.adapter["up"].flatten(1), adapter.adapter["down"]
+    for number in range(2):
+        weight = (up * mask[number] / 0.6) @ down.flatten(1)
+        expected = apply(base, x[number : number + 1], weight.view_as(base.weight))
+        expected -= apply(base, x[number : number + 1], torch.zeros_like(base.weight))
+        torch.testing.assert_close(update[number : number + 1], expected, rtol=1e-4, atol=1e-5)
+    assert 0 < mask.sum() < mask.numel()
+    model.eval()
+    plain, other = nn.Sequential(make_layer()), find_adapter_layers(model)["0"]
+    plain[0].load_state_dict(other.base_layer.state_dict())
+    attach_adapters(plain, ["0"], KINDS[kind], component="unet")
+    teach(plain)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_share_of_the_steps_leaves_a_module_out(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40))
+    attach_adapters(model, ["0"], replace(KINDS[kind], module_dropout=0.25), component="unet")
+    teach(model)
+    adapter: Any = find_adapter_layers(model)["0"]
+    x = torch.randn(3, 24)
+    model.eval()
+    whole, alone = model(x), adapter.base_layer(x)
+    model.train()
+    answers = [model(x) for _ in range(400)]
+    left_out = sum(torch.equal(answer, alone) for answer in answers)
+    assert left_out + sum(torch.equal(answer, whole) for answer in answers) == 400 and 70 < left_out < 130
+    alone = next(answer for answer in answers if torch.equal(answer, alone))
+    alone.sum().backward()  # of zero, but there
+    assert not any(bool(parameter.grad.any()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_are_scaled_down_to_the_norm_and_smaller_ones_stay(kind: str, layer: str) -> None:
+    model, _ = make(kind, layer)
+    adapted = adapt(model)
+
+    def measure() -> Tensor:
+        module = adapted.read()[KEY]
+        torch.testing.assert_close(module.measure(), module.multiply().norm(), rtol=1e-4, atol=0)
+        return module.scale * module.multiply()
+
+    before = measure()
+    adapted.limit_norms(2 * before.norm().item())
+    torch.testing.assert_close(measure(), before, rtol=1e-6, atol=0)
+    adapted.limit_norms(0.1 * before.norm().item())
+    torch.testing.assert_close(measure(), 0.1 * before, rtol=1e-4, atol=1e-7)
+
+
+def test_rank_dropout_of_other_kinds_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank_dropout is for adapter lora and dora, not for loha"):
+        SDXLConfig(adapter="loha", rank_dropout=0.1)
+
+
 # ---- starting from a file ----
 
 
