@@ -149,7 +149,7 @@ class TrainingConfig:
     prior_loss_weight: float = param(
         0.0,
         "Prior preservation without extra images: keeps the LoRA close to what the base model "
-        "predicts for class_prompt. Usually 0.5 to 1. It looks at every fifth sample: steps "
+        "predicts for class_prompt. Usually 0.5. It looks at every fifth sample: steps "
         "take 1.3 times as long on average, and no more memory. 0: off.",
         min=0.0,
         max=100.0,
