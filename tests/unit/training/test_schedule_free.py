@@ -73,7 +73,7 @@ def test_other_optimizers_have_no_average():
 
 
 def read_up(toy: PreparedToy) -> torch.Tensor:
-    (module,) = toy.adapted.read(alpha=1.0).values()
+    (module,) = toy.adapted.read().values()
     return module.up.clone()
 
 
