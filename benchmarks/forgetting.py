@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainers.commands.demo import SETTINGS
+from trainers.commands.demo import PRIOR_PRESERVATION, SETTINGS
 from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import IMAGES, STEM, TRIGGER_WORD
@@ -27,20 +27,12 @@ from trainers.embedded_base.shared.scenes import draw_scene
 from trainers.sdxl.model.sdxl_model import load_model
 
 NUM_IMAGES = 24  # regularization images
-CLASS_PROMPTS = (
-    "a green circle on a black background",
-    "a yellow square on a white background",
-    "a red star on a grey background",
-    "an orange triangle on a white background",
-    "a blue cross on a beige background",
-    "a purple ring on a grey background",
-)
 ROWS: dict[str, dict[str, Any]] = {
     "neither": {},
     "prior 0.5, own captions": {"prior_loss_weight": 0.5},
-    "prior 1, own captions": {"prior_loss_weight": 1.0},
-    "prior 0.5, class prompts": {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)},
-    "prior 1, class prompts": {"prior_loss_weight": 1.0, "class_prompt": "|".join(CLASS_PROMPTS)},
+    "prior 0.25, class prompts": {**PRIOR_PRESERVATION, "prior_loss_weight": 0.25},
+    "prior 0.5, class prompts": PRIOR_PRESERVATION,
+    "prior 1, class prompts": {**PRIOR_PRESERVATION, "prior_loss_weight": 1.0},
     "regularization images": {"regularization_weight": 1.0},
 }
 

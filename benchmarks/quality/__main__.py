@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainers.commands.demo import SETTINGS
+from trainers.commands.demo import PRIOR_PRESERVATION, SETTINGS
 from trainers.commands.sdxl import train
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.lora.modules import list_weighted_modules
@@ -36,17 +36,9 @@ from .table import format_table
 from .tasks import TASKS, TRIGGER_WORD, Task, write_images, write_regularization_images
 
 SIZE_HW, SAMPLER_STEPS = (128, 128), 12
-CLASS_PROMPTS = (
-    "a green circle on a black background",
-    "a yellow square on a white background",
-    "a red star on a grey background",
-    "an orange triangle on a white background",
-    "a blue cross on a beige background",
-    "a purple ring on a grey background",
-)
 CONTENDERS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "prior": {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)},
+    "prior": PRIOR_PRESERVATION,
     "constant": {"lr_scheduler": "constant"},
     "no min-SNR": {"min_snr_gamma": 0.0},
     "rank 4": {"rank": 4, "alpha": 4.0},

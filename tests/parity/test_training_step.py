@@ -281,7 +281,9 @@ class Reference:
         total = torch.zeros(())
         for batch, captions in zip(step.batches, step.captions, strict=True):
             total = total + self._losses(batch, captions).sum() / num_samples
-        gradients = torch.autograd.grad(total, self.weights)
+        # a sample weighs the same in a step that is not full
+        share = num_samples / (self.config.train_batch_size * self.config.gradient_accumulation_steps)
+        gradients = torch.autograd.grad(share * total, self.weights)
         norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
         factor = min(1.0, self.config.max_grad_norm / (float(norm) + 1e-6))
         return float(total.detach()), [gradient * factor for gradient in gradients]

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 SUMMARY = "train and judge a small LoRA on an embedded base model (three minutes on two cores)"
 SDXL, Z_IMAGE = "sdxl", "z-image"
 NUM_SEEDS = 4
+# What must not change. The demo judges other colours and backgrounds of these shapes.
+CLASS_PROMPTS = (
+    "a green circle on a black background",
+    "a yellow square on a white background",
+    "a red star on a grey background",
+    "an orange triangle on a white background",
+    "a blue cross on a beige background",
+    "a purple ring on a grey background",
+)
 # Different from the defaults: the base models draw 128 x 128 pixels, and are so small that they
 # need a high learning rate.
 SETTINGS = {
@@ -30,6 +39,7 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "save_dtype": "fp32",
 }
+PRIOR_PRESERVATION = {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)}
 Z_IMAGE_SETTINGS = {
     "resolution": 128,
     "bucket_reso_steps": 32,
@@ -128,7 +138,12 @@ def _run_in_comfyui(installation: "Installation", options: argparse.Namespace, f
     from ..demo.concept import TRIGGER_WORD
     from ..demo.in_comfyui import run_demo
 
-    demo = run_demo(installation, folder, settings=apply_steps(SETTINGS, options.steps), num_seeds=NUM_SEEDS)
+    demo = run_demo(
+        installation,
+        folder,
+        settings=apply_steps({**SETTINGS, **PRIOR_PRESERVATION}, options.steps),
+        num_seeds=NUM_SEEDS,
+    )
     print(
         f"""
 The LoRA            {demo.lora}
@@ -151,7 +166,7 @@ def _run_core(options: argparse.Namespace, folder: Path) -> None:
     write_embedded_checkpoint(base)
     lora = train(
         {
-            **apply_steps(SETTINGS, options.steps),
+            **apply_steps({**SETTINGS, **PRIOR_PRESERVATION}, options.steps),
             "images": str(IMAGES),
             "trigger_word": TRIGGER_WORD,
             "base": str(base),
