@@ -10,23 +10,20 @@ images before and after.
 """
 
 import argparse
-import random
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from benchmarks.quality.tasks import write_regularization_images
 from trainers.commands.demo import PRIOR_PRESERVATION, SETTINGS
 from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import IMAGES, STEM, TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
-from trainers.embedded_base.shared.scenes import draw_scene
 from trainers.sdxl.model.sdxl_model import load_model
 
-NUM_IMAGES = 24  # regularization images
 ROWS: dict[str, dict[str, Any]] = {
     "neither": {},
     "prior 0.5, own captions": {"prior_loss_weight": 0.5},
@@ -67,7 +64,8 @@ def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
     changes = dict(ROWS[name])
     datasets: list[dict[str, Any]] = [{"images": str(IMAGES), "trigger_word": TRIGGER_WORD}]
     if loss_weight := changes.pop("regularization_weight", None):
-        folder = _write_old_images(options.folder / "regularization")
+        folder = options.folder / "regularization"
+        write_regularization_images(folder)
         datasets.append({"images": str(folder), "is_regularization": True, "loss_weight": loss_weight})
     files = {
         "base": str(base),
@@ -88,17 +86,6 @@ def _train(name: str, base: Path, options: argparse.Namespace) -> Path:
     )
     assert lora.path is not None
     return lora.path
-
-
-def _write_old_images(folder: Path) -> Path:
-    """Draw images that the base model knows from its pretraining."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(1)
-    for number in range(NUM_IMAGES):
-        drawing = draw_scene((128, 128), rng)
-        Image.fromarray(drawing.pixels).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(drawing.caption + "\n", encoding="utf-8")
-    return folder
 
 
 def _format_cells(comparison: Comparison, num_seeds: int) -> str:

@@ -34,14 +34,7 @@ def resolve_settings(
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = choose_precision(weight_dtype)
     given |= _choose_optimizer(given)
-    return resolve(
-        SDXLConfig,
-        given,
-        goal=goal,
-        memory=_choose_memory(memory),
-        num_images=dataset.num_training_samples,
-        count_steps=make_step_counter(dataset),
-    )
+    return resolve(SDXLConfig, given, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset))
 
 
 def resolve_flow_settings(
@@ -59,14 +52,11 @@ def resolve_flow_settings(
             "has loaded it in. Set it to auto; the loader's weight_dtype decides"
         )
     given |= _choose_optimizer(given)
-    return resolve_flow(
-        given,
-        family,
-        goal=goal,
-        memory=_choose_memory(memory),
-        num_images=dataset.num_training_samples,
-        count_steps=make_step_counter(dataset),
-    )
+    return resolve_flow(given, family, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset))
+
+
+def _count_samples(dataset: Dataset) -> dict[str, Any]:
+    return {"num_images": dataset.num_training_samples, "count_steps": make_step_counter(dataset)}
 
 
 def _choose_optimizer(given: dict[str, Any]) -> dict[str, Any]:
