@@ -40,6 +40,11 @@ _OTHER_NAMES = {
 }
 
 
+def name_here(name: str) -> str:
+    """What a setting of another program is called here: the same, if no other name is known."""
+    return _OTHER_NAMES.get(name, name)
+
+
 def suggest_name(name: str, allowed: Collection[str]) -> str | None:
     """The allowed name that is probably meant. Hyphens count as underscores."""
     name = name.lower().replace("-", "_")
