@@ -1,5 +1,6 @@
 """Translates a training configuration of sd-scripts (--config_file) with its datasets."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ PROGRAM = "sd-scripts"
 # Reads a file that the configuration names: its text, or the tables of a TOML or JSON file.
 FileReader = Callable[[str], Any]
 _SIDE_STEP = 64
+_HUB_NAME = re.compile(r"[\w-]+/[\w.-]+")  # OWNER/MODEL of Hugging Face
+_CHECKPOINTS = (".safetensors", ".ckpt")
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,12 +99,10 @@ def _take_base(translator: Translator) -> None:
 
 def take_base_model(translator: Translator, name: str, base: str) -> None:
     """Take a file or folder; the name of a model on Hugging Face is none."""
-    path = Path(base)
-    is_file_name = path.is_absolute() or path.exists() or path.suffix or "\\" in base or base.count("/") != 1
-    if is_file_name:
-        translator.take(name, base, ours="base")
-    else:
+    if _HUB_NAME.fullmatch(base) and not base.endswith(_CHECKPOINTS) and not Path(base).exists():
         translator.lose(name, "nothing is downloaded: give the file or folder of the model with --base")
+    else:
+        translator.take(name, base, ours="base")
 
 
 # --- datasets ---

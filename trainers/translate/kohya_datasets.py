@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .translation import Note, Translator
-from .values import read_bool, read_float, read_text, read_whole, show
+from .values import read_bool, read_float, read_tables, read_text, read_whole, show
 
 # Settings of a subset that a table has here.
 _OF_A_TABLE = ("image_dir", "num_repeats", "is_reg", "class_tokens", "alpha_mask", "caption_prefix")
@@ -18,14 +18,14 @@ def merge_datasets(translator: Translator, content: Mapping[str, Any]) -> None:
     settings. Where they differ, the first counts, and the others are noted as a loss.
 
     Raises:
-        ValueError: there is no subset, or one without images.
+        ValueError: there is no subset, or one without images, or they are no tables.
     """
-    general, datasets = content.get("general", {}), content.get("datasets", [])
-    datasets = _merge_resolutions(translator, datasets)
+    general = content.get("general", {})
+    datasets = _merge_resolutions(translator, read_tables(content.get("datasets", [])))
     subsets = [
         {**general, **_without_subsets(dataset), **subset}
         for dataset in datasets
-        for subset in dataset.get("subsets", [])
+        for subset in read_tables(dataset.get("subsets", []))
     ]
     if not subsets:
         raise ValueError("the dataset configuration has no [[datasets.subsets]] table, so there are no images")

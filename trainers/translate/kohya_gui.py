@@ -121,7 +121,11 @@ def _read_flags(text: str) -> dict[str, Any]:
     """Read flags of sd-scripts, which users write into additional_parameters."""
     flags: dict[str, Any] = {}
     name = ""
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"additional_parameters {text}: {error}") from None
+    for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
             flags[name] = value or True

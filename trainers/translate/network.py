@@ -4,7 +4,7 @@ from typing import Any
 
 from .kohya_table import NETWORK_ARG_ROWS
 from .optimizer import split_arguments
-from .translation import Translator
+from .translation import Row, Translator
 from .values import is_off, read_bool, read_text, read_whole
 
 _LYCORIS = "lycoris.kohya"
@@ -69,6 +69,13 @@ def _take_arguments(translator: Translator, arguments: dict[str, Any]) -> None:
         row = rows.get(name)
         part = translator.name_part(f"network_args {name}={value}")
         if row is not None:
-            translator.take(part, row.read(value), ours=row.our_name)
+            translator.take(part, _read(row, value), ours=row.our_name)
         elif not is_off(value):
             translator.lose(part, "there is no such setting here")
+
+
+def _read(row: Row, value: Any) -> Any:
+    try:
+        return row.read(value)
+    except ValueError as error:
+        raise ValueError(f"network_args {row.name} {error}, got {value!r}") from None

@@ -10,7 +10,7 @@ from .kohya import FileReader, read_sides, take_base_model
 from .optimizer import take_optimizer
 from .sample_lines import write_lines
 from .translation import Translation, Translator
-from .values import is_off, read_bool, read_float, read_text, read_whole, show
+from .values import is_off, read_bool, read_float, read_tables, read_text, read_whole, show
 
 PROGRAM = "OneTrainer"
 SDXL = "STABLE_DIFFUSION_XL_10_BASE"
@@ -41,22 +41,33 @@ _OPTIMIZERS = {
     "SCHEDULE_FREE_ADAMW": "AdamWScheduleFree",
     "CAME": "CAME",
 }
-# Arguments of these optimizers, with the values that their libraries choose too.
-_ARGUMENTS: dict[str, Any] = {
-    "eps": None,
-    "amsgrad": False,
-    "d_coef": 1.0,
-    "d0": 1e-6,
-    "decouple": True,
-    "use_bias_correction": False,
-    "safeguard_warmup": False,
-    "growth_rate": None,
-    "scale_parameter": False,
-    "relative_step": False,
-    "warmup_init": False,
-    "clip_threshold": 1.0,
-    "decay_rate": -0.8,
+# The arguments that are passed on, with the values that their libraries choose too.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "AdamW": {"eps": 1e-8, "amsgrad": False},
+    "AdamW8bit": {"eps": 1e-8},
+    "Prodigy": {
+        "eps": 1e-8,
+        "decouple": True,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+        "d0": 1e-6,
+        "d_coef": 1.0,
+        "growth_rate": float("inf"),
+        "slice_p": 1,
+    },
+    "Adafactor": {
+        "scale_parameter": True,
+        "relative_step": True,
+        "warmup_init": False,
+        "clip_threshold": 1.0,
+        "decay_rate": -0.8,
+    },
 }
+# Switches of single optimizers, which every file has on.
+_ON_IN_EVERY_FILE = (
+    *("weight_decay_by_lr", "split_groups", "split_groups_mean", "factored", "factored_fp32", "use_stableadamw"),
+    *("d_limiter", "use_schedulefree", "rms_rescaling", "stochastic_rounding"),
+)
 _ADAPTERS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 _LAYERS = {"attn-mlp": "attention_mlp", "attn-only": "attention", "full": ".*"}
 
@@ -132,16 +143,14 @@ def _take_output(translator: Translator) -> None:
 
 def _take_concepts(translator: Translator, read_file: FileReader) -> None:
     """The list is in the file, or in a file of its own."""
-    concepts = translator.get("concepts", lambda value: value)
+    concepts = translator.get("concepts", read_tables)
     named = translator.get("concept_file_name", read_text)
     if not concepts and named:
         try:
-            concepts = read_file(named)
+            concepts = read_tables(read_file(named))
         except FileNotFoundError:
             translator.lose("concept_file_name", "there is no such file: give the images with --images or --config")
             return
-    if not isinstance(concepts or [], list):
-        raise ValueError(f"concepts must be a list, got {show(concepts)}")
     used = [concept for concept in concepts or [] if concept.get("enabled", True)]
     tables = [made for concept in used if (made := _make_table(translator, concept))]
     if tables:
@@ -240,6 +249,7 @@ def _take_sizes(translator: Translator) -> None:
         translator.take("resolution", squares[0], ours="resolution")
     if len(squares) > 1:
         translator.take("resolution", ", ".join(map(str, squares[1:])), ours="extra_resolutions")
+        translator.lose("resolution", "there every step draws one; here an epoch has every image once at each")
     has_buckets = translator.get("aspect_ratio_bucketing", read_bool, True)
     translator.take("aspect_ratio_bucketing", "bucket" if has_buckets else "center_crop", ours="resize_mode")
     translator.take("aspect_ratio_bucketing", False, ours="bucket_no_upscale")
@@ -260,7 +270,7 @@ def _take_adapter(translator: Translator) -> None:
         )
     if translator.has("adapter"):
         translator.take("peft_type", adapter, ours="adapter")
-    else:
+    elif translator.is_given("peft_type"):
         translator.same("peft_type", "a plain LoRA is trained")
 
 
@@ -351,33 +361,31 @@ def _take_schedule(translator: Translator) -> None:
 
 
 def _take_optimizer(translator: Translator) -> None:
-    name = translator.get("optimizer.optimizer", read_text, "ADAMW")
-    given = {
-        key.removeprefix("optimizer."): value
-        for key, value in translator.given.items()
-        if key.startswith("optimizer.") and value is not None and key not in table.WITHOUT_EFFECT
-    }
-    for key in given:
-        translator.get(f"optimizer.{key}", lambda value: value)
-    arguments: dict[str, Any] = {"weight_decay": given["weight_decay"]} if "weight_decay" in given else {}
-    ours = _OPTIMIZERS.get(name, name)
-    if "beta1" in given and "beta2" in given and ours != "Adafactor":
-        arguments["betas"] = (given["beta1"], given["beta2"])
-    arguments |= _choose_arguments(ours, given)
-    take_optimizer(translator, "optimizer.optimizer", ours, arguments, args_key="optimizer.weight_decay")
-
-
-def _choose_arguments(ours: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """OneTrainer writes the arguments of all optimizers into the file, most of them off."""
-    of = {
-        "AdamW": ("eps", "amsgrad"),
-        "AdamW8bit": ("eps",),
-        "Prodigy": ("eps", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef"),
-        "Adafactor": ("scale_parameter", "relative_step", "warmup_init", "clip_threshold", "decay_rate"),
+    name = translator.get("optimizer.optimizer", read_text) or "ADAMW"
+    ours = _OPTIMIZERS.get(name, name)
+    given = {
+        key.removeprefix("optimizer."): translator.get(key, lambda value: value)
+        for key in translator.given
+        if key.startswith("optimizer.") and key != "optimizer.optimizer" and key not in table.WITHOUT_EFFECT
     }
-    chosen = {name: given[name] for name in of.get(ours, ()) if name in given and given[name] != _ARGUMENTS[name]}
+    given = {key: value for key, value in given.items() if value is not None and key not in _ON_IN_EVERY_FILE}
+    take_optimizer(translator, "optimizer.optimizer", ours, _choose_arguments(ours, given), args_key="optimizer")
+    for key, value in given.items():
+        if not is_off(value):
+            translator.lose(f"optimizer.{key}", f"it is no argument that {ours} has here")
+
+
+def _choose_arguments(ours: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of the optimizer out of `given`, and return those that are not usual."""
+    usual = _ARGUMENTS.get(ours, {})
+    chosen = {key: given.pop(key) for key in ("weight_decay", *usual) if key in given}
+    chosen = {key: value for key, value in chosen.items() if key == "weight_decay" or value != usual[key]}
+    if "beta1" in given and "beta2" in given:
+        chosen["betas"] = (given.pop("beta1"), given.pop("beta2"))
     if ours == "Adafactor":
-        chosen = {"scale_parameter": False, "relative_step": False, "warmup_init": False, **chosen}
+        chosen["eps"] = (given.pop("eps", 1e-30), given.pop("eps2", 1e-3))
+        chosen = {"scale_parameter": False, "relative_step": False, **chosen}
     return chosen
 
 
@@ -419,7 +427,9 @@ def _take_memory(translator: Translator) -> None:
     if kept in ("fp8", "int8", "nf4"):
         translator.take("unet.weight_dtype", kept, ours="base_dtype")
     elif kept:
-        translator.lose("unet.weight_dtype", "the base model's weights are used as they are")
+        translator.lose("unet.weight_dtype", "base_dtype has no such number format")
+    elif translator.is_given("unet.weight_dtype"):
+        translator.same("unet.weight_dtype", "the frozen weights have the number format of mixed_precision")
 
 
 def _take_ema(translator: Translator) -> None:
@@ -452,12 +462,12 @@ def _take_samples(translator: Translator, read_file: FileReader) -> None:
         translator.take("sample_after", number, ours="sample_every_n_steps")
     elif unit != "NEVER" and translator.is_given("sample_after_unit"):
         translator.without_effect("sample_after_unit", "samples are counted in steps: sample_every_n_steps")
-    samples = translator.get("samples", lambda value: value)
+    samples = translator.get("samples", read_tables)
     named = translator.get("sample_definition_file_name", read_text)
     name = "samples" if samples else "sample_definition_file_name"
     if not samples and named:
         try:
-            samples = read_file(named)
+            samples = read_tables(read_file(named))
         except FileNotFoundError:
             translator.without_effect(name, "there is no such file; the first caption is drawn")
     if samples:

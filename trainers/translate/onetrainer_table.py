@@ -7,14 +7,15 @@ from .translation import NOTHING, Row
 from .values import read_bool, read_float, read_text, read_whole
 
 _DTYPES = {"FLOAT_16": "fp16", "BFLOAT_16": "bf16", "FLOAT_32": "fp32"}
+_PRECISIONS = {"FLOAT_16": "fp16", "BFLOAT_16": "bf16", "FLOAT_32": "no", "TFLOAT_32": "no"}
 
 
 def _read_precision(value: Any) -> str:
-    return {"FLOAT_16": "fp16", "BFLOAT_16": "bf16", "FLOAT_32": "no", "TFLOAT_32": "no"}.get(value, value)
+    return _PRECISIONS.get(value, str(value))
 
 
 def _read_output_dtype(value: Any) -> str:
-    return _DTYPES.get(value, value)
+    return _DTYPES.get(value, str(value))
 
 
 def read_base_dtype(value: Any) -> str:
@@ -115,8 +116,8 @@ WITHOUT_EFFECT = {
     "validate_after_unit": "validation images are measured when the validation chooses",
     "lora_weight_dtype": "the LoRA is always trained in float32",
     "vae.weight_dtype": "images are always encoded in float32",
-    "text_encoder.weight_dtype": "the base model's weights are used as they are",
-    "text_encoder_2.weight_dtype": "the base model's weights are used as they are",
+    "text_encoder.weight_dtype": "the frozen weights have the number format of mixed_precision",
+    "text_encoder_2.weight_dtype": "the frozen weights have the number format of mixed_precision",
 }
 # The reason, and what leaves it off, besides nothing, false and 0.
 LOST: dict[str, tuple[str, tuple[Any, ...]]] = {

@@ -40,14 +40,26 @@ def take_optimizer(translator: Translator, key: str, name: str, arguments: Mappi
         )
     remark = "the same numbers, its states stay on the GPU" if name in _SAME_NUMBERS and ours != name else ""
     translator.take(key, ours, ours="optimizer", remark=remark)
-    rest = {**_LIBRARY_DEFAULTS.get(ours, {}), **arguments}
-    decay = rest.pop("weight_decay", _choose_default_decay(ours))
-    translator.take(args_key, float(decay), ours="weight_decay")
-    own = find_optimizer(ours).arguments
-    rest = {name: value for name, value in rest.items() if name not in own or own[name] != value}
+    decay = arguments.get("weight_decay")
+    if decay is None:
+        translator.take("weight_decay", _choose_default_decay(ours), ours="weight_decay")
+    else:
+        part = translator.name_part(f"{args_key} weight_decay={decay}")
+        translator.take(part, float(decay), ours="weight_decay")
+    rest = _write_rest(ours, arguments)
     if rest:
-        text = " ".join(f"{name}={_write(value)}" for name, value in rest.items())
-        translator.take(args_key, text, ours="optimizer_args")
+        translator.take(translator.name_part("its other arguments"), rest, ours="optimizer_args")
+
+
+def _write_rest(ours: str, arguments: Mapping[str, Any]) -> str:
+    """Write the arguments that differ from what is the default here."""
+    usual = find_optimizer(ours).arguments
+    rest = {**_LIBRARY_DEFAULTS.get(ours, {}), **arguments}
+    return " ".join(
+        f"{name}={_write(value)}"
+        for name, value in rest.items()
+        if name != "weight_decay" and not (name in usual and usual[name] == value)
+    )
 
 
 def find_our_name(name: str) -> str | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from ..config import check_value, list_field_names
 from ..similar_names import name_here
-from ..wording import name_examples
 from .values import Reader, is_off, show
 
 NOTHING: Any = object()  # in place of a default: the setting is left to ours
@@ -139,7 +138,7 @@ class Translator:
         self._read.add(name)
         config = self._find_config(ours)
         label = self.describe(name)
-        if config is None and ours not in COMMAND_SETTINGS:
+        if config is None and (ours not in COMMAND_SETTINGS or is_off(value)):
             if not (is_off(value) or value in off):
                 self.lose(name, "there is no such setting here")
             return
@@ -188,9 +187,8 @@ class Translator:
         for name in rest:
             if name not in others:
                 self.lose(name, "is not known here")
-        if others:
-            names = name_examples([self.label(name) for name in others])
-            self._result.without_effect.append(Note(names, "belong to other models than SDXL"))
+        for name in others:
+            self.without_effect(name, "belongs to other models, or counts only with other settings")
         return self._result
 
     def label(self, name: str) -> str:

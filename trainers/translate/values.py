@@ -45,6 +45,12 @@ def read_text(value: Any) -> str:
     return value
 
 
+def read_tables(value: Any) -> list[dict[str, Any]]:
+    if not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
+        raise ValueError("must be a list of tables")
+    return value
+
+
 def show(value: Any) -> str:
     """Write a value for a message: short, on one line."""
     if isinstance(value, bool):
