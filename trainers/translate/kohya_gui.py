@@ -81,8 +81,6 @@ def translate_kohya_gui(
     kohya |= _choose_noise(given)
     kohya |= _choose_rates(given)
     kohya |= _read_flags(str(kohya.pop("additional_parameters", None) or ""))
-    if not is_off(kohya.pop("stop_text_encoder_training", 0)):
-        kohya["stop_text_encoder_training"] = read_float(given["stop_text_encoder_training"]) / 100
     labels = {name: label for name, label in _NAMES.items() if label in given}
     labels["network_module"] = f"LoRA_type {given['LoRA_type']} ="
     if is_off(given.get("max_train_epochs")):

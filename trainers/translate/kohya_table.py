@@ -78,7 +78,6 @@ ROWS = (
     Row("loss_type", read_text, "l2", off=("l2",)),
     Row("min_timestep", read_whole),
     Row("max_timestep", read_whole, off=(1000,)),
-    Row("stop_text_encoder_training", read_float),
     Row("lr_decay_steps", read_float),
 )
 # Rows that count only where another setting has one of these values.
@@ -196,6 +195,7 @@ WITHOUT_EFFECT = {
         ),
         "the header is written by this trainer; `lora edit` changes it",
     ),
+    "stop_text_encoder_training": "sd-scripts does not stop them either when it trains a LoRA",
     "sample_sampler": "samples have a sampler of their own",
     "sample_every_n_epochs": "samples are counted in steps: sample_every_n_steps",
     "validate_every_n_epochs": "the validation chooses its steps, or validate_every_n_steps",

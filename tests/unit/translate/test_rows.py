@@ -145,7 +145,6 @@ LATER_KOHYA_ROWS = [
     ("loss_type", "huber", {"loss_type": "huber", "huber_c": 0.1, "huber_schedule": "snr"}),
     ("min_timestep", 100, {"min_timestep": 100}),
     ("max_timestep", 900, {"max_timestep": 900}),
-    ("stop_text_encoder_training", 500, {"stop_text_encoder_training": 500.0}),
     ("lr_decay_steps", 0.1, {"lr_decay_steps": 0.1}),
 ]
 ARGUMENT_ROWS = [
@@ -278,6 +277,22 @@ def test_a_setting_of_onetrainer_becomes_ours(given, ours):
 def test_every_row_of_onetrainer_is_tested():
     tested = {name for given, _ in ONETRAINER_ROWS for name in given}
     assert [row.name for row in onetrainer_table.ROWS if row.name not in tested] == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "unit", "after", "stop"),
+    [
+        (60, "EPOCH", 30, 0.5),
+        (60, None, None, 0.5),
+        (20, "EPOCH", 30, None),
+        (60, "STEP", 200, 200.0),
+        (60, "NEVER", 1, None),
+    ],
+)
+def test_text_encoders_of_onetrainer_stop_where_they_do_there(epochs, unit, after, stop):
+    part = {"train": True, "stop_training_after_unit": unit, "stop_training_after": after}
+    content = {**ONETRAINER, "epochs": epochs, "text_encoder": part, "text_encoder_2": {"train": False}}
+    assert translate(content, (LaterConfig, *CONFIGS)).settings.get("stop_text_encoder_training") == stop
 
 
 @pytest.mark.parametrize("name", onetrainer_table.LOST)
