@@ -151,11 +151,13 @@ def _take_prefix(translator: Translator) -> None:
 
 
 def _check_caption_extension(translator: Translator) -> None:
-    extension = translator.get("caption_extension", read_text, ".caption")
-    if extension in (".txt", ".caption") and translator.is_given("caption_extension"):
-        translator.same("caption_extension", ".txt and .caption files are read")
-    elif translator.is_given("caption_extension"):
-        translator.lose("caption_extension", "only .txt and .caption files are read: rename them")
+    misspelt = translator.get("caption_extention", read_text)  # an old name of sd-scripts
+    extension = translator.get("caption_extension", read_text, misspelt)
+    name = "caption_extension" if translator.is_given("caption_extension") else "caption_extention"
+    if extension in (".txt", ".caption"):
+        translator.same(name, ".txt and .caption files are read")
+    elif extension is not None:
+        translator.lose(name, "only .txt and .caption files are read: rename them")
 
 
 def _take_buckets(translator: Translator) -> None:

@@ -156,11 +156,17 @@ def _take_concepts(translator: Translator, read_file: FileReader) -> None:
     if tables:
         translator.settings["datasets"] = tables
         _take_shared(translator, used)
-    translator.take("masked_training", "files" if _is_masked(translator) else "off", ours="mask_source")
+    _take_masks(translator)
 
 
-def _is_masked(translator: Translator) -> bool:
-    return translator.get("masked_training", read_bool, False)
+def _take_masks(translator: Translator) -> None:
+    is_masked = translator.get("masked_training", read_bool, False)
+    translator.take("masked_training", "files" if is_masked else "off", ours="mask_source")
+    if is_masked and translator.get("unmasked_probability", read_float, 0.1):
+        translator.lose("unmasked_probability", "masks always count")
+    for name in ("unmasked_probability", "masked_prior_preservation_weight"):
+        if not is_masked and not is_off(translator.get(name, read_float)):
+            translator.without_effect(name, "masks are not used")
 
 
 def _make_table(translator: Translator, concept: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Every row of sd-scripts' and OneTrainer's settings: their value, and ours."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from trainers.translate import kohya_table, onetrainer_table
 from trainers.translate.foreign_config import translate_file
 from trainers.translate.translation import Translation
 
+DATA = Path(__file__).parents[2] / "data"
 KOHYA = {"network_module": "networks.lora"}
 ONETRAINER = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE"}
 GUI = {"LoRA_type": "Standard"}
@@ -207,6 +209,30 @@ def test_where_sd_scripts_leaves_a_setting_open_its_defaults_hold():
     assert {name: settings[name] for name in ours} == ours
 
 
+def test_the_defaults_are_those_of_sd_scripts_own_parser():
+    given = json.loads((DATA / "sd_scripts_flags.json").read_text(encoding="utf-8"))
+    written = translate({**given, **KOHYA})
+    off = {"prediction_type": "auto", "torch_compile": False, "zero_terminal_snr": "auto"}
+    assert written.settings == {**translate(KOHYA).settings, **off}
+    assert written.lost == []
+
+
+def test_every_flag_of_sd_scripts_is_known():
+    flags = json.loads((DATA / "sd_scripts_flags.json").read_text(encoding="utf-8"))
+    assert len(flags) > 180
+    unknown = [flag for flag in set(flags) - {"config_file", "output_config", "dataset_config"} if not is_known(flag)]
+    assert unknown == []
+
+
+def is_known(flag: str) -> bool:
+    """A value of the wrong kind raises: then it is known too."""
+    try:
+        lost = translate({**KOHYA, flag: "x"}).lost
+    except ValueError:
+        return True
+    return not any(note.text == "is not known here" for note in lost)
+
+
 ONETRAINER_ROWS = [
     ({"lora_rank": 8}, {"rank": 8}),
     ({"lora_alpha": 4}, {"alpha": 4.0}),
@@ -272,6 +298,17 @@ ONETRAINER_ROWS = [
 def test_a_setting_of_onetrainer_becomes_ours(given, ours):
     settings = translate({**ONETRAINER, **given}).settings
     assert {key: settings.get(key) for key in ours} == ours
+
+
+def test_the_defaults_are_those_of_onetrainer_and_all_its_settings_are_known():
+    given = json.loads((DATA / "onetrainer_settings.json").read_text(encoding="utf-8"))
+    del given["base_model_name"], given["output_model_destination"]
+    given |= {"layer_filter_preset": "full", "concept_file_name": "", "sample_definition_file_name": ""}
+    written = translate({**given, **ONETRAINER})
+    assert written.settings == {**translate(ONETRAINER).settings, "torch_compile": False}
+    # its text encoders stop after 30 epochs
+    stops = ["text_encoder.stop_training_after 30", "text_encoder_2.stop_training_after 30"]
+    assert [note.name for note in written.lost] == stops
 
 
 def test_every_row_of_onetrainer_is_tested():
