@@ -24,9 +24,11 @@ from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.standard_unet import SDXL_UNET
 from trainers.sdxl.step import Batch, Objective, weighted_losses
 from trainers.sdxl.targets import find_unet_targets
-from trainers.training.adapters import AdapterSettings, attach_adapters
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import attach_adapters
 from trainers.training.device import COMPUTE_DTYPES
 from trainers.training.flat_weights import FlatWeights
+from trainers.training.float8_layers import keep_float8
 from trainers.training.live_memory import LiveMemory
 from trainers.wording import GIBIBYTE
 
@@ -80,13 +82,17 @@ def meta_batch(unet: UNet2DConditionModel, *, size_hw: tuple[int, int], batch_si
         )
 
 
-def meta_unet(settings: dict[str, Any], config: SDXLConfig, *, precision: str) -> UNet2DConditionModel:
+def meta_unet(
+    settings: dict[str, Any], config: SDXLConfig, *, precision: str, in_float8: bool = False
+) -> UNet2DConditionModel:
     """Make a UNet with adapters as the trainer does, but without storage."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**settings)
+    if in_float8:
+        keep_float8(nn.Module.to(unet, torch.float8_e4m3fn))
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
-    adapters = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parameters = attach_adapters(unet, find_unet_targets(unet, config.target_modules), adapters, component="unet")
+    targets = find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)
+    parameters = attach_adapters(unet, targets, AdapterSettings.of(config), component="unet")
     FlatWeights(parameters, COMPUTE_DTYPES[precision])
     unet.train()
     if config.gradient_checkpointing:

@@ -39,7 +39,9 @@ from trainers.sdxl.names import kohya_names, module_key
 from trainers.sdxl.objective import add_noise
 from trainers.sdxl.step import Batch, Objective, predict, weighted_losses
 from trainers.sdxl.targets import find_text_encoder_targets, find_unet_targets
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
+from trainers.training.adapter_layers import ADAPTER_NAME
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import attach_adapters, find_adapter_layers
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
 RECORD_STEP = Path(__file__).resolve().parent / "record_step.py"

@@ -91,10 +91,12 @@ def give_sd_scripts_another_unet(config: dict[str, Any]) -> None:
             super().__init__(**config)
 
         def get_aug_embed(self, emb: Any, encoder_hidden_states: Any, added_cond_kwargs: dict[str, Any]) -> Any:
+            assert self.add_embedding is not None
             return self.add_embedding(added_cond_kwargs["vector"])
 
-        def forward(self, x: Any, timesteps: Any, context: Any, y: Any) -> Any:
-            return super().forward(x, timesteps, context, added_cond_kwargs={"vector": y}, return_dict=False)[0]
+        def forward(self, *inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            *usual, vector = inputs  # latents, timesteps and text states first
+            return super().forward(*usual, added_cond_kwargs={"vector": vector}, return_dict=False)[0]
 
         def set_use_sdpa(self, sdpa: bool) -> None:
             """diffusers' attention uses it already."""
@@ -102,7 +104,7 @@ def give_sd_scripts_another_unet(config: dict[str, Any]) -> None:
     own_forward = CLIPTextModel.forward
 
     def forward(self: CLIPTextModel, *arguments: Any, **settings: Any) -> Any:
-        output = own_forward(self, *arguments, **settings)
+        output: Any = own_forward(self, *arguments, **settings)
         output.hidden_states = (output.hidden_states[-2],) * 12
         return output
 

@@ -7,12 +7,13 @@ interface ComfyWidget {
   hidden?: boolean;
   advanced?: boolean;
   serialize?: boolean;
-  options?: { advanced?: boolean };
+  options?: { advanced?: boolean; values?: unknown };
   callback?: (...values: unknown[]) => unknown;
   onRemove?: () => void;
 }
 
 interface ComfyInput {
+  name: string;
   link?: unknown;
   widget?: { name: string };
 }
@@ -22,6 +23,8 @@ interface ComfyNode {
   subgraph?: ComfyGraph;
   comfyClass?: string;
   title: string;
+  graph?: ComfyGraph;
+  pos: [number, number];
   size: [number, number];
   properties: Record<string, unknown>;
   showAdvanced?: boolean;
@@ -34,6 +37,9 @@ interface ComfyNode {
   onConfigure?: (...values: unknown[]) => void;
   onExecuted?: (output: any) => void;
   getOutputNodes(slot: number): ComfyNode[] | null;
+  getInputNode(slot: number): ComfyNode | null;
+  getInputLink(slot: number): { origin_slot: number } | null;
+  connect(slot: number, target: ComfyNode, targetSlot: number): unknown;
   /** Ours: see open_settings.js. */
   showRunChoices?: (run: any) => void;
 }
@@ -46,8 +52,11 @@ interface ComfyExtension {
 interface ComfyGraph {
   id: string;
   nodes: ComfyNode[];
+  add(node: ComfyNode): void;
   setDirtyCanvas(foreground: boolean): void;
 }
+
+declare const LiteGraph: { createNode(type: string): ComfyNode };
 
 interface ComfyToast {
   severity: "success" | "info" | "warn" | "error";
@@ -66,6 +75,7 @@ declare module "*/scripts/app.js" {
     registerExtension(extension: ComfyExtension): void;
     queuePrompt(number: number): Promise<boolean>;
     canvas: {
+      selected_nodes?: Record<string, ComfyNode>;
       processMouseDown(event: PointerEvent): void;
       processMouseWheel(event: WheelEvent): void;
     };

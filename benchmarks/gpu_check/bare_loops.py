@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bare_loop import TARGETS
 from trainers.sdxl.checkpointing import enable_gradient_checkpointing
 from trainers.sdxl.targets import find_unet_targets
-from trainers.training.adapters import AdapterSettings, attach_adapters
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import attach_adapters
 from trainers.training.device import COMPUTE_DTYPES, move_module
 from trainers.training.flat_weights import FlatWeights
 

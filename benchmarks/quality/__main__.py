@@ -46,7 +46,7 @@ CLASS_PROMPTS = (
 )
 CONTENDERS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "prior": {"prior_loss_weight": 1.0, "class_prompt": "|".join(CLASS_PROMPTS)},
+    "prior": {"prior_loss_weight": 0.5, "class_prompt": "|".join(CLASS_PROMPTS)},
     "constant": {"lr_scheduler": "constant"},
     "no min-SNR": {"min_snr_gamma": 0.0},
     "rank 4": {"rank": 4, "alpha": 4.0},

@@ -133,11 +133,12 @@ class Style:
         return (self.colour,)
 
     def cover(self, image: np.ndarray) -> np.ndarray:
-        return np.where(self._mask(image.shape[:2])[..., None], np.uint8(COLOURS[self.colour]), image)
+        return np.where(self._mask(image.shape[:2])[..., None], np.array(COLOURS[self.colour], np.uint8), image)
 
     def offset_xy(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Return where in a covered image the rest begins."""
-        return (self._strip(size_hw),) * 2 if self.is_frame else (0, 0)
+        strip = self._strip(size_hw) if self.is_frame else 0
+        return strip, strip
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """Cut the strip off."""

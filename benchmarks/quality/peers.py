@@ -96,8 +96,9 @@ def _write_model(base: Path, folder: Path) -> None:
     assert isinstance(model.unet, UNet2DConditionModel) and model.vae is not None
     assert isinstance(model.text_encoder, CLIPTextModel)
     assert isinstance(model.text_encoder_2, CLIPTextModelWithProjection)
-    parts = (model.unet, model.vae, model.text_encoder, model.text_encoder_2)
-    save_model(folder / "model", *(part.float() for part in parts))
+    for part in (model.unet, model.vae, model.text_encoder, model.text_encoder_2):
+        part.float()
+    save_model(folder / "model", model.unet, model.vae, model.text_encoder, model.text_encoder_2)
     write_tokenizers(folder)
 
 

@@ -11,6 +11,7 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from ...trainers.check.config import FlightCheckConfig
@@ -23,20 +24,21 @@ from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.flow.check.family_check import FlowCheck, FlowEstimate
 from ...trainers.flow.config import FlowConfig
+from ...trainers.flow.targets import find_targets
 from ...trainers.sdxl.check.family_check import SDXLCheck
 from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.training.plan import TrainingPlan
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, list_choices
 from . import folders
-from .flow_checks import count_tokens
+from .flow_checks import check_parts, count_tokens
 from .flow_memory import GraphMemory
 from .flow_model import find_precision
 from .flow_training import choose_family, list_notices
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
 from .trainer_choice import is_sdxl
-from .weights import get_unet_dtype, name_model
+from .weights import check_sdxl, get_unet_dtype, imagine_unet, name_model
 
 _TARGETS_OF_SDXL = ("attention", "attention_mlp")  # other families take auto
 
@@ -93,15 +95,39 @@ def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
     settings = resolve_settings(
         request.settings, goal=request.goal, memory=request.memory, dataset=request.dataset, **dtype
     )
-    return _check(request, host, settings, SDXLCheck(settings.training.mixed_precision, _get_device_bytes())), settings
+    of_family = SDXLCheck(
+        settings.training.mixed_precision,
+        _get_device_bytes(),
+        check_model=partial(check_sdxl, request.model, request.clip),
+        unet=_imagine_unet(request.model),
+    )
+    return _check(request, host, settings, of_family), settings
+
+
+def _imagine_unet(model: Any) -> UNet2DConditionModel | None:
+    """None without a MODEL, or with one that check_sdxl refuses."""
+    try:
+        return imagine_unet(model) if model is not None else None
+    except ValueError:
+        return None
 
 
 def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:
     model, family = request.model, choose_family(request.model)
     targets = request.settings.get("target_modules", AUTO)
     given = {**request.settings, "target_modules": AUTO if targets in _TARGETS_OF_SDXL else targets}
+    memory = GraphMemory(model, family, clip=request.clip)
+
+    def check_model(config: FlowConfig) -> None:
+        check_parts(model, request.clip)
+        find_targets(memory.network, family, config.target_modules)
+
     settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
-    memory = GraphMemory(model, family)
+    try:
+        check_model(settings.training)
+        settings, need = memory.fit_resolution(settings, given, request.memory)
+    except ValueError:  # it is a finding of the check
+        need = ""
 
     def estimate(plan: TrainingPlan[FlowConfig], num_tokens: int) -> FlowEstimate:
         return memory.imagine(plan.settings.training, plan.crops.largest_hw, num_tokens)
@@ -113,7 +139,8 @@ def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, R
         latents=memory.describe_latents(),
         estimate_memory=estimate,
         count_tokens=None if request.clip is None else partial(count_tokens, request.clip),
-        notices=tuple(list_notices(model, family, request.dataset)),
+        check_model=check_model,
+        notices=tuple(filter(None, [*list_notices(model, family, request.dataset), need])),
     )
     return _check(request, host, settings, of_family), settings
 
@@ -126,7 +153,7 @@ def _check(
         settings,
         family,
         FlightCheckConfig(**select_settings(FlightCheckConfig, request.settings)),
-        Surroundings(_get_device_bytes(), folders.get_work_folder()),
+        Surroundings(_get_device_bytes(), folders.get_work_folder(), str(comfy.model_management.get_torch_device())),
         check_interrupted=host.check_interrupted,
         on_progress=host.make_counter("looking at images"),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...trainers.flow.targets import is_linear
+from .twin import check_weights
 from .weights import GraphModel, require_plain
 
 # Classes of comfy.model_base that make something else than an image from a text.
@@ -74,6 +75,21 @@ def check_graph(graph: GraphModel) -> None:
         require_plain(socket, getattr(owner, "patcher", owner))
     _check_vae(graph.vae, model)
     _check_inputs(model)
+    check_weights(graph.model)
+
+
+def check_parts(model: Any, clip: Any) -> None:
+    """Check MODEL and CLIP as check_graph does, without a VAE. None: no CLIP is connected.
+
+    Raises:
+        ValueError: as check_graph.
+    """
+    _check_kind(model.model)
+    require_plain("MODEL", model)
+    if clip is not None:
+        require_plain("CLIP", clip.patcher)
+    _check_inputs(model.model)
+    check_weights(model)
 
 
 def _name(model: Any) -> str:
@@ -118,6 +134,8 @@ def _check_inputs(model: Any) -> None:
 
 def find_text_width(network: nn.Module) -> int | None:
     """Return how wide the texts are that the network takes; None if that is not known."""
+    if hasattr(network, "txtlayers"):  # Krea 2 takes several layers of its text encoder side by side
+        return network.txtlayers * network.txtdim  # pyright: ignore[reportOperatorIssue, reportReturnType]
     return _find_width(network, _TEXT_LAYERS)
 
 

@@ -33,6 +33,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     """Train with the settings of the command, on the model that `load` returns."""
     world, device = current_world(settings.get("device"))
     _choose_device(device)
+    from .flow_memory import GraphMemory
     from .flow_training import FlowLoader, choose_family, list_notices
     from .settings import resolve_flow_settings
     from .weights import training_mode
@@ -41,22 +42,21 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     graph = (load or load_graph)(settings)
     family = choose_family(graph.model)
     given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
+    memory = settings.get("memory") or "auto"
     run_settings = resolve_flow_settings(
-        given,
-        family,
-        goal=settings.get("goal") or "object",
-        memory=settings.get("memory") or "auto",
-        dataset=dataset,
+        given, family, goal=settings.get("goal") or "object", memory=memory, dataset=dataset
     )
+    run_settings, need = GraphMemory(graph.model, family).fit_resolution(run_settings, given, memory)
     plan = plan_training(dataset, run_settings, num_processes=world.size)
     text = f"{family.name}: {describe(run_settings)}"
-    loader = FlowLoader(graph, family, plan, text, list_notices(graph.model, family, dataset))
+    notices = [*list_notices(graph.model, family, dataset), *filter(None, [need])]
+    loader = FlowLoader(graph, family, plan, text, notices)
     run_folder = RunFolder(Path(settings.get("output_dir", "output")), settings["output"])
     with training_mode(), ConsoleHost(device, quiet=not world.is_main) as host:
         if settings.get("prepared_dir") and world.is_main:
             write_prepared_folder(plan.crops, Path(settings["prepared_dir"]), check_interrupted=host.check_interrupted)
         return train_lora(
-            FlowFamily(loader.load),
+            FlowFamily(loader.load, loader.plan_memory),
             plan,
             host,
             run_folder=run_folder,

@@ -1,6 +1,7 @@
 """The graph's MODEL, CLIP and VAE as the base model of a flow training, on the graph's memory."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...trainers.flow.base_model import Conditions
-from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow
+from ...trainers.flow.families import FlowFamilyRow
+from ...trainers.training.config import MAX_TIMESTEP
 from ...trainers.training.generators import seed_globals
 from ...trainers.training.resume.weight_samples import hash_samples
 from .control_images import encode_with_controls
@@ -46,7 +48,6 @@ class GraphFlowModel:
         self.precision = find_precision(graph.model)
         self.pixels_per_latent = graph.vae.spacial_compression_encode()
         self._text_width = find_text_width(self.network)
-        self.num_streamed = 0  # blocks whose weights stay in main memory
 
     def _adopt(self, twin: Any, model: Any) -> None:
         self._model = twin
@@ -63,7 +64,7 @@ class GraphFlowModel:
         clip, vae = self._clip.cond_stage_model, self._vae.first_stage_model
         return {
             "MODEL": hash_samples(self.network),
-            "CLIP": hash_samples(clip) + _hash_patches(self._clip.patcher),
+            "CLIP": hash_samples(clip) + _hash_kind(self._clip) + _hash_patches(self._clip.patcher),
             "VAE": hash_samples(vae),
             "sampling": _describe_sampling(self._sampling),
         }
@@ -247,6 +248,15 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _to_plain(each) for name, each in value.items()}
     return value
+
+
+def _hash_kind(clip: Any) -> str:
+    """Tell apart what one file gives to several families: Z-Image and FLUX.2 klein take other
+    layers of the same Qwen3, and ask it in other words.
+    """
+    kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (clip.cond_stage_model, clip.tokenizer)]
+    options = json.dumps([*kinds, clip.layer_idx, clip.tokenizer_options], sort_keys=True)
+    return hashlib.sha256(options.encode()).hexdigest()[:40]
 
 
 def _hash_patches(patcher: Any) -> str:

@@ -8,11 +8,11 @@ import comfy.model_management
 
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.files.tensor_cache import TensorCache
+from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.config import FlowConfig
-from ...trainers.flow.encode import encode_prompt
-from ...trainers.flow.families import MAX_TIMESTEP, FlowFamilyRow, find_family
+from ...trainers.flow.families import FlowFamilyRow, find_family
 from ...trainers.flow.family import FlowFamily
-from ...trainers.flow.prompt import Prompt, list_prompts
+from ...trainers.training.config import MAX_TIMESTEP
 from ...trainers.training.events import Notice, RunDescribed
 from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
@@ -50,15 +50,11 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
     """
     model = request.base.model
     family = choose_family(model)
-    settings = resolve_flow_settings(
-        {**request.settings, **find_network_weights(request.settings)},
-        family,
-        goal=request.goal,
-        memory=request.memory,
-        dataset=request.dataset,
-    )
+    given = {**request.settings, **find_network_weights(request.settings)}
+    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
+    settings, need = GraphMemory(model, family).fit_resolution(settings, given, request.memory)
     text = _describe(settings, family)
-    notices = [*(remarks or []), *list_notices(model, family, request.dataset)]
+    notices = [*(remarks or []), *list_notices(model, family, request.dataset), *filter(None, [need])]
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
         return _train(FlowLoader(request.base, family, plan, text, notices), run_folder, host, request.resume)
@@ -141,7 +137,8 @@ def _warn_control_images(model: Any, family: FlowFamilyRow, dataset: Dataset) ->
 def _train(loader: "FlowLoader", run_folder: RunFolder, host: ComfyHost, resume: str) -> TrainedLora:
     """Train. If memory runs out, the error names settings that need less."""
     try:
-        cache, family = TensorCache(folders.get_cache_folder()), FlowFamily(loader.load)
+        cache = TensorCache(folders.get_cache_folder())
+        family = FlowFamily(loader.load, loader.plan_memory)
         return train_lora(family, loader.plan, host, run_folder=run_folder, cache=cache, resume=resume)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
@@ -163,22 +160,21 @@ class FlowLoader:
     settings_text: str
     notices: list[str]
     budget: MemoryBudget | None = None
+    free_bytes: int = 0  # on the device, before the text encoder comes to it
 
     def load(self, host: Host) -> GraphFlowModel:
-        free_bytes = comfy.model_management.get_free_memory()  # before the text encoder comes
+        self.free_bytes = comfy.model_management.get_free_memory()
         model = GraphFlowModel(self.base, self.family)
-        self.budget, model.num_streamed = self._compare_memory(model, free_bytes)
-        host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", free_bytes))
         for notice in self.notices:
             host.report(Notice(notice))
         return model
 
-    def _compare_memory(self, model: GraphFlowModel, free_bytes: int) -> tuple[MemoryBudget, int]:
-        """By the prompt that takes most: the longest of those with most control images."""
-        prompts = list_prompts(self.plan)
-        longest = max(prompts, key=lambda prompt: (len(prompt.controls), model.count_tokens(prompt.caption)))
-        has_ways = self.family.control_images is not None  # else the controls are refused later
-        conditions = encode_prompt(model, longest if has_ways else Prompt(longest.caption))
-        memory = GraphMemory(self.base.model, self.family, self.base.vae)
+    def plan_memory(self, conditions: Conditions, host: Host) -> int:
+        """Return how many blocks keep their weights in main memory, with these conditions of the
+        prompt that takes most, and tell what the training needs.
+        """
+        memory = GraphMemory(self.base.model, self.family, self.base.vae, self.base.clip)
         config, size_hw = self.plan.settings.training, self.plan.crops.largest_hw
-        return memory.compare(config, size_hw, conditions, free_bytes=free_bytes)
+        self.budget, number = memory.compare(config, size_hw, conditions, free_bytes=self.free_bytes)
+        host.report(RunDescribed(f"{self.settings_text}\n{self.budget.text()}", self.free_bytes))
+        return number

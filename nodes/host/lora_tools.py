@@ -23,7 +23,7 @@ from ...trainers.sdxl.names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTAT
 from ...trainers.wording import name_examples
 from .lora import GraphLora, load_lora
 from .progress import ComfyHost, cancellable
-from .weights import name_model, read_in_float32, require_plain, unload_models
+from .weights import name_model, read_in_float32, require_trainable, unload_models
 
 _HOST = "https://github.com/comfyanonymous/ComfyUI"
 
@@ -125,8 +125,8 @@ def _name_text_layers(encoders: Any) -> dict[str, str]:
 
 def _pair(socket: str, tuned: Any, base: Any, names: Mapping[str, str]) -> list[LayerPair]:
     """Pair the linear layers and convolutions of two models."""
-    require_plain(socket, tuned)
-    require_plain(socket, base)
+    for patcher in (tuned, base):
+        require_trainable(socket, patcher, "")
     shapes = [
         {name: weight.shape for name, weight in patcher.model.named_parameters() if name in names}
         for patcher in (tuned, base)
@@ -137,9 +137,7 @@ def _pair(socket: str, tuned: Any, base: Any, names: Mapping[str, str]) -> list[
             "or of different sizes. Take the model that the other one was made from"
         )
     return [
-        LayerPair(
-            names[name], partial(read_in_float32, socket, tuned, name), partial(read_in_float32, socket, base, name)
-        )
+        LayerPair(names[name], partial(read_in_float32, tuned, name), partial(read_in_float32, base, name))
         for name, shape in shapes[1].items()
         if len(shape) in (2, 4) and _may_differ(tuned, base, name)
     ]

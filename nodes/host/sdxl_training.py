@@ -23,6 +23,7 @@ from ...trainers.training.host import Host
 from ...trainers.training.loop import train_lora
 from ...trainers.training.plan import TrainingPlan
 from ...trainers.training.presets import describe
+from ...trainers.training.quantized_linear import describe_quantized
 from ...trainers.training.run_folder import RunFolder
 from ...trainers.training.run_settings import RunSettings
 from ...trainers.training.trained_lora import TrainedLora
@@ -147,5 +148,5 @@ def _compare_memory(base: SDXLModel, plan: TrainingPlan[SDXLConfig]) -> MemoryBu
     needed = estimate(config, size_hw)
     # now, as the training changes the borrowed model, and is to leave nothing of it
     smaller = smaller_settings(config, size_hw, estimate, works=can_step_here)
-    notes = describe_blocks_to_swap(config, base.unet)
+    notes = (*describe_quantized(base.unet), *describe_blocks_to_swap(config, base.unet))
     return MemoryBudget.of(needed, lambda: smaller, free_bytes=free_bytes, notes=notes)

@@ -16,7 +16,7 @@ from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
 from ...trainers.training.plan import make_step_counter
-from ...trainers.training.presets import choose_memory_preset, resolve
+from ...trainers.training.presets import choose_memory_preset, get_device_bytes, resolve
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, drop_open_settings
 
@@ -79,6 +79,14 @@ def _choose_optimizer(given: dict[str, Any]) -> dict[str, Any]:
 
 def _choose_memory(memory: str) -> str:
     return choose_memory_preset(comfy.model_management.get_total_memory()) if memory == AUTO else memory
+
+
+def find_device_bytes(memory: str) -> int | None:
+    """Return the memory that `memory` is for; None: a CPU's, where nothing needs to fit."""
+    if memory != AUTO:
+        return get_device_bytes(memory)
+    device = comfy.model_management.get_torch_device()
+    return None if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_total_memory(device)
 
 
 def choose_precision(weight_dtype: torch.dtype) -> str:

@@ -15,6 +15,7 @@ def serve_training_runs() -> None:
     routes.get("/lora_trainer/runs/{name}")(_make_handler("get_run"))
     routes.post("/lora_trainer/runs/{name}/finish")(_make_handler("finish"))
     routes.post("/lora_trainer/runs/{name}/pause")(_make_handler("pause"))
+    routes.post("/lora_trainer/runs/{name}/list")(_make_handler("list_lora"))
 
 
 def _make_handler(name: str) -> Handler:

@@ -12,6 +12,7 @@ from aiohttp import web
 from ...trainers.training.runs.reader import MAX_POINTS, RunNotAlive, RunReader, UnknownRun
 from ...trainers.training.runs.record import RunRecord
 from . import folders
+from .lora_copy import copy_to_loras_folder
 
 DEFAULT_POINTS = 300
 MAX_NODES = 100
@@ -51,6 +52,24 @@ class TrainingRuns:
     async def pause(self, request: web.Request) -> web.Response:
         return await self._ask(request, "pause")
 
+    async def list_lora(self, request: web.Request) -> web.Response:
+        """{"path": one of the run's LoRAs} -> {"lora_name": as loaders list it, from now on}"""
+        _require_json(request)
+        name, path = request.match_info["name"], await _read_path(request)
+        try:
+            lora_name = await asyncio.to_thread(self._list_lora, name, path)
+        except UnknownRun as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+        except OSError as error:  # such as a full disk
+            raise web.HTTPConflict(text=str(error)) from None
+        return web.json_response({"lora_name": lora_name})
+
+    def _list_lora(self, name: str, path: str) -> str:
+        run = self._reader.read_run(folders.get_runs_folder(), name, max_points=1)
+        if path not in [lora.path for lora in run.loras]:
+            raise UnknownRun(f"{name} has no LoRA {path[:200]}")
+        return folders.find_lora_name(Path(path)) or copy_to_loras_folder(Path(path), folder=folders.get_loras_folder())
+
     def _describe(self, name: str, max_points: int) -> dict[str, Any]:
         return _describe(self._reader.read_run(folders.get_runs_folder(), name, max_points=max_points))
 
@@ -83,6 +102,16 @@ def _read_points(request: web.Request) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_POINTS):
         raise web.HTTPBadRequest(text=f"points must be between 1 and {MAX_POINTS}, got {text[:20]}")
     return int(text)
+
+
+async def _read_path(request: web.Request) -> str:
+    try:
+        path = (await request.json())["path"]
+    except (ValueError, KeyError, TypeError):
+        path = None
+    if not isinstance(path, str):
+        raise web.HTTPBadRequest(text='send {"path": the path of a LoRA}')
+    return path
 
 
 def _require_json(request: web.Request) -> None:

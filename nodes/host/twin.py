@@ -13,6 +13,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+_REMEDY = "Load a .safetensors file in fp16, bf16, fp32, fp8, int8, mxfp8 or nvfp4 with ComfyUI's own loaders"
+
 
 def make_twin(patcher: Any) -> Any:
     """Return a twin of the patcher's BaseModel. Patched weights (LoRAs, merges) are computed; all
@@ -33,7 +35,7 @@ def make_hollow_twin(patcher: Any) -> Any:
     Raises:
         ValueError: a weight is in a form that cannot be trained on; the message names it.
     """
-    return _copy(patcher, lambda _, weight: _empty(weight), _empty)
+    return _copy(patcher, lambda _, weight: hollow(weight), hollow)
 
 
 def _copy(patcher: Any, take_weight: Callable[[str, Tensor], Tensor], take_buffer: Callable[[Tensor], Tensor]) -> Any:
@@ -64,6 +66,35 @@ def _read_weight(patcher: Any, name: str, parameter: Tensor) -> Tensor:
     return alias(patched.cpu() if not isinstance(patched, QuantizedTensor) else patched)
 
 
+def check_weights(patcher: Any) -> None:
+    """Check that the weights can be trained on, before anything is done with them.
+
+    Raises:
+        ValueError: a weight is in a form that cannot; the message names it.
+    """
+    matrices: dict[str, Any] = {}  # the smallest of each quantized form
+    for parameter in patcher.model.parameters():
+        if not isinstance(parameter, QuantizedTensor):
+            _require_plain(parameter)
+        elif parameter.ndim == 2:
+            known = matrices.get(parameter._layout_cls, parameter)
+            matrices[parameter._layout_cls] = min(parameter, known, key=lambda matrix: matrix.numel())
+    for layout, matrix in matrices.items():
+        _require_gradient(layout, matrix)
+
+
+def _require_gradient(layout: str, matrix: Any) -> None:
+    """ComfyUI's kernels for some forms have no backward pass: try one on a matrix of the model."""
+    with torch.inference_mode(False), torch.enable_grad():
+        values = torch.ones(1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, requires_grad=True)
+        try:
+            torch.nn.functional.linear(values, alias(matrix)).sum().backward()
+        except RuntimeError as error:
+            raise ValueError(
+                f"MODEL holds its weights as {layout}, with which this ComfyUI computes no gradients. {_REMEDY}"
+            ) from error
+
+
 def alias(weight: Tensor) -> Tensor:
     """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
     made in inference mode.
@@ -75,9 +106,10 @@ def alias(weight: Tensor) -> Tensor:
     return found.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
-def _empty(weight: Tensor) -> Tensor:
+def hollow(weight: Tensor) -> Tensor:
+    """Return a tensor without data, on the meta device."""
     if isinstance(weight, QuantizedTensor):
-        return _rebuild_quantized(weight, _empty)
+        return _rebuild_quantized(weight, hollow)
     _require_plain(weight)
     return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
@@ -85,8 +117,7 @@ def _empty(weight: Tensor) -> Tensor:
 def _require_plain(weight: Tensor) -> None:
     if type(weight) not in (Tensor, nn.Parameter):
         raise ValueError(
-            f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. Load a "
-            ".safetensors file in fp16, bf16, fp32, fp8 or int8 with ComfyUI's own loaders"
+            f"MODEL holds its weights as {type(weight).__name__}, a quantized form that cannot be trained on. {_REMEDY}"
         )
 
 

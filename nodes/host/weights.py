@@ -18,19 +18,17 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 from comfy.quant_ops import QuantizedTensor
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 
-from ...trainers.sdxl.model.inspect_weights import is_weight
+from ...trainers.sdxl.model.inspect_weights import is_weight, unet_config
 from ...trainers.sdxl.model.layout import Part
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, build_model, from_ldm
+from .quantized_weights import keep_quantized, to_floats
+from .twin import alias, hollow
 
 _UNET, _VAE = "diffusion_model.", ""
 _TEXT_ENCODERS: dict[Part, str] = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
-_FLOAT8 = {
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.soft_empty_cache()
 
 
+@torch.inference_mode()  # in which they were made: moved outside of it, a weight cannot be detached any more
 def unload_models() -> None:
     """Unload every model that ComfyUI has loaded, wherever it computes, and free the device.
 
@@ -72,7 +71,7 @@ def unload_models() -> None:
 
 def borrow_model(base: GraphModel) -> SDXLModel:
     """Return the graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory. Its weights
-    include the LoRAs and merges in them.
+    include the LoRAs and merges in them. Those of the MODEL that have 8 or 4 bits keep them.
 
     Call it in training_mode.
 
@@ -87,13 +86,50 @@ def borrow_model(base: GraphModel) -> SDXLModel:
         **{part: _read_text_encoder(base.clip, part) for part in _TEXT_ENCODERS},
         "vae": _read_vae_weights(base.vae),
     }
-    return build_model(
+    model = build_model(
         state_dicts,
         prediction_type=prediction_type,
         zero_terminal_snr=zero_terminal_snr,
         name=name_model(base.model),
         path=path,
     )
+    keep_quantized(model.unet)
+    return model
+
+
+@torch.inference_mode(False)
+def imagine_unet(model: Any) -> UNet2DConditionModel:
+    """Return the MODEL's UNet as borrow_model does, but without data, on the meta device.
+
+    Raises:
+        ValueError: it is not SDXL's, or in a format that cannot be trained on.
+    """
+    require_trainable("MODEL", model, _UNET)
+    unet = build_model({"unet": _imagine_unet_weights(model)}, name=name_model(model)).unet
+    keep_quantized(unet)
+    return unet
+
+
+def check_sdxl(model: Any, clip: Any) -> None:
+    """Check MODEL and CLIP as borrow_model does, without reading a weight. None: not connected.
+
+    Raises:
+        ValueError: as borrow_model.
+    """
+    if model is not None:
+        _read_prediction(model)
+        require_trainable("MODEL", model, _UNET)
+        unet_config({name: tuple(weight.shape) for name, weight in _imagine_unet_weights(model).items()})
+    if clip is not None:
+        _require_sdxl_text_encoders(clip)
+        for prefix in _TEXT_ENCODERS.values():
+            require_trainable("CLIP", clip.patcher, prefix)
+
+
+def _imagine_unet_weights(model: Any) -> Mapping[str, Tensor]:
+    """By diffusers' names, on the meta device."""
+    names = _list_weights(model, _UNET)
+    return from_ldm("unet", {name: hollow(model.model.get_parameter(f"{_UNET}{name}")) for name in names})
 
 
 def get_unet_dtype(model: Any) -> torch.dtype:
@@ -145,6 +181,7 @@ def require_plain(socket: str, patcher: Any) -> None:
         )
 
 
+@torch.inference_mode()
 def _move_to_main_memory(patcher: Any) -> None:
     """With --highvram and --gpu-only an unloaded model stays on the GPU. There, a copy in the
     training's precision would be a second one, and VAE and text encoders would stay for the whole
@@ -158,69 +195,70 @@ def _read_weights(socket: str, patcher: Any, prefix: str) -> dict[str, Tensor]:
     """Return the weights under `prefix`, without that prefix and with patches applied, as normal
     tensors on the same memory.
     """
-    names = [name for name, _ in patcher.model.named_parameters() if name.startswith(prefix)]
-    scaled = next((name for name in names if name.endswith(".pre_quant_scale")), None)
-    if scaled:
-        raise ValueError(
-            f"{socket} is quantized with scales of its inputs ({scaled}), which cannot be trained on. Load its fp16, "
-            "bf16, fp32 or fp8 file"
-        )
-    # of the inputs' quantization; the weights do not depend on it
-    names = [name for name in names if not name.endswith(".input_scale")]
-    return {name.removeprefix(prefix): _read_weight(socket, patcher, name) for name in names}
+    require_trainable(socket, patcher, prefix)
+    return {name: alias(_read_weight(patcher, f"{prefix}{name}")) for name in _list_weights(patcher, prefix)}
 
 
-def _read_weight(socket: str, patcher: Any, name: str) -> Tensor:
+def _list_weights(patcher: Any, prefix: str) -> list[str]:
+    """List the names under `prefix`, without it. Scales of inputs are left out: the weights do not
+    depend on them.
+    """
+    names = [name for name, _ in patcher.model.named_parameters()]
+    return [
+        name.removeprefix(prefix) for name in names if name.startswith(prefix) and not name.endswith(".input_scale")
+    ]
+
+
+def require_trainable(socket: str, patcher: Any, prefix: str) -> None:
+    """Check that the weights under `prefix` are plain ones, or in a quantized form of ComfyUI's own
+    whose values are those of the weights.
+
+    Raises:
+        ValueError: they are not; the message names one.
+    """
+    require_plain(socket, patcher)
+    for name, weight in patcher.model.named_parameters():
+        if not name.startswith(prefix):
+            continue
+        if name.endswith(".pre_quant_scale"):
+            raise ValueError(
+                f"{socket} is quantized with scales of its inputs ({name}), which cannot be trained on. Load its fp16, "
+                "bf16, fp32 or fp8 file"
+            )
+        if not isinstance(weight, QuantizedTensor) and type(weight.data) is not Tensor:
+            raise ValueError(
+                f"{socket} holds its weights as {type(weight.data).__name__} ({name}), a quantized form that cannot be "
+                "trained on. Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
+            )
+
+
+@torch.inference_mode()
+def _read_weight(patcher: Any, name: str) -> Tensor:
     """Return a weight in main memory. The device applies the patches, as it does for sampling, but
     the patched weight does not stay there: images and captions are cached first.
     """
-    with torch.inference_mode():
-        if name in patcher.patches:
-            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
-        else:
-            weight = patcher.model.get_parameter(name)
-        weight = _dequantize(socket, name, weight)
-    return _alias(weight)
+    if name not in patcher.patches:
+        return patcher.model.get_parameter(name)
+    return patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True).cpu()
 
 
-def read_in_float32(socket: str, patcher: Any, name: str) -> Tensor:
+def read_in_float32(patcher: Any, name: str) -> Tensor:
     """Return a copy of a weight on the device, with its patches, before ComfyUI rounds it to the
-    model's dtype. Its model must be unloaded.
-
-    Raises:
-        ValueError: it is quantized in a form that cannot be converted.
+    model's dtype. Its model must be trainable, and unloaded.
     """
-    weight = _dequantize(socket, name, patcher.model.get_parameter(name))
-    weight = weight.to(patcher.load_device, torch.float32, copy=True)
+    weight = to_floats(patcher.model.get_parameter(name)).to(patcher.load_device, torch.float32, copy=True)
     return comfy.lora.calculate_weight(patcher.patches[name], weight, name) if name in patcher.patches else weight
-
-
-def _dequantize(socket: str, name: str, weight: Tensor) -> Tensor:
-    """Return the weight in a floating-point format that layers can compute with. 8-bit weights are
-    converted one at a time.
-    """
-    if isinstance(weight, QuantizedTensor):
-        return weight.dequantize()
-    kind = type(weight.data) if isinstance(weight, nn.Parameter) else type(weight)
-    if kind is not Tensor:
-        raise ValueError(
-            f"{socket} holds its weights as {type(weight).__name__} ({name}), a quantized form that cannot be "
-            "trained on. "
-            "Load a .safetensors file in fp16, bf16, fp32 or fp8 with ComfyUI's own loaders"
-        )
-    return weight.to(torch.bfloat16) if weight.dtype in _FLOAT8 else weight
-
-
-def _alias(weight: Tensor) -> Tensor:
-    """Return a tensor of the current mode on the same memory: autograd refuses tensors that were
-    made in inference mode.
-    """
-    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.size(), weight.stride())
 
 
 def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
     patcher = _get_patcher("CLIP", clip)
+    _require_sdxl_text_encoders(clip)
+    weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
+    return {name: to_floats(weight) for name, weight in weights.items() if is_weight(part, name)}
+
+
+def _require_sdxl_text_encoders(clip: Any) -> None:
+    patcher = clip.patcher
     if not all(
         any(name.startswith(prefix) for name, _ in patcher.model.named_parameters())
         for prefix in _TEXT_ENCODERS.values()
@@ -234,14 +272,12 @@ def _read_text_encoder(clip: Any, part: Part) -> dict[str, Tensor]:
             f"CLIP Set Last Layer is {clip.layer_idx}; SDXL is trained on the penultimate layer. Set it to -2, or "
             "remove the node"
         )
-    weights = _read_weights("CLIP", patcher, _TEXT_ENCODERS[part])
-    return {name: weight for name, weight in weights.items() if is_weight(part, name)}
 
 
 def _read_vae_weights(vae: Any) -> Mapping[str, Tensor]:
     weights = _read_weights("VAE", _get_patcher("VAE", vae), _VAE)
     try:
-        return from_ldm("vae", weights)
+        return from_ldm("vae", {name: to_floats(weight) for name, weight in weights.items()})
     except ValueError as error:
         raise ValueError(
             f"VAE is not SDXL's but {type(vae.first_stage_model).__name__}. Load the checkpoint's own VAE or "

@@ -105,7 +105,13 @@ def test_a_workflow_opens_as_it_was_saved(editor: Editor, name: str):
 
 
 RUN_ELSEWHERE = {"caption_and_train"}  # in test_review_captions.py
-NEED_MODELS = {"train_z_image", "train_z_image_in_the_graph", "train_flux2_klein", "train_qwen_image"}
+NEED_MODELS = {
+    "train_z_image",
+    "train_z_image_in_the_graph",
+    "train_flux2_klein",
+    "train_qwen_image",
+    "train_qwen_image_edit",
+}
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - RUN_ELSEWHERE - NEED_MODELS))

@@ -59,6 +59,7 @@ def draw(editor: Editor, name: str, area: tuple[int, int, int, int]) -> None:
         ("train_z_image_in_the_graph", (-20, -60, 1672, 940)),
         ("train_flux2_klein", (-20, -60, 1672, 940)),
         ("train_qwen_image", (-20, -60, 1672, 940)),
+        ("train_qwen_image_edit", (-20, -60, 2080, 1170)),
     ],
 )
 def test_graphs_that_have_not_run(editor: Editor, name: str, area: tuple[int, int, int, int]):

@@ -176,9 +176,56 @@ def test_the_end_is_said_once_and_the_result_can_be_used(editor: Editor, panel: 
         said.wait_for()
     assert said.count() == 1
     assert not panel.button("Finish now").is_visible() and panel.root.locator(".ltp-best").count() == 1
-    panel.root.locator(".ltp-lora button").first.click()
+    panel.root.get_by_role("button", name="Copy path").first.click()
     panel.wait_for_text("Path copied")
     assert panel.root.locator("code").inner_text() == str(folder / "toadstool.safetensors")
+
+
+LOADERS = """() => app.graph.nodes.filter((node) => node.type === "LoraLoader").map((node) => ({
+    lora: node.widgets.find((widget) => widget.name === "lora_name").value,
+    from: ["model", "clip"].map((name) => node.inputs.find((input) => input.name === name).link !== null),
+    id: node.id,
+}))"""
+ADD_SELECTED = """() => {
+    const node = LiteGraph.createNode("LoraLoader");
+    node.pos = [0, 1200];
+    app.graph.add(node);
+    app.canvas.selectNode(node);
+    return node.id;
+}"""
+
+
+def test_a_lora_is_put_to_use_in_a_new_loader_and_then_in_the_selected_one(
+    editor: Editor, panel: Panel, server: ComfyServer
+):
+    panel.open_example()
+    loras = server.base_directory / "models" / "loras"
+    with keep_alive(panel.write_run()):
+        panel.begin()
+        use = panel.root.get_by_role("button", name="Use", exact=True)
+        use.nth(1).click()
+        panel.wait_for_text("loads it now.")
+        (loader,) = editor.evaluate(LOADERS)
+        assert loader["lora"] == "toadstool-step00000400.safetensors" and loader["from"] == [True, True]
+        panel.look_at()
+        editor.screenshot("panel_lora_in_use")
+        use.nth(0).click()
+        editor.wait_until(
+            "(name) => app.graph.nodes.some((node) => node.widgets?.some((each) => each.value === name))",
+            "toadstool-step00000600.safetensors",
+        )
+        assert len(editor.evaluate(LOADERS)) == 1, "the one that it has made is used again"
+        other = editor.evaluate(ADD_SELECTED)
+        use.nth(2).click()
+        editor.wait_until(
+            "([id, name]) => app.graph.getNodeById(id).widgets[0].value === name",
+            [other, "toadstool-step00000200.safetensors"],
+        )
+        assert len(editor.evaluate(LOADERS)) == 2
+    assert editor.prompt()[str(other)]["inputs"]["lora_name"] == "toadstool-step00000200.safetensors"
+    assert editor.complaints() == []
+    for path in loras.glob("toadstool-step*.safetensors"):
+        path.unlink()
 
 
 def test_a_run_that_was_killed_offers_to_resume(panel: Panel):

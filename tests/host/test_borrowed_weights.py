@@ -25,13 +25,13 @@ SCRIPT = Path(__file__).with_name("scripts") / "borrowed_weights.py"
 def results(run_in_comfyui: Callable[..., str], tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("borrowed")
     write_embedded_checkpoint(folder / "base.safetensors")
-    _write_random_lora(folder / "base.safetensors", folder / "lora.safetensors")
+    write_random_lora(folder / "base.safetensors", folder / "lora.safetensors")
     output = run_in_comfyui(SCRIPT.read_text(), PACK, folder / "base.safetensors", folder / "lora.safetensors", folder)
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT")]
     return json.loads(line.removeprefix("RESULT"))
 
 
-def _write_random_lora(base: Path, path: Path) -> None:
+def write_random_lora(base: Path, path: Path) -> None:
     unet = load_model(base).unet
     generator = torch.Generator().manual_seed(0)
     modules = {}
@@ -91,9 +91,10 @@ def test_patched_weights_are_brought_back_to_main_memory(results):
     assert results["patched_weights_brought_back"] == 192
 
 
-def test_8_bit_weights_are_converted_one_by_one(results):
-    assert results["float8"] == ["torch.bfloat16", 0.0]
-    assert results["quantized"] < 0.1
+def test_8_bit_weights_stay_on_their_memory(results):
+    assert results["float8"] == {"kind": "Float8Linear", "shares the memory": True, "difference": 0.0}
+    quantized = results["quantized"]
+    assert quantized["kind"] == "GraphLinear" and quantized["shares the memory"] and quantized["difference"] < 0.1
 
 
 def test_other_quantized_weights_are_refused_with_their_type(results):

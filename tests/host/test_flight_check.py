@@ -4,6 +4,7 @@ the trainer, and the reason for a refusal.
 
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,30 @@ def test_without_clip_it_says_that_captions_were_not_counted(comfyui_server: Com
     assert (
         "Z-Image was trained with at most 512 tokens. Connect clip to count them" in result.outputs["check"]["text"][0]
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "message"),
+    [
+        (
+            {
+                "class_type": "FlowPack_LoadTinyModel",
+                "inputs": {"family": "Z-Image", "file_name": "z_image.safetensors", "class_name": ""},
+            },
+            {"target_modules": "atn"},
+            "target_modules: 'atn' matches no linear layer of NextDiT. Use auto",
+        ),
+        (
+            {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
+            {"clip": ["last", 0]},
+            "CLIP Set Last Layer is -1; SDXL is trained on the penultimate layer",
+        ),
+    ],
+)
+def test_it_refuses_models_and_layers_as_the_trainer_does(
+    comfyui_server: ComfyServer, base: dict[str, Any], settings: dict[str, Any], message: str
+):
+    last = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -1}}
+    asked = {**prompt(model=["base", 0], max_train_steps=400, **settings), "base": base}
+    with pytest.raises(PromptFailed, match=f"the trainer would stop: {re.escape(message)}"):
+        comfyui_server.client.run({**asked, "last": last} if "clip" in settings else asked)

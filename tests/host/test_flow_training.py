@@ -48,10 +48,28 @@ def test_a_family_is_trained_on_the_graphs_own_weights(results, name):
     assert all(result["header"].values())
 
 
-@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise"])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4"])
 def test_quantized_weights_are_trained_on_as_they_are(results, kind):
     """ComfyUI puts the LoRA into the weights, and quantizes them again: only roughly the same."""
     check(results["quantized"][kind], tolerance=0.2)
+
+
+@pytest.mark.parametrize("kind", ["GGMLTensor", "TensorCoreConvRotW4A4Layout", "AsymW4A8Int8Layout"])
+def test_forms_without_gradients_are_refused_by_name_before_anything_is_encoded(results, kind):
+    refused = results["refused"][kind]
+    assert "error" not in refused, refused["error"]
+    assert refused["message"].startswith(f"MODEL holds its weights as {kind}, ") and refused["encoded"] == [0, 0]
+    assert "Load a .safetensors file in fp16, bf16, fp32, fp8, int8, mxfp8 or nvfp4" in refused["message"]
+
+
+def test_one_text_encoder_in_two_ways_is_two(results):
+    """Z-Image and FLUX.2 klein read captions by the same Qwen3."""
+    first, again, other_layer, other_kind = results["texts"]
+    assert first == again and len({first, other_layer, other_kind}) == 3
+
+
+def test_rotated_int8_weights_are_trained_on(results):
+    assert results["rotated"]["message"] == ""
 
 
 def test_a_bf16_model_is_trained_in_bf16(results):

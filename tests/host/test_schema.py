@@ -171,6 +171,10 @@ def test_train_lora_takes_targets_by_the_model_and_says_what_is_for_sdxl(schemas
         "prediction_type",
         "zero_terminal_snr",
         "torch_compile",
+        "snr_weighting",
+        "stop_text_encoder_training",
+        "conv_rank",
+        "conv_alpha",
     }
 
 

@@ -45,12 +45,12 @@ def flow_prompt(base: dict[str, Any] | None = None, **settings: Any) -> Prompt:
     return {"base": base or loader(), "pictures": pictures, "trainer": train, "sink": sink()}
 
 
-def at_step(number: int, act: Callable[[], object]) -> Callable[[Message], None]:
+def at_step(number: int, act: Callable[[], object], *, total: int = STEPS) -> Callable[[Message], None]:
     """Call `act` once, when the trainer has reached the step."""
     done: list[int] = []
 
     def listen(message: Message) -> None:
-        is_ours = message.kind == "progress" and message.data["node"] == "trainer" and message.data["max"] == STEPS
+        is_ours = message.kind == "progress" and message.data["node"] == "trainer" and message.data["max"] == total
         if is_ours and message.data["value"] >= number and not done:
             done.append(number)
             act()
@@ -121,9 +121,9 @@ def test_sdxl_gives_the_same_lora_as_its_own_node(client: ComfyClient):
 
 def test_sdxl_names_settings_that_it_does_not_use(client: ComfyClient):
     inputs = {**trainer(output_name="unused"), "class_type": "LoRATrainer_TrainLoRA"}
-    inputs["inputs"] |= {"timestep_sampling": "uniform"}
+    inputs["inputs"] |= {"loss_weighting": "bell"}
     result = client.run({**base_nodes(), "trainer": inputs, "sink": sink()})
-    assert "Not used: timestep_sampling, which SDXL has no." in get_text(result, "trainer")
+    assert "Not used: loss_weighting, which SDXL has no." in get_text(result, "trainer")
 
 
 # ---- another model ----
@@ -181,6 +181,49 @@ def test_an_interrupted_run_goes_on_and_gives_the_uninterrupted_lora(client: Com
     assert get_facts(result)["run"].startswith("stopped-") and get_facts(result)["steps"] == STEPS
     uninterrupted = client.run(flow_prompt(output_name="uninterrupted", seed=5, resume="new"))
     assert_equal(load_file(get_facts(result)["path"]), load_file(get_facts(uninterrupted)["path"]))
+
+
+def ask_run(server: ComfyServer, name: str, request: str) -> Callable[[], None]:
+    """As the panel's buttons do."""
+    return lambda: (find_run(server, name) / request).touch()
+
+
+def find_run(server: ComfyServer, name: str) -> Path:
+    (found,) = (server.base_directory / "output/lora_trainer/runs").glob(f"{name}-*")
+    return found
+
+
+def read_status(server: ComfyServer, name: str) -> str:
+    return json.loads((find_run(server, name) / "progress.json").read_text())["status"]
+
+
+def test_finish_now_hands_the_lora_so_far_to_the_rest_of_the_graph(
+    comfyui_server: ComfyServer, client: ComfyClient, untouched: list[str]
+):
+    ours = flow_prompt(output_name="ended", seed=8, max_train_steps=500)
+    save = node("LoRATrainer_SaveLoRA", lora=["trainer", 2], filename="ended")
+    finish = at_step(3, ask_run(comfyui_server, "ended", "finish"), total=500)
+    result = client.run({**ours, "save": save}, on_message=finish)
+    facts = get_facts(result)
+    assert facts["finished_early"] and 3 <= facts["steps"] < 500 and facts["modules"] > 5
+    assert "(finished early)" in get_text(result, "trainer") and {"save", "sink"} <= set(result.executed_nodes())
+    assert read_status(comfyui_server, "ended") == "finished early" and read_hash(client, 5) == untouched
+
+
+def test_a_pause_stops_the_prompt_and_the_same_prompt_goes_on(
+    comfyui_server: ComfyServer, client: ComfyClient, untouched: list[str]
+):
+    steps = 100  # more than a fast machine makes until it notices the pause, after at most half a second
+    ours = flow_prompt(output_name="paused", seed=9, max_train_steps=steps)
+    with pytest.raises(PromptInterrupted):
+        client.run(ours, on_message=at_step(3, ask_run(comfyui_server, "paused", "pause"), total=steps))
+    run = find_run(comfyui_server, "paused")
+    assert read_status(comfyui_server, "paused") == "paused" and not (run / "paused.safetensors").exists()
+    assert read_hash(client, 6) == untouched
+    facts = get_facts(client.run(ours))
+    assert facts["steps"] == steps and facts["run"] == run.name
+    whole = client.run(flow_prompt(output_name="not_paused", seed=9, max_train_steps=steps, resume="new"))
+    assert_equal(load_file(facts["path"]), load_file(get_facts(whole)["path"]))
 
 
 def test_the_graphs_model_is_the_same_bit_for_bit(client: ComfyClient, untouched: list[str], trained: Result):

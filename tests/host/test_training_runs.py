@@ -72,6 +72,31 @@ def test_a_button_leaves_a_file_for_a_living_run(client: ComfyClient, run_folder
     assert not (run_folder / what).exists()
 
 
+def test_a_lora_of_a_run_is_copied_once_to_where_loaders_list_it(
+    comfyui_server: ComfyServer, client: ComfyClient, run_folder: Path
+):
+    name, loras = "panel-step00000600.safetensors", comfyui_server.base_directory / "models" / "loras"
+    path = run_folder / "checkpoints" / name
+    for _ in range(2):
+        assert json.loads(client.post(f"{ROUTE}/list", {"path": str(path)})) == {"lora_name": name}
+    assert (loras / name).read_bytes() == path.read_bytes()
+    assert name in client.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    (loras / name).write_bytes(b"another")
+    second = "panel-step00000600-2.safetensors"
+    assert json.loads(client.post(f"{ROUTE}/list", {"path": str(path)})) == {"lora_name": second}
+    assert (loras / name).read_bytes() == b"another"
+    for each in (name, second):
+        (loras / each).unlink()
+
+
+def test_only_a_runs_own_loras_are_copied(client: ComfyClient, run_folder: Path, tmp_path: Path):
+    other = tmp_path / "x.safetensors"
+    other.write_bytes(b"x")
+    code, text = refuse(client, f"{ROUTE}/list", post={"path": str(other)})
+    assert code == 404 and "has no LoRA" in text
+    assert refuse(client, f"{ROUTE}/list", post={"file": 1})[0] == 400
+
+
 def test_a_page_of_another_origin_cannot_ask(client: ComfyClient, run_folder: Path):
     headers: list[dict[str, str]] = [
         {"Content-Type": "text/plain"},  # which needs no permission

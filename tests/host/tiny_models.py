@@ -54,7 +54,10 @@ class FakeClip:
         self.extras = extras
         self.num_encoded = 0
         self.cond_stage_model = nn.Linear(2, 2)
-        self.patcher = SimpleNamespace(patches={}, forced_hooks=None)
+        self.tokenizer = None
+        self.layer_idx = None
+        self.tokenizer_options: dict[str, Any] = {}
+        self.patcher = SimpleNamespace(patches={}, forced_hooks=None, model_size=lambda: 2**21, load_device=CPU)
 
     def tokenize(
         self, text: str, images: Sequence[Tensor] = (), llama_template: str = "", **options: object
@@ -117,7 +120,10 @@ class FakeVAE:
         self.num_encoded = 0
         self.first_stage_model = nn.Linear(2, 2)
         self.vae_dtype = torch.float32
-        self.patcher = SimpleNamespace(model_size=lambda: 2**20)
+        self.patcher = SimpleNamespace(model_size=lambda: 2**20, load_device=CPU)
+
+    def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return 900 * math.prod(shape[2:]) * dtype.itemsize
 
     def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return 1000 * math.prod(shape[2:]) * dtype.itemsize
@@ -219,6 +225,9 @@ def build_patcher(spec: Spec, dtype: torch.dtype) -> comfy.model_patcher.ModelPa
     return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
 
 
+GROUP_SIZES = {"nvfp4": 16, "mxfp8": 32, "convrot_w4a4": 256, "asym_w4a8_int8": 256}
+
+
 def build_quantized(name: str, kind: str) -> TinyModel:
     """A tiny model whose blocks' matrices are in one of ComfyUI's quantized forms, as its loaders
     make them.
@@ -229,7 +238,8 @@ def build_quantized(name: str, kind: str) -> TinyModel:
     with torch.inference_mode():
         for path, weight in tiny.patcher.model.diffusion_model.state_dict().items():
             weights[path] = weight.clone()
-            if path.endswith(".weight") and weight.ndim == 2 and "blocks." in path:
+            is_matrix = path.endswith(".weight") and weight.ndim == 2 and re.search(r"(blocks|layers)\.", path)
+            if is_matrix and not any(side % GROUP_SIZES.get(kind, 1) for side in weight.shape):
                 quantized, module = QuantizedTensor.from_float(weight.clone(), layout), path.removesuffix("weight")
                 weights[path] = quantized._qdata
                 for scale, value in list_scales(kind, quantized._params).items():
@@ -238,7 +248,8 @@ def build_quantized(name: str, kind: str) -> TinyModel:
                 weights[f"{module}comfy_quant"] = torch.tensor(list(marker), dtype=torch.uint8)
         config = getattr(comfy.supported_models, spec.config)(dict(spec.unet_config))
         config.unet_config.update(spec.unet_config)
-        config.custom_operations = comfy.ops.mixed_precision_ops({}, torch.float32)
+        config.quant_config = {"mixed_ops": True}  # as the loaders set it for files with scales
+        config.custom_operations = comfy.ops.pick_operations(None, torch.float32, load_device=CPU, model_config=config)
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model(spec.state_dict, "")
         missing = model.diffusion_model.load_state_dict(weights, strict=False).missing_keys

@@ -258,7 +258,7 @@ class Reference:
         }
         for component in modules.values():
             component.requires_grad_(False)
-        for (component, path), module in adapted.read(alpha=self.config.alpha).items():
+        for (component, path), module in adapted.read().items():
             down, up = module.down.clone().requires_grad_(True), module.up.clone().requires_grad_(True)
             self.weights += [down, up]
             named = {name.removeprefix("text_model."): layer for name, layer in modules[component].named_modules()}

@@ -45,7 +45,7 @@ def test_optimizer_packages_are_optional() -> None:
         _get_package_name(requirement)
         for requirement in _read_pyproject()["project"]["optional-dependencies"]["optimizers"]
     }
-    assert optional == {"lion-pytorch", "prodigyopt"}
+    assert optional == {"came-pytorch", "lion-pytorch", "prodigy-plus-schedule-free", "prodigyopt", "schedulefree"}
     assert not optional & {_get_package_name(requirement) for requirement in _read_requirements()}
 
 

@@ -30,10 +30,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The machine: the memory of its GPU if known, and the output folder."""
+    """The machine: the memory of its GPU if known, the output folder, and the device as torch calls
+    it ("": unknown).
+    """
 
     device_bytes: int | None = None
     output_folder: Path = Path("output")
+    device: str = ""
 
 
 def estimate_cost(plan: TrainingPlan[ConfigT], family: FamilyCheck[ConfigT], surroundings: Surroundings) -> Cost:

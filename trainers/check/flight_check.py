@@ -15,6 +15,7 @@ from ..dataset.crop_plan import CropPlan
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..dataset.report import DatasetReport
+from ..training.config import TrainingConfig
 from ..training.plan import TrainingPlan, plan_training
 from ..training.run_settings import RunSettings
 from .caption_findings import judge_alternatives, judge_sameness, judge_trigger_words, list_variants
@@ -52,13 +53,15 @@ def check_flight(
         check_interrupted=check_interrupted,
         on_progress=on_progress,
     )
-    cost = estimate_cost(plan, family, surroundings) if plan else Cost()
+    refused_by_family = _judge_settings(family, settings, plan, surroundings)
+    # a family cannot count what it refuses, such as layers that the model does not have
+    cost = estimate_cost(plan, family, surroundings) if plan and not refused_by_family else Cost()
     checked = _Checked(dataset, settings, plan, looks, cost, check_interrupted)
     if not any(image.caption for image in dataset.images):
         refusals = []  # judge_left_out says the same
     findings = [
         *refusals,
-        *_judge_settings(family, settings, plan),
+        *refused_by_family,
         *family.judge_model(),
         *_judge_images(checked),
         *family.judge_lengths(list_variants(dataset.images, settings.captions, seed=settings.training.seed)),
@@ -147,16 +150,34 @@ def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, model: 
 
 
 def _judge_settings(
-    family: FamilyCheck[ConfigT], settings: RunSettings[ConfigT], plan: TrainingPlan[ConfigT] | None
+    family: FamilyCheck[ConfigT],
+    settings: RunSettings[ConfigT],
+    plan: TrainingPlan[ConfigT] | None,
+    surroundings: Surroundings,
 ) -> list[CheckFinding]:
-    """Find what the trainer would refuse of the settings, and of the plan for this family."""
+    """Find what the trainer would refuse of the settings on this device, and of the plan for this
+    family.
+    """
+    config = settings.training
     try:
-        family.check_settings(settings.training)
+        family.check_settings(config)
         if plan:
             family.check_plan(plan)
+        if surroundings.device:
+            _require_step(config, surroundings.device)
     except (ValueError, ImportError) as error:
         return [CheckFinding("error", "refused_by_trainer", f"the trainer would stop: {error}")]
     return []
+
+
+def _require_step(config: TrainingConfig, device: str) -> None:
+    import torch  # takes a second to import
+
+    from ..training.optimizers import require_step
+
+    require_step(
+        config.optimizer, torch.device(device), weight_decay=config.weight_decay, extra_args=config.optimizer_args
+    )
 
 
 def _plan_if_possible(

@@ -75,15 +75,18 @@ def check(settings: dict[str, Any]) -> FlightReport:
     run_settings = resolve_presets(settings, dataset)
     # torch takes a second to import: errors in settings and folders come first
     require_packages()
+    from ..sdxl.model.sdxl_model import check_header
     from ..training.console_host import ConsoleHost
     from ..training.device import choose_device, count_memory_bytes, resolve_precision
 
+    if settings.get("base") and Path(settings["base"]).is_file():
+        check_header(Path(settings["base"]))
     with ConsoleHost() as host:
         device = choose_device(settings.get("device"))
         device_bytes = count_memory_bytes(device)
         precision = resolve_precision(run_settings.training.mixed_precision, device)
         family = SDXLCheck(precision, device_bytes, settings.get("base_dtype", ""))
-        surroundings = Surroundings(device_bytes, output_folder)
+        surroundings = Surroundings(device_bytes, output_folder, str(device))
         return check_flight(
             dataset, run_settings, family, flight_check, surroundings, check_interrupted=host.check_interrupted
         )

@@ -22,7 +22,6 @@ class FlowBaseModel(Protocol):
     family: FlowFamilyRow
     pixels_per_latent: int
     precision: str  # that the model computes in: "no" (float32), "bf16" or "fp16"
-    num_streamed: int  # blocks whose weights stay in main memory, if blocks_to_swap leaves it open
 
     @property
     def network(self) -> nn.Module:

@@ -31,7 +31,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image))[None].float() / 255
 
 
-def encode_prompt(base: FlowBaseModel, prompt: Prompt) -> Conditions:
+def _encode_prompt(base: FlowBaseModel, prompt: Prompt) -> Conditions:
     return base.encode_caption(prompt.caption, [_to_tensor(control.read()) for control in prompt.controls])
 
 
@@ -55,12 +55,15 @@ class ConditionStore:
     def encode(self, prompts: Sequence[Prompt], base: FlowBaseModel, host: Host) -> None:
         for count, prompt in enumerate(prompts, start=1):
             host.check_interrupted()
-            key = self._make_key(prompt)
-            if self._cache.get(key) is None:
-                plain, tensors = pack(encode_prompt(base, prompt))
-                entry = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
-                self._cache.put(key, {**tensors, _PLAIN: entry})
+            self.encode_one(prompt, base)
             host.report(StageProgress("caching", count, len(prompts), "captions"))
+
+    def encode_one(self, prompt: Prompt, base: FlowBaseModel) -> None:
+        key = self._make_key(prompt)
+        if self._cache.get(key) is None:
+            plain, tensors = pack(_encode_prompt(base, prompt))
+            entry = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
+            self._cache.put(key, {**tensors, _PLAIN: entry})
 
     def _make_key(self, prompt: Prompt) -> str:
         controls = {"controls": prompt.describe_controls(), **self._control_facts} if prompt.controls else {}

@@ -5,7 +5,7 @@ what suits the family. Other models are trained with the defaults. To add a fami
 import re
 from dataclasses import dataclass, replace
 
-MAX_TIMESTEP = 1000  # pure noise
+from ..training.config import MAX_TIMESTEP
 
 
 @dataclass(frozen=True)
@@ -329,6 +329,7 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         base_model="SD 3.5",
         modelspec_architecture="stable-diffusion-v3.5-large/lora",
         variants=(
+            FlowVariant("3-5-large-turbo", "SD 3.5 Large Turbo", "stable-diffusion-v3.5-large/lora"),
             FlowVariant("3-5-large", "SD 3.5 Large", "stable-diffusion-v3.5-large/lora"),
             FlowVariant("3-5-medium", "SD 3.5 Medium", "stable-diffusion-v3.5-medium/lora"),
             FlowVariant("sd3-medium", "SD 3", "stable-diffusion-v3-medium/lora"),
@@ -459,6 +460,10 @@ FAMILIES: tuple[FlowFamilyRow, ...] = (
         resolution_step=64,
         base_model="SD 1.5",
         modelspec_architecture="stable-diffusion-v1/lora",
+        variants=(
+            FlowVariant("lcm", "SD 1.5 LCM", "stable-diffusion-v1/lora"),
+            FlowVariant("hyper", "SD 1.5 Hyper", "stable-diffusion-v1/lora"),
+        ),
         rank=16,  # sd-scripts, docs/train_network.md
         timestep_sampling="uniform",
         caption_tokens=225,

@@ -7,7 +7,7 @@ from ..training.distributed import World
 from ..training.events import Notice
 from ..training.host import Host
 from ..training.plan import TrainingPlan
-from .base_model import FlowBaseModel
+from .base_model import Conditions, FlowBaseModel
 from .checks import check_control_images, check_settings, check_sizes, list_long_captions
 from .config import FlowConfig
 from .prepare import prepare_flow
@@ -15,12 +15,19 @@ from .prepared_model import PreparedFlow
 
 
 class FlowFamily:
-    """The family to give to train_lora. It calls `load_model` once, after the dataset is
-    planned.
+    """The family to give to train_lora. It calls `load_model` once, after the dataset is planned.
+
+    `plan_memory` gets what the prompt that takes most memory is encoded to. It returns how many
+    blocks keep their weights in main memory, where blocks_to_swap is open.
     """
 
-    def __init__(self, load_model: Callable[[Host], FlowBaseModel]) -> None:
+    def __init__(
+        self,
+        load_model: Callable[[Host], FlowBaseModel],
+        plan_memory: Callable[[Conditions, Host], int] = lambda *_: 0,
+    ) -> None:
         self._load_model = load_model
+        self._plan_memory = plan_memory
         self._base: FlowBaseModel | None = None
         self._hashes: dict[str, str] = {}
 
@@ -38,4 +45,12 @@ class FlowFamily:
     def prepare(self, plan: TrainingPlan[FlowConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedFlow:
         base, self._base = self._base, None
         assert base is not None, "identify was not called"
-        return prepare_flow(plan, base, host, hashes=self._hashes, cache=cache, world=world)
+        return prepare_flow(
+            plan,
+            base,
+            host,
+            hashes=self._hashes,
+            cache=cache,
+            world=world,
+            plan_memory=self._plan_memory,
+        )

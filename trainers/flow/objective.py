@@ -14,25 +14,6 @@ _BELL_FLOOR = math.exp(-0.5)
 _BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - _BELL_FLOOR
 
 
-def sample_level(sampling: str, uniform: float, normal: float, *, scale: float, mean: float, std: float) -> float:
-    """Return a noise level in 0..1, before any shift, from one uniform and one normal draw.
-
-    uniform: the draw itself. sigmoid: 1 / (1 + exp(-scale * normal)). logit_normal (Esser et al.
-    2024): the same with mean and std.
-    """
-    if sampling == "uniform":
-        return uniform
-    if sampling == "sigmoid":
-        return _sigmoid(scale * normal)
-    if sampling == "logit_normal":
-        return _sigmoid(mean + std * normal)
-    raise ValueError(f"timestep_sampling must be uniform, sigmoid or logit_normal, got {sampling!r}")
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value))
-
-
 def shift_level(level: float, shift: float) -> float:
     """Return shift * t / (1 + (shift - 1) * t) (Esser et al. 2024): above 1, more noise."""
     return shift * level / (1 + (shift - 1) * level)
@@ -79,13 +60,3 @@ def loss_weights(levels: Tensor, weighting: str) -> Tensor:
     if weighting == "bell":
         return ((-2 * (levels - 0.5).square()).exp() - _BELL_FLOOR) / _BELL_MEAN
     raise ValueError(f"loss_weighting must be none, min_snr or bell, got {weighting!r}")
-
-
-def per_sample_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean squared error of each sample, [B] float32. Latents may have a time axis;
-    `weights` [B, 1, H, W] are of positions.
-    """
-    errors = (prediction.float() - target.float()).square()
-    if weights is not None:
-        errors = errors * (weights.unsqueeze(2) if errors.ndim == 5 else weights)
-    return errors.flatten(1).mean(1)

@@ -1,5 +1,6 @@
 """Prepares a flow model for training: caches latents and conditions, attaches adapters."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +9,15 @@ from torch import Tensor
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, clone_module
 from ..lora.read import read_lora
+from ..training.adapter_layers import find_size
+from ..training.adapter_shapes import AdapterSettings
 from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
-    AdapterSettings,
     list_adapter_parameters,
-    require_rank,
+    require_same_shapes,
     unwrap_linear_layer,
     wrap_linear_layers,
 )
@@ -23,6 +25,7 @@ from ..training.block_streaming import spread_evenly
 from ..training.config import AUTO_BLOCKS
 from ..training.device import COMPUTE_DTYPES
 from ..training.distributed import World
+from ..training.evaluation import evaluating
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
@@ -30,13 +33,13 @@ from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..wording import name_examples, pluralize
-from .base_model import FlowBaseModel
+from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks
 from .config import FlowConfig
 from .encode import ConditionStore, encode_image
 from .lora_names import NETWORK, name_modules
 from .prepared_model import PreparedFlow
-from .prompt import list_prompts
+from .prompt import find_largest_prompt, list_prompts
 from .targets import AUTO, find_targets, is_linear, list_blocks
 
 
@@ -48,18 +51,24 @@ def prepare_flow(
     hashes: dict[str, str],
     cache: TensorCache,
     world: World,
+    plan_memory: Callable[[Conditions, Host], int],
 ) -> PreparedFlow:
-    """Cache latents, masks and conditions, free the device of the encoders, and attach adapters."""
+    """Cache latents, masks and conditions, free the device of the encoders, and attach adapters.
+    `plan_memory` is called before images are encoded, so that users read early what the training
+    needs.
+    """
     config = plan.settings.training
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     targets = find_targets(base.network, base.family, config.target_modules)
-    start = _read_start(config, names, targets, host)
+    start = _read_start(config, base, names, targets, host)
+    conditions = _make_condition_store(base, hashes, cache)
+    largest = find_largest_prompt(plan, base.count_tokens)
+    conditions.encode_one(largest, base)
+    num_streamed = plan_memory(conditions.get(largest), host)
     masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
     remedy = "The VAE may be damaged, or need another precision: start ComfyUI with --fp32-vae"
     latents = LatentStore(cache, kind="flow latents", vae_hash=hashes["VAE"], remedy=remedy)
     cache_latents(plan, latents, masks, partial(encode_image, base), host, world)
-    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
-    conditions = ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
     _cache_conditions(plan, base, conditions, host, world)
     base.release_encoders()
     host.release_memory()
@@ -67,24 +76,28 @@ def prepare_flow(
     model = PreparedFlow(
         plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
     )
-    _load(model, config)
+    _load(model, num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap)
     _drop_idle_layers(model, config, kept={path for _, path in start})
     model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
     if start:
-        model.adapted.load(start, alpha=config.alpha)
+        model.adapted.load(start)
     return model
 
 
-def _load(model: PreparedFlow, config: FlowConfig) -> None:
-    """Bring the network to the device, or keep weights of blocks in main memory."""
+def _make_condition_store(base: FlowBaseModel, hashes: Mapping[str, str], cache: TensorCache) -> ConditionStore:
+    ways = {"vae": hashes["VAE"], "way": base.family.control_images.way} if base.family.control_images else {}
+    return ConditionStore(cache, text_hash=hashes["CLIP"], control_facts=ways)
+
+
+def _load(model: PreparedFlow, num_streamed: int) -> None:
+    """Bring the network to the device, but for the weights of blocks that stay in main memory."""
     blocks = list(list_blocks(model.base.network).values())
-    number = model.base.num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap
-    streamed = spread_evenly(blocks, number)
+    streamed = spread_evenly(blocks, num_streamed)
     model.base.load_network(without=streamed)
     if streamed:
         model.stream_weights(streamed)
         model.host.report(Notice(model.streamer.describe(len(blocks))))
-    elif config.gradient_checkpointing:
+    elif model.config.gradient_checkpointing:
         checkpoint_blocks(blocks)
 
 
@@ -100,17 +113,22 @@ def _cache_conditions(
         world.wait_for_all()
 
 
-def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host: Host) -> dict[ModuleKey, LoraModule]:
+def _read_start(
+    config: FlowConfig, base: FlowBaseModel, names: ModuleNames, targets: list[str], host: Host
+) -> dict[ModuleKey, AdapterModule]:
     """Read network_weights. Adds to `targets` the layers that the file trains and the settings do
     not choose.
 
     Raises:
-        ValueError: the file is not a LoRA for this model, or has a higher rank than this run.
+        ValueError: the file is not a LoRA for this model, or this run cannot go on from it.
     """
     if not config.network_weights:
         return {}
     start = read_lora(Path(config.network_weights), names)
-    require_rank((module.rank for module in start.values()), config.rank)
+    settings = AdapterSettings.of(config)
+    for (component, path), module in start.items():
+        size = find_size(base.network.get_submodule(path))
+        require_same_shapes(module, size, settings, names[component, path])
     added = [path for _, path in start if path not in targets]
     targets += added
     if added:
@@ -120,14 +138,13 @@ def _read_start(config: FlowConfig, names: ModuleNames, targets: list[str], host
                 f"{'is' if len(added) == 1 else 'are'} trained too: {name_examples(added)}"
             )
         )
-    return {key: LoraModule(module.down.clone(), module.up.clone(), module.alpha) for key, module in start.items()}
+    return {key: clone_module(module) for key, module in start.items()}
 
 
 def _attach(
     config: FlowConfig, base: FlowBaseModel, targets: list[str], names: ModuleNames, host: Host
 ) -> AdaptedModel:
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    wrap_linear_layers(base.network, targets, settings, component=NETWORK, device=host.device)
+    wrap_linear_layers(base.network, targets, AdapterSettings.of(config), component=NETWORK, device=host.device)
     return _describe_adapters(config, base, names, torch.float32)
 
 
@@ -160,7 +177,7 @@ def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, *, kept: set[str]
 def _find_gradients(model: PreparedFlow, item: TrainingItem) -> dict[str, bool]:
     """Tell for each adapted layer whether a gradient reaches it."""
     layers = model.adapted.name_layers()
-    with torch.random.fork_rng(devices=[]):  # of dropout
+    with evaluating(*layers.values()):  # dropout would leave some of them without a gradient
         for loss in model.loss_terms([item], 1):
             loss.sum().backward()
     found = {path: any(_has_gradient(p) for p in layer.parameters()) for path, layer in layers.items()}

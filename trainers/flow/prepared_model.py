@@ -14,27 +14,40 @@ from torch import Tensor, nn
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.block_streaming import BlockStreamer
+from ..training.config import MAX_TIMESTEP
 from ..training.evaluation import evaluating
 from ..training.family import Progress
-from ..training.generators import draw_noise, generator_for
+from ..training.generators import generator_for
 from ..training.host import Host
 from ..training.latent_store import LatentStore
+from ..training.loss import HUBER_TYPES, per_sample_loss, scheduled_huber_c
 from ..training.masks import MaskStore, mask_weights
 from ..training.metadata import lora_metadata
+from ..training.noise import NoiseDraw, draw_noise, stack_noise
+from ..training.noise_levels import draw_level
 from ..training.plan import TrainingPlan
 from ..training.prior_preservation import choose_rows
+from ..training.seeds import happens
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks, uncheckpoint_blocks
 from .config import FlowConfig
-from .draws import ItemDraw, draw_flip, draw_level
 from .encode import ConditionStore
-from .families import MAX_TIMESTEP
-from .objective import find_levels, find_shift_by_size, loss_weights, per_sample_loss, shift_level
+from .objective import find_levels, find_shift_by_size, loss_weights, shift_level
 from .prompt import make_prompt, make_sample_prompts
 from .samples import draw_samples
 from .targets import list_blocks
+
+
+@dataclass(frozen=True)
+class ItemDraw:
+    """The draws of one item in one step. `level`: the noise level in 0..1 before the shift."""
+
+    latents: Tensor  # [C, ...], mirrored if `flip`
+    level: float
+    noise: NoiseDraw
+    flip: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class FlowBatch:
     flips: list[bool]  # B
     loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
     loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
+    input_noise: Tensor | None = None  # [B, C, ...] float32, what the model sees; None: `noise`
 
 
 @dataclass
@@ -110,11 +124,12 @@ class PreparedFlow:
     def _list_blocks(self) -> list[nn.Module]:
         return list(list_blocks(self.base.network).values())
 
-    def _weighted_losses(self, batch: FlowBatch, *, weighting: str = "") -> Tensor:
-        target = self.base.target(batch.latents, batch.noise, batch.sigmas)
-        losses = per_sample_loss(self._predict(batch), target, self._weight_positions(batch))
-        losses = losses * loss_weights(batch.levels, weighting or self.config.loss_weighting)
+    def _weighted_losses(self, batch: FlowBatch) -> Tensor:
+        losses = self._compare(batch, self._predict(batch), self._find_target(batch), self._weight_positions(batch))
         return losses if batch.loss_weights is None else losses * batch.loss_weights
+
+    def _find_target(self, batch: FlowBatch) -> Tensor:
+        return self.base.target(batch.latents, batch.noise, batch.sigmas)
 
     def _with_class_prompts(
         self, batch: FlowBatch, items: Sequence[TrainingItem], rows: Sequence[int], step: int
@@ -131,10 +146,23 @@ class PreparedFlow:
         """Compare the predictions for the class prompts with and without the adapters."""
         with self.adapted.disable_adapters():
             of_base = self._predict(batch)
-        return per_sample_loss(self._predict(batch), of_base) * loss_weights(batch.levels, self.config.loss_weighting)
+        return self._compare(batch, self._predict(batch), of_base)
+
+    def _compare(self, batch: FlowBatch, prediction: Tensor, target: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the loss of each sample, [B], weighted by its noise level."""
+        config, levels = self.config, batch.levels
+        huber_c = self._find_huber_c(levels) if config.loss_type in HUBER_TYPES else None
+        losses = per_sample_loss(prediction, target, positions, loss_type=config.loss_type, huber_c=huber_c)
+        return losses * loss_weights(levels, config.loss_weighting)
+
+    def _find_huber_c(self, levels: Tensor) -> Tensor:
+        return scheduled_huber_c(
+            self.config.huber_c, self.config.huber_schedule, progress=levels, sigmas=levels / (1 - levels)
+        )
 
     def _predict(self, batch: FlowBatch) -> Tensor:
-        noisy = self.base.add_noise(batch.latents, batch.noise, batch.sigmas)
+        noise = batch.noise if batch.input_noise is None else batch.input_noise
+        noisy = self.base.add_noise(batch.latents, noise, batch.sigmas)
         return self.base.predict(noisy, batch.sigmas, batch.conditions)
 
     def _weight_positions(self, batch: FlowBatch) -> Tensor | None:
@@ -172,8 +200,8 @@ class PreparedFlow:
             flips=flips,
             **move_together(
                 {
-                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
-                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "latents": torch.stack([draw.latents for draw in draws]),
+                    **stack_noise([draw.noise for draw in draws]),
                     "sigmas": torch.tensor(sigmas, dtype=torch.float32),
                     "levels": torch.tensor([draw.level for draw in draws], dtype=torch.float32),
                     "conditions": self._get_conditions(captions, items, flips),
@@ -212,12 +240,11 @@ class PreparedFlow:
 
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         config, random_flip = self.config, self.plan.settings.buckets.random_flip
-        flip = draw_flip(config, random_flip=random_flip, step=step, item=item.index)
-        shape = self.latents.get(item, flip=flip).shape
+        flip = random_flip and happens(0.5, config.seed, "flip", step, item.index)
         between = self._find_levels(item, self._make_sigma)
         level = draw_level(config, self.timestep_sampling, step=step, item=item.index, between=between)
-        noise = draw_noise(shape, seed=config.seed, step=step, item=item.index, noise_offset=config.noise_offset)
-        return ItemDraw(level, noise, flip)
+        latents = self.latents.get(item, flip=flip)
+        return ItemDraw(latents, level, draw_noise(latents, config, step=step, item=item.index), flip)
 
     @torch.no_grad()
     def validation_losses(self, draws: Sequence[ValidationDraw]) -> Tensor:
@@ -238,14 +265,15 @@ class PreparedFlow:
         captions = [self.plan.texts.get_measured_caption(item) for item in items]
         batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions, self._make_own_sigma)
         with self.base.computing():
-            return self._weighted_losses(batch, weighting="none")
+            return per_sample_loss(self._predict(batch), self._find_target(batch), self._weight_positions(batch))
 
     def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
-        shape = self.latents.get(draw.item, flip=False).shape
+        latents = self.latents.get(draw.item, flip=False)
         generator = generator_for(self.config.seed, "validation noise", draw.index)
         low, high = self._find_levels(draw.item, self._make_own_sigma)
         level = low + draw.noise_level * (high - low)
-        return ItemDraw(level, torch.randn(shape, generator=generator), flip=False)
+        noise = NoiseDraw(torch.randn(latents.shape, generator=generator))
+        return ItemDraw(latents, level, noise, flip=False)
 
     def draw_samples(self) -> list[list[Image.Image]]:
         counts = self.plan.crops.bucket_counts
@@ -274,7 +302,6 @@ class PreparedFlow:
             unet_learning_rate=config.learning_rate,
             mixed_precision=self.precision,
             network_args={"target_modules": config.target_modules},
-            noise_offset=config.noise_offset or None,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 run needs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ def make_sample_prompts(sample: SamplePrompt) -> tuple[Prompt, Prompt]:
 def list_prompts(plan: TrainingPlan) -> list[Prompt]:
     """List every prompt that a step, a validation or a sample can need."""
     return sorted(set(_find_prompts(plan)), key=lambda prompt: (prompt.caption, str(prompt.describe_controls())))
+
+
+def find_largest_prompt(plan: TrainingPlan, count_tokens: Callable[[str], int]) -> Prompt:
+    """Return the prompt that takes most memory: the longest of those with most control images."""
+    return max(list_prompts(plan), key=lambda prompt: (len(prompt.controls), count_tokens(prompt.caption)))
 
 
 def _find_prompts(plan: TrainingPlan) -> Iterable[Prompt]:

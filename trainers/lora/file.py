@@ -1,7 +1,8 @@
 """Writes a LoRA file and verifies it. read.py reads files; header.py makes the metadata.
 
 Files have kohya's names with `.alpha`, the only form that ComfyUI, Forge, A1111, sd-scripts and
-diffusers all load completely and at the right strength.
+diffusers all load completely and at the right strength. DoRA, LoHa and LoKr have LyCORIS' names for
+their tensors.
 """
 
 import math
@@ -18,24 +19,26 @@ from ..files.weight_file import ChangedFile, read_weights
 from ..files.weight_writer import holds, lay_out
 from ..wording import name_examples
 from .header import hash_tensors
-from .modules import LoraModule, ModuleKey, ModuleNames, is_finite
+from .modules import AdapterModule, DoraModule, ModuleKey, ModuleNames, is_finite
 from .read import read_lora
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of loading a saved file. `up_norm` is the Euclidean norm of all up weights."""
+    """The result of loading a saved file. `learned_norm` is the Euclidean norm of all matrices that
+    start at zero: the `up` of a LoRA.
+    """
 
     num_modules: int
     num_expected: int
-    up_norm: float
+    learned_norm: float
 
     def text(self) -> str:
         return f"{self.num_modules}/{self.num_expected} modules load"
 
 
 def to_kohya(
-    modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype
+    modules: Mapping[ModuleKey, AdapterModule], names: Mapping[ModuleKey, str], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Convert modules to the file's tensors: contiguous, on the CPU, in the order of `names`.
 
@@ -51,11 +54,15 @@ def to_kohya(
     for key, name in names.items():
         if key not in modules:
             continue
-        module = modules[key]
-        state_dict[f"{name}.lora_down.weight"] = _export(module.down, dtype)
-        state_dict[f"{name}.lora_up.weight"] = _export(module.up, dtype)
-        state_dict[f"{name}.alpha"] = _make_alpha_tensor(module.alpha, dtype)
+        for ending, tensor in modules[key].tensors().items():
+            state_dict[f"{name}.{ending}"] = _export(tensor, _choose_dtype(ending, dtype))
+        state_dict[f"{name}.alpha"] = _make_alpha_tensor(modules[key].alpha, dtype)
     return state_dict
+
+
+def _choose_dtype(ending: str, dtype: torch.dtype) -> torch.dtype:
+    """Lengths stay in float32: in bf16 their error would be as large as what is learned."""
+    return torch.float32 if ending == DoraModule.endings["magnitude"] else dtype
 
 
 def _export(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,12 +122,12 @@ def verify_lora(
         raise RuntimeError(
             f"{path}: {len(broken)} of {len(modules)} modules hold values that are not finite: {name_examples(broken)}"
         )
-    up_norm = math.hypot(
-        *(torch.linalg.vector_norm(module.up, dtype=torch.float64).item() for module in modules.values())
+    learned_norm = math.hypot(
+        *(torch.linalg.vector_norm(module.learned, dtype=torch.float64).item() for module in modules.values())
     )
-    if up_norm == 0:
+    if learned_norm == 0:
         raise _changes_nothing(path)
-    return Verification(num_modules=len(modules), num_expected=len(expected), up_norm=up_norm)
+    return Verification(num_modules=len(modules), num_expected=len(expected), learned_norm=learned_norm)
 
 
 def holds_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bool:
@@ -134,11 +141,15 @@ def holds_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     )
 
 
+# The matrices that start at zero, of each kind.
+_LEARNED = (".lora_up.weight", ".lora_B.weight", ".hada_w2_a", ".lokr_w2", ".lokr_w2_b")
+
+
 def require_sound(tensors: Mapping[str, Tensor], label: Path) -> None:
     """Check a LoRA of whatever kind.
 
     Raises:
-        RuntimeError: a value is not finite, or all up weights are zero.
+        RuntimeError: a value is not finite, or nothing was learned.
     """
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
@@ -146,7 +157,7 @@ def require_sound(tensors: Mapping[str, Tensor], label: Path) -> None:
             f"{label}: {len(broken)} of {len(tensors)} tensors hold values that are not finite: "
             f"{name_examples(broken)}. Train with a lower learning rate"
         )
-    ups = [tensor for name, tensor in tensors.items() if name.endswith((".lora_up.weight", ".lora_B.weight"))]
+    ups = [tensor for name, tensor in tensors.items() if name.endswith(_LEARNED)]
     if ups and not any(bool(tensor.any()) for tensor in ups):
         raise _changes_nothing(label)
 
@@ -159,7 +170,10 @@ def _changes_nothing(label: Path) -> RuntimeError:
 
 
 def _check_complete(
-    path: Path, modules: Mapping[ModuleKey, LoraModule], names: Mapping[ModuleKey, str], expected: Collection[ModuleKey]
+    path: Path,
+    modules: Mapping[ModuleKey, AdapterModule],
+    names: Mapping[ModuleKey, str],
+    expected: Collection[ModuleKey],
 ) -> None:
     missing = [" ".join(key) for key in expected if key not in modules]
     if missing:

@@ -75,10 +75,12 @@ class TrainingRecord:
     lr_scheduler: str | None = None
     lr_warmup_steps: int | None = None
     max_grad_norm: float | None = None
+    scale_weight_norms: float | None = None
     mixed_precision: str | None = None
     gradient_checkpointing: bool | None = None
     cache_latents: bool | None = None
     network_dropout: float | None = None
+    network_module: str = "networks.lora"
     network_args: dict[str, str] = field(default_factory=dict)
     caption_dropout_rate: float | None = None
     caption_tag_dropout_rate: float | None = None
@@ -86,7 +88,14 @@ class TrainingRecord:
     keep_tokens: int | None = None
     masked_loss: bool | None = None
     noise_offset: float | None = None
+    multires_noise_iterations: int | None = None
+    multires_noise_discount: float | None = None
+    ip_noise_gamma: float | None = None
     min_snr_gamma: float | None = None
+    debiased_estimation: bool | None = None
+    loss_type: str | None = None
+    huber_schedule: str | None = None
+    huber_c: float | None = None
     prior_loss_weight: float | None = None
     seed: int | None = None
 
@@ -113,7 +122,7 @@ def _build_network_keys(record: TrainingRecord) -> dict[str, Any]:
     return {
         "ss_v2": False,
         "ss_base_model_version": record.base_model_version,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": record.network_module,
         "ss_network_dim": record.rank,
         "ss_network_alpha": record.alpha,
         "ss_network_dropout": record.network_dropout,
@@ -216,10 +225,18 @@ def _build_training_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_lr_scheduler": record.lr_scheduler,
         "ss_lr_warmup_steps": record.lr_warmup_steps,
         "ss_max_grad_norm": record.max_grad_norm,
+        "ss_scale_weight_norms": record.scale_weight_norms,
         "ss_mixed_precision": record.mixed_precision,
         "ss_gradient_checkpointing": record.gradient_checkpointing,
         "ss_noise_offset": record.noise_offset,
+        "ss_multires_noise_iterations": record.multires_noise_iterations,
+        "ss_multires_noise_discount": record.multires_noise_discount,
+        "ss_ip_noise_gamma": record.ip_noise_gamma,
         "ss_min_snr_gamma": record.min_snr_gamma,
+        "ss_debiased_estimation": record.debiased_estimation,
+        "ss_loss_type": record.loss_type,
+        "ss_huber_schedule": record.huber_schedule,
+        "ss_huber_c": record.huber_c,
         "ss_prior_loss_weight": record.prior_loss_weight,
         "ss_masked_loss": record.masked_loss,
         "ss_seed": record.seed,

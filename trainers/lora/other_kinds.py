@@ -1,4 +1,6 @@
-"""Recognizes files that are not a plain LoRA for this base model, by the names of their tensors."""
+"""Recognizes files of kinds that are not read, and those for another base model, by the names of
+their tensors.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 _OTHER_KINDS = (
-    (r"\.(dora_scale|lora_magnitude_vector)(\.|$)", "a DoRA"),
-    (r"\.hada_", "a LoHa"),
-    (r"\.lokr_", "a LoKr"),
+    (r"\.lora_magnitude_vector(\.|$)", "a DoRA in PEFT's names"),
+    (r"\.hada_t[12]$", "a LoHa with Tucker decomposition (hada_t1)"),
+    (r"\.lokr_t[12]$", "a LoKr with Tucker decomposition (lokr_t2)"),
     (r"\.lora_mid\.", "a LoCon with Tucker decomposition (lora_mid)"),
     (r"\.b?oft_", "an OFT"),
     (r"\.[ab][12]\.weight$", "a GLoRA"),
@@ -23,7 +25,9 @@ def refuse_other_kinds(tensors: Mapping[str, Tensor], label: str) -> None:
     """Raise ValueError if the tensors belong to another kind of adapter, and name the kind."""
     kind, found = find_other_kind(tensors)
     if kind:
-        raise ValueError(f"{label}: this file is {kind} ({found}); only plain LoRA can be continued")
+        raise ValueError(
+            f"{label}: this file is {kind} ({found}); what is read is LoRA, and DoRA, LoHa and LoKr in LyCORIS' names"
+        )
 
 
 def find_other_kind(names: Iterable[str]) -> tuple[str, str]:

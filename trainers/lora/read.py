@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from torch import Tensor
 
 from ..files.weight_file import read_weights
 from ..wording import name_examples
-from .modules import LoraModule, ModuleKey, ModuleNames, flatten_name, is_finite
+from .modules import (
+    MODULES,
+    AdapterModule,
+    DoraModule,
+    LohaModule,
+    LokrModule,
+    LoraModule,
+    ModuleKey,
+    ModuleNames,
+    flatten_name,
+    is_finite,
+)
 from .other_kinds import guess_base_model, looks_like_another_model, refuse_other_kinds
 
 MAX_NAME_LENGTH = 400  # of a tensor; real names have up to 150 characters
@@ -24,15 +35,15 @@ def read_lora(
     names: ModuleNames,
     *,
     pass_over: Callable[[list[str]], None] | None = None,
-) -> dict[ModuleKey, LoraModule]:
+) -> dict[ModuleKey, AdapterModule]:
     """Read the modules of a LoRA file, or of a dict of its tensors (ComfyUI's LORA_MODEL), in the
-    order of `names`.
+    order of `names`: LoRA, DoRA, LoHa or LoKr.
 
-    Reads kohya's names (LDM or diffusers form), PEFT's, diffusers' (new and old) and those of
-    ComfyUI's trainer. Alpha is the tensor `.alpha`, else the value in PEFT's or diffusers'
-    metadata, else the rank. Ranks can differ between modules. Tensors keep their dtype. ComfyUI's
-    trainer flattens a convolution's `down` to [rank, in * kernel * kernel]; reshape it to the
-    layer's shape.
+    Of the last three, LyCORIS' names are read. Of a LoRA: kohya's names (LDM or diffusers form),
+    PEFT's, diffusers' (new and old) and those of ComfyUI's trainer. Alpha is the tensor `.alpha`,
+    else the value in PEFT's or diffusers' metadata, else the rank. Ranks can differ between
+    modules. Tensors keep their dtype. ComfyUI's trainer flattens a convolution's `down` to [rank,
+    in * kernel * kernel]; reshape it to the layer's shape.
 
     `pass_over` is told the tensors that the base model has no use for, such as embeddings that came
     with the LoRA. Without it they are an error.
@@ -50,25 +61,26 @@ def read_lora(
 
 
 def check_sdxl_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
-    """Check what needs no model: that these are the tensors of a plain LoRA for SDXL, in numbers.
+    """Check what needs no model: that these are the tensors of a LoRA for SDXL, in numbers.
 
     Raises:
         ValueError: they are not.
     """
     _refuse_other_files(tensors, label)
-    if not any(map(_FACTOR.fullmatch, tensors)) or looks_like_another_model(tensors):
+    if not any(map(_match_weight, tensors)) or looks_like_another_model(tensors):
         raise ValueError(f"{label}: this is no LoRA for SDXL. {_guess_content(tensors)}")
     check_tensors(tensors, label)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
-    """Check that these are the tensors of a plain LoRA, for whatever model, in numbers.
+    """Check that these are the tensors of a LoRA of a kind that is read, for whatever model, in
+    numbers.
 
     Raises:
         ValueError: they are not.
     """
     _refuse_other_files(tensors, label)
-    factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
+    factors = {name: tensor for name, tensor in tensors.items() if _match_weight(name)}
     if not factors:
         raise ValueError(f"{label}: this is no LoRA. {_guess_content(tensors)}")
     for name, tensor in factors.items():
@@ -82,9 +94,20 @@ def check_tensors(tensors: Mapping[str, Tensor], label: str) -> None:
 
 
 def list_ranks(tensors: Mapping[str, Tensor]) -> list[int]:
-    """The rank of every module."""
+    """The rank of every module of a LoRA or DoRA."""
     matches = ((_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items())
     return [tensor.shape[0] for match, tensor in matches if match and match["role"] in ("down", "A") and tensor.ndim]
+
+
+def find_kind(tensors: Mapping[str, Tensor]) -> str:
+    """Tell by the names of a LoRA's tensors which kind it is, in the words of the setting
+    `adapter`.
+    """
+    for kind in ("loha", "lokr", "dora"):
+        endings = tuple(f".{ending}" for ending in MODULES[kind].endings.values() if "lora" not in ending)
+        if any(name.endswith(endings) for name in tensors):
+            return kind
+    return "lora"
 
 
 def _refuse_other_files(tensors: Mapping[str, Tensor], label: str) -> None:
@@ -149,7 +172,12 @@ _FACTOR = re.compile(
     r"(?:\.weight)?"
 )
 _ALPHA = re.compile(r"(?P<base>.+?)(?:[._]lora|\.lora_linear_layer)?\.(?P<role>alpha)")
-_ROLES = {"A": "down", "B": "up"}
+_OTHER = re.compile(r"(?P<base>.+?)\.(?P<role>hada_w[12]_[ab]|lokr_w[12](_[ab])?|dora_scale)")
+_ROLES = {"A": "down", "B": "up", "dora_scale": "magnitude"}
+
+
+def _match_weight(name: str) -> re.Match[str] | None:
+    return _FACTOR.fullmatch(name) or _OTHER.fullmatch(name)
 
 
 def _group_by_module(
@@ -158,11 +186,13 @@ def _group_by_module(
     label: str,
     pass_over: Callable[[list[str]], None] | None,
 ) -> dict[ModuleKey, dict[str, Tensor]]:
-    """Group the tensors "down", "up" and "alpha" of each module."""
+    """Group the tensors of each module: "down", "up", "alpha", "magnitude", and those of other
+    kinds by LyCORIS' words.
+    """
     parts: dict[ModuleKey, dict[str, Tensor]] = {}
     unmatched, unused = [], []
     for name, tensor in tensors.items():
-        match = _FACTOR.fullmatch(name) or _ALPHA.fullmatch(name)
+        match = _match_weight(name) or _ALPHA.fullmatch(name)
         base = _normalize_base(match["base"]) if match else None
         key = names.spellings.get(base) if base else None
         if match is None or key is None:
@@ -193,18 +223,89 @@ def _normalize_base(base: str) -> str:
 
 def _build_module(
     key: ModuleKey, parts: Mapping[str, Tensor], settings: Mapping[str, Any], names: ModuleNames, label: str
-) -> LoraModule:
-    missing = [role for role in ("down", "up") if role not in parts]
+) -> AdapterModule:
+    weights = {role: tensor for role, tensor in parts.items() if role != "alpha"}
+    for role, tensor in weights.items():
+        _require_floats(tensor, f"{label}, {role}")
+    if any(role.startswith("hada_") for role in weights):
+        return _build_loha(weights, parts, label)
+    if any(role.startswith("lokr_") for role in weights):
+        return _build_lokr(weights, parts, label)
+    return _build_lora(key, parts, settings, names, label)
+
+
+def _build_loha(weights: Mapping[str, Tensor], parts: Mapping[str, Tensor], label: str) -> LohaModule:
+    fields = _rename(weights, LohaModule, label)
+    _require(fields, ("w1_a", "w1_b", "w2_a", "w2_b"), label)
+    shapes = {name: tensor.shape for name, tensor in fields.items()}
+    outputs, inputs, ranks = (
+        {shapes["w1_a"][0], shapes["w2_a"][0]},
+        {shapes["w1_b"][-1], shapes["w2_b"][-1]},
+        {shapes["w1_a"][-1], shapes["w2_a"][-1], shapes["w1_b"][0], shapes["w2_b"][0]},
+    )
+    if any(len(shape) != 2 for shape in shapes.values()) or (len(outputs), len(inputs), len(ranks)) != (1, 1, 1):
+        raise _do_not_belong(fields, label)
+    return LohaModule(**fields, alpha=_read_other_alpha(parts, rank=fields["w1_b"].shape[0], label=label))
+
+
+def _build_lokr(weights: Mapping[str, Tensor], parts: Mapping[str, Tensor], label: str) -> LokrModule:
+    fields = _rename(weights, LokrModule, label)
+    for name in ("w1", "w2"):
+        low = f"{name}_a", f"{name}_b"
+        if name not in fields:
+            _require(fields, low, label)
+        elif any(half in fields for half in low):
+            raise ValueError(f"{label} has {name} twice, whole and in two factors")
+        left, right = (fields.get(half) for half in low)
+        if left is not None and right is not None and (left.ndim, right.ndim, left.shape[1]) != (2, 2, len(right)):
+            raise _do_not_belong(fields, label)
+        if name in fields and fields[name].ndim not in (2, 4):
+            raise _do_not_belong(fields, label)
+    module = LokrModule(alpha=1.0, **fields)
+    return LokrModule(alpha=_read_other_alpha(parts, rank=module.rank, label=label), **fields)
+
+
+def _rename(weights: Mapping[str, Tensor], kind: type[AdapterModule], label: str) -> dict[str, Tensor]:
+    """Return the tensors by the fields of the kind."""
+    fields = {ending: field for field, ending in kind.endings.items()}
+    surplus = [role for role in weights if role not in fields]
+    if surplus:
+        raise ValueError(f"{label} has {', '.join(surplus)} next to a {kind.kind}; only one kind per module is read")
+    return {fields[role]: tensor for role, tensor in weights.items()}
+
+
+def _require(fields: Mapping[str, Tensor], wanted: Iterable[str], label: str) -> None:
+    missing = [name for name in wanted if name not in fields]
     if missing:
         raise ValueError(f"{label} has no {' and no '.join(missing)} weight; the file is not complete")
+
+
+def _do_not_belong(fields: Mapping[str, Tensor], label: str) -> ValueError:
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in fields.items())
+    return ValueError(f"{label}: {shapes} do not belong together")
+
+
+def _read_other_alpha(parts: Mapping[str, Tensor], *, rank: int, label: str) -> float:
+    return _read_alpha_tensor(parts["alpha"], label) if "alpha" in parts else float(rank)
+
+
+def _build_lora(
+    key: ModuleKey, parts: Mapping[str, Tensor], settings: Mapping[str, Any], names: ModuleNames, label: str
+) -> LoraModule:
+    _require(parts, ("down", "up"), label)
     down, up = parts["down"], parts["up"]
-    for role in ("down", "up"):
-        _require_floats(parts[role], f"{label}, {role}")
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0] or not down.shape[0]:
         raise ValueError(f"{label}: down {list(down.shape)} and up {list(up.shape)} do not belong together")
     if "alpha" in parts:
-        return LoraModule(down, up, _read_alpha_tensor(parts["alpha"], label))
-    return LoraModule(down, up, read_peft_alpha(key, down.shape[0], settings, names.main_component, label))
+        alpha = _read_alpha_tensor(parts["alpha"], label)
+    else:
+        alpha = read_peft_alpha(key, down.shape[0], settings, names.main_component, label)
+    if "magnitude" not in parts:
+        return LoraModule(down, up, alpha)
+    magnitude = parts["magnitude"]
+    if sorted(magnitude.shape)[:-1] != [1] * (magnitude.ndim - 1):
+        raise _do_not_belong(parts, label)
+    return DoraModule(down, up, alpha, magnitude)
 
 
 def read_peft_alpha(key: ModuleKey, rank: int, settings: Mapping[str, Any], main_component: str, label: str) -> float:
@@ -266,6 +367,6 @@ def _read_path_end(pattern: str, label: str) -> str:
 
 
 def _guess_content(tensors: Mapping[str, Tensor]) -> str:
-    if not any(_FACTOR.fullmatch(name) for name in tensors):
+    if not any(map(_match_weight, tensors)):
         return "The file holds no LoRA weights; is it a whole model?"
     return guess_base_model(tensors)

@@ -4,6 +4,7 @@ The counts come from the classes of diffusers 0.42, transformers 5 and PEFT. A n
 float32, and 2 in bf16 and fp16. A position is a pixel of a level's feature map.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, dropwhile, zip_longest
@@ -18,7 +19,10 @@ from torch import nn
 
 from ..check.memory_estimate import FLOAT32
 from ..dataset.bucket_sizes import Size
-from ..training.adapters import find_adapter_layers
+from ..training.adapter_layers import find_size
+from ..training.adapter_shapes import AdapterSettings, LayerSize, factorize
+from ..training.adapters import find_adapter_layers, get_base_layer
+from ..training.float8_layers import Float8Conv2d
 from .config import SDXLConfig
 from .targets import find_unet_targets
 from .text_encoder_shapes import TextEncoderShape
@@ -32,7 +36,7 @@ class GradientRules:
 
     targets: frozenset[nn.Module]
     number_bytes: int
-    rank: int
+    adapters: AdapterSettings
     dropout: bool
     checkpointing: bool
     text_encoders_trained: bool
@@ -40,12 +44,14 @@ class GradientRules:
     @classmethod
     def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "GradientRules":
         names = list(find_adapter_layers(unet)) or (
-            find_unet_targets(unet, config.target_modules) if config.learning_rate else []
+            find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)
+            if config.learning_rate
+            else []
         )
         return cls(
             targets=frozenset(map(unet.get_submodule, names)),
             number_bytes=number_bytes,
-            rank=config.rank,
+            adapters=AdapterSettings.of(config),
             dropout=config.lora_dropout > 0,
             checkpointing=config.gradient_checkpointing,
             text_encoders_trained=config.train_text_encoders,
@@ -56,6 +62,10 @@ class GradientRules:
         return not self.targets.isdisjoint(module.modules()) or (
             self.text_encoders_trained and isinstance(module, Transformer2DModel)
         )
+
+    def keeps_input(self, convolution: nn.Module | None) -> bool:
+        """Autograd keeps the input of a convolution even for frozen weights."""
+        return convolution in self.targets or not isinstance(convolution, Float8Conv2d)
 
     def layer(self, *, input_bytes: float, saved_bytes: float, working_bytes: float) -> "_Layer":
         """Make a layer. Gradient checkpointing keeps only its input, and runs it again in the
@@ -164,19 +174,18 @@ def _list_costs(module: Any, num_positions: int, rules: GradientRules) -> Iterat
                 yield _count_transformer(block, num_positions, module.inner_dim, rules)
             yield _Layer(num_values * number)  # input of proj_out
         case Downsample2D() | Upsample2D():
-            yield _Layer(num_positions * module.channels * number)  # the convolution's input
+            yield _Layer(num_positions * module.channels * number * rules.keeps_input(module.conv))
         case nn.GroupNorm():
             yield _Layer(3 * num_positions * module.num_channels * number)
 
 
 def _count_resnet(resnet: ResnetBlock2D, num_positions: int, rules: GradientRules) -> _Layer:
-    """Count twice: the input of the norm, its output for SiLU, and the input of the convolution,
-    which autograd keeps even for frozen weights.
-    """
+    """Count twice: the input of the norm, its output for SiLU, and the input of the convolution."""
     values = num_positions * rules.number_bytes
+    convolutions = ((resnet.conv1, resnet.in_channels), (resnet.conv2, resnet.out_channels))
     return rules.layer(
         input_bytes=values * resnet.in_channels,
-        saved_bytes=values * 3 * (resnet.in_channels + resnet.out_channels),
+        saved_bytes=values * sum(channels * (2 + rules.keeps_input(conv)) for conv, channels in convolutions),
         working_bytes=values * max(resnet.in_channels, resnet.out_channels),  # a gradient
     )
 
@@ -211,17 +220,45 @@ _ADAPTER_INPUTS = {
 
 
 def _count_adapter_inputs(block: nn.Module, width: int, rules: GradientRules) -> int:
-    """Count the bytes per position that the adapters keep: the inputs and outputs of their `down`
+    """Count the bytes per position that the adapters keep: their inputs, and what is between their
     products.
     """
-    inputs = [
-        _ADAPTER_INPUTS[name]
+    layers = {
+        name: find_size(get_base_layer(layer))
         for name, layer in block.named_modules()
         if layer in rules.targets and name in _ADAPTER_INPUTS
-    ]
-    num_values = rules.rank * len(inputs)
+    }
+    inputs = [_ADAPTER_INPUTS[name] for name in layers]
+    num_values = sum(_count_between(size, rules.adapters) for size in layers.values())
     if rules.dropout:  # each adapter keeps its own input, and a mask of one byte
         return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
             rules.number_bytes + 1
         )
     return (num_values + sum(factor for _, factor in set(inputs)) * width) * rules.number_bytes
+
+
+def _count_between(size: LayerSize, settings: AdapterSettings) -> int:
+    """Count the values per position between the products of a linear layer's adapter, which the
+    backward pass needs. A DoRA also keeps the scaled input.
+    """
+    match settings.kind:
+        case "loha":
+            return 0
+        case "lokr":
+            small_out, _ = factorize(size.outputs, settings.lokr_factor)
+            small_in, _ = factorize(size.inputs, settings.lokr_factor)
+            return size.outputs // small_out * small_in
+        case "dora":
+            return settings.rank + size.inputs
+    return settings.rank
+
+
+def count_products(rules: GradientRules) -> int:
+    """Count the bytes of the products of matrices, as large as a weight, that the backward pass of
+    a LoHa holds at once: two products, two gradients and what comes from them.
+    """
+    if rules.adapters.kind != "loha":
+        return 0
+    sizes = [find_size(get_base_layer(layer)) for layer in rules.targets]
+    largest = max((size.outputs * size.inputs * math.prod(size.kernel) for size in sizes), default=0)
+    return 4 * largest * rules.number_bytes

@@ -11,7 +11,7 @@ from torch import nn
 from ..compare.config import CompareConfig
 from ..compare.grid import CompareGrid
 from ..compare.plan import Column, ComparePlan
-from ..lora.modules import LoraModule, ModuleKey, ModuleNames, list_weighted_modules
+from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, list_weighted_modules
 from ..lora.read import read_lora
 from ..training.device import COMPUTE_DTYPES, move_module, usual_precision
 from ..training.events import StageProgress, StageStarted
@@ -83,7 +83,7 @@ class _Drawer:
             ]
         return self._decode(latents)
 
-    def _read(self, number: int) -> Mapping[ModuleKey, LoraModule]:
+    def _read(self, number: int) -> Mapping[ModuleKey, AdapterModule]:
         path = self._plan.checkpoints[number - 1].path
         assert path is not None
         return read_lora(path, self._names, pass_over=lambda _: None)

@@ -39,12 +39,6 @@ class SDXLConfig(TrainingConfig):
     min_snr_gamma: float = param(
         5.0, "Min-SNR weighting of the loss (Hang et al. 2023). Usually 5; 0: off.", min=0.0, max=100.0
     )
-    noise_offset: float = param(
-        0.0,
-        "Random brightness added to the noise. 0.03 to 0.1 helps very dark or bright styles; 0: off.",
-        min=0.0,
-        max=1.0,
-    )
     prediction_type: str = param(
         "auto",
         "What the base model predicts. auto: read it from the model.",
@@ -61,10 +55,50 @@ class SDXLConfig(TrainingConfig):
         "Worth it from about 1000 steps on. Needs Triton, and all weights on the GPU.",
     )
 
+    snr_weighting: str = param(
+        "min_snr",
+        "Weight of the loss by the noise level. min_snr: with min_snr_gamma; soft_min_snr: the same without the corner "
+        "(Crowson et al. 2024); debiased: 1 / sqrt(SNR) (Yu et al. 2023), without min_snr_gamma.",
+        choices=("min_snr", "soft_min_snr", "debiased"),
+    )
+
+    stop_text_encoder_training: float = param(
+        0.0,
+        "Optimizer step after which the text encoders are no longer trained, or share of all steps if below 1. Usually "
+        "0.3 to 0.5; 0: they are trained to the end.",
+        min=0.0,
+        max=1_000_000.0,
+    )
+
+    conv_rank: int = param(
+        0,
+        "Rank of the UNet's convolutions (sd-scripts and LyCORIS: conv_dim, a LoCon): above 0, those of all ResNet "
+        "blocks, downsamplers and upsamplers are trained too, and the small layers between them with rank. Usually 4 "
+        "to 16. 0: only those that target_modules names, with rank.",
+        min=0,
+        max=1024,
+    )
+    conv_alpha: float = param(
+        0.0,
+        "alpha of conv_rank. Usually conv_rank or half of it. 0: in the same ratio as alpha to rank.",
+        min=0.0,
+        max=4096.0,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(
                 "train_text_encoders is on, but both text encoder learning rates are 0. Set "
                 "text_encoder_learning_rate or text_encoder_2_learning_rate above 0"
+            )
+        if self.stop_text_encoder_training and not (self.train_text_encoders and self.learning_rate):
+            raise ValueError(
+                f"stop_text_encoder_training is {self.stop_text_encoder_training:g}, but "
+                + (
+                    "learning_rate is 0: nothing"
+                    if self.train_text_encoders
+                    else "train_text_encoders is off: no text encoder"
+                )
+                + " would be trained after it. Set it to 0"
             )

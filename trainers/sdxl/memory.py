@@ -10,16 +10,18 @@ from dataclasses import replace
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ..dataset.bucket_sizes import Size
+from ..training.adapter_layers import find_size
+from ..training.adapter_shapes import count_parameters
+from ..training.adapters import get_base_layer, list_frozen_parameters
 from ..training.block_streaming import NUM_BUFFERS
 from ..training.device import COMPUTE_DTYPES
 from ..training.quantized_linear import BYTES_PER_WEIGHT, find_quantizable
 from ..training.sample_prompts import read_size
-from .activations import GradientRules, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
+from .activations import GradientRules, count_products, estimate_forward_peak, estimate_text_peak, estimate_unet_peak
 from .config import SDXLConfig
 from .samples import MAX_AT_ONCE, TILE_LATENTS
 from .streaming import choose_streamed
@@ -52,9 +54,9 @@ def estimate_memory(
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
-        num_adapter_parameters = config.rank * (
-            sum(map(_count_fans, rules.targets)) + sum(shape.fans for shape in trained_encoders)
-        )
+        sizes = [find_size(get_base_layer(layer)) for layer in rules.targets]
+        sizes += [size for shape in trained_encoders for size in shape.list_trained()]
+        num_adapter_parameters = count_parameters(sizes, rules.adapters)
     weights_bytes = rules.number_bytes * sum(shape.num_parameters for shape in trained_encoders)
     weights_bytes += _count_weights(unet, rules.number_bytes, base_dtype)
     weights_bytes -= _count_saved(streamed, rules.number_bytes, base_dtype)
@@ -63,6 +65,7 @@ def estimate_memory(
     activations_bytes = config.train_batch_size * (
         estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
     )
+    activations_bytes += count_products(rules)
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))
     samples_hw = max(size_hw, read_size(config.sample_size) or size_hw, key=lambda size: size[0] * size[1])
     samples_bytes = _estimate_samples(unet, rules.number_bytes, samples_hw) if config.sample_every_n_steps else 0
@@ -73,9 +76,9 @@ def _count_weights(module: nn.Module, number_bytes: int, base_dtype: str) -> int
     """Count the frozen weights of the UNet or of a block: numbers in the dtype of computation,
     those that are quantized already, and those that base_dtype will quantize.
     """
-    weights = [weight for name, weight in module.named_parameters() if "lora_" not in name]
     whole = sum(
-        weight.numel() * (number_bytes if weight.is_floating_point() else weight.element_size()) for weight in weights
+        weight.numel() * (number_bytes if weight.is_floating_point() else weight.element_size())
+        for weight in list_frozen_parameters(module)
     )
     if not base_dtype:
         return whole
@@ -117,12 +120,3 @@ def _estimate_captions_caching(text_encoders: Sequence[TextEncoderShape]) -> int
     """
     num_parameters = sum(shape.num_parameters for shape in text_encoders)
     return 2 * num_parameters + FLOAT32 * VOCABULARY_SIZE * max(shape.width for shape in text_encoders)
-
-
-def _count_fans(layer: nn.Module) -> int:
-    """Count fan-in and fan-out: the parameters of an adapter of rank 1."""
-    base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-    if isinstance(base, nn.Linear):
-        return base.in_features + base.out_features
-    assert isinstance(base, nn.Conv2d)
-    return base.weight.shape[0] + base.weight[0].numel()

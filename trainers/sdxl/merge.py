@@ -6,27 +6,26 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..lora.modules import LoraModule, ModuleKey
+from ..lora.modules import AdapterModule, ModuleKey
 from .names import module_key
 
 
 @torch.no_grad()
 def merge_lora(
-    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module], *, strength: float = 1.0
+    modules: Mapping[ModuleKey, AdapterModule], parts: Mapping[str, nn.Module], *, strength: float = 1.0
 ) -> None:
-    """Add a LoRA to the weights: W + strength * alpha / rank * up @ down. For sampling only: do not
-    train the merged model.
+    """Merge a LoRA of any kind into the weights. For sampling only: do not train the merged
+    model.
     """
     layers = find_layers(modules, parts)
     for key, module in modules.items():
-        layer = layers[key]
-        delta = module.up.float().flatten(1) @ module.down.float().flatten(1)
-        layer.weight += (strength * module.alpha / module.rank * delta).reshape(layer.weight.shape).to(layer.weight)
+        weight = layers[key].weight
+        weight.copy_(module.merge_into(weight, strength))
 
 
 @contextmanager
 def merged_lora(
-    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module], *, strength: float
+    modules: Mapping[ModuleKey, AdapterModule], parts: Mapping[str, nn.Module], *, strength: float
 ) -> Iterator[None]:
     """Inside the block the LoRA is in the weights; afterwards they are bit for bit as before.
 
@@ -44,7 +43,7 @@ def merged_lora(
 
 
 def find_layers(
-    modules: Mapping[ModuleKey, LoraModule], parts: Mapping[str, nn.Module]
+    modules: Mapping[ModuleKey, AdapterModule], parts: Mapping[str, nn.Module]
 ) -> dict[ModuleKey, nn.Linear | nn.Conv2d]:
     """The layer of each module.
 
@@ -57,12 +56,12 @@ def find_layers(
     return {key: _require_size(" ".join(key), module, layers[key]) for key, module in modules.items()}
 
 
-def _require_size(name: str, module: LoraModule, layer: nn.Module) -> nn.Linear | nn.Conv2d:
+def _require_size(name: str, module: AdapterModule, layer: nn.Module) -> nn.Linear | nn.Conv2d:
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} is neither a linear nor a convolution layer, and the LoRA changes it")
-    if (module.down[0].numel(), module.up[:, 0].numel()) != (layer.weight[0].numel(), layer.weight.shape[0]):
+    if module.size != (layer.weight.shape[0], layer.weight[0].numel()):
         raise ValueError(
-            f"{name}: the LoRA has {module.down[0].numel()} inputs and {module.up[:, 0].numel()} outputs, the model "
+            f"{name}: the LoRA has {module.size[1]} inputs and {module.size[0]} outputs, the model "
             f"{layer.weight[0].numel()} and {layer.weight.shape[0]}; the LoRA belongs to another base model"
         )
     return layer

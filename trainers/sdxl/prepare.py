@@ -9,7 +9,8 @@ from torch import nn
 from ..check.memory_estimate import MemoryEstimate
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
-from ..training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
+from ..training.adapter_shapes import AdapterSettings
+from ..training.adapters import AdaptedComponent, AdaptedModel, attach_adapters
 from ..training.block_streaming import move_resident
 from ..training.compiled_blocks import compile_blocks
 from ..training.device import COMPUTE_DTYPES, count_free_bytes, move_module, resolve_precision
@@ -17,6 +18,7 @@ from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
+from ..training.lr_schedule import count_steps
 from ..training.masks import MaskStore
 from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
@@ -66,7 +68,10 @@ def prepare_sdxl(
     components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision], streamed)
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
-        adapted.load(start, alpha=config.alpha)
+        adapted.load(start)
+    for group in adapted.groups:
+        if group.name != UNET:
+            group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
     zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     prepared = PreparedSDXL(
         plan=plan,
@@ -109,12 +114,22 @@ def _resolve_zero_terminal_snr(config: SDXLConfig, model: SDXLModel) -> bool:
 def _make_objective(
     config: SDXLConfig, model: SDXLModel, *, zero_terminal_snr: bool, device: torch.device
 ) -> Objective:
+    prediction_type = model.prediction_type if config.prediction_type == "auto" else config.prediction_type
+    if config.snr_weighting == "debiased" and zero_terminal_snr and prediction_type == "epsilon":
+        raise ValueError(
+            "snr_weighting debiased divides by the SNR, which is 0 at the last timestep of zero_terminal_snr, where a "
+            "model with prediction_type epsilon learns nothing. Choose min_snr, or zero_terminal_snr off"
+        )
     return Objective(
         alphas_cumprod(zero_terminal_snr=zero_terminal_snr).to(device),
-        model.prediction_type if config.prediction_type == "auto" else config.prediction_type,
+        prediction_type,
         config.min_snr_gamma,
         config.unmasked_weight,
         config.normalize_masked_loss,
+        snr_weighting=config.snr_weighting,
+        loss_type=config.loss_type,
+        huber_c=config.huber_c,
+        huber_schedule=config.huber_schedule,
     )
 
 
@@ -165,7 +180,7 @@ def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: 
 def _choose_targets(config: SDXLConfig, model: SDXLModel) -> dict[str, list[str]]:
     """The layers that are trained, by component."""
     unet, encoder, encoder_2 = _get_adaptable_parts(model)
-    targets = {UNET: find_unet_targets(unet, config.target_modules)}
+    targets = {UNET: find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)}
     if config.train_text_encoders:
         targets[TEXT_ENCODER] = find_text_encoder_targets(encoder, uses_last_layer=False)
         targets[TEXT_ENCODER_2] = find_text_encoder_targets(encoder_2, uses_last_layer=True)
@@ -199,12 +214,12 @@ def _attach_adapters(
         for name in (TEXT_ENCODER, TEXT_ENCODER_2):
             move_module(parts[name], device, dtype).requires_grad_(False)
     move_resident(model.unet, device, dtype, without=streamed)
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
+    settings = AdapterSettings.of(config)
     rates = get_learning_rates(config)
     components: dict[str, AdaptedComponent] = {}
     for name, module in parts.items():
         if name in targets:
-            parameters = attach_adapters(module, targets[name], settings, component=name)
+            parameters = attach_adapters(module, targets[name], settings, component=name, device=device)
             for parameter in parameters:  # those of streamed blocks lie in main memory
                 parameter.data = parameter.data.to(device)
             components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, rates[name]))

@@ -23,14 +23,15 @@ from ..training.host import Host
 from ..training.latent_store import LatentStore
 from ..training.masks import MaskStore
 from ..training.metadata import lora_metadata
+from ..training.noise import NoiseDraw, stack_noise
 from ..training.plan import TrainingPlan
 from ..training.prior_preservation import choose_rows
+from ..training.seeds import happens
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
 from .checkpointing import enable_gradient_checkpointing
 from .config import SDXLConfig
 from .encode import EmbeddingStore
-from .model.noise_schedule import NUM_TIMESTEPS
 from .model.sdxl_model import SDXLModel
 from .model.size_ids import size_ids
 from .model.text import TextEmbeddings, encode_captions, stack_embeddings
@@ -66,6 +67,7 @@ class PreparedSDXL:
 
     def loss_terms(self, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
         """Yield the diffusion loss, and with prior_loss_weight the loss of prior preservation."""
+        self._rest_finished_text_encoders(step)
         batch = self.make_batch(items, step)
         yield weighted_losses(self.model.unet, batch, self.objective)
         if self.config.prior_loss_weight:
@@ -74,6 +76,16 @@ class PreparedSDXL:
                 class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
                 losses = self._compute_prior_losses(select_rows(batch, rows), class_prompts)
                 yield self.config.prior_loss_weight * losses
+
+    def _rest_finished_text_encoders(self, step: int) -> None:
+        """Compute no gradients for text encoders that are no longer trained, and drop nothing."""
+        parts = {TEXT_ENCODER: self.model.text_encoder, TEXT_ENCODER_2: self.model.text_encoder_2}
+        for group in self.adapted.groups:
+            encoder = parts.get(group.name)
+            if encoder is not None and 0 < group.weights.last_step < step:
+                encoder.eval()
+                for parameter in group.weights.parameters:
+                    parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self) -> bool:
         parts = [self.model.unet]
@@ -128,8 +140,8 @@ class PreparedSDXL:
         batch = Batch(
             **move_together(
                 {
-                    "latents": torch.stack([self.latents.get(item, flip=draw.flip) for item, draw in pairs]),
-                    "noise": torch.stack([draw.noise for draw in draws]),
+                    "latents": torch.stack([draw.latents for draw in draws]),
+                    **stack_noise([draw.noise for draw in draws]),
                     "timesteps": torch.tensor([draw.timestep for draw in draws]),
                     "prompt_embeds": embeddings.prompt_embeds,
                     "pooled_prompt_embeds": embeddings.pooled_prompt_embeds,
@@ -168,7 +180,7 @@ class PreparedSDXL:
         items = [draw.item for draw in draws]
         captions = [self.plan.texts.get_measured_caption(item) for item in items]
         batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions)
-        return weighted_losses(self.model.unet, batch, replace(self.objective, min_snr_gamma=0.0))
+        return weighted_losses(self.model.unet, batch, self.objective.as_measure())
 
     def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
         embeddings = self.embed(texts)
@@ -189,22 +201,16 @@ class PreparedSDXL:
         return encode_captions(encoder, encoder_2, captions)
 
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
-        height, width = item.crop.target_hw
-        return draw_item(
-            seed=self.config.seed,
-            step=step,
-            item=item.index,
-            latent_shape=(4, height // 8, width // 8),
-            num_timesteps=NUM_TIMESTEPS,
-            noise_offset=self.config.noise_offset,
-            random_flip=self.plan.settings.buckets.random_flip,
-        )
+        random_flip = self.plan.settings.buckets.random_flip
+        flip = random_flip and happens(0.5, self.config.seed, "flip", step, item.index)
+        return draw_item(self.config, self.latents.get(item, flip=flip), step=step, item=item.index, flip=flip)
 
     def _draw_fixed(self, draw: ValidationDraw) -> ItemDraw:
-        height, width = draw.item.crop.target_hw
+        latents = self.latents.get(draw.item, flip=False)
         generator = generator_for(self.config.seed, "validation noise", draw.index)
-        noise = torch.randn((4, height // 8, width // 8), generator=generator)
-        return ItemDraw(int(draw.noise_level * NUM_TIMESTEPS), noise, flip=False)
+        noise = NoiseDraw(torch.randn(latents.shape, generator=generator))
+        low, high = self.config.timesteps
+        return ItemDraw(latents, low + int(draw.noise_level * (high - low)), noise, flip=False)
 
     def draw_samples(self) -> list[list[Image.Image]]:
         bucket_counts = self.plan.crops.bucket_counts
@@ -236,8 +242,8 @@ class PreparedSDXL:
             text_encoder_learning_rates=(trained.get(TEXT_ENCODER), trained.get(TEXT_ENCODER_2)),
             mixed_precision=self.precision,
             network_args={"target_modules": config.target_modules},
-            noise_offset=config.noise_offset or None,
-            min_snr_gamma=config.min_snr_gamma or None,
+            min_snr_gamma=(config.min_snr_gamma or None) if config.snr_weighting == "min_snr" else None,
+            debiased_estimation=config.snr_weighting == "debiased" or None,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.generators import draw_noise, generator_for
-from ..training.seeds import happens
+from ..training.generators import generator_for
+from ..training.noise import NoiseDraw, draw_noise
+from ..training.noise_levels import draw_level
+from .config import SDXLConfig
+from .model.noise_schedule import NUM_TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -19,22 +22,23 @@ class ItemDraw:
     does not change the other draws.
     """
 
+    latents: Tensor  # [C, H, W], mirrored if `flip`
     timestep: int
-    noise: Tensor  # [C, H, W], noise offset included
+    noise: NoiseDraw
     flip: bool
 
 
-def draw_item(
-    *,
-    seed: int,
-    step: int,
-    item: int,
-    latent_shape: tuple[int, ...],
-    num_timesteps: int,
-    noise_offset: float = 0.0,
-    random_flip: bool = False,
-) -> ItemDraw:
-    """Draw timestep (uniform), noise and flip of `item` in `step`."""
-    noise = draw_noise(latent_shape, seed=seed, step=step, item=item, noise_offset=noise_offset)
-    timestep = torch.randint(0, num_timesteps, (), generator=generator_for(seed, "timestep", step, item))
-    return ItemDraw(int(timestep), noise, random_flip and happens(0.5, seed, "flip", step, item))
+def draw_item(config: SDXLConfig, latents: Tensor, *, step: int, item: int, flip: bool = False) -> ItemDraw:
+    """Draw timestep and noise of `item` in `step`. The latents [C, H, W] are mirrored already."""
+    timestep = draw_timestep(config, step=step, item=item)
+    return ItemDraw(latents, timestep, draw_noise(latents, config, step=step, item=item), flip)
+
+
+def draw_timestep(config: SDXLConfig, *, step: int, item: int) -> int:
+    """Draw a timestep from min_timestep up to, but not including, max_timestep."""
+    low, high = config.timesteps
+    if config.timestep_sampling in ("auto", "uniform"):
+        return int(torch.randint(low, high, (), generator=generator_for(config.seed, "timestep", step, item)))
+    between = low / NUM_TIMESTEPS, high / NUM_TIMESTEPS
+    level = draw_level(config, config.timestep_sampling, step=step, item=item, between=between)
+    return min(int(level * NUM_TIMESTEPS), high - 1)

@@ -2,14 +2,17 @@
 against the model.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
-from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, clone_module
 from ..lora.read import check_sdxl_tensors, list_ranks, load_tensors, read_lora
-from ..training.adapters import require_rank
+from ..training.adapter_layers import find_size
+from ..training.adapter_shapes import AdapterSettings
+from ..training.adapters import require_kind, require_rank, require_same_shapes
 from ..training.events import Notice
 from ..training.host import Host
 from ..training.optimizers import check_optimizer
@@ -18,7 +21,7 @@ from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, module_key
 
-Start = dict[ModuleKey, LoraModule]
+Start = dict[ModuleKey, AdapterModule]
 _NOTHING_TRAINED = (
     "learning_rate is 0 and the text encoders are not trained, so nothing would be trained. Set learning_rate"
 )
@@ -43,12 +46,13 @@ def check_settings(config: SDXLConfig) -> None:
     rates = {part: rate for part, rate in get_learning_rates(config).items() if rate}
     if not rates:
         raise ValueError(_NOTHING_TRAINED)
-    check_optimizer(config.optimizer, rates, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    check_optimizer(config, rates)
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
         check_sdxl_tensors(tensors, label)
-        require_rank(list_ranks(tensors), config.rank)
+        require_kind(tensors, config.adapter)
+        require_rank(list_ranks(tensors), AdapterSettings.of(config).highest_rank)
 
 
 def read_start(
@@ -64,7 +68,6 @@ def read_start(
     unused: list[str] = []
     label = f"network_weights: {config.network_weights}"
     start = read_lora(Path(config.network_weights), names, pass_over=unused.extend)
-    require_rank((module.rank for module in start.values()), config.rank)
     unused += _drop_last_layer(start, config, model, names)
     if unused:
         host.report(
@@ -75,7 +78,7 @@ def read_start(
         )
     _require_trained_parts(start, targets, names, label)
     layers = _collect_layers(model, start)
-    _require_sizes(start, layers, names, label)
+    _require_sizes(start, layers, names, label, AdapterSettings.of(config))
     added = _add_targets(start, targets, layers, names)
     if added:
         host.report(
@@ -84,9 +87,7 @@ def read_start(
                 f"{'is' if len(added) == 1 else 'are'} trained too: {name_examples(added)}"
             )
         )
-    return {  # copies: the file may change while images are encoded
-        key: LoraModule(module.down.clone(), module.up.clone(), module.alpha) for key, module in start.items()
-    }
+    return {key: clone_module(module) for key, module in start.items()}  # the file may change meanwhile
 
 
 def _drop_last_layer(start: Start, config: SDXLConfig, model: SDXLModel, names: ModuleNames) -> list[str]:
@@ -126,7 +127,11 @@ def _collect_layers(model: SDXLModel, start: Start) -> dict[ModuleKey, tuple[str
 
 
 def _require_sizes(
-    start: Start, layers: Mapping[ModuleKey, tuple[str, nn.Module]], names: ModuleNames, label: str
+    start: Start,
+    layers: Mapping[ModuleKey, tuple[str, nn.Module]],
+    names: ModuleNames,
+    label: str,
+    settings: AdapterSettings,
 ) -> None:
     for key, module in start.items():
         _, layer = layers[key]
@@ -135,13 +140,14 @@ def _require_sizes(
                 f"{label}: {names[key]} cannot be trained: only linear and convolution layers can. Start from a "
                 "LoRA without it"
             )
-        inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0]
-        if (module.down[0].numel(), module.up.numel()) != (inputs, outputs * module.rank):
+        size = find_size(layer)
+        outputs, inputs = size.outputs, size.inputs * math.prod(size.kernel)
+        if module.size != (outputs, inputs):
             raise ValueError(
-                f"{label}: {names[key]} has {module.down[0].numel()} inputs and "
-                f"{module.up.numel() // module.rank} outputs, this layer {inputs} and {outputs}; the file belongs to "
-                "another base model"
+                f"{label}: {names[key]} has {module.size[1]} inputs and {module.size[0]} outputs, this layer {inputs} "
+                f"and {outputs}; the file belongs to another base model"
             )
+        require_same_shapes(module, size, settings, names[key])
 
 
 def _add_targets(

@@ -6,14 +6,15 @@ width, T timesteps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ..training.loss import HUBER_TYPES, per_sample_loss, scheduled_huber_c
 from ..training.masks import mask_weights
-from .objective import add_noise, min_snr_weights, per_sample_loss, training_target
+from .objective import add_noise, snr_weights, training_target
 
 
 @dataclass(frozen=True)
@@ -28,51 +29,77 @@ class Batch:
     add_time_ids: Tensor  # [B, 6] float32, pixels
     loss_mask: Tensor | None = None  # [B, 1, H, W] float32 in 0..1; None: no image of the batch has a mask
     loss_weights: Tensor | None = None  # [B] float32, of the images; None: all 1
+    input_noise: Tensor | None = None  # [B, C, H, W] float32, what the UNet sees; None: `noise`
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """Return the batch of these samples only. No indices go to the device."""
-    return Batch(
-        **{
-            name: torch.stack([tensor[row] for row in rows]) if tensor is not None else None
-            for name, tensor in vars(batch).items()
-        }
-    )
+    chosen = {
+        name: torch.stack([tensor[row] for row in rows]) for name, tensor in vars(batch).items() if tensor is not None
+    }
+    return Batch(**chosen)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the model predicts, on which noise schedule, and the weights of timesteps and masks."""
+    """What the model predicts, on which noise schedule, what an error costs, and the weights of
+    timesteps and masks.
+    """
 
     alphas_cumprod: Tensor  # [T] float32, on the UNet's device
     prediction_type: str
     min_snr_gamma: float
     unmasked_weight: float = 1.0
     normalize_masked_loss: bool = False
+    snr_weighting: str = "min_snr"
+    loss_type: str = "l2"
+    huber_c: float = 0.1
+    huber_schedule: str = "snr"
+
+    def as_measure(self) -> "Objective":
+        """Return the plain objective, which is the same whatever is trained: the squared error, all
+        timesteps alike.
+        """
+        return replace(self, min_snr_gamma=0.0, snr_weighting="min_snr", loss_type="l2")
 
 
 def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objective) -> Tensor:
-    """Return the mean squared error of each sample, weighted by min-SNR, by its mask and by the
+    """Return the mean error of each sample, weighted by its noise level, by its mask and by the
     weight of its image; float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
     target = training_target(batch.latents, batch.noise, alphas, prediction_type=objective.prediction_type)
-    losses = _weight_by_timestep(
-        per_sample_loss(predict(unet, batch, alphas), target, _weight_positions(batch, objective)), alphas, objective
-    )
+    losses = _compare(predict(unet, batch, alphas), target, batch, objective, _weight_positions(batch, objective))
     return losses if batch.loss_weights is None else losses * batch.loss_weights
 
 
 def prior_losses(unet: UNet2DConditionModel, batch: Batch, base_pred: Tensor, objective: Objective) -> Tensor:
     """Return how far the prediction is from the frozen base model's, base_pred [B, C, H, W], over
-    whole images; min-SNR-weighted, float32 [B].
+    whole images; weighted by the noise level, float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
-    return _weight_by_timestep(per_sample_loss(predict(unet, batch, alphas), base_pred), alphas, objective)
+    return _compare(predict(unet, batch, alphas), base_pred, batch, objective)
 
 
-def _weight_by_timestep(losses: Tensor, alphas: Tensor, objective: Objective) -> Tensor:
-    return losses * min_snr_weights(alphas, gamma=objective.min_snr_gamma, prediction_type=objective.prediction_type)
+def _compare(
+    model_pred: Tensor, target: Tensor, batch: Batch, objective: Objective, positions: Tensor | None = None
+) -> Tensor:
+    """Return the loss of each sample, [B], weighted by its noise level."""
+    alphas = objective.alphas_cumprod[batch.timesteps]
+    huber_c = _find_huber_c(batch, alphas, objective) if objective.loss_type in HUBER_TYPES else None
+    losses = per_sample_loss(model_pred, target, positions, loss_type=objective.loss_type, huber_c=huber_c)
+    return losses * snr_weights(
+        alphas, objective.snr_weighting, gamma=objective.min_snr_gamma, prediction_type=objective.prediction_type
+    )
+
+
+def _find_huber_c(batch: Batch, alphas: Tensor, objective: Objective) -> Tensor:
+    return scheduled_huber_c(
+        objective.huber_c,
+        objective.huber_schedule,
+        progress=batch.timesteps / len(objective.alphas_cumprod),
+        sigmas=((1 - alphas) / alphas).sqrt(),
+    )
 
 
 def _weight_positions(batch: Batch, objective: Objective) -> Tensor | None:
@@ -87,6 +114,7 @@ def predict(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
     """Return model_pred [B, C, H, W] in the UNet's dtype. `alphas` [B] are the cumulative alphas of
     the timesteps.
     """
-    noisy_latents = add_noise(batch.latents, batch.noise, alphas).to(batch.prompt_embeds.dtype)
+    noise = batch.noise if batch.input_noise is None else batch.input_noise
+    noisy_latents = add_noise(batch.latents, noise, alphas).to(batch.prompt_embeds.dtype)
     conditions = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.add_time_ids}
     return unet(noisy_latents, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]

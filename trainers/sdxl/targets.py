@@ -12,11 +12,14 @@ UNET_PRESETS = {
     "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
     rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
 }
+# sd-scripts' choice with conv_dim: everything in these blocks, the projection of the timestep too
+_CONVOLUTIONS = r".*\.(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.\d+\.conv)"
 _TEXT_ENCODER_MODULES = r"(.*\.)?layers\.(\d+)\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
 
 
-def find_unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
-    """List the full names of the UNet's layers that a preset or a regular expression chooses.
+def find_unet_targets(unet: nn.Module, target_modules: str, *, with_convolutions: bool = False) -> list[str]:
+    """List the full names of the UNet's layers that a preset or a regular expression chooses, and
+    with_convolutions those of its convolution blocks.
 
     Raises:
         ValueError: the expression is invalid, or matches no linear or convolution layer.
@@ -38,7 +41,10 @@ def find_unet_targets(unet: nn.Module, target_modules: str) -> list[str]:
             "attention_mlp, "
             r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
         )
-    return chosen
+    if not with_convolutions:
+        return chosen
+    wanted = {*chosen, *(name for name in names if re.fullmatch(_CONVOLUTIONS, name))}
+    return [name for name in names if name in wanted]
 
 
 def find_text_encoder_targets(text_encoder: nn.Module, *, uses_last_layer: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..training.adapter_shapes import LayerSize
 from .model.sdxl_model import SDXLModel
 
 
@@ -12,12 +13,12 @@ class TextEncoderShape:
     num_parameters: int
     num_trained_layers: int
 
-    @property
-    def fans(self) -> int:
-        """The parameters of rank 1 adapters: per layer four linear layers from width to width, and
-        two between width and 4 x width.
+    def list_trained(self) -> list[LayerSize]:
+        """List what is trained: per layer four linear layers from width to width, and two between
+        width and 4 x width.
         """
-        return self.num_trained_layers * (4 * 2 + 2 * 5) * self.width
+        square, wider = LayerSize(self.width, self.width), LayerSize(4 * self.width, self.width)
+        return self.num_trained_layers * [*(4 * [square]), wider, LayerSize(self.width, 4 * self.width)]
 
 
 SDXL_TEXT_ENCODERS = (TextEncoderShape(768, 12, 123_060_480, 11), TextEncoderShape(1280, 32, 694_659_840, 32))

@@ -1,32 +1,29 @@
-"""LoRA adapters on frozen modules: attach them with PEFT, read them, load them, disable them."""
+"""Adapters on frozen modules: attach them, read them, load them, disable them. A LoRA is attached
+with PEFT; adapter_layers.py has the layers of all other kinds.
+"""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..lora.modules import LoraModule, ModuleKey, ModuleNames
+from ..lora.modules import AdapterModule, DoraModule, LoraModule, ModuleKey, ModuleNames
+from ..lora.read import find_kind
+from .adapter_layers import ADAPTER_NAME, AdapterLayer, LoraLinear, WrappedLayer, choose_layer, find_size, load_lora
+from .adapter_shapes import AdapterSettings, LayerSize, Shapes, list_shapes
+from .config import ADAPTERS
 from .flat_weights import FlatWeights, TrainedGroup
 from .generators import generator_for
 from .optimizers import ParameterGroup
 
-ADAPTER_NAME = "default"
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    rank: int
-    alpha: float
-    dropout: float
-    seed: int
+AnyAdapterLayer = LoraLayer | LoraLinear | AdapterLayer
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,21 @@ class AdaptedModel:
         """Return views of tensors that are laid out as flat_weights, by the names of
         name_parameters.
         """
-        matrices = self._split(flat)
         return {
             f"{self.names[key]}.{name}": matrix
-            for key in self._layers
-            for name, matrix in zip(("down", "up"), matrices[key], strict=True)
+            for key, matrices in self._split(flat).items()
+            for name, matrix in matrices.items()
         }
 
-    def _split(self, flat: Sequence[Tensor]) -> dict[ModuleKey, tuple[Tensor, Tensor]]:
-        """Return views of `down` and `up` of each layer."""
+    def _split(self, flat: Sequence[Tensor]) -> dict[ModuleKey, dict[str, Tensor]]:
+        """Return views of the matrices of each layer, by their names."""
         views = {
             id(parameter): view
             for group, each in zip(self.groups, flat, strict=True)
             for parameter, view in zip(group.weights.parameters, group.weights.split(each), strict=True)
         }
         return {
-            key: (views[id(_get_weight(layer.lora_A))], views[id(_get_weight(layer.lora_B))])
+            key: {name: views[id(matrix)] for name, matrix in list_matrices(layer).items()}
             for key, layer in self._layers.items()
         }
 
@@ -118,23 +114,40 @@ class AdaptedModel:
     def __contains__(self, key: ModuleKey) -> bool:
         return key in self._layers
 
-    def read(self, *, alpha: float) -> dict[ModuleKey, LoraModule]:
+    def read(self) -> dict[ModuleKey, AdapterModule]:
         """Return the trained weights as views of the live ones."""
-        return {key: LoraModule(down, up, alpha) for key, (down, up) in self._split(self.flat_weights).items()}
+        split = self._split(self.flat_weights)
+        return {key: _make_module(layer, split[key]) for key, layer in self._layers.items()}
 
-    def load(self, weights: Mapping[ModuleKey, LoraModule], *, alpha: float) -> None:
-        """Start from existing weights. `up` is rescaled: the LoRA acts as strongly as in its file,
-        even if alpha or rank differs. A module of a lower rank fills the first rows of `down`; the
-        others stay random, and act only when they have learned something.
+    @torch.no_grad()
+    def load(self, weights: Mapping[ModuleKey, AdapterModule]) -> None:
+        """Start from existing weights, which act as strongly as in their file, even if alpha or
+        rank differs. A LoRA or DoRA of a lower rank fills the first rows of `down`; the others stay
+        random, and act only when they have learned something.
 
         Raises:
-            ValueError: a module has a higher rank than this run, or another size.
+            ValueError: a module is of another kind than this run, of a higher rank, or of another
+                size.
         """
         surplus = sorted(self.names[key] for key in weights if key not in self._layers)
         assert not surplus, f"no adapters for {surplus}"
         own = self._split(self.flat_weights)
         for key, module in weights.items():
-            _load_layer(*own[key], module, self.names[key], alpha)
+            _load_layer(self._layers[key], own[key], module, self.names[key])
+        self.publish()
+
+    @torch.no_grad()
+    def limit_norms(self, max_norm: float) -> None:
+        """Scale the update of each layer down to this Euclidean norm, in equal parts of its
+        matrices, as sd-scripts and LyCORIS do (max-norm). The lengths of a DoRA stay.
+        """
+        split = self._split(self.flat_weights)
+        for key, module in self.read().items():
+            matrices = [matrix for name, matrix in split[key].items() if name != "offset"]
+            norm = module.scale * module.measure()
+            factor = (max_norm / norm.clamp(min=max_norm)) ** (1 / len(matrices))
+            for matrix in matrices:
+                matrix.mul_(factor)
         self.publish()
 
     @contextmanager
@@ -168,18 +181,93 @@ def require_rank(ranks: Iterable[int], rank: int) -> None:
         )
 
 
-@torch.no_grad()
-def _load_layer(down: Tensor, up: Tensor, module: LoraModule, name: str, alpha: float) -> None:
-    rank, full_rank = module.rank, down.shape[0]
-    require_rank([rank], full_rank)
-    if module.down.numel() * full_rank != down.numel() * rank or module.up.numel() * full_rank != up.numel() * rank:
+def require_kind(tensors: Mapping[str, Tensor], kind: str) -> None:
+    """Check that the file to start from has adapters of the kind that this run trains."""
+    found = find_kind(tensors)
+    if found != kind:
+        raise ValueError(
+            f"network_weights: the file is a {ADAPTERS[found]}, and this run trains a {ADAPTERS[kind]}. Set adapter "
+            f"to {found}, or start from a {ADAPTERS[kind]}"
+        )
+
+
+def require_same_shapes(module: AdapterModule, size: LayerSize, settings: AdapterSettings, name: str) -> None:
+    """Check that a run can start from a module of a file.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if module.kind != settings.kind:
+        raise ValueError(
+            f"network_weights: {name} is a {ADAPTERS[module.kind]}, and this run trains a {ADAPTERS[settings.kind]}"
+        )
+    if isinstance(module, LoraModule):
+        require_rank([module.rank], settings.for_size(size).rank)
+        _require_inputs_scaled(module, name)
+        return
+    wanted = {ending: shape for ending, shape in _name_shapes(module, list_shapes(size, settings)).items()}
+    found = {ending: tuple(tensor.shape) for ending, tensor in module.tensors().items()}
+    if found != wanted:
+        setting = "rank" if module.kind == "loha" else "rank, lokr_factor, lokr_decompose_both and lokr_full_matrix"
+        raise ValueError(
+            f"network_weights: {name} has {_show_shapes(found)}, this run {_show_shapes(wanted)}. Set {setting} as the "
+            "file was trained with; else the file belongs to another base model"
+        )
+
+
+def _name_shapes(module: AdapterModule, shapes: Shapes) -> Shapes:
+    return {module.endings[name]: shape for name, shape in shapes.items()}
+
+
+def _show_shapes(shapes: Shapes) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+def _require_inputs_scaled(module: LoraModule, name: str) -> None:
+    if isinstance(module, DoraModule) and not module.scales_inputs:
+        raise ValueError(
+            f"network_weights: {name} has a length for each output (dora_scale {list(module.magnitude.shape)}); here a "
+            "DoRA has one for each input, as in the paper. Start from one with wd_on_output=False"
+        )
+
+
+def _load_layer(layer: AnyAdapterLayer, matrices: Mapping[str, Tensor], module: AdapterModule, name: str) -> None:
+    size = find_size(get_base_layer(layer))
+    if module.size != (size.outputs, size.inputs * math.prod(size.kernel)):
         raise ValueError(
             f"network_weights: {name} has another size than this layer; the file belongs to another base model"
         )
-    # ComfyUI's own trainer flattens the matrices of convolutions
-    down[:rank].copy_(module.down.reshape(rank, *down.shape[1:]))
-    strength = module.alpha / alpha * (full_rank / rank)
-    up[:, :rank].copy_(module.up.reshape(len(up), rank, *up.shape[2:]).float() * strength)
+    if isinstance(layer, AdapterLayer):
+        require_same_shapes(module, size, layer.settings, name)
+        layer.load(matrices, module)
+        return
+    assert type(module) is LoraModule, "require_kind was not called"
+    require_rank([module.rank], len(matrices["down"]))
+    load_lora(matrices["down"], matrices["up"], module, _get_alpha(layer))
+
+
+def _make_module(layer: AnyAdapterLayer, matrices: Mapping[str, Tensor]) -> AdapterModule:
+    if isinstance(layer, AdapterLayer):
+        return layer.make_module(matrices)
+    return LoraModule(matrices["down"], matrices["up"], _get_alpha(layer))
+
+
+def _get_alpha(layer: LoraLayer | LoraLinear) -> float:
+    return layer.alpha if isinstance(layer, LoraLinear) else float(layer.lora_alpha[ADAPTER_NAME])
+
+
+def get_base_layer(layer: nn.Module | LoraLayer) -> nn.Module:
+    """Return the frozen layer, of a layer with or without an adapter."""
+    if isinstance(layer, LoraLayer):
+        return layer.get_base_layer()
+    return layer.base_layer if isinstance(layer, WrappedLayer) else layer
+
+
+def list_matrices(layer: AnyAdapterLayer) -> dict[str, nn.Parameter]:
+    """Return what is trained of a layer, by the names of list_shapes."""
+    if isinstance(layer, AdapterLayer):
+        return layer.matrices()
+    return {"down": _get_weight(layer.lora_A), "up": _get_weight(layer.lora_B)}
 
 
 def _get_weight(adapters: nn.ModuleDict) -> nn.Parameter:
@@ -188,18 +276,31 @@ def _get_weight(adapters: nn.ModuleDict) -> nn.Parameter:
 
 
 def attach_adapters(
-    model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str
+    model: nn.Module,
+    targets: list[str],
+    settings: AdapterSettings,
+    *,
+    component: str,
+    device: torch.device | None = None,
 ) -> list[nn.Parameter]:
-    """Freeze the model, give each target a LoRA in float32, and return the LoRA's parameters: the
-    only trainable ones.
+    """Freeze the model, give each target an adapter in float32, and return the adapters'
+    parameters: the only trainable ones. They are made on `device`, by default that of the weights;
+    those of a LoRA always are.
 
-    `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as in kohya and PEFT), `up` at
-    zero. The draws come from the seed.
+    A LoRA's `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as in kohya and PEFT),
+    `up` at zero. The draws come from the seed.
     """
     model.requires_grad_(False)
+    if choose_layer(settings):
+        for name in targets:
+            _wrap_layer(model, name, settings, device or model.get_submodule(name).weight.device)  # type: ignore
+        return _start_adapters(model, settings, component=component)
+    own = _list_own_settings(model, targets, settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+        rank_pattern={name: each.rank for name, each in own.items()},
+        alpha_pattern={name: each.alpha for name, each in own.items()},  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
         init_lora_weights=False,
@@ -211,19 +312,31 @@ def attach_adapters(
     return _start_adapters(model, settings, component=component)
 
 
+def _list_own_settings(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, AdapterSettings]:
+    """Return the settings of the layers that have others, by PEFT's patterns of their names."""
+    found = {name: settings.for_size(find_size(model.get_submodule(name))) for name in targets}
+    return {re.escape(name): each for name, each in found.items() if each != settings}
+
+
 def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
     """Set the first weights of all adapters, and return them."""
-    parameters = []
+    parameters: list[nn.Parameter] = []
     for name, layer in find_adapter_layers(model).items():
+        generator = generator_for(settings.seed, "lora_init", component, name)
+        if isinstance(layer, AdapterLayer):
+            layer.start(generator)
+            parameters += list_matrices(layer).values()
+            continue
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
         assert isinstance(down, (nn.Linear, nn.Conv2d)) and isinstance(up, (nn.Linear, nn.Conv2d))
         nn.Sequential(down, up).float()  # whatever the base's dtype: below lr 1e-4 a bf16 adapter stops moving
         bound = 1 / math.sqrt(down.weight[0].numel())
-        draw = torch.rand(down.weight.shape, generator=generator_for(settings.seed, "lora_init", component, name))
+        draw = torch.rand(down.weight.shape, generator=generator)
         with torch.no_grad():
             down.weight.copy_((2 * draw - 1) * bound)
             up.weight.zero_()
-        parameters += [down.weight.requires_grad_(True), up.weight.requires_grad_(True)]
+        nn.Sequential(down, up).requires_grad_(True)
+        parameters += list_matrices(layer).values()
     return parameters
 
 
@@ -248,71 +361,50 @@ class InPlaceLoraLinear(PeftLinear):
         return output.unflatten(0, x.shape[:-1])
 
 
-class LoraLinear(nn.Module):
-    """A LoRA in float32 around a linear layer of whatever class: ComfyUI's quantized layers are no
-    nn.Linear, so that PEFT does not know them. It computes in the dtype of its input.
-    """
-
-    def __init__(self, base_layer: nn.Module, settings: AdapterSettings, device: torch.device) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        inputs, outputs = (int(getattr(base_layer, name)) for name in ("in_features", "out_features"))
-        with torch.random.fork_rng(devices=[]):
-            down = nn.Linear(inputs, settings.rank, bias=False, device=device)
-            up = nn.Linear(settings.rank, outputs, bias=False, device=device)
-        self.lora_A = nn.ModuleDict({ADAPTER_NAME: down})
-        self.lora_B = nn.ModuleDict({ADAPTER_NAME: up})
-        self.scaling = settings.alpha / settings.rank
-        self.lora_dropout = nn.Dropout(settings.dropout)
-        self.disable_adapters = False
-
-    def enable_adapters(self, enabled: bool) -> None:
-        self.disable_adapters = not enabled
-
-    def __getattr__(self, name: str) -> Any:
-        """The model may ask the layer for its weight, its sizes and the like."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base_layer"), name)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return output
-        down, up = (each[ADAPTER_NAME].get_parameter("weight").to(x.dtype) for each in (self.lora_A, self.lora_B))
-        update = functional.linear(functional.linear(self.lora_dropout(x), down), up)
-        return torch.add(output, update, alpha=self.scaling)
-
-
 def wrap_linear_layers(
     model: nn.Module, targets: list[str], settings: AdapterSettings, *, component: str, device: torch.device
 ) -> list[nn.Parameter]:
-    """Do what attach_adapters does, for linear layers of whatever class, with the LoRA on
+    """Do what attach_adapters does, for linear layers of whatever class, with the adapters on
     `device`.
     """
     model.requires_grad_(False)
     for name in targets:
-        parent, _, own_name = name.rpartition(".")
-        layer = LoraLinear(model.get_submodule(name), settings, device)
-        setattr(model.get_submodule(parent), own_name, layer)
+        _wrap_layer(model, name, settings, device)
     return _start_adapters(model, settings, component=component)
+
+
+def _wrap_layer(model: nn.Module, name: str, settings: AdapterSettings, device: torch.device) -> None:
+    make = choose_layer(settings) or LoraLinear
+    _replace(model, name, make(model.get_submodule(name), settings, device))
 
 
 def unwrap_linear_layer(model: nn.Module, name: str) -> None:
     """Take the adapter of a layer away again."""
-    parent, _, own_name = name.rpartition(".")
     layer = model.get_submodule(name)
-    assert isinstance(layer, LoraLinear)
-    setattr(model.get_submodule(parent), own_name, layer.base_layer)
+    assert isinstance(layer, WrappedLayer)
+    _replace(model, name, layer.base_layer)
 
 
-def find_adapter_layers(model: nn.Module) -> dict[str, LoraLayer | LoraLinear]:
-    """Return the model's LoRA layers by the names of the layers that they replaced."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (LoraLayer, LoraLinear))}
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own_name = name.rpartition(".")
+    setattr(model.get_submodule(parent), own_name, layer)
+
+
+def find_adapter_layers(model: nn.Module) -> dict[str, AnyAdapterLayer]:
+    """Return the model's layers with adapters by the names of the layers that they replaced."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (LoraLayer, LoraLinear, AdapterLayer))
+    }
 
 
 def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return what is trained of the model's LoRA layers, layer by layer."""
-    layers = find_adapter_layers(model).values()
-    return [_get_weight(adapters) for layer in layers for adapters in (layer.lora_A, layer.lora_B)]
+    """Return what is trained of the model, layer by layer."""
+    return [matrix for layer in find_adapter_layers(model).values() for matrix in list_matrices(layer).values()]
+
+
+def list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all other parameters."""
+    trained = {id(matrix) for matrix in list_adapter_parameters(model)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in trained]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from ..config import check_ranges, param
 from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
+ADAPTERS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}  # and what they are called in texts
 AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
+MAX_TIMESTEP = 1000  # pure noise
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class TrainingConfig:
     optimizer: str = param(
         "AdamW",
         "Optimizer. AdamW8bit is AdamW with its states in 8 bits; Lion needs the package "
-        "lion-pytorch, Prodigy prodigyopt.",
+        "lion-pytorch, Prodigy prodigyopt, AdamWScheduleFree schedulefree, ProdigyPlusScheduleFree "
+        "prodigy-plus-schedule-free, CAME came-pytorch. Those that are ScheduleFree take lr_scheduler constant only; "
+        "ProdigyPlusScheduleFree learns better with max_grad_norm 0.",
         choices=tuple(OPTIMIZERS),
         pattern=IMPORT_PATH,
     )
@@ -79,8 +83,19 @@ class TrainingConfig:
     )
     lr_scheduler: str = param(
         "cosine",
-        "Learning-rate schedule after the warm-up, by diffusers' names.",
-        choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
+        "Learning-rate schedule after the warm-up, by diffusers' names. rex stays high for longer than linear; "
+        "warmup_stable_decay (as a cosine) and constant_with_cooldown (as 1 - sqrt) fall in the last lr_decay_steps "
+        "only.",
+        choices=(
+            "constant",
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "rex",
+            "warmup_stable_decay",
+            "constant_with_cooldown",
+        ),
     )
     lr_warmup_steps: float = param(
         0.05,
@@ -206,5 +221,152 @@ class TrainingConfig:
         max=MAX_BLOCKS,
     )
 
+    lr_decay_steps: float = param(
+        0.2,
+        "Steps in which warmup_stable_decay and constant_with_cooldown fall, at the end of the run, or their share of "
+        "all steps if below 1. Usually 0.1 to 0.2.",
+        min=0.0,
+        max=100_000.0,
+    )
+
+    timestep_sampling: str = param(
+        "auto",
+        "How often each noise level is trained. uniform: all alike; sigmoid and logit_normal: the middle more often. "
+        "auto: what suits the model.",
+        choices=("auto", "uniform", "sigmoid", "logit_normal"),
+    )
+    sigmoid_scale: float = param(
+        1.0, "Width of timestep_sampling sigmoid: above 1, the ends are trained more often.", min=0.01, max=100.0
+    )
+    logit_mean: float = param(0.0, "Mean of timestep_sampling logit_normal. Above 0: more noise.", min=-10.0, max=10.0)
+    logit_std: float = param(1.0, "Spread of timestep_sampling logit_normal.", min=0.01, max=10.0)
+    min_timestep: int = param(
+        0,
+        "Lowest timestep to train, of 1000, after the shift. 0: the model's own, which is 875 for the high-noise "
+        "expert of Wan 2.2 and else the lowest.",
+        min=0,
+        max=999,
+    )
+    max_timestep: int = param(
+        0,
+        "Highest timestep to train, of 1000, after the shift. 0: the model's own, which is 875 for the low-noise "
+        "expert of Wan 2.2 and else the highest.",
+        min=0,
+        max=1000,
+    )
+    noise_offset: float = param(
+        0.0,
+        "Random brightness added to the noise. 0.03 to 0.1 helps very dark or bright styles; flow models seldom need "
+        "it. 0: off.",
+        min=0.0,
+        max=1.0,
+    )
+
+    loss_type: str = param(
+        "l2",
+        "What an error costs. l2: its square; l1: its size; huber and smooth_l1: the square for small errors and the "
+        "size for large ones, so that outliers in the images count less.",
+        choices=("l2", "l1", "huber", "smooth_l1"),
+    )
+    huber_c: float = param(
+        0.1, "Where huber and smooth_l1 change from square to size: lower is earlier.", min=1e-4, max=1.0
+    )
+    huber_schedule: str = param(
+        "snr",
+        "How huber_c depends on the noise level. constant: not; exponential and snr: 1 without noise, huber_c at "
+        "pure noise.",
+        choices=("constant", "exponential", "snr"),
+    )
+    multires_noise_iterations: int = param(
+        0,
+        "Levels of coarser noise that are added, each 2 to 4 times as coarse as the one before: learns very dark, "
+        "bright and large shapes better. Usually 6 to 10; 0: off.",
+        min=0,
+        max=20,
+    )
+    multires_noise_discount: float = param(
+        0.3,
+        "How much each level of multires_noise_iterations counts, relative to the one before. Usually 0.1 to 0.3.",
+        min=0.0,
+        max=1.0,
+    )
+    ip_noise_gamma: float = param(
+        0.0,
+        "Input perturbation (Ning et al. 2023): so much more noise in what the model sees, but not in what it should "
+        "find. Usually 0.05 to 0.1; 0: off.",
+        min=0.0,
+        max=1.0,
+    )
+    immiscible_noise: int = param(
+        0,
+        "Draws of noise per sample, of which the nearest to the image is used (immiscible diffusion, Li et al. 2024). "
+        "Usually 4; 0: off.",
+        min=0,
+        max=1024,
+    )
+
+    adapter: str = param(
+        "lora",
+        "What is trained of each layer. lora: works everywhere. dora: LoRA that learns the length of each column of a "
+        "weight separately; a step takes longer. loha, lokr: products of small matrices, by LyCORIS; lokr gives the "
+        "smallest files. ComfyUI and Forge load all four.",
+        choices=tuple(ADAPTERS),
+    )
+    lokr_factor: int = param(
+        -1,
+        "For adapter lokr: the smaller factor of each side of a weight (LyCORIS: factor). Usually 4 to 16: the larger, "
+        "the smaller the file. -1: both factors as close to each other as possible, the smallest file.",
+        min=-1,
+        max=1024,
+    )
+    lokr_decompose_both: bool = param(
+        False,
+        "For adapter lokr: the smaller of its two matrices too is a product of low rank (LyCORIS: decompose_both).",
+    )
+    lokr_full_matrix: bool = param(
+        False,
+        "For adapter lokr: both matrices are trained whole; rank and alpha have no effect (LyCORIS: full_matrix).",
+    )
+
+    use_rslora: bool = param(
+        False,
+        "Rank-stabilized LoRA: strength alpha / sqrt(rank) instead of alpha / rank, for ranks above 64. alpha then is "
+        "usually 1 to 8. The file has the alpha that acts the same in every program.",
+    )
+    rank_dropout: float = param(
+        0.0,
+        "Probability of dropping a rank of a LoRA or DoRA in a step, for each image (sd-scripts: rank_dropout). "
+        "Usually 0.1 to 0.3 against overfitting; 0: off.",
+        min=0.0,
+        max=0.95,
+    )
+    module_dropout: float = param(
+        0.0,
+        "Probability of leaving out the whole adapter of a layer in a step (sd-scripts: module_dropout). Usually 0.1 "
+        "to 0.3 against overfitting; 0: off.",
+        min=0.0,
+        max=0.95,
+    )
+    scale_weight_norms: float = param(
+        0.0,
+        "After every step, the change of each layer's weight is scaled down to this norm (sd-scripts: "
+        "scale_weight_norms, max-norm). Usually 1, against burnt images and for LoRAs that are combined; 0: off.",
+        min=0.0,
+        max=1000.0,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.timesteps[0] >= self.timesteps[1]:
+            raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
+        if self.lokr_factor == 0:
+            raise ValueError("lokr_factor must be -1, or 1 or more, got 0")
+        if self.rank_dropout and self.adapter not in ("lora", "dora"):
+            raise ValueError(
+                f"rank_dropout is for adapter lora and dora, not for {self.adapter}. Set it to 0, or use module_dropout"
+            )
+
+    @property
+    def timesteps(self) -> tuple[int, int]:
+        """The lowest and the highest."""
+        return self.min_timestep, self.max_timestep or MAX_TIMESTEP

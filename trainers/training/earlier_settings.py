@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..config import from_mapping, list_field_names, select_settings
+from .config import ADAPTERS
 from .optimizer_table import OPTIMIZERS
 
 OWN_KEY = "lora_trainer_config"
@@ -144,6 +145,10 @@ def _read_resize_mode(text: str) -> str:
     return "random_crop" if _read_bool(text) else "bucket"
 
 
+def _read_snr_weighting(text: str) -> str:
+    return "debiased" if _read_bool(text) else "min_snr"
+
+
 Reader = Callable[[str], Any]
 # The name here, and how the text is read.
 _KOHYA: dict[str, tuple[str, Reader]] = {
@@ -165,10 +170,18 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
     "ss_lr_scheduler": ("lr_scheduler", str),
     "ss_lr_warmup_steps": ("lr_warmup_steps", float),
     "ss_max_grad_norm": ("max_grad_norm", float),
+    "ss_scale_weight_norms": ("scale_weight_norms", float),
     "ss_mixed_precision": ("mixed_precision", str),
     "ss_network_dropout": ("lora_dropout", float),
     "ss_min_snr_gamma": ("min_snr_gamma", float),
     "ss_noise_offset": ("noise_offset", float),
+    "ss_multires_noise_iterations": ("multires_noise_iterations", _read_whole),
+    "ss_multires_noise_discount": ("multires_noise_discount", float),
+    "ss_ip_noise_gamma": ("ip_noise_gamma", float),
+    "ss_debiased_estimation": ("snr_weighting", _read_snr_weighting),
+    "ss_loss_type": ("loss_type", str),
+    "ss_huber_schedule": ("huber_schedule", str),
+    "ss_huber_c": ("huber_c", float),
     "ss_caption_dropout_rate": ("caption_dropout", float),
     "ss_caption_tag_dropout_rate": ("tag_dropout", float),
     "ss_shuffle_caption": ("shuffle_captions", _read_bool),
@@ -178,7 +191,7 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
 _DESCRIPTIONS = re.compile(
     r"ss_(session_id|training_(started|finished)_at|training_comment|output_name|steps|epoch|num_\w+|total_batch_size"
     r"|sd_\w+|new_\w+|vae_\w+|dataset_dirs|reg_dataset_dirs|datasets|tag_frequency|bucket_info|enable_bucket|v2"
-    r"|base_model_version|sd_scripts_commit_hash|cache_latents|lowram|full_fp16|network_module|optimizer)"
+    r"|base_model_version|sd_scripts_commit_hash|cache_latents|lowram|full_fp16|network_module|network_args|optimizer)"
 )
 _EMPTY = ("", "None", "False", "0", "0.0", "{}", "[]", "[null, null]")
 # Kohya leaves the key out, or writes None, where these are off.
@@ -198,6 +211,7 @@ def _read_kohya(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]
         except ValueError:
             left_out.append(f"{key} {text}: cannot be read as {name}")
     found |= _read_optimizer(metadata.get("ss_optimizer", ""), left_out)
+    found |= _read_network(metadata, left_out)
     left_out += _list_unknown(metadata)
     return found, left_out
 
@@ -220,6 +234,52 @@ def _read_optimizer(text: str, left_out: list[str]) -> dict[str, Any]:
     return found
 
 
+_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+# The argument of sd-scripts or LyCORIS, the name here, and how the text is read.
+_NETWORK_ARGS: dict[str, tuple[str, Reader]] = {
+    "conv_dim": ("conv_rank", _read_whole),
+    "conv_alpha": ("conv_alpha", float),
+    "rank_dropout": ("rank_dropout", float),
+    "module_dropout": ("module_dropout", float),
+    "factor": ("lokr_factor", _read_whole),
+    "decompose_both": ("lokr_decompose_both", _read_bool),
+    "full_matrix": ("lokr_full_matrix", _read_bool),
+}
+
+
+def _read_network(metadata: Mapping[str, str], left_out: list[str]) -> dict[str, Any]:
+    """Read which adapter was trained: kohya's own LoRA, or one of LyCORIS by its arguments."""
+    module = metadata.get("ss_network_module", "networks.lora")
+    args = _parse_args(metadata.get("ss_network_args", "{}"))
+    found: dict[str, Any] = {}
+    adapter = _ALGORITHMS.get(args.pop("algo", "lora").lower()) if module == "lycoris.kohya" else "lora"
+    is_dora, _ = _read_bool(args.pop("dora_wd", "")), args.pop("wd_on_output", "")
+    if adapter is None or module not in ("networks.lora", "lycoris.kohya", "None"):
+        left_out.append(f"ss_network_module {module}: {', '.join(ADAPTERS.values())} are trained here")
+    elif module == "lycoris.kohya":
+        found["adapter"] = "dora" if is_dora and adapter == "lora" else adapter
+    for key, text in args.items():
+        name, read = _NETWORK_ARGS.get(key, ("", str))
+        try:
+            if name:
+                found[name] = read(text)
+        except ValueError:
+            name = ""
+        if not name and text not in _EMPTY:
+            left_out.append(f"ss_network_args {key}={text}: no counterpart here")
+    if found.get("conv_rank"):
+        found.setdefault("conv_alpha", 1.0)  # sd-scripts' default
+    return found
+
+
+def _parse_args(text: str) -> dict[str, str]:
+    try:
+        args = json.loads(text)
+    except ValueError:
+        return {}
+    return {name: str(value) for name, value in args.items()} if isinstance(args, dict) else {}
+
+
 def _split_arguments(text: str) -> Iterator[tuple[str, str]]:
     """Yield names and values: "betas=(0.9, 0.99),d_coef=2"."""
     for part in re.split(r",\s*(?=\w+=)", text):
@@ -229,9 +289,6 @@ def _split_arguments(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _list_unknown(metadata: Mapping[str, str]) -> Iterator[str]:
-    module = metadata.get("ss_network_module", "networks.lora")
-    if module not in ("networks.lora", "None"):
-        yield f"ss_network_module {module}: a plain LoRA is trained here"
     for key, value in sorted(metadata.items()):
         is_setting = key.startswith("ss_") and key not in _KOHYA and not _DESCRIPTIONS.fullmatch(key)
         if is_setting and value not in _EMPTY:

@@ -27,6 +27,7 @@ class FlatWeights:
             parameter.data = view
             parameter.grad = None
         self._matrices: list[nn.Parameter] = []
+        self.last_step = 0  # the optimizer passes them over after it; 0: it never does
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return views of a tensor that is laid out as `flat`, in the shapes of the parameters."""

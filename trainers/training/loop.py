@@ -149,10 +149,21 @@ class TrainingLoop:
         if start:
             self._keeper.restore(start.state)
         self._writer = RunWriter(
-            model, plan, host, run_folder, world, history=self._history, ema=self._ema, identity=identity, start=start
+            model,
+            plan,
+            host,
+            run_folder,
+            world,
+            history=self._history,
+            averaged=self._optimizer_step.averaged,
+            ema=self._ema,
+            identity=identity,
+            start=start,
         )
         measured = plan.validation if world.is_main else ValidationPlan()  # the others wait
-        self._validator = Validator(model, measured, host, self._history, self._ema)
+        self._validator = Validator(
+            model, measured, host, self._history, self._ema, averaged=self._optimizer_step.averaged
+        )
         self._memory_steps = MemorySteps(model, host) if config.step_down_on_oom and world.size == 1 else None
         self._is_whole = True  # no step is half done
         self._asked_to_finish = False
@@ -244,6 +255,8 @@ class TrainingLoop:
         with critical_section():
             self._is_whole = False
             loss_value = self._optimizer_step.update(step.number, loss)
+            if self._config.scale_weight_norms:
+                self._model.adapted.limit_norms(self._config.scale_weight_norms)
             if self._ema:
                 self._ema.update(step.number)
             event = clock.finish_step(
@@ -283,7 +296,8 @@ class TrainingLoop:
         return self._world.sum_gradients(self._model.adapted.flat_weights, loss)
 
     def _seed_dropout(self, step: int) -> AbstractContextManager[None]:
-        """Seed the global generators, which LoRA dropout draws from, for this step only."""
-        if not self._config.lora_dropout:
+        """Seed the global generators, which dropout of adapters draws from, for this step only."""
+        config = self._config
+        if not (config.lora_dropout or config.rank_dropout or config.module_dropout):
             return nullcontext()
         return seed_globals(self._host.device, self._config.seed, "lora_dropout", step, self._world.rank)

@@ -1,30 +1,35 @@
 """What a run of any family writes into the header of its LoRA: plan, settings and progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dataset.caption_variants import CaptionConfig, flatten_caption, split_caption_lines
 from ..dataset.crop_plan import TrainingItem
 from ..dataset.dataset import Dataset
 from ..lora.header import ImageFolder, TrainingRecord, build_metadata
+from .adapter_shapes import AdapterSettings
 from .config import TrainingConfig
 from .family import Progress
-from .optimizers import warmup_steps
+from .loss import HUBER_TYPES
+from .lr_schedule import count_steps
 from .plan import TrainingPlan
 
 
-def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) -> dict[str, str]:
-    """Return kohya's ss_* and modelspec.* keys as of progress.step. `of_the_family` are more fields
-    of TrainingRecord.
+def lora_metadata(
+    plan: TrainingPlan, progress: Progress, *, network_args: Mapping[str, str] | None = None, **of_the_family: Any
+) -> dict[str, str]:
+    """Return kohya's ss_* and modelspec.* keys as of progress.step. `network_args` come after those
+    of the adapter; `of_the_family` are more fields of TrainingRecord.
     """
     settings, schedule = plan.settings, plan.schedule
     config, buckets, captions = settings.training, settings.buckets, settings.captions
-    items = plan.crops.items
+    items, adapters = plan.crops.items, AdapterSettings.of(config)
+    has_huber_c = config.loss_type in HUBER_TYPES
     record = TrainingRecord(
         output_name=progress.title,
         rank=config.rank,
-        alpha=config.alpha,
+        alpha=adapters.alpha,
         resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
@@ -47,22 +52,66 @@ def lora_metadata(plan: TrainingPlan, progress: Progress, **of_the_family: Any) 
         num_processes=schedule.num_processes,
         optimizer=config.optimizer,
         lr_scheduler=config.lr_scheduler,
-        lr_warmup_steps=warmup_steps(config.lr_warmup_steps, schedule.total_steps),
+        lr_warmup_steps=count_steps(config.lr_warmup_steps, schedule.total_steps),
         max_grad_norm=config.max_grad_norm,
+        scale_weight_norms=config.scale_weight_norms or None,
         gradient_checkpointing=config.gradient_checkpointing,
         cache_latents=True,
+        network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
         network_dropout=config.lora_dropout or None,
+        network_args={
+            **describe_adapter(config),
+            **_describe_convolutions(adapters),
+            **_describe_dropout(config),
+            **(network_args or {}),
+        },
         caption_dropout_rate=config.caption_dropout,
         caption_tag_dropout_rate=captions.tag_dropout,
         shuffle_caption=captions.shuffle_captions,
         keep_tokens=captions.keep_tokens,
         masked_loss=any(item.image.mask_sha256 for item in items) or None,
         prior_loss_weight=_find_prior_loss_weight(config, plan.dataset),
+        noise_offset=config.noise_offset or None,
+        multires_noise_iterations=config.multires_noise_iterations or None,
+        multires_noise_discount=config.multires_noise_discount if config.multires_noise_iterations else None,
+        ip_noise_gamma=config.ip_noise_gamma or None,
+        loss_type=config.loss_type,
+        huber_schedule=config.huber_schedule if has_huber_c else None,
+        huber_c=config.huber_c if has_huber_c else None,
         seed=config.seed,
         settings={name: value for section in settings.to_dict().values() for name, value in section.items()},
         **of_the_family,
     )
     return build_metadata(record)
+
+
+def describe_adapter(config: TrainingConfig) -> dict[str, str]:
+    """Return what LyCORIS would be told to train the same; nothing for a LoRA."""
+    match config.adapter:
+        case "dora":
+            return {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}
+        case "loha":
+            return {"algo": "loha"}
+        case "lokr":
+            args = {
+                "factor": config.lokr_factor,
+                "decompose_both": config.lokr_decompose_both,
+                "full_matrix": config.lokr_full_matrix,
+            }
+            return {"algo": "lokr", **{name: str(value) for name, value in args.items()}}
+    return {}
+
+
+def _describe_convolutions(adapters: AdapterSettings) -> dict[str, str]:
+    """By the names of sd-scripts and LyCORIS."""
+    if not adapters.conv_rank:
+        return {}
+    return {"conv_dim": str(adapters.conv_rank), "conv_alpha": f"{adapters.conv_alpha:g}"}
+
+
+def _describe_dropout(config: TrainingConfig) -> dict[str, str]:
+    rates = {"rank_dropout": config.rank_dropout, "module_dropout": config.module_dropout}
+    return {name: f"{rate:g}" for name, rate in rates.items() if rate}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:

@@ -1,18 +1,22 @@
 """From gradients to new weights: loss scaling, clipping, the NaN check, optimizer, schedule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..critical_section import critical_section
 from .config import TrainingConfig
 from .flat_weights import TrainedGroup
 from .loss_scale import LossScale
+from .lr_schedule import count_steps, make_lr_scheduler
 from .optimizer_table import find_optimizer
-from .optimizers import ParameterGroup, make_lr_scheduler, make_optimizer, warmup_steps
+from .optimizers import ParameterGroup, ScheduleFree, make_optimizer
 
 
 class NonFiniteLoss(RuntimeError):
@@ -42,8 +46,9 @@ class OptimizerStep:
         self._lr_scheduler = make_lr_scheduler(
             config.lr_scheduler,
             self._optimizer,
-            warmup_steps=warmup_steps(config.lr_warmup_steps, total_steps),
+            warmup_steps=count_steps(config.lr_warmup_steps, total_steps),
             total_steps=total_steps,
+            decay_steps=count_steps(config.lr_decay_steps, total_steps),
             num_cycles=config.lr_num_cycles,
         )
         self._loss_scale = LossScale(is_on=precision == "fp16")
@@ -72,19 +77,47 @@ class OptimizerStep:
             self._optimizer.load_state_dict(optimizer)
         except (ValueError, KeyError) as error:
             raise ValueError(f"resume: the optimizer cannot go on from that state ({error})") from error
+        _restore_dtypes(self._optimizer, optimizer)
         if scaler:
             self._loss_scale.load_state_dict(scaler)
         self._move_schedule_to(schedule_step)
 
     def _move_schedule_to(self, step: int) -> None:
         schedule = self._lr_scheduler
-        assert isinstance(schedule, LambdaLR)  # all of diffusers' are
+        assert isinstance(schedule, LambdaLR)  # all of diffusers' and ours are
         rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.load_state_dict(
             {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
         )
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the model has the weights that were learned: those of a schedule-free
+        optimizer are the averages of those that it trains on, which come back bit for bit.
+        """
+        optimizer = self._optimizer
+        if not isinstance(optimizer, ScheduleFree):
+            yield
+            return
+        kept = [group.weights.flat.detach().clone() for group in self._groups]
+        try:
+            with critical_section():
+                optimizer.eval()
+                self._publish()
+            yield
+        finally:
+            with critical_section():
+                optimizer.train()
+                for group, weights in zip(self._groups, kept, strict=True):
+                    group.weights.flat.copy_(weights)
+                self._publish()
+
+    def _publish(self) -> None:
+        for group in self._groups:
+            group.weights.publish()
 
     def discard_gradients(self) -> None:
         for group in self._groups:
@@ -101,6 +134,7 @@ class OptimizerStep:
         Raises:
             NonFiniteLoss: the loss or a gradient is NaN or infinite; no weight was changed.
         """
+        self._pass_over_finished(step)
         self._loss_scale.unscale([group.weights.flat for group in self._groups])
         gradient_norm = self._clip()
         # one transfer for both: it is the step's only synchronization with the device
@@ -112,11 +146,16 @@ class OptimizerStep:
                 group.weights.share_gradients()
             self._optimizer.step()
             self._lr_scheduler.step()
-            for group in self._groups:
-                group.weights.publish()
+            self._publish()
         self._loss_scale.update(has_overflowed=has_overflowed)
         self.discard_gradients()
         return loss_value
+
+    def _pass_over_finished(self, step: int) -> None:
+        """Without a gradient, optimizers leave weights and their state as they are."""
+        for group in self._groups:
+            if 0 < group.weights.last_step < step:
+                group.weights.forget_gradients()
 
     @torch.no_grad()
     def _clip(self) -> Tensor:
@@ -136,6 +175,16 @@ class OptimizerStep:
             if gradient is not None:
                 gradient.mul_(factor)
         return norm
+
+
+def _restore_dtypes(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """torch gives what it loads the dtype of the parameters, but some optimizers keep less."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in state["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and isinstance(loaded.get(name), Tensor):
+                loaded[name] = loaded[name].to(value.dtype)
 
 
 def _choose_parameters(groups: Sequence[TrainedGroup], optimizer: str) -> list[ParameterGroup]:

@@ -36,6 +36,9 @@ OPTIMIZERS = {
     for row in (
         OptimizerRow("AdamW", "torch.optim", "AdamW", "torch", 8.0, "1e-4", can_be_fused=True, is_elementwise=True),
         OptimizerRow("AdamW8bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", 2.0, "1e-4", is_elementwise=True),
+        OptimizerRow(
+            "Lion8bit", "bitsandbytes.optim", "Lion8bit", "bitsandbytes", 1.0, "1e-5 to 3e-5", is_elementwise=True
+        ),
         OptimizerRow("Lion", "lion_pytorch", "Lion", "lion-pytorch", 4.0, "1e-5 to 3e-5", is_elementwise=True),
         OptimizerRow(
             "Adafactor",
@@ -58,6 +61,24 @@ OPTIMIZERS = {
             finds_learning_rate=True,
             own_module=".prodigy",
         ),
+        OptimizerRow(
+            "AdamWScheduleFree",
+            "schedulefree",
+            "AdamWScheduleFree",
+            "schedulefree",
+            8.0,
+            "2e-4 to 1e-3",
+            is_elementwise=True,
+        ),
+        OptimizerRow(
+            "ProdigyPlusScheduleFree",
+            "prodigyplus",
+            "ProdigyPlusScheduleFree",
+            "prodigy-plus-schedule-free",
+            5.0,
+            "1",
+        ),
+        OptimizerRow("CAME", "came_pytorch.CAME", "CAME", "came-pytorch", 4.5, "5e-5 to 2e-4"),
     )
 }
 

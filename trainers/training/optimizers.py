@@ -1,20 +1,30 @@
-"""Make optimizers, from optimizer_table.py or by import path, and learning-rate schedules."""
+"""Make optimizers, from optimizer_table.py or by import path."""
 
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ..packages import pip_install
+from .config import TrainingConfig
 from .optimizer_args import parse_optimizer_args
 from .optimizer_table import OptimizerRow, find_optimizer
+
+
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimizer that learns the average of the weights that it trains (Defazio et al. 2024, "The
+    Road Less Scheduled"): eval() puts the averages in their place, train() takes them out again,
+    exactly but for rounding.
+    """
+
+    def train(self) -> None: ...
+    def eval(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ def make_optimizer(
     name: str, groups: Sequence[ParameterGroup], *, weight_decay: float, extra_args: str = ""
 ) -> Optimizer:
     """Make the optimizer called `name`, from the table or by its import path. `extra_args`, such as
-    "betas=(0.9,0.99) d_coef=2", override its arguments.
+    "betas=(0.9,0.99) d_coef=2", override its arguments. A schedule-free one is ready to step.
 
     Raises:
         ValueError: extra_args cannot be read, the optimizer does not take one of them or cannot
@@ -42,14 +52,18 @@ def make_optimizer(
     if row.can_be_fused:
         settings.setdefault("fused", _can_fuse(groups))
     if row.finds_learning_rate:
-        settings["lr"] = _require_common_rate(row, groups)
+        _require_common_rate(row, groups)
+    settings["lr"] = groups[0].learning_rate  # each group has its own; some optimizers want one here too
     param_groups = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups]
     optimizer_class = _import_class(row)
     _require_types(name, optimizer_class, parse_optimizer_args(extra_args))
     try:
-        return optimizer_class(param_groups, **settings)
+        optimizer = optimizer_class(param_groups, **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer_args {extra_args!r}: {name} does not take them ({error})") from error
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.train()
+    return optimizer
 
 
 def can_step(name: str, device: torch.device) -> bool:
@@ -101,15 +115,28 @@ def _step_once(name: str, device: torch.device, *, weight_decay: float, extra_ar
         return bool((weight.detach() < 1).all())
 
 
-def check_optimizer(name: str, rates: Mapping[str, float], *, weight_decay: float, extra_args: str = "") -> None:
+def check_optimizer(config: TrainingConfig, rates: Mapping[str, float]) -> None:
     """Make the optimizer for one number per learning rate, and forget it: whatever is wrong shows
     before anything is computed.
 
     Raises:
-        ValueError, ModuleNotFoundError: as make_optimizer.
+        ValueError, ModuleNotFoundError: as make_optimizer; or a setting does not go with a
+            schedule-free optimizer.
     """
+    name = config.optimizer
     groups = [ParameterGroup(part, [nn.Parameter(torch.zeros(1))], rate) for part, rate in rates.items()]
-    make_optimizer(name, groups, weight_decay=weight_decay, extra_args=extra_args)
+    optimizer = make_optimizer(name, groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
+    if not isinstance(optimizer, ScheduleFree):
+        return
+    if config.lr_scheduler != "constant":
+        raise ValueError(
+            f"optimizer {name} averages its weights instead of lowering the learning rate. Set lr_scheduler to "
+            f"constant, not {config.lr_scheduler}; it may have a warm-up"
+        )
+    if config.ema_decay:
+        raise ValueError(
+            f"optimizer {name} averages its weights by itself. Set ema_decay to 0, not {config.ema_decay:g}"
+        )
 
 
 def _require_types(name: str, optimizer_class: type[Optimizer], given: Mapping[str, Any]) -> None:
@@ -132,15 +159,14 @@ def _can_fuse(groups: Sequence[ParameterGroup]) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
 
 
-def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> float:
+def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) -> None:
     rates = {group.learning_rate for group in groups}
     if len(rates) > 1:
         raise ValueError(
             f"{row.name} finds one learning rate for everything, but {sorted(rates)} were given. Set "
             "text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate "
-            f"(usually {row.usual_learning_rate})"
+            f"(usually {row.usual_learning_rate}), or choose ProdigyPlusScheduleFree, which finds one for each part"
         )
-    return rates.pop()
 
 
 def _import_class(row: OptimizerRow) -> type[Optimizer]:
@@ -163,21 +189,3 @@ def _import_class(row: OptimizerRow) -> type[Optimizer]:
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError(f"optimizer {row.name}: {row.module} has no optimizer class {row.class_name}")
     return found
-
-
-def make_lr_scheduler(
-    name: str, optimizer: Optimizer, *, warmup_steps: int, total_steps: int, num_cycles: int = 1
-) -> LRScheduler:
-    """Make diffusers' schedule of that name. Step it once per optimizer step. "constant" has a
-    warm-up too.
-    """
-    if name == "constant" and warmup_steps:
-        name = "constant_with_warmup"  # diffusers' "constant" silently ignores num_warmup_steps
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps, num_cycles=num_cycles
-    )
-
-
-def warmup_steps(setting: float, total_steps: int) -> int:
-    """Return the warm-up in steps. A setting below 1 is a share of all steps, as in sd-scripts."""
-    return round(setting * total_steps) if setting < 1 else min(int(setting), total_steps)

@@ -78,9 +78,14 @@ MEMORY_PRESETS = {
 }
 
 
+def get_device_bytes(memory: str) -> int:
+    """Return the memory of the GPUs that a preset is for."""
+    return int(memory.split()[0]) * GIBIBYTE
+
+
 def choose_memory_preset(device_bytes: int) -> str:
     """Return the largest preset that fits the device. A card sold as 12 GB may report 5 % less."""
-    fitting = [name for name in MEMORY_PRESETS if int(name.split()[0]) * GIBIBYTE <= device_bytes * 1.05]
+    fitting = [name for name in MEMORY_PRESETS if get_device_bytes(name) <= device_bytes * 1.05]
     return fitting[-1] if fitting else next(iter(MEMORY_PRESETS))
 
 

@@ -6,7 +6,7 @@ Letters: O outputs, I inputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,32 +14,58 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..packages import pip_install
+from ..wording import format_bytes, pluralize
 
 FP8 = torch.float8_e4m3fn
 NF4_BLOCK = 64  # weights that share a scale; bitsandbytes' default
 MIN_VALUES = 4096  # smaller layers stay as they are: they save nothing
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
-class QuantizedLinear(nn.Linear, ABC):
-    """A linear layer whose `weight` has fewer bits. PEFT takes it for any other linear layer.
+class QuantizedLayer(ABC):
+    """A layer whose `weight` has fewer bits.
 
     Weight and scales are parameters of integer types: so they follow to a device, and keep their
     bits where the model is converted to another dtype.
     """
+
+    @abstractmethod
+    def _pack(self, weight: Tensor) -> None:
+        """Keep the weight in fewer bits, with its scales."""
+
+    @abstractmethod
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the weight in its own shape. `packed` are the layer's parameters by name."""
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self._unpack(self.packed, dtype)
+
+    @property
+    def packed(self) -> dict[str, Tensor]:
+        """The parameters, without the bias."""
+        return {name: each for name, each in self._parameters.items() if name != "bias"}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def save(self, ctx: Any) -> None:
+        """Let autograd keep the packed weight, as it keeps the weights of other layers: a streamed
+        block has its own on the device only while it runs, and with checkpointing the backward pass
+        gets those of the recomputation.
+        """
+        ctx.layer, ctx.names = self, list(self.packed)
+        ctx.save_for_backward(*self.packed.values())
+
+    @staticmethod
+    def restore(ctx: Any, dtype: torch.dtype) -> Tensor:
+        return ctx.layer._unpack(dict(zip(ctx.names, ctx.saved_tensors, strict=True)), dtype)
+
+
+class QuantizedLinear(nn.Linear, QuantizedLayer):
+    """PEFT takes it for any other linear layer. Its weight is [O, I]."""
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
         self._pack(layer.weight.detach())
-
-    @abstractmethod
-    def _pack(self, weight: Tensor) -> None:
-        """Keep the weight [O, I] in fewer bits, with its scales."""
-
-    @abstractmethod
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [O, I]."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _Product.apply(input, self, self.bias)  # pyright: ignore[reportReturnType]
@@ -50,12 +76,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: QuantizedLinear, bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
+        layer.save(ctx)
         return functional.linear(input, layer.dequantize(input.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient @ ctx.layer.dequantize(gradient.dtype), None, None
+        return gradient @ QuantizedLayer.restore(ctx, gradient.dtype), None, None
 
 
 class ScaledLinear(QuantizedLinear):
@@ -68,10 +94,10 @@ class ScaledLinear(QuantizedLinear):
         scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / self.largest
         scaled = weight.float() / scale
         packed = (scaled if self.packed_dtype.is_floating_point else scaled.round()).to(self.packed_dtype)
-        self.weight, self.scale = _as_integers(packed, torch.int8), _as_integers(scale, torch.int32)
+        self.weight, self.scale = as_integers(packed), as_integers(scale)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return (self.weight.view(self.packed_dtype).float() * self.scale.view(torch.float32)).to(dtype)
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return (packed["weight"].view(self.packed_dtype).float() * packed["scale"].view(torch.float32)).to(dtype)
 
 
 class FP8Linear(ScaledLinear):
@@ -90,25 +116,26 @@ class NF4Linear(QuantizedLinear):
 
         packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
         assert state.code is not None
-        self.weight, self.scale = _as_integers(packed, torch.uint8), _as_integers(state.absmax, torch.int32)
-        self.levels = _as_integers(state.code, torch.int32)
+        self.weight, self.scale = as_integers(packed), as_integers(state.absmax)
+        self.levels = as_integers(state.code)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
+    def _unpack(self, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         state = QuantState(
-            self.scale.view(torch.float32),
+            packed["scale"].view(torch.float32),
             shape=torch.Size((self.out_features, self.in_features)),
-            code=self.levels.view(torch.float32),
+            code=packed["levels"].view(torch.float32),
             blocksize=NF4_BLOCK,
             quant_type="nf4",
             dtype=dtype,
         )
-        return dequantize_4bit(self.weight, state)
+        return dequantize_4bit(packed["weight"].view(torch.uint8), state)
 
 
-def _as_integers(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.view(dtype), requires_grad=False)
+def as_integers(tensor: Tensor) -> nn.Parameter:
+    """Return the same memory as a parameter of integers of that size."""
+    return nn.Parameter(tensor.view(_INTEGERS[tensor.element_size()]), requires_grad=False)
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": FP8Linear, "int8": Int8Linear, "nf4": NF4Linear}
@@ -136,6 +163,16 @@ def find_quantizable(model: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Line
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and layer.weight.numel() >= MIN_VALUES:
                 yield parent, name, layer
+
+
+def describe_quantized(model: nn.Module) -> tuple[str, ...]:
+    """Return a line for the user on the layers that came with fewer bits, or none."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    if not layers:
+        return ()
+    sizes = [each.nbytes for layer in layers for each in layer.packed.values()]
+    text = f"{pluralize(len(layers), 'layer')} of the base model stay in the bits that it is loaded in"
+    return (f"{text}: {format_bytes(sum(sizes))}",)
 
 
 def _require_bitsandbytes() -> None:

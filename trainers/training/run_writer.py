@@ -6,7 +6,7 @@ With several processes only the main one writes.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ class RunWriter:
         world: World,
         *,
         history: RunHistory,
+        averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
         ema: AdapterEma | None = None,
         identity: RunIdentity | None = None,
         start: StartingPoint | None = None,
@@ -63,6 +64,7 @@ class RunWriter:
         self._folder = run_folder
         self._world = world
         self._history = history
+        self._averaged = averaged
         self._ema = ema
         self._identity = identity
         self._start = start
@@ -208,7 +210,8 @@ class RunWriter:
             return
         if self._folder.samples_path(step=step).exists():  # drawn before the run was stopped
             return
-        rows = self._model.draw_samples()
+        with self._averaged():
+            rows = self._model.draw_samples()
         image, labels = draw_grid(rows), [sample.prompt for sample in self._plan.texts.samples]
 
         def write() -> None:
@@ -352,12 +355,12 @@ class RunWriter:
 
     def _verify(self, tensors: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted
-        return verify_lora(tensors, adapted.names, expected=list(adapted.read(alpha=self._config.alpha)), label=path)
+        return verify_lora(tensors, adapted.names, expected=list(adapted.read()), label=path)
 
     def _build_tensors(self) -> dict[str, Tensor]:
         adapted = self._model.adapted
-        modules = adapted.read(alpha=self._config.alpha)
-        return to_kohya(modules, adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
+        with self._averaged():
+            return to_kohya(adapted.read(), adapted.names, dtype=SAVE_DTYPES[self._config.save_dtype])
 
     def _build_header(self, title: str) -> dict[str, str]:
         return self._model.metadata(Progress(title, self._history.num_steps, self._started_at))

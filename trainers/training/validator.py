@@ -1,5 +1,8 @@
 """Measures the progress of a run on its fixed draws, when that is due."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor
 
 from .best_step import BestStep, find_best, should_stop
@@ -22,13 +25,20 @@ class Validator:
     """
 
     def __init__(
-        self, model: PreparedModel, plan: ValidationPlan, host: Host, history: RunHistory, ema: AdapterEma | None
+        self,
+        model: PreparedModel,
+        plan: ValidationPlan,
+        host: Host,
+        history: RunHistory,
+        ema: AdapterEma | None,
+        averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._model = model
         self._plan = plan
         self._host = host
         self._rows = history.validation
         self._ema = ema
+        self._averaged = averaged
         self._drop_other_draws()
 
     def _drop_other_draws(self) -> None:
@@ -67,7 +77,8 @@ class Validator:
             return self._measure()
 
     def _measure(self) -> float:
-        return geometric_mean(self._model.validation_losses(self._plan.draws))
+        with self._averaged():
+            return geometric_mean(self._model.validation_losses(self._plan.draws))
 
 
 def geometric_mean(losses: Tensor) -> float:

@@ -51,6 +51,16 @@ export function askRun(name, request) {
 }
 
 /**
+ * Copies a LoRA of a run to the folder that loaders list.
+ * @param {string} run
+ * @param {string} path
+ * @returns {Promise<string>} its name there
+ */
+export async function listLora(run, path) {
+  return (await ask(`runs/${encodeURIComponent(run)}/list`, { path })).lora_name;
+}
+
+/**
  * Stops this prompt, and no other that has come after it.
  * @param {string} promptId
  */
@@ -59,6 +69,15 @@ export async function interrupt(promptId) {
   const headers = { "Content-Type": "application/json" };
   const answer = await api.fetchApi("/interrupt", { method: "POST", headers, body });
   if (!answer.ok) throw new Error(answer.statusText);
+}
+
+export function listSelectedNodes() {
+  return Object.values(app.canvas.selected_nodes ?? {});
+}
+
+/** @param {string} type */
+export function createNode(type) {
+  return LiteGraph.createNode(type);
 }
 
 /** @param {HostFile} file */

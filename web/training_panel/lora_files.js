@@ -1,5 +1,5 @@
 // @ts-check
-/** The LoRAs that a run has saved, each with a button that copies its path and says its use. */
+/** The LoRAs that a run has saved, each with buttons that use it in the graph and copy its path. */
 
 import { copyText } from "../shared/clipboard.js";
 import { createButton, createElement, setText } from "../shared/dom.js";
@@ -15,10 +15,12 @@ export class LoraFiles {
   /**
    * @param {Translate} translate
    * @param {Formats} formats
+   * @param {(lora: LoraFile) => Promise<string>} use returns the title of the node that loads it
    */
-  constructor(translate, formats) {
+  constructor(translate, formats, use) {
     this.translate = translate;
     this.formats = formats;
+    this.use = use;
     this.list = createElement("ul", { className: "ltp-loras" });
     this.more = createElement("p", { className: "ltp-more" });
     const heading = createElement("h4", { textContent: translate("loraFiles") });
@@ -45,12 +47,15 @@ export class LoraFiles {
     const { translate } = this;
     const name = this.#name(lora);
     const how = createElement("div", { className: "ltp-how", hidden: true });
-    const use = createButton(
+    const use = createButton(translate("useLora"), () => this.#use(how, lora), {
+      title: translate("useLoraHint", { name }),
+    });
+    const copy = createButton(
       translate("copyPath"),
       async () => {
         this.#explain(how, lora);
         await copyText(lora.path);
-        setText(use, translate("copied"));
+        setText(copy, translate("copied"));
       },
       { title: translate("copyPathHint", { name }) },
     );
@@ -61,6 +66,7 @@ export class LoraFiles {
         textContent: this.formats.bytes(lora.bytes),
       }),
       use,
+      copy,
     ];
     if (lora.is_best)
       parts[0].append(
@@ -68,6 +74,21 @@ export class LoraFiles {
       );
     const row = createElement("div", { className: "ltp-lora" }, ...parts);
     return createElement("li", {}, row, how);
+  }
+
+  /**
+   * @param {HTMLElement} how
+   * @param {LoraFile} lora
+   */
+  async #use(how, lora) {
+    let text;
+    try {
+      text = this.translate("used", { node: await this.use(lora) });
+    } catch (error) {
+      text = /** @type {Error} */ (error).message;
+    }
+    how.replaceChildren(createElement("span", { role: "status", textContent: text }));
+    how.hidden = false;
   }
 
   /** @param {LoraFile} lora */

@@ -11,6 +11,7 @@ import { RunFollower } from "./follower.js";
 import { Header } from "./header.js";
 import * as host from "./host.js";
 import { LoraFiles } from "./lora_files.js";
+import { chooseLora } from "./lora_loader.js";
 import { Numbers } from "./numbers.js";
 import { isRunning } from "./run.js";
 import { RunChoice } from "./run_choice.js";
@@ -18,6 +19,7 @@ import { Samples } from "./samples.js";
 
 /** @typedef {import("./announcer.js").Announcer} Announcer */
 /** @typedef {import("./formats.js").Formats} Formats */
+/** @typedef {import("./run.js").LoraFile} LoraFile */
 /** @typedef {import("./run.js").Run} Run */
 /** @typedef {import("./run.js").RunSummary} RunSummary */
 /** @typedef {import("./words.js").Translate} Translate */
@@ -35,6 +37,8 @@ export class TrainingPanel {
   #wasRunning = false;
   #timer = 0;
   #requestFailure = "";
+  /** @type {ComfyNode[]} before a click on the panel, which selects its own node */
+  #selectedNodes = [];
 
   /**
    * @param {ComfyNode} node
@@ -53,7 +57,7 @@ export class TrainingPanel {
     this.numbers = new Numbers(translate, formats);
     this.chart = new Chart(translate, formats);
     this.samples = new Samples(translate, host.getViewUrl);
-    this.loras = new LoraFiles(translate, formats);
+    this.loras = new LoraFiles(translate, formats, (lora) => this.#useLora(lora));
     this.choice = new RunChoice(translate, formats, {
       choose: (name) => this.#choose(name),
       compare: (name) => this.#compare(name),
@@ -119,6 +123,8 @@ export class TrainingPanel {
     root.addEventListener("wheel", (event) => this.isOpen && shareWheel(event), { passive: false });
     root.addEventListener("pointerdown", shareMiddleButton);
     root.addEventListener("keydown", keepDeleteHere);
+    const remember = () => (this.#selectedNodes = host.listSelectedNodes());
+    for (const event of ["pointerdown", "keydown"]) root.addEventListener(event, remember, true);
     return root;
   }
 
@@ -212,6 +218,16 @@ export class TrainingPanel {
   }
 
   // ---- what the user does ----
+
+  /**
+   * Copies the LoRA to where loaders find it, unless it is there, and chooses it in one.
+   * @param {LoraFile} lora
+   */
+  async #useLora(lora) {
+    const run = this.follower.run?.summary.name ?? "";
+    const name = lora.lora_name ?? (await host.listLora(run, lora.path));
+    return chooseLora(this.node, name, this.#selectedNodes);
+  }
 
   #toggle() {
     this.node.properties[OPEN_PROPERTY] = !this.isOpen;

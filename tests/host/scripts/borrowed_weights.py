@@ -66,8 +66,12 @@ def refusal(model, clip, vae):
     return "accepted"
 
 
+def unet_layer(base):
+    return base.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k
+
+
 def unet_weight(base):
-    return base.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
+    return unet_layer(base).weight
 
 
 KEY = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -156,18 +160,19 @@ with torch.inference_mode():
     torch.Tensor.cpu = cpu
     results["patched_weights_brought_back"] = len(brought_back)
 
-    # Number formats.
+    # Number formats: those of 8 bits stay.
     unet_file = folder / "unet.safetensors"
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in model.model.diffusion_model.state_dict().items()},
         unet_file,
     )
     float8 = comfy.sd.load_diffusion_model(str(unet_file), model_options={"dtype": torch.float8_e4m3fn})
-    base = borrow(float8, clip, vae)
-    results["float8"] = [
-        str(unet_weight(base).dtype),
-        float((unet_weight(base).float() - float8.model.get_parameter(KEY).float()).abs().max()),
-    ]
+    layer, given = unet_layer(borrow(float8, clip, vae)), float8.model.get_parameter(KEY)
+    results["float8"] = {
+        "kind": type(layer).__name__,
+        "shares the memory": layer.weight.data_ptr() == given.data_ptr(),
+        "difference": float((layer.dequantize(torch.float32) - given.float()).abs().max()),
+    }
     quantized, _, _ = load()
     owner = quantized.model.get_submodule(KEY.removesuffix(".weight"))
     weight = owner.weight.data.clone()
@@ -175,8 +180,12 @@ with torch.inference_mode():
         QuantizedTensor.from_float(weight, "TensorCoreFP8E4M3Layout"), requires_grad=False
     )
     owner.input_scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
-    base = borrow(quantized, clip, vae)
-    results["quantized"] = float((unet_weight(base).float() - weight).abs().max() / weight.abs().max())
+    layer = unet_layer(borrow(quantized, clip, vae))
+    results["quantized"] = {
+        "kind": type(layer).__name__,
+        "shares the memory": layer.weight.data_ptr() == owner.weight.data_ptr(),
+        "difference": float((layer.dequantize(torch.float32) - weight).abs().max() / weight.abs().max()),
+    }
 
     class GGMLTensor(torch.Tensor):
         pass

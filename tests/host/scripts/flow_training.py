@@ -28,6 +28,7 @@ load_pack(pack, "lora_trainer")
 sys.path.insert(0, str(pack / "tests" / "host"))
 
 import comfy.model_management
+from comfy.quant_ops import QuantizedTensor
 from lora_trainer.nodes.host.flow_model import GraphFlowModel
 from lora_trainer.nodes.host.lora import load_lora
 from lora_trainer.nodes.host.weights import GraphModel, training_mode
@@ -211,11 +212,60 @@ def answer(name, function, *arguments, **settings):
         return {"error": f"{name}: {traceback.format_exc(limit=-4)}"}
 
 
+def refuse(make_weight):
+    """Say what comes of a model with one such weight, and how much was encoded before."""
+    tiny = build_tiny("Z-Image")
+    layer = tiny.patcher.model.diffusion_model.layers[1].attention.qkv
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(make_weight(layer.weight.detach().clone()), requires_grad=False)
+    try:
+        train(tiny, "refused")
+    except ValueError as error:
+        return {"message": str(error), "encoded": [tiny.clip.num_encoded, tiny.vae.num_encoded]}
+    return {"message": "", "encoded": []}
+
+
+class GGMLTensor(torch.Tensor):
+    """As ComfyUI-GGUF holds its weights."""
+
+
+def quantize(layout, **settings):
+    return lambda weight: QuantizedTensor.from_float(weight, layout, **settings)
+
+
+def identify_texts():
+    """What tells text encoders apart whose weights are the same."""
+    tiny, found = build_tiny("Z-Image"), []
+
+    class OtherKind(type(tiny.clip.cond_stage_model)):
+        """Asks the same weights in other words."""
+
+    def identify():
+        found.append(GraphFlowModel(GraphModel(tiny.patcher, tiny.clip, tiny.vae), find_family("ZImage")).identify())
+
+    with training_mode():
+        identify()
+        identify()
+        tiny.clip.layer_idx = -2
+        identify()
+        tiny.clip.cond_stage_model.__class__ = OtherKind
+        identify()
+    return [each["CLIP"] for each in found]
+
+
+REFUSED = {
+    "GGMLTensor": lambda weight: weight.as_subclass(GGMLTensor),
+    "TensorCoreConvRotW4A4Layout": quantize("TensorCoreConvRotW4A4Layout"),
+    "AsymW4A8Int8Layout": quantize("AsymW4A8Int8Layout"),
+}
 results = {
+    "refused": {name: answer(name, refuse, make_weight) for name, make_weight in REFUSED.items()},
+    "texts": identify_texts(),
+    "rotated": answer("rotated", refuse, quantize("TensorWiseINT8Layout", per_channel=True, convrot=True)),
     "families": {name: answer(name, compare, build_tiny(name), name.replace(" ", "_")) for name in SPECS},
     "quantized": {
         kind: answer(kind, compare, build_quantized("Qwen-Image", kind), kind)
-        for kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+        for kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
     },
     "bf16": answer("bf16", compare, build_tiny("Z-Image", torch.bfloat16), "bf16"),
     "streamed": {

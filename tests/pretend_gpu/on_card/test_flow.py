@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.pretend_gpu import card
 from tests.pretend_gpu.on_card.watching import CARD, WatchingHost, count_bytes, free, list_state_tensors, watching
 from tests.unit.flow.test_training import USUAL
 from tests.unit.flow.toy_base import ToyBase
@@ -23,14 +24,14 @@ from trainers.flow.family import FlowFamily
 from trainers.flow.targets import list_blocks
 from trainers.training import validation_plan
 from trainers.training.block_streaming import count_streamed_bytes
-from trainers.training.events import Interrupted, Validated
+from trainers.training.events import Interrupted, Notice, Validated
 from trainers.training.loop import train_lora
 from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
 from trainers.training.run_settings import RunSettings
 from trainers.training.trained_lora import TrainedLora
 
-SMALL_BYTES = 1024
+SMALL_BYTES = TOO_LITTLE = 1024
 MAX_STREAMED_COPIES = 64  # two blocks for each of four texts, three times with prior preservation
 
 
@@ -145,6 +146,42 @@ def test_samples_and_validation_leave_the_card_as_it_was(train, monkeypatch):
     train(host, **settings)
     assert host.select(Validated)
     assert len({step.live_bytes for step in host.steps[1:]}) == 1
+
+
+BIG = {"gradient_checkpointing": False}
+
+
+@pytest.fixture
+def need_bytes(train) -> Iterator[int]:
+    """What the big run needs at its peak, and what the fixture keeps on the card. Afterwards the
+    card has its size again.
+    """
+    host = WatchingHost()
+    train(host, run_name="roomy", **BIG)
+    host.forget()
+    yield max(step.peak_bytes for step in host.steps) + free()
+    card.set_total_bytes(card.DEFAULT_BYTES)
+
+
+def test_a_card_that_is_too_small_is_free_again_and_a_larger_one_goes_on(train, need_bytes):
+    tight, again, before = WatchingHost(), WatchingHost(), free()
+    card.set_total_bytes(need_bytes - TOO_LITTLE)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        train(tight, run_name="tight", **BIG)
+    tight.forget()
+    card.set_total_bytes(card.DEFAULT_BYTES)
+    train(again, run_name="tight", **BIG)
+    assert len(tight.steps) + len(again.steps) == 4
+    again.forget()
+    assert free() == 3 * before  # of three runs the fixture keeps the base model
+
+
+def test_with_step_down_on_oom_the_run_ends_on_a_card_that_is_too_small(train, need_bytes):
+    host = WatchingHost()
+    card.set_total_bytes(need_bytes - TOO_LITTLE)
+    train(host, run_name="tight", **BIG, step_down_on_oom=True)
+    notices = [event.message for event in host.select(Notice) if event.message.startswith("memory ran out")]
+    assert notices == ["memory ran out: gradient_checkpointing is on from now on (slower). The result is the same"]
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_lora(train):

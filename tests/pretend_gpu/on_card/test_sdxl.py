@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.pretend_gpu import card
+from tests.pretend_gpu.on_card.bitsandbytes_kernels import replaced_kernels
 from tests.pretend_gpu.on_card.watching import CARD, WatchingHost, count_bytes, free, list_state_tensors, watching
 from tests.unit.sdxl import test_trainer
 from tests.unit.sdxl.test_trainer import FAST
@@ -27,12 +28,13 @@ from trainers.files.tensor_cache import TensorCache
 from trainers.sdxl import prepare
 from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.family import SDXLFamily
-from trainers.sdxl.model.sdxl_model import build_model
+from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.streaming import list_blocks
 from trainers.training import validation_plan
 from trainers.training.block_streaming import count_streamed_bytes
 from trainers.training.device import count_free_bytes, move_module
 from trainers.training.events import Interrupted, Notice, SamplesDrawn, Validated
+from trainers.training.float8_layers import keep_float8
 from trainers.training.loop import train_lora
 from trainers.training.optimizer_step import OptimizerStep
 from trainers.training.plan import plan_training
@@ -67,6 +69,12 @@ def dataset(tmp_path_factory) -> Dataset:
     return replace(found, images=[replace(image, loss_weight=1.0 + (n == 1)) for n, image in enumerate(found.images)])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernels_of_bitsandbytes() -> Iterator[None]:
+    with replaced_kernels():
+        yield
+
+
 @pytest.fixture(scope="module")
 def cache() -> TensorCache:
     """Latents and embeddings of all runs: they are computed once."""
@@ -82,13 +90,21 @@ def train(
     """
     hosts: list[WatchingHost] = []
 
-    def run(host: WatchingHost, *, run_name: str = "run", cache: TensorCache = cache, **settings: Any) -> TrainedLora:
+    def run(
+        host: WatchingHost,
+        *,
+        run_name: str = "run",
+        cache: TensorCache = cache,
+        base_dtype: str = "",
+        in_float8: bool = False,
+        **settings: Any,
+    ) -> TrainedLora:
         hosts.append(host)
         folder = tmp_path / run_name
         folder.mkdir(exist_ok=True)
         config = SDXLConfig(**{**FAST, "max_train_steps": 3, **settings})
         plan = plan_training(dataset, RunSettings(config, BucketConfig(resolution=64, random_flip=True)))
-        family = SDXLFamily(lambda _: build_model({part: dict(each) for part, each in weights.items()}, name="tiny"))
+        family = SDXLFamily(lambda _: build(weights, in_float8=in_float8), base_dtype=base_dtype)
         with watching(host):
             run_folder = RunFolder(folder, "x")
             return train_lora(family, plan, host, run_folder=run_folder, cache=cache, resume="auto")
@@ -99,6 +115,16 @@ def train(
     for host in hosts:
         host.forget()
     assert free() == 0
+
+
+def build(weights: Weights, *, in_float8: bool) -> SDXLModel:
+    """The model on these very weights, or with its UNet in fp8, as ComfyUI may hold it."""
+    unet = weights["unet"]
+    if in_float8:
+        unet = {name: weight.to(torch.float8_e4m3fn) for name, weight in unet.items()}
+    model = build_model({**weights, "unet": dict(unet)}, name="tiny")
+    keep_float8(model.unet)
+    return model
 
 
 def hash_weights(weights: Weights) -> str:
@@ -112,6 +138,7 @@ def hash_weights(weights: Weights) -> str:
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|conv_in|conv_out|samplers\.0\.conv|to_q|proj_in|time_emb_proj)"
 CASES: dict[str, dict[str, Any]] = {
     "AdamW in bf16": {"mixed_precision": "bf16"},
+    "AdamW8bit": {"optimizer": "AdamW8bit", "optimizer_args": "min_8bit_size=1", "mixed_precision": "bf16"},
     "Lion": {"optimizer": "Lion", "lora_dropout": 0.1},
     "Adafactor": {"optimizer": "Adafactor"},
     "Prodigy": {"optimizer": "Prodigy", "learning_rate": 1.0},
@@ -235,8 +262,9 @@ def test_an_encoder_with_nothing_to_do_stays_in_main_memory(train, monkeypatch):
     [
         {"mixed_precision": "fp16", "ema_decay": 0.9, "lora_dropout": 0.1},
         {"optimizer": "Prodigy", "learning_rate": 1.0, "mixed_precision": "bf16"},
+        CASES["AdamW8bit"],
     ],
-    ids=["AdamW", "Prodigy"],
+    ids=["AdamW", "Prodigy", "AdamW8bit"],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_lora(train, settings):
     whole = train(WatchingHost(), run_name="whole", **settings, save_dtype="fp32")
@@ -262,6 +290,23 @@ def test_streamed_weights_have_two_buffers_on_the_card_and_are_copied_from_pinne
     assert max(step.peak_bytes for step in streamed.steps) < max(step.peak_bytes for step in resident.steps)
     assert all(piece.is_pinned() for block in model.streamer._order for piece in block._pieces)
     assert len(model.streamer._order) == len(sizes)
+
+
+@pytest.mark.parametrize("bits", [{"base_dtype": "fp8"}, {"base_dtype": "int8"}, {"in_float8": True}], ids=str)
+def test_a_base_of_fewer_bits_keeps_them_on_the_card_and_streams_to_the_same_lora(train, bits: dict[str, Any]):
+    resident, streamed, usual = WatchingHost(), WatchingHost(), WatchingHost()
+    settings = {"mixed_precision": "bf16", "save_dtype": "fp32", "gradient_checkpointing": True}
+    expected = train(resident, run_name="resident", blocks_to_swap=0, **bits, **settings)
+    last, frozen = resident.steps[-1], list_frozen(resident)
+    assert last.syncs <= 1 and last.copies <= 8 and last.waiting_copies == 0, last.places
+    assert all(weight.device == CARD for weight in frozen) and resident.steps[-2].live_bytes == last.live_bytes
+    result = train(streamed, run_name="streamed", blocks_to_swap=1000, **bits, **settings)
+    assert result.losses == expected.losses
+    assert all(torch.equal(expected.state_dict[name], tensor) for name, tensor in result.state_dict.items())
+    last = streamed.steps[-1]
+    assert last.copies <= count_expected_copies(streamed) and last.waiting_copies == 0, last.places
+    train(usual, run_name="usual", blocks_to_swap=0, **settings)
+    assert count_bytes(frozen) < 0.85 * count_bytes(list_frozen(usual))  # base_dtype leaves convolutions as they are
 
 
 def test_blocks_are_streamed_by_what_is_free_on_the_card(train, monkeypatch):

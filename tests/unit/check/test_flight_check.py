@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.unit.dataset.imagined import imagine_dataset
 from tests.unit.dataset.paintings import paint
@@ -568,6 +570,8 @@ def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() ->
             "Prodigy finds one learning rate for everything",
         ),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"target_modules": "atn"}, "target_modules: 'atn' matches no linear or convolution layer of the UNet"),
+        ({"target_modules": "("}, "target_modules: '(' is neither attention nor attention_mlp nor a regular"),
     ],
 )
 def test_what_the_trainer_would_refuse_of_the_settings_is_an_error(
@@ -581,3 +585,35 @@ def test_what_the_trainer_would_refuse_of_the_settings_is_an_error(
         Surroundings(None, tmp_path),
     )
     assert report.is_refused and any(message in finding.message for finding in report.findings)
+
+
+def test_control_images_are_refused_as_the_trainer_refuses_them(folder: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        add(tmp_path / "seen", f"{number}.png", paint(9), caption="")
+    report = check(scan(folder, control_images=str(tmp_path / "seen")))
+    assert find_finding(report, "refused_by_trainer").message.startswith(
+        "the trainer would stop: 6 images with control images, but SDXL does not look at control images. Choose"
+    )
+    assert report.is_refused and draw_flight_check(report).width == 1280
+
+
+def test_an_optimizer_that_does_not_work_on_the_device_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr("trainers.training.optimizers._step_once", fail)
+    report = check(scan(folder), optimizer="AdamW8bit", surroundings=Surroundings(device="cpu"))
+    message = "optimizer AdamW8bit cannot train on cpu (no kernel for this device). Choose AdamW"
+    assert message in find_finding(report, "refused_by_trainer").message
+
+
+def test_the_command_refuses_a_base_model_by_its_header(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "other.safetensors"
+    save_file({"first.weight": torch.zeros(4, 4, 3, 3)}, base)
+    arguments = ["check", "--images", str(folder), "--trigger-word", "zwx", "--resolution", "128", "--base", str(base)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {base}: not an SDXL model: unknown weights such as first.weight")

@@ -74,10 +74,60 @@ def test_a_class_finds_its_row():
         ("WAN21_T2V", "wan2.1_t2v_1.3B_fp16.safetensors", "Wan Video 1.3B t2v"),
         ("WAN21_T2V", "wan2.2_t2v_high_noise_14B_fp16.safetensors", "Wan Video 2.2 T2V-A14B"),
         ("SD3", "sd3.5_medium.safetensors", "SD 3.5 Medium"),
+        ("SD3", "sd3.5_large_turbo.safetensors", "SD 3.5 Large Turbo"),
+        ("SD15", "dreamshaper_8LCM.safetensors", "SD 1.5 LCM"),
     ],
 )
 def test_the_file_name_tells_the_variant(config: str, file_name: str, base_model: str):
     assert find_family(config).for_file(file_name).base_model == base_model
+
+
+# As Civitai and ComfyUI-Lora-Manager 1.2 (static/js/utils/constants.js) name them
+CIVITAI_NAMES = {
+    "Anima",
+    "Chroma",
+    "Ernie",
+    "Ernie Turbo",
+    "Flux.1 D",
+    "Flux.1 Kontext",
+    "Flux.1 Krea",
+    "Flux.1 S",
+    "Flux.2 D",
+    "Flux.2 Klein 4B",
+    "Flux.2 Klein 4B-base",
+    "Flux.2 Klein 9B",
+    "Flux.2 Klein 9B-base",
+    "HiDream",
+    "Hunyuan Video",
+    "Ideogram 4.0",
+    "Krea 2",
+    "Lumina",
+    "Other",
+    "Qwen",
+    "SD 1.5",
+    "SD 1.5 Hyper",
+    "SD 1.5 LCM",
+    "SD 2.0",
+    "SD 2.1",
+    "SD 3",
+    "SD 3.5",
+    "SD 3.5 Large",
+    "SD 3.5 Large Turbo",
+    "SD 3.5 Medium",
+    "Wan Video 1.3B t2v",
+    "Wan Video 14B t2v",
+    "Wan Video 2.2 T2V-A14B",
+    "Wan Video 2.2 TI2V-5B",
+    "ZImageBase",
+    "ZImageTurbo",
+}
+
+
+def test_lora_managers_know_the_names_of_all_base_models():
+    names = {part.base_model for row in FAMILIES for part in (row, *row.variants)}
+    assert names == CIVITAI_NAMES
+    unknown = {row.name for row in FAMILIES if row.base_model == "Other"}
+    assert unknown == {"Cosmos-Predict2", "HunyuanImage 2.1"}  # they have no name there
 
 
 @pytest.mark.parametrize(

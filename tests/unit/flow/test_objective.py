@@ -9,23 +9,8 @@ from trainers.flow.objective import (
     find_levels,
     find_shift_by_size,
     loss_weights,
-    per_sample_loss,
-    sample_level,
     shift_level,
 )
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [("uniform", 0.25), ("sigmoid", 1 / (1 + math.exp(-2.0))), ("logit_normal", 1 / (1 + math.exp(-2.5)))],
-)
-def test_levels_follow_their_formula(sampling, expected):
-    assert sample_level(sampling, 0.25, 1.0, scale=2.0, mean=-0.5, std=3.0) == pytest.approx(expected)
-
-
-def test_an_unknown_sampling_is_refused():
-    with pytest.raises(ValueError, match="timestep_sampling must be"):
-        sample_level("cosine", 0.5, 0.0, scale=1.0, mean=0.0, std=1.0)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
@@ -55,14 +40,6 @@ def test_no_weighting_is_one():
     assert loss_weights(torch.tensor([0.1, 0.9]), "none").tolist() == [1, 1]
     with pytest.raises(ValueError, match="loss_weighting must be"):
         loss_weights(torch.tensor([0.1]), "other")
-
-
-def test_the_loss_is_each_samples_mean_also_with_a_time_axis():
-    prediction, target = torch.ones(2, 3, 1, 4, 4), torch.zeros(2, 3, 1, 4, 4)
-    mask = torch.zeros(2, 1, 4, 4)
-    mask[1, :, :2] = 1
-    assert per_sample_loss(prediction, target).tolist() == [1, 1]
-    assert per_sample_loss(prediction, target, mask).tolist() == [0, 0.5]
 
 
 def test_the_shift_by_size_is_fluxs_line():

@@ -2,8 +2,9 @@
 
 import pytest
 
+from trainers.check.memory_estimate import MemoryEstimate
 from trainers.flow.families import FAMILIES, FlowFamilyRow, find_family
-from trainers.flow.presets import resolve_flow
+from trainers.flow.presets import choose_resolution, describe_need, resolve_flow
 from trainers.training.presets import GOALS, MEMORY_PRESETS
 
 ROW = FlowFamilyRow(name="Someone", rank=24, learning_rate=3e-4, timestep_sampling="logit_normal")
@@ -83,3 +84,40 @@ def test_an_expert_has_its_own_timesteps_and_given_ones_win():
     assert family.for_file("Wan2_2-T2V-A14B-LOW_fp8").timesteps == (0, 875)
     assert resolve(high, min_timestep=1, max_timestep=900).training.timesteps == (1, 900)
     assert resolve(high, max_timestep=900).training.timesteps == (875, 900)
+
+
+GIB = 2**30
+
+
+def imagine(total: float, *, is_rough: bool = False) -> MemoryEstimate:
+    """An estimate whose total is so many GB."""
+    needed = round((total * GIB - 600 * 2**20) / 1.05)
+    return MemoryEstimate(needed, 0, 0, 0, is_rough=is_rough)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "resolution"),
+    [
+        ({1024: 7.1}, 1024),  # of 8 GB, 7.2 with a tenth to spare
+        ({1024: 7.3, 768: 5.0}, 768),
+        ({1024: 9.0, 768: 8.0, 512: 7.0}, 512),
+        ({1024: 20.0, 768: 19.0, 512: 18.0}, 512),
+        ({512: 9.0}, 512),
+    ],
+)
+def test_the_resolution_is_the_highest_that_fits(sizes, resolution):
+    chosen, needed = choose_resolution(max(sizes), lambda size: imagine(sizes[size]), 8 * GIB)
+    assert (chosen, needed) == (resolution, imagine(sizes[resolution]))
+
+
+def test_a_rough_estimate_lowers_nothing():
+    assert choose_resolution(1024, lambda _: imagine(20, is_rough=True), 8 * GIB)[0] == 1024
+
+
+def test_what_does_not_fit_is_said_with_the_smallest_preset_that_does():
+    assert describe_need(imagine(7.1), 512, ROW, 8 * GIB) == ""
+    assert describe_need(imagine(7.3), 512, ROW, 8 * GIB) == (
+        "Someone needs about 7.3 GB at 512 pixels, with the weights of its blocks in main memory, which is too much "
+        "for 8.0 GB: the smallest memory that fits is 12 GB"
+    )
+    assert describe_need(imagine(30), 512, ROW, 24 * GIB).endswith("for 24.0 GB: no preset of memory fits")

@@ -1,6 +1,7 @@
 """A flow training on the toy model: what is trained, and that only the settings decide it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from trainers.dataset.config import DatasetConfig
 from trainers.dataset.dataset import Dataset
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
+from trainers.flow.base_model import Conditions
 from trainers.flow.checkpointing import checkpoint_blocks
 from trainers.flow.config import FlowConfig
 from trainers.flow.families import FlowFamilyRow
 from trainers.flow.family import FlowFamily
 from trainers.flow.objective import find_shift_by_size
 from trainers.training.console_host import ConsoleHost
-from trainers.training.events import Event, Interrupted, Notice, StepDone
+from trainers.training.events import Event, Interrupted, Notice, StageProgress, StepDone
+from trainers.training.host import Host
 from trainers.training.loop import train_lora
 from trainers.training.plan import plan_training
 from trainers.training.run_folder import RunFolder
@@ -80,6 +83,7 @@ def train(
     host: ListeningHost | None = None,
     *,
     base: ToyBase | None = None,
+    plan_memory: Callable[[Conditions, Host], int] = lambda *_: 0,
     resume: str = "new",
     flip: bool = False,
     step: int = 32,
@@ -88,7 +92,7 @@ def train(
     config = FlowConfig(**{**USUAL, **settings})
     buckets = BucketConfig(resolution=64, bucket_reso_steps=step, random_flip=flip)
     plan = plan_training(dataset, RunSettings(config, buckets, CaptionConfig()))
-    family = FlowFamily(lambda _: base or ToyBase())
+    family = FlowFamily(lambda _: base or ToyBase(), plan_memory)
     with host or ListeningHost() as listening:
         return train_lora(
             family, plan, listening, run_folder=RunFolder(folder, "toy"), cache=TensorCache(None), resume=resume
@@ -145,6 +149,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(dataset, tmp_path):
     assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
 
 
+def test_a_cancel_while_captions_are_encoded_writes_nothing_and_the_rest_is_encoded_later(dataset, tmp_path):
+    class CancellingHost(ListeningHost):
+        def report(self, event: Event) -> None:
+            super().report(event)
+            if isinstance(event, StageProgress) and event.detail == "captions" and event.step == 2:
+                raise Interrupted
+
+    base, whole = ToyBase(), train(dataset, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "cancelled", CancellingHost(), base=base)
+    assert not base.num_computing and list_files(tmp_path / "cancelled") == []
+    assert_equal(train(dataset, tmp_path / "cancelled", base=base, resume="auto"), whole)
+
+
+def list_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def test_prior_preservation_begins_with_no_loss(dataset, tmp_path):
     """At the first step the LoRA is zero: the predictions with and without it are the same."""
     plain = train(dataset, tmp_path / "1", max_train_steps=2)
@@ -178,7 +200,17 @@ def test_each_sampling_of_noise_levels_is_used(dataset, tmp_path, sampling):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"discrete_flow_shift": 3.0}, {"loss_weighting": "min_snr"}, {"loss_weighting": "bell"}, {"seed": 1}]
+    "settings",
+    [
+        {"discrete_flow_shift": 3.0},
+        {"loss_weighting": "min_snr"},
+        {"loss_weighting": "bell"},
+        {"seed": 1},
+        {"loss_type": "huber"},
+        {"multires_noise_iterations": 3},
+        {"ip_noise_gamma": 0.1},
+        {"immiscible_noise": 4},
+    ],
 )
 def test_settings_of_the_objective_change_the_losses(dataset, tmp_path, settings):
     plain = train(dataset, tmp_path / "1", max_train_steps=2)
@@ -205,6 +237,32 @@ def test_a_run_starts_from_its_own_file(dataset, tmp_path):
     second = train(dataset, tmp_path / "2", network_weights=str(first.path), max_train_steps=1, learning_rate=1e-9)
     for name, weight in first.state_dict.items():
         torch.testing.assert_close(second.state_dict[name], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+def test_layers_that_are_left_out_of_a_step_keep_their_adapter(dataset, tmp_path, adapter):
+    """Which layers are idle is asked without dropout."""
+    plain = train(dataset, tmp_path / "1", adapter=adapter, max_train_steps=1)
+    dropped = train(dataset, tmp_path / "2", adapter=adapter, module_dropout=0.5)
+    assert dropped.state_dict.keys() == plain.state_dict.keys() and len(set(dropped.losses)) > 1
+
+
+@pytest.mark.parametrize("adapter", ["dora", "loha", "lokr"])
+def test_every_kind_of_adapter_trains_resumes_and_starts_from_its_file(dataset, tmp_path, adapter):
+    """Layers without effect on the output get none, as with a LoRA."""
+    settings = {"adapter": adapter, "lora_dropout": 0.2, "prior_loss_weight": 0.5, "class_prompt": "a thing"}
+    whole = train(dataset, tmp_path / "whole", blocks_to_swap=1, **settings)
+    assert {name.partition(".")[0] for name in whole.state_dict} == {
+        f"lora_unet_layers_{name}" for name in ("0_attn", "0_mlp", "0_text_mlp", "1_attn", "1_mlp")
+    }
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
+    assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+    more = train(dataset, tmp_path / "2", adapter=adapter, network_weights=str(whole.path), learning_rate=1e-9)
+    for name, weight in whole.state_dict.items():
+        torch.testing.assert_close(more.state_dict[name], weight, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="and this run trains a LoRA"):
+        train(dataset, tmp_path / "3", network_weights=str(whole.path))
 
 
 def test_sizes_that_the_model_would_pad_are_refused(dataset, tmp_path):
@@ -272,6 +330,20 @@ def test_blocks_in_main_memory_give_the_same_lora_bit_for_bit(dataset, tmp_path,
         own = {name.replace(".base_layer", ""): weight for name, weight in base.network.state_dict().items()}
         assert all(torch.equal(own[name], weight) for name, weight in before.items())
     assert_equal(*results)
+
+
+def test_memory_is_planned_by_the_largest_prompt_and_nothing_is_encoded_twice(dataset, tmp_path):
+    base, planned, host = ToyBase(), [], ListeningHost()
+
+    def plan_memory(conditions: Conditions, _: Host) -> int:
+        planned.append(conditions["text"].shape[1])
+        assert [caption for caption, _ in base.encoded] == ["", "zwx two of them"]  # the first: does the CLIP fit?
+        return 1
+
+    train(dataset, tmp_path, host, base=base, plan_memory=plan_memory, blocks_to_swap=-1, caption_dropout=0.0)
+    assert planned == [5]  # of "zwx two of them"
+    assert sorted(caption for caption, _ in base.encoded if caption) == ["zwx", "zwx one", "zwx two of them"]
+    assert any("1 of 2 blocks" in notice for notice in host.notices)
 
 
 def test_recomputed_gradients_are_those_of_a_model_without_inplace_additions():

@@ -60,7 +60,6 @@ class ToyBase:
     name: str = "toy"
     pixels_per_latent: int = PIXELS
     precision: str = "no"
-    num_streamed: int = 0
     num_computing: int = 0
     encoded: list[tuple[str, list[torch.Size]]] = field(default_factory=list)  # captions, sizes of control images
 

@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trainers.embedded_base.sdxl.architecture import build_unet
 from trainers.lora.file import save_lora, to_kohya, verify_lora
 from trainers.lora.modules import LoraModule, ModuleKey, ModuleNames, list_weighted_modules
-from trainers.lora.read import check_tensors, read_lora
+from trainers.lora.read import check_tensors, find_kind, read_lora
 from trainers.sdxl.model.layout import unet_to_ldm
 from trainers.sdxl.names import kohya_names, module_key
 
@@ -477,10 +477,9 @@ NAME = "lora_unet_input_blocks_4_1_proj_in"
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        (f"{NAME}.dora_scale", "a DoRA"),
-        ("unet.conv_in.lora_magnitude_vector", "a DoRA"),
-        (f"{NAME}.hada_w1_a", "a LoHa"),
-        (f"{NAME}.lokr_w1", "a LoKr"),
+        ("unet.conv_in.lora_magnitude_vector", "a DoRA in PEFT's names"),
+        (f"{NAME}.hada_t1", "a LoHa with Tucker decomposition"),
+        (f"{NAME}.lokr_t2", "a LoKr with Tucker decomposition"),
         (f"{NAME}.lora_mid.weight", "a LoCon with Tucker decomposition"),
         (f"{NAME}.oft_blocks", "an OFT"),
         (f"{NAME}.a1.weight", "a GLoRA"),
@@ -491,8 +490,38 @@ NAME = "lora_unet_input_blocks_4_1_proj_in"
 )
 def test_another_kind_of_adapter_is_refused_by_name(tmp_path, key, kind, names):
     save_file({f"{NAME}.alpha": torch.ones(()), key: torch.ones(2)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match=f"this file is {kind}.*only plain LoRA can be continued"):
+    with pytest.raises(ValueError, match=f"this file is {kind}.*what is read is LoRA, and DoRA, LoHa and LoKr in"):
         read_lora(tmp_path / "lora.safetensors", names)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2)}, "has no w2_b weight"),
+        (
+            {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 3), "hada_w2_b": (3, 8)},
+            r"w1_a \[8, 2\].*do not belong together",
+        ),
+        ({"lokr_w1": (2, 2)}, "has no w2_a and no w2_b weight"),
+        ({"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (3, 4)}, "do not belong together"),
+        ({"lokr_w1": (2, 2), "lokr_w2": (4, 4), "lokr_w2_a": (4, 2)}, "has w2 twice"),
+        ({"lokr_w1": (2, 2), "lora_up.weight": (4, 2)}, "has up next to a lokr"),
+        ({"dora_scale": (1, 8)}, "has no down and no up weight"),
+        (
+            {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2), "dora_scale": (8, 8)},
+            r"magnitude \[8, 8\] do not belong together",
+        ),
+    ],
+)
+def test_an_incomplete_or_contradicting_module_is_refused(tensors, message, names):
+    with pytest.raises(ValueError, match=f"{NAME}.*{message}"):
+        read_lora({f"{NAME}.{ending}": torch.ones(shape) for ending, shape in tensors.items()}, names)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_the_kind_is_told_by_the_names(kind):
+    endings = {"lora": "lora_down.weight", "dora": "dora_scale", "loha": "hada_w2_b", "lokr": "lokr_w1"}
+    assert find_kind({f"{NAME}.alpha": torch.ones(()), f"{NAME}.{endings[kind]}": torch.ones(2, 2)}) == kind
 
 
 def _make_pair(base: str, width: int = 8) -> dict[str, Tensor]:
@@ -667,7 +696,7 @@ def test_verification_counts_what_loads(tmp_path, trained, names):
     verification = verify_lora(_save(tmp_path, trained, names), names, expected=trained)
     assert verification.text() == f"{len(trained)}/{len(trained)} modules load"
     squares = sum(module.up.double().square().sum() for module in trained.values())
-    torch.testing.assert_close(verification.up_norm, float(squares**0.5), rtol=1e-12, atol=0)
+    torch.testing.assert_close(verification.learned_norm, float(squares**0.5), rtol=1e-12, atol=0)
 
 
 def test_by_default_verification_expects_all_modules(tmp_path, trained, names):

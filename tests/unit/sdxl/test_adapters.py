@@ -5,7 +5,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from trainers.training.adapters import ADAPTER_NAME, AdapterSettings, attach_adapters, find_adapter_layers
+from trainers.training.adapter_layers import ADAPTER_NAME
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import attach_adapters, find_adapter_layers
 from trainers.training.flat_weights import FlatWeights
 
 

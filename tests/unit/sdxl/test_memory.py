@@ -62,6 +62,12 @@ def estimate_total(
         ("no", {"gradient_checkpointing": False, "target_modules": "attention"}),
         ("bf16", {"gradient_checkpointing": False, "lora_dropout": 0.1}),
         ("bf16", {"gradient_checkpointing": False, "rank": 64}),
+        ("bf16", {"gradient_checkpointing": False, "conv_rank": 8}),
+        ("bf16", {"adapter": "loha"}),
+        ("bf16", {"gradient_checkpointing": False, "adapter": "dora"}),
+        ("bf16", {"gradient_checkpointing": False, "adapter": "loha"}),
+        ("bf16", {"gradient_checkpointing": False, "adapter": "lokr"}),
+        ("bf16", {"gradient_checkpointing": False, "adapter": "lokr", "lokr_factor": 4}),
         ("bf16", {"gradient_checkpointing": False, "target_modules": r"up_blocks\.2\..*attn2\.to_(k|v)"}),
     ],
 )

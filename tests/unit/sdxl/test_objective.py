@@ -5,7 +5,8 @@ import torch
 
 from trainers.sdxl.model.noise_schedule import alphas_cumprod
 from trainers.sdxl.model.size_ids import size_ids
-from trainers.sdxl.objective import add_noise, min_snr_weights, per_sample_loss, training_target
+from trainers.sdxl.objective import add_noise, min_snr_weights, snr_weights, training_target
+from trainers.training.loss import per_sample_loss
 from trainers.training.masks import mask_weights
 
 
@@ -45,7 +46,41 @@ def test_min_snr_weights_agree_with_the_formula_for_both_prediction_types():
     torch.testing.assert_close(
         min_snr_weights(alphas, gamma=5.0, prediction_type="v_prediction"), torch.tensor([0.5 / 1.5, 5 / 6, 5 / 51])
     )
-    assert min_snr_weights(alphas, gamma=0.0, prediction_type="epsilon").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr"])
+def test_gamma_0_weighs_all_timesteps_alike(weighting):
+    assert snr_weights(torch.tensor([0.1, 0.9]), weighting, gamma=0.0, prediction_type="epsilon").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("weighting", "epsilon", "v"),
+    [
+        ("min_snr", [1, 1, 0.1], [0.5 / 1.5, 5 / 6, 5 / 51]),
+        # the clean image's weight 1 / (1 / snr + 1 / gamma), in terms of the noise and of v
+        ("soft_min_snr", [5 / 5.5, 0.5, 5 / 55], [2.5 / 5.5 / 1.5, 25 / 10 / 6, 250 / 55 / 51]),
+        ("debiased", [1 / 0.5**0.5, 1 / 5**0.5, 1 / 50**0.5], [1 / 1.5, 1 / 6, 1 / 51]),
+    ],
+)
+def test_weights_by_snr_follow_their_formulas(weighting, epsilon, v):
+    snr = torch.tensor([0.5, 5.0, 50.0])
+    for prediction_type, expected in (("epsilon", epsilon), ("v_prediction", v)):
+        found = snr_weights(snr / (1 + snr), weighting, gamma=5.0, prediction_type=prediction_type)
+        assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_debiased_weights_equal_those_of_sd_scripts():
+    """apply_debiased_estimation of sd-scripts (library/custom_train_functions.py)."""
+    alphas = alphas_cumprod(zero_terminal_snr=False)
+    snr = torch.minimum(alphas / (1 - alphas), torch.full_like(alphas, 1000))
+    for prediction_type, theirs in (("epsilon", 1 / torch.sqrt(snr)), ("v_prediction", 1 / (snr + 1))):
+        ours = snr_weights(alphas, "debiased", gamma=5.0, prediction_type=prediction_type)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_an_unknown_weighting_is_an_error():
+    with pytest.raises(ValueError, match="snr_weighting must be min_snr, soft_min_snr or debiased, got 'max'"):
+        snr_weights(torch.tensor([0.5]), "max", gamma=5.0, prediction_type="epsilon")
 
 
 def test_min_snr_uses_the_schedule_in_use():

@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "text encoders": {"train_text_encoders": True, "text_encoder_learning_rate": 1e-3},
     "fp16 with scaler": {"mixed_precision": "fp16"},
     "prior preservation and dropout": {"prior_loss_weight": 0.5, "class_prompt": "a thing", "lora_dropout": 0.3},
+    "text encoders that stop": {"train_text_encoders": True, "stop_text_encoder_training": 2.0, "lora_dropout": 0.2},
+    "schedule-free": {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "immiscible_noise": 3},
     "8-bit": {"optimizer": "AdamW8bit", "optimizer_args": "min_8bit_size=1"},
 }
 

@@ -3,15 +3,36 @@
 import re
 
 import pytest
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
 from trainers import patterns
 from trainers.sdxl.model.standard_unet import standard_unet
 from trainers.sdxl.targets import UNET_PRESETS, find_unet_targets
 
+LAYERS = (nn.Linear, nn.Conv2d)
+
 
 def test_an_expression_chooses_what_the_preset_of_the_same_expression_chooses():
     unet = standard_unet()
     assert find_unet_targets(unet, UNET_PRESETS["attention"]) == find_unet_targets(unet, "attention")
+
+
+def test_with_convolutions_everything_in_sd_scripts_blocks_is_chosen_too():
+    """Its conv_dim trains what is in these three classes."""
+    unet = standard_unet()
+    blocks = (ResnetBlock2D, Downsample2D, Upsample2D)
+    expected = {
+        name
+        for path, block in unet.named_modules()
+        if isinstance(block, blocks)
+        for name in (f"{path}.{inner}" for inner, layer in block.named_modules() if isinstance(layer, LAYERS))
+    }
+    chosen = find_unet_targets(unet, "attention_mlp", with_convolutions=True)
+    assert set(chosen) == expected | set(find_unet_targets(unet, "attention_mlp")) and len(chosen) == len(set(chosen))
+    assert len(expected) == 66
 
 
 def test_an_expression_that_would_run_forever_is_ended_with_a_remedy(monkeypatch):

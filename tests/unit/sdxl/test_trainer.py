@@ -221,6 +221,87 @@ def test_dropout_flip_and_noise_offset_each_change_the_losses(weights, dataset, 
         assert train(weights, dataset, tmp_path, name=f"run{i}", flip=flip, **setting).losses != plain.losses
 
 
+OBJECTIVES = {
+    "soft_min_snr": {"snr_weighting": "soft_min_snr"},
+    "debiased": {"snr_weighting": "debiased"},
+    "l1": {"loss_type": "l1"},
+    "huber": {"loss_type": "huber", "huber_schedule": "exponential", "huber_c": 0.2},
+    "multires": {"multires_noise_iterations": 4},
+    "perturbed": {"ip_noise_gamma": 0.1},
+    "nearest": {"immiscible_noise": 4},
+    "timesteps": {"min_timestep": 100, "max_timestep": 600},
+    "sampling": {"timestep_sampling": "logit_normal"},
+}
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_each_setting_of_the_objective_changes_the_losses(weights, dataset, plain, tmp_path, settings):
+    assert train(weights, dataset, tmp_path, max_train_steps=1, **settings).losses[0] != plain.losses[0]
+
+
+def test_the_header_names_the_objective_as_sd_scripts_does(weights, dataset, plain, tmp_path):
+    options = {"snr_weighting": "debiased", "loss_type": "smooth_l1", "huber_c": 0.2, "huber_schedule": "constant"}
+    noise = {"multires_noise_iterations": 6, "multires_noise_discount": 0.2, "ip_noise_gamma": 0.1}
+    metadata = train(weights, dataset, tmp_path, max_train_steps=1, **options, **noise).metadata
+    expected = {
+        "ss_debiased_estimation": "True",
+        "ss_loss_type": "smooth_l1",
+        "ss_huber_c": "0.2",
+        "ss_huber_schedule": "constant",
+        "ss_multires_noise_iterations": "6",
+        "ss_multires_noise_discount": "0.2",
+        "ss_ip_noise_gamma": "0.1",
+    }
+    assert {name: metadata.get(name) for name in expected} == expected and "ss_min_snr_gamma" not in metadata
+    assert plain.metadata["ss_loss_type"] == "l2" and plain.metadata["ss_min_snr_gamma"] == "5.0"
+    assert not (expected.keys() - {"ss_loss_type"}) & plain.metadata.keys()
+
+
+def test_debiased_weights_are_refused_where_they_are_infinite(weights, dataset, tmp_path):
+    with pytest.raises(ValueError, match="snr_weighting debiased divides by the SNR, which is 0 at the last timestep"):
+        train(weights, dataset, tmp_path, snr_weighting="debiased", zero_terminal_snr="on", prediction_type="epsilon")
+
+
+def is_of_text_encoder(name: str) -> bool:
+    return name.startswith("lora_te")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "CAME"])
+@pytest.mark.parametrize("stop", [3.0, 0.5])
+def test_text_encoders_stop_at_their_step_and_the_unet_goes_on(weights, dataset, tmp_path, optimizer, stop):
+    rate = 1.0 if optimizer == "Prodigy" else 1e-3
+    settings = {
+        "train_text_encoders": True,
+        "optimizer": optimizer,
+        "max_train_steps": 6,
+        "save_every_n_steps": 3,
+        "save_dtype": "fp32",
+        "lr_scheduler": "constant",
+        "lora_dropout": 0.1,
+        **dict.fromkeys(("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate"), rate),
+    }
+    whole = train(weights, dataset, tmp_path / "whole", **settings)
+    stopped = train(weights, dataset, tmp_path / "stopped", stop_text_encoder_training=stop, **settings)
+    assert stopped.losses[:3] == whole.losses[:3] and stopped.losses[4:] != whole.losses[4:]
+    at_stop = load_file(stopped.checkpoints[0])
+    for name, tensor in stopped.state_dict.items():
+        if name.endswith("lora_up.weight"):
+            assert torch.equal(tensor, at_stop[name]) == is_of_text_encoder(name), name
+    assert any(is_of_text_encoder(name) for name in at_stop)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "train_text_encoders is off: no text encoder would be trained after it"),
+        ({"train_text_encoders": True, "learning_rate": 0.0}, "learning_rate is 0: nothing would be trained after it"),
+    ],
+)
+def test_a_stop_of_text_encoders_needs_both_before_and_after(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SDXLConfig(stop_text_encoder_training=0.5, **settings)
+
+
 def test_only_the_adapters_are_trained(weights, dataset, tmp_path):
     model = copy_model(weights)
     plan = plan_training(dataset, RunSettings(SDXLConfig(**FAST), BucketConfig(resolution=64)))
@@ -651,6 +732,15 @@ def test_validation_does_not_change_the_training(weights, dataset, tmp_path, gen
     assert all(torch.equal(measured.state_dict[name], tensor) for name, tensor in plain.state_dict.items())
     assert [event.step for event in host.select(Validated)] == [0, 2, 4]
     assert len({event.loss for event in host.select(Validated)}) == 3
+
+
+def test_what_is_measured_does_not_depend_on_the_objective(weights, dataset, tmp_path, generous):
+    hosts = [RecordingHost(), RecordingHost()]
+    objective = {"loss_type": "huber", "snr_weighting": "debiased", "multires_noise_iterations": 4}
+    for number, (host, settings) in enumerate(zip(hosts, [{}, objective], strict=True)):
+        train(weights, dataset, tmp_path, name=f"run{number}", host=host, max_train_steps=2, **settings)
+    first, second = (host.select(Validated)[0].loss for host in hosts)
+    assert first == second
 
 
 def test_held_out_images_are_encoded_and_measured_without_flips_dropout_or_weights(

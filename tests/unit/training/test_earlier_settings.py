@@ -17,6 +17,7 @@ from trainers.dataset.caption_variants import CaptionConfig
 from trainers.sdxl.config import SDXLConfig
 from trainers.training.config import TrainingConfig
 from trainers.training.earlier_settings import read_earlier_settings
+from trainers.training.metadata import describe_adapter
 from trainers.training.run_settings import RunSettings
 
 IN_GRAPH = (SDXLConfig, BucketConfig, CaptionConfig)
@@ -35,6 +36,13 @@ KOHYA = {  # as sd-scripts 0.9 writes it
     "ss_min_snr_gamma": "5.0",
     "ss_noise_offset": "None",
     "ss_multires_noise_iterations": "6",
+    "ss_multires_noise_discount": "0.2",
+    "ss_ip_noise_gamma": "0.1",
+    "ss_debiased_estimation": "False",
+    "ss_loss_type": "huber",
+    "ss_huber_schedule": "exponential",
+    "ss_huber_c": "0.15",
+    "ss_adaptive_noise_scale": "0.5",
     "ss_lr_scheduler": "constant_with_warmup",
     "ss_gradient_checkpointing": "True",
     "ss_keep_tokens": "1",
@@ -82,6 +90,13 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
     assert earlier.values == {
         "min_snr_gamma": 5.0,
         "noise_offset": 0.0,
+        "multires_noise_iterations": 6,
+        "multires_noise_discount": 0.2,
+        "ip_noise_gamma": 0.1,
+        "snr_weighting": "min_snr",
+        "loss_type": "huber",
+        "huber_schedule": "exponential",
+        "huber_c": 0.15,
         "rank": 32,
         "alpha": 16.0,
         "learning_rate": 2e-4,
@@ -96,7 +111,7 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
         "optimizer_args": "betas=(0.9,0.99)",
     }
     text = earlier.text()
-    assert "ss_multires_noise_iterations 6: no counterpart here" in text and "ss_text_encoder_lr 5e-05" in text
+    assert "ss_adaptive_noise_scale 0.5: no counterpart here" in text and "ss_text_encoder_lr 5e-05" in text
     assert "lr_scheduler must be one of" in text and "session_id" not in text
 
 
@@ -104,9 +119,16 @@ def test_kohya_s_settings_come_as_far_as_there_are_any_here(tmp_path):
     ("metadata", "said"),
     [
         ({"ss_optimizer": "dadaptation.DAdaptAdam"}, "ss_optimizer dadaptation.DAdaptAdam: none of"),
-        ({"ss_network_module": "lycoris.kohya"}, "ss_network_module lycoris.kohya: a plain LoRA is trained here"),
+        (
+            {"ss_network_module": "networks.oft"},
+            "ss_network_module networks.oft: LoRA, DoRA, LoHa, LoKr are trained here",
+        ),
+        (
+            {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "boft"}'},
+            "ss_network_module lycoris.kohya: LoRA, DoRA, LoHa, LoKr are trained here",
+        ),
         ({"ss_resolution": "(768, 1024)"}, "ss_resolution (768, 1024): cannot be read as resolution"),
-        ({"ss_network_args": '{"conv_dim": "8"}'}, 'ss_network_args {"conv_dim": "8"}: no counterpart here'),
+        ({"ss_network_args": '{"use_tucker": "True"}'}, "ss_network_args use_tucker=True: no counterpart here"),
     ],
 )
 def test_what_kohya_has_and_we_do_not_is_listed(tmp_path, metadata, said):
@@ -150,3 +172,36 @@ def test_flags_win_over_the_lora_and_the_rest_is_said(tmp_path, caplog):
     assert settings["trigger_word"] == "zwx" and "a.safetensors: 5 settings" in caplog.text
     fewer = read_flags("--like", str(path), "--max-train-steps", "10")
     assert fewer["max_train_steps"] == 10 and "num_train_epochs" not in fewer, "epochs would win over the steps"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({}, {"adapter": "lora"}),
+        ({"algo": "locon", "dora_wd": True}, {"adapter": "dora"}),
+        ({"algo": "loha"}, {"adapter": "loha"}),
+        (
+            {"algo": "lokr", "factor": "8", "decompose_both": "True"},
+            {"adapter": "lokr", "lokr_factor": 8, "lokr_decompose_both": True},
+        ),
+    ],
+)
+def test_the_adapter_of_lycoris_is_taken(tmp_path, args, expected):
+    header = {**KOHYA, "ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(args)}
+    values = read_earlier_settings(write(tmp_path / "a.safetensors", header), IN_GRAPH).values
+    assert {name: value for name, value in values.items() if name == "adapter" or "lokr" in name} == expected
+
+
+def test_the_convolutions_of_sd_scripts_are_taken(tmp_path):
+    header = {**KOHYA, "ss_network_args": '{"conv_dim": "8", "conv_alpha": "4"}'}
+    values = read_earlier_settings(write(tmp_path / "a.safetensors", header), IN_GRAPH).values
+    assert (values["conv_rank"], values["conv_alpha"]) == (8, 4.0)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr"])
+def test_what_our_header_tells_lycoris_is_read_as_the_same_adapter(tmp_path, adapter):
+    config = SDXLConfig(adapter=adapter, lokr_factor=4)
+    args, module = describe_adapter(config), "lycoris.kohya" if describe_adapter(config) else "networks.lora"
+    header = {**KOHYA, "ss_network_module": module, "ss_network_args": json.dumps(args)}
+    values = read_earlier_settings(write(tmp_path / "a.safetensors", header), IN_GRAPH).values
+    assert values.get("adapter", "lora") == adapter and values.get("lokr_factor", 4) == 4

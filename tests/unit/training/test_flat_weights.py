@@ -1,5 +1,7 @@
 """The trained matrices as one tensor, against torch's usual way with one parameter per matrix."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from trainers.training import flat_weights
 from trainers.training.config import TrainingConfig
 from trainers.training.flat_weights import FlatWeights, TrainedGroup
 from trainers.training.optimizer_step import OptimizerStep
+from trainers.training.optimizer_table import OPTIMIZERS
 from trainers.training.optimizers import ParameterGroup, make_optimizer
 
 SHAPES = [(4, 30), (50, 4), (4, 7, 3, 3), (6, 4, 1, 1), (4, 33)]
@@ -99,3 +102,26 @@ def test_an_optimizer_that_looks_at_shapes_gets_the_matrices():
     ]
     shapes = [p.shape for p in make_step(weights, optimizer="torch.optim.RAdam")._optimizer.param_groups[0]["params"]]
     assert shapes == [torch.Size(shape) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_every_optimizer_passes_over_weights_after_their_last_step(row):
+    """Also where the sum over several processes has given them a gradient of zeros."""
+    groups = [
+        TrainedGroup(name, FlatWeights([nn.Parameter(torch.full((4, 3), 0.5))]), 0.5)
+        for name in ("unet", "text_encoder")
+    ]
+    config = TrainingConfig(optimizer=row.name, lr_scheduler="constant", lr_warmup_steps=0.0, weight_decay=0.1)
+    step = OptimizerStep(groups, config, total_steps=9, precision="no")
+    unet, encoder = (group.weights for group in groups)
+    encoder.last_step = 2
+    seen = []
+    for number in range(1, 5):
+        loss = sum(each.square().sum() for weights in (unet, encoder) for each in weights.parameters)
+        step.backward(loss)
+        if number > 2:
+            encoder.flat.grad.zero_()
+        step.update(number, loss.detach())
+        seen.append([weights.flat.detach().clone() for weights in (unet, encoder)])
+    assert all(not torch.equal(one[0], other[0]) for one, other in itertools.pairwise(seen))
+    assert not torch.equal(seen[0][1], seen[1][1]) and torch.equal(seen[1][1], seen[3][1])

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.training.config import TrainingConfig
 from trainers.training.optimizer_args import parse_optimizer_args
 from trainers.training.optimizer_table import OPTIMIZERS, require_listed_optimizer
 from trainers.training.optimizers import (
     ParameterGroup,
     check_optimizer,
-    make_lr_scheduler,
     make_optimizer,
-    warmup_steps,
 )
 from trainers.training.prodigy import Prodigy
 
@@ -37,9 +36,10 @@ def test_every_row_holds_as_many_bytes_of_state_as_it_says(row):
     optimizer.step()
     states = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
     num_bytes = sum(state.numel() * state.element_size() for state in states)
-    # Adafactor keeps a row and a column; 8-bit states have a scale for every 256 numbers.
+    # 8-bit states have a scale for every 256 numbers.
     assert num_bytes / weight.numel() <= 1.25 * row.state_bytes
-    assert row.name == "Adafactor" or num_bytes / weight.numel() >= row.state_bytes
+    has_rows_and_columns = row.name in ("Adafactor", "CAME", "ProdigyPlusScheduleFree")  # as the shape has them
+    assert has_rows_and_columns or num_bytes / weight.numel() >= row.state_bytes
 
 
 def test_an_optimizer_can_be_named_by_its_import_path():
@@ -75,12 +75,13 @@ def test_a_workflow_may_only_choose_from_the_table():
 
 @pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer_brings_a_loss_down(row):
-    name, rate = row.name, 1.0 if row.finds_learning_rate else 1e-2
+    finds_rate = row.name.startswith("Prodigy")  # from a step of 1e-6
+    name, rate = row.name, 1.0 if finds_rate else 1e-2
     parts = make_groups(rate)
     (weight,) = parts[0].parameters
     optimizer = make_optimizer(name, parts, weight_decay=0.0)
     losses = []
-    for _ in range(300 if name == "Prodigy" else 30):  # Prodigy starts from a step of 1e-6
+    for _ in range(300 if finds_rate else 30):
         loss = weight.square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -95,6 +96,9 @@ def test_every_optimizer_brings_a_loss_down(row):
         ("AdamW8bit", "bitsandbytes", "bitsandbytes"),
         ("Lion", "lion_pytorch", "lion-pytorch"),
         ("Prodigy", "prodigyopt", "prodigyopt"),
+        ("AdamWScheduleFree", "schedulefree", "schedulefree"),
+        ("ProdigyPlusScheduleFree", "prodigyplus", "prodigy-plus-schedule-free"),
+        ("CAME", "came_pytorch", "came-pytorch"),
     ],
 )
 def test_a_missing_package_error_says_how_to_install_it(name, module, package, monkeypatch):
@@ -115,6 +119,25 @@ def test_each_group_has_its_own_learning_rate():
 def test_prodigy_refuses_several_learning_rates():
     with pytest.raises(ValueError, match="Prodigy finds one learning rate for everything"):
         make_optimizer("Prodigy", make_groups(1.0, 0.5), weight_decay=0.0)
+
+
+def test_prodigy_plus_finds_a_rate_for_each_part():
+    check_optimizer(
+        TrainingConfig(optimizer="ProdigyPlusScheduleFree", lr_scheduler="constant"), {"unet": 1.0, "text_encoder": 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_scheduler": "cosine"}, "Set lr_scheduler to constant, not cosine"),
+        ({"lr_scheduler": "constant", "ema_decay": 0.9}, "averages its weights by itself. Set ema_decay to 0, not 0.9"),
+    ],
+)
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "schedulefree.RAdamScheduleFree", "ProdigyPlusScheduleFree"])
+def test_a_schedule_free_optimizer_takes_no_second_average(name, wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_optimizer(TrainingConfig(optimizer=name, **wrong), {"unet": 1.0})
 
 
 def test_optimizer_args_are_literals_and_reach_the_optimizer():
@@ -152,7 +175,9 @@ def test_optimizer_args_have_spaces_or_commas_between_them(separator):
 )
 def test_what_an_optimizer_cannot_take_shows_without_any_weight(name, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_optimizer(name, {"unet": 1.0, "text_encoder": 0.5}, weight_decay=0.0, extra_args=text)
+        check_optimizer(
+            TrainingConfig(optimizer=name, optimizer_args=text, weight_decay=0.0), {"unet": 1.0, "text_encoder": 0.5}
+        )
 
 
 def test_a_package_that_is_there_but_broken_is_named_with_its_cause_and_remedy(tmp_path, monkeypatch):
@@ -172,36 +197,6 @@ def test_unreadable_optimizer_args_are_an_error(text):
 def test_an_argument_the_optimizer_does_not_take_is_an_error():
     with pytest.raises(ValueError, match="AdamW does not take them"):
         make_optimizer("AdamW", make_groups(1e-4), weight_decay=0.0, extra_args="d_coef=2")
-
-
-def list_rates(name: str, *, warmup: int, total: int) -> list[float]:
-    optimizer = make_optimizer("AdamW", make_groups(1.0), weight_decay=0.0)
-    schedule = make_lr_scheduler(name, optimizer, warmup_steps=warmup, total_steps=total)
-    seen = []
-    for _ in range(total):
-        seen.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    return seen
-
-
-def test_a_schedule_counts_optimizer_steps_and_warms_up():
-    cosine = list_rates("cosine", warmup=10, total=110)
-    assert cosine[0] == 0 and cosine[5] == pytest.approx(0.5) and cosine[10] == 1
-    assert cosine[60] == pytest.approx(0.5) and cosine[109] < 0.001
-
-
-def test_a_constant_schedule_keeps_its_warm_up():
-    assert list_rates("constant", warmup=4, total=8) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
-
-
-def test_warm_up_is_a_number_of_steps_or_a_share():
-    assert (warmup_steps(0.05, 1500), warmup_steps(200, 1500), warmup_steps(0, 1500), warmup_steps(2000, 1500)) == (
-        75,
-        200,
-        0,
-        1500,
-    )
 
 
 @pytest.mark.parametrize("extra", [{}, {"d_coef": 2.0, "safeguard_warmup": False, "growth_rate": 1.5}, {"slice_p": 2}])

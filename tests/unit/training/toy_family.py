@@ -15,7 +15,8 @@ from trainers.dataset.crop_pixels import read_crop
 from trainers.dataset.crop_plan import TrainingItem
 from trainers.files.tensor_cache import TensorCache
 from trainers.lora.modules import ModuleNames
-from trainers.training.adapters import AdaptedComponent, AdaptedModel, AdapterSettings, attach_adapters
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import AdaptedComponent, AdaptedModel, attach_adapters
 from trainers.training.distributed import World
 from trainers.training.evaluation import evaluating
 from trainers.training.family import Progress
@@ -49,8 +50,7 @@ class PreparedToy:
         with torch.no_grad():
             self.transformer[0].weight.copy_(torch.eye(WIDTH))
             self.transformer[0].bias.zero_()
-        settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-        parameters = attach_adapters(self.transformer, ["0"], settings, component="transformer")
+        parameters = attach_adapters(self.transformer, ["0"], AdapterSettings.of(config), component="transformer")
         component = AdaptedComponent(self.transformer, ParameterGroup("transformer", parameters, config.learning_rate))
         key = ("transformer", "0")
         names = ModuleNames({key: "diffusion_model_0"}, [("diffusion_model_0", key)], main_component="transformer")

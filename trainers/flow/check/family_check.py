@@ -38,6 +38,8 @@ class LatentFormat:
 class FlowCheck:
     """The FamilyCheck of a loaded model. `count_tokens` counts as its text encoder does; None: it
     is unknown. `estimate_memory` gets the plan and the number of tokens of its longest caption.
+    `check_model` raises a ValueError if the trainer would refuse the model, or finds none of the
+    settings' layers in it.
     """
 
     family: FlowFamilyRow
@@ -47,6 +49,7 @@ class FlowCheck:
     estimate_memory: Callable[[TrainingPlan[FlowConfig], int], FlowEstimate]
     count_tokens: Callable[[str], int] | None = None
     notices: tuple[str, ...] = ()  # on the model
+    check_model: Callable[[FlowConfig], None] = lambda _: None
 
     speed_settings: tuple[str, ...] = (
         "train_batch_size",
@@ -69,6 +72,7 @@ class FlowCheck:
 
     def check_settings(self, config: FlowConfig) -> None:
         check_settings(config)
+        self.check_model(config)
 
     def check_plan(self, plan: TrainingPlan[FlowConfig]) -> None:
         check_sizes(plan.crops.bucket_counts, self.family)

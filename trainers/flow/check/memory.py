@@ -5,22 +5,25 @@ tests/host/test_flow_memory.py compares the estimate with whole steps of the rea
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
-from ...training.adapters import AdapterSettings, wrap_linear_layers
+from ...training.adapter_layers import find_size
+from ...training.adapter_shapes import AdapterSettings, count_parameters
+from ...training.adapters import wrap_linear_layers
 from ...training.block_streaming import BlockStreamer, spread_evenly
 from ...training.device import COMPUTE_DTYPES
 from ...training.flat_weights import FlatWeights
 from ...training.live_memory import LiveMemory
+from ...training.loss import per_sample_loss
 from ..base_model import Conditions, FlowBaseModel
 from ..checkpointing import checkpoint_blocks
 from ..config import FlowConfig
 from ..lora_names import NETWORK
-from ..objective import loss_weights, per_sample_loss
+from ..objective import loss_weights
 from ..targets import find_targets, list_blocks
 from .shortened import BlockTimeline, shorten
 from .without_data import META, running_without_data
@@ -62,9 +65,8 @@ def _count_stored(tensor: Tensor) -> int:
     return stored.numel() * stored.element_size()
 
 
-def count_adapter_parameters(network: nn.Module, targets: Iterable[str], rank: int) -> int:
-    layers = (network.get_submodule(name) for name in targets)
-    return rank * sum(int(getattr(layer, side)) for layer in layers for side in ("in_features", "out_features"))
+def count_adapter_parameters(network: nn.Module, targets: Iterable[str], settings: AdapterSettings) -> int:
+    return count_parameters((find_size(network.get_submodule(name)) for name in targets), settings)
 
 
 def estimate_memory(
@@ -88,7 +90,7 @@ def estimate_memory(
     number_bytes = COMPUTE_DTYPES[base.precision].itemsize
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=number_bytes)
     targets = find_targets(base.network, base.family, config.target_modules)
-    num_parameters = count_adapter_parameters(base.network, targets, config.rank)
+    num_parameters = count_adapter_parameters(base.network, targets, AdapterSettings.of(config))
     is_rough = False
     try:
         activations_bytes = count_activations(
@@ -123,8 +125,8 @@ def count_activations(
     network = base.network
     runs = [] if is_whole else shorten(network)
     targets = find_targets(network, base.family, config.target_modules)
-    settings = AdapterSettings(config.rank, config.alpha, config.lora_dropout, config.seed)
-    parameters = wrap_linear_layers(network, targets, settings, component=NETWORK, device=META)
+    adapters = replace(AdapterSettings.of(config), module_dropout=0.0)  # the peak is with all of them
+    parameters = wrap_linear_layers(network, targets, adapters, component=NETWORK, device=META)
     FlatWeights(parameters, COMPUTE_DTYPES[base.precision])
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -143,8 +145,9 @@ def count_activations(
             latents, noise = torch.zeros(shape, device=META), torch.zeros(shape, device=META)
             levels = torch.zeros(batch_size, device=META)
             _compute_loss(base, config, latents, noise, levels, [conditions] * batch_size).backward()
-    except (RuntimeError, TypeError) as error:  # what torch raises for .item() and numpy without data
-        raise NotCountable(f"{base.family.name} needs the values of its tensors: {error}") from error
+    # what torch raises for .item() and numpy without data, and a list that was cut short
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise NotCountable(f"{base.family.name} cannot be counted without data: {error}") from error
     return timeline.find_peak()
 
 

@@ -1,17 +1,22 @@
 """What the flight check asks of SDXL."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...check.check_finding import CheckFinding
 from ...check.disk_use import FILE_BYTES
 from ...check.family_check import CacheSizes, FamilyCost
 from ...check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate, bytes_per_parameter
+from ...dataset.control_images import refuse_control_images
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
 from ...training.plan import TrainingPlan
 from ...wording import pluralize
 from ..config import SDXLConfig
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from diffusers import UNet2DConditionModel
 
 MAX_CHUNKS = 3
 LATENT_BYTES_PER_PIXEL = 4 * 4 / 64  # four channels in float32, an eighth of the height and width
@@ -22,11 +27,16 @@ POOLED_BYTES = 1280 * 2
 
 @dataclass(frozen=True)
 class SDXLCheck:
-    """The FamilyCheck of SDXL. It needs no model: all of them have the same size."""
+    """The FamilyCheck of SDXL. It needs no model: all of them have the same layers, unless `unet`
+    brings others, or weights of fewer bits. `check_model` raises a ValueError if the trainer would
+    refuse the model that there is.
+    """
 
     precision: str = "bf16"
     device_bytes: int | None = None  # of the GPU, if known: it decides what stays in main memory
     base_dtype: str = ""  # one of BASE_DTYPES, or as the precision
+    check_model: Callable[[], None] = lambda: None
+    unet: "UNet2DConditionModel | None" = None  # its data is not looked at
     title: str = "SDXL"
     speed_settings: tuple[str, ...] = (
         "train_batch_size",
@@ -46,12 +56,16 @@ class SDXLCheck:
         return {"family": None}
 
     def check_settings(self, config: SDXLConfig) -> None:
-        from ..start import check_settings  # diffusers takes seconds to import
+        from ..model.standard_unet import standard_unet  # diffusers takes seconds to import
+        from ..start import check_settings
+        from ..targets import find_unet_targets
 
         check_settings(config)
+        find_unet_targets(standard_unet(), config.target_modules)
+        self.check_model()
 
     def check_plan(self, plan: TrainingPlan[SDXLConfig]) -> None:
-        """Any plan suits SDXL."""
+        refuse_control_images([item.image for item in plan.all_items], "SDXL")
 
     def judge_model(self) -> Iterator[CheckFinding]:
         """No model is looked at."""
@@ -81,11 +95,12 @@ class SDXLCheck:
     def estimate(self, plan: TrainingPlan[SDXLConfig]) -> FamilyCost:
         # diffusers takes seconds to import
         from ...training.device import COMPUTE_DTYPES
+        from ...training.quantized_linear import describe_quantized
         from ..memory import estimate_memory
         from ..model.standard_unet import standard_unet
         from ..streaming import describe_blocks_to_swap, resolve_blocks_to_swap
 
-        unet, size_hw = standard_unet(), plan.crops.largest_hw
+        unet, size_hw = self.unet or standard_unet(), plan.crops.largest_hw
 
         def count(config: SDXLConfig) -> MemoryEstimate:
             return estimate_memory(unet, config, size_hw=size_hw, precision=self.precision, base_dtype=self.base_dtype)
@@ -98,7 +113,7 @@ class SDXLCheck:
             has_ema=config.ema_decay > 0,
             number_bytes=COMPUTE_DTYPES[self.precision].itemsize,
         )
-        notes = describe_blocks_to_swap(config, unet)
+        notes = (*describe_quantized(unet), *describe_blocks_to_swap(config, unet))
         return FamilyCost(memory, round(memory.adapters_bytes / per_parameter), _count_cache(plan), notes)
 
 

@@ -101,7 +101,9 @@ def denoise(
     """Draw scaled latents [B, 4, H, W] float32, one per seed. `embeddings` has 2 B captions: the
     negative ones first. `on_step` is called after every step; what it raises ends the drawing.
     """
-    device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+    norm = unet.conv_norm_out
+    assert norm is not None
+    device, dtype = norm.weight.device, norm.weight.dtype  # a norm's weight is never quantized
     ids = torch.tensor([size_ids(size_hw, (0, 0), size_hw)] * (2 * len(seeds)), dtype=torch.float32, device=device)
     prompt_embeds = embeddings.prompt_embeds.to(device, dtype)
     conditions = {"text_embeds": embeddings.pooled_prompt_embeds.to(device, dtype), "time_ids": ids}

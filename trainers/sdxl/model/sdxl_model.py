@@ -129,6 +129,20 @@ def load_model(path: Path) -> SDXLModel:
         raise ValueError(f"{path}: {error}") from error
 
 
+def check_header(path: Path) -> None:
+    """Check a single .safetensors checkpoint as load_model does, as far as its header tells.
+
+    Raises:
+        ValueError: as load_model.
+    """
+    try:
+        _refuse_other_files(path)
+        with _open(path) as file:
+            _choose_weights(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def build_model(
     state_dicts: Mapping[Part, StateDict],
     *,
@@ -206,7 +220,8 @@ def _adopt(module: nn.Module, weights: StateDict, part: Part) -> nn.Module:
         position_ids = owner._buffers.get("position_ids")
         if position_ids is not None:  # not in the state dict, so still on the meta device
             owner.position_ids = torch.arange(position_ids.shape[-1]).expand(1, -1)
-    left = [name for name, tensor in chain(module.named_parameters(), module.named_buffers()) if tensor.is_meta]
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    left = [name for name, tensor in tensors if tensor.is_meta and name not in weights]
     assert not left, f"without values: {left}"
     return module.eval()
 
@@ -232,16 +247,10 @@ def _describe_weights(names: list[str]) -> str:
 def _load_checkpoint(path: Path) -> SDXLModel:
     _refuse_other_files(path)
     with _open(path) as file:
-        names = file.names
-        refuse_other_checkpoints(file.get_shapes(names))
-        parts = {
-            part: [name for name in names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)]
-            for part in PARTS
-        }
-        refuse_quantized(file.get_dtypes(chain.from_iterable(parts.values())))
+        names, parts = file.names, _choose_weights(file)
         tensors = {
-            part: {name.removeprefix(LDM_PREFIX[part]): tensor for name, tensor in file.read(parts[part]).items()}
-            for part in PARTS
+            part: {name.removeprefix(LDM_PREFIX[part]): tensor for name, tensor in file.read(of_part).items()}
+            for part, of_part in parts.items()
         }
     # As in ComfyUI: a checkpoint that predicts v has these keys, with empty tensors.
     predicts_v = "v_pred" in names
@@ -261,6 +270,17 @@ def _load_checkpoint(path: Path) -> SDXLModel:
         path=path,
         version=file.version,
     )
+
+
+def _choose_weights(file: WeightFile) -> dict[Part, list[str]]:
+    """List the names of each part's weights. Raises ValueError if the file is not an SDXL model."""
+    refuse_other_checkpoints(file.get_shapes(file.names))
+    parts: dict[Part, list[str]] = {
+        part: [name for name in file.names if name.startswith(LDM_PREFIX[part]) and is_weight(part, name)]
+        for part in PARTS
+    }
+    refuse_quantized(file.get_dtypes(chain.from_iterable(parts.values())))
+    return parts
 
 
 def states_v_prediction(metadata: Mapping[str, str]) -> bool:

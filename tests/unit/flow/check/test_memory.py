@@ -15,7 +15,11 @@ from trainers.check.memory_estimate import MemoryEstimate
 from trainers.flow.base_model import Conditions
 from trainers.flow.check.memory import FrozenWeights, count_activations, estimate_memory
 from trainers.flow.check.shortened import NUM_KEPT, shorten
+from trainers.flow.check.without_data import META
 from trainers.flow.config import FlowConfig
+from trainers.flow.targets import find_targets
+from trainers.training.adapter_shapes import AdapterSettings
+from trainers.training.adapters import wrap_linear_layers
 from trainers.training.block_streaming import count_streamed_bytes
 from trainers.training.live_memory import LiveMemory
 
@@ -102,6 +106,20 @@ def test_adapters_count_with_gradients_states_and_average() -> None:
     assert estimate().adapters_bytes == 16 * num_parameters
     assert estimate(optimizer="AdamW8bit").adapters_bytes == 10 * num_parameters
     assert estimate(ema_decay=0.9).adapters_bytes == 20 * num_parameters
+
+
+@pytest.mark.parametrize("adapter", ["dora", "loha", "lokr"])
+def test_every_kind_of_adapter_is_counted(adapter: str) -> None:
+    base = HollowBase()
+    parameters = wrap_linear_layers(
+        base.network,
+        find_targets(base.network, base.family, "auto"),
+        AdapterSettings.of(FlowConfig(adapter=adapter, rank=2)),
+        component="unet",
+        device=META,
+    )
+    assert estimate(adapter=adapter).adapters_bytes == 16 * sum(parameter.numel() for parameter in parameters)
+    assert count(adapter=adapter) == pytest.approx(count(adapter=adapter, is_whole=True), rel=0.001)
 
 
 def test_streamed_blocks_do_not_stay() -> None:

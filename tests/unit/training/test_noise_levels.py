@@ -1,16 +1,20 @@
-"""The random numbers of a step: which noise levels are drawn."""
+"""Which noise levels are drawn."""
+
+import math
 
 import pytest
 
-from trainers.flow.config import FlowConfig
-from trainers.flow.draws import draw_level
 from trainers.flow.objective import find_levels, shift_level
+from trainers.training.config import TrainingConfig
+from trainers.training.noise_levels import draw_level, sample_level
 
 SAMPLINGS = ("uniform", "sigmoid", "logit_normal")
 
 
 def draw(sampling: str, *, between: tuple[float, float] = (0.0, 1.0), count: int = 300, **settings) -> list[float]:
-    return [draw_level(FlowConfig(**settings), sampling, step=step, item=1, between=between) for step in range(count)]
+    return [
+        draw_level(TrainingConfig(**settings), sampling, step=step, item=1, between=between) for step in range(count)
+    ]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -36,4 +40,17 @@ def test_a_range_that_the_sampling_never_draws_is_an_error():
 )
 def test_an_empty_range_is_an_error(wrong):
     with pytest.raises(ValueError, match="max_timestep must be above min_timestep"):
-        FlowConfig(**wrong)
+        TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [("uniform", 0.25), ("sigmoid", 1 / (1 + math.exp(-2.0))), ("logit_normal", 1 / (1 + math.exp(-2.5)))],
+)
+def test_levels_follow_their_formula(sampling, expected):
+    assert sample_level(sampling, 0.25, 1.0, scale=2.0, mean=-0.5, std=3.0) == pytest.approx(expected)
+
+
+def test_an_unknown_sampling_is_refused():
+    with pytest.raises(ValueError, match="timestep_sampling must be"):
+        sample_level("cosine", 0.5, 0.0, scale=1.0, mean=0.0, std=1.0)
