@@ -11,7 +11,7 @@ from .network import take_network
 from .optimizer import read_arguments, take_optimizer
 from .sample_lines import read_lines, write_lines
 from .translation import Translation, Translator
-from .values import read_bool, read_float, read_text, show
+from .values import is_off, read_bool, read_float, read_text, show
 
 PROGRAM = "sd-scripts"
 # Reads a file that the configuration names: its text, or the tables of a TOML or JSON file.
@@ -56,7 +56,7 @@ def translate_kohya(
     for decisive, values, row in table.DEPENDENT_ROWS:
         if translator.given.get(decisive) in values:
             translator.take_rows([row])
-        elif translator.is_given(row.name):
+        elif not is_off(translator.given.get(row.name)):
             translator.without_effect(row.name, f"counts only where {decisive} is {' or '.join(values)}")
     _take_multires_discount(translator)
     _take_buckets(translator)
@@ -277,8 +277,7 @@ def _take_optimizer(translator: Translator) -> None:
 def _take_multires_discount(translator: Translator) -> None:
     if translator.given.get("multires_noise_iterations"):
         discount = translator.get("multires_noise_discount", read_float, 0.3)
-        if translator.has("multires_noise_discount"):
-            translator.take("multires_noise_discount", discount, ours="multires_noise_discount")
+        translator.take("multires_noise_discount", discount, ours="multires_noise_discount")
     elif translator.is_given("multires_noise_discount"):
         translator.get("multires_noise_discount", read_float)
 

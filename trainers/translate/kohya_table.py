@@ -7,7 +7,7 @@ as a loss; when the setting comes, the row maps it.
 import re
 from typing import Any
 
-from .translation import NOTHING, Row
+from .translation import Row
 from .values import read_bool, read_float, read_text, read_whole
 
 
@@ -45,8 +45,8 @@ DATASET_ROWS = (
     Row("caption_separator", read_text, ","),
     Row("caption_dropout_rate", read_float, 0.0),
     Row("caption_tag_dropout_rate", read_float, 0.0),
-    Row("enable_wildcard", read_bool, False, ours="use_wildcards"),
-    Row("validation_split", read_float, 0.0, ours="validation_share"),
+    Row("enable_wildcard", read_bool, False),
+    Row("validation_split", read_float, 0.0),
 )
 ROWS = (
     Row("output_name", read_text),
@@ -78,26 +78,26 @@ ROWS = (
     Row("loss_type", read_text, "l2", off=("l2",)),
     Row("min_timestep", read_whole),
     Row("max_timestep", read_whole, off=(1000,)),
-    Row("lr_decay_steps", read_float),
 )
 # Rows that count only where another setting has one of these values.
 DEPENDENT_ROWS = (
     ("loss_type", ("huber", "smooth_l1"), Row("huber_c", read_float, 0.1)),
     ("loss_type", ("huber", "smooth_l1"), Row("huber_schedule", read_text, "snr")),
     ("loss_type", ("huber", "smooth_l1"), Row("huber_scale", read_float, 1.0, off=(1.0,))),
+    ("lr_scheduler", ("warmup_stable_decay",), Row("lr_decay_steps", read_float, 0.0)),
     ("lr_scheduler", ("cosine_with_restarts",), Row("lr_scheduler_num_cycles", read_whole, 1)),
 )
 # Arguments of the network: the name here, and how it is read.
 NETWORK_ARG_ROWS = (
-    Row("conv_dim", read_whole, NOTHING, ours="conv_rank"),
-    Row("conv_alpha", read_float, NOTHING),
-    Row("rank_dropout", read_float, NOTHING),
-    Row("module_dropout", read_float, NOTHING),
-    Row("loraplus_lr_ratio", read_float, NOTHING),
-    Row("factor", read_whole, NOTHING, ours="lokr_factor"),
-    Row("decompose_both", read_bool, NOTHING, ours="lokr_decompose_both"),
-    Row("full_matrix", read_bool, NOTHING, ours="lokr_full_matrix"),
-    Row("rs_lora", read_bool, NOTHING, ours="use_rslora"),
+    Row("conv_dim", read_whole),
+    Row("conv_alpha", read_float),
+    Row("rank_dropout", read_float),
+    Row("module_dropout", read_float),
+    Row("loraplus_lr_ratio", read_float),
+    Row("factor", read_whole),
+    Row("decompose_both", read_bool),
+    Row("full_matrix", read_bool),
+    Row("rs_lora", read_bool),
 )
 
 _CACHED, _FLOAT32 = "latents and texts are always cached", "the LoRA is always trained in float32"

@@ -2,19 +2,19 @@
 
 from typing import Any
 
+from ..training.earlier_settings import ALGORITHMS
 from .kohya_table import NETWORK_ARG_ROWS
 from .optimizer import split_arguments
 from .translation import Row, Translator
-from .values import is_off, read_bool, read_text, read_whole
+from .values import is_off, read_bool, read_float, read_text
 
 _LYCORIS = "lycoris.kohya"
-# What is trained here, by the module of sd-scripts, or by the algorithm of LyCORIS.
+# Our adapter, by the module of sd-scripts.
 _ADAPTERS = {
     "networks.lora": "lora",
     "networks.loha": "loha",
     "networks.lokr": "lokr",
 }
-_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 _LYCORIS_PRESET = "attn-mlp"  # the layers of target_modules attention_mlp
 
 
@@ -22,13 +22,13 @@ def take_network(translator: Translator) -> None:
     """Set the adapter and its arguments.
 
     Raises:
-        ValueError: another kind of adapter, or one that does not exist here.
+        ValueError: such an adapter does not exist here.
     """
     module = translator.get("network_module", read_text, "networks.lora")
     arguments = translator.get("network_args", split_arguments, {})
     is_lycoris = module == _LYCORIS
     algorithm = str(arguments.pop("algo", "lora")).lower()
-    adapter = _ALGORITHMS.get(algorithm) if is_lycoris else _ADAPTERS.get(module)
+    adapter = ALGORITHMS.get(algorithm) if is_lycoris else _ADAPTERS.get(module)
     is_dora = read_bool(arguments.pop("dora_wd", False))
     if is_dora and adapter == "lora":
         adapter = "dora"
@@ -36,27 +36,28 @@ def take_network(translator: Translator) -> None:
         adapter = None
     shown = f"{module} with algo={algorithm}" if is_lycoris else module
     shown += " and dora_wd=True" if is_dora else ""
-    if adapter is None or (adapter != "lora" and not translator.has("adapter")):
+    if adapter is None:
         raise ValueError(
             f"{translator.label('network_module')} {shown}: no such adapter is trained here. "
             "Write networks.lora (in kohya_ss: LoRA_type Standard) for a plain LoRA, which the other settings may not "
             "suit"
         )
-    if translator.has("adapter"):
-        translator.take("network_module", adapter, ours="adapter")
-    elif translator.is_given("network_module"):
-        translator.same("network_module", "a plain LoRA is trained")
+    translator.take("network_module", adapter, ours="adapter")
     if is_lycoris:
         _add_lycoris_defaults(translator, arguments)
     _take_arguments(translator, arguments)
 
 
 def _add_lycoris_defaults(translator: Translator, arguments: dict[str, Any]) -> None:
-    """LyCORIS also trains convolutions, with the rank of the other layers unless told otherwise."""
+    """LyCORIS also trains convolutions, with rank and alpha of the others unless told otherwise."""
     preset = arguments.pop("preset", "full")
-    if preset != _LYCORIS_PRESET:
-        translator.lose("network_module", f"LyCORIS's preset {preset} trains other layers than target_modules")
-        arguments.setdefault("conv_dim", translator.get("network_dim", read_whole, 4))
+    if preset == _LYCORIS_PRESET:
+        arguments.pop("conv_dim", None)
+        return
+    translator.lose("network_module", f"LyCORIS's preset {preset} trains other layers than target_modules")
+    for name, usual, default in (("conv_dim", "network_dim", 4), ("conv_alpha", "network_alpha", 1)):
+        if is_off(arguments.get(name)):
+            arguments[name] = translator.get(usual, read_float, default)
 
 
 def _take_arguments(translator: Translator, arguments: dict[str, Any]) -> None:

@@ -162,10 +162,15 @@ def _take_concepts(translator: Translator, read_file: FileReader) -> None:
 def _take_masks(translator: Translator) -> None:
     is_masked = translator.get("masked_training", read_bool, False)
     translator.take("masked_training", "files" if is_masked else "off", ours="mask_source")
-    if is_masked and translator.get("unmasked_probability", read_float, 0.1):
-        translator.lose("unmasked_probability", "masks always count")
-    for name in ("unmasked_probability", "masked_prior_preservation_weight"):
-        if not is_masked and not is_off(translator.get(name, read_float)):
+    prior = "prior_loss_weight keeps what the base model knows, in the whole image"
+    for name, usual, reason in (
+        ("unmasked_probability", 0.1, "masks always count"),
+        ("masked_prior_preservation_weight", 0.0, prior),
+    ):
+        value = translator.get(name, read_float, usual)
+        if is_masked and value:
+            translator.lose(name, reason)
+        elif value and translator.is_given(name):
             translator.without_effect(name, "masks are not used")
 
 
@@ -269,15 +274,12 @@ def _take_adapter(translator: Translator) -> None:
     adapter = _ADAPTERS.get(kind)
     if translator.get("lora_decompose", read_bool, False) and adapter == "lora":
         adapter, kind = "dora", "LORA with lora_decompose"
-    if adapter is None or (adapter != "lora" and not translator.has("adapter")):
+    if adapter is None:
         raise ValueError(
             f"peft_type {kind}: no such adapter is trained here. Write LORA into the file for a plain LoRA, which the "
             "other settings may not suit"
         )
-    if translator.has("adapter"):
-        translator.take("peft_type", adapter, ours="adapter")
-    elif translator.is_given("peft_type"):
-        translator.same("peft_type", "a plain LoRA is trained")
+    translator.take("peft_type", adapter, ours="adapter")
 
 
 def _take_layers(translator: Translator) -> None:

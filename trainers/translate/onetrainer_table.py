@@ -132,7 +132,6 @@ LOST: dict[str, tuple[str, tuple[Any, ...]]] = {
     "timestep_shift": ("timesteps of SDXL are not shifted", (1.0,)),
     "learning_rate_min_factor": ("the learning rate falls to 0", ()),
     "custom_learning_rate_scheduler": ("schedules are those of lr_scheduler", ()),
-    "masked_prior_preservation_weight": ("prior_loss_weight keeps what the base model knows, in the whole image", ()),
     "custom_conditioning_image": ("SDXL has no conditioning images", ()),
     "loss_scaler": ("the loss is the mean of the batch", ("NONE",)),
     "force_circular_padding": ("images are not made tileable", ()),

@@ -40,6 +40,9 @@ def take_optimizer(translator: Translator, key: str, name: str, arguments: Mappi
         )
     remark = "the same numbers, its states stay on the GPU" if name in _SAME_NUMBERS and ours != name else ""
     translator.take(key, ours, ours="optimizer", remark=remark)
+    if ours.endswith("ScheduleFree"):  # the other programs leave out their schedule then too
+        translator.settings.update(lr_scheduler="constant", lr_warmup_steps=0.0)
+        translator.without_effect(translator.name_part("the schedule"), f"{ours} has none, so it is constant")
     decay = arguments.get("weight_decay")
     if decay is None:
         translator.take("weight_decay", _choose_default_decay(ours), ours="weight_decay")

@@ -98,10 +98,6 @@ class Translator:
     def program(self) -> str:
         return self._result.program
 
-    def has(self, ours: str) -> bool:
-        """True if there is such a setting here."""
-        return ours in COMMAND_SETTINGS or self._find_config(ours) is not None
-
     def is_given(self, name: str) -> bool:
         """True if the file gives a value: neither nothing nor an empty text."""
         return name in self._parts or self.given.get(name) not in (None, "")
