@@ -123,6 +123,21 @@ def _unwrap_type(hint: Any) -> Any:
     return hint if isinstance(hint, type) else str
 
 
+def check_value(config_class: type, name: str, value: Any, *, source: str) -> Any:
+    """Return the value of one field with its type, without regard to the other fields.
+
+    Raises:
+        ValueError: a wrong type, or outside the field's range or choices; the message names the
+            source.
+    """
+    (spec,) = (spec for spec in fields(config_class) if spec.name == name)
+    value = _check_type(value, _unwrap_type(get_type_hints(config_class)[name]), source)
+    problem = _find_problem(spec, value)
+    if problem:
+        raise ValueError(f"{source} {problem}")
+    return value
+
+
 def from_mapping(config_class: type, values: dict[str, Any], *, source: str) -> Any:
     """Build a config from a TOML table or parsed flags.
 

@@ -10,6 +10,11 @@ _OTHER_NAMES = {
     "lora_rank": "rank",
     "lora_alpha": "alpha",
     "network_dropout": "lora_dropout",
+    "conv_dim": "conv_rank",
+    "factor": "lokr_factor",
+    "decompose_both": "lokr_decompose_both",
+    "full_matrix": "lokr_full_matrix",
+    "rs_lora": "use_rslora",
     "unet_lr": "learning_rate",
     "text_encoder_lr": "text_encoder_learning_rate",
     "text_encoder_lr1": "text_encoder_learning_rate",
@@ -33,11 +38,18 @@ _OTHER_NAMES = {
     "caption_dropout_rate": "caption_dropout",
     "caption_tag_dropout_rate": "tag_dropout",
     "flip_aug": "random_flip",
+    "enable_wildcard": "use_wildcards",
+    "validation_split": "validation_share",
     "is_reg": "is_regularization",
     "sample_prompts": "sample_prompt",
     "train_text_encoder": "train_text_encoders",
     "v_parameterization": "prediction_type",
 }
+
+
+def name_here(name: str) -> str:
+    """What a setting of another program is called here: the same, if no other name is known."""
+    return _OTHER_NAMES.get(name, name)
 
 
 def suggest_name(name: str, allowed: Collection[str]) -> str | None:

@@ -3,9 +3,7 @@
 """
 
 import argparse
-import codecs
 import logging
-import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,24 +14,19 @@ from ..dataset.config import DatasetConfig
 from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
+from ..files.setting_file import HOW_TO_WRITE_PATHS, read_setting_file
 from ..sdxl.config import BASE_DTYPES, SDXLConfig
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
 from ..training.plan import make_step_counter
 from ..training.presets import GOALS, MEMORY_PRESETS, choose_memory_preset, resolve
 from ..training.run_settings import RunSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..translate.foreign_config import translate_file
 
 logger = logging.getLogger(__name__)
 
 DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
-_HOW_TO_WRITE_PATHS = (
-    "A backslash in double quotes begins an escape: write paths in single quotes, as in images = 'C:\\photos\\new'"
-)
+DATASET_CONFIG_HELP = "sd-scripts' TOML file of datasets, if their configuration does not name it"
 # Settings of the command itself: which model, and where files go.
 OWN_SETTINGS = {
     "base": "SDXL base model: a .safetensors checkpoint or a diffusers folder",
@@ -68,8 +61,10 @@ def add_setting_flags(
     parser.add_argument(
         "--config",
         type=Path,
-        help="TOML file with any of these settings, and [[datasets]] tables for several folders; flags win",
+        help="TOML file with any of these settings, and [[datasets]] tables for several folders; or, for SDXL, a "
+        "configuration of sd-scripts (.toml), kohya_ss (.json) or OneTrainer (.json). Flags win",
     )
+    parser.add_argument("--dataset-config", type=Path, help=DATASET_CONFIG_HELP)
     for name, help_text in OWN_SETTINGS.items():
         if name in without:
             continue
@@ -80,10 +75,10 @@ def add_setting_flags(
 
 
 def read_settings(options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str]) -> dict[str, Any]:
-    """Read the TOML file, and override it with the flags that were given."""
+    """Read the file, and override it with the flags that were given."""
     known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))}
-    settings = _read_toml(options.config, known) if options.config else {}
-    settings.update({name: value for name, value in vars(options).items() if name in known})
+    flags = {name: value for name, value in vars(options).items() if name in known}
+    settings = {**_read_config(options, configs, known, flags), **flags}
     if settings.get("like"):
         settings = _add_earlier(settings, configs)
     missing = [name for name in required if not (settings.get(name) or (name == "images" and DATASETS in settings))]
@@ -102,13 +97,29 @@ def _add_earlier(settings: dict[str, Any], configs: Sequence[type]) -> dict[str,
     return {**values, **settings}
 
 
-def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
-    try:
-        settings = tomllib.loads(_read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}. {_HOW_TO_WRITE_PATHS}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: not valid TOML: brackets are nested too deep") from error
+def _read_config(
+    options: argparse.Namespace, configs: Sequence[type], known: set[str], flags: dict[str, Any]
+) -> dict[str, Any]:
+    """Read our own TOML file, or translate another program's and say what became of it."""
+    path: Path | None = options.config or options.dataset_config
+    if path is None:
+        return {}
+    content = read_setting_file(path)
+    dataset_config = options.dataset_config if options.config else None
+    translation = translate_file(path, content, configs, dataset_config=dataset_config)
+    if translation is None:
+        _check_own(path, content, known)
+        return content
+    if SDXLConfig not in configs:
+        raise ValueError(f"{path}: a configuration of {translation.program} for SDXL. Give it to the command sdxl")
+    logger.warning(translation.text(path.name))
+    # what would win over a flag
+    winning = {"max_train_steps": "num_train_epochs", "images": DATASETS}
+    hidden = {theirs for flag, theirs in winning.items() if flag in flags}
+    return {name: value for name, value in translation.settings.items() if name not in hidden}
+
+
+def _check_own(path: Path, settings: dict[str, Any], known: set[str]) -> None:
     unknown = sorted(set(settings) - known - {DATASETS})
     if unknown:
         raise ValueError(
@@ -118,23 +129,6 @@ def _read_toml(path: Path, known: set[str]) -> dict[str, Any]:
     for table in (settings, *(tables if isinstance(tables, list) else ())):
         if isinstance(table, dict):
             _check_paths(path, table)
-    return settings
-
-
-def _read_text(path: Path) -> str:
-    """Text in UTF-8 or, with its mark, in UTF-16: Windows' editors write both."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder. Give the TOML file in it")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    content = path.read_bytes()
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 text. Save the file as UTF-8 in your editor") from error
 
 
 def _check_paths(path: Path, table: dict[str, Any]) -> None:
@@ -144,7 +138,7 @@ def _check_paths(path: Path, table: dict[str, Any]) -> None:
         if not isinstance(value, str):
             raise ValueError(f"{path}: {name} must be a text in quotes, got {type(value).__name__} {value!r}")
         if not value.isprintable():
-            raise ValueError(f"{path}: {name} has a control character in it: {value!r}. {_HOW_TO_WRITE_PATHS}")
+            raise ValueError(f"{path}: {name} has a control character in it: {value!r}. {HOW_TO_WRITE_PATHS}")
 
 
 def read_dataset_configs(settings: dict[str, Any]) -> list[DatasetConfig]:

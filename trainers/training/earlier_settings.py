@@ -234,7 +234,8 @@ def _read_optimizer(text: str, left_out: list[str]) -> dict[str, Any]:
     return found
 
 
-_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+# Our adapter, by the algorithm of LyCORIS.
+ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 # The argument of sd-scripts or LyCORIS, the name here, and how the text is read.
 _NETWORK_ARGS: dict[str, tuple[str, Reader]] = {
     "conv_dim": ("conv_rank", _read_whole),
@@ -252,7 +253,7 @@ def _read_network(metadata: Mapping[str, str], left_out: list[str]) -> dict[str,
     module = metadata.get("ss_network_module", "networks.lora")
     args = _parse_args(metadata.get("ss_network_args", "{}"))
     found: dict[str, Any] = {}
-    adapter = _ALGORITHMS.get(args.pop("algo", "lora").lower()) if module == "lycoris.kohya" else "lora"
+    adapter = ALGORITHMS.get(args.pop("algo", "lora").lower()) if module == "lycoris.kohya" else "lora"
     is_dora, _ = _read_bool(args.pop("dora_wd", "")), args.pop("wd_on_output", "")
     if adapter is None or module not in ("networks.lora", "lycoris.kohya", "None"):
         left_out.append(f"ss_network_module {module}: {', '.join(ADAPTERS.values())} are trained here")
