@@ -17,6 +17,7 @@ from .commands import caption, check, comfyui, compare, convert_config, demo, fl
 from .critical_section import raise_when_safe, remember_interrupt
 from .similar_names import suggest_name
 from .training.events import Interrupted, Paused
+from .translate.kohya_table import explain_absence
 
 COMMANDS = {
     "sdxl": sdxl,
@@ -85,7 +86,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _name_flag(argument: str, flags: dict[str, str]) -> str:
-    known = suggest_name(argument[2:].partition("=")[0], flags) if argument.startswith("--") else None
+    """Add what the flag is called here, or why sd-scripts' flag is not here."""
+    if not argument.startswith("--"):
+        return argument
+    name = argument[2:].partition("=")[0]
+    known, reason = suggest_name(name, flags), explain_absence(name.replace("-", "_"))
+    if reason:
+        return f"{argument} (not here: {reason})"
     return f"{argument} (did you mean {flags[known]}?)" if known else argument
 
 

@@ -56,7 +56,7 @@ def test_a_mapping_becomes_a_config_and_floats_can_be_whole_numbers():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network_dim": 8}, "x.toml: unknown setting network_dim (did you mean rank?). Allowed: alpha,"),
+        ({"network_dim": 8}, "x.toml: unknown setting network_dim (did you mean rank?). Allowed: adapter, alpha,"),
         ({"rank": "8"}, "x.toml: rank must be int, got str '8'"),
         ({"rank": True}, "x.toml: rank must be int, got bool True"),
     ],

@@ -267,3 +267,21 @@ OTHER_MODELS = re.compile(
     r"|save_(clip|t5xxl)|fp8_base_unet|fp8_(scaled|vl)|show_timesteps.*|system_prompt|use_(flash|sage)_attn"
     r"|llm_adapter_path|vae_(chunk_size|disable_cache)|unsloth_offload_checkpointing|compile.*"
 )
+
+# Flags whose place here is another one, for who types them. A file with them is translated.
+_ELSEWHERE = {
+    "enable_bucket": "images are always sorted into buckets",
+    "network_module": "see --adapter and --conv-rank",
+    "network_args": "see --adapter, --conv-rank and --target-modules",
+    "network_train_unet_only": "that is so without --train-text-encoders",
+    "network_train_text_encoder_only": "the UNet is always trained",
+    "reg_data_dir": "give the folder in --config, in a [[datasets]] table with is_regularization = true",
+    "color_aug": "colours are not changed",
+    "random_crop": "see --resize-mode random_crop",
+    "debiased_estimation_loss": "see --snr-weighting debiased",
+}
+
+
+def explain_absence(name: str) -> str:
+    """Say why sd-scripts' flag is not here; "" if it is, or if it is none of theirs."""
+    return next((reasons[name] for reasons in (SAME, WITHOUT_EFFECT, LOST, _ELSEWHERE) if name in reasons), "")

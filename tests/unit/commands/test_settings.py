@@ -125,6 +125,26 @@ def test_a_flag_of_another_program_is_told_by_our_name(capsys, flag, meant):
     assert f"{flag} (did you mean {meant}?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--xformers", "attention is always PyTorch's own, which is as fast"),
+        ("--cache_latents", "latents and texts are always cached"),
+        ("--full_bf16", "the LoRA is always trained in float32"),
+        ("--clip_skip", "SDXL reads the penultimate layer of its text encoders, in sd-scripts too"),
+        ("--vae", "images are encoded with the base model's own VAE"),
+        ("--enable_bucket", "images are always sorted into buckets"),
+        ("--network_module", "see --adapter and --conv-rank"),
+        ("--network_train_unet_only", "that is so without --train-text-encoders"),
+        ("--color_aug", "colours are not changed"),
+    ],
+)
+def test_a_flag_of_sd_scripts_that_is_not_here_is_refused_with_the_reason(capsys, flag, reason):
+    with pytest.raises(SystemExit):
+        main(["sdxl", flag])
+    assert f"{flag} (not here: {reason})" in capsys.readouterr().err
+
+
 def test_a_missing_file_has_no_number_in_its_message(capsys, tmp_path):
     assert main(["comfyui", str(tmp_path / "gone.json")]) == 1
     said = capsys.readouterr().err
