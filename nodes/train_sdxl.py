@@ -113,6 +113,8 @@ SETTINGS_ORDER = check_settings_order(
         "rank_dropout",
         "module_dropout",
         "scale_weight_norms",
+        "network_reg_dims",
+        "network_reg_lrs",
     ),
     SDXLConfig,
     BucketConfig,

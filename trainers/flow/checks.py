@@ -6,7 +6,9 @@ from pathlib import Path
 from ..dataset.control_images import refuse_control_images
 from ..dataset.image import TrainingImage
 from ..lora.read import check_tensors, list_ranks, load_tensors
+from ..training.adapter_shapes import find_highest_rank
 from ..training.adapters import require_kind, require_rank
+from ..training.layer_values import read_layer_values
 from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
 from .base_model import FlowBaseModel
@@ -23,14 +25,14 @@ def check_settings(config: FlowConfig) -> None:
     """
     if not config.learning_rate:
         raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
-    rates = {"unet": config.learning_rate}
-    check_optimizer(config, rates)
+    of_layers = read_layer_values(config.network_reg_lrs, setting="network_reg_lrs")
+    check_optimizer(config, {"unet": config.learning_rate, **of_layers})
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
         check_tensors(tensors, label)
         require_kind(tensors, config.adapter)
-        require_rank(list_ranks(tensors), config.rank)
+        require_rank(list_ranks(tensors), find_highest_rank(config))
 
 
 def check_sizes(sizes_hw: Collection[tuple[int, int]], family: FlowFamilyRow) -> None:

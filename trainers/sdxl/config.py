@@ -14,8 +14,9 @@ class SDXLConfig(TrainingConfig):
 
     target_modules: str = param(
         "attention_mlp",
-        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in "
-        "sd-scripts), or a regular expression that matches whole module names of diffusers' UNet.",
+        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in sd-scripts), "
+        "b-lora (the attention of the two blocks that B-LoRA trains, for one image), b-lora-content or b-lora-style "
+        "(one of them), or a regular expression that matches whole module names of diffusers' UNet.",
     )
     train_text_encoders: bool = param(
         False,

@@ -38,6 +38,7 @@ from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
+from .start import get_learning_rates
 from .step import Batch, Objective, predict, prior_losses, select_rows, weighted_losses
 from .streaming import list_blocks
 
@@ -226,7 +227,8 @@ class PreparedSDXL:
 
     def metadata(self, progress: Progress) -> dict[str, str]:
         config, model = self.config, self.model
-        trained = {group.name: group.learning_rate for group in self.adapted.groups}
+        rates = get_learning_rates(config)
+        trained = {group.name: rates[group.name] for group in self.adapted.groups}
         return lora_metadata(
             self.plan,
             progress,

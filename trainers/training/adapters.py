@@ -28,10 +28,12 @@ AnyAdapterLayer = LoraLayer | LoraLinear | AdapterLayer
 
 @dataclass(frozen=True)
 class AdaptedComponent:
-    """A part of the base model with adapters, and the parameters of those adapters."""
+    """A part of the base model with adapters, and the parameters of those adapters, in a group for
+    each learning rate.
+    """
 
     module: nn.Module
-    group: ParameterGroup
+    groups: Sequence[ParameterGroup]
 
 
 class AdaptedModel:
@@ -56,7 +58,8 @@ class AdaptedModel:
         }
         self.groups = [
             TrainedGroup(group.name, FlatWeights(group.parameters, dtype), group.learning_rate)
-            for group in (component.group for component in components.values())
+            for component in components.values()
+            for group in component.groups
         ]
         self.flat_weights = [group.weights.flat for group in self.groups]
         self.num_parameters = sum(flat.numel() for flat in self.flat_weights)
@@ -295,12 +298,12 @@ def attach_adapters(
         for name in targets:
             _wrap_layer(model, name, settings, device or model.get_submodule(name).weight.device)  # type: ignore
         return _start_adapters(model, settings, component=component)
-    own = _list_own_settings(model, targets, settings)
+    own = _make_patterns(model, targets, settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
-        rank_pattern={name: each.rank for name, each in own.items()},
-        alpha_pattern={name: each.alpha for name, each in own.items()},  # pyright: ignore[reportArgumentType]
+        rank_pattern={names: rank for names, (rank, _) in own.items()},
+        alpha_pattern={names: alpha for names, (_, alpha) in own.items()},  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
         init_lora_weights=False,
@@ -312,10 +315,16 @@ def attach_adapters(
     return _start_adapters(model, settings, component=component)
 
 
-def _list_own_settings(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, AdapterSettings]:
-    """Return the settings of the layers that have others, by PEFT's patterns of their names."""
-    found = {name: settings.for_size(find_size(model.get_submodule(name))) for name in targets}
-    return {re.escape(name): each for name, each in found.items() if each != settings}
+def _make_patterns(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, tuple[int, float]]:
+    """Return rank and alpha of the layers that have others, by PEFT's patterns: one for all names
+    of the same, as PEFT tries every pattern on every name.
+    """
+    names: dict[tuple[int, float], list[str]] = {}
+    for name in targets:
+        own = settings.for_name(name).for_size(find_size(model.get_submodule(name)))
+        if (own.rank, own.alpha) != (settings.rank, settings.alpha):
+            names.setdefault((own.rank, own.alpha), []).append(re.escape(name))
+    return {"|".join(alike): own for own, alike in names.items()}
 
 
 def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
@@ -375,7 +384,7 @@ def wrap_linear_layers(
 
 def _wrap_layer(model: nn.Module, name: str, settings: AdapterSettings, device: torch.device) -> None:
     make = choose_layer(settings) or LoraLinear
-    _replace(model, name, make(model.get_submodule(name), settings, device))
+    _replace(model, name, make(model.get_submodule(name), settings.for_name(name), device))
 
 
 def unwrap_linear_layer(model: nn.Module, name: str) -> None:
@@ -402,6 +411,18 @@ def find_adapter_layers(model: nn.Module) -> dict[str, AnyAdapterLayer]:
 def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return what is trained of the model, layer by layer."""
     return [matrix for layer in find_adapter_layers(model).values() for matrix in list_matrices(layer).values()]
+
+
+def group_parameters(
+    model: nn.Module, name: str, learning_rate: float, layer_rates: Mapping[str, float]
+) -> list[ParameterGroup]:
+    """Group what is trained of a model by its peak learning rate: that of the layer in
+    `layer_rates`, or `learning_rate`, whose group comes first.
+    """
+    groups: dict[float, list[nn.Parameter]] = {learning_rate: []}
+    for path, layer in find_adapter_layers(model).items():
+        groups.setdefault(layer_rates.get(path, learning_rate), []).extend(list_matrices(layer).values())
+    return [ParameterGroup(name, parameters, rate) for rate, parameters in groups.items() if parameters]
 
 
 def list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -165,7 +165,8 @@ def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) ->
         raise ValueError(
             f"{row.name} finds one learning rate for everything, but {sorted(rates)} were given. Set "
             "text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate "
-            f"(usually {row.usual_learning_rate}), or choose ProdigyPlusScheduleFree, which finds one for each part"
+            f"(usually {row.usual_learning_rate}) and leave network_reg_lrs empty, or choose ProdigyPlusScheduleFree, "
+            "which finds one for each part"
         )
 
 

@@ -17,7 +17,9 @@ from tests.unit.sdxl.test_trainer import (  # noqa: F401 (fixtures)
     list_names,
     weights,
 )
+from trainers.files.tensor_cache import TensorCache
 from trainers.lora.read import read_lora
+from trainers.sdxl.check.family_check import SDXLCheck
 from trainers.sdxl.config import BASE_DTYPES, SDXLConfig
 from trainers.sdxl.merge import merged_lora
 from trainers.sdxl.start import check_settings
@@ -199,3 +201,60 @@ def test_a_run_with_dropouts_and_a_norm_resumes_and_recomputes_bit_for_bit(weigh
     assert trained.metadata["ss_scale_weight_norms"] == "0.01"
     args = json.loads(trained.metadata["ss_network_args"])
     assert (args["rank_dropout"], args["module_dropout"]) == ("0.3", "0.3")
+
+
+# ---- ranks and learning rates of single layers ----
+
+OF_LAYERS = {
+    "rank": 2,
+    "alpha": 1.0,
+    "network_reg_dims": "resnets=3, attn2=6",
+    "network_reg_lrs": "ff.net=1e-9",
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_layers_have_ranks_and_learning_rates_of_their_own(weights, dataset, tmp_path, adapter):  # noqa: F811
+    given = {**OF_LAYERS, "adapter": adapter, "resume": "auto"}
+    trained = train(weights, dataset, tmp_path / "whole", **given)
+    modules = read_lora(trained.path, list_names(weights))
+    for (_, path), module in modules.items():
+        rank = 3 if "resnets" in path else 6 if "attn2" in path else 2
+        assert (module.rank, module.scale) == (rank, 0.5)
+        moved = (module.scale * module.up).abs().max()
+        assert moved < 1e-6 if "ff.net" in path else moved > 1e-4
+    assert {path.split(".")[-1] for _, path in modules} >= {"conv1", "to_k", "2", "to_q"}
+    args = json.loads(trained.metadata["ss_network_args"])
+    assert (args["network_reg_dims"], args["network_reg_lrs"]) == ("resnets=3, attn2=6", "ff.net=1e-9")
+    assert trained.metadata["ss_unet_lr"] == "0.01" and trained.metadata["ss_network_dim"] == "2"
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == trained.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in trained.state_dict.items())
+    start = {"network_weights": str(trained.path), "max_train_steps": 1, "learning_rate": 1e-9, "resume": "new"}
+    more = read_lora(train(weights, dataset, tmp_path / "more", **{**given, **start}).path, list_names(weights))
+    for key, module in modules.items():
+        torch.testing.assert_close(
+            more[key].scale * more[key].multiply(), module.scale * module.multiply(), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("setting", ["network_reg_dims", "network_reg_lrs"])
+def test_an_expression_for_no_layer_is_refused_before_the_first_image_is_encoded(weights, dataset, tmp_path, setting):  # noqa: F811
+    cache = TensorCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match=f"{setting}: 'atn2' matches no layer that is trained"):
+        train(weights, dataset, tmp_path, cache=cache, **{setting: "atn2=1"})
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_flight_check_refuses_an_expression_for_no_layer():
+    with pytest.raises(ValueError, match="network_reg_lrs: 'mid_blok' matches no layer that is trained"):
+        SDXLCheck().check_settings(SDXLConfig(network_reg_lrs="mid_blok=1e-4"))
+
+
+def test_prodigy_refuses_learning_rates_of_single_layers():
+    config = SDXLConfig(optimizer="Prodigy", learning_rate=1.0, network_reg_lrs="mid_block=0.5")
+    with pytest.raises(ValueError, match=r"Prodigy finds one learning rate .* leave network_reg_lrs empty"):
+        check_settings(config)

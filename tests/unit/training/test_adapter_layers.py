@@ -66,7 +66,7 @@ def teach(model: nn.Module) -> None:
 
 def adapt(model: nn.Module, dtype: torch.dtype = torch.float32) -> AdaptedModel:
     group = ParameterGroup("unet", list_adapter_parameters(model), 1e-3)
-    return AdaptedModel({"unet": AdaptedComponent(model, group)}, NAMES, dtype=dtype)
+    return AdaptedModel({"unet": AdaptedComponent(model, [group])}, NAMES, dtype=dtype)
 
 
 def read(model: nn.Module) -> AdapterModule:
@@ -283,7 +283,7 @@ def test_convolutions_have_a_rank_and_alpha_of_their_own(kind: str) -> None:
     attach_adapters(model, ["0", "1", "3"], settings, component="unet")
     teach(model)
     names = ModuleNames({("unet", name): name for name in "013"}, [], main_component="unet")
-    component = AdaptedComponent(model, ParameterGroup("unet", list_adapter_parameters(model), 1e-3))
+    component = AdaptedComponent(model, [ParameterGroup("unet", list_adapter_parameters(model), 1e-3)])
     modules = AdaptedModel({"unet": component}, names).read()
     assert [module.alpha for module in modules.values()] == [0.5, 2.0, 2.0]
     if kind != "lokr":  # two of its layers are too small for a low rank
@@ -302,7 +302,7 @@ def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() ->
     settings = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4))
     assert settings.conv_alpha == 2.0
     stable = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4, conv_alpha=3.0, use_rslora=True))
-    assert (stable.alpha, stable.conv_alpha, stable.highest_rank) == (32.0, 6.0, 16)
+    assert (stable.alpha, stable.conv_alpha) == (32.0, 6.0)
 
 
 # ---- dropout and norm ----
