@@ -115,6 +115,7 @@ SETTINGS_ORDER = check_settings_order(
         "scale_weight_norms",
         "network_reg_dims",
         "network_reg_lrs",
+        "loraplus_lr_ratio",
     ),
     SDXLConfig,
     BucketConfig,

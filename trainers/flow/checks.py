@@ -8,7 +8,6 @@ from ..dataset.image import TrainingImage
 from ..lora.read import check_tensors, list_ranks, load_tensors
 from ..training.adapter_shapes import find_highest_rank
 from ..training.adapters import require_kind, require_rank
-from ..training.layer_values import read_layer_values
 from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
 from .base_model import FlowBaseModel
@@ -25,8 +24,7 @@ def check_settings(config: FlowConfig) -> None:
     """
     if not config.learning_rate:
         raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
-    of_layers = read_layer_values(config.network_reg_lrs, setting="network_reg_lrs")
-    check_optimizer(config, {"unet": config.learning_rate, **of_layers})
+    check_optimizer(config, {"unet": config.learning_rate})
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)

@@ -154,7 +154,9 @@ def _describe_adapters(
     dtype: torch.dtype,
     layer_rates: Mapping[str, float],
 ) -> AdaptedModel:
-    groups = group_parameters(base.network, "unet", config.learning_rate, layer_rates)
+    groups = group_parameters(
+        base.network, "unet", config.learning_rate, layer_rates, loraplus_lr_ratio=config.loraplus_lr_ratio
+    )
     return AdaptedModel({NETWORK: AdaptedComponent(base.network, groups)}, names, dtype=dtype)
 
 

@@ -70,7 +70,10 @@ def prepare_sdxl(
     modules = _attach_adapters(config, model, targets, adapters, host.device, COMPUTE_DTYPES[precision], streamed)
     rates = get_learning_rates(config)
     components = {
-        name: AdaptedComponent(module, group_parameters(module, name, rates[name], layer_rates))
+        name: AdaptedComponent(
+            module,
+            group_parameters(module, name, rates[name], layer_rates, loraplus_lr_ratio=config.loraplus_lr_ratio),
+        )
         for name, module in modules.items()
     }
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])

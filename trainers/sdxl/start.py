@@ -15,7 +15,6 @@ from ..training.adapter_shapes import AdapterSettings, find_highest_rank
 from ..training.adapters import require_kind, require_rank, require_same_shapes
 from ..training.events import Notice
 from ..training.host import Host
-from ..training.layer_values import read_layer_values
 from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
 from .config import SDXLConfig
@@ -47,8 +46,7 @@ def check_settings(config: SDXLConfig) -> None:
     rates = {part: rate for part, rate in get_learning_rates(config).items() if rate}
     if not rates:
         raise ValueError(_NOTHING_TRAINED)
-    of_layers = read_layer_values(config.network_reg_lrs, setting="network_reg_lrs")
-    check_optimizer(config, {**rates, **of_layers})
+    check_optimizer(config, rates)
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)

@@ -414,14 +414,23 @@ def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def group_parameters(
-    model: nn.Module, name: str, learning_rate: float, layer_rates: Mapping[str, float]
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    layer_rates: Mapping[str, float],
+    *,
+    loraplus_lr_ratio: float = 0.0,
 ) -> list[ParameterGroup]:
     """Group what is trained of a model by its peak learning rate: that of the layer in
-    `layer_rates`, or `learning_rate`, whose group comes first.
+    `layer_rates`, or `learning_rate`, whose group comes first. With `loraplus_lr_ratio`, that of
+    `up` is so many times as high (LoRA+).
     """
     groups: dict[float, list[nn.Parameter]] = {learning_rate: []}
     for path, layer in find_adapter_layers(model).items():
-        groups.setdefault(layer_rates.get(path, learning_rate), []).extend(list_matrices(layer).values())
+        rate = layer_rates.get(path, learning_rate)
+        for matrix_name, matrix in list_matrices(layer).items():
+            factor = loraplus_lr_ratio if loraplus_lr_ratio and matrix_name == "up" else 1.0
+            groups.setdefault(rate * factor, []).append(matrix)
     return [ParameterGroup(name, parameters, rate) for rate, parameters in groups.items() if parameters]
 
 

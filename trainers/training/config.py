@@ -372,9 +372,22 @@ class TrainingConfig:
         "up_blocks.0=2e-4, mid_block=5e-5. Empty: all have learning_rate.",
     )
 
+    loraplus_lr_ratio: float = param(
+        0.0,
+        "LoRA+ (Hayou et al. 2024): the up matrices of a LoRA or DoRA learn at so many times the learning rate of the "
+        "down matrices (sd-scripts: loraplus_lr_ratio). Usually 4 to 16, with a lower learning_rate; 0: the same rate.",
+        min=0.0,
+        max=1000.0,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         _check_layer_values(self)
+        if self.loraplus_lr_ratio and self.adapter not in ("lora", "dora"):
+            raise ValueError(
+                f"loraplus_lr_ratio is for adapter lora and dora, which have up matrices, not for {self.adapter}. "
+                "Set it to 0"
+            )
         if self.timesteps[0] >= self.timesteps[1]:
             raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
         if self.lokr_factor == 0:

@@ -63,7 +63,7 @@ def lora_metadata(
             **describe_adapter(config),
             **_describe_convolutions(adapters),
             **_describe_dropout(config),
-            **_describe_layers(config),
+            **_describe_rates_and_ranks(config),
             **(network_args or {}),
         },
         caption_dropout_rate=config.caption_dropout,
@@ -115,8 +115,12 @@ def _describe_dropout(config: TrainingConfig) -> dict[str, str]:
     return {name: f"{rate:g}" for name, rate in rates.items() if rate}
 
 
-def _describe_layers(config: TrainingConfig) -> dict[str, str]:
-    values = {"network_reg_dims": config.network_reg_dims, "network_reg_lrs": config.network_reg_lrs}
+def _describe_rates_and_ranks(config: TrainingConfig) -> dict[str, str]:
+    values = {
+        "network_reg_dims": config.network_reg_dims,
+        "network_reg_lrs": config.network_reg_lrs,
+        "loraplus_lr_ratio": f"{config.loraplus_lr_ratio:g}" if config.loraplus_lr_ratio else "",
+    }
     return {name: text for name, text in values.items() if text}
 
 

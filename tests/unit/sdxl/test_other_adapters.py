@@ -256,5 +256,44 @@ def test_the_flight_check_refuses_an_expression_for_no_layer():
 
 def test_prodigy_refuses_learning_rates_of_single_layers():
     config = SDXLConfig(optimizer="Prodigy", learning_rate=1.0, network_reg_lrs="mid_block=0.5")
-    with pytest.raises(ValueError, match=r"Prodigy finds one learning rate .* leave network_reg_lrs empty"):
+    with pytest.raises(
+        ValueError, match=r"Prodigy finds one learning rate .* leave network_reg_lrs empty and loraplus_lr_ratio 0"
+    ):
         check_settings(config)
+
+    with pytest.raises(ValueError, match=r"Prodigy finds one learning rate .*\[1\.0, 16\.0\]"):
+        check_settings(SDXLConfig(optimizer="Prodigy", learning_rate=1.0, loraplus_lr_ratio=16.0))
+
+
+# ---- LoRA+ ----
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_up_matrices_learn_at_a_multiple_of_the_rate(weights, dataset, tmp_path, adapter):  # noqa: F811
+    """A step of Adam has the size of its learning rate, whatever the gradient."""
+    given = {"adapter": adapter, "max_train_steps": 1, "learning_rate": 1e-6, "lr_warmup_steps": 0.0}
+    plain, plus = (
+        read_lora(
+            train(weights, dataset, tmp_path / str(ratio), loraplus_lr_ratio=ratio, **given).path, list_names(weights)
+        )
+        for ratio in (0.0, 16.0)
+    )
+    for key, module in plain.items():
+        torch.testing.assert_close(plus[key].up, 16 * module.up, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(plus[key].down, module.down, rtol=0, atol=0)
+
+
+def test_a_run_with_lora_plus_resumes_bit_for_bit(weights, dataset, tmp_path):  # noqa: F811
+    given = {**OF_LAYERS, "loraplus_lr_ratio": 4.0, "train_text_encoders": True, "ema_decay": 0.5, "resume": "auto"}
+    whole = train(weights, dataset, tmp_path / "whole", **given)
+    assert json.loads(whole.metadata["ss_network_args"])["loraplus_lr_ratio"] == "4"
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+
+
+def test_lora_plus_of_kinds_without_up_matrices_is_refused():
+    with pytest.raises(ValueError, match=r"loraplus_lr_ratio is for adapter lora and dora, .* not for lokr"):
+        SDXLConfig(adapter="lokr", loraplus_lr_ratio=4.0)

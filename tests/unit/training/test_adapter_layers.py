@@ -23,6 +23,7 @@ from trainers.training.adapters import (
     attach_adapters,
     find_adapter_layers,
     get_base_layer,
+    group_parameters,
     list_adapter_parameters,
     list_frozen_parameters,
     wrap_linear_layers,
@@ -303,6 +304,29 @@ def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() ->
     assert settings.conv_alpha == 2.0
     stable = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4, conv_alpha=3.0, use_rslora=True))
     assert (stable.alpha, stable.conv_alpha) == (32.0, 6.0)
+
+
+# ---- learning rates ----
+
+
+def test_without_rates_of_their_own_all_matrices_are_one_group_in_their_order() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    attach_adapters(model, ["0", "1"], PLAIN, component="unet")
+    (group,) = group_parameters(model, "unet", 1e-3, {}, loraplus_lr_ratio=1.0)
+    assert [id(each) for each in group.parameters] == [id(each) for each in list_adapter_parameters(model)]
+
+
+def test_matrices_are_grouped_by_their_rate_with_that_of_the_run_first() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    first, second = attach_adapters(model, ["0", "1"], PLAIN, component="unet")[::2]
+    groups = group_parameters(model, "unet", 0.5, {"0": 0.25}, loraplus_lr_ratio=4.0)
+    assert [(group.learning_rate, len(group.parameters)) for group in groups] == [
+        (0.5, 1),
+        (0.25, 1),
+        (1.0, 1),
+        (2.0, 1),
+    ]
+    assert groups[0].parameters[0] is second and groups[1].parameters[0] is first
 
 
 # ---- dropout and norm ----
