@@ -116,6 +116,7 @@ SETTINGS_ORDER = check_settings_order(
         "network_reg_dims",
         "network_reg_lrs",
         "loraplus_lr_ratio",
+        "tlora_min_rank",
     ),
     SDXLConfig,
     BucketConfig,

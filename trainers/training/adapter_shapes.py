@@ -28,6 +28,7 @@ class AdapterSettings:
     conv_alpha: float = 0.0
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    tlora_min_rank: int = 0
     of_layers: dict[str, tuple[int, float]] = field(default_factory=dict)  # rank and alpha
 
     @classmethod
@@ -53,6 +54,7 @@ class AdapterSettings:
             conv_alpha=_find_alpha(conv_alpha, conv_rank, use_rslora=config.use_rslora),
             rank_dropout=config.rank_dropout,
             module_dropout=config.module_dropout,
+            tlora_min_rank=getattr(config, "tlora_min_rank", 0),
             of_layers=_find_of_layers(config, names) if names else {},
         )
 

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from ..lora.modules import AdapterModule, DoraModule, LoraModule, ModuleKey, ModuleNames
 from ..lora.read import find_kind
-from .adapter_layers import ADAPTER_NAME, AdapterLayer, LoraLinear, WrappedLayer, choose_layer, find_size, load_lora
+from .adapter_layers import (
+    ADAPTER_NAME,
+    AdapterLayer,
+    LoraLinear,
+    LowRankLayer,
+    WrappedLayer,
+    choose_layer,
+    find_size,
+    load_lora,
+)
 from .adapter_shapes import AdapterSettings, LayerSize, Shapes, list_shapes
 from .config import ADAPTERS
 from .flat_weights import FlatWeights, TrainedGroup
@@ -152,6 +161,14 @@ class AdaptedModel:
             for matrix in matrices:
                 matrix.mul_(factor)
         self.publish()
+
+    def set_timesteps(self, component: str, timesteps: Tensor) -> None:
+        """Tell the layers of a component the timesteps [B] of what they see from now on, in the
+        backward pass too.
+        """
+        for (part, _), layer in self._layers.items():
+            if part == component and isinstance(layer, LowRankLayer):
+                layer.timesteps = timesteps
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:

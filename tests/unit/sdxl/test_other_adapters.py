@@ -297,3 +297,44 @@ def test_a_run_with_lora_plus_resumes_bit_for_bit(weights, dataset, tmp_path):  
 def test_lora_plus_of_kinds_without_up_matrices_is_refused():
     with pytest.raises(ValueError, match=r"loraplus_lr_ratio is for adapter lora and dora, .* not for lokr"):
         SDXLConfig(adapter="lokr", loraplus_lr_ratio=4.0)
+
+
+# ---- T-LoRA ----
+
+
+def test_a_t_lora_trains_only_the_ranks_of_its_timesteps_and_saves_an_ordinary_file(weights, dataset, tmp_path):  # noqa: F811
+    """From timestep 900 on, 2 + floor(6 * 100 / 1000) = 2 of 8 ranks are trained."""
+    given = {"rank": 8, "tlora_min_rank": 2, "min_timestep": 900, "learning_rate": 1e-2}
+    trained = train(weights, dataset, tmp_path, prior_loss_weight=0.5, class_prompt="a thing", **given)
+    assert {key.partition(".")[2] for key in trained.state_dict} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    for module in read_lora(trained.path, list_names(weights)).values():
+        up = module.up.flatten(1)
+        assert up.shape[1] == 8 and bool(up[:, :2].any(0).all()) and not up[:, 2:].any()
+    assert json.loads(trained.metadata["ss_network_args"])["tlora_min_rank"] == "2"
+
+
+def test_a_t_lora_resumes_and_recomputes_bit_for_bit(weights, dataset, tmp_path):  # noqa: F811
+    given = {"rank": 8, "tlora_min_rank": 2, "learning_rate": 1e-2, "train_text_encoders": True, "resume": "auto"}
+    whole = train(weights, dataset, tmp_path / "whole", gradient_checkpointing=True, **given)
+    with pytest.raises(Interrupted):
+        host = RecordingHost(cancel_at_step=2)
+        train(weights, dataset, tmp_path / "parts", host=host, gradient_checkpointing=True, **given)
+    again = train(weights, dataset, tmp_path / "parts", gradient_checkpointing=True, **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    kept = train(weights, dataset, tmp_path / "kept", gradient_checkpointing=False, **given)
+    torch.testing.assert_close(torch.tensor(kept.losses), torch.tensor(whole.losses), rtol=1e-5, atol=0)
+    plain = train(weights, dataset, tmp_path / "plain", gradient_checkpointing=False, **{**given, "tlora_min_rank": 0})
+    assert plain.losses != kept.losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter": "dora", "tlora_min_rank": 2}, "tlora_min_rank is for adapter lora, not for dora"),
+        ({"rank": 4, "tlora_min_rank": 4}, "tlora_min_rank 4 must be below rank 4"),
+    ],
+)
+def test_a_t_lora_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SDXLConfig(**settings)

@@ -2,6 +2,7 @@
 files.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -361,6 +362,32 @@ def test_ranks_are_dropped_for_each_image_and_the_others_are_stronger(kind: str,
     attach_adapters(plain, ["0"], KINDS[kind], component="unet")
     teach(plain)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_t_lora_has_fewer_ranks_the_noisier_its_input(layer: str) -> None:
+    """The paper's formula, for each sample; all ranks outside of the training."""
+    torch.manual_seed(0)
+    make_layer, shape = LAYERS[layer]
+    model, x = nn.Sequential(make_layer()), torch.randn(5, *shape[1:])
+    attach_adapters(model, ["0"], replace(PLAIN, tlora_min_rank=1), component="unet")
+    teach(model)
+    adapted = adapt(model)
+    timesteps = (0, 1, 400, 667, 999)
+    adapted.set_timesteps("text_encoder", torch.zeros(5))
+    adapter: Any = find_adapter_layers(model)["0"]
+    assert adapter.timesteps is None
+    adapted.set_timesteps("unet", torch.tensor(timesteps))
+    base, up, down = adapter.base_layer, adapter.adapter["up"].flatten(1), adapter.adapter["down"].flatten(1)
+    kept = [math.floor((4 - 1) * (1000 - t) / 1000) + 1 for t in timesteps]
+    assert kept == [4, 3, 2, 1, 1]
+    for number, rank in enumerate(kept):
+        weight = base.weight + 0.5 * (up[:, :rank] @ down[:rank]).view_as(base.weight)
+        expected = apply(base, x[number : number + 1], weight)
+        torch.testing.assert_close(model(x)[number : number + 1], expected, rtol=1e-4, atol=1e-5)
+    model.eval()
+    whole = apply(base, x, base.weight + 0.5 * (up @ down).view_as(base.weight))
+    torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
