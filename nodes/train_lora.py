@@ -122,6 +122,7 @@ SETTINGS_ORDER = check_settings_order(
         "network_reg_lrs",
         "loraplus_lr_ratio",
         "tlora_min_rank",
+        "init_lora_weights",
     ),
     SDXLConfig,
     FlowConfig,

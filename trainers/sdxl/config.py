@@ -89,8 +89,8 @@ class SDXLConfig(TrainingConfig):
     tlora_min_rank: int = param(
         0,
         "T-LoRA (Soboleva et al. 2025), against overfitting to few images: in training the UNet's LoRA has all its "
-        "ranks without noise, fewer the more noise there is, and this number at pure noise. The file is an ordinary LoRA. "
-        "Usually half of rank; 0: off.",
+        "ranks without noise, fewer the more noise there is, and this number at pure noise. The file is an ordinary "
+        "LoRA. Usually half of rank; 0: off.",
         min=0,
         max=MAX_RANK,
     )

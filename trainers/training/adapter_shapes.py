@@ -29,6 +29,7 @@ class AdapterSettings:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     tlora_min_rank: int = 0
+    init_lora_weights: str = "kaiming"
     of_layers: dict[str, tuple[int, float]] = field(default_factory=dict)  # rank and alpha
 
     @classmethod
@@ -55,6 +56,7 @@ class AdapterSettings:
             rank_dropout=config.rank_dropout,
             module_dropout=config.module_dropout,
             tlora_min_rank=getattr(config, "tlora_min_rank", 0),
+            init_lora_weights=config.init_lora_weights,
             of_layers=_find_of_layers(config, names) if names else {},
         )
 

@@ -25,12 +25,14 @@ from .adapter_layers import (
     choose_layer,
     find_size,
     load_lora,
+    read_weight,
 )
 from .adapter_shapes import AdapterSettings, LayerSize, Shapes, list_shapes
 from .config import ADAPTERS
 from .flat_weights import FlatWeights, TrainedGroup
 from .generators import generator_for
 from .optimizers import ParameterGroup
+from .singular_vectors import find_right_singular_vectors
 
 AnyAdapterLayer = LoraLayer | LoraLinear | AdapterLayer
 
@@ -308,7 +310,7 @@ def attach_adapters(
     those of a LoRA always are.
 
     A LoRA's `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as in kohya and PEFT),
-    `up` at zero. The draws come from the seed.
+    or with the weight's singular vectors, `up` at zero. The draws come from the seed.
     """
     model.requires_grad_(False)
     if choose_layer(settings):
@@ -351,6 +353,8 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         generator = generator_for(settings.seed, "lora_init", component, name)
         if isinstance(layer, AdapterLayer):
             layer.start(generator)
+            if settings.init_lora_weights == "svd":
+                start_with_singular_vectors(layer.adapter["down"], layer.base_layer, generator)
             parameters += list_matrices(layer).values()
             continue
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
@@ -361,9 +365,21 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         with torch.no_grad():
             down.weight.copy_((2 * draw - 1) * bound)
             up.weight.zero_()
+        if settings.init_lora_weights == "svd":
+            start_with_singular_vectors(down.weight, get_base_layer(layer), generator)
         nn.Sequential(down, up).requires_grad_(True)
         parameters += list_matrices(layer).values()
     return parameters
+
+
+@torch.no_grad()
+def start_with_singular_vectors(down: nn.Parameter, base_layer: nn.Module, generator: torch.Generator) -> None:
+    """Set `down` to the top right singular vectors of the frozen weight, over sqrt(3): its rows are
+    then as long as with kaiming on average. Ranks above those of the weight stay as they are.
+    """
+    weight = read_weight(base_layer, torch.float32).flatten(1)
+    vectors = find_right_singular_vectors(weight, len(down), generator)
+    down[: len(vectors)].copy_(vectors.view(-1, *down.shape[1:]) / math.sqrt(3))
 
 
 class InPlaceLoraLinear(PeftLinear):

@@ -380,8 +380,18 @@ class TrainingConfig:
         max=1000.0,
     )
 
+    init_lora_weights: str = param(
+        "kaiming",
+        "First values of a LoRA's down matrices; up starts at zero, so that nothing changes at first. kaiming: random. "
+        "svd: the directions of its inputs that each frozen weight answers to most, its top right singular vectors; "
+        "takes seconds to minutes at the start.",
+        choices=("kaiming", "svd"),
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.init_lora_weights == "svd" and self.adapter != "lora":
+            raise ValueError(f"init_lora_weights svd is for adapter lora, not for {self.adapter}. Set it to kaiming")
         _check_layer_values(self)
         if self.loraplus_lr_ratio and self.adapter not in ("lora", "dora"):
             raise ValueError(

@@ -338,3 +338,15 @@ def test_a_t_lora_resumes_and_recomputes_bit_for_bit(weights, dataset, tmp_path)
 def test_a_t_lora_that_cannot_be_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SDXLConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"blocks_to_swap": 1000}, {"base_dtype": "int8"}], ids=str)
+def test_a_run_that_starts_with_singular_vectors_resumes_bit_for_bit(weights, dataset, tmp_path, settings):  # noqa: F811
+    given = {"init_lora_weights": "svd", "rank": 4, "learning_rate": 1e-3, "resume": "auto", **settings}
+    whole = train(weights, dataset, tmp_path / "whole", **given)
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    assert {key.partition(".")[2] for key in whole.state_dict} == {"lora_down.weight", "lora_up.weight", "alpha"}

@@ -16,7 +16,7 @@ from trainers.lora.file import to_kohya
 from trainers.lora.modules import AdapterModule, LoraModule, ModuleNames
 from trainers.lora.read import read_lora
 from trainers.sdxl.config import SDXLConfig
-from trainers.training.adapter_layers import AdapterLayer, DoraLayer, find_size
+from trainers.training.adapter_layers import AdapterLayer, DoraLayer, find_size, read_weight
 from trainers.training.adapter_shapes import AdapterSettings, LayerSize, count_parameters, factorize, list_shapes
 from trainers.training.adapters import (
     AdaptedComponent,
@@ -305,6 +305,40 @@ def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() ->
     assert settings.conv_alpha == 2.0
     stable = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4, conv_alpha=3.0, use_rslora=True))
     assert (stable.alpha, stable.conv_alpha) == (32.0, 6.0)
+
+
+# ---- first values ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, replace(PLAIN, rank=30), replace(PLAIN, module_dropout=0.1)])
+@pytest.mark.parametrize("layer", [*LAYERS, "quantized linear"])
+def test_svd_starts_with_the_top_right_singular_vectors_and_changes_nothing(layer: str, settings: Any) -> None:
+    """Against torch's whole decomposition."""
+    torch.manual_seed(0)
+    make_layer, shape = LAYERS[layer.removeprefix("quantized ")]
+    base = make_layer()
+    if layer == "quantized linear":
+        base = FP8Linear(base)
+    model, x = nn.Sequential(base), torch.randn(shape)
+    before = model(x)
+    weight = read_weight(base, torch.float32).flatten(1)
+    wrap_linear_layers(
+        model, ["0"], replace(settings, init_lora_weights="svd"), component="unet", device=torch.device("cpu")
+    ) if layer == "quantized linear" else attach_adapters(
+        model, ["0"], replace(settings, init_lora_weights="svd"), component="unet"
+    )
+    down, up = (parameter.detach().flatten(1) for parameter in list_adapter_parameters(model))
+    number = min(settings.rank, *weight.shape)
+    exact = torch.linalg.svd(weight, full_matrices=False).Vh[:number]
+    signs = (exact * down[:number]).sum(1, keepdim=True).sign()
+    torch.testing.assert_close(down[:number] * signs * 3**0.5, exact, rtol=0, atol=1e-3)
+    assert not up.any() and (len(down) == number or bool(down[number:].any(1).all()))
+    torch.testing.assert_close(model.eval()(x), before)
+
+
+def test_svd_of_other_kinds_is_refused() -> None:
+    with pytest.raises(ValueError, match="init_lora_weights svd is for adapter lora, not for loha"):
+        SDXLConfig(adapter="loha", init_lora_weights="svd")
 
 
 # ---- learning rates ----

@@ -126,7 +126,9 @@ def count_activations(
     runs = [] if is_whole else shorten(network)
     targets = find_targets(network, base.family, config.target_modules)
     # the peak is with all of them; blocks have lost the names that network_reg_dims chooses by
-    adapters = replace(AdapterSettings.of(config), module_dropout=0.0, rank=find_highest_rank(config))
+    adapters = replace(
+        AdapterSettings.of(config), module_dropout=0.0, rank=find_highest_rank(config), init_lora_weights="kaiming"
+    )
     parameters = wrap_linear_layers(network, targets, adapters, component=NETWORK, device=META)
     FlatWeights(parameters, COMPUTE_DTYPES[base.precision])
     for parameter in parameters:
