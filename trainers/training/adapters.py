@@ -354,7 +354,7 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         if isinstance(layer, AdapterLayer):
             layer.start(generator)
             if settings.init_lora_weights == "svd":
-                start_with_singular_vectors(layer.adapter["down"], layer.base_layer, generator)
+                _start_with_singular_vectors(layer.adapter["down"], layer.base_layer, generator)
             parameters += list_matrices(layer).values()
             continue
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
@@ -366,14 +366,14 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
             down.weight.copy_((2 * draw - 1) * bound)
             up.weight.zero_()
         if settings.init_lora_weights == "svd":
-            start_with_singular_vectors(down.weight, get_base_layer(layer), generator)
+            _start_with_singular_vectors(down.weight, get_base_layer(layer), generator)
         nn.Sequential(down, up).requires_grad_(True)
         parameters += list_matrices(layer).values()
     return parameters
 
 
 @torch.no_grad()
-def start_with_singular_vectors(down: nn.Parameter, base_layer: nn.Module, generator: torch.Generator) -> None:
+def _start_with_singular_vectors(down: Tensor, base_layer: nn.Module, generator: torch.Generator) -> None:
     """Set `down` to the top right singular vectors of the frozen weight, over sqrt(3): its rows are
     then as long as with kaiming on average. Ranks above those of the weight stay as they are.
     """
