@@ -118,6 +118,11 @@ SETTINGS_ORDER = check_settings_order(
         "rank_dropout",
         "module_dropout",
         "scale_weight_norms",
+        "network_reg_dims",
+        "network_reg_lrs",
+        "loraplus_lr_ratio",
+        "tlora_min_rank",
+        "init_lora_weights",
     ),
     SDXLConfig,
     FlowConfig,
@@ -138,7 +143,7 @@ _OPEN_SETTINGS = {**OPEN_SETTINGS, "rank": _BY_MODEL, "learning_rate": _BY_MODEL
 _NOTES = {
     **{name: "Only for SDXL." for name in _list_own(SDXLConfig, FlowConfig)},
     **{name: "Not for SDXL." for name in _list_own(FlowConfig, SDXLConfig)},
-    "target_modules": "SDXL takes attention and attention_mlp (auto) too.",
+    "target_modules": "SDXL takes attention, attention_mlp (auto), b-lora, b-lora-content and b-lora-style too.",
     "mixed_precision": "Only for SDXL: others compute in the data type that the graph has loaded them in.",
 }
 

@@ -40,7 +40,13 @@ from .settings import resolve_flow_settings, resolve_settings
 from .trainer_choice import is_sdxl
 from .weights import check_sdxl, get_unet_dtype, imagine_unet, name_model
 
-_TARGETS_OF_SDXL = ("attention", "attention_mlp")  # other families take auto
+_TARGETS_OF_SDXL = (
+    "attention",
+    "attention_mlp",
+    "b-lora",
+    "b-lora-content",
+    "b-lora-style",
+)  # other families take auto
 
 
 @dataclass(frozen=True)

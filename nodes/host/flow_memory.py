@@ -120,7 +120,7 @@ class GraphMemory:
 
     def count_parameters(self, config: FlowConfig) -> int:
         targets = find_targets(self.network, self.family, config.target_modules)
-        return count_adapter_parameters(self.network, targets, AdapterSettings.of(config))
+        return count_adapter_parameters(self.network, targets, AdapterSettings.of(config, targets))
 
     def imagine(self, config: FlowConfig, size_hw: Size, num_tokens: int) -> FlowEstimate:
         """Estimate for a caption of that many tokens, before anything is encoded."""

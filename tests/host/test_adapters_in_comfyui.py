@@ -56,7 +56,7 @@ class Trained:
         }
         components = {
             name: AdaptedComponent(
-                part, ParameterGroup(name, attach_adapters(part, targets[name], settings, component=name), 1e-3)
+                part, [ParameterGroup(name, attach_adapters(part, targets[name], settings, component=name), 1e-3)]
             )
             for name, part in parts.items()
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..dataset.control_images import refuse_control_images
 from ..dataset.image import TrainingImage
 from ..lora.read import check_tensors, list_ranks, load_tensors
+from ..training.adapter_shapes import find_highest_rank
 from ..training.adapters import require_kind, require_rank
 from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
@@ -23,14 +24,13 @@ def check_settings(config: FlowConfig) -> None:
     """
     if not config.learning_rate:
         raise ValueError("learning_rate is 0, so nothing would be trained. Set learning_rate")
-    rates = {"unet": config.learning_rate}
-    check_optimizer(config, rates)
+    check_optimizer(config, {"unet": config.learning_rate})
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
         check_tensors(tensors, label)
         require_kind(tensors, config.adapter)
-        require_rank(list_ranks(tensors), config.rank)
+        require_rank(list_ranks(tensors), find_highest_rank(config))
 
 
 def check_sizes(sizes_hw: Collection[tuple[int, int]], family: FlowFamilyRow) -> None:

@@ -16,7 +16,7 @@ from ..training.adapter_shapes import AdapterSettings
 from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
-    list_adapter_parameters,
+    group_parameters,
     require_same_shapes,
     unwrap_linear_layer,
     wrap_linear_layers,
@@ -29,8 +29,8 @@ from ..training.evaluation import evaluating
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
+from ..training.layer_values import find_layer_values
 from ..training.masks import MaskStore
-from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..wording import name_examples, pluralize
 from .base_model import Conditions, FlowBaseModel
@@ -60,7 +60,9 @@ def prepare_flow(
     config = plan.settings.training
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     targets = find_targets(base.network, base.family, config.target_modules)
-    start = _read_start(config, base, names, targets, host)
+    adapters = AdapterSettings.of(config, targets)
+    layer_rates = find_layer_values(config.network_reg_lrs, targets, setting="network_reg_lrs")
+    start = _read_start(config, base, names, targets, adapters, host)
     conditions = _make_condition_store(base, hashes, cache)
     largest = find_largest_prompt(plan, base.count_tokens)
     conditions.encode_one(largest, base)
@@ -73,12 +75,12 @@ def prepare_flow(
     base.release_encoders()
     host.release_memory()
     sampling = base.family.timestep_sampling if config.timestep_sampling == "auto" else config.timestep_sampling
-    model = PreparedFlow(
-        plan, host, base, _attach(config, base, targets, names, host), latents, masks, conditions, sampling
-    )
+    wrap_linear_layers(base.network, targets, adapters, component=NETWORK, device=host.device)
+    adapted = _describe_adapters(config, base, names, torch.float32, layer_rates)
+    model = PreparedFlow(plan, host, base, adapted, latents, masks, conditions, sampling)
     _load(model, num_streamed if config.blocks_to_swap == AUTO_BLOCKS else config.blocks_to_swap)
     _drop_idle_layers(model, config, kept={path for _, path in start})
-    model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
+    model.adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision], layer_rates)
     if start:
         model.adapted.load(start)
     return model
@@ -114,7 +116,12 @@ def _cache_conditions(
 
 
 def _read_start(
-    config: FlowConfig, base: FlowBaseModel, names: ModuleNames, targets: list[str], host: Host
+    config: FlowConfig,
+    base: FlowBaseModel,
+    names: ModuleNames,
+    targets: list[str],
+    adapters: AdapterSettings,
+    host: Host,
 ) -> dict[ModuleKey, AdapterModule]:
     """Read network_weights. Adds to `targets` the layers that the file trains and the settings do
     not choose.
@@ -125,10 +132,9 @@ def _read_start(
     if not config.network_weights:
         return {}
     start = read_lora(Path(config.network_weights), names)
-    settings = AdapterSettings.of(config)
     for (component, path), module in start.items():
         size = find_size(base.network.get_submodule(path))
-        require_same_shapes(module, size, settings, names[component, path])
+        require_same_shapes(module, size, adapters.for_name(path), names[component, path])
     added = [path for _, path in start if path not in targets]
     targets += added
     if added:
@@ -141,17 +147,17 @@ def _read_start(
     return {key: clone_module(module) for key, module in start.items()}
 
 
-def _attach(
-    config: FlowConfig, base: FlowBaseModel, targets: list[str], names: ModuleNames, host: Host
+def _describe_adapters(
+    config: FlowConfig,
+    base: FlowBaseModel,
+    names: ModuleNames,
+    dtype: torch.dtype,
+    layer_rates: Mapping[str, float],
 ) -> AdaptedModel:
-    wrap_linear_layers(base.network, targets, AdapterSettings.of(config), component=NETWORK, device=host.device)
-    return _describe_adapters(config, base, names, torch.float32)
-
-
-def _describe_adapters(config: FlowConfig, base: FlowBaseModel, names: ModuleNames, dtype: torch.dtype) -> AdaptedModel:
-    parameters = list_adapter_parameters(base.network)
-    group = ParameterGroup("unet", parameters, config.learning_rate)
-    return AdaptedModel({NETWORK: AdaptedComponent(base.network, group)}, names, dtype=dtype)
+    groups = group_parameters(
+        base.network, "unet", config.learning_rate, layer_rates, loraplus_lr_ratio=config.loraplus_lr_ratio
+    )
+    return AdaptedModel({NETWORK: AdaptedComponent(base.network, groups)}, names, dtype=dtype)
 
 
 def _drop_idle_layers(model: PreparedFlow, config: FlowConfig, *, kept: set[str]) -> None:

@@ -34,9 +34,8 @@ NUM_TEXT_TOKENS = 77
 class GradientRules:
     """The facts that decide whether PyTorch keeps a layer's tensors."""
 
-    targets: frozenset[nn.Module]
+    targets: dict[nn.Module, AdapterSettings]
     number_bytes: int
-    adapters: AdapterSettings
     dropout: bool
     checkpointing: bool
     text_encoders_trained: bool
@@ -48,10 +47,10 @@ class GradientRules:
             if config.learning_rate
             else []
         )
+        adapters = AdapterSettings.of(config, names)
         return cls(
-            targets=frozenset(map(unet.get_submodule, names)),
+            targets={unet.get_submodule(name): adapters.for_name(name) for name in names},
             number_bytes=number_bytes,
-            adapters=AdapterSettings.of(config),
             dropout=config.lora_dropout > 0,
             checkpointing=config.gradient_checkpointing,
             text_encoders_trained=config.train_text_encoders,
@@ -59,7 +58,7 @@ class GradientRules:
 
     def trains(self, module: nn.Module) -> bool:
         """Tell whether a gradient starts here: at an adapter, or at attention to trained text."""
-        return not self.targets.isdisjoint(module.modules()) or (
+        return not self.targets.keys().isdisjoint(module.modules()) or (
             self.text_encoders_trained and isinstance(module, Transformer2DModel)
         )
 
@@ -224,12 +223,10 @@ def _count_adapter_inputs(block: nn.Module, width: int, rules: GradientRules) ->
     products.
     """
     layers = {
-        name: find_size(get_base_layer(layer))
-        for name, layer in block.named_modules()
-        if layer in rules.targets and name in _ADAPTER_INPUTS
+        name: layer for name, layer in block.named_modules() if layer in rules.targets and name in _ADAPTER_INPUTS
     }
     inputs = [_ADAPTER_INPUTS[name] for name in layers]
-    num_values = sum(_count_between(size, rules.adapters) for size in layers.values())
+    num_values = sum(_count_between(find_size(get_base_layer(each)), rules.targets[each]) for each in layers.values())
     if rules.dropout:  # each adapter keeps its own input, and a mask of one byte
         return num_values * rules.number_bytes + sum(max(1, factor) for _, factor in inputs) * width * (
             rules.number_bytes + 1
@@ -257,8 +254,6 @@ def count_products(rules: GradientRules) -> int:
     """Count the bytes of the products of matrices, as large as a weight, that the backward pass of
     a LoHa holds at once: two products, two gradients and what comes from them.
     """
-    if rules.adapters.kind != "loha":
-        return 0
-    sizes = [find_size(get_base_layer(layer)) for layer in rules.targets]
+    sizes = [find_size(get_base_layer(layer)) for layer, settings in rules.targets.items() if settings.kind == "loha"]
     largest = max((size.outputs * size.inputs * math.prod(size.kernel) for size in sizes), default=0)
     return 4 * largest * rules.number_bytes

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import param
-from ..training.config import TrainingConfig
+from ..training.config import MAX_RANK, TrainingConfig
 
 BASE_DTYPES = ("fp8", "int8", "nf4")  # of the frozen weights, by training/quantized_linear.py
 
@@ -14,8 +14,9 @@ class SDXLConfig(TrainingConfig):
 
     target_modules: str = param(
         "attention_mlp",
-        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in "
-        "sd-scripts), or a regular expression that matches whole module names of diffusers' UNet.",
+        "Layers that get a LoRA: attention (560 modules of SDXL), attention_mlp (722, the same as in sd-scripts), "
+        "b-lora (the attention of the two blocks that B-LoRA trains, for one image), b-lora-content or b-lora-style "
+        "(one of them), or a regular expression that matches whole module names of diffusers' UNet.",
     )
     train_text_encoders: bool = param(
         False,
@@ -85,8 +86,23 @@ class SDXLConfig(TrainingConfig):
         max=4096.0,
     )
 
+    tlora_min_rank: int = param(
+        0,
+        "T-LoRA (Soboleva et al. 2025), against overfitting to few images: in training the UNet's LoRA has all its "
+        "ranks without noise, fewer the more noise there is, and this number at pure noise. The file is an ordinary "
+        "LoRA. Usually half of rank; 0: off.",
+        min=0,
+        max=MAX_RANK,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tlora_min_rank and self.adapter != "lora":
+            raise ValueError(f"tlora_min_rank is for adapter lora, not for {self.adapter}. Set it to 0")
+        if self.tlora_min_rank >= self.rank:
+            raise ValueError(
+                f"tlora_min_rank {self.tlora_min_rank} must be below rank {self.rank}: from it on, no rank is left out"
+            )
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(
                 "train_text_encoders is on, but both text encoder learning rates are 0. Set "

@@ -15,7 +15,7 @@ from torch import nn
 from ..check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ..dataset.bucket_sizes import Size
 from ..training.adapter_layers import find_size
-from ..training.adapter_shapes import count_parameters
+from ..training.adapter_shapes import AdapterSettings, count_parameters
 from ..training.adapters import get_base_layer, list_frozen_parameters
 from ..training.block_streaming import NUM_BUFFERS
 from ..training.device import COMPUTE_DTYPES
@@ -54,9 +54,10 @@ def estimate_memory(
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
     if num_adapter_parameters is None:
-        sizes = [find_size(get_base_layer(layer)) for layer in rules.targets]
-        sizes += [size for shape in trained_encoders for size in shape.list_trained()]
-        num_adapter_parameters = count_parameters(sizes, rules.adapters)
+        of_encoders = (size for shape in trained_encoders for size in shape.list_trained())
+        num_adapter_parameters = count_parameters(of_encoders, AdapterSettings.of(config)) + sum(
+            count_parameters([find_size(get_base_layer(layer))], settings) for layer, settings in rules.targets.items()
+        )
     weights_bytes = rules.number_bytes * sum(shape.num_parameters for shape in trained_encoders)
     weights_bytes += _count_weights(unet, rules.number_bytes, base_dtype)
     weights_bytes -= _count_saved(streamed, rules.number_bytes, base_dtype)

@@ -10,7 +10,7 @@ from ..check.memory_estimate import MemoryEstimate
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
 from ..training.adapter_shapes import AdapterSettings
-from ..training.adapters import AdaptedComponent, AdaptedModel, attach_adapters
+from ..training.adapters import AdaptedComponent, AdaptedModel, attach_adapters, group_parameters
 from ..training.block_streaming import move_resident
 from ..training.compiled_blocks import compile_blocks
 from ..training.device import COMPUTE_DTYPES, count_free_bytes, move_module, resolve_precision
@@ -18,9 +18,9 @@ from ..training.distributed import World
 from ..training.events import Notice, StageStarted
 from ..training.host import Host
 from ..training.latent_store import LatentStore, cache_latents
+from ..training.layer_values import find_layer_values
 from ..training.lr_schedule import count_steps
 from ..training.masks import MaskStore
-from ..training.optimizers import ParameterGroup
 from ..training.plan import TrainingPlan
 from ..training.quantized_linear import quantize_linear_layers
 from ..wording import pluralize
@@ -57,7 +57,9 @@ def prepare_sdxl(
     precision = resolve_precision(config.mixed_precision, host.device)
     names = kohya_names(*(list_weighted_modules(part) for part in _get_adaptable_parts(model)))
     targets = _choose_targets(config, model)
-    start = read_start(config, model, names, targets, host) if config.network_weights else None
+    adapters = AdapterSettings.of(config, targets.get(UNET, ()))
+    layer_rates = find_layer_values(config.network_reg_lrs, targets.get(UNET, ()), setting="network_reg_lrs")
+    start = read_start(config, model, names, targets, adapters, host) if config.network_weights else None
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     latents = _cache_latents(plan, masks, model, host, cache, world)
     host.release_memory()
@@ -65,7 +67,15 @@ def prepare_sdxl(
     if base_dtype:
         _quantize(model.unet, base_dtype, host)
     streamed = choose_streamed(model.unet, _choose_number(plan, model, host.device, precision))
-    components = _attach_adapters(config, model, targets, host.device, COMPUTE_DTYPES[precision], streamed)
+    modules = _attach_adapters(config, model, targets, adapters, host.device, COMPUTE_DTYPES[precision], streamed)
+    rates = get_learning_rates(config)
+    components = {
+        name: AdaptedComponent(
+            module,
+            group_parameters(module, name, rates[name], layer_rates, loraplus_lr_ratio=config.loraplus_lr_ratio),
+        )
+        for name, module in modules.items()
+    }
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start)
@@ -201,12 +211,13 @@ def _attach_adapters(
     config: SDXLConfig,
     model: SDXLModel,
     targets: dict[str, list[str]],
+    settings: AdapterSettings,
     device: torch.device,
     dtype: torch.dtype,
     streamed: Sequence[nn.Module],
-) -> dict[str, AdaptedComponent]:
+) -> dict[str, nn.Module]:
     """Move the parts that every step uses to the device, without the streamed ones, freeze them,
-    and attach adapters to those that are trained.
+    attach adapters to those that are trained, and return these.
     """
     parts: dict[str, nn.Module] = {UNET: model.unet}
     if config.train_text_encoders:
@@ -214,16 +225,12 @@ def _attach_adapters(
         for name in (TEXT_ENCODER, TEXT_ENCODER_2):
             move_module(parts[name], device, dtype).requires_grad_(False)
     move_resident(model.unet, device, dtype, without=streamed)
-    settings = AdapterSettings.of(config)
-    rates = get_learning_rates(config)
-    components: dict[str, AdaptedComponent] = {}
     for name, module in parts.items():
         if name in targets:
             parameters = attach_adapters(module, targets[name], settings, component=name, device=device)
             for parameter in parameters:  # those of streamed blocks lie in main memory
                 parameter.data = parameter.data.to(device)
-            components[name] = AdaptedComponent(module, ParameterGroup(name, parameters, rates[name]))
         # gradients pass through the UNet even if only text encoders are trained
         if config.gradient_checkpointing and (name in targets or name == UNET):
             enable_gradient_checkpointing(module)
-    return components
+    return {name: module for name, module in parts.items() if name in targets}

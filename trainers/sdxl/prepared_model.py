@@ -38,6 +38,7 @@ from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
 from .samples import draw_samples
+from .start import get_learning_rates
 from .step import Batch, Objective, predict, prior_losses, select_rows, weighted_losses
 from .streaming import list_blocks
 
@@ -69,13 +70,21 @@ class PreparedSDXL:
         """Yield the diffusion loss, and with prior_loss_weight the loss of prior preservation."""
         self._rest_finished_text_encoders(step)
         batch = self.make_batch(items, step)
+        self._mask_ranks(batch)
         yield weighted_losses(self.model.unet, batch, self.objective)
         if self.config.prior_loss_weight:
             rows = choose_rows(items, seed=self.config.seed, step=step)
             if rows:
                 class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
-                losses = self._compute_prior_losses(select_rows(batch, rows), class_prompts)
+                chosen = select_rows(batch, rows)
+                self._mask_ranks(chosen)
+                losses = self._compute_prior_losses(chosen, class_prompts)
                 yield self.config.prior_loss_weight * losses
+
+    def _mask_ranks(self, batch: Batch) -> None:
+        """The text encoders see no noise: they train all their ranks."""
+        if self.config.tlora_min_rank:
+            self.adapted.set_timesteps(UNET, batch.timesteps)
 
     def _rest_finished_text_encoders(self, step: int) -> None:
         """Compute no gradients for text encoders that are no longer trained, and drop nothing."""
@@ -226,7 +235,8 @@ class PreparedSDXL:
 
     def metadata(self, progress: Progress) -> dict[str, str]:
         config, model = self.config, self.model
-        trained = {group.name: group.learning_rate for group in self.adapted.groups}
+        rates = get_learning_rates(config)
+        trained = {group.name: rates[group.name] for group in self.adapted.groups}
         return lora_metadata(
             self.plan,
             progress,
@@ -241,7 +251,10 @@ class PreparedSDXL:
             unet_learning_rate=trained.get(UNET),
             text_encoder_learning_rates=(trained.get(TEXT_ENCODER), trained.get(TEXT_ENCODER_2)),
             mixed_precision=self.precision,
-            network_args={"target_modules": config.target_modules},
+            network_args={
+                "target_modules": config.target_modules,
+                **({"tlora_min_rank": str(config.tlora_min_rank)} if config.tlora_min_rank else {}),
+            },
             min_snr_gamma=(config.min_snr_gamma or None) if config.snr_weighting == "min_snr" else None,
             debiased_estimation=config.snr_weighting == "debiased" or None,
         )

@@ -11,7 +11,7 @@ from torch import nn
 from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, clone_module
 from ..lora.read import check_sdxl_tensors, list_ranks, load_tensors, read_lora
 from ..training.adapter_layers import find_size
-from ..training.adapter_shapes import AdapterSettings
+from ..training.adapter_shapes import AdapterSettings, find_highest_rank
 from ..training.adapters import require_kind, require_rank, require_same_shapes
 from ..training.events import Notice
 from ..training.host import Host
@@ -52,11 +52,16 @@ def check_settings(config: SDXLConfig) -> None:
         tensors, _ = load_tensors(Path(config.network_weights), label=label)
         check_sdxl_tensors(tensors, label)
         require_kind(tensors, config.adapter)
-        require_rank(list_ranks(tensors), AdapterSettings.of(config).highest_rank)
+        require_rank(list_ranks(tensors), find_highest_rank(config))
 
 
 def read_start(
-    config: SDXLConfig, model: SDXLModel, names: ModuleNames, targets: dict[str, list[str]], host: Host
+    config: SDXLConfig,
+    model: SDXLModel,
+    names: ModuleNames,
+    targets: dict[str, list[str]],
+    adapters: AdapterSettings,
+    host: Host,
 ) -> Start:
     """Read network_weights. Adds to `targets` the layers of trained parts that the file trains and
     the settings do not choose, such as convolutions and the projection of text encoder 2.
@@ -78,7 +83,7 @@ def read_start(
         )
     _require_trained_parts(start, targets, names, label)
     layers = _collect_layers(model, start)
-    _require_sizes(start, layers, names, label, AdapterSettings.of(config))
+    _require_sizes(start, layers, names, label, adapters)
     added = _add_targets(start, targets, layers, names)
     if added:
         host.report(
@@ -134,7 +139,7 @@ def _require_sizes(
     settings: AdapterSettings,
 ) -> None:
     for key, module in start.items():
-        _, layer = layers[key]
+        path, layer = layers[key]
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             raise ValueError(
                 f"{label}: {names[key]} cannot be trained: only linear and convolution layers can. Start from a "
@@ -147,7 +152,7 @@ def _require_sizes(
                 f"{label}: {names[key]} has {module.size[1]} inputs and {module.size[0]} outputs, this layer {inputs} "
                 f"and {outputs}; the file belongs to another base model"
             )
-        require_same_shapes(module, size, settings, names[key])
+        require_same_shapes(module, size, settings.for_name(path), names[key])
 
 
 def _add_targets(

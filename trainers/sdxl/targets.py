@@ -11,6 +11,10 @@ UNET_PRESETS = {
     "attention": rf".*\.transformer_blocks\.\d+\.{_ATTENTION}",
     "attention_mlp": r".*attentions\.\d+\.(proj_in|proj_out|"
     rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2)))",
+    # B-LoRA (Frenkel et al. 2024): the blocks that its paper calls W4 and W5
+    "b-lora": rf"up_blocks\.0\.attentions\.[01]\.transformer_blocks\.\d+\.{_ATTENTION}",
+    "b-lora-content": rf"up_blocks\.0\.attentions\.0\.transformer_blocks\.\d+\.{_ATTENTION}",
+    "b-lora-style": rf"up_blocks\.0\.attentions\.1\.transformer_blocks\.\d+\.{_ATTENTION}",
 }
 # sd-scripts' choice with conv_dim: everything in these blocks, the projection of the timestep too
 _CONVOLUTIONS = r".*\.(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.\d+\.conv)"
@@ -27,7 +31,7 @@ def find_unet_targets(unet: nn.Module, target_modules: str, *, with_convolutions
     pattern = UNET_PRESETS.get(target_modules, target_modules)
     if wrong := find_syntax_error(pattern):
         raise ValueError(
-            f"target_modules: {target_modules!r} is neither {' nor '.join(UNET_PRESETS)} nor a regular expression "
+            f"target_modules: {target_modules!r} is neither {', '.join(UNET_PRESETS)} nor a regular expression "
             f"({wrong})"
         )
     names = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
@@ -37,9 +41,8 @@ def find_unet_targets(unet: nn.Module, target_modules: str, *, with_convolutions
         chosen = match_in_time(pattern, names, setting="target_modules")
     if not chosen:
         raise ValueError(
-            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use attention, "
-            "attention_mlp, "
-            r"or an expression for whole names such as .*\.attn2\.to_(k|v)"
+            f"target_modules: {target_modules!r} matches no linear or convolution layer of the UNet. Use "
+            rf"{', '.join(UNET_PRESETS)}, or an expression for whole names such as .*\.attn2\.to_(k|v)"
         )
     if not with_convolutions:
         return chosen

@@ -16,6 +16,7 @@ from torch.nn import functional, grad
 
 from ..lora.modules import AdapterModule, DoraModule, LohaModule, LokrModule, LoraModule, measure_inputs
 from .adapter_shapes import AdapterSettings, LayerSize, list_shapes
+from .config import MAX_TIMESTEP
 from .quantized_linear import QuantizedLayer
 
 ADAPTER_NAME = "default"
@@ -139,9 +140,10 @@ class AdapterLayer(WrappedLayer):
 
 
 class LowRankLayer(AdapterLayer):
-    """A LoRA whose ranks or whose whole can be dropped."""
+    """A LoRA whose ranks or whose whole can be dropped, and whose ranks may depend on the noise."""
 
     module_class = LoraModule
+    timesteps: Tensor | None = None  # [B] int64 of the inputs, for T-LoRA
 
     def start(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -154,8 +156,22 @@ class LowRankLayer(AdapterLayer):
     def compute_update(self, x: Tensor) -> Tensor:
         down, up = self._get("down", x.dtype), self._get("up", x.dtype)
         if self.size.kernel:
-            return functional.conv2d(self._drop_ranks(self._convolve(x, down), axis=1), up)
-        return functional.linear(self._drop_ranks(functional.linear(x, down), axis=-1), up)
+            return functional.conv2d(self._choose_ranks(self._convolve(x, down), axis=1), up)
+        return functional.linear(self._choose_ranks(functional.linear(x, down), axis=-1), up)
+
+    def _choose_ranks(self, low_rank: Tensor, *, axis: int) -> Tensor:
+        return self._mask_ranks(self._drop_ranks(low_rank, axis=axis), axis=axis)
+
+    def _mask_ranks(self, low_rank: Tensor, *, axis: int) -> Tensor:
+        """Leave out the last ranks, more of them the noisier the input."""
+        if self.timesteps is None or not self.training:
+            return low_rank
+        rank = low_rank.shape[axis]
+        kept = count_kept_ranks(self.timesteps, rank=rank, min_rank=self.settings.tlora_min_rank)
+        shape = [1] * low_rank.ndim
+        shape[0], shape[axis] = len(low_rank), rank
+        mask = torch.arange(rank, device=low_rank.device) < kept.unsqueeze(-1)  # [B, R]
+        return low_rank * mask.view(shape).to(low_rank.dtype)
 
     def _drop_ranks(self, low_rank: Tensor, *, axis: int) -> Tensor:
         """Drop ranks for each item of the batch, and make the others stronger, as in sd-scripts."""
@@ -334,7 +350,8 @@ _LAYERS: dict[str, type[AdapterLayer]] = {"dora": DoraLayer, "loha": LohaLayer, 
 def choose_layer(settings: AdapterSettings) -> type[AdapterLayer] | None:
     """Return the class of the layers; None for a LoRA without more than its plain dropout."""
     if settings.kind == "lora":
-        return LowRankLayer if settings.rank_dropout or settings.module_dropout else None
+        is_plain = not (settings.rank_dropout or settings.module_dropout or settings.tlora_min_rank)
+        return None if is_plain else LowRankLayer
     return _LAYERS[settings.kind]
 
 
@@ -346,6 +363,14 @@ def read_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     if type(weight) not in (Tensor, nn.Parameter):
         weight = weight.dequantize()
     return weight.to(dtype)
+
+
+def count_kept_ranks(timesteps: Tensor, *, rank: int, min_rank: int) -> Tensor:
+    """Return how many ranks T-LoRA trains at timesteps [B] of 1000 (Soboleva et al. 2025):
+    floor((rank - min_rank) * (1000 - t) / 1000) + min_rank. A lower rank than min_rank stays whole.
+    """
+    floor = min(min_rank, rank)
+    return (rank - floor) * (MAX_TIMESTEP - timesteps) // MAX_TIMESTEP + floor
 
 
 def draw_kaiming(shape: torch.Size, generator: torch.Generator) -> Tensor:

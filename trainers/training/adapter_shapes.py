@@ -1,10 +1,11 @@
 """What the adapter of a layer consists of: its matrices and their shapes, for every kind."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from .config import TrainingConfig
+from .layer_values import find_layer_values, read_layer_values
 
 Shapes = dict[str, tuple[int, ...]]  # by the names of the matrices in lora/modules.py
 
@@ -12,7 +13,7 @@ Shapes = dict[str, tuple[int, ...]]  # by the names of the matrices in lora/modu
 @dataclass(frozen=True)
 class AdapterSettings:
     """`alpha` acts as alpha / rank, also with rsLoRA. With `conv_rank`, convolutions with a kernel
-    above one pixel have a rank and alpha of their own.
+    above one pixel have a rank and alpha of their own; so have the layers named in `of_layers`.
     """
 
     rank: int
@@ -27,9 +28,18 @@ class AdapterSettings:
     conv_alpha: float = 0.0
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    tlora_min_rank: int = 0
+    init_lora_weights: str = "kaiming"
+    of_layers: dict[str, tuple[int, float]] = field(default_factory=dict)  # rank and alpha
 
     @classmethod
-    def of(cls, config: TrainingConfig) -> "AdapterSettings":
+    def of(cls, config: TrainingConfig, names: Sequence[str] = ()) -> "AdapterSettings":
+        """Return the settings of a run that trains these layers of the model. Without names: those
+        of all layers that network_reg_dims does not choose.
+
+        Raises:
+            ValueError: network_reg_dims does not suit the names.
+        """
         conv_rank = getattr(config, "conv_rank", 0)  # only SDXL has it
         conv_alpha = getattr(config, "conv_alpha", 0.0) or config.alpha / config.rank * conv_rank
         return cls(
@@ -45,17 +55,38 @@ class AdapterSettings:
             conv_alpha=_find_alpha(conv_alpha, conv_rank, use_rslora=config.use_rslora),
             rank_dropout=config.rank_dropout,
             module_dropout=config.module_dropout,
+            tlora_min_rank=getattr(config, "tlora_min_rank", 0),
+            init_lora_weights=config.init_lora_weights,
+            of_layers=_find_of_layers(config, names) if names else {},
         )
 
-    @property
-    def highest_rank(self) -> int:
-        return max(self.rank, self.conv_rank)
+    def for_name(self, name: str) -> "AdapterSettings":
+        """Return the settings of the layer of that name."""
+        if name not in self.of_layers:
+            return self
+        rank, alpha = self.of_layers[name]
+        return replace(self, rank=rank, alpha=alpha, conv_rank=0, of_layers={})
 
     def for_size(self, size: "LayerSize") -> "AdapterSettings":
         """Return the settings of a layer of that size."""
         if not self.conv_rank or math.prod(size.kernel) == 1:
             return self
         return replace(self, rank=self.conv_rank, alpha=self.conv_alpha)
+
+
+def find_highest_rank(config: TrainingConfig) -> int:
+    """Return the highest rank that a layer may have."""
+    ranks = read_layer_values(config.network_reg_dims, setting="network_reg_dims").values()
+    return max(config.rank, getattr(config, "conv_rank", 0), *map(int, ranks))
+
+
+def _find_of_layers(config: TrainingConfig, names: Sequence[str]) -> dict[str, tuple[int, float]]:
+    found = find_layer_values(config.network_reg_dims, names, setting="network_reg_dims")
+    ranks = {name: int(rank) for name, rank in found.items()}
+    return {
+        name: (rank, _find_alpha(config.alpha / config.rank * rank, rank, use_rslora=config.use_rslora))
+        for name, rank in ranks.items()
+    }
 
 
 def _find_alpha(alpha: float, rank: int, *, use_rslora: bool) -> float:
@@ -73,7 +104,7 @@ class LayerSize:
 
 
 def count_parameters(sizes: Iterable[LayerSize], settings: AdapterSettings) -> int:
-    """Count what is trained of layers."""
+    """Count what is trained of layers that have these settings."""
     return sum(math.prod(shape) for size in sizes for shape in list_shapes(size, settings).values())
 
 

@@ -16,22 +16,35 @@ from torch import Tensor, nn
 
 from ..lora.modules import AdapterModule, DoraModule, LoraModule, ModuleKey, ModuleNames
 from ..lora.read import find_kind
-from .adapter_layers import ADAPTER_NAME, AdapterLayer, LoraLinear, WrappedLayer, choose_layer, find_size, load_lora
+from .adapter_layers import (
+    ADAPTER_NAME,
+    AdapterLayer,
+    LoraLinear,
+    LowRankLayer,
+    WrappedLayer,
+    choose_layer,
+    find_size,
+    load_lora,
+    read_weight,
+)
 from .adapter_shapes import AdapterSettings, LayerSize, Shapes, list_shapes
 from .config import ADAPTERS
 from .flat_weights import FlatWeights, TrainedGroup
 from .generators import generator_for
 from .optimizers import ParameterGroup
+from .singular_vectors import find_right_singular_vectors
 
 AnyAdapterLayer = LoraLayer | LoraLinear | AdapterLayer
 
 
 @dataclass(frozen=True)
 class AdaptedComponent:
-    """A part of the base model with adapters, and the parameters of those adapters."""
+    """A part of the base model with adapters, and the parameters of those adapters, in a group for
+    each learning rate.
+    """
 
     module: nn.Module
-    group: ParameterGroup
+    groups: Sequence[ParameterGroup]
 
 
 class AdaptedModel:
@@ -56,7 +69,8 @@ class AdaptedModel:
         }
         self.groups = [
             TrainedGroup(group.name, FlatWeights(group.parameters, dtype), group.learning_rate)
-            for group in (component.group for component in components.values())
+            for component in components.values()
+            for group in component.groups
         ]
         self.flat_weights = [group.weights.flat for group in self.groups]
         self.num_parameters = sum(flat.numel() for flat in self.flat_weights)
@@ -149,6 +163,14 @@ class AdaptedModel:
             for matrix in matrices:
                 matrix.mul_(factor)
         self.publish()
+
+    def set_timesteps(self, component: str, timesteps: Tensor) -> None:
+        """Tell the layers of a component the timesteps [B] of what they see from now on, in the
+        backward pass too.
+        """
+        for (part, _), layer in self._layers.items():
+            if part == component and isinstance(layer, LowRankLayer):
+                layer.timesteps = timesteps
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
@@ -288,19 +310,19 @@ def attach_adapters(
     those of a LoRA always are.
 
     A LoRA's `down` starts uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5, as in kohya and PEFT),
-    `up` at zero. The draws come from the seed.
+    or with the weight's singular vectors, `up` at zero. The draws come from the seed.
     """
     model.requires_grad_(False)
     if choose_layer(settings):
         for name in targets:
             _wrap_layer(model, name, settings, device or model.get_submodule(name).weight.device)  # type: ignore
         return _start_adapters(model, settings, component=component)
-    own = _list_own_settings(model, targets, settings)
+    own = _make_patterns(model, targets, settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
-        rank_pattern={name: each.rank for name, each in own.items()},
-        alpha_pattern={name: each.alpha for name, each in own.items()},  # pyright: ignore[reportArgumentType]
+        rank_pattern={names: rank for names, (rank, _) in own.items()},
+        alpha_pattern={names: alpha for names, (_, alpha) in own.items()},  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
         init_lora_weights=False,
@@ -312,10 +334,16 @@ def attach_adapters(
     return _start_adapters(model, settings, component=component)
 
 
-def _list_own_settings(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, AdapterSettings]:
-    """Return the settings of the layers that have others, by PEFT's patterns of their names."""
-    found = {name: settings.for_size(find_size(model.get_submodule(name))) for name in targets}
-    return {re.escape(name): each for name, each in found.items() if each != settings}
+def _make_patterns(model: nn.Module, targets: list[str], settings: AdapterSettings) -> dict[str, tuple[int, float]]:
+    """Return rank and alpha of the layers that have others, by PEFT's patterns: one for all names
+    of the same, as PEFT tries every pattern on every name.
+    """
+    names: dict[tuple[int, float], list[str]] = {}
+    for name in targets:
+        own = settings.for_name(name).for_size(find_size(model.get_submodule(name)))
+        if (own.rank, own.alpha) != (settings.rank, settings.alpha):
+            names.setdefault((own.rank, own.alpha), []).append(re.escape(name))
+    return {"|".join(alike): own for own, alike in names.items()}
 
 
 def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: str) -> list[nn.Parameter]:
@@ -325,6 +353,8 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         generator = generator_for(settings.seed, "lora_init", component, name)
         if isinstance(layer, AdapterLayer):
             layer.start(generator)
+            if settings.init_lora_weights == "svd":
+                _start_with_singular_vectors(layer.adapter["down"], layer.base_layer, generator)
             parameters += list_matrices(layer).values()
             continue
         down, up = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
@@ -335,9 +365,21 @@ def _start_adapters(model: nn.Module, settings: AdapterSettings, *, component: s
         with torch.no_grad():
             down.weight.copy_((2 * draw - 1) * bound)
             up.weight.zero_()
+        if settings.init_lora_weights == "svd":
+            _start_with_singular_vectors(down.weight, get_base_layer(layer), generator)
         nn.Sequential(down, up).requires_grad_(True)
         parameters += list_matrices(layer).values()
     return parameters
+
+
+@torch.no_grad()
+def _start_with_singular_vectors(down: Tensor, base_layer: nn.Module, generator: torch.Generator) -> None:
+    """Set `down` to the top right singular vectors of the frozen weight, over sqrt(3): its rows are
+    then as long as with kaiming on average. Ranks above those of the weight stay as they are.
+    """
+    weight = read_weight(base_layer, torch.float32).flatten(1)
+    vectors = find_right_singular_vectors(weight, len(down), generator)
+    down[: len(vectors)].copy_(vectors.view(-1, *down.shape[1:]) / math.sqrt(3))
 
 
 class InPlaceLoraLinear(PeftLinear):
@@ -375,7 +417,7 @@ def wrap_linear_layers(
 
 def _wrap_layer(model: nn.Module, name: str, settings: AdapterSettings, device: torch.device) -> None:
     make = choose_layer(settings) or LoraLinear
-    _replace(model, name, make(model.get_submodule(name), settings, device))
+    _replace(model, name, make(model.get_submodule(name), settings.for_name(name), device))
 
 
 def unwrap_linear_layer(model: nn.Module, name: str) -> None:
@@ -402,6 +444,27 @@ def find_adapter_layers(model: nn.Module) -> dict[str, AnyAdapterLayer]:
 def list_adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return what is trained of the model, layer by layer."""
     return [matrix for layer in find_adapter_layers(model).values() for matrix in list_matrices(layer).values()]
+
+
+def group_parameters(
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    layer_rates: Mapping[str, float],
+    *,
+    loraplus_lr_ratio: float = 0.0,
+) -> list[ParameterGroup]:
+    """Group what is trained of a model by its peak learning rate: that of the layer in
+    `layer_rates`, or `learning_rate`, whose group comes first. With `loraplus_lr_ratio`, that of
+    `up` is so many times as high (LoRA+).
+    """
+    groups: dict[float, list[nn.Parameter]] = {learning_rate: []}
+    for path, layer in find_adapter_layers(model).items():
+        rate = layer_rates.get(path, learning_rate)
+        for matrix_name, matrix in list_matrices(layer).items():
+            factor = loraplus_lr_ratio if loraplus_lr_ratio and matrix_name == "up" else 1.0
+            groups.setdefault(rate * factor, []).append(matrix)
+    return [ParameterGroup(name, parameters, rate) for rate, parameters in groups.items() if parameters]
 
 
 def list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:

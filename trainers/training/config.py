@@ -6,11 +6,13 @@ A family adds more in a subclass. DatasetConfig has the images, BucketConfig how
 from dataclasses import dataclass
 
 from ..config import check_ranges, param
+from .layer_values import read_layer_values
 from .optimizer_table import IMPORT_PATH, OPTIMIZERS, list_usual_learning_rates
 
 ADAPTERS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}  # and what they are called in texts
 AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
 MAX_TIMESTEP = 1000  # pure noise
+MAX_RANK, MAX_LEARNING_RATE = 1024, 10.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainingConfig:
     to 200 images.
     """
 
-    rank: int = param(16, "Rank of the LoRA matrices (kohya: network_dim). Usually 8 to 32.", min=1, max=1024)
+    rank: int = param(16, "Rank of the LoRA matrices (kohya: network_dim). Usually 8 to 32.", min=1, max=MAX_RANK)
     alpha: float = param(
         16.0,
         "The LoRA acts with strength alpha / rank (kohya: network_alpha). Usually rank or half of it.",
@@ -27,7 +29,10 @@ class TrainingConfig:
         max=4096,
     )
     learning_rate: float = param(
-        1e-4, f"Peak learning rate of the model's LoRA. Usually {list_usual_learning_rates()}.", min=0.0, max=10.0
+        1e-4,
+        f"Peak learning rate of the model's LoRA. Usually {list_usual_learning_rates()}.",
+        min=0.0,
+        max=MAX_LEARNING_RATE,
     )
     max_train_steps: int = param(
         1500,
@@ -355,8 +360,44 @@ class TrainingConfig:
         max=1000.0,
     )
 
+    network_reg_dims: str = param(
+        "",
+        "Ranks of single layers, as pairs of a regular expression and a rank (sd-scripts: network_reg_dims, PEFT: "
+        "rank_pattern), such as: up_blocks.0=32, mid_block=8, .*ff.*=4. An expression matches any part of a module's "
+        "name; the first that matches counts. alpha is in the same ratio to each rank. Empty: all have rank.",
+    )
+    network_reg_lrs: str = param(
+        "",
+        "Peak learning rates of single layers, written as in network_reg_dims (sd-scripts: network_reg_lrs), such as: "
+        "up_blocks.0=2e-4, mid_block=5e-5. Empty: all have learning_rate.",
+    )
+
+    loraplus_lr_ratio: float = param(
+        0.0,
+        "LoRA+ (Hayou et al. 2024): the up matrices of a LoRA or DoRA learn at so many times the learning rate of the "
+        "down matrices (sd-scripts: loraplus_lr_ratio). Usually 4 to 16, with a lower learning_rate; 0: the same rate.",
+        min=0.0,
+        max=1000.0,
+    )
+
+    init_lora_weights: str = param(
+        "kaiming",
+        "First values of a LoRA's down matrices; up starts at zero, so that nothing changes at first. kaiming: random. "
+        "svd: the directions of its inputs that each frozen weight answers to most, its top right singular vectors; "
+        "takes seconds to minutes at the start.",
+        choices=("kaiming", "svd"),
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.init_lora_weights == "svd" and self.adapter != "lora":
+            raise ValueError(f"init_lora_weights svd is for adapter lora, not for {self.adapter}. Set it to kaiming")
+        _check_layer_values(self)
+        if self.loraplus_lr_ratio and self.adapter not in ("lora", "dora"):
+            raise ValueError(
+                f"loraplus_lr_ratio is for adapter lora and dora, which have up matrices, not for {self.adapter}. "
+                "Set it to 0"
+            )
         if self.timesteps[0] >= self.timesteps[1]:
             raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")
         if self.lokr_factor == 0:
@@ -370,3 +411,14 @@ class TrainingConfig:
     def timesteps(self) -> tuple[int, int]:
         """The lowest and the highest."""
         return self.min_timestep, self.max_timestep or MAX_TIMESTEP
+
+
+def _check_layer_values(config: TrainingConfig) -> None:
+    if (config.network_reg_dims or config.network_reg_lrs) and not config.learning_rate:
+        raise ValueError("network_reg_dims and network_reg_lrs need a learning_rate above 0: they are for its layers")
+    for rank in read_layer_values(config.network_reg_dims, setting="network_reg_dims").values():
+        if not (rank.is_integer() and rank <= MAX_RANK):
+            raise ValueError(f"network_reg_dims: a rank must be a whole number from 1 to {MAX_RANK}, got {rank:g}")
+    for rate in read_layer_values(config.network_reg_lrs, setting="network_reg_lrs").values():
+        if rate > MAX_LEARNING_RATE:
+            raise ValueError(f"network_reg_lrs: a learning rate must be at most {MAX_LEARNING_RATE:g}, got {rate:g}")

@@ -242,6 +242,7 @@ _NETWORK_ARGS: dict[str, tuple[str, Reader]] = {
     "conv_alpha": ("conv_alpha", float),
     "rank_dropout": ("rank_dropout", float),
     "module_dropout": ("module_dropout", float),
+    "loraplus_lr_ratio": ("loraplus_lr_ratio", float),
     "factor": ("lokr_factor", _read_whole),
     "decompose_both": ("lokr_decompose_both", _read_bool),
     "full_matrix": ("lokr_full_matrix", _read_bool),

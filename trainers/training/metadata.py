@@ -63,6 +63,7 @@ def lora_metadata(
             **describe_adapter(config),
             **_describe_convolutions(adapters),
             **_describe_dropout(config),
+            **_describe_rates_and_ranks(config),
             **(network_args or {}),
         },
         caption_dropout_rate=config.caption_dropout,
@@ -112,6 +113,15 @@ def _describe_convolutions(adapters: AdapterSettings) -> dict[str, str]:
 def _describe_dropout(config: TrainingConfig) -> dict[str, str]:
     rates = {"rank_dropout": config.rank_dropout, "module_dropout": config.module_dropout}
     return {name: f"{rate:g}" for name, rate in rates.items() if rate}
+
+
+def _describe_rates_and_ranks(config: TrainingConfig) -> dict[str, str]:
+    values = {
+        "network_reg_dims": config.network_reg_dims,
+        "network_reg_lrs": config.network_reg_lrs,
+        "loraplus_lr_ratio": f"{config.loraplus_lr_ratio:g}" if config.loraplus_lr_ratio else "",
+    }
+    return {name: text for name, text in values.items() if text}
 
 
 def _list_folders(dataset: Dataset, items: Sequence[TrainingItem], captions: CaptionConfig) -> list[ImageFolder]:

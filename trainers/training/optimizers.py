@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..packages import pip_install
 from .config import TrainingConfig
+from .layer_values import read_layer_values
 from .optimizer_args import parse_optimizer_args
 from .optimizer_table import OptimizerRow, find_optimizer
 
@@ -116,14 +117,17 @@ def _step_once(name: str, device: torch.device, *, weight_decay: float, extra_ar
 
 
 def check_optimizer(config: TrainingConfig, rates: Mapping[str, float]) -> None:
-    """Make the optimizer for one number per learning rate, and forget it: whatever is wrong shows
-    before anything is computed.
+    """Make the optimizer for one number per learning rate, those of single layers and of LoRA+ too,
+    and forget it: whatever is wrong shows before anything is computed.
 
     Raises:
         ValueError, ModuleNotFoundError: as make_optimizer; or a setting does not go with a
             schedule-free optimizer.
     """
     name = config.optimizer
+    rates = {**rates, **read_layer_values(config.network_reg_lrs, setting="network_reg_lrs")}
+    if config.loraplus_lr_ratio:
+        rates |= {f"up of {part}": config.loraplus_lr_ratio * rate for part, rate in rates.items()}
     groups = [ParameterGroup(part, [nn.Parameter(torch.zeros(1))], rate) for part, rate in rates.items()]
     optimizer = make_optimizer(name, groups, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
     if not isinstance(optimizer, ScheduleFree):
@@ -165,7 +169,8 @@ def _require_common_rate(row: OptimizerRow, groups: Sequence[ParameterGroup]) ->
         raise ValueError(
             f"{row.name} finds one learning rate for everything, but {sorted(rates)} were given. Set "
             "text_encoder_learning_rate and text_encoder_2_learning_rate to learning_rate "
-            f"(usually {row.usual_learning_rate}), or choose ProdigyPlusScheduleFree, which finds one for each part"
+            f"(usually {row.usual_learning_rate}), leave network_reg_lrs empty and loraplus_lr_ratio 0, or choose "
+            "ProdigyPlusScheduleFree, which finds one for each part"
         )
 
 

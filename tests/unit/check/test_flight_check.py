@@ -571,7 +571,10 @@ def test_the_command_line_imports_neither_torch_nor_imagehash_to_read_flags() ->
         ),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"target_modules": "atn"}, "target_modules: 'atn' matches no linear or convolution layer of the UNet"),
-        ({"target_modules": "("}, "target_modules: '(' is neither attention nor attention_mlp nor a regular"),
+        (
+            {"target_modules": "("},
+            "target_modules: '(' is neither attention, attention_mlp, b-lora, b-lora-content, b-lora-style nor",
+        ),
     ],
 )
 def test_what_the_trainer_would_refuse_of_the_settings_is_an_error(

@@ -265,6 +265,23 @@ def test_every_kind_of_adapter_trains_resumes_and_starts_from_its_file(dataset, 
         train(dataset, tmp_path / "3", network_weights=str(whole.path))
 
 
+def test_layers_have_ranks_and_learning_rates_of_their_own(dataset, tmp_path):
+    settings = {"rank": 2, "network_reg_dims": r"layers\.0=5", "network_reg_lrs": r"layers\.1\.mlp=1e-9"}
+    whole = train(dataset, tmp_path / "whole", **settings)
+    ranks = {name: len(tensor) for name, tensor in whole.state_dict.items() if "lora_down" in name}
+    assert ranks == {name: 5 if "_layers_0_" in name else 2 for name in ranks} and set(ranks.values()) == {2, 5}
+    ups = {name: tensor.abs().max() for name, tensor in whole.state_dict.items() if "lora_up" in name}
+    assert all((size < 1e-6) == ("layers_1_mlp" in name) for name, size in ups.items())
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "parts", ListeningHost(cancel_after=3), resume="auto", **settings)
+    assert_equal(train(dataset, tmp_path / "parts", resume="auto", **settings), whole)
+    train(dataset, tmp_path / "2", network_weights=str(whole.path), **settings)
+    with pytest.raises(
+        ValueError, match=r"network_reg_lrs: 'nothing' matches no layer that is trained\. Trained are 6,"
+    ):
+        train(dataset, tmp_path / "3", network_reg_lrs="nothing=1")
+
+
 def test_sizes_that_the_model_would_pad_are_refused(dataset, tmp_path):
     base = ToyBase(family=FlowFamilyRow("Toy", resolution_step=128))
     message = "Toy takes images whose sides are multiples of 128 pixels, not .*64 x 64.*. Set bucket_reso_steps"

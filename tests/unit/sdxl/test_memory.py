@@ -63,6 +63,7 @@ def estimate_total(
         ("bf16", {"gradient_checkpointing": False, "lora_dropout": 0.1}),
         ("bf16", {"gradient_checkpointing": False, "rank": 64}),
         ("bf16", {"gradient_checkpointing": False, "conv_rank": 8}),
+        ("bf16", {"gradient_checkpointing": False, "rank": 4, "network_reg_dims": "attn1=128, ff=64"}),
         ("bf16", {"adapter": "loha"}),
         ("bf16", {"gradient_checkpointing": False, "adapter": "dora"}),
         ("bf16", {"gradient_checkpointing": False, "adapter": "loha"}),
@@ -99,7 +100,7 @@ def test_prior_preservation_needs_no_more_memory_because_its_backward_pass_comes
     adapted = AdaptedModel(
         {
             "unet": AdaptedComponent(
-                unet, ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4)
+                unet, [ParameterGroup("unet", [p for p in unet.parameters() if p.requires_grad], 1e-4)]
             )
         },
         kohya_names([], [], []),

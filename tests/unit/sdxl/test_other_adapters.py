@@ -17,7 +17,9 @@ from tests.unit.sdxl.test_trainer import (  # noqa: F401 (fixtures)
     list_names,
     weights,
 )
+from trainers.files.tensor_cache import TensorCache
 from trainers.lora.read import read_lora
+from trainers.sdxl.check.family_check import SDXLCheck
 from trainers.sdxl.config import BASE_DTYPES, SDXLConfig
 from trainers.sdxl.merge import merged_lora
 from trainers.sdxl.start import check_settings
@@ -199,3 +201,152 @@ def test_a_run_with_dropouts_and_a_norm_resumes_and_recomputes_bit_for_bit(weigh
     assert trained.metadata["ss_scale_weight_norms"] == "0.01"
     args = json.loads(trained.metadata["ss_network_args"])
     assert (args["rank_dropout"], args["module_dropout"]) == ("0.3", "0.3")
+
+
+# ---- ranks and learning rates of single layers ----
+
+OF_LAYERS = {
+    "rank": 2,
+    "alpha": 1.0,
+    "network_reg_dims": "resnets=3, attn2=6",
+    "network_reg_lrs": "ff.net=1e-9",
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_layers_have_ranks_and_learning_rates_of_their_own(weights, dataset, tmp_path, adapter):  # noqa: F811
+    given = {**OF_LAYERS, "adapter": adapter, "resume": "auto"}
+    trained = train(weights, dataset, tmp_path / "whole", **given)
+    modules = read_lora(trained.path, list_names(weights))
+    for (_, path), module in modules.items():
+        rank = 3 if "resnets" in path else 6 if "attn2" in path else 2
+        assert (module.rank, module.scale) == (rank, 0.5)
+        moved = (module.scale * module.up).abs().max()
+        assert moved < 1e-6 if "ff.net" in path else moved > 1e-4
+    assert {path.split(".")[-1] for _, path in modules} >= {"conv1", "to_k", "2", "to_q"}
+    args = json.loads(trained.metadata["ss_network_args"])
+    assert (args["network_reg_dims"], args["network_reg_lrs"]) == ("resnets=3, attn2=6", "ff.net=1e-9")
+    assert trained.metadata["ss_unet_lr"] == "0.01" and trained.metadata["ss_network_dim"] == "2"
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == trained.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in trained.state_dict.items())
+    start = {"network_weights": str(trained.path), "max_train_steps": 1, "learning_rate": 1e-9, "resume": "new"}
+    more = read_lora(train(weights, dataset, tmp_path / "more", **{**given, **start}).path, list_names(weights))
+    for key, module in modules.items():
+        torch.testing.assert_close(
+            more[key].scale * more[key].multiply(), module.scale * module.multiply(), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("setting", ["network_reg_dims", "network_reg_lrs"])
+def test_an_expression_for_no_layer_is_refused_before_the_first_image_is_encoded(weights, dataset, tmp_path, setting):  # noqa: F811
+    cache = TensorCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match=f"{setting}: 'atn2' matches no layer that is trained"):
+        train(weights, dataset, tmp_path, cache=cache, **{setting: "atn2=1"})
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_flight_check_refuses_an_expression_for_no_layer():
+    with pytest.raises(ValueError, match="network_reg_lrs: 'mid_blok' matches no layer that is trained"):
+        SDXLCheck().check_settings(SDXLConfig(network_reg_lrs="mid_blok=1e-4"))
+
+
+def test_prodigy_refuses_learning_rates_of_single_layers():
+    config = SDXLConfig(optimizer="Prodigy", learning_rate=1.0, network_reg_lrs="mid_block=0.5")
+    with pytest.raises(
+        ValueError, match=r"Prodigy finds one learning rate .* leave network_reg_lrs empty and loraplus_lr_ratio 0"
+    ):
+        check_settings(config)
+
+    with pytest.raises(ValueError, match=r"Prodigy finds one learning rate .*\[1\.0, 16\.0\]"):
+        check_settings(SDXLConfig(optimizer="Prodigy", learning_rate=1.0, loraplus_lr_ratio=16.0))
+
+
+# ---- LoRA+ ----
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_up_matrices_learn_at_a_multiple_of_the_rate(weights, dataset, tmp_path, adapter):  # noqa: F811
+    """A step of Adam has the size of its learning rate, whatever the gradient."""
+    given = {"adapter": adapter, "max_train_steps": 1, "learning_rate": 1e-6, "lr_warmup_steps": 0.0}
+    plain, plus = (
+        read_lora(
+            train(weights, dataset, tmp_path / str(ratio), loraplus_lr_ratio=ratio, **given).path, list_names(weights)
+        )
+        for ratio in (0.0, 16.0)
+    )
+    for key, module in plain.items():
+        torch.testing.assert_close(plus[key].up, 16 * module.up, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(plus[key].down, module.down, rtol=0, atol=0)
+
+
+def test_a_run_with_lora_plus_resumes_bit_for_bit(weights, dataset, tmp_path):  # noqa: F811
+    given = {**OF_LAYERS, "loraplus_lr_ratio": 4.0, "train_text_encoders": True, "ema_decay": 0.5, "resume": "auto"}
+    whole = train(weights, dataset, tmp_path / "whole", **given)
+    assert json.loads(whole.metadata["ss_network_args"])["loraplus_lr_ratio"] == "4"
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+
+
+def test_lora_plus_of_kinds_without_up_matrices_is_refused():
+    with pytest.raises(ValueError, match=r"loraplus_lr_ratio is for adapter lora and dora, .* not for lokr"):
+        SDXLConfig(adapter="lokr", loraplus_lr_ratio=4.0)
+
+
+# ---- T-LoRA ----
+
+
+def test_a_t_lora_trains_only_the_ranks_of_its_timesteps_and_saves_an_ordinary_file(weights, dataset, tmp_path):  # noqa: F811
+    """From timestep 900 on, 2 + floor(6 * 100 / 1000) = 2 of 8 ranks are trained."""
+    given = {"rank": 8, "tlora_min_rank": 2, "min_timestep": 900, "learning_rate": 1e-2}
+    trained = train(weights, dataset, tmp_path, prior_loss_weight=0.5, class_prompt="a thing", **given)
+    assert {key.partition(".")[2] for key in trained.state_dict} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    for module in read_lora(trained.path, list_names(weights)).values():
+        up = module.up.flatten(1)
+        assert up.shape[1] == 8 and bool(up[:, :2].any(0).all()) and not up[:, 2:].any()
+    assert json.loads(trained.metadata["ss_network_args"])["tlora_min_rank"] == "2"
+
+
+def test_a_t_lora_resumes_and_recomputes_bit_for_bit(weights, dataset, tmp_path):  # noqa: F811
+    given = {"rank": 8, "tlora_min_rank": 2, "learning_rate": 1e-2, "train_text_encoders": True, "resume": "auto"}
+    whole = train(weights, dataset, tmp_path / "whole", gradient_checkpointing=True, **given)
+    with pytest.raises(Interrupted):
+        host = RecordingHost(cancel_at_step=2)
+        train(weights, dataset, tmp_path / "parts", host=host, gradient_checkpointing=True, **given)
+    again = train(weights, dataset, tmp_path / "parts", gradient_checkpointing=True, **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    kept = train(weights, dataset, tmp_path / "kept", gradient_checkpointing=False, **given)
+    torch.testing.assert_close(torch.tensor(kept.losses), torch.tensor(whole.losses), rtol=1e-5, atol=0)
+    plain = train(weights, dataset, tmp_path / "plain", gradient_checkpointing=False, **{**given, "tlora_min_rank": 0})
+    assert plain.losses != kept.losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter": "dora", "tlora_min_rank": 2}, "tlora_min_rank is for adapter lora, not for dora"),
+        ({"rank": 4, "tlora_min_rank": 4}, "tlora_min_rank 4 must be below rank 4"),
+    ],
+)
+def test_a_t_lora_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SDXLConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"blocks_to_swap": 1000}, {"base_dtype": "int8"}], ids=str)
+def test_a_run_that_starts_with_singular_vectors_resumes_bit_for_bit(weights, dataset, tmp_path, settings):  # noqa: F811
+    given = {"init_lora_weights": "svd", "rank": 4, "learning_rate": 1e-3, "resume": "auto", **settings}
+    whole = train(weights, dataset, tmp_path / "whole", **given)
+    with pytest.raises(Interrupted):
+        train(weights, dataset, tmp_path / "parts", host=RecordingHost(cancel_at_step=2), **given)
+    again = train(weights, dataset, tmp_path / "parts", **given)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    assert {key.partition(".")[2] for key in whole.state_dict} == {"lora_down.weight", "lora_up.weight", "alpha"}

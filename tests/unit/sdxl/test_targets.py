@@ -35,6 +35,15 @@ def test_with_convolutions_everything_in_sd_scripts_blocks_is_chosen_too():
     assert len(expected) == 66
 
 
+@pytest.mark.parametrize(("preset", "blocks"), [("b-lora", (0, 1)), ("b-lora-content", (0,)), ("b-lora-style", (1,))])
+def test_b_lora_trains_the_attention_of_its_blocks(preset: str, blocks: tuple[int, ...]):
+    """Ten transformer blocks each, with eight projections."""
+    chosen = find_unet_targets(standard_unet(), preset)
+    prefixes = tuple(f"up_blocks.0.attentions.{number}." for number in blocks)
+    assert chosen == [name for name in find_unet_targets(standard_unet(), "attention") if name.startswith(prefixes)]
+    assert len(chosen) == 80 * len(blocks)
+
+
 def test_an_expression_that_would_run_forever_is_ended_with_a_remedy(monkeypatch):
     monkeypatch.setattr(patterns, "MAX_MATCH_SECONDS", 2)
     with pytest.raises(ValueError, match=re.escape("'([a-z0-9_.]+)+!' took more than 2 seconds to match")):
@@ -43,5 +52,8 @@ def test_an_expression_that_would_run_forever_is_ended_with_a_remedy(monkeypatch
 
 @pytest.mark.parametrize("pattern", ["(" * 10_000, "a{99999999999}"])
 def test_an_expression_that_python_cannot_compile_is_an_error(pattern):
-    with pytest.raises(ValueError, match="is neither attention nor attention_mlp nor a regular expression"):
+    with pytest.raises(
+        ValueError,
+        match="is neither attention, attention_mlp, b-lora, b-lora-content, b-lora-style nor a regular expression",
+    ):
         find_unet_targets(standard_unet(), pattern)

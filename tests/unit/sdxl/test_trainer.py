@@ -602,7 +602,7 @@ def test_a_lora_that_cannot_be_continued_is_refused_before_the_first_image_is_en
 @pytest.mark.parametrize(
     ("target_modules", "message"),
     [
-        ("attn[", "is neither attention nor attention_mlp nor a regular expression"),
+        ("attn[", "is neither attention, attention_mlp, b-lora, b-lora-content, b-lora-style nor a regular expression"),
         ("nothing", "matches no linear or convolution layer of the UNet"),
     ],
 )

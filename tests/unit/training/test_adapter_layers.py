@@ -2,6 +2,7 @@
 files.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainers.lora.file import to_kohya
 from trainers.lora.modules import AdapterModule, LoraModule, ModuleNames
 from trainers.lora.read import read_lora
 from trainers.sdxl.config import SDXLConfig
-from trainers.training.adapter_layers import AdapterLayer, DoraLayer, find_size
+from trainers.training.adapter_layers import AdapterLayer, DoraLayer, find_size, read_weight
 from trainers.training.adapter_shapes import AdapterSettings, LayerSize, count_parameters, factorize, list_shapes
 from trainers.training.adapters import (
     AdaptedComponent,
@@ -23,6 +24,7 @@ from trainers.training.adapters import (
     attach_adapters,
     find_adapter_layers,
     get_base_layer,
+    group_parameters,
     list_adapter_parameters,
     list_frozen_parameters,
     wrap_linear_layers,
@@ -66,7 +68,7 @@ def teach(model: nn.Module) -> None:
 
 def adapt(model: nn.Module, dtype: torch.dtype = torch.float32) -> AdaptedModel:
     group = ParameterGroup("unet", list_adapter_parameters(model), 1e-3)
-    return AdaptedModel({"unet": AdaptedComponent(model, group)}, NAMES, dtype=dtype)
+    return AdaptedModel({"unet": AdaptedComponent(model, [group])}, NAMES, dtype=dtype)
 
 
 def read(model: nn.Module) -> AdapterModule:
@@ -283,7 +285,7 @@ def test_convolutions_have_a_rank_and_alpha_of_their_own(kind: str) -> None:
     attach_adapters(model, ["0", "1", "3"], settings, component="unet")
     teach(model)
     names = ModuleNames({("unet", name): name for name in "013"}, [], main_component="unet")
-    component = AdaptedComponent(model, ParameterGroup("unet", list_adapter_parameters(model), 1e-3))
+    component = AdaptedComponent(model, [ParameterGroup("unet", list_adapter_parameters(model), 1e-3)])
     modules = AdaptedModel({"unet": component}, names).read()
     assert [module.alpha for module in modules.values()] == [0.5, 2.0, 2.0]
     if kind != "lokr":  # two of its layers are too small for a low rank
@@ -302,7 +304,64 @@ def test_without_its_own_alpha_a_convolution_acts_as_strongly_as_the_others() ->
     settings = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4))
     assert settings.conv_alpha == 2.0
     stable = AdapterSettings.of(SDXLConfig(rank=16, alpha=8.0, conv_rank=4, conv_alpha=3.0, use_rslora=True))
-    assert (stable.alpha, stable.conv_alpha, stable.highest_rank) == (32.0, 6.0, 16)
+    assert (stable.alpha, stable.conv_alpha) == (32.0, 6.0)
+
+
+# ---- first values ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, replace(PLAIN, rank=30), replace(PLAIN, module_dropout=0.1)])
+@pytest.mark.parametrize("layer", [*LAYERS, "quantized linear"])
+def test_svd_starts_with_the_top_right_singular_vectors_and_changes_nothing(layer: str, settings: Any) -> None:
+    """Against torch's whole decomposition."""
+    torch.manual_seed(0)
+    make_layer, shape = LAYERS[layer.removeprefix("quantized ")]
+    base = make_layer()
+    if layer == "quantized linear":
+        base = FP8Linear(base)
+    model, x = nn.Sequential(base), torch.randn(shape)
+    before = model(x)
+    weight = read_weight(base, torch.float32).flatten(1)
+    wrap_linear_layers(
+        model, ["0"], replace(settings, init_lora_weights="svd"), component="unet", device=torch.device("cpu")
+    ) if layer == "quantized linear" else attach_adapters(
+        model, ["0"], replace(settings, init_lora_weights="svd"), component="unet"
+    )
+    down, up = (parameter.detach().flatten(1) for parameter in list_adapter_parameters(model))
+    number = min(settings.rank, *weight.shape)
+    exact = torch.linalg.svd(weight, full_matrices=False).Vh[:number]
+    signs = (exact * down[:number]).sum(1, keepdim=True).sign()
+    torch.testing.assert_close(down[:number] * signs * 3**0.5, exact, rtol=0, atol=1e-3)
+    assert not up.any() and (len(down) == number or bool(down[number:].any(1).all()))
+    torch.testing.assert_close(model.eval()(x), before)
+
+
+def test_svd_of_other_kinds_is_refused() -> None:
+    with pytest.raises(ValueError, match="init_lora_weights svd is for adapter lora, not for loha"):
+        SDXLConfig(adapter="loha", init_lora_weights="svd")
+
+
+# ---- learning rates ----
+
+
+def test_without_rates_of_their_own_all_matrices_are_one_group_in_their_order() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    attach_adapters(model, ["0", "1"], PLAIN, component="unet")
+    (group,) = group_parameters(model, "unet", 1e-3, {}, loraplus_lr_ratio=1.0)
+    assert [id(each) for each in group.parameters] == [id(each) for each in list_adapter_parameters(model)]
+
+
+def test_matrices_are_grouped_by_their_rate_with_that_of_the_run_first() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    first, second = attach_adapters(model, ["0", "1"], PLAIN, component="unet")[::2]
+    groups = group_parameters(model, "unet", 0.5, {"0": 0.25}, loraplus_lr_ratio=4.0)
+    assert [(group.learning_rate, len(group.parameters)) for group in groups] == [
+        (0.5, 1),
+        (0.25, 1),
+        (1.0, 1),
+        (2.0, 1),
+    ]
+    assert groups[0].parameters[0] is second and groups[1].parameters[0] is first
 
 
 # ---- dropout and norm ----
@@ -337,6 +396,32 @@ def test_ranks_are_dropped_for_each_image_and_the_others_are_stronger(kind: str,
     attach_adapters(plain, ["0"], KINDS[kind], component="unet")
     teach(plain)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_t_lora_has_fewer_ranks_the_noisier_its_input(layer: str) -> None:
+    """The paper's formula, for each sample; all ranks outside of the training."""
+    torch.manual_seed(0)
+    make_layer, shape = LAYERS[layer]
+    model, x = nn.Sequential(make_layer()), torch.randn(5, *shape[1:])
+    attach_adapters(model, ["0"], replace(PLAIN, tlora_min_rank=1), component="unet")
+    teach(model)
+    adapted = adapt(model)
+    timesteps = (0, 1, 400, 667, 999)
+    adapted.set_timesteps("text_encoder", torch.zeros(5))
+    adapter: Any = find_adapter_layers(model)["0"]
+    assert adapter.timesteps is None
+    adapted.set_timesteps("unet", torch.tensor(timesteps))
+    base, up, down = adapter.base_layer, adapter.adapter["up"].flatten(1), adapter.adapter["down"].flatten(1)
+    kept = [math.floor((4 - 1) * (1000 - t) / 1000) + 1 for t in timesteps]
+    assert kept == [4, 3, 2, 1, 1]
+    for number, rank in enumerate(kept):
+        weight = base.weight + 0.5 * (up[:, :rank] @ down[:rank]).view_as(base.weight)
+        expected = apply(base, x[number : number + 1], weight)
+        torch.testing.assert_close(model(x)[number : number + 1], expected, rtol=1e-4, atol=1e-5)
+    model.eval()
+    whole = apply(base, x, base.weight + 0.5 * (up @ down).view_as(base.weight))
+    torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -51,7 +51,9 @@ class PreparedToy:
             self.transformer[0].weight.copy_(torch.eye(WIDTH))
             self.transformer[0].bias.zero_()
         parameters = attach_adapters(self.transformer, ["0"], AdapterSettings.of(config), component="transformer")
-        component = AdaptedComponent(self.transformer, ParameterGroup("transformer", parameters, config.learning_rate))
+        component = AdaptedComponent(
+            self.transformer, [ParameterGroup("transformer", parameters, config.learning_rate)]
+        )
         key = ("transformer", "0")
         names = ModuleNames({key: "diffusion_model_0"}, [("diffusion_model_0", key)], main_component="transformer")
         self.adapted = AdaptedModel({"transformer": component}, names)

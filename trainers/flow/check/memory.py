@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
 from ...training.adapter_layers import find_size
-from ...training.adapter_shapes import AdapterSettings, count_parameters
+from ...training.adapter_shapes import AdapterSettings, count_parameters, find_highest_rank
 from ...training.adapters import wrap_linear_layers
 from ...training.block_streaming import BlockStreamer, spread_evenly
 from ...training.device import COMPUTE_DTYPES
@@ -66,7 +66,7 @@ def _count_stored(tensor: Tensor) -> int:
 
 
 def count_adapter_parameters(network: nn.Module, targets: Iterable[str], settings: AdapterSettings) -> int:
-    return count_parameters((find_size(network.get_submodule(name)) for name in targets), settings)
+    return sum(count_parameters([find_size(network.get_submodule(name))], settings.for_name(name)) for name in targets)
 
 
 def estimate_memory(
@@ -90,7 +90,7 @@ def estimate_memory(
     number_bytes = COMPUTE_DTYPES[base.precision].itemsize
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=number_bytes)
     targets = find_targets(base.network, base.family, config.target_modules)
-    num_parameters = count_adapter_parameters(base.network, targets, AdapterSettings.of(config))
+    num_parameters = count_adapter_parameters(base.network, targets, AdapterSettings.of(config, targets))
     is_rough = False
     try:
         activations_bytes = count_activations(
@@ -125,7 +125,10 @@ def count_activations(
     network = base.network
     runs = [] if is_whole else shorten(network)
     targets = find_targets(network, base.family, config.target_modules)
-    adapters = replace(AdapterSettings.of(config), module_dropout=0.0)  # the peak is with all of them
+    # the peak is with all of them; blocks have lost the names that network_reg_dims chooses by
+    adapters = replace(
+        AdapterSettings.of(config), module_dropout=0.0, rank=find_highest_rank(config), init_lora_weights="kaiming"
+    )
     parameters = wrap_linear_layers(network, targets, adapters, component=NETWORK, device=META)
     FlatWeights(parameters, COMPUTE_DTYPES[base.precision])
     for parameter in parameters:

@@ -11,6 +11,7 @@ from ...check.memory_estimate import CUDA_CONTEXT_BYTES, MemoryEstimate, bytes_p
 from ...dataset.control_images import refuse_control_images
 from ...dataset.image import TrainingImage
 from ...dataset.report import Remark
+from ...training.layer_values import find_layer_values
 from ...training.plan import TrainingPlan
 from ...wording import pluralize
 from ..config import SDXLConfig
@@ -61,7 +62,9 @@ class SDXLCheck:
         from ..targets import find_unet_targets
 
         check_settings(config)
-        find_unet_targets(standard_unet(), config.target_modules)
+        targets = find_unet_targets(standard_unet(), config.target_modules, with_convolutions=config.conv_rank > 0)
+        for setting in ("network_reg_dims", "network_reg_lrs"):
+            find_layer_values(getattr(config, setting), targets, setting=setting)
         self.check_model()
 
     def check_plan(self, plan: TrainingPlan[SDXLConfig]) -> None:
