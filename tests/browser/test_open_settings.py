@@ -70,11 +70,11 @@ def test_after_a_run_the_number_of_steps_is_shown_until_a_setting_changes(editor
     editor.open_workflow(read_workflow("train_sdxl_from_folder"))
     editor.set_widgets(LOADER, ckpt_name="embedded_base.safetensors")
     editor.set_widgets(IMAGES, folder="toadstools")
-    settings = {**SMALL_RUN, "max_train_steps": 0, "train_batch_size": 120, "seed": len(renderer), "resolution": 64}
-    editor.set_widgets(TRAINER, **settings)
+    size = {"resolution": 64, "resize_mode": "center_crop", "train_batch_size": 12}  # an epoch is one step
+    editor.set_widgets(TRAINER, **{**SMALL_RUN, **size, "max_train_steps": 0, "seed": len(renderer)})
     editor.run()
     assert editor.wait_for("execution_success")["kind"] == "execution_success"
-    wait_for_labels(editor, TRAINER, "max_train_steps → 8", "rank → 16")
+    wait_for_labels(editor, TRAINER, "max_train_steps → 80", "rank → 16")
     assert editor.widgets(TRAINER)["max_train_steps"] == 0
     assert editor.prompt()[str(TRAINER)]["inputs"]["max_train_steps"] == 0
     editor.set_widgets(TRAINER, goal="style")
