@@ -25,7 +25,6 @@ class LaterConfig:
 
     color_aug: bool = param(False)
     huber_scale: float = param(1.0)
-    loraplus_lr_ratio: float = param(0.0)
 
 
 def translate(content: dict[str, Any], configs=CONFIGS) -> Translation:
@@ -113,6 +112,7 @@ KOHYA_ROWS = [
     ("network_args", ["decompose_both=True"], {"lokr_decompose_both": True}),
     ("network_args", ["full_matrix=True"], {"lokr_full_matrix": True}),
     ("network_args", ["rs_lora=True"], {"use_rslora": True}),
+    ("network_args", ["loraplus_lr_ratio=4"], {"loraplus_lr_ratio": 4.0}),
     ("optimizer_type", "prodigyplus.ProdigyPlusScheduleFree", {"lr_scheduler": "constant", "lr_warmup_steps": 0.0}),
     ("use_8bit_adam", True, {"optimizer": "AdamW8bit"}),
     (
@@ -132,7 +132,6 @@ def test_a_setting_of_sd_scripts_becomes_ours(name, value, ours):
 LATER_KOHYA_ROWS = [
     ({"color_aug": True}, "color_aug", {"color_aug": True}),
     ({"loss_type": "huber", "huber_scale": 2}, "huber_scale 2", {"huber_scale": 2.0}),
-    ({"network_args": ["loraplus_lr_ratio=4"]}, "network_args loraplus_lr_ratio=4", {"loraplus_lr_ratio": 4.0}),
 ]
 
 
