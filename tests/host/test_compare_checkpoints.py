@@ -61,6 +61,7 @@ BASE: Prompt = {
         optimizer="AdamW",
         max_train_steps=3,
         save_every_n_steps=1,
+        seed=5,  # of no other test: a run of the same would be loaded, without these checkpoints
         learning_rate=1e-2,
         train_text_encoders=True,
         text_encoder_learning_rate=1e-2,
