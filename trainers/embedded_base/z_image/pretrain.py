@@ -1,12 +1,10 @@
 """Pretrain the embedded Z-Image on images that this script draws.
 
-    python -m trainers...pretrain vae    --work DIR
-    python -m trainers...pretrain words  --work DIR   # needs no VAE
-    python -m trainers...pretrain base   --work DIR --resume
-    python -m trainers...pretrain refine --work DIR --resume --learning-rate 8e-4
-    python -m trainers...pretrain score  --work DIR   # 12 prompts x 8 seeds
-    python -m trainers...pretrain ship   --work DIR   # writes float16 weights
-    python -m trainers...pretrain unpack --work DIR   # those of ship, to go on from
+    python -m trainers.embedded_base.z_image.pretrain COMMAND --work DIR
+
+The commands in their order: vae; words, which needs no VAE; base --resume; refine --resume
+--learning-rate 8e-4; score, which draws 12 prompts with 8 seeds; ship, which writes float16
+weights. unpack writes those as the files in DIR, to go on from.
 
 It reads Qwen's tokenizer from ComfyUI, which has it on board. Letters: B batch, H W latent height
 and width. Latents are scaled.
