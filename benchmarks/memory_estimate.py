@@ -92,7 +92,7 @@ def meta_unet(
         keep_float8(nn.Module.to(unet, torch.float8_e4m3fn))
     nn.Module.to(unet, COMPUTE_DTYPES[precision])
     targets = find_unet_targets(unet, config.target_modules, with_convolutions=config.conv_rank > 0)
-    parameters = attach_adapters(unet, targets, AdapterSettings.of(config), component="unet")
+    parameters = attach_adapters(unet, targets, AdapterSettings.of(config, targets), component="unet")
     FlatWeights(parameters, COMPUTE_DTYPES[precision])
     unet.train()
     if config.gradient_checkpointing:
