@@ -39,6 +39,14 @@ IS_KEPT = """(text) => Object.entries(localStorage).some(([key, draft]) =>
     key.startsWith("Comfy.Workflow.Draft.") && JSON.parse(draft).data.includes(JSON.stringify(text)))"""
 
 
+# The frontend (1.49) keeps the values of a graph without an id, which a prompt becomes, and gives
+# them to inputs that the next prompt leaves out.
+FORGET_EARLIER_PROMPT = """() => {
+    const stores = document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s;
+    for (const store of stores.values()) store.clearGraph?.("00000000-0000-0000-0000-000000000000");
+}"""
+
+
 class Editor:
     """A page with the editor. Node ids are the graph's. `events` returns what the server sent while
     a prompt ran.
@@ -61,7 +69,8 @@ class Editor:
         self._wait_for_nodes(len(workflow["nodes"]))
 
     def open_prompt(self, prompt: Prompt) -> None:
-        """Open an API-format prompt as a graph."""
+        """Open an API-format prompt as a graph, as the first one after the editor has started."""
+        self.evaluate(FORGET_EARLIER_PROMPT)
         self.evaluate("async (prompt) => { await app.loadApiJson(prompt, 'prompt') }", prompt)
         self._wait_for_nodes(len(prompt))
 
