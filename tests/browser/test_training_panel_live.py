@@ -96,6 +96,6 @@ def assert_everything_is_listed(panel: Panel, folder: Path) -> None:  # noqa: F8
     assert compared.locator("option", has_text=folder.name).count() == 0  # with itself
     assert "20000 steps" in (panel.root.locator("pre").text_content() or "")
     assert "20000 steps" not in panel.root.locator(".ltp-message").inner_text()
-    panel.root.locator(".ltp-lora button").first.click()
+    panel.root.get_by_role("button", name="Copy path").first.click()
     panel.wait_for_text("Path copied")
     assert panel.root.locator("code").inner_text() == str(folder / "my_lora.safetensors")
