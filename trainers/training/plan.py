@@ -61,10 +61,13 @@ def make_step_counter(dataset: Dataset) -> StepCounter:
     """
 
     def count_steps(settings: RunSettings, num_samples: int) -> int:
+        config = settings.training
         try:
-            schedule = plan_training(replace(dataset, strict=False), settings).schedule
+            split = hold_out_images(replace(dataset, strict=False), share=config.validation_share, seed=config.seed)
+            crops = plan_crops(split.training, settings.buckets, seed=config.seed)
         except ValueError:  # the trainer, or the flight check, will say what is wrong
             return count_full_steps(settings, num_samples)
+        schedule = plan_schedule(crops, config)
         return math.ceil(Fraction(num_samples * schedule.steps_per_epoch, schedule.num_training_samples))
 
     return count_steps
