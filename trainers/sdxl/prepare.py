@@ -1,6 +1,6 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -68,14 +68,7 @@ def prepare_sdxl(
         _quantize(model.unet, base_dtype, host)
     streamed = choose_streamed(model.unet, _choose_number(plan, model, host.device, precision))
     modules = _attach_adapters(config, model, targets, adapters, host.device, COMPUTE_DTYPES[precision], streamed)
-    rates = get_learning_rates(config)
-    components = {
-        name: AdaptedComponent(
-            module,
-            group_parameters(module, name, rates[name], layer_rates, loraplus_lr_ratio=config.loraplus_lr_ratio),
-        )
-        for name, module in modules.items()
-    }
+    components = _group_adapters(config, modules, layer_rates)
     adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
     if start:
         adapted.load(start)
@@ -103,6 +96,19 @@ def prepare_sdxl(
     elif config.torch_compile:
         compile_blocks(model.unet, list_blocks(model.unet))
     return prepared
+
+
+def _group_adapters(
+    config: SDXLConfig, modules: Mapping[str, nn.Module], layer_rates: Mapping[str, float]
+) -> dict[str, AdaptedComponent]:
+    """Group what is trained of each part by its learning rate."""
+    rates, ratio = get_learning_rates(config), config.loraplus_lr_ratio
+    return {
+        name: AdaptedComponent(
+            module, group_parameters(module, name, rates[name], layer_rates, loraplus_lr_ratio=ratio)
+        )
+        for name, module in modules.items()
+    }
 
 
 def _choose_number(plan: TrainingPlan[SDXLConfig], model: SDXLModel, device: torch.device, precision: str) -> int:
