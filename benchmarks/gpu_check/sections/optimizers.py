@@ -21,7 +21,7 @@ NAME, TITLE = "optimizers", "Optimizers"
 SHARE_SECONDS, NEEDED_SECONDS = 45.0, 10.0
 SECONDS_PER_RUN = 3.0
 NUM_STEPS = 3
-LEARNING_RATES = {"Lion": 1e-4, "Prodigy": 1.0}
+LEARNING_RATES = {"Lion": 1e-4, "Prodigy": 1.0, "ProdigyPlusScheduleFree": 1.0}
 
 
 def run(bench: Bench, report: Report) -> None:
@@ -43,6 +43,7 @@ def _check(bench: Bench, report: Report, row: OptimizerRow, name: str, *, checkp
         name.replace(",", "").replace(" ", "-"),
         optimizer=row.name,
         learning_rate=LEARNING_RATES.get(row.name, 1e-3),
+        lr_scheduler="constant",  # as the schedule-free ones need
         gradient_checkpointing=checkpointing,
         max_train_steps=NUM_STEPS,
         mixed_precision=bench.half,

@@ -47,11 +47,13 @@ from lora_trainer.trainers.flow.check.without_data import META, running_without_
 from lora_trainer.trainers.flow.checkpointing import checkpoint_blocks
 from lora_trainer.trainers.flow.config import FlowConfig
 from lora_trainer.trainers.flow.families import find_family
-from lora_trainer.trainers.flow.lora_names import name_modules
+from lora_trainer.trainers.flow.lora_names import NETWORK, name_modules
 from lora_trainer.trainers.flow import prepared_model
-from lora_trainer.trainers.flow.prepare import _attach, _describe_adapters
+from lora_trainer.trainers.flow.prepare import _describe_adapters
 from lora_trainer.trainers.flow.prepared_model import PreparedFlow
 from lora_trainer.trainers.flow.targets import find_targets, is_linear, list_blocks
+from lora_trainer.trainers.training.adapter_shapes import AdapterSettings
+from lora_trainer.trainers.training.adapters import wrap_linear_layers
 from lora_trainer.trainers.training.console_host import ConsoleHost
 from lora_trainer.trainers.training.live_memory import LiveMemory
 from lora_trainer.trainers.training.masks import MaskStore
@@ -155,8 +157,10 @@ def count(base, config, plan, shape, conditions, is_streamed):
     names = name_modules(name for name, module in base.network.named_modules() if is_linear(module))
     with running_without_data(), FiniteNumbers(), LiveMemory(leave_out=frozen) as memory:
         targets = find_targets(base.network, base.family, config.target_modules)
-        _attach(config, base, targets, names, host)
-        adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision])
+        wrap_linear_layers(
+            base.network, targets, AdapterSettings.of(config, targets), component=NETWORK, device=host.device
+        )
+        adapted = _describe_adapters(config, base, names, COMPUTE_DTYPES[base.precision], {})
         masks = MaskStore(TensorCache(None), pixels_per_latent=8)
         model = PreparedFlow(plan, host, base, adapted, Latents(shape), masks, Conditions(conditions), "sigmoid")
         blocks = list(list_blocks(base.network).values())
