@@ -69,7 +69,7 @@ def _make_settings(folder: Path, base: Path, kind: str, seed: int, num_steps: in
     return {
         **SETTINGS,
         "base": str(base),
-        "base_dtype": "" if kind == NONE else kind,
+        **({} if kind == NONE else {"base_dtype": kind}),
         "output": f"{kind}, seed {seed}, {num_steps} steps",
         "output_dir": str(folder),
         "cache_dir": str(folder / "cache"),
