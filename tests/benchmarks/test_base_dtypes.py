@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.base_dtypes import main
 
 
@@ -25,12 +27,13 @@ def test_a_row_has_mean_and_range_and_says_whether_it_is_within_the_spread(tmp_p
     ]
 
 
-def test_a_cell_is_trained_once(tmp_path: Path, capsys):
-    arguments = [str(tmp_path), "--kinds", "fp8", "--seeds", "3", "--steps", "1", "--num-images", "1"]
+@pytest.mark.parametrize("kind", ["none", "fp8"])
+def test_a_cell_is_trained_once(tmp_path: Path, capsys, kind: str):
+    arguments = [str(tmp_path), "--kinds", kind, "--seeds", "3", "--steps", "1", "--num-images", "1"]
     main(arguments)
     (path,) = tmp_path.glob("cell *.json")
     cell, written_at = json.loads(path.read_text()), path.stat().st_mtime_ns
-    assert (cell["kind"], cell["seed"], len(cell["losses"])) == ("fp8", 3, 1) and cell["drift"] >= 0
+    assert (cell["kind"], cell["seed"], len(cell["losses"])) == (kind, 3, 1) and cell["drift"] >= 0
     main(arguments)
     assert path.stat().st_mtime_ns == written_at
-    assert "| fp8 | 1 | 1 |" in capsys.readouterr().out
+    assert f"| {kind} | 1 | 1 |" in capsys.readouterr().out
