@@ -85,7 +85,7 @@ def fit(name, memory, **given):
 
 
 if __name__ == "__main__":
-    fitted = [fit("Lumina 2", "4 GB"), fit("Lumina 2", "4 GB", resolution=1024), fit("Lumina 2", "auto")]
+    fitted = [fit("Z-Image", "4 GB"), fit("Z-Image", "4 GB", resolution=1024), fit("Z-Image", "auto")]
     print("RESULT" + json.dumps({"caching": count_caching(), "fitted": fitted}), flush=True)
     for name, spec in FULL_SPECS.items():
         print("RESULT" + json.dumps({"name": name, **estimate_all(spec)}), flush=True)
