@@ -213,6 +213,17 @@ def draw_centred_bucket(num_images: int, targets: TargetLatents, rng: random.Ran
     return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
 
 
+def draw_small_bucket(num_images: int, targets: TargetLatents, rng: random.Random) -> Bucket:
+    """Draw those images of the base set whose caption calls the object small."""
+    drawings: list[scenes.Drawing] = []
+    while len(drawings) < num_images:
+        drawing = scenes.draw_scene((RESOLUTION, RESOLUTION), rng)
+        if drawing.caption.startswith("a small"):
+            drawings.append(drawing)
+    latents = targets(to_pixel_values([drawing.pixels for drawing in drawings]))
+    return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
+
+
 def train_base(
     model: nn.Module,
     compute_loss: Callable[[float], torch.Tensor],
