@@ -44,7 +44,12 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
     memory = settings.get("memory") or "auto"
     run_settings = resolve_flow_settings(
-        given, family, goal=settings.get("goal") or "object", memory=memory, dataset=dataset
+        given,
+        family,
+        goal=settings.get("goal") or "object",
+        memory=memory,
+        dataset=dataset,
+        num_processes=world.size,
     )
     run_settings, need = GraphMemory(graph.model, family).fit_resolution(run_settings, given, memory)
     plan = plan_training(dataset, run_settings, num_processes=world.size)

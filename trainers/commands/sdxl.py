@@ -59,7 +59,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     require_base_model(settings["base"])
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     dataset = scan_datasets(dataset_settings)
-    run_settings = resolve_presets(settings, dataset)
+    run_settings = resolve_presets(settings, dataset, num_processes=num_processes)
     plan = plan_training(dataset, run_settings, num_processes=num_processes)
     # torch and diffusers take seconds to import: errors in settings and folders come first
     require_packages()

@@ -199,7 +199,7 @@ def check_base_dtype(settings: dict[str, Any]) -> None:
         raise ValueError(f"base_dtype must be one of {', '.join(BASE_DTYPES)}; got {value!r}")
 
 
-def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[SDXLConfig]:
+def resolve_presets(settings: dict[str, Any], dataset: Dataset, *, num_processes: int = 1) -> RunSettings[SDXLConfig]:
     """The settings with those that were not given from the presets, if there are any."""
     given = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
     memory = settings.get("memory")
@@ -213,7 +213,7 @@ def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[S
         goal=settings.get("goal"),
         memory=memory,
         num_images=dataset.num_training_samples,
-        count_steps=make_step_counter(dataset),
+        count_steps=make_step_counter(dataset, num_processes=num_processes),
     )
 
 
