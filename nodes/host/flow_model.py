@@ -22,7 +22,7 @@ from ...trainers.training.host import Host
 from ...trainers.training.resume.weight_samples import hash_samples
 from ...trainers.training.sample_prompts import SamplePrompt
 from .control_images import encode_with_controls
-from .flow_checks import check_graph, check_text, count_tokens, find_text_width
+from .flow_checks import check_graph, count_tokens, find_text_width, read_text
 from .fused_kernels import add_derivatives
 from .training_samples import draw_samples
 from .twin import make_twin
@@ -82,11 +82,7 @@ class GraphFlowModel:
     def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
         with seed_globals(self._device, "control images"), torch.inference_mode():
             entries = self._encode(caption, control_images)
-        if len(entries) != 1:
-            raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
-        cond, others = entries[0]
-        check_text(cond, self._text_width, self.family.name)
-        return _to_plain([cond, others])
+        return _to_plain([*read_text(entries, self._text_width, self.family.name)])
 
     def _encode(self, caption: str, control_images: Sequence[Tensor]) -> Any:
         if not control_images:
