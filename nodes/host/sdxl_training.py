@@ -37,7 +37,9 @@ from .graph_training import (
 )
 from .memory_budget import MemoryBudget, can_step_here
 from .progress import ComfyHost
+from .sdxl_samples import SDXLDrawer
 from .settings import choose_precision, resolve_settings
+from .training_samples import check_sampler
 from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, predicts_v
 
 
@@ -60,6 +62,7 @@ def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         dataset=request.dataset,
         weight_dtype=get_unet_dtype(base.model),
     )
+    check_sampler(settings.training)
     text = _describe(settings, base.model, remarks or [])
 
     def train(plan: TrainingPlan[SDXLConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
@@ -100,7 +103,8 @@ def _train(
     loader = _BudgetedLoader(base, plan, settings_text)
     try:
         cache = TensorCache(folders.get_cache_folder())
-        return train_lora(SDXLFamily(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
+        family = SDXLFamily(loader.load, drawer=SDXLDrawer(base))
+        return train_lora(family, plan, host, run_folder=run_folder, cache=cache, resume=resume)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
             raise

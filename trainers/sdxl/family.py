@@ -13,17 +13,22 @@ from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
 from .prepare import prepare_sdxl
 from .prepared_model import PreparedSDXL
+from .samples import SampleDrawer
 from .start import check_settings
 
 
 class SDXLFamily:
     """The family to give to train_lora. It calls `load_model` once, after the dataset is planned;
     this reads a file, or borrows the model that the host has loaded. With `base_dtype`, one of
-    quantized_linear.KINDS, the frozen weights of the transformers get fewer bits.
+    quantized_linear.KINDS, the frozen weights of the transformers get fewer bits. `drawer` draws
+    the sample images; None: the trainer's own.
     """
 
-    def __init__(self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "") -> None:
+    def __init__(
+        self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "", drawer: SampleDrawer | None = None
+    ) -> None:
         self._load_model = load_model
+        self._drawer = drawer
         self._base_dtype = base_dtype
         self._model: SDXLModel | None = None
 
@@ -42,4 +47,6 @@ class SDXLFamily:
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
         model, self._model = self._model, None
         assert model is not None, "identify was not called"
-        return prepare_sdxl(plan, model, host, cache=cache, world=world, base_dtype=self._base_dtype)
+        return prepare_sdxl(
+            plan, model, host, cache=cache, world=world, base_dtype=self._base_dtype, drawer=self._drawer
+        )

@@ -6,7 +6,6 @@ Arguments: the pack's folder, a folder for files, the configurations as JSON: na
 tokens, streamed, and settings of FlowConfig.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -25,15 +24,9 @@ from torch.overrides import TorchFunctionMode
 pack, folder, configurations = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 from full_models import FULL_SPECS, HALF, build_hollow, make_clip
 from lora_trainer.nodes.host.hollow_model import HollowFlowModel

@@ -4,7 +4,6 @@ data, at each resolution that a preset may choose, with all blocks in main memor
 Argument: the pack's folder.
 """
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -19,15 +18,9 @@ import torch
 pack = Path(sys.argv[1])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 from full_models import FULL_SPECS, build_hollow
 from lora_trainer.nodes.host import flow_memory
