@@ -1,6 +1,7 @@
 """Sample images of a running training, with the same prompts and noise every time."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from diffusers import AutoencoderKL
@@ -28,8 +29,10 @@ def draw_samples(
     prediction_type: str,
     zero_terminal_snr: bool,
     host: Host,
+    at_strength: Callable[[float], AbstractContextManager[None]],
 ) -> list[list[Image.Image]]:
-    """Draw a row for each prompt, with one image per seed, with the model as it is, LoRA included.
+    """Draw a row for each prompt, with one image per seed, with the model as it is, and the LoRA at
+    the strength of the prompt.
 
     This changes neither the weights nor the random numbers of the training.
 
@@ -43,17 +46,17 @@ def draw_samples(
             rows.append([])
             for start in range(0, len(prompt.seeds), MAX_AT_ONCE):
                 seeds = prompt.seeds[start : start + MAX_AT_ONCE]
-                latents = denoise(
-                    model.unet,
-                    embed([prompt.negative_prompt] * len(seeds) + [prompt.prompt] * len(seeds)),
-                    scheduler,
-                    seeds=seeds,
-                    size_hw=prompt.size_hw or usual_size_hw,
-                    num_steps=prompt.num_steps,
-                    guidance_scale=prompt.guidance_scale,
-                    on_step=host.check_interrupted,
-                )
-                rows[-1] += latents
+                with at_strength(prompt.strength):
+                    rows[-1] += denoise(
+                        model.unet,
+                        embed([prompt.negative_prompt] * len(seeds) + [prompt.prompt] * len(seeds)),
+                        scheduler,
+                        seeds=seeds,
+                        size_hw=prompt.size_hw or usual_size_hw,
+                        num_steps=prompt.num_steps,
+                        guidance_scale=prompt.guidance_scale,
+                        on_step=host.check_interrupted,
+                    )
     return _decode(model, rows, host)
 
 
