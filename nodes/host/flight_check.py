@@ -37,8 +37,7 @@ from .flow_model import find_precision
 from .flow_training import choose_family, list_notices
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
-from .trainer_choice import is_sdxl
-from .weights import check_sdxl, get_unet_dtype, imagine_unet, name_model
+from .weights import check_sdxl, get_unet_dtype, imagine_unet, is_sdxl, name_model
 
 _TARGETS_OF_SDXL = (
     "attention",
