@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def judge(slider: Slider, model: SDXLModel, lora: Path, *, num_seeds: int) -> di
     values = [row["property"] for row in rows]
     return {
         "rows": rows,
-        "is_monotone": all(low < high for low, high in zip(values, values[1:], strict=False)),
+        "is_monotone": all(low < high for low, high in pairwise(values)),
         "drift": float(np.mean([row["drift"] for row in rows if abs(row["strength"]) == 1])),
     }
 

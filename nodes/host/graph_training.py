@@ -27,7 +27,8 @@ from .weights import GraphModel, find_ignored_patches, training_mode
 class TrainingRequest:
     """What a node asks for. `settings` are its widgets' values.
 
-    `dataset` None: a slider, which has no images. `apply_to` is the MODEL that gets the LoRA; None: the one that is trained on.
+    `dataset` None: a slider, which has no images. `apply_to` is the MODEL that gets the LoRA; None:
+    the one that is trained on.
     """
 
     base: GraphModel
