@@ -61,7 +61,7 @@ class SliderConfig(SDXLConfig):
     negative: str = param("", "What strength -1 leads to, such as: a photo of a very young person.")
     attributes: str = param(
         "",
-        "What the slider must not change, with vertical bars between, such as: woman | man. Each is put in front of "
+        "What the slider must not change, with vertical bars between, such as woman and man. Each is put in front of "
         "all three prompts, or where they have the word attribute in curly brackets; each sample has one of them.",
     )
     slider_guidance: float = param(
