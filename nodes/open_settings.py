@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _FROM_GOAL = "from goal"
-FROM_MEMORY = dict.fromkeys(
+FROM_MEMORY: dict[str, str] = dict.fromkeys(
     ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
     "from memory",
 )

@@ -92,7 +92,7 @@ def train_slider(request: TrainingRequest) -> TrainedInGraph:
     return run_in_graph(request, settings, text, train, make_plan=plan_slider)
 
 
-def _describe(settings: RunSettings[SDXLConfig], model: Any, remarks: list[str]) -> str:
+def _describe(settings: RunSettings, model: Any, remarks: list[str]) -> str:
     lines = [describe(settings), describe_ignored_patches(model), _describe_prediction(model), *remarks]
     return "\n".join(line for line in lines if line)
 
@@ -112,7 +112,7 @@ def _describe_prediction(model: Any) -> str:
 
 def _train(
     base: GraphModel,
-    plan: TrainingPlan[SDXLConfig],
+    plan: TrainingPlan,
     run_folder: RunFolder,
     host: ComfyHost,
     settings_text: str,

@@ -12,7 +12,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..wording import name_examples
 from .config import TrainingConfig
-from .sample_prompts import read_sample_prompts
+from .sample_prompts import SamplePrompt, read_sample_prompts
 from .seeds import derive_seed, happens
 
 
@@ -53,7 +53,7 @@ class TrainingTexts:
         self._unused_alternatives = (
             [] if captions.use_wildcards else [image.name for image in images if has_alternatives(image.caption)]
         )
-        self.samples = (
+        self.samples: tuple[SamplePrompt, ...] = (
             read_sample_prompts(
                 config,
                 first_caption=self._variants[images[0]][0],
