@@ -22,6 +22,7 @@ from .review_captions import ReviewCaptions
 from .save_lora import SaveLoRA
 from .train_lora import TrainLoRA
 from .train_sdxl import LoRATrainSDXL
+from .train_slider import TrainSlider
 from .training_settings import LoRASettings
 
 NODES: list[type[io.ComfyNode]] = [
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     CompareCheckpoints,
     LoRASettings,
     *(LoRAInfo, MergeLoRAs, ResizeLoRA, ExtractLoRA),
+    TrainSlider,
 ]
 
 

@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from ..trainers.training.earlier_settings import EarlierSettings
 
 AUTO = "auto"
-_FROM_GOAL, _FROM_MEMORY = "from goal", "from memory"
+_FROM_GOAL = "from goal"
+FROM_MEMORY: dict[str, str] = dict.fromkeys(
+    ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
+    "from memory",
+)
 OPEN_SETTINGS = {
     "max_train_steps": f"{_FROM_GOAL} and the number of images",
     **dict.fromkeys(("rank", "alpha", "learning_rate"), _FROM_GOAL),
-    **dict.fromkeys(
-        ("resolution", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer"),
-        _FROM_MEMORY,
-    ),
+    **FROM_MEMORY,
 }
 
 _OPEN_IN_CONFIG = ("timestep_sampling", "discrete_flow_shift")  # 0 and auto are among their own values

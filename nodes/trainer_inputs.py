@@ -25,16 +25,20 @@ def make_preset_inputs(*, goal_note: str = "", memory_note: str = "") -> list[io
             tooltip="What the LoRA should learn. Decides the settings that are left at 0. "
             f"{_describe_presets(GOALS)}.{goal_note}",
         ),
-        io.Combo.Input(
-            "memory",
-            options=[AUTO, *MEMORY_PRESETS],
-            default=AUTO,
-            optional=True,
-            tooltip="Memory of the GPU. Decides the settings that are left at 0 or auto. auto: the memory of "
-            "this GPU. "
-            f"{_describe_presets(MEMORY_PRESETS)}.{memory_note}",
-        ),
+        make_memory_input(note=memory_note),
     ]
+
+
+def make_memory_input(*, note: str = "") -> io.Input:
+    return io.Combo.Input(
+        "memory",
+        options=[AUTO, *MEMORY_PRESETS],
+        default=AUTO,
+        optional=True,
+        tooltip="Memory of the GPU. Decides the settings that are left at 0 or auto. auto: the memory of "
+        "this GPU. "
+        f"{_describe_presets(MEMORY_PRESETS)}.{note}",
+    )
 
 
 def _describe_presets(presets: dict[str, Any]) -> str:

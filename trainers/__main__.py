@@ -1,7 +1,7 @@
-"""The command line. `sdxl` and `musubi` train without ComfyUI, `flow` with its classes; `caption`
-captions images, `check` checks a dataset, `runs` lists and compares trainings, `compare` compares
-LoRAs, `lora` works with finished ones, `convert-config` translates the configurations of other
-trainers, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
+"""The command line. `sdxl`, `slider` and `musubi` train without ComfyUI, `flow` with its classes;
+`caption` captions images, `check` checks a dataset, `runs` lists and compares trainings, `compare`
+compares LoRAs, `lora` works with finished ones, `convert-config` translates the configurations of
+other trainers, `comfyui` runs a prompt in ComfyUI, and `demo` shows it all.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from .commands import caption, check, comfyui, compare, convert_config, demo, flow, lora, musubi, runs, sdxl
+from .commands import caption, check, comfyui, compare, convert_config, demo, flow, lora, musubi, runs, sdxl, slider
 from .critical_section import raise_when_safe, remember_interrupt
 from .similar_names import suggest_name
 from .training.events import Interrupted, Paused
@@ -22,6 +22,7 @@ from .translate.kohya_table import explain_absence
 COMMANDS = {
     "sdxl": sdxl,
     "flow": flow,
+    "slider": slider,
     "musubi": musubi,
     "caption": caption,
     "check": check,

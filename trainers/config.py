@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -77,13 +77,15 @@ def _is_choice(value: Any, choices: Sequence[str], pattern: tuple[str, str] | No
     return value in choices or bool(pattern and re.fullmatch(pattern[0], str(value)))
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, config_class: type, *, without: Collection[str] = ()) -> None:
     """Add one flag per field, `--max-train-steps` for `max_train_steps`. A flag that is not given
     sets no value.
     """
     group = parser.add_argument_group(f"{config_class.__name__.removesuffix('Config')} settings")
     hints = get_type_hints(config_class)
     for spec in fields(config_class):
+        if spec.name in without:
+            continue
         group.add_argument(
             "--" + spec.name.replace("_", "-"),
             dest=spec.name,

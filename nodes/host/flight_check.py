@@ -39,8 +39,7 @@ from .flow_training import choose_family, list_notices
 from .graph_training import find_network_weights
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
-from .trainer_choice import is_sdxl
-from .weights import check_sdxl, get_unet_dtype, imagine_unet, name_model
+from .weights import check_sdxl, get_unet_dtype, imagine_unet, is_sdxl, name_model
 
 _TARGETS_OF_SDXL = (
     "attention",

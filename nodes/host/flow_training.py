@@ -52,11 +52,13 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
     model = request.base.model
     family = choose_family(model)
     given = {**request.settings, **find_network_weights(request.settings)}
-    settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
+    settings = resolve_flow_settings(
+        given, family, goal=request.goal, memory=request.memory, dataset=request.require_dataset()
+    )
     settings, need = GraphMemory(model, family).fit_resolution(settings, given, request.memory)
     check_sampler(settings.training)
     text = _describe(settings, family)
-    notices = [*(remarks or []), *list_notices(model, family, request.dataset), *filter(None, [need])]
+    notices = [*(remarks or []), *list_notices(model, family, request.require_dataset()), *filter(None, [need])]
 
     def train(plan: TrainingPlan[FlowConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
         return _train(FlowLoader(request.base, family, plan, text, notices), run_folder, host, request.resume)

@@ -27,11 +27,12 @@ from .weights import GraphModel, find_ignored_patches, training_mode
 class TrainingRequest:
     """What a node asks for. `settings` are its widgets' values.
 
-    `apply_to` is the MODEL that gets the LoRA; None: the one that is trained on.
+    `dataset` None: a slider, which has no images. `apply_to` is the MODEL that gets the LoRA; None:
+    the one that is trained on.
     """
 
     base: GraphModel
-    dataset: Dataset
+    dataset: Dataset | None
     goal: str
     memory: str
     output_name: str
@@ -39,6 +40,10 @@ class TrainingRequest:
     resume: str
     is_polite: bool
     apply_to: Any = None
+
+    def require_dataset(self) -> Dataset:
+        assert self.dataset is not None, "only a slider has no dataset"
+        return self.dataset
 
     def with_settings(self, **changed: Any) -> "TrainingRequest":
         return replace(self, settings={**self.settings, **changed})
@@ -109,9 +114,12 @@ def run_in_graph(
     settings: RunSettings[ConfigT],
     text: str,
     train: Callable[[TrainingPlan[ConfigT], ComfyHost, RunFolder], TrainedLora],
+    *,
+    make_plan: Callable[[RunSettings[ConfigT]], TrainingPlan[ConfigT]] | None = None,
 ) -> TrainedInGraph:
     """Unload all models, train, put the LoRA on MODEL and CLIP, and require that every module of
-    it has its place there. `text` describes the settings.
+    it has its place there. `text` describes the settings; `make_plan` plans a training without a
+    dataset.
 
     Raises:
         ValueError: a setting, the dataset or a model cannot be used; nothing was written.
@@ -123,7 +131,8 @@ def run_in_graph(
     run_folder = RunFolder(folders.get_work_folder(), request.output_name, keep_inside=True, origin=describe_origin())
     try:
         with cancellable(host), training_mode():
-            result = train(plan_training(request.dataset, settings), host, run_folder)
+            plan = make_plan(settings) if make_plan else plan_training(request.require_dataset(), settings)
+            result = train(plan, host, run_folder)
     finally:
         gc.collect()  # modules and their hooks refer to each other
         comfy.model_management.soft_empty_cache()

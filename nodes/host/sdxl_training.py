@@ -16,6 +16,9 @@ from ...trainers.sdxl.config import SDXLConfig
 from ...trainers.sdxl.family import SDXLFamily
 from ...trainers.sdxl.memory import estimate_memory
 from ...trainers.sdxl.model.sdxl_model import SDXLModel, header_states_v_prediction
+from ...trainers.sdxl.slider.config import SliderConfig
+from ...trainers.sdxl.slider.family import SliderFamily
+from ...trainers.sdxl.slider.plan import plan_slider
 from ...trainers.sdxl.streaming import describe_blocks_to_swap, resolve_blocks_to_swap
 from ...trainers.sdxl.text_encoder_shapes import text_encoder_shapes
 from ...trainers.training.events import RunDescribed
@@ -38,9 +41,9 @@ from .graph_training import (
 from .memory_budget import MemoryBudget, can_step_here
 from .progress import ComfyHost
 from .sdxl_samples import SDXLDrawer
-from .settings import choose_precision, resolve_settings
+from .settings import choose_precision, resolve_settings, resolve_slider_settings
 from .training_samples import check_sampler
-from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, predicts_v
+from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, is_sdxl, predicts_v
 
 
 def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) -> TrainedInGraph:
@@ -59,7 +62,7 @@ def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         {**request.settings, **find_network_weights(request.settings)},
         goal=request.goal,
         memory=request.memory,
-        dataset=request.dataset,
+        dataset=request.require_dataset(),
         weight_dtype=get_unet_dtype(base.model),
     )
     check_sampler(settings.training)
@@ -71,7 +74,28 @@ def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) ->
     return run_in_graph(request, settings, text, train)
 
 
-def _describe(settings: RunSettings[SDXLConfig], model: Any, remarks: list[str]) -> str:
+def train_slider(request: TrainingRequest) -> TrainedInGraph:
+    """Train a slider as train_sdxl trains a LoRA, with the same errors."""
+    base = request.base
+    if not is_sdxl(base.model):
+        raise ValueError(
+            "MODEL is not SDXL, and sliders are trained on SDXL only. Load an SDXL checkpoint; for other models there "
+            "is Train LoRA, with images"
+        )
+    settings = resolve_slider_settings(
+        {**request.settings, **find_network_weights(request.settings)},
+        memory=request.memory,
+        weight_dtype=get_unet_dtype(base.model),
+    )
+    text = _describe(settings, base.model, [])
+
+    def train(plan: TrainingPlan[SliderConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
+        return _train(base, plan, run_folder, host, text, request.resume, family=SliderFamily)
+
+    return run_in_graph(request, settings, text, train, make_plan=plan_slider)
+
+
+def _describe(settings: RunSettings, model: Any, remarks: list[str]) -> str:
     lines = [describe(settings), describe_ignored_patches(model), _describe_prediction(model), *remarks]
     return "\n".join(line for line in lines if line)
 
@@ -91,11 +115,13 @@ def _describe_prediction(model: Any) -> str:
 
 def _train(
     base: GraphModel,
-    plan: TrainingPlan[SDXLConfig],
+    plan: TrainingPlan,
     run_folder: RunFolder,
     host: ComfyHost,
     settings_text: str,
     resume: str,
+    *,
+    family: type[SDXLFamily] = SDXLFamily,
 ) -> TrainedLora:
     """Borrow the weights, report the memory budget, and train. If memory runs out, the error names
     settings that need less.
@@ -103,8 +129,8 @@ def _train(
     loader = _BudgetedLoader(base, plan, settings_text)
     try:
         cache = TensorCache(folders.get_cache_folder())
-        family = SDXLFamily(loader.load, drawer=SDXLDrawer(base))
-        return train_lora(family, plan, host, run_folder=run_folder, cache=cache, resume=resume)
+        made = family(loader.load, drawer=SDXLDrawer(base))
+        return train_lora(made, plan, host, run_folder=run_folder, cache=cache, resume=resume)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
             raise

@@ -12,6 +12,7 @@ from ...trainers.flow.config import FlowConfig
 from ...trainers.flow.families import FlowFamilyRow
 from ...trainers.flow.presets import resolve_flow
 from ...trainers.sdxl.config import SDXLConfig
+from ...trainers.sdxl.slider.config import SliderConfig
 from ...trainers.training.device import require_supported, usual_precision
 from ...trainers.training.optimizer_table import require_listed_optimizer
 from ...trainers.training.optimizers import can_step
@@ -30,11 +31,28 @@ def resolve_settings(
     Raises:
         ValueError: a setting is out of its range.
     """
+    given = _complete(settings, weight_dtype)
+    return resolve(SDXLConfig, given, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset))
+
+
+def resolve_slider_settings(
+    settings: dict[str, Any], *, memory: str, weight_dtype: torch.dtype
+) -> RunSettings[SliderConfig]:
+    """Resolve all settings of a slider from the widgets' values. It has no goal and no images.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+    given = _complete(settings, weight_dtype)
+    return resolve(SliderConfig, given, goal=None, memory=_choose_memory(memory), num_images=0)
+
+
+def _complete(settings: dict[str, Any], weight_dtype: torch.dtype) -> dict[str, Any]:
+    """Drop what was left open, except what this machine decides."""
     given = drop_open_settings(settings)
     if given.get("mixed_precision", AUTO) == AUTO:
         given["mixed_precision"] = choose_precision(weight_dtype)
-    given |= _choose_optimizer(given)
-    return resolve(SDXLConfig, given, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset))
+    return given | _choose_optimizer(given)
 
 
 def resolve_flow_settings(

@@ -3,14 +3,13 @@
 from dataclasses import fields
 from typing import Any
 
-import comfy.model_base
-
 from ...trainers.config import list_field_names
 from ...trainers.flow.config import FlowConfig
 from ...trainers.sdxl.config import SDXLConfig
 from .flow_training import train_flow
 from .graph_training import TrainedInGraph, TrainingRequest
 from .sdxl_training import train_sdxl
+from .weights import is_sdxl
 
 _AUTO, _AUTO_OF_SDXL = "auto", "attention_mlp"
 
@@ -26,12 +25,6 @@ def train_on_any_model(request: TrainingRequest) -> TrainedInGraph:
         request = request.with_settings(target_modules=_AUTO_OF_SDXL if targets == _AUTO else targets)
         return train_sdxl(request, remarks=_name_unused(request.settings, SDXLConfig, FlowConfig, "SDXL has no"))
     return train_flow(request, remarks=_name_unused(request.settings, FlowConfig, SDXLConfig, "only SDXL has"))
-
-
-def is_sdxl(model: Any) -> bool:
-    if model is None:
-        raise ValueError("MODEL is empty: the loader found none in this file. Choose a diffusion model")
-    return isinstance(model.model, comfy.model_base.SDXL)
 
 
 def _name_unused(settings: dict[str, Any], config: type, other: type, reason: str) -> list[str]:

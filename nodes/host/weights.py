@@ -69,6 +69,16 @@ def unload_models() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def is_sdxl(model: Any) -> bool:
+    """
+    Raises:
+        ValueError: MODEL is empty.
+    """
+    if model is None:
+        raise ValueError("MODEL is empty: the loader found none in this file. Choose a diffusion model")
+    return isinstance(model.model, comfy.model_base.SDXL)
+
+
 def borrow_model(base: GraphModel) -> SDXLModel:
     """Return the graph's MODEL, CLIP and VAE as an SDXLModel that shares their memory. Its weights
     include the LoRAs and merges in them. Those of the MODEL that have 8 or 4 bits keep them.

@@ -23,6 +23,17 @@ FILES = [argument for name in MODELS for argument in (f"--{name.replace('_', '-'
 MUSUBI = ["--architecture", "z-image", *FILES, "--musubi-dir", "musubi", "--musubi-python", sys.executable]
 GOOD = {
     "sdxl": ["sdxl", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
+    "slider": [
+        "slider",
+        "--base",
+        "base",
+        "--output",
+        "x",
+        "--positive",
+        "a large thing",
+        "--negative",
+        "a small thing",
+    ],
     "check": ["check", "--images", "pictures", "--base", "base", "--output", "x", "--trigger-word", "zwx"],
     "compare": [
         "compare",
@@ -61,6 +72,14 @@ TOML = [
     (["--config", "broken.toml"], "broken.toml: not valid TOML"),
     (["--config", "unknown.toml"], "unknown.toml: unknown setting network_dim"),
 ]
+OF_SLIDER = [
+    (["--negative", "a large  thing"], "positive and negative are both 'a large thing'"),
+    (["--positive", "", "--negative", ""], "positive and negative are empty"),
+    (["--target", "a {attribute} thing"], "a prompt has {attribute}, but attributes is empty"),
+    (["--adapter", "dora"], "adapter dora has no opposite"),
+    (["--config", "datasets.toml"], "datasets.toml: unknown setting datasets"),
+    (["--config", "dropout.toml"], "dropout.toml: unknown setting caption_dropout"),
+]
 OF_CHECK = [
     (["--stop-at", "notes"], "stop_at must be one of error, warning, never; got 'notes'"),
     (["--picture", "pictures/0.png"], "exists already. Give a new name for the image"),
@@ -83,6 +102,7 @@ OF_MUSUBI = [
 ]
 BAD = {
     "sdxl": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL],
+    "slider": [*OUTPUT, *BASE, *TOML, *SDXL, *OF_SLIDER],
     "check": [*EVERYWHERE, *OUTPUT, *BASE, *TOML, *SDXL, *OF_CHECK],
     "compare": [*BASE, *OF_COMPARE],
     "caption": [*EVERYWHERE, (["--model", "nowhere"], "nowhere"), (["--task", "sing"], "task must be one of")],
@@ -91,6 +111,7 @@ BAD = {
 }
 INCOMPLETE = [
     (["sdxl", "--images", "x"], "missing --base, --output"),
+    (["slider", "--positive", "x"], "missing --base, --output"),
     (["check"], "missing --images"),
     (["caption", "--model", "x"], "missing --images"),
     (["musubi", "plan", "--output", "x", *MUSUBI], "missing --images, or --dataset-toml"),
@@ -120,6 +141,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "pictures" / f"{number}.txt").write_text("a square")
     (place / "broken.toml").write_text("rank = = 3")
     (place / "unknown.toml").write_text("network_dim = 3")
+    (place / "datasets.toml").write_text('[[datasets]]\nimages = "pictures"')
+    (place / "dropout.toml").write_text("caption_dropout = 0.1")
     for name in MODELS:
         weights = {"x.weight": torch.ones(64, 64, dtype=torch.bfloat16)}
         save_file(weights, place / f"{name}.safetensors")
@@ -158,6 +181,6 @@ def test_a_mistake_gives_one_line_before_anything_large_is_imported(number: int,
 
 def test_nothing_was_written(place: Path, said: list[Said]):
     assert len(said) == len(CASES)
-    given = {"base", "broken.toml", "empty", "musubi", "pictures", "unknown.toml"}
+    given = {"base", "broken.toml", "datasets.toml", "dropout.toml", "empty", "musubi", "pictures", "unknown.toml"}
     assert {path.name for path in place.iterdir()} == given | {f"{name}.safetensors" for name in MODELS}
     assert len(list((place / "pictures").iterdir())) == 4

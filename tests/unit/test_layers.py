@@ -59,7 +59,7 @@ def test_nodes_host_imports_no_node() -> None:
         for path in (ROOT / "nodes").glob("*.py")
         if "io.ComfyNode" in path.read_text(encoding="utf-8")
     }
-    assert len(schemas) == 18
+    assert len(schemas) == 19
     for module in graph:
         if is_inside(module, "nodes.host"):
             assert not find_reachable(graph, module) & schemas, module

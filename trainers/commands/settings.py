@@ -29,6 +29,10 @@ from ..translate.foreign_config import translate_file
 logger = logging.getLogger(__name__)
 
 DATASETS = "datasets"  # tables of DatasetConfig in the TOML file
+CONFIG_HELP = (
+    "TOML file with any of these settings, and [[datasets]] tables for several folders; or, for SDXL, a configuration "
+    "of sd-scripts (.toml), kohya_ss (.json) or OneTrainer (.json). Flags win"
+)
 DATASET_CONFIG_HELP = "sd-scripts' TOML file of datasets, if their configuration does not name it"
 # Settings of the command itself: which model, and where files go.
 OWN_SETTINGS = {
@@ -61,25 +65,26 @@ def add_setting_flags(
     required: Collection[str],
     without: Collection[str] = (),
 ) -> None:
+    has_images = DatasetConfig in configs
     parser.add_argument(
-        "--config",
-        type=Path,
-        help="TOML file with any of these settings, and [[datasets]] tables for several folders; or, for SDXL, a "
-        "configuration of sd-scripts (.toml), kohya_ss (.json) or OneTrainer (.json). Flags win",
+        "--config", type=Path, help=CONFIG_HELP if has_images else "TOML file with any of these settings. Flags win"
     )
-    parser.add_argument("--dataset-config", type=Path, help=DATASET_CONFIG_HELP)
+    if has_images:
+        parser.add_argument("--dataset-config", type=Path, help=DATASET_CONFIG_HELP)
     for name, help_text in OWN_SETTINGS.items():
         if name in without:
             continue
         mark = " (required)" if name in required else ""
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text + mark)
     for config_class in configs:
-        add_flags(parser, config_class)
+        add_flags(parser, config_class, without=without)
 
 
-def read_settings(options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str]) -> dict[str, Any]:
+def read_settings(
+    options: argparse.Namespace, *, configs: Sequence[type], required: Collection[str], without: Collection[str] = ()
+) -> dict[str, Any]:
     """Read the file, and override it with the flags that were given."""
-    known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))}
+    known = {*OWN_SETTINGS, *(name for config_class in configs for name in list_field_names(config_class))} - {*without}
     flags = {name: value for name, value in vars(options).items() if name in known}
     settings = {**_read_config(options, configs, known, flags), **flags}
     if settings.get("like"):
@@ -104,14 +109,15 @@ def _read_config(
     options: argparse.Namespace, configs: Sequence[type], known: set[str], flags: dict[str, Any]
 ) -> dict[str, Any]:
     """Read our own TOML file, or translate another program's and say what became of it."""
-    path: Path | None = options.config or options.dataset_config
+    given_dataset_config: Path | None = getattr(options, "dataset_config", None)
+    path: Path | None = options.config or given_dataset_config
     if path is None:
         return {}
     content = read_setting_file(path)
-    dataset_config = options.dataset_config if options.config else None
+    dataset_config = given_dataset_config if options.config else None
     translation = translate_file(path, content, configs, dataset_config=dataset_config)
     if translation is None:
-        _check_own(path, content, known)
+        _check_own(path, content, known | ({DATASETS} if DatasetConfig in configs else set()))
         return content
     if SDXLConfig not in configs:
         raise ValueError(f"{path}: a configuration of {translation.program} for SDXL. Give it to the command sdxl")
@@ -123,7 +129,7 @@ def _read_config(
 
 
 def _check_own(path: Path, settings: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(settings) - known - {DATASETS})
+    unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(
             f"{path}: unknown setting {describe_unknown(unknown, known)}. Allowed: {', '.join(sorted(known))}"
@@ -204,12 +210,7 @@ def check_base_dtype(settings: dict[str, Any]) -> None:
 
 def resolve_presets(settings: dict[str, Any], dataset: Dataset, *, num_processes: int = 1) -> RunSettings[SDXLConfig]:
     """The settings with those that were not given from the presets, if there are any."""
-    given = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
-    memory = settings.get("memory")
-    if memory == "auto":
-        memory = _choose_memory()
-    if memory and find_spec("bitsandbytes") is None:  # there is none for macOS
-        given.setdefault("optimizer", "AdamW")
+    given, memory = read_given(settings)
     return resolve(
         SDXLConfig,
         given,
@@ -218,6 +219,17 @@ def resolve_presets(settings: dict[str, Any], dataset: Dataset, *, num_processes
         num_images=dataset.num_training_samples,
         count_steps=make_step_counter(dataset, num_processes=num_processes),
     )
+
+
+def read_given(settings: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the settings of the training that were given, and the memory preset."""
+    given = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
+    memory = settings.get("memory")
+    if memory == "auto":
+        memory = _choose_memory()
+    if memory and find_spec("bitsandbytes") is None:  # there is none for macOS
+        given.setdefault("optimizer", "AdamW")
+    return given, memory
 
 
 def _choose_memory() -> str:

@@ -67,7 +67,7 @@ def prepare_flow(
     num_streamed = plan_memory(conditions.get(largest), host)
     masks = MaskStore(cache, pixels_per_latent=base.pixels_per_latent)
     remedy = "The VAE may be damaged, or need another precision: start ComfyUI with --fp32-vae"
-    latents = LatentStore(cache, kind="flow latents", vae_hash=hashes["VAE"], remedy=remedy)
+    latents = LatentStore(cache, kind="flow latents", model_hash=hashes["VAE"], remedy=remedy)
     cache_latents(plan, latents, masks, partial(encode_image, base), host, world)
     _cache_conditions(plan, base, conditions, host, world)
     base.release_encoders()

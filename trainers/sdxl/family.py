@@ -28,8 +28,8 @@ class SDXLFamily:
         self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "", drawer: SampleDrawer | None = None
     ) -> None:
         self._load_model = load_model
-        self._drawer = drawer
-        self._base_dtype = base_dtype
+        self.drawer = drawer
+        self.base_dtype = base_dtype
         self._model: SDXLModel | None = None
 
     def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
@@ -40,13 +40,23 @@ class SDXLFamily:
         self._model = model = self._load_model(host)
         parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}
         hashes = {name: hash_samples(module) for name, module in parts.items() if module is not None}
-        if self._base_dtype:
-            hashes["base dtype"] = self._base_dtype
+        if self.base_dtype:
+            hashes["base dtype"] = self.base_dtype
         return {**hashes, "prediction": f"{model.prediction_type}, zero terminal SNR {model.zero_terminal_snr}"}
 
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
+        return prepare_sdxl(
+            plan,
+            self.take_model(),
+            host,
+            cache=cache,
+            world=world,
+            base_dtype=self.base_dtype,
+            drawer=self.drawer,
+        )
+
+    def take_model(self) -> SDXLModel:
+        """Return the model that identify has loaded, and let go of it."""
         model, self._model = self._model, None
         assert model is not None, "identify was not called"
-        return prepare_sdxl(
-            plan, model, host, cache=cache, world=world, base_dtype=self._base_dtype, drawer=self._drawer
-        )
+        return model

@@ -1,6 +1,7 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -41,6 +42,47 @@ from .streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
 from .targets import find_text_encoder_targets, find_unet_targets
 
 PIXELS_PER_LATENT = 8
+PreparedT = TypeVar("PreparedT", bound=PreparedSDXL)
+
+
+class LatentMaker(Protocol):
+    """Returns what a run is trained on, and drops the VAE, or keeps it in main memory."""
+
+    def __call__(
+        self,
+        plan: TrainingPlan[SDXLConfig],
+        masks: MaskStore,
+        model: SDXLModel,
+        host: Host,
+        cache: TensorCache,
+        world: World,
+        *,
+        keep_vae: bool,
+    ) -> LatentStore: ...
+
+
+def cache_image_latents(
+    plan: TrainingPlan[SDXLConfig],
+    masks: MaskStore,
+    model: SDXLModel,
+    host: Host,
+    cache: TensorCache,
+    world: World,
+    *,
+    keep_vae: bool,
+) -> LatentStore:
+    """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or
+    keep it in main memory. It stays there if everything is cached.
+    """
+    assert model.vae is not None
+    remedy = "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
+    store = LatentStore(cache, kind="sdxl latents", model_hash=model.part_hash("vae"), remedy=remedy)
+    where = host.device if store.lacks(plan) else torch.device("cpu")
+    vae = move_module(model.vae, where, torch.float32 if keep_vae else None)
+    with float32_compute(vae):
+        cache_latents(plan, store, masks, lambda _, crop, flip: encode_image(vae, crop, flip=flip), host, world)
+    model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
+    return store
 
 
 def prepare_sdxl(
@@ -52,7 +94,9 @@ def prepare_sdxl(
     world: World,
     base_dtype: str = "",
     drawer: SampleDrawer | None = None,
-) -> PreparedSDXL:
+    make_latents: LatentMaker = cache_image_latents,
+    prepared_class: type[PreparedT] = PreparedSDXL,
+) -> PreparedT:
     """Cache latents, masks and embeddings, drop the models that only this needed, and attach
     adapters.
     """
@@ -68,7 +112,7 @@ def prepare_sdxl(
     drawer = _choose_drawer(drawer, config, model, objective, host, zero_terminal_snr=zero_terminal_snr)
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
     keep_vae = drawer is None and config.sample_every_n_steps > 0
-    latents = _cache_latents(plan, masks, model, host, cache, world, keep_vae=keep_vae)
+    latents = make_latents(plan, masks, model, host, cache, world, keep_vae=keep_vae)
     host.release_memory()
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     if base_dtype:
@@ -82,7 +126,7 @@ def prepare_sdxl(
     for group in adapted.groups:
         if group.name != UNET:
             group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
-    prepared = PreparedSDXL(
+    prepared = prepared_class(
         plan=plan,
         host=host,
         model=model,
@@ -186,30 +230,6 @@ def _choose_drawer(
 def _get_adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:
     assert model.text_encoder is not None and model.text_encoder_2 is not None
     return model.unet, model.text_encoder, model.text_encoder_2
-
-
-def _cache_latents(
-    plan: TrainingPlan[SDXLConfig],
-    masks: MaskStore,
-    model: SDXLModel,
-    host: Host,
-    cache: TensorCache,
-    world: World,
-    *,
-    keep_vae: bool,
-) -> LatentStore:
-    """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or
-    keep it in main memory. It stays there if everything is cached.
-    """
-    assert model.vae is not None
-    remedy = "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
-    store = LatentStore(cache, kind="sdxl latents", vae_hash=model.part_hash("vae"), remedy=remedy)
-    where = host.device if store.lacks(plan) else torch.device("cpu")
-    vae = move_module(model.vae, where, torch.float32 if keep_vae else None)
-    with float32_compute(vae):
-        cache_latents(plan, store, masks, lambda _, crop, flip: encode_image(vae, crop, flip=flip), host, world)
-    model.vae = move_module(vae, torch.device("cpu")) if keep_vae else None
-    return store
 
 
 def _cache_embeddings(captions: list[str], model: SDXLModel, host: Host, cache: TensorCache) -> EmbeddingStore:

@@ -39,7 +39,7 @@ from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODE
 from .randomness import ItemDraw, draw_item
 from .samples import DDIMDrawer, SampleDrawer, draw_samples
 from .start import get_learning_rates
-from .step import Batch, Objective, predict, prior_losses, select_rows, weighted_losses
+from .step import Batch, Objective, distillation_losses, predict, select_rows, weighted_losses
 from .streaming import list_blocks
 
 
@@ -73,14 +73,20 @@ class PreparedSDXL:
         batch = self.make_batch(items, step)
         self._mask_ranks(batch)
         yield weighted_losses(self.model.unet, batch, self.objective)
-        if self.config.prior_loss_weight:
-            rows = choose_rows(items, seed=self.config.seed, step=step)
-            if rows:
-                class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
-                chosen = select_rows(batch, rows)
-                self._mask_ranks(chosen)
-                losses = self._compute_prior_losses(chosen, class_prompts)
-                yield self.config.prior_loss_weight * losses
+        chosen = self.choose_prior_samples(batch, items, step)
+        if chosen:
+            self._mask_ranks(chosen)
+            yield self.compute_prior_losses(chosen)
+
+    def choose_prior_samples(self, batch: Batch, items: Sequence[TrainingItem], step: int) -> Batch | None:
+        """Return the samples that prior preservation looks at, with their class prompts; None if
+        there are none.
+        """
+        rows = choose_rows(items, seed=self.config.seed, step=step) if self.config.prior_loss_weight else []
+        if not rows:
+            return None
+        class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
+        return self.replace_texts(select_rows(batch, rows), class_prompts)
 
     def _mask_ranks(self, batch: Batch) -> None:
         """The text encoders see no noise: they train all their ranks."""
@@ -120,13 +126,12 @@ class PreparedSDXL:
         for block in blocks:
             self.streamer.stream(block, COMPUTE_DTYPES[self.precision])
 
-    def _compute_prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
-        """Compare the predictions for the class prompts with and without the adapters."""
+    def compute_prior_losses(self, batch: Batch) -> Tensor:
+        """Compare the predictions for class prompts with and without the adapters."""
         unet, objective = self.model.unet, self.objective
         with self.adapted.disable_adapters():
-            alphas = objective.alphas_cumprod[batch.timesteps]
-            base_pred = predict(unet, self._replace_texts(batch, class_prompts), alphas)
-        return prior_losses(unet, self._replace_texts(batch, class_prompts), base_pred, objective)
+            base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
+        return self.config.prior_loss_weight * distillation_losses(unet, batch, base_pred, objective)
 
     def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
         loss_weights = [item.image.loss_weight for item in items]
@@ -192,7 +197,7 @@ class PreparedSDXL:
         batch = self._collate(items, [self._draw_fixed(draw) for draw in draws], captions)
         return weighted_losses(self.model.unet, batch, self.objective.as_measure())
 
-    def _replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
+    def replace_texts(self, batch: Batch, texts: list[str]) -> Batch:
         embeddings = self.embed(texts)
         pair = (embeddings.prompt_embeds, embeddings.pooled_prompt_embeds)
         prompt_embeds, pooled_prompt_embeds = move_together(pair, self.host.device)
@@ -231,6 +236,7 @@ class PreparedSDXL:
             self.plan.texts.samples,
             usual_size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
             host=self.host,
+            at_strength=self.adapted.at_strength,
         )
 
     def _make_own_drawer(self) -> DDIMDrawer:

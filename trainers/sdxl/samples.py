@@ -1,6 +1,7 @@
 """Sample images of a running training, with the same prompts and noise every time."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,26 +53,31 @@ def draw_samples(
     *,
     usual_size_hw: tuple[int, int],
     host: Host,
+    at_strength: Callable[[float], AbstractContextManager[None]],
 ) -> list[list[Image.Image]]:
-    """Draw a row for each prompt, with one image per seed, with the model as it is, LoRA included.
+    """Draw a row for each prompt, with one image per seed, with the model as it is, and the LoRA at
+    the strength of the prompt.
 
     This changes neither the weights nor the random numbers of the training.
 
     Raises:
         Interrupted: the host cancelled.
     """
+    rows: list[list[Image.Image]] = []
     with evaluating(model.unet, model.text_encoder, model.text_encoder_2):
-        return [
-            drawer.draw(
-                model.unet,
-                embed([prompt.prompt]),
-                embed([prompt.negative_prompt]),
-                prompt,
-                size_hw=prompt.size_hw or usual_size_hw,
-                host=host,
-            )
-            for prompt in prompts
-        ]
+        for prompt in prompts:
+            with at_strength(prompt.strength):
+                rows.append(
+                    drawer.draw(
+                        model.unet,
+                        embed([prompt.prompt]),
+                        embed([prompt.negative_prompt]),
+                        prompt,
+                        size_hw=prompt.size_hw or usual_size_hw,
+                        host=host,
+                    )
+                )
+    return rows
 
 
 @dataclass(frozen=True)

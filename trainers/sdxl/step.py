@@ -73,12 +73,12 @@ def weighted_losses(unet: UNet2DConditionModel, batch: Batch, objective: Objecti
     return losses if batch.loss_weights is None else losses * batch.loss_weights
 
 
-def prior_losses(unet: UNet2DConditionModel, batch: Batch, base_pred: Tensor, objective: Objective) -> Tensor:
-    """Return how far the prediction is from the frozen base model's, base_pred [B, C, H, W], over
-    whole images; weighted by the noise level, float32 [B].
+def distillation_losses(unet: UNet2DConditionModel, batch: Batch, target: Tensor, objective: Objective) -> Tensor:
+    """Return how far the prediction is from `target` [B, C, H, W], which is made of predictions of
+    the frozen base model, over whole images; weighted by the noise level, float32 [B].
     """
     alphas = objective.alphas_cumprod[batch.timesteps]
-    return _compare(predict(unet, batch, alphas), base_pred, batch, objective)
+    return _compare(predict(unet, batch, alphas), target, batch, objective)
 
 
 def _compare(

@@ -39,6 +39,7 @@ class WrappedLayer(nn.Module):
         self.alpha = settings.alpha
         self.lora_dropout = nn.Dropout(settings.dropout)
         self.disable_adapters = False
+        self.strength = 1.0
 
     def enable_adapters(self, enabled: bool) -> None:
         self.disable_adapters = not enabled
@@ -72,7 +73,7 @@ class LoraLinear(WrappedLayer):
             return output
         down, up = (each[ADAPTER_NAME].get_parameter("weight").to(x.dtype) for each in (self.lora_A, self.lora_B))
         update = functional.linear(functional.linear(self.lora_dropout(x), down), up)
-        return torch.add(output, update, alpha=self.scaling)
+        return torch.add(output, update, alpha=self.scaling * self.strength)
 
 
 class AdapterLayer(WrappedLayer):
@@ -113,7 +114,7 @@ class AdapterLayer(WrappedLayer):
             return output
         if self._is_left_out():
             return self._connect(output)
-        return torch.add(output, self.compute_update(self.lora_dropout(x)), alpha=self.scale)
+        return torch.add(output, self.compute_update(self.lora_dropout(x)), alpha=self.scale * self.strength)
 
     def _is_left_out(self) -> bool:
         """Draw whether the base layer answers alone. The draw is on the CPU: nothing waits."""

@@ -184,6 +184,24 @@ class AdaptedModel:
             for layer in self._layers.values():
                 layer.enable_adapters(True)
 
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """Inside the block the adapters act so many times as strongly, in the backward pass too.
+        DoRA layers do not: their lengths are no sum.
+        """
+        try:
+            self._set_strength(strength)
+            yield
+        finally:
+            self._set_strength(1.0)
+
+    def _set_strength(self, strength: float) -> None:
+        for layer in self._layers.values():
+            if isinstance(layer, LoraLayer):
+                layer.set_scale(ADAPTER_NAME, strength)
+            else:
+                layer.strength = strength
+
     def count_modules(self) -> dict[str, int]:
         """Count the adapted modules of each component."""
         counts: dict[str, int] = {}

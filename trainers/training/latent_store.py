@@ -22,14 +22,15 @@ ImageEncoder = Callable[[TrainingItem, Image.Image, bool], Tensor]
 class LatentStore:
     """Latents of cropped images, float32 [C, ...] on the CPU, plain and mirrored.
 
-    - kind: names what else decides them, besides the pixels and the VAE.
-    - remedy: what to do if the VAE gives NaN. One sentence.
+    - kind: names what else decides them, besides the pixels and the model.
+    - model_hash: of the VAE, or whatever makes them.
+    - remedy: what to do if it gives NaN. One sentence.
     """
 
-    def __init__(self, cache: TensorCache, *, kind: str, vae_hash: str, remedy: str) -> None:
+    def __init__(self, cache: TensorCache, *, kind: str, model_hash: str, remedy: str) -> None:
         self._cache = cache
         self._kind = kind
-        self._vae_hash = vae_hash
+        self._model_hash = model_hash
         self._remedy = remedy
 
     def get(self, item: TrainingItem, *, flip: bool) -> Tensor:
@@ -37,12 +38,23 @@ class LatentStore:
         assert tensors is not None, f"{item.image.name} was not encoded"
         return tensors["latents"].float()
 
+    def has(self, item: TrainingItem, *, flip: bool = False) -> bool:
+        return self._cache.get(self._make_key(item, flip)) is not None
+
+    def put(self, item: TrainingItem, latents: Tensor, *, flip: bool = False) -> None:
+        """
+        Raises:
+            ValueError: they have NaN or infinity, and were not cached.
+        """
+        self._require_finite(latents, item)
+        self._cache.put(self._make_key(item, flip), {"latents": latents})
+
     def lacks(self, plan: TrainingPlan) -> bool:
         """Tell whether one of the plan's images has yet to be encoded."""
         return any(self._list_missing(item, list_flips(plan)) for item in plan.all_items)
 
     def _list_missing(self, item: TrainingItem, flips: tuple[bool, ...]) -> list[bool]:
-        return [flip for flip in flips if self._cache.get(self._make_key(item, flip)) is None]
+        return [flip for flip in flips if not self.has(item, flip=flip)]
 
     @torch.no_grad()
     def encode(
@@ -59,9 +71,7 @@ class LatentStore:
             host.check_interrupted()
             if crop is not None:
                 for flip in self._list_missing(item, flips):
-                    latents = encode_image(item, crop, flip)
-                    self._require_finite(latents, item)
-                    self._cache.put(self._make_key(item, flip), {"latents": latents})
+                    self.put(item, encode_image(item, crop, flip), flip=flip)
             host.report(StageProgress("caching", count, len(items), item.image.name))
 
     def _require_finite(self, latents: Tensor, item: TrainingItem) -> None:
@@ -71,7 +81,7 @@ class LatentStore:
             )
 
     def _make_key(self, item: TrainingItem, flip: bool) -> str:
-        return content_key(kind=self._kind, **item.describe_pixels(), flip=flip, vae=self._vae_hash)
+        return content_key(kind=self._kind, **item.describe_pixels(), flip=flip, vae=self._model_hash)
 
 
 def list_flips(plan: TrainingPlan) -> tuple[bool, ...]:

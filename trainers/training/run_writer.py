@@ -212,7 +212,7 @@ class RunWriter:
             return
         with self._averaged():
             rows = self._model.draw_samples()
-        image, labels = draw_grid(rows), [sample.prompt for sample in self._plan.texts.samples]
+        image, labels = draw_grid(rows), [sample.label for sample in self._plan.texts.samples]
 
         def write() -> None:
             self._folder.extend_sample_sheet(rows, labels=labels, step=step)

@@ -17,7 +17,9 @@ _OPTION = re.compile(r"\s--(?=[a-z]+\s)")
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One row of samples: an image for each seed. size_hw None: the size that most images have."""
+    """One row of samples: an image for each seed. size_hw None: the size that most images have.
+    strength: of the LoRA.
+    """
 
     prompt: str
     negative_prompt: str
@@ -28,6 +30,11 @@ class SamplePrompt:
     control_images: tuple[TrainingImage, ...] = ()
     sampler: str = DEFAULT_SAMPLER
     scheduler: str = AUTO_SCHEDULER
+    strength: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return self.prompt if self.strength == 1 else f"{self.prompt} (strength {self.strength:g})"
 
 
 def read_sample_prompts(

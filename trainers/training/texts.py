@@ -12,7 +12,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..wording import name_examples
 from .config import TrainingConfig
-from .sample_prompts import read_sample_prompts
+from .sample_prompts import SamplePrompt, read_sample_prompts
 from .seeds import derive_seed, happens
 
 
@@ -27,14 +27,17 @@ class TrainingTexts:
         captions: CaptionConfig,
         *,
         measured: Sequence[TrainingItem] = (),
+        also: Sequence[str] = (),
     ) -> None:
-        """Make every variant of every text. `measured` are the items of the validation.
+        """Make every variant of every text. `measured` are the items of the validation; `also` are
+        texts of the family's own.
 
         Raises:
             ValueError: prior preservation has no class prompt, and a caption has no trigger word
                 to remove; or a sample prompt is wrong.
         """
         self._config = config
+        self._also = also
         images = list(dict.fromkeys(item.image for item in items))
         self._variants = {
             image: vary_caption(image.caption, captions, seed=config.seed, key=image.sha256) for image in images
@@ -50,7 +53,7 @@ class TrainingTexts:
         self._unused_alternatives = (
             [] if captions.use_wildcards else [image.name for image in images if has_alternatives(image.caption)]
         )
-        self.samples = (
+        self.samples: tuple[SamplePrompt, ...] = (
             read_sample_prompts(
                 config,
                 first_caption=self._variants[images[0]][0],
@@ -74,6 +77,7 @@ class TrainingTexts:
     def list_all(self) -> list[str]:
         """List every text that a step can need, the empty one included."""
         texts = {text for image in {*self._variants, *self._measured} for text in self.list_of_image(image)}
+        texts.update(self._also)
         texts.update(text for sample in self.samples for text in (sample.prompt, sample.negative_prompt))
         return sorted(texts)
 

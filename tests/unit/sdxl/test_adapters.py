@@ -5,9 +5,17 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from trainers.lora.modules import ModuleNames
 from trainers.training.adapter_layers import ADAPTER_NAME
 from trainers.training.adapter_shapes import AdapterSettings
-from trainers.training.adapters import attach_adapters, find_adapter_layers
+from trainers.training.adapters import (
+    AdaptedComponent,
+    AdaptedModel,
+    attach_adapters,
+    find_adapter_layers,
+    group_parameters,
+    wrap_linear_layers,
+)
 from trainers.training.flat_weights import FlatWeights
 
 
@@ -49,3 +57,35 @@ def test_our_lora_layer_computes_what_pefts_own_layer_computes(
     ):
         assert own_value.dtype == other_value.dtype
         assert (own_value - other_value).abs().max() <= tolerance * other_value.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "lora that drops ranks", "lora on any class"])
+def test_inside_at_strength_an_adapter_acts_so_many_times_as_strongly(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 40))
+    settings = AdapterSettings(
+        rank=4, alpha=2.0, dropout=0.0, seed=0, kind=kind[:4], rank_dropout=0.5 if "drops" in kind else 0.0
+    )
+    if "any" in kind:
+        wrap_linear_layers(model, ["0"], settings, component="unet", device=torch.device("cpu"))
+    else:
+        attach_adapters(model, ["0"], settings, component="unet")
+    component = AdaptedComponent(model, group_parameters(model, "unet", 1e-3, {}))
+    names = ModuleNames({("unet", "0"): "lora_unet_0"}, (), main_component="unet")
+    adapted = AdaptedModel({"unet": component}, names)
+    for flat in adapted.flat_weights:
+        nn.init.normal_(flat, std=0.3, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    inputs = torch.randn((3, 24), generator=torch.Generator().manual_seed(2))
+
+    def change() -> Tensor:
+        with torch.no_grad():
+            return model(inputs) - base
+
+    with adapted.disable_adapters():
+        base = model(inputs)
+    full = change()
+    assert full.abs().max() > 0.01
+    for strength in (-2.0, -1.0, 0.0, 0.5):
+        with adapted.at_strength(strength):
+            torch.testing.assert_close(change(), strength * full, rtol=1e-4, atol=1e-5)
+    assert torch.equal(change(), full)

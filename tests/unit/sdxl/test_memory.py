@@ -16,7 +16,7 @@ from trainers.sdxl.config import SDXLConfig
 from trainers.sdxl.memory import estimate_memory
 from trainers.sdxl.model.sdxl_model import SDXLModel
 from trainers.sdxl.names import kohya_names
-from trainers.sdxl.step import Objective, predict, prior_losses, weighted_losses
+from trainers.sdxl.step import Objective, distillation_losses, predict, weighted_losses
 from trainers.sdxl.text_encoder_shapes import SDXL_TEXT_ENCODERS, text_encoder_shapes
 from trainers.training.adapters import AdaptedComponent, AdaptedModel
 from trainers.training.device import COMPUTE_DTYPES
@@ -122,7 +122,7 @@ def _measure_step_peak(unet: UNet2DConditionModel, adapted: AdaptedModel, *, pri
         if prior:
             with adapted.disable_adapters():
                 base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
-            prior_losses(unet, batch, base_pred, objective).sum().backward()
+            distillation_losses(unet, batch, base_pred, objective).sum().backward()
     return memory.peak_bytes
 
 

@@ -1042,14 +1042,14 @@ def prior_of_four(weights, dataset, tmp_path_factory):
 def test_the_prior_preserves_the_prediction_for_the_class_prompt(weights, dataset, tmp_path, monkeypatch):
     """It stays at least twice as close to the base model's as with a weight of almost zero."""
     moved: list[float] = []
-    real = prepared_model.prior_losses
+    real = prepared_model.distillation_losses
 
     def listen(unet, batch, base_pred, objective):
         losses = real(unet, batch, base_pred, objective)
         moved.append(float(losses.mean().detach()))
         return losses
 
-    monkeypatch.setattr(prepared_model, "prior_losses", listen)
+    monkeypatch.setattr(prepared_model, "distillation_losses", listen)
     for weight in (1e-9, 10.0):
         train(
             weights,

@@ -42,7 +42,7 @@ def test_the_choice_depends_on_seed_step_and_item_and_not_on_the_batch():
 
 def test_only_the_chosen_samples_are_predicted_for_class_prompts(weights, dataset, tmp_path, monkeypatch):
     seen: list[tuple[int, int]] = []
-    real_prior, real_losses = prepared_model.prior_losses, prepared_model.weighted_losses
+    real_prior, real_losses = prepared_model.distillation_losses, prepared_model.weighted_losses
 
     def count_prior(unet, batch, base_pred, objective):
         seen.append((len(batch.latents), len(base_pred)))
@@ -54,7 +54,7 @@ def test_only_the_chosen_samples_are_predicted_for_class_prompts(weights, datase
         batches.append(len(batch.latents))
         return real_losses(unet, batch, objective)
 
-    monkeypatch.setattr(prepared_model, "prior_losses", count_prior)
+    monkeypatch.setattr(prepared_model, "distillation_losses", count_prior)
     monkeypatch.setattr(prepared_model, "weighted_losses", count_all)
     train(
         weights,

@@ -236,17 +236,7 @@ def is_near_colour(pixels: np.ndarray, colour: Colour) -> np.ndarray:
 
 def read_image(pixels: np.ndarray) -> Reading:
     """Read one object on a plain background from pixels [height, width, 3], without the prompt."""
-    pixels = pixels.astype(float)
-    edge = np.concatenate(
-        [
-            pixels[:2].reshape(-1, 3),
-            pixels[-2:].reshape(-1, 3),
-            pixels[:, :2].reshape(-1, 3),
-            pixels[:, -2:].reshape(-1, 3),
-        ]
-    )
-    border = np.median(edge, axis=0)
-    mask = _remove_specks(np.linalg.norm(pixels - border, axis=-1) > 60)
+    border, mask = find_object(pixels)
     background = _find_nearest(border, BACKGROUNDS)
     silhouette = _cut_silhouette(mask)
     if silhouette is None:
@@ -258,6 +248,21 @@ def read_image(pixels: np.ndarray) -> Reading:
     shape = max(overlaps, key=lambda name: overlaps[name])
     colour = _find_nearest(np.median(pixels[mask], axis=0), COLOURS)
     return Reading(background, colour, shape if overlaps[shape] >= 0.6 else None, float(overlaps[shape]))
+
+
+def find_object(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the background's colour [3], and where something else is, [height, width] of bool."""
+    pixels = pixels.astype(float)
+    edge = np.concatenate(
+        [
+            pixels[:2].reshape(-1, 3),
+            pixels[-2:].reshape(-1, 3),
+            pixels[:, :2].reshape(-1, 3),
+            pixels[:, -2:].reshape(-1, 3),
+        ]
+    )
+    border = np.median(edge, axis=0)
+    return border, _remove_specks(np.linalg.norm(pixels - border, axis=-1) > 60)
 
 
 def fits(pixels: np.ndarray, prompt: str) -> tuple[bool, bool, bool]:

@@ -17,9 +17,7 @@ from ..model.standard_unet import standard_unet
 
 
 @contextmanager
-def explaining_out_of_memory(
-    plan: TrainingPlan[SDXLConfig], device: torch.device, *, base_dtype: str = ""
-) -> Iterator[None]:
+def explaining_out_of_memory(plan: TrainingPlan, device: torch.device, *, base_dtype: str = "") -> Iterator[None]:
     """Inside the block, an error for lack of memory says what to change.
 
     Raises:
@@ -33,7 +31,7 @@ def explaining_out_of_memory(
         raise RuntimeError(_explain(plan, device, base_dtype)) from error
 
 
-def _explain(plan: TrainingPlan[SDXLConfig], device: torch.device, base_dtype: str) -> str:
+def _explain(plan: TrainingPlan, device: torch.device, base_dtype: str) -> str:
     unet, config, size_hw = standard_unet(), plan.settings.training, plan.crops.largest_hw
 
     def estimate(changed: SDXLConfig, largest_hw: Size) -> MemoryEstimate:
