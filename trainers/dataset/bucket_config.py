@@ -44,7 +44,8 @@ class BucketConfig:
         "off",
         "Where images with a mask are cropped. center: around the white part of the mask; zoom: also cut down to it "
         "and subject_margin, but never to fewer pixels than resolution needs if the image has them; off: as "
-        "resize_mode says. With random_crop, anywhere that shows all of it.",
+        "resize_mode says. With random_crop, anywhere that shows all of it. Masks weigh the loss too, unless "
+        "unmasked_weight is 1.",
         choices=("off", "center", "zoom"),
     )
     subject_margin: float = param(

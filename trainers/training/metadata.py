@@ -41,6 +41,7 @@ def lora_metadata(
         max_bucket_reso=buckets.max_bucket_reso,
         random_crop=buckets.resize_mode == "random_crop",
         random_flip=buckets.random_flip,
+        color_aug=bool(buckets.color_aug) or None,
         trigger_word=plan.dataset.trigger_word or None,
         steps=progress.step,
         max_train_steps=schedule.total_steps,

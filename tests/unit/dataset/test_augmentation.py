@@ -136,7 +136,10 @@ def test_no_corner_of_a_turned_crop_is_empty(tmp_path, angle, sizes, offset):
     diagonal = (target[0] ** 2 + target[1] ** 2) ** 0.5
     assert turned.resized_hw[0] / crop.resized_hw[0] <= diagonal / min(target) + 0.1
     middle, before = (
-        [(start + side / 2) / whole for start, side, whole in zip(each.top_left_yx, target, each.resized_hw, strict=True)]
+        [
+            (start + side / 2) / whole
+            for start, side, whole in zip(each.top_left_yx, target, each.resized_hw, strict=True)
+        ]
         for each in (turned, crop)
     )
     if offset == (0.5, 0.5):
