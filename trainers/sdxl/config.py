@@ -95,8 +95,38 @@ class SDXLConfig(TrainingConfig):
         max=MAX_RANK,
     )
 
+    num_new_tokens: int = param(
+        0,
+        "Pivotal tuning: so many new tokens are trained for both text encoders, together with the LoRA, and stand for "
+        "the trigger word in captions and samples. They are saved in embeddings/NAME.safetensors beside the LoRA, for "
+        "the embeddings folder of ComfyUI or Forge. The text encoders run in every step. Usually 1 to 4; 0: off.",
+        min=0,
+        max=64,
+    )
+    token_learning_rate: float = param(
+        5e-4,
+        "Peak learning rate of the new tokens. Usually 3e-4 to 1e-3; with Prodigy that of the others.",
+        min=0.0,
+        max=10.0,
+    )
+    token_initializer: str = param(
+        "",
+        "Words whose vectors the new tokens start from, token by token and then again from the first. Usually what the "
+        "subject is, such as: dog. Empty: the trigger word.",
+    )
+
+    @property
+    def runs_text_encoders(self) -> bool:
+        """Whether every step needs the text encoders."""
+        return self.train_text_encoders or self.num_new_tokens > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_new_tokens and not self.token_learning_rate:
+            raise ValueError(
+                f"num_new_tokens is {self.num_new_tokens}, but token_learning_rate is 0: they would stay as they are. "
+                "Set it above 0, or num_new_tokens to 0"
+            )
         if self.tlora_min_rank and self.adapter != "lora":
             raise ValueError(f"tlora_min_rank is for adapter lora, not for {self.adapter}. Set it to 0")
         if self.tlora_min_rank >= self.rank:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ..files.atomic_write import atomic_write
 from ..files.hashes import file_sha256
+from .embedding_file import copy_embedding
 from .resume.choose_run import FinishedRun
 from .run_folder import RunFolder
 from .trained_lora import TrainedLora
@@ -51,6 +52,7 @@ def _copy_lora(found: FinishedRun, run_folder: RunFolder) -> Path:
         run_folder.require_free_name()
         with atomic_write(path) as temporary:
             shutil.copyfile(found.lora, temporary)
+    copy_embedding(found.lora, path)
     return path
 
 
