@@ -20,7 +20,7 @@ from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify
 from .best_step import BestStep, find_best
 from .distributed import World
 from .ema import AdapterEma
-from .embedding_file import explain_embedding, save_embedding
+from .embedding_file import explain_embedding, find_embedding_path, save_embedding
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
 from .family import PreparedModel, Progress
 from .plan import TrainingPlan
@@ -242,6 +242,7 @@ class RunWriter:
             finished_early=finished_early,
             ema_path=ema_path,
             best_path=self._folder.best_path if self._describe_best() else None,
+            embedding_path=find_embedding_path(path) if self._model.adapted.embeddings else None,
         )
 
     def _save_lora(self, wanted: Path, tensors: dict[str, Tensor]) -> tuple[Path, Verification]:

@@ -124,7 +124,7 @@ def test_a_run_trains_and_saves_them_with_the_lora(weights, dataset, tmp_path): 
 
 def test_without_them_nothing_is_written_and_they_change_the_losses(weights, dataset, tmp_path):  # noqa: F811
     plain = train(weights, dataset, tmp_path / "plain")
-    assert not (tmp_path / "plain" / "embeddings").exists()
+    assert not (tmp_path / "plain" / "embeddings").exists() and plain.embedding_path is None
     pivotal = train(weights, dataset, tmp_path / "pivotal", **PIVOTAL)
     assert pivotal.losses[0] != plain.losses[0]  # three tokens, of which the word has fewer
     rested = train(weights, dataset, tmp_path / "rested", **{**PIVOTAL, "token_learning_rate": 1e-9})
@@ -153,6 +153,7 @@ def test_a_finished_run_that_is_loaded_brings_its_tokens(weights, dataset, tmp_p
     first = train(weights, dataset, tmp_path, name="first", max_train_steps=1, **PIVOTAL)
     second = train(weights, dataset, tmp_path, name="second", max_train_steps=1, resume="auto", **PIVOTAL)
     assert second.was_loaded and second.path == RunFolder(tmp_path, "second").final_path
+    assert second.embedding_path == tmp_path / "embeddings" / "second.safetensors"
     assert torch.equal(load_embedding(second.path)["clip_g"], load_embedding(first.path)["clip_g"])
 
 
