@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import param
-from ..training.config import MAX_RANK, TrainingConfig
+from ..training.config import TrainingConfig
 
 BASE_DTYPES = ("fp8", "int8", "nf4")  # of the frozen weights, by training/quantized_linear.py
 
@@ -86,15 +86,6 @@ class SDXLConfig(TrainingConfig):
         max=4096.0,
     )
 
-    tlora_min_rank: int = param(
-        0,
-        "T-LoRA (Soboleva et al. 2025), against overfitting to few images: in training the UNet's LoRA has all its "
-        "ranks without noise, fewer the more noise there is, and this number at pure noise. The file is an ordinary "
-        "LoRA. Usually half of rank; 0: off.",
-        min=0,
-        max=MAX_RANK,
-    )
-
     num_new_tokens: int = param(
         0,
         "Pivotal tuning: so many new tokens are trained for both text encoders, together with the LoRA, and stand for "
@@ -126,12 +117,6 @@ class SDXLConfig(TrainingConfig):
             raise ValueError(
                 f"num_new_tokens is {self.num_new_tokens}, but token_learning_rate is 0: they would stay as they are. "
                 "Set it above 0, or num_new_tokens to 0"
-            )
-        if self.tlora_min_rank and self.adapter != "lora":
-            raise ValueError(f"tlora_min_rank is for adapter lora, not for {self.adapter}. Set it to 0")
-        if self.tlora_min_rank >= self.rank:
-            raise ValueError(
-                f"tlora_min_rank {self.tlora_min_rank} must be below rank {self.rank}: from it on, no rank is left out"
             )
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(

@@ -254,10 +254,7 @@ class PreparedSDXL:
             unet_learning_rate=trained.get(UNET),
             text_encoder_learning_rates=(trained.get(TEXT_ENCODER), trained.get(TEXT_ENCODER_2)),
             mixed_precision=self.precision,
-            network_args={
-                "target_modules": config.target_modules,
-                **({"tlora_min_rank": str(config.tlora_min_rank)} if config.tlora_min_rank else {}),
-            },
+            network_args={"target_modules": config.target_modules},
             min_snr_gamma=(config.min_snr_gamma or None) if config.snr_weighting == "min_snr" else None,
             debiased_estimation=config.snr_weighting == "debiased" or None,
         )

@@ -196,7 +196,7 @@ class AdaptedModel:
 
     def set_timesteps(self, component: str, timesteps: Tensor) -> None:
         """Tell the layers of a component the timesteps [B] of what they see from now on, in the
-        backward pass too.
+        backward pass too. [1] is for inputs in whatever order.
         """
         for (part, _), layer in self._layers.items():
             if part == component and isinstance(layer, LowRankLayer):

@@ -120,6 +120,7 @@ def _describe_rates_and_ranks(config: TrainingConfig) -> dict[str, str]:
     values = {
         "network_reg_dims": config.network_reg_dims,
         "network_reg_lrs": config.network_reg_lrs,
+        "tlora_min_rank": str(config.tlora_min_rank or ""),
         "loraplus_lr_ratio": f"{config.loraplus_lr_ratio:g}" if config.loraplus_lr_ratio else "",
     }
     return {name: text for name, text in values.items() if text}
