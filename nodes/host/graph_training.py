@@ -70,8 +70,14 @@ class TrainedInGraph:
         count = self.lora.num_modules
         return (
             f"{_describe_end(self.result)}, average loss {last:.4f}; {count}/{count} modules "
-            f"load.\n{self.result.path}.\n{self.settings}"
+            f"load.\n{self.result.path}.\n{self._describe_embedding()}{self.settings}"
         )
+
+    def _describe_embedding(self) -> str:
+        path = self.result.embedding_path
+        if path is None:
+            return ""
+        return f"New tokens: {path}. Copy it to models/embeddings, and write embedding:{path.stem} in prompts.\n"
 
     def facts(self) -> dict[str, Any]:
         """Return facts for API clients, in the history; finite numbers only."""
@@ -86,6 +92,7 @@ class TrainedInGraph:
             "finished_early": self.result.finished_early,
             "loaded": self.result.was_loaded,
             "ema_path": str(self.result.ema_path) if self.result.ema_path else None,
+            "embedding_path": str(self.result.embedding_path) if self.result.embedding_path else None,
             "presets": self.presets,
         }
 

@@ -57,6 +57,42 @@ def test_the_node_reports_draws_and_passes_on_the_dataset(comfyui_server: ComfyS
     assert result.outputs["train"]["lora_trainer"][0]["steps"] == 3
 
 
+def test_a_mask_from_a_node_says_where_an_image_is_cropped_and_its_copies_are_trained(comfyui_server: ComfyServer):
+    """A white square of 32 pixels in the top right corner of a wide image."""
+    box = {"destination": ["black", 0], "source": ["white", 0], "x": 96, "y": 0, "operation": "add"}
+    base = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}}
+    links = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["check", 0]}
+    crops = {"resize_mode": "center_crop", "crop_to_subject": "center", "color_aug": 0.1, "rotation_aug": 5.0}
+    settings = {**SETTINGS, **crops, "num_augmented_variants": 2}
+    result = comfyui_server.client.run(
+        {
+            "red": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 64, "batch_size": 1, "color": 255}},
+            "black": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 64}},
+            "white": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 32, "height": 32}},
+            "subject": {"class_type": "MaskComposite", "inputs": box},
+            "pictures": {
+                "class_type": "LoRATrainer_LoadImages",
+                "inputs": {"images": ["red", 0], "masks": ["subject", 0], "captions": "zwx"},
+            },
+            "check": {
+                "class_type": "LoRATrainer_FlightCheck",
+                "inputs": {"dataset": ["pictures", 0], **settings, "stop_at": "never"},
+            },
+            "base": base,
+            "train": {"class_type": "LoRATrainer_LoRATrainSDXL", "inputs": {**links, **settings, "optimizer": "AdamW"}},
+            "steps": {"class_type": "PreviewAny", "inputs": {"source": ["train", 5]}},
+        }
+    )
+    (text,) = result.outputs["check"]["text"]
+    assert "Changed copies: 2 of each image (color_aug 0.1, rotation_aug 5); epochs take turns" in text
+    assert result.outputs["train"]["lora_trainer"][0]["steps"] == 3
+    manifest = max(
+        (comfyui_server.base_directory / "output").rglob("manifest.json"), key=lambda file: file.stat().st_mtime
+    )
+    settings = json.loads(manifest.read_text())["buckets"]
+    assert (settings["crop_to_subject"], settings["num_augmented_variants"]) == ("center", 2)
+
+
 def fetch_image(result: Result, node: str, server: ComfyServer) -> np.ndarray:
     (file,) = result.files(node)
     return np.asarray(Image.open(io.BytesIO(server.client.fetch(file))).convert("RGB"))

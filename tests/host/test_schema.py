@@ -174,8 +174,10 @@ def test_train_lora_takes_targets_by_the_model_and_says_what_is_for_sdxl(schemas
         "snr_weighting",
         "stop_text_encoder_training",
         "conv_rank",
-        "tlora_min_rank",
         "conv_alpha",
+        "num_new_tokens",
+        "token_learning_rate",
+        "token_initializer",
     }
 
 

@@ -27,7 +27,7 @@ def tokenize(captions: list[str], *, pad_token: int) -> list[torch.Tensor]:
     word. A chunk that is not full ends with END and is padded with `pad_token`: END for text
     encoder 1, and 0 (the token "!") for text encoder 2.
     """
-    return [_split_into_chunks(ids, pad_token) for ids in token_ids(captions)]
+    return [split_into_chunks(ids, pad_token=pad_token) for ids in token_ids(captions)]
 
 
 def token_ids(captions: list[str]) -> list[list[int]]:
@@ -45,7 +45,8 @@ def vocabulary() -> dict[str, int]:
     return _build_tokenizer().get_vocab()
 
 
-def _split_into_chunks(ids: list[int], pad_token: int) -> torch.Tensor:
+def split_into_chunks(ids: list[int], *, pad_token: int) -> torch.Tensor:
+    """Return the ids as tokenize does, int64 [num_chunks, 77]."""
     rows = []
     for start in range(0, max(len(ids), 1), TOKENS_PER_CHUNK):
         row = [START_TOKEN, *ids[start : start + TOKENS_PER_CHUNK], END_TOKEN]

@@ -50,8 +50,8 @@ def estimate_disk_use(plan: TrainingPlan, cache: CacheSizes, *, num_parameters: 
 
 
 def _count_latents(items: Sequence[TrainingItem], cache: CacheSizes) -> float:
-    crops = {(item.image.sha256, item.crop) for item in items}
-    return sum(cache.latent_bytes_per_pixel * math.prod(crop.target_hw) + FILE_BYTES for _, crop in crops)
+    crops = {(item.image.sha256, item.crop, item.colors) for item in items}
+    return sum(cache.latent_bytes_per_pixel * math.prod(crop.target_hw) + FILE_BYTES for _, crop, _ in crops)
 
 
 def _count_masks(items: Sequence[TrainingItem], cache: CacheSizes) -> float:

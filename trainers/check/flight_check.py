@@ -24,7 +24,15 @@ from .config import FlightCheckConfig
 from .cost import Cost, Surroundings, estimate_cost
 from .cost_findings import judge_machine, judge_schedule
 from .family_check import ConfigT, FamilyCheck
-from .image_findings import gather_remarks, group_duplicates, judge_crops, judge_duplicates, judge_left_out, judge_masks
+from .image_findings import (
+    describe_changes,
+    gather_remarks,
+    group_duplicates,
+    judge_crops,
+    judge_duplicates,
+    judge_left_out,
+    judge_masks,
+)
 from .image_looks import ImageLook, look_at_images
 from .report import FlightReport, ImageUse
 
@@ -140,7 +148,7 @@ def _make_report(checked: _Checked, findings: Sequence[CheckFinding], *, model: 
         num_regularization=sum(image.name not in checked.left_out for image in regularization),
         num_held_out=len(checked.held_out),
         num_left_out=len(checked.left_out),
-        summary=dataset.report.summary,
+        summary=[*dataset.report.summary, *describe_changes(checked.settings.buckets)],
         num_masks=sum(look.mask_share is not None for look in looks.values()),
         cost=checked.cost,
         findings=sorted(findings, key=lambda finding: -LEVELS.index(finding.level)),

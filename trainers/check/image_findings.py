@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..dataset.bucket_config import BucketConfig
 from ..dataset.bucket_sizes import Size
-from ..dataset.crop_plan import CropPlan
+from ..dataset.crop_plan import CropPlan, is_cut_to_subject
 from ..dataset.dataset import Dataset
 from ..dataset.image import TrainingImage
 from ..dataset.near_duplicates import group_near_duplicates
@@ -49,7 +49,8 @@ def judge_left_out(dataset: Dataset, plan: CropPlan) -> Iterator[CheckFinding]:
 
 
 def judge_crops(uses: Sequence[ImageUse], buckets: BucketConfig) -> Iterator[CheckFinding]:
-    cut = sorted((use for use in uses if use.lost_share >= LARGE_LOSS), key=lambda use: -use.lost_share)
+    unwanted = [use for use in uses if not is_cut_to_subject(use.image, buckets)]
+    cut = sorted((use for use in unwanted if use.lost_share >= LARGE_LOSS), key=lambda use: -use.lost_share)
     if cut:
         remedy = (
             "Crop them yourself where it matters least"
@@ -85,6 +86,17 @@ def judge_crops(uses: Sequence[ImageUse], buckets: BucketConfig) -> Iterator[Che
             "are too small",
             reasons,
         )
+
+
+def describe_changes(buckets: BucketConfig) -> list[str]:
+    """Say how images are cropped to subjects, and how many changed copies are trained."""
+    crops = [f"Cropped to subjects: crop_to_subject {buckets.crop_to_subject}"] * (buckets.crop_to_subject != "off")
+    if not buckets.has_variants:
+        return crops
+    limits = [f"color_aug {buckets.color_aug:g}"] * bool(buckets.color_aug)
+    limits += [f"rotation_aug {buckets.rotation_aug:g}"] * bool(buckets.rotation_aug)
+    number = buckets.num_augmented_variants
+    return [*crops, f"Changed copies: {number} of each image ({', '.join(limits)}); epochs take turns"]
 
 
 def _describe_crop(use: ImageUse) -> str:

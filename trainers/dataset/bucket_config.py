@@ -1,4 +1,4 @@
-"""The settings that decide the sizes images are trained at."""
+"""The settings that decide the sizes, crops and changes of the images that are trained."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ from ..config import check_ranges, param
 
 @dataclass(frozen=True)
 class BucketConfig:
-    """The sizes images are trained at, and how images are cropped to them."""
+    """The sizes images are trained at, how they are cropped to them, and how copies are changed."""
 
     resolution: int = param(
         1024,
@@ -40,6 +40,42 @@ class BucketConfig:
         "More resolutions in pixels at which every image is trained, such as: 768, 512. Multiples of "
         "64; each adds one more sample of every image to an epoch. Empty: none.",
     )
+    crop_to_subject: str = param(
+        "off",
+        "Where images with a mask are cropped. center: around the white part of the mask; zoom: also cut down to it "
+        "and subject_margin, but never to fewer pixels than resolution needs if the image has them; off: as "
+        "resize_mode says. With random_crop, anywhere that shows all of it. Masks weigh the loss too, unless "
+        "unmasked_weight is 1.",
+        choices=("off", "center", "zoom"),
+    )
+    subject_margin: float = param(
+        0.25,
+        "With crop_to_subject zoom: what is kept on each side of the subject, as a share of its width and height. "
+        "Usually 0.1 to 0.5.",
+        min=0.0,
+        max=10.0,
+    )
+    color_aug: float = param(
+        0.0,
+        "Train changed copies of every image too: brightness, contrast and saturation by at most this share, hue by "
+        "at most 36 degrees times it. Usually 0.05 to 0.15; not for styles. 0: off.",
+        min=0.0,
+        max=1.0,
+    )
+    rotation_aug: float = param(
+        0.0,
+        "Train turned copies of every image too, by at most this many degrees. They are enlarged as far as it takes "
+        "to leave no empty corner. Usually 2 to 8; 0: off.",
+        min=0.0,
+        max=45.0,
+    )
+    num_augmented_variants: int = param(
+        4,
+        "Changed copies of each image for color_aug and rotation_aug. Epochs take turns with the image itself and its "
+        "copies; each is encoded and cached once. Usually 3 to 10.",
+        min=1,
+        max=100,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -64,6 +100,11 @@ class BucketConfig:
     def resolutions(self) -> tuple[int, ...]:
         """The resolution, then the extra resolutions."""
         return (self.resolution, *(int(part) for part in self.extra_resolutions.split(",") if part.strip()))
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether changed copies of images are trained."""
+        return bool(self.color_aug or self.rotation_aug)
 
     def with_resolution(self, resolution: int) -> "BucketConfig":
         """Return the same settings for this resolution alone."""

@@ -1,5 +1,7 @@
 """Reads the pixels of a crop and of its mask."""
 
+import math
+
 from PIL import Image
 
 from .crop import Crop
@@ -13,12 +15,13 @@ def read_crop(item: TrainingItem) -> Image.Image:
     resized_height, resized_width = crop.resized_hw
     if image.size != (resized_width, resized_height):
         image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
-    return image.crop(_make_box(crop))
+    image = _cut(image, crop, Image.Resampling.BICUBIC)
+    return item.colors.apply(image) if item.colors else image
 
 
 def read_mask_crop(item: TrainingItem) -> Image.Image | None:
-    """Return the item's mask, resized and cropped like its image: mode "L" (255: learned), exactly
-    target_hw; None if it has none.
+    """Return the item's mask, resized, cropped and turned like its image: mode "L" (255: learned),
+    exactly target_hw; None if it has none.
     """
     mask = item.image.read_mask()
     if mask is None:
@@ -26,9 +29,18 @@ def read_mask_crop(item: TrainingItem) -> Image.Image | None:
     height, width = item.crop.resized_hw
     if mask.size != (width, height):
         mask = mask.resize((width, height), Image.Resampling.BILINEAR)
-    return mask.crop(_make_box(item.crop))
+    return _cut(mask, item.crop, Image.Resampling.BILINEAR)
 
 
-def _make_box(crop: Crop) -> tuple[int, int, int, int]:
+def _cut(image: Image.Image, crop: Crop, resampling: Image.Resampling) -> Image.Image:
     (top, left), (height, width) = crop.top_left_yx, crop.target_hw
-    return left, top, left + width, top + height
+    if not crop.angle:
+        return image.crop((left, top, left + width, top + height))
+    cosine, sine = math.cos(math.radians(crop.angle)), math.sin(math.radians(crop.angle))
+    middle_x, middle_y = left + width / 2, top + height / 2
+    # where each pixel of the result comes from: x of the original, then y
+    to_original = (
+        (cosine, -sine, middle_x - cosine * width / 2 + sine * height / 2),
+        (sine, cosine, middle_y - sine * width / 2 - cosine * height / 2),
+    )
+    return image.transform((width, height), Image.Transform.AFFINE, (*to_original[0], *to_original[1]), resampling)

@@ -23,6 +23,8 @@ class TrainingImage:
     subset: kohya's term for the folder that the image is counted with: the joined dataset's name,
         or kohya's N_name, or both ("toys/10_dog"). Empty for the dataset's own.
     is_validation: never trained on, only used to measure what is learned.
+    subject_box: left, top, right and bottom of the mask's white part, in pixels of the original;
+        None if nothing is white.
     control_images: what an edit model sees beside the caption, in order; they have no caption.
     """
 
@@ -42,6 +44,7 @@ class TrainingImage:
     subset: str = ""
     is_validation: bool = False
     control_images: tuple["TrainingImage", ...] = ()
+    subject_box: tuple[int, int, int, int] | None = None
 
     @property
     def content(self) -> tuple[str, ...]:

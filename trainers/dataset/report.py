@@ -23,6 +23,7 @@ class RemarkKind(str, Enum):
     TOO_SMALL = "too_small"
     NO_CAPTION = "no_caption"
     STAND_IN_CAPTION = "stand_in_caption"  # such as the trigger word alone
+    NO_SUBJECT = "no_subject"  # that the image could be cropped to
 
     @property
     def is_about_missing_caption(self) -> bool:

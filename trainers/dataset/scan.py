@@ -13,9 +13,10 @@ from .control_images import FoundControls, find_control_images, read_control_ima
 from .crop import is_same_shape
 from .dataset import Dataset
 from .image import TrainingImage
-from .image_files import EXTENSIONS, UnreadFormat, UnusableImage, image_sha256, inspect_image, read_grey
+from .image_files import EXTENSIONS, UnreadFormat, UnusableImage, image_sha256, inspect_image, read_alpha, read_grey
 from .image_folder import FolderContent, FoundImage, list_images
 from .report import NO_CAPTION, DatasetReport, Remark, RemarkKind, require_usable
+from .subject_crop import find_subject
 from .summary import summarize_special
 from .trigger_word import add_trigger_word_to_each_line
 
@@ -102,7 +103,9 @@ def _scan_image(found: FoundImage, config: DatasetConfig, stored: StoredCaption)
     if config.mask_source == "files" and found.mask is not None:
         return _attach_mask(image, found.mask, notes)
     if config.mask_source == "alpha" and facts.has_alpha:
-        return replace(image, mask_sha256=sha256), notes
+        alpha = read_alpha(path)
+        box = find_subject(alpha, facts.size_hw) if alpha else None
+        return replace(image, mask_sha256=sha256, subject_box=box), notes
     return image, notes
 
 
@@ -116,7 +119,7 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
             raise UnusableImage(f"{mask.suffix} files are not read. Convert it to one of {', '.join(EXTENSIONS)}")
         sha256 = image_sha256(mask)
         (height, width), (mask_height, mask_width) = image.size_hw, inspect_image(mask).size_hw
-        is_black = not read_grey(mask).getbbox()
+        pixels = read_grey(mask)
     except UnusableImage as error:
         raise UnusableImage(f"its mask {place} cannot be used: {error}") from error
     if not is_same_shape((mask_height, mask_width), image.size_hw):
@@ -125,9 +128,10 @@ def _attach_mask(image: TrainingImage, mask: Path, notes: list[Remark]) -> tuple
             "and is stretched to fit"
         )
         notes = [*notes, Remark(image.name, reason)]
-    if is_black:
+    if not pixels.getbbox():
         notes = [*notes, Remark(image.name, f"its mask {place} is black all over: nothing of the image is learned")]
-    return replace(image, mask_path=mask, mask_sha256=sha256), notes
+    box = find_subject(pixels, image.size_hw)
+    return replace(image, mask_path=mask, mask_sha256=sha256, subject_box=box), notes
 
 
 def _attach_controls(image: TrainingImage, controls: FoundControls) -> TrainingImage:

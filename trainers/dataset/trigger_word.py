@@ -5,9 +5,14 @@ import re
 from .caption_variants import split_caption_lines
 
 
+def make_word_pattern(word: str) -> re.Pattern[str]:
+    """Return what finds it as a whole word, in capital letters too."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
 def add_trigger_word(caption: str, trigger_word: str) -> str:
     """Add the trigger word in front, unless the caption contains it anywhere as a whole word."""
-    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
+    if not trigger_word or make_word_pattern(trigger_word).search(caption):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
 

@@ -35,6 +35,7 @@ from .base_model import Conditions, FlowBaseModel
 from .checkpointing import checkpoint_blocks, uncheckpoint_blocks
 from .config import FlowConfig
 from .encode import ConditionStore
+from .lora_names import NETWORK
 from .objective import find_levels, find_shift_by_size, loss_weights, shift_level
 from .prompt import make_prompt, make_sample_prompts
 from .samples import draw_samples
@@ -95,15 +96,27 @@ class PreparedFlow:
         """Yield the loss of the flow, and with prior_loss_weight the loss of prior preservation.
         The backward pass runs before the next one, in the same context.
         """
-        batch = self._make_batch(items, step)
-        with self.base.computing():
-            yield self._weighted_losses(batch)
-        if self.config.prior_loss_weight:
-            rows = choose_rows(items, seed=self.config.seed, step=step)
-            if rows:
-                other = self._with_class_prompts(batch, items, rows, step)
-                with self.base.computing():
-                    yield self.config.prior_loss_weight * self._prior_losses(other)
+        for part in self._split(items):
+            batch = self._make_batch(part, step)
+            self._mask_ranks(batch)
+            with self.base.computing():
+                yield self._weighted_losses(batch)
+            if self.config.prior_loss_weight:
+                rows = choose_rows(part, seed=self.config.seed, step=step)
+                if rows:
+                    other = self._with_class_prompts(batch, part, rows, step)
+                    with self.base.computing():
+                        yield self.config.prior_loss_weight * self._prior_losses(other)
+
+    def _split(self, items: Sequence[TrainingItem]) -> list[Sequence[TrainingItem]]:
+        """T-LoRA takes them one by one: not every layer's inputs have one row for each image."""
+        return [[item] for item in items] if self.config.tlora_min_rank else [items]
+
+    def _mask_ranks(self, batch: FlowBatch) -> None:
+        if self.config.tlora_min_rank:
+            (sigma,) = batch.sigmas.tolist()
+            timestep = round(self.base.find_timestep(sigma))
+            self.adapted.set_timesteps(NETWORK, torch.tensor([timestep], device=self.host.device))
 
     def enable_gradient_checkpointing(self) -> bool:
         return checkpoint_blocks(self._list_blocks()) > 0

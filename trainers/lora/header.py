@@ -58,6 +58,7 @@ class TrainingRecord:
     max_bucket_reso: int | None = None
     random_crop: bool | None = None
     random_flip: bool | None = None
+    color_aug: bool | None = None
     trigger_word: str | None = None
 
     steps: int = 0  # optimizer steps done
@@ -156,6 +157,7 @@ def _build_dataset_keys(record: TrainingRecord) -> dict[str, Any]:
         "ss_max_bucket_reso": record.max_bucket_reso,
         "ss_random_crop": record.random_crop,
         "ss_flip_aug": record.random_flip,
+        "ss_color_aug": record.color_aug,
         "ss_caption_dropout_rate": record.caption_dropout_rate,
         "ss_caption_tag_dropout_rate": record.caption_tag_dropout_rate,
         "ss_shuffle_caption": record.shuffle_caption,

@@ -38,7 +38,7 @@ class GradientRules:
     number_bytes: int
     dropout: bool
     checkpointing: bool
-    text_encoders_trained: bool
+    text_has_gradients: bool
 
     @classmethod
     def of(cls, unet: UNet2DConditionModel, config: SDXLConfig, number_bytes: int) -> "GradientRules":
@@ -53,13 +53,15 @@ class GradientRules:
             number_bytes=number_bytes,
             dropout=config.lora_dropout > 0,
             checkpointing=config.gradient_checkpointing,
-            text_encoders_trained=config.train_text_encoders,
+            text_has_gradients=config.runs_text_encoders,
         )
 
     def trains(self, module: nn.Module) -> bool:
-        """Tell whether a gradient starts here: at an adapter, or at attention to trained text."""
+        """Tell whether a gradient starts here: at an adapter, or at attention to text that has
+        one.
+        """
         return not self.targets.keys().isdisjoint(module.modules()) or (
-            self.text_encoders_trained and isinstance(module, Transformer2DModel)
+            self.text_has_gradients and isinstance(module, Transformer2DModel)
         )
 
     def keeps_input(self, convolution: nn.Module | None) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import param
-from ..training.config import MAX_RANK, TrainingConfig
+from ..training.config import TrainingConfig
 
 BASE_DTYPES = ("fp8", "int8", "nf4")  # of the frozen weights, by training/quantized_linear.py
 
@@ -86,22 +86,37 @@ class SDXLConfig(TrainingConfig):
         max=4096.0,
     )
 
-    tlora_min_rank: int = param(
+    num_new_tokens: int = param(
         0,
-        "T-LoRA (Soboleva et al. 2025), against overfitting to few images: in training the UNet's LoRA has all its "
-        "ranks without noise, fewer the more noise there is, and this number at pure noise. The file is an ordinary "
-        "LoRA. Usually half of rank; 0: off.",
+        "Pivotal tuning: so many new tokens are trained for both text encoders, together with the LoRA, and stand for "
+        "the trigger word in captions and samples. They are saved in embeddings/NAME.safetensors beside the LoRA, for "
+        "the embeddings folder of ComfyUI or Forge. The text encoders run in every step. Usually 1 to 4; 0: off.",
         min=0,
-        max=MAX_RANK,
+        max=64,
     )
+    token_learning_rate: float = param(
+        5e-4,
+        "Peak learning rate of the new tokens. Usually 3e-4 to 1e-3; with Prodigy that of the others.",
+        min=0.0,
+        max=10.0,
+    )
+    token_initializer: str = param(
+        "",
+        "Words whose vectors the new tokens start from, token by token and then again from the first. Usually what the "
+        "subject is, such as: dog. Empty: the trigger word.",
+    )
+
+    @property
+    def runs_text_encoders(self) -> bool:
+        """Whether every step needs the text encoders."""
+        return self.train_text_encoders or self.num_new_tokens > 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tlora_min_rank and self.adapter != "lora":
-            raise ValueError(f"tlora_min_rank is for adapter lora, not for {self.adapter}. Set it to 0")
-        if self.tlora_min_rank >= self.rank:
+        if self.num_new_tokens and not self.token_learning_rate:
             raise ValueError(
-                f"tlora_min_rank {self.tlora_min_rank} must be below rank {self.rank}: from it on, no rank is left out"
+                f"num_new_tokens is {self.num_new_tokens}, but token_learning_rate is 0: they would stay as they are. "
+                "Set it above 0, or num_new_tokens to 0"
             )
         if self.train_text_encoders and not (self.text_encoder_learning_rate or self.text_encoder_2_learning_rate):
             raise ValueError(

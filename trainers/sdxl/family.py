@@ -11,6 +11,7 @@ from ..training.plan import TrainingPlan
 from ..training.resume.weight_samples import hash_samples
 from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
+from .new_word import require_word
 from .prepare import prepare_sdxl
 from .prepared_model import PreparedSDXL
 from .samples import SampleDrawer
@@ -37,6 +38,7 @@ class SDXLFamily:
         if plan.settings.training.torch_compile:
             require_compiler(host.device)
         refuse_control_images([item.image for item in plan.all_items], "SDXL")
+        require_word(plan)
         self._model = model = self._load_model(host)
         parts = {"UNet": model.unet, "CLIP-L": model.text_encoder, "CLIP-G": model.text_encoder_2, "VAE": model.vae}
         hashes = {name: hash_samples(module) for name, module in parts.items() if module is not None}

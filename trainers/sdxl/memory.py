@@ -53,18 +53,20 @@ def estimate_memory(
     config = replace(config, gradient_checkpointing=config.gradient_checkpointing or bool(streamed))
     rules = GradientRules.of(unet, config, COMPUTE_DTYPES[precision].itemsize)
     trained_encoders = text_encoders if config.train_text_encoders else ()
+    running_encoders = text_encoders if config.runs_text_encoders else ()
     if num_adapter_parameters is None:
         of_encoders = (size for shape in trained_encoders for size in shape.list_trained())
         num_adapter_parameters = count_parameters(of_encoders, AdapterSettings.of(config)) + sum(
             count_parameters([find_size(get_base_layer(layer))], settings) for layer, settings in rules.targets.items()
         )
-    weights_bytes = rules.number_bytes * sum(shape.num_parameters for shape in trained_encoders)
+        num_adapter_parameters += config.num_new_tokens * sum(shape.width for shape in text_encoders)
+    weights_bytes = rules.number_bytes * sum(shape.num_parameters for shape in running_encoders)
     weights_bytes += _count_weights(unet, rules.number_bytes, base_dtype)
     weights_bytes -= _count_saved(streamed, rules.number_bytes, base_dtype)
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=rules.number_bytes)
     adapters_bytes = round(num_adapter_parameters * adapter_bytes)
     activations_bytes = config.train_batch_size * (
-        estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in trained_encoders)
+        estimate_unet_peak(unet, rules, size_hw) + sum(estimate_text_peak(shape, rules) for shape in running_encoders)
     )
     activations_bytes += count_products(rules)
     caching_bytes = max(_estimate_latents_caching(size_hw), _estimate_captions_caching(text_encoders))

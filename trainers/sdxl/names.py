@@ -9,6 +9,7 @@ from ..lora.modules import ModuleKey, ModuleNames, flatten_name
 from .model.layout import bare_text_name, unet_to_ldm
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
+NEW_TOKENS = "new_tokens"
 
 # In a LoRA's header: the base model as kohya and as ModelSpec name it, and whose names layers have.
 BASE_MODEL_VERSION = "sdxl_base_v1-0"

@@ -11,7 +11,7 @@ from ..check.memory_estimate import MemoryEstimate
 from ..files.tensor_cache import TensorCache
 from ..lora.modules import list_weighted_modules
 from ..training.adapter_shapes import AdapterSettings
-from ..training.adapters import AdaptedComponent, AdaptedModel, attach_adapters, group_parameters
+from ..training.adapters import AdaptedComponent, AdaptedModel, TrainedEmbeddings, attach_adapters, group_parameters
 from ..training.block_streaming import move_resident
 from ..training.compiled_blocks import compile_blocks
 from ..training.config import AUTO_SCHEDULER, DEFAULT_SAMPLER
@@ -33,7 +33,9 @@ from .memory import estimate_memory
 from .model.float32_compute import float32_compute
 from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel
-from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
+from .names import NEW_TOKENS, TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
+from .new_tokens import NewTokens, add_new_tokens
+from .new_word import require_word
 from .prepared_model import PreparedSDXL
 from .samples import SampleDrawer
 from .start import get_learning_rates, read_start
@@ -114,17 +116,24 @@ def prepare_sdxl(
     keep_vae = drawer is None and config.sample_every_n_steps > 0
     latents = make_latents(plan, masks, model, host, cache, world, keep_vae=keep_vae)
     host.release_memory()
-    embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
+    embeddings = None if config.runs_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     if base_dtype:
         _quantize(model.unet, base_dtype, host)
     streamed = choose_streamed(model.unet, _choose_number(plan, model, host.device, precision))
     modules = _attach_adapters(config, model, targets, adapters, host.device, COMPUTE_DTYPES[precision], streamed)
     components = _group_adapters(config, modules, layer_rates)
-    adapted = AdaptedModel(components, names, module_key, dtype=COMPUTE_DTYPES[precision])
+    new_tokens = _add_new_tokens(plan, model)
+    adapted = AdaptedModel(
+        components,
+        names,
+        module_key,
+        dtype=COMPUTE_DTYPES[precision],
+        embeddings=_group_tokens(config, new_tokens),
+    )
     if start:
         adapted.load(start)
     for group in adapted.groups:
-        if group.name != UNET:
+        if group.name in (TEXT_ENCODER, TEXT_ENCODER_2):
             group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
     prepared = prepared_class(
         plan=plan,
@@ -138,6 +147,7 @@ def prepare_sdxl(
         zero_terminal_snr=zero_terminal_snr,
         precision=precision,
         drawer=drawer,
+        new_tokens=new_tokens,
     )
     if streamed:
         prepared.stream_weights(streamed)
@@ -160,6 +170,19 @@ def _group_adapters(
         )
         for name, module in modules.items()
     }
+
+
+def _add_new_tokens(plan: TrainingPlan[SDXLConfig], model: SDXLModel) -> NewTokens | None:
+    config, word = plan.settings.training, require_word(plan)
+    if not word:
+        return None
+    return add_new_tokens(model, word, number=config.num_new_tokens, initializer=config.token_initializer)
+
+
+def _group_tokens(config: SDXLConfig, new_tokens: NewTokens | None) -> TrainedEmbeddings | None:
+    if new_tokens is None:
+        return None
+    return TrainedEmbeddings(new_tokens.word, NEW_TOKENS, new_tokens.parameters(), config.token_learning_rate)
 
 
 def _choose_number(plan: TrainingPlan[SDXLConfig], model: SDXLModel, device: torch.device, precision: str) -> int:
@@ -281,7 +304,7 @@ def _attach_adapters(
     attach adapters to those that are trained, and return these.
     """
     parts: dict[str, nn.Module] = {UNET: model.unet}
-    if config.train_text_encoders:
+    if config.runs_text_encoders:
         _, parts[TEXT_ENCODER], parts[TEXT_ENCODER_2] = _get_adaptable_parts(model)
         for name in (TEXT_ENCODER, TEXT_ENCODER_2):
             move_module(parts[name], device, dtype).requires_grad_(False)
@@ -291,7 +314,8 @@ def _attach_adapters(
             parameters = attach_adapters(module, targets[name], settings, component=name, device=device)
             for parameter in parameters:  # those of streamed blocks lie in main memory
                 parameter.data = parameter.data.to(device)
-        # gradients pass through the UNet even if only text encoders are trained
-        if config.gradient_checkpointing and (name in targets or name == UNET):
+        # gradients pass through the UNet even if only text encoders are trained, and to new tokens
+        # through all of them
+        if config.gradient_checkpointing and (name in targets or name == UNET or config.num_new_tokens):
             enable_gradient_checkpointing(module)
     return {name: module for name, module in parts.items() if name in targets}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..captions.clip_tokenizer import tokenize
 from ..dataset.crop_plan import TrainingItem
 from ..training.adapters import AdaptedModel
 from ..training.block_streaming import BlockStreamer
@@ -36,6 +37,7 @@ from .model.sdxl_model import SDXLModel
 from .model.size_ids import size_ids
 from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODER, TEXT_ENCODER_2, UNET
+from .new_tokens import NewTokens
 from .randomness import ItemDraw, draw_item
 from .samples import DDIMDrawer, SampleDrawer, draw_samples
 from .start import get_learning_rates
@@ -53,11 +55,12 @@ class PreparedSDXL:
     adapted: AdaptedModel
     latents: LatentStore
     masks: MaskStore
-    embeddings: EmbeddingStore | None  # None: the text encoders are trained and run in every step
+    embeddings: EmbeddingStore | None  # None: the text encoders run in every step
     objective: Objective
     zero_terminal_snr: bool
     precision: str
     drawer: SampleDrawer | None  # None: the trainer's own
+    new_tokens: NewTokens | None = None
     streamer: BlockStreamer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +108,7 @@ class PreparedSDXL:
 
     def enable_gradient_checkpointing(self) -> bool:
         parts = [self.model.unet]
-        if self.config.train_text_encoders:
+        if self.config.runs_text_encoders:
             parts += [part for part in (self.model.text_encoder, self.model.text_encoder_2) if part is not None]
         missing = [part for part in parts if not part.is_gradient_checkpointing]
         for part in missing:
@@ -206,14 +209,14 @@ class PreparedSDXL:
         )
 
     def embed(self, captions: list[str]) -> TextEmbeddings:
-        """Return embeddings from the cache, or, if the text encoders are trained, from them with
-        gradients.
+        """Return embeddings from the cache, or, if they or new tokens are trained, from the text
+        encoders with gradients.
         """
         if self.embeddings is not None:
             return stack_embeddings([self.embeddings.get(caption) for caption in captions])
         encoder, encoder_2 = self.model.text_encoder, self.model.text_encoder_2
         assert encoder is not None and encoder_2 is not None
-        return encode_captions(encoder, encoder_2, captions)
+        return encode_captions(encoder, encoder_2, captions, self.new_tokens.tokenize if self.new_tokens else tokenize)
 
     def _draw(self, item: TrainingItem, step: int) -> ItemDraw:
         random_flip = self.plan.settings.buckets.random_flip
@@ -246,7 +249,7 @@ class PreparedSDXL:
     def metadata(self, progress: Progress) -> dict[str, str]:
         config, model = self.config, self.model
         rates = get_learning_rates(config)
-        trained = {group.name: rates[group.name] for group in self.adapted.groups}
+        trained = {group.name: rates[group.name] for group in self.adapted.groups if group.name in rates}
         return lora_metadata(
             self.plan,
             progress,
@@ -261,10 +264,7 @@ class PreparedSDXL:
             unet_learning_rate=trained.get(UNET),
             text_encoder_learning_rates=(trained.get(TEXT_ENCODER), trained.get(TEXT_ENCODER_2)),
             mixed_precision=self.precision,
-            network_args={
-                "target_modules": config.target_modules,
-                **({"tlora_min_rank": str(config.tlora_min_rank)} if config.tlora_min_rank else {}),
-            },
+            network_args={"target_modules": config.target_modules},
             min_snr_gamma=(config.min_snr_gamma or None) if config.snr_weighting == "min_snr" else None,
             debiased_estimation=config.snr_weighting == "debiased" or None,
         )

@@ -19,7 +19,7 @@ from ..training.optimizers import check_optimizer
 from ..wording import name_examples, pluralize
 from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
-from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, module_key
+from .names import NEW_TOKENS, TEXT_ENCODER, TEXT_ENCODER_2, UNET, module_key
 
 Start = dict[ModuleKey, AdapterModule]
 _NOTHING_TRAINED = (
@@ -46,6 +46,8 @@ def check_settings(config: SDXLConfig) -> None:
     rates = {part: rate for part, rate in get_learning_rates(config).items() if rate}
     if not rates:
         raise ValueError(_NOTHING_TRAINED)
+    if config.num_new_tokens:
+        rates[NEW_TOKENS] = config.token_learning_rate
     check_optimizer(config, rates)
     if config.network_weights:
         label = f"network_weights: {config.network_weights}"

@@ -144,7 +144,7 @@ class LowRankLayer(AdapterLayer):
     """A LoRA whose ranks or whose whole can be dropped, and whose ranks may depend on the noise."""
 
     module_class = LoraModule
-    timesteps: Tensor | None = None  # [B] int64 of the inputs, for T-LoRA
+    timesteps: Tensor | None = None  # [B] int64 of the inputs, or [1] for all of them, for T-LoRA
 
     def start(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -170,7 +170,7 @@ class LowRankLayer(AdapterLayer):
         rank = low_rank.shape[axis]
         kept = count_kept_ranks(self.timesteps, rank=rank, min_rank=self.settings.tlora_min_rank)
         shape = [1] * low_rank.ndim
-        shape[0], shape[axis] = len(low_rank), rank
+        shape[0], shape[axis] = len(kept), rank
         mask = torch.arange(rank, device=low_rank.device) < kept.unsqueeze(-1)  # [B, R]
         return low_rank * mask.view(shape).to(low_rank.dtype)
 

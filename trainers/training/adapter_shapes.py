@@ -55,7 +55,7 @@ class AdapterSettings:
             conv_alpha=_find_alpha(conv_alpha, conv_rank, use_rslora=config.use_rslora),
             rank_dropout=config.rank_dropout,
             module_dropout=config.module_dropout,
-            tlora_min_rank=getattr(config, "tlora_min_rank", 0),
+            tlora_min_rank=config.tlora_min_rank,
             init_lora_weights=config.init_lora_weights,
             of_layers=_find_of_layers(config, names) if names else {},
         )

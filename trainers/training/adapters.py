@@ -47,8 +47,21 @@ class AdaptedComponent:
     groups: Sequence[ParameterGroup]
 
 
+@dataclass(frozen=True)
+class TrainedEmbeddings:
+    """Vectors of tokens that are trained next to the adapters, by their names in an embedding file.
+    They stand for `word` in captions.
+    """
+
+    word: str
+    group: str
+    parameters: Mapping[str, nn.Parameter]
+    learning_rate: float
+
+
 class AdaptedModel:
-    """The adapters of all components (nothing else is trained), and their names in a LoRA file.
+    """The adapters of all components, and their names in a LoRA file; with `embeddings`, vectors of
+    tokens too. Nothing else is trained.
 
     Whoever reads or sets the weights here has those in float32, whatever `dtype` the layers compute
     in. `module_key` makes the key of a module from its component and its path in the component.
@@ -61,16 +74,20 @@ class AdaptedModel:
         module_key: Callable[[str, str], ModuleKey] = lambda component, path: (component, path),
         *,
         dtype: torch.dtype = torch.float32,
+        embeddings: TrainedEmbeddings | None = None,
     ) -> None:
         self._layers = {
             module_key(name, path): layer
             for name, component in components.items()
             for path, layer in find_adapter_layers(component.module).items()
         }
+        self.embeddings = embeddings
+        groups = [group for component in components.values() for group in component.groups]
+        if embeddings:
+            parameters = list(embeddings.parameters.values())
+            groups.append(ParameterGroup(embeddings.group, parameters, embeddings.learning_rate))
         self.groups = [
-            TrainedGroup(group.name, FlatWeights(group.parameters, dtype), group.learning_rate)
-            for component in components.values()
-            for group in component.groups
+            TrainedGroup(group.name, FlatWeights(group.parameters, dtype), group.learning_rate) for group in groups
         ]
         self.flat_weights = [group.weights.flat for group in self.groups]
         self.num_parameters = sum(flat.numel() for flat in self.flat_weights)
@@ -88,19 +105,32 @@ class AdaptedModel:
         """Return views of tensors that are laid out as flat_weights, by the names of
         name_parameters.
         """
-        return {
+        matrices = {
             f"{self.names[key]}.{name}": matrix
             for key, matrices in self._split(flat).items()
             for name, matrix in matrices.items()
         }
+        views = self._list_views(flat)
+        vectors = self.embeddings.parameters if self.embeddings else {}
+        return {**matrices, **{f"embeddings.{name}": views[id(each)] for name, each in vectors.items()}}
 
-    def _split(self, flat: Sequence[Tensor]) -> dict[ModuleKey, dict[str, Tensor]]:
-        """Return views of the matrices of each layer, by their names."""
-        views = {
+    def read_embeddings(self) -> dict[str, Tensor]:
+        """Return the trained vectors of tokens, float32 [N, E], as views of the live ones."""
+        views = self._list_views(self.flat_weights)
+        vectors = self.embeddings.parameters if self.embeddings else {}
+        return {name: views[id(parameter)] for name, parameter in vectors.items()}
+
+    def _list_views(self, flat: Sequence[Tensor]) -> dict[int, Tensor]:
+        """By the ids of the parameters."""
+        return {
             id(parameter): view
             for group, each in zip(self.groups, flat, strict=True)
             for parameter, view in zip(group.weights.parameters, group.weights.split(each), strict=True)
         }
+
+    def _split(self, flat: Sequence[Tensor]) -> dict[ModuleKey, dict[str, Tensor]]:
+        """Return views of the matrices of each layer, by their names."""
+        views = self._list_views(flat)
         return {
             key: {name: views[id(matrix)] for name, matrix in list_matrices(layer).items()}
             for key, layer in self._layers.items()
@@ -166,7 +196,7 @@ class AdaptedModel:
 
     def set_timesteps(self, component: str, timesteps: Tensor) -> None:
         """Tell the layers of a component the timesteps [B] of what they see from now on, in the
-        backward pass too.
+        backward pass too. [1] is for inputs in whatever order.
         """
         for (part, _), layer in self._layers.items():
             if part == component and isinstance(layer, LowRankLayer):

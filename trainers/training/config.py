@@ -403,6 +403,15 @@ class TrainingConfig:
         "Noise schedule of the sample images in ComfyUI, as in KSampler. auto: normal for SDXL, simple for other "
         "models.",
     )
+    tlora_min_rank: int = param(
+        0,
+        "T-LoRA (Soboleva et al. 2025), against overfitting to few images: in training the LoRA has all its ranks "
+        "without noise, fewer the more noise there is, and this number at pure noise. That of SDXL's text encoders "
+        "always has all. Other models than SDXL then take the images of a batch one by one. The file is an ordinary "
+        "LoRA. Usually half of rank; 0: off.",
+        min=0,
+        max=MAX_RANK,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -413,6 +422,12 @@ class TrainingConfig:
             raise ValueError(
                 f"loraplus_lr_ratio is for adapter lora and dora, which have up matrices, not for {self.adapter}. "
                 "Set it to 0"
+            )
+        if self.tlora_min_rank and self.adapter != "lora":
+            raise ValueError(f"tlora_min_rank is for adapter lora, not for {self.adapter}. Set it to 0")
+        if self.tlora_min_rank >= self.rank:
+            raise ValueError(
+                f"tlora_min_rank {self.tlora_min_rank} must be below rank {self.rank}: from it on, no rank is left out"
             )
         if self.timesteps[0] >= self.timesteps[1]:
             raise ValueError(f"max_timestep must be above min_timestep {self.min_timestep}, got {self.max_timestep}")

@@ -145,6 +145,11 @@ def _read_resize_mode(text: str) -> str:
     return "random_crop" if _read_bool(text) else "bucket"
 
 
+def _read_color_aug(text: str) -> float:
+    """As strong as sd-scripts' own, which has no strength."""
+    return 0.1 if _read_bool(text) else 0.0
+
+
 def _read_snr_weighting(text: str) -> str:
     return "debiased" if _read_bool(text) else "min_snr"
 
@@ -166,6 +171,7 @@ _KOHYA: dict[str, tuple[str, Reader]] = {
     "ss_max_bucket_reso": ("max_bucket_reso", _read_whole),
     "ss_bucket_no_upscale": ("bucket_no_upscale", _read_bool),
     "ss_flip_aug": ("random_flip", _read_bool),
+    "ss_color_aug": ("color_aug", _read_color_aug),
     "ss_random_crop": ("resize_mode", _read_resize_mode),
     "ss_lr_scheduler": ("lr_scheduler", str),
     "ss_lr_warmup_steps": ("lr_warmup_steps", float),

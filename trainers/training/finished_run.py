@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ..files.atomic_write import atomic_write
 from ..files.hashes import file_sha256
+from .embedding_file import copy_embedding, find_embedding_path
 from .resume.choose_run import FinishedRun
 from .run_folder import RunFolder
 from .trained_lora import TrainedLora
@@ -41,6 +42,7 @@ def load_finished(found: FinishedRun, run_folder: RunFolder, *, is_main: bool = 
         finished_early=found.finished_early,
         was_loaded=True,
         best_path=run_folder.best_path if run_folder.best_path.is_file() else None,
+        embedding_path=embedding if (embedding := find_embedding_path(path)).is_file() else None,
     )
 
 
@@ -51,6 +53,7 @@ def _copy_lora(found: FinishedRun, run_folder: RunFolder) -> Path:
         run_folder.require_free_name()
         with atomic_write(path) as temporary:
             shutil.copyfile(found.lora, temporary)
+    copy_embedding(found.lora, path)
     return path
 
 

@@ -65,7 +65,7 @@ def train_lora(
     config = plan.settings.training
     require_step(config.optimizer, host.device, weight_decay=config.weight_decay, extra_args=config.optimizer_args)
     host = LoggedHost(host)
-    for notice in (*plan.texts.list_notices(), *filter(None, [plan.validation.notice])):
+    for notice in plan.list_notices():
         host.report(Notice(notice))
     _require_name(run_folder, plan, resume)
     host.report(StageStarted("loading"))

@@ -70,6 +70,7 @@ class MaskStore:
             resized_hw=crop.resized_hw,
             top_left_yx=crop.top_left_yx,
             target_hw=crop.target_hw,
+            **({"angle": crop.angle} if crop.angle else {}),
         )
 
 

@@ -49,6 +49,7 @@ def _describe_dataset(plan: TrainingPlan) -> dict[str, Any]:
         "max_bucket_reso": buckets.max_bucket_reso,
         "random_crop": buckets.resize_mode == "random_crop",
         "random_flip": buckets.random_flip,
+        "color_aug": bool(buckets.color_aug) or None,
         "trigger_word": plan.dataset.trigger_word or None,
         "caption_dropout_rate": plan.settings.training.caption_dropout,
         "caption_tag_dropout_rate": captions.tag_dropout,
@@ -151,6 +152,7 @@ def _describe_rates_and_ranks(config: TrainingConfig) -> dict[str, str]:
     values = {
         "network_reg_dims": config.network_reg_dims,
         "network_reg_lrs": config.network_reg_lrs,
+        "tlora_min_rank": str(config.tlora_min_rank or ""),
         "loraplus_lr_ratio": f"{config.loraplus_lr_ratio:g}" if config.loraplus_lr_ratio else "",
     }
     return {name: text for name, text in values.items() if text}

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Generic
 
+from ..dataset.bucket_config import BucketConfig
 from ..dataset.crop_plan import CropPlan, TrainingItem, plan_crops
 from ..dataset.dataset import Dataset
-from ..dataset.report import Remark
+from ..dataset.report import Remark, RemarkKind
 from ..wording import name_examples, pluralize
 from .held_out import Split, hold_out_images
 from .presets import StepCounter, count_full_steps
@@ -32,10 +33,22 @@ class TrainingPlan(Generic[ConfigT]):
     texts: TrainingTexts
     validation: ValidationPlan = field(default_factory=ValidationPlan)
 
+    def list_notices(self) -> list[str]:
+        """What users should read before the run."""
+        cropped_as_usual = [note.name for note in self.crops.report.notes if note.kind is RemarkKind.NO_SUBJECT]
+        missing = f"crop_to_subject: no mask with white in it, cropped as usual: {name_examples(cropped_as_usual)}"
+        return [
+            *self.texts.list_notices(),
+            *([self.validation.notice] if self.validation.notice else []),
+            *([missing] if cropped_as_usual else []),
+        ]
+
     @property
     def all_items(self) -> list[TrainingItem]:
-        """The items to train on, and those that are held out: everything that is encoded."""
-        return [*self.crops.items, *self.validation.held_out]
+        """The items to train on, their variants, and those that are held out: everything that is
+        encoded.
+        """
+        return [*self.crops.variants, *self.validation.held_out]
 
 
 def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_processes: int = 1) -> TrainingPlan[ConfigT]:
@@ -43,16 +56,26 @@ def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_proce
 
     Raises:
         ValueError: no image can be trained on, the dataset is strict and one was left out, too few
-            images are left with validation_share, or prior preservation has no prompt to keep.
+            images are left with validation_share, prior preservation has no prompt to keep, or
+            images are to be cropped to subjects and none has one.
     """
     config = settings.training
     split = hold_out_images(dataset, share=config.validation_share, seed=config.seed)
+    _require_subject(split.training, settings.buckets)
     crops = plan_crops(split.training, settings.buckets, seed=config.seed)
     schedule = plan_schedule(crops, config, num_processes=num_processes)
     crops, held_out = _plan_held_out(split, crops, settings)
     validation = plan_validation(crops.items, held_out, config, schedule)
     texts = TrainingTexts(split.training, crops.items, config, settings.captions, measured=validation.items)
     return TrainingPlan(split.training, settings, crops, schedule, texts, validation)
+
+
+def _require_subject(dataset: Dataset, buckets: BucketConfig) -> None:
+    if buckets.crop_to_subject != "off" and not any(image.subject_box for image in dataset.images):
+        raise ValueError(
+            f"crop_to_subject is {buckets.crop_to_subject}, but no image of {dataset.folder_name} has a mask with "
+            "white in it. Give masks (NAME-masklabel.png next to NAME, or a folder mask), or set crop_to_subject to off"
+        )
 
 
 def make_step_counter(dataset: Dataset, *, num_processes: int = 1) -> StepCounter:

@@ -20,6 +20,7 @@ from ..lora.file import Verification, holds_tensors, save_lora, to_kohya, verify
 from .best_step import BestStep, find_best
 from .distributed import World
 from .ema import AdapterEma
+from .embedding_file import explain_embedding, find_embedding_path, save_embedding
 from .events import CheckpointSaved, Notice, SamplesDrawn, StageStarted, StepDone
 from .family import PreparedModel, Progress
 from .plan import TrainingPlan
@@ -226,6 +227,8 @@ class RunWriter:
         if self._world.is_main:
             path, verification = self._save_lora(path, tensors)
             self._host.report(Notice(f"{path}: {self._summarize(verification)}"))
+            if self._model.adapted.embeddings:
+                self._host.report(Notice(explain_embedding(path, word=self._model.adapted.embeddings.word)))
             ema_path = self._save_ema(path)
         self._world.wait_for_all()
         losses, steps = self._history.losses, self._history.num_steps
@@ -239,6 +242,7 @@ class RunWriter:
             finished_early=finished_early,
             ema_path=ema_path,
             best_path=self._folder.best_path if self._describe_best() else None,
+            embedding_path=find_embedding_path(path) if self._model.adapted.embeddings else None,
         )
 
     def _save_lora(self, wanted: Path, tensors: dict[str, Tensor]) -> tuple[Path, Verification]:
@@ -246,6 +250,7 @@ class RunWriter:
         killed before it had marked the run as finished.
         """
         if self._start is not None and self._start.in_place and holds_tensors(wanted, tensors):
+            self._write_embedding(wanted)
             return wanted, self._verify(tensors, wanted)
         return self._save_somewhere(wanted, lambda path: self._write_lora(path, tensors))
 
@@ -351,7 +356,15 @@ class RunWriter:
         """Verify the LoRA, and write it. It gets its name when it was read back."""
         verification = self._verify(tensors, path)
         save_lora(path, tensors, self._build_header(path.stem), overwrite=overwrite)
+        self._write_embedding(path)
         return verification
+
+    def _write_embedding(self, lora: Path) -> None:
+        """After the LoRA, which has found a free name."""
+        embeddings = self._model.adapted.embeddings
+        if embeddings:
+            with self._averaged():
+                save_embedding(lora, self._model.adapted.read_embeddings(), word=embeddings.word)
 
     def _verify(self, tensors: dict[str, Tensor], path: Path) -> Verification:
         adapted = self._model.adapted

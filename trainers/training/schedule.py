@@ -93,4 +93,5 @@ def iterate_steps(
                 return
             number += 1
             if number > done:
-                yield Step(number, epoch, batches[start : start + group_size])
+                group = batches[start : start + group_size]
+                yield Step(number, epoch, [[item.in_epoch(epoch) for item in batch] for batch in group])

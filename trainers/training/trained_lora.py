@@ -24,3 +24,4 @@ class TrainedLora:
     was_loaded: bool = False  # the same run was finished before, and nothing was trained
     ema_path: Path | None = None
     best_path: Path | None = None  # the best step by validation, if there is one and save_best is on
+    embedding_path: Path | None = None  # the new tokens, if some were trained

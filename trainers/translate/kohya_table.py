@@ -27,6 +27,11 @@ def _read_snr_weighting(value: Any) -> str:
     return "debiased" if read_bool(value) else "min_snr"
 
 
+def _read_color_aug(value: Any) -> float:
+    """About as strong: there it is gamma by 5 % or hue by 16 degrees, for a third of the uses."""
+    return 0.1 if read_bool(value) else 0.0
+
+
 def _read_base_dtype(value: Any) -> str:
     return "fp8" if read_bool(value) else ""
 
@@ -39,7 +44,7 @@ DATASET_ROWS = (
     Row("max_bucket_reso", read_whole, 1024),
     Row("bucket_no_upscale", read_bool, False),
     Row("flip_aug", read_bool, False),
-    Row("color_aug", read_bool, False, off=(False,)),
+    Row("color_aug", _read_color_aug, 0.0),
     Row("shuffle_caption", read_bool, False),
     Row("keep_tokens", read_whole, 0),
     Row("caption_separator", read_text, ","),
@@ -236,7 +241,7 @@ LOST = {
     "keep_tokens_separator": "keep_tokens keeps a number of tags",
     "secondary_separator": "only caption_separator separates tags",
     "token_warmup_step": "captions have all their tags from the start",
-    "face_crop_aug_range": "images are not cropped to faces",
+    "face_crop_aug_range": "faces are not read from file names; crop_to_subject zoom cuts images down to their masks",
     "resize_interpolation": "images are always resized with a Lanczos filter",
     "custom_attributes": "no dataset has any",
     "network_multiplier": "no dataset has its own strength",
@@ -276,7 +281,6 @@ _ELSEWHERE = {
     "network_train_unet_only": "that is so without --train-text-encoders",
     "network_train_text_encoder_only": "the UNet is always trained",
     "reg_data_dir": "give the folder in --config, in a [[datasets]] table with is_regularization = true",
-    "color_aug": "colours are not changed",
     "random_crop": "see --resize-mode random_crop",
     "debiased_estimation_loss": "see --snr-weighting debiased",
 }

@@ -69,6 +69,13 @@ _ON_IN_EVERY_FILE = (
     *("d_limiter", "use_schedulefree", "rms_rescaling", "stochastic_rounding"),
 )
 _ADAPTERS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
+# What turns each change of images on in a concept, and how strong it is.
+_CHANGES = {
+    "color_aug": {
+        f"enable_random_{name}": f"random_{name}_max_strength" for name in ("brightness", "contrast", "saturation")
+    },
+    "rotation_aug": {"enable_random_rotate": "random_rotate_max_angle"},
+}
 _LAYERS = {"attn-mlp": "attention_mlp", "attn-only": "attention", "full": ".*"}
 
 
@@ -156,6 +163,7 @@ def _take_concepts(translator: Translator, read_file: FileReader) -> None:
     if tables:
         translator.settings["datasets"] = tables
         _take_shared(translator, used)
+        _take_changes(translator, [concept.get("image") or {} for concept in used])
     _take_masks(translator)
 
 
@@ -237,6 +245,7 @@ def _take_shared(translator: Translator, concepts: Sequence[Mapping[str, Any]]) 
         ("text", ("enable_", "tag_dropout_enable", "caps_randomize_enable")),
     ):
         taken = [name for of, name, *_ in rows if of == group] + ["enable_crop_jitter"]
+        taken += [switch for limits in _CHANGES.values() for switch in limits]
         on = {
             name
             for concept in concepts
@@ -247,6 +256,28 @@ def _take_shared(translator: Translator, concepts: Sequence[Mapping[str, Any]]) 
             translator.lose(
                 translator.name_part(f"{name} of a concept"), "there is no such change of images or captions"
             )
+
+
+def _take_changes(translator: Translator, images: Sequence[Mapping[str, Any]]) -> None:
+    """Take random colours and angles of the concepts' images, the strongest of each for all."""
+    is_changed = False
+    for ours, limits in _CHANGES.items():
+        strengths = {
+            (switch, read_float(image.get(limit, 0.0)) if image.get(switch) is True else 0.0)
+            for image in images
+            for switch, limit in limits.items()
+        }
+        strongest = max(strength for _, strength in strengths)
+        if not strongest:
+            continue
+        is_changed = True
+        part = translator.name_part(", ".join(sorted({switch for switch, strength in strengths if strength})))
+        translator.take(part, strongest, ours=ours)
+        if len({strength for _, strength in strengths}) > 1:
+            translator.lose(part, f"all images and colours share one strength here: {strongest:g} is taken")
+    if is_changed:
+        variations = max(read_whole(image.get("image_variations", 1)) for image in images)
+        translator.take(translator.name_part("image_variations"), variations, ours="num_augmented_variants")
 
 
 def _take_sizes(translator: Translator) -> None:

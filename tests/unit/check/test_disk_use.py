@@ -36,6 +36,23 @@ def test_latents_bytes_match_what_the_cache_writes() -> None:
     assert disk.lora_bytes == 2000
 
 
+def test_changed_copies_are_counted() -> None:
+    dataset = imagine_dataset(3)
+    masked = replace(dataset, images=[replace(image, mask_sha256=image.sha256) for image in dataset.images])
+    plain = estimate(masked)
+    for changes, num_latents, num_masks in (
+        ({"color_aug": 0.1}, 5, 1),  # a mask has no colours
+        ({"rotation_aug": 5.0}, 5, 5),
+        ({"color_aug": 0.1, "rotation_aug": 5.0, "num_augmented_variants": 2}, 3, 3),
+    ):
+        buckets = BucketConfig(**changes)
+        plan = plan_training(masked, RunSettings(SDXLConfig(), buckets))
+        changed = estimate_disk_use(plan, CACHE, num_parameters=1)
+        latents = estimate(dataset).latents_bytes
+        masks = plain.latents_bytes - latents
+        assert changed.latents_bytes == pytest.approx(num_latents * latents + num_masks * masks, rel=1e-6)
+
+
 def test_captions_of_sdxl_match_what_the_cache_writes() -> None:
     from safetensors.torch import save
     from torch import zeros

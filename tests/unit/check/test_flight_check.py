@@ -102,6 +102,33 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
     assert "Steps: 400, 66.7 epochs of 6 samples; each image is seen about 67 times" in report.text()
 
 
+def test_crops_to_subjects_and_changed_copies_are_shown(folder: Path) -> None:
+    width, height = Image.open(folder / "0.png").size
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 4, height // 4))
+    mask.save(folder / "0-masklabel.png")
+    settings = {
+        "crop_to_subject": "zoom",
+        "subject_margin": 0.0,
+        "resolution": 64,
+        "color_aug": 0.1,
+        "rotation_aug": 5.0,
+    }
+    report = check(scan(folder), **settings)
+    use = next(use for use in report.uses if use.image.name == "0.png")
+    assert use.crop.top_left_yx == (0, 0) and use.lost_share > 0.25  # as it is trained, and as was asked for
+    assert "heavy_crop" not in list_kinds(report)
+    assert "Cropped to subjects: crop_to_subject zoom" in report.text().splitlines()
+    assert "Changed copies: 4 of each image (color_aug 0.1, rotation_aug 5); epochs take turns" in report.text()
+    assert "5.png: no mask with white in it, so crop_to_subject zoom does not change its crop" in report.text()
+    assert draw_flight_check(report).width == 1280
+
+
+def test_crops_to_subjects_without_a_mask_are_what_the_trainer_refuses(folder: Path) -> None:
+    report = check(scan(folder), crop_to_subject="center")
+    assert "the trainer would stop: crop_to_subject is center, but no image of toys has a mask" in report.text()
+
+
 def test_broken_files_are_errors_and_harmless_ones_warnings(folder: Path) -> None:
     (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:900])
     (folder / "empty.jpg").touch()

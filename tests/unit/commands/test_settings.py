@@ -136,7 +136,10 @@ def test_a_flag_of_another_program_is_told_by_our_name(capsys, flag, meant):
         ("--enable_bucket", "images are always sorted into buckets"),
         ("--network_module", "see --adapter and --conv-rank"),
         ("--network_train_unet_only", "that is so without --train-text-encoders"),
-        ("--color_aug", "colours are not changed"),
+        (
+            "--face_crop_aug_range",
+            "faces are not read from file names; crop_to_subject zoom cuts images down to their masks",
+        ),
     ],
 )
 def test_a_flag_of_sd_scripts_that_is_not_here_is_refused_with_the_reason(capsys, flag, reason):

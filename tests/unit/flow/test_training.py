@@ -1,5 +1,6 @@
 """A flow training on the toy model: what is trained, and that only the settings decide it."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -280,6 +281,32 @@ def test_layers_have_ranks_and_learning_rates_of_their_own(dataset, tmp_path):
         ValueError, match=r"network_reg_lrs: 'nothing' matches no layer that is trained\. Trained are 6,"
     ):
         train(dataset, tmp_path / "3", network_reg_lrs="nothing=1")
+
+
+def test_a_t_lora_trains_only_the_ranks_of_its_noise(dataset, tmp_path):
+    """From timestep 900 on, 2 + floor(6 * 100 / 1000) = 2 of 8 ranks; without noise, all."""
+    given = {"rank": 8, "tlora_min_rank": 2, "prior_loss_weight": 0.5, "class_prompt": "a thing"}
+    noisy = train(dataset, tmp_path / "noisy", min_timestep=900, **given)
+    clean = train(dataset, tmp_path / "clean", max_timestep=100, **given)
+    for result, kept in ((noisy, 2), (clean, 7)):
+        ups = [tensor for name, tensor in result.state_dict.items() if "lora_up" in name]
+        assert ups and all(up[:, :kept].any(0).all() and not up[:, kept + (kept > 2) :].any() for up in ups)
+    assert json.loads(noisy.metadata["ss_network_args"])["tlora_min_rank"] == "2"
+
+
+def test_a_t_lora_of_a_batch_equals_its_images_one_by_one_and_resumes(dataset, tmp_path):
+    """Recomputed activations too; each image has its own ranks."""
+    same_size = replace(dataset, images=dataset.images[:2])
+    given = {"rank": 8, "tlora_min_rank": 2, "resume": "auto"}
+    whole = train(same_size, tmp_path / "1", train_batch_size=2, gradient_checkpointing=True, **given)
+    assert_close(whole, train(same_size, tmp_path / "2", gradient_accumulation_steps=2, **given))
+    assert_close(whole, train(same_size, tmp_path / "3", train_batch_size=2, gradient_checkpointing=False, **given))
+    assert train(same_size, tmp_path / "4", train_batch_size=2, **{**given, "tlora_min_rank": 0}).losses != whole.losses
+    with pytest.raises(Interrupted):
+        host = ListeningHost(cancel_after=3)
+        train(same_size, tmp_path / "5", host, train_batch_size=2, gradient_checkpointing=True, **given)
+    again = train(same_size, tmp_path / "5", train_batch_size=2, gradient_checkpointing=True, **given)
+    assert_equal(again, whole)
 
 
 def test_sizes_that_the_model_would_pad_are_refused(dataset, tmp_path):

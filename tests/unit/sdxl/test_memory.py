@@ -179,6 +179,7 @@ def test_more_of_anything_needs_more(sdxl: UNet2DConditionModel) -> None:
         "size_hw": ((512, 512), (768, 576), (768, 768), (832, 1216)),
         "gradient_checkpointing": (True, False),
         "train_text_encoders": (False, True),
+        "num_new_tokens": (0, 2),
         "precision": ("bf16", "no"),
         "optimizer": ("AdamW8bit", "Lion", "AdamW", "Prodigy"),
     }.items():

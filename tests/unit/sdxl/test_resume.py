@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.sdxl import test_trainer
 from tests.unit.sdxl.test_trainer import RecordingHost, dataset, weights  # noqa: F401 (fixtures)
+from trainers.dataset.bucket_config import BucketConfig
 from trainers.dataset.config import DatasetConfig
 from trainers.dataset.scan import scan_folder
 from trainers.files.tensor_cache import TensorCache
@@ -23,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "prior preservation and dropout": {"prior_loss_weight": 0.5, "class_prompt": "a thing", "lora_dropout": 0.3},
     "text encoders that stop": {"train_text_encoders": True, "stop_text_encoder_training": 2.0, "lora_dropout": 0.2},
     "schedule-free": {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "immiscible_noise": 3},
+    "changed copies": {"buckets": BucketConfig(resolution=64, color_aug=0.2, rotation_aug=9, num_augmented_variants=2)},
     "8-bit": {"optimizer": "AdamW8bit", "optimizer_args": "min_8bit_size=1"},
 }
 

@@ -928,13 +928,21 @@ def replace_latents_by_brightness(monkeypatch) -> None:
     monkeypatch.setattr(prepare, "encode_image", grey)
 
 
-@pytest.mark.parametrize("resize_mode", ["bucket", "random_crop"])
+CROPS = {
+    "bucket": {},
+    "random crop": {"resize_mode": "random_crop"},
+    "turned": {"rotation_aug": 20, "num_augmented_variants": 2},
+    "subject": {"crop_to_subject": "zoom", "subject_margin": 0.0},
+}
+
+
+@pytest.mark.parametrize("crops", CROPS.values(), ids=CROPS)
 def test_masks_match_their_latents_however_cropped_and_flipped(
-    weights, self_masked_folder, tmp_path, monkeypatch, resize_mode
+    weights, self_masked_folder, tmp_path, monkeypatch, crops
 ):
     replace_latents_by_brightness(monkeypatch)
     batches = record_batches(monkeypatch)
-    buckets = BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, resize_mode=resize_mode)
+    buckets = BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, **crops)
     dataset = replace(scan(self_masked_folder), num_repeats=3)
     train(weights, dataset, tmp_path, buckets=buckets, train_batch_size=2, max_train_steps=8)
     sizes, are_flipped = set(), set()
@@ -947,13 +955,16 @@ def test_masks_match_their_latents_however_cropped_and_flipped(
     assert len(sizes) == 2 and are_flipped == {False, True}
 
 
-def test_masks_at_several_resolutions_are_cached_on_the_disk(weights, self_masked_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("copies", [{}, {"color_aug": 0.2, "rotation_aug": 9, "num_augmented_variants": 2}])
+def test_masks_at_several_resolutions_are_cached_on_the_disk(
+    weights, self_masked_folder, tmp_path, monkeypatch, copies
+):
     from trainers.dataset import read_ahead
     from trainers.sdxl import encode
     from trainers.training import masks
 
     settings = {
-        "buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True),
+        "buckets": BucketConfig(resolution=128, extra_resolutions="64", random_flip=True, **copies),
         "train_batch_size": 1,
     }
     first = train(
@@ -1005,6 +1016,41 @@ def test_masks_are_read_once_and_again_when_they_change(weights, masked_folder, 
         )
     write_mask(folder, "0", slice(40, 64))
     assert train(weights, scan(folder), tmp_path, name="third", cache=cache).losses != first.losses
+
+
+def test_changed_copies_are_encoded_once_each_and_epochs_take_turns(weights, dataset, tmp_path, monkeypatch):
+    """One image, one step per epoch: its latents repeat after as many epochs as it has copies."""
+    from trainers.sdxl import prepare
+
+    encoded, batches = [], record_batches(monkeypatch)
+    encode = prepare.encode_image
+    monkeypatch.setattr(prepare, "encode_image", lambda *args, **kw: encoded.append(1) or encode(*args, **kw))
+    one = replace(dataset, images=dataset.images[3:])
+    copies = {"color_aug": 0.2, "rotation_aug": 9, "num_augmented_variants": 2}
+    settings = {"cache": TensorCache(tmp_path / "cache"), "train_batch_size": 1, "validate_every_n_steps": -1}
+    buckets = BucketConfig(resolution=64, **copies)
+    train(weights, one, tmp_path, buckets=buckets, max_train_steps=6, name="copies", **settings)
+    assert len(encoded) == 3
+    latents = [batch.latents for batch in batches]
+    assert all(torch.equal(first, later) for first, later in zip(latents[:3], latents[3:], strict=True))
+    assert not any(torch.equal(latents[i], latents[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    train(weights, one, tmp_path, buckets=BucketConfig(resolution=64), max_train_steps=1, name="plain", **settings)
+    assert len(encoded) == 3 and torch.equal(batches[-1].latents, latents[0])
+    sizes = {tuple(batch.add_time_ids[0, 2:4].int().tolist()) for batch in batches}
+    assert len(sizes) > 1  # the model is told where each copy is cut
+
+
+def test_images_are_cropped_to_their_subjects_and_others_are_named(weights, masked_folder, tmp_path):
+    host = RecordingHost()
+    buckets = BucketConfig(resolution=64, crop_to_subject="center")
+    train(weights, scan(masked_folder), tmp_path, buckets=buckets, host=host, max_train_steps=1)
+    said = [event.message for event in host.select(Notice) if "crop_to_subject" in event.message]
+    assert said == ["crop_to_subject: no mask with white in it, cropped as usual: 1.png, 2.png, 3.png"]
+
+
+def test_a_crop_to_subjects_that_do_not_exist_is_refused(weights, dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"crop_to_subject is zoom, but no image of .* has a mask .* set .* to off"):
+        train(weights, dataset, tmp_path, buckets=BucketConfig(resolution=64, crop_to_subject="zoom"))
 
 
 def test_the_weight_of_an_image_scales_its_loss(weights, dataset, tmp_path, monkeypatch):

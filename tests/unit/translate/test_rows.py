@@ -23,7 +23,6 @@ GUI = {"LoRA_type": "Standard"}
 class LaterConfig:
     """Settings that this trainer may get: the tables know them already."""
 
-    color_aug: bool = param(False)
     huber_scale: float = param(1.0)
 
 
@@ -66,6 +65,8 @@ KOHYA_ROWS = [
     ("max_bucket_reso", 1536, {"max_bucket_reso": 1536}),
     ("bucket_no_upscale", True, {"bucket_no_upscale": True}),
     ("flip_aug", True, {"random_flip": True}),
+    ("color_aug", True, {"color_aug": 0.1}),
+    ("color_aug", False, {"color_aug": 0.0}),
     ("shuffle_caption", True, {"shuffle_captions": True}),
     ("keep_tokens", 2, {"keep_tokens": 2}),
     ("caption_separator", ";", {"caption_separator": ";"}),
@@ -130,7 +131,6 @@ def test_a_setting_of_sd_scripts_becomes_ours(name, value, ours):
 
 
 LATER_KOHYA_ROWS = [
-    ({"color_aug": True}, "color_aug", {"color_aug": True}),
     ({"loss_type": "huber", "huber_scale": 2}, "huber_scale 2", {"huber_scale": 2.0}),
 ]
 
@@ -271,6 +271,31 @@ def test_the_defaults_are_those_of_onetrainer_and_all_its_settings_are_known():
     written = translate({**given, **ONETRAINER})
     assert written.settings == {**translate(ONETRAINER).settings, "torch_compile": False}
     assert written.lost == []
+
+
+@pytest.mark.parametrize(
+    ("images", "ours", "lost"),
+    [
+        ([{"enable_random_rotate": True, "random_rotate_max_angle": 6}], (None, 6.0, 3), []),
+        ([{"enable_random_rotate": False, "random_rotate_max_angle": 6}], (None, None, None), []),
+        (
+            [{"enable_random_brightness": True, "random_brightness_max_strength": 0.2}, {}],
+            (0.2, None, 3),
+            [("enable_random_brightness", "all images and colours share one strength here: 0.2 is taken")],
+        ),
+        (
+            [{"enable_random_hue": True, "random_hue_max_strength": 0.2}],
+            (None, None, None),
+            [("enable_random_hue of a concept", "there is no such change of images or captions")],
+        ),
+    ],
+)
+def test_changes_of_onetrainers_images_become_ours(images, ours, lost):
+    concepts = [{"path": "img", "image": {"image_variations": 3, **image}} for image in images]
+    translation = translate({**ONETRAINER, "concepts": concepts})
+    names = ("color_aug", "rotation_aug", "num_augmented_variants")
+    assert tuple(translation.settings.get(name) for name in names) == ours
+    assert [(note.name, note.text) for note in translation.lost] == lost
 
 
 def test_every_row_of_onetrainer_is_tested():

@@ -15,6 +15,7 @@ from ...training.layer_values import find_layer_values
 from ...training.plan import TrainingPlan
 from ...wording import pluralize
 from ..config import SDXLConfig
+from ..new_word import require_word
 
 if TYPE_CHECKING:  # it takes seconds to import
     from diffusers import UNet2DConditionModel
@@ -45,6 +46,7 @@ class SDXLCheck:
         "gradient_checkpointing",
         "optimizer",
         "train_text_encoders",
+        "num_new_tokens",
         "target_modules",
         "rank",
         "prior_loss_weight",
@@ -69,6 +71,7 @@ class SDXLCheck:
 
     def check_plan(self, plan: TrainingPlan[SDXLConfig]) -> None:
         refuse_control_images([item.image for item in plan.all_items], "SDXL")
+        require_word(plan)
 
     def judge_model(self) -> Iterator[CheckFinding]:
         """No model is looked at."""
@@ -124,7 +127,7 @@ def _count_cache(plan: TrainingPlan[SDXLConfig]) -> CacheSizes:
     from ...captions.clip_tokenizer import count_chunks, token_ids
 
     captions_bytes = 0
-    if not plan.settings.training.train_text_encoders:
+    if not plan.settings.training.runs_text_encoders:
         num_chunks = [count_chunks(len(ids)) for ids in token_ids(plan.texts.list_all())]
         captions_bytes = sum(count * CAPTION_CHUNK_BYTES + POOLED_BYTES + FILE_BYTES for count in num_chunks)
     return CacheSizes(LATENT_BYTES_PER_PIXEL, MASK_BYTES_PER_PIXEL, captions_bytes)

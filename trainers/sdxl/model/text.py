@@ -7,6 +7,7 @@ pooled width (1280).
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ from ...training.transfer import move_together
 PAD_TOKENS = (END_TOKEN, 0)  # text encoder 1 pads with END, text encoder 2 with 0, as ComfyUI and sd-scripts do
 
 
+class Tokenize(Protocol):
+    """clip_tokenizer.tokenize, or what does the same for encoders with new tokens."""
+
+    def __call__(self, captions: list[str], *, pad_token: int) -> list[Tensor]: ...
+
+
 @dataclass(frozen=True)
 class TextEmbeddings:
     """prompt_embeds [B, S, E] and pooled_prompt_embeds [B, P]."""
@@ -27,7 +34,10 @@ class TextEmbeddings:
 
 
 def encode_captions(
-    text_encoder: CLIPTextModel, text_encoder_2: CLIPTextModelWithProjection, captions: list[str]
+    text_encoder: CLIPTextModel,
+    text_encoder_2: CLIPTextModelWithProjection,
+    captions: list[str],
+    tokenize: Tokenize = tokenize,
 ) -> TextEmbeddings:
     """Return the penultimate hidden states of both encoders without the final norm, concatenated,
     and the second encoder's projection of the END token.
