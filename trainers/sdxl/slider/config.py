@@ -30,6 +30,9 @@ NOT_FOR_SLIDERS = (
     "immiscible_noise",
     "tlora_min_rank",
     "torch_compile",
+    "num_new_tokens",
+    "token_learning_rate",
+    "token_initializer",
 )
 
 
