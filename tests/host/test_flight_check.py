@@ -187,7 +187,7 @@ def test_without_clip_it_says_that_captions_were_not_counted(comfyui_server: Com
                 "inputs": {"family": "Z-Image", "file_name": "z_image.safetensors", "class_name": ""},
             },
             {"clip": ["other", 1]},
-            "CLIP gives texts of width ",
+            "CLIP gives texts of width 192; MODEL (Z-Image) takes 64",
         ),
         (
             {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
@@ -203,7 +203,7 @@ def test_it_refuses_models_and_layers_as_the_trainer_does(
         "last": {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -1}},
         "other": {
             "class_type": "FlowPack_LoadTinyModel",
-            "inputs": {"family": "FLUX.1", "file_name": "flux.safetensors", "class_name": ""},
+            "inputs": {"family": "Krea 2", "file_name": "krea_2.safetensors", "class_name": ""},
         },
     }
     asked = {**prompt(model=["base", 0], max_train_steps=400, **settings), "base": base}
