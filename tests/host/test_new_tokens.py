@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from trainers.comfyui.server import ComfyServer
+from trainers.demo.concept import TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
 from trainers.sdxl.model.sdxl_model import load_model
 from trainers.sdxl.model.text import encode_captions
@@ -39,3 +41,27 @@ def test_comfyui_answers_as_the_training_did(run_in_comfyui: Callable[..., str],
         for mine, theirs in ((ours.prompt_embeds, "states"), (ours.pooled_prompt_embeds, "pooled")):
             error = (encoded[f"{theirs} {number}"].float() - mine).norm()
             assert error < 1e-5 * mine.norm(), (caption, theirs, error / mine.norm())
+
+
+def test_the_node_trains_them_and_says_where_they_are(comfyui_server: ComfyServer):
+    links = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["pictures", 0]}
+    size = {"resolution": 64, "bucket_reso_steps": 32, "rank": 2, "max_train_steps": 2, "train_batch_size": 2}
+    tokens = {"num_new_tokens": 2, "token_initializer": "mushroom", "tlora_min_rank": 1, "output_name": "toy"}
+    result = comfyui_server.client.run(
+        {
+            "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
+            "pictures": {
+                "class_type": "LoRATrainer_LoadImages",
+                "inputs": {"folder": "toadstools", "trigger_word": TRIGGER_WORD},
+            },
+            "train": {
+                "class_type": "LoRATrainer_LoRATrainSDXL",
+                "inputs": {**links, **size, **tokens, "optimizer": "AdamW", "gradient_accumulation_steps": 1},
+            },
+            "steps": {"class_type": "PreviewAny", "inputs": {"source": ["train", 5]}},
+        }
+    )
+    facts = result.outputs["train"]["lora_trainer"][0]
+    path = Path(facts["embedding_path"])
+    assert facts["steps"] == 2 and path.name == "toy.safetensors" and path.parent.name == "embeddings"
+    assert {name: len(vectors) for name, vectors in load_file(path).items()} == {"clip_l": 2, "clip_g": 2}
