@@ -1,11 +1,13 @@
 """The minimal LoRA training step: diffusers' UNet with PEFT's LoRA, forward, backward, AdamW, on
-constant inputs.
+constant inputs: no dataset, no noise schedule, no clipping, no logging, no saving. It uses no code
+of this project.
 
-It is the floor of the comparison: no dataset, no noise schedule, no clipping, no logging, no
-saving. It uses no code of this project.
+With --floor, PEFT's layers are replaced by this project's, and AdamW is fused on one flat weight:
+the least that a step of ours can take.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,21 +30,47 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--floor", action="store_true", help="with our layers and fused AdamW")
     options = parser.parse_args()
-    unet = load_unet(options.base, targets=options.targets, rank=options.rank)
-    train(unet, steps=options.steps, resolution=options.resolution)
-
-
-def load_unet(base: Path, *, targets: str, rank: int) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    unet = UNet2DConditionModel.from_pretrained(options.base, subfolder="unet")
     unet.requires_grad_(False)
+    add_adapters = add_our_adapters if options.floor else add_peft_adapters
+    update = add_adapters(unet.train(), targets=options.targets, rank=options.rank)
+    train(unet, update, steps=options.steps, resolution=options.resolution)
+
+
+def add_peft_adapters(unet: UNet2DConditionModel, *, targets: str, rank: int) -> Callable[[], None]:
+    """Return the update after each backward pass."""
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS[targets]))
-    return unet.train()
-
-
-def train(unet: UNet2DConditionModel, *, steps: int, resolution: int) -> None:
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def add_our_adapters(unet: UNet2DConditionModel, *, targets: str, rank: int) -> Callable[[], None]:
+    from trainers.sdxl.targets import find_unet_targets
+    from trainers.training.adapter_shapes import AdapterSettings
+    from trainers.training.adapters import attach_adapters
+    from trainers.training.flat_weights import FlatWeights
+
+    settings = AdapterSettings(rank, float(rank), 0.0, 0)
+    weights = FlatWeights(attach_adapters(unet, find_unet_targets(unet, targets), settings, component="unet"))
+    optimizer = torch.optim.AdamW([weights.flat], lr=1e-4, weight_decay=0.01, fused=True)
+
+    def update() -> None:
+        weights.collect_gradients()
+        optimizer.step()
+        weights.forget_gradients()
+
+    return update
+
+
+def train(unet: UNet2DConditionModel, update: Callable[[], None], *, steps: int, resolution: int) -> None:
     noisy_latents = torch.randn(1, 4, resolution // 8, resolution // 8)
     noise = torch.randn_like(noisy_latents)
     prompt_embeds = torch.randn(1, 77, 2048)
@@ -54,8 +82,7 @@ def train(unet: UNet2DConditionModel, *, steps: int, resolution: int) -> None:
     for _ in range(steps):
         model_pred = unet(noisy_latents, timesteps, prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]
         mse_loss(model_pred, noise).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update()
 
 
 if __name__ == "__main__":

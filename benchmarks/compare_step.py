@@ -80,11 +80,14 @@ def list_contenders(options: argparse.Namespace, work: Path) -> Iterator[Contend
     sets.
     """
     for targets in MODULES:
-        yield Contender("bare loop", targets, sys.executable, build_bare_loop_arguments(options, work, targets))
+        bare_loop = build_bare_loop_arguments(options, work, targets)
+        yield Contender("bare loop", targets, sys.executable, bare_loop)
+        yield Contender("floor", targets, sys.executable, [*bare_loop, "--floor"])
         if targets == "attention_mlp" and options.sd_scripts:
-            yield Contender(
-                "sd-scripts, cached", targets, options.sd_scripts_python, build_sd_scripts_arguments(options, work)
-            )
+            arguments = build_sd_scripts_arguments(options, work)
+            yield Contender("sd-scripts, cached", targets, options.sd_scripts_python, arguments)
+            fused = [*arguments, "--optimizer_args", "fused=True"]
+            yield Contender("sd-scripts, cached, fused", targets, options.sd_scripts_python, fused)
         if targets == "attention" and options.diffusers:
             yield Contender(
                 "diffusers example", targets, options.diffusers_python, build_diffusers_arguments(options, work)

@@ -22,6 +22,7 @@ from trainers.commands.sdxl import train
 from trainers.demo.before_after import NEW_PROMPTS, Comparison, compare, draw_grid
 from trainers.demo.concept import IMAGES, STEM, TRIGGER_WORD
 from trainers.embedded_base import write_embedded_checkpoint
+from trainers.embedded_base.shared.scenes import is_near_colour
 from trainers.sdxl.model.sdxl_model import load_model
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ def _measure_cyan_share(images: np.ndarray) -> float:
     """Return the share of images [N, height, width, 3] with a visible patch of cyan: half a percent
     of their pixels.
     """
-    is_cyan = np.linalg.norm(images.astype(float) - STEM, axis=-1) < 75
+    is_cyan = is_near_colour(images, STEM)
     return float((is_cyan.mean(axis=(1, 2)) > 0.005).mean())
 
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainers.compare.config import CompareConfig, parse_strengths
 from ..trainers.config import build_config
 from .config_inputs import check_settings_order, make_settings_inputs
-from .host.samplers import list_samplers, list_schedulers
+from .host.ksampler import list_samplers, list_schedulers
 from .sockets import CATEGORY, ID_PREFIX
 
 _VISIBLE = {"strengths", "seeds", "steps", "width", "height"}
@@ -200,7 +200,8 @@ class CompareCheckpoints(io.ComfyNode):
     ) -> io.NodeOutput:
         from .host.compare import Choice, compare_in_graph
         from .host.contenders import find_contenders
-        from .host.grid_drawing import GraphModels, SamplerSettings
+        from .host.grid_drawing import GraphModels
+        from .host.ksampler import SamplerSettings
 
         config = build_config(CompareConfig, settings)
         compared = compare_in_graph(

@@ -10,7 +10,8 @@ from ..trainers.dataset.caption_variants import CaptionConfig
 from ..trainers.packages import require_packages
 from ..trainers.sdxl.config import SDXLConfig
 from ..trainers.training.presets import GOALS, MEMORY_PRESETS
-from .config_inputs import check_settings_order, make_settings_inputs
+from .config_inputs import check_settings_order, make_file_input, make_settings_inputs
+from .host import folders
 from .host.progress import STARTING, show_text
 from .open_settings import AUTO, OPEN_SETTINGS, replace_by_earlier
 from .sockets import CATEGORY, ID_PREFIX, TrainingDataset, TrainingSettings
@@ -62,6 +63,7 @@ SETTINGS_ORDER = check_settings_order(
         "lokr_decompose_both",
         "lokr_full_matrix",
         "conv_rank",
+        "network_weights",
     ),
     FlightCheckConfig,
     BucketConfig,
@@ -77,7 +79,7 @@ class FlightCheck(io.ComfyNode):
             node_id=ID_PREFIX + "FlightCheck",
             display_name="Flight Check (LoRA Trainer)",
             category=CATEGORY,
-            description="Checks images, captions and settings before training, without using the GPU: buckets, "
+            description="Checks images, captions and settings before training: buckets, "
             "cropping, near-duplicates, captions, steps, memory, time and disk. Put it between Load "
             "Images and Train LoRA, with the same settings: it stops the run at errors.",
             search_aliases=[
@@ -117,6 +119,7 @@ class FlightCheck(io.ComfyNode):
                     CaptionConfig,
                     visible=_VISIBLE,
                     open_settings=OPEN_SETTINGS,
+                    own=[make_file_input(SDXLConfig, "network_weights", folders.list_starting_points())],
                 ),
                 TrainingSettings.Input(
                     "settings", optional=True, tooltip="From Settings of a LoRA: the same as in Train LoRA."
@@ -130,7 +133,8 @@ class FlightCheck(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The model's text encoders: captions are counted with their tokenizer. SDXL needs none.",
+                    tooltip="The model's text encoders: captions are counted with their tokenizer, and they encode an "
+                    "empty one, which tells whether they are this model's. SDXL needs none.",
                 ),
             ],
             outputs=[

@@ -118,6 +118,8 @@ SETTINGS_ORDER = check_settings_order(
         "loraplus_lr_ratio",
         "tlora_min_rank",
         "init_lora_weights",
+        "sample_sampler",
+        "sample_scheduler",
     ),
     SDXLConfig,
     BucketConfig,

@@ -90,6 +90,8 @@ SETTINGS_ORDER = check_settings_order(
         "network_reg_lrs",
         "loraplus_lr_ratio",
         "init_lora_weights",
+        "sample_sampler",
+        "sample_scheduler",
     ),
     SliderConfig,
     some_of=(BucketConfig,),

@@ -5,9 +5,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.sdxl.config import SDXLConfig
+from ..trainers.training.config import AUTO_SCHEDULER, DEFAULT_SAMPLER
 from ..trainers.training.presets import GOALS, MEMORY_PRESETS
 from .config_inputs import find_help_text, make_file_input
 from .host import folders
+from .host.ksampler import list_samplers, list_schedulers
 from .open_settings import AUTO
 from .sockets import TrainingSettings
 
@@ -44,7 +46,9 @@ def _describe_presets(presets: dict[str, Any]) -> str:
 
 
 def make_run_inputs() -> list[io.Input]:
-    """Make the inputs of a run that are no settings of its training, and the file to start from."""
+    """Make the inputs of a run that are no settings of its training, and those whose choices are
+    ComfyUI's.
+    """
     return [
         io.Int.Input(
             "seed",
@@ -81,7 +85,20 @@ def make_run_inputs() -> list[io.Input]:
             tooltip="Pauses for prompts that wait in the queue, every two minutes at most, and goes on after them.",
         ),
         make_file_input(SDXLConfig, "network_weights", folders.list_starting_points()),
+        _make_choice("sample_sampler", list_samplers(), default=DEFAULT_SAMPLER),
+        _make_choice("sample_scheduler", [AUTO_SCHEDULER, *list_schedulers()], default=AUTO_SCHEDULER),
     ]
+
+
+def _make_choice(name: str, options: list[str], *, default: str) -> io.Input:
+    return io.Combo.Input(
+        name,
+        options=options,
+        default=default,
+        optional=True,
+        advanced=True,
+        tooltip=find_help_text(SDXLConfig, name),
+    )
 
 
 def make_settings_socket() -> io.Input:

@@ -30,6 +30,7 @@ from trainers.sdxl.model.sampling import sample_images
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.names import kohya_names
 
+from .core import train_with_core
 from .peers import Peer, train_with_diffusers, train_with_sd_scripts
 from .scoring import Score, measure_drift, score
 from .table import format_table
@@ -47,6 +48,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "no caption dropout": {"caption_dropout": 0.0},
 }
 
+CORE = "core"  # ComfyUI's TrainLoraNode
 PEERS = {"sd-scripts": train_with_sd_scripts, "diffusers": train_with_diffusers}
 
 
@@ -70,11 +72,12 @@ def run_cell(contender: str, task: Task, seed: int, options: argparse.Namespace)
     if file.exists():
         return
     started_at, base = _cpu_seconds(), options.folder / "base.safetensors"
-    lora = _train(contender, task, seed, options)
+    trained = _train(contender, task, seed, options)
     seconds = _cpu_seconds() - started_at
     before, again = _draw_before(task, base, options)
-    model = load_model(base)
-    _merge(model, lora)
+    model = load_model(trained if contender == CORE else base)
+    if contender != CORE:
+        _merge(model, trained)
     new = _draw(model, [prompt.text for prompt in task.list_new_prompts()], range(options.num_seeds))
     old = _draw(model, task.list_old_prompts(), range(options.num_seeds))
     result = score(task, new, old, before)
@@ -101,14 +104,17 @@ def _cpu_seconds() -> float:
 
 
 def _train(contender: str, task: Task, seed: int, options: argparse.Namespace) -> Path:
+    """Return the LoRA; from core's node the whole model, as its file also has biases and norms."""
     images = options.folder / "images" / f"{task.name} {seed}"
     if not images.exists():
         write_images(task, images, seed=seed)
+    base, work = options.folder / "base.safetensors", options.folder / "peers" / contender / f"{task.name} {seed}"
+    if contender in (CORE, *PEERS):
+        work.mkdir(parents=True, exist_ok=True)
+    if contender == CORE:
+        return train_with_core(base, images, work, steps=options.steps, seed=seed)
     if contender in PEERS:
         peer = Peer(*getattr(options, contender.replace("-", "_")))
-        work = options.folder / "peers" / contender / f"{task.name} {seed}"
-        work.mkdir(parents=True, exist_ok=True)
-        base = options.folder / "base.safetensors"
         return PEERS[contender](peer, base, images, work, steps=options.steps, seed=seed)
     return _train_ours(contender, task, seed, images, options)
 
@@ -170,7 +176,7 @@ def _read_options() -> argparse.Namespace:
     names = [task.name for task in TASKS]
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS], default=["defaults"])
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, CORE, *PEERS], default=["defaults"])
     for peer in PEERS:
         parser.add_argument(
             f"--{peer}", nargs=2, type=os.path.abspath, metavar=("CHECKOUT", "PYTHON"), help="needed for this contender"

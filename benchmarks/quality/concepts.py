@@ -11,9 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from trainers.embedded_base.shared.scenes import COLOURS, SUPERSAMPLING, Colour, draw_shape
+from trainers.embedded_base.shared.scenes import COLOURS, SUPERSAMPLING, Colour, draw_shape, is_near_colour
 
-COLOUR_DISTANCE = 75  # between a colour and what still counts as it
 WORST_IOU, BEST_IOU = 0.5, 0.9  # a wrong outline overlaps by half; the VAE alone takes a tenth
 VISIBLE_SHARE = 0.005  # of the pixels
 
@@ -162,8 +161,7 @@ def find_colour(image: np.ndarray, colour: str) -> np.ndarray:
     """Return where the image has this colour, [height, width] bool. Strips of up to four pixels do
     not count: the soft edge between red and white is pink.
     """
-    is_near = np.linalg.norm(image.astype(float) - np.array(COLOURS[colour]), axis=-1) < COLOUR_DISTANCE
-    mask = Image.fromarray(is_near).convert("L")
+    mask = Image.fromarray(is_near_colour(image, COLOURS[colour])).convert("L")
     return np.asarray(mask.filter(ImageFilter.MinFilter(5)).filter(ImageFilter.MaxFilter(5))) > 0
 
 

@@ -17,7 +17,8 @@ from ...trainers.compare.plan import ComparePlan, plan_comparison
 from ...trainers.wording import pluralize
 from .contenders import Contender
 from .grid_cache import CachedGrid
-from .grid_drawing import GraphModels, SamplerSettings, draw_grid, fit_lora, load_fitting
+from .grid_drawing import GraphModels, draw_grid, fit_lora, load_fitting
+from .ksampler import SamplerSettings
 from .lora import patch_models
 from .progress import show_text
 

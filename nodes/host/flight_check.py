@@ -24,6 +24,7 @@ from ...trainers.config import select_settings
 from ...trainers.dataset.dataset import Dataset
 from ...trainers.flow.check.family_check import FlowCheck, FlowEstimate
 from ...trainers.flow.config import FlowConfig
+from ...trainers.flow.start import read_start
 from ...trainers.flow.targets import find_targets
 from ...trainers.sdxl.check.family_check import SDXLCheck
 from ...trainers.sdxl.config import SDXLConfig
@@ -31,10 +32,11 @@ from ...trainers.training.plan import TrainingPlan
 from ...trainers.training.run_settings import RunSettings
 from ..open_settings import AUTO, list_choices
 from . import folders
-from .flow_checks import check_parts, count_tokens
+from .flow_checks import check_clip, check_parts, count_tokens
 from .flow_memory import GraphMemory
 from .flow_model import find_precision
 from .flow_training import choose_family, list_notices
+from .graph_training import find_network_weights
 from .progress import ComfyHost, cancellable
 from .settings import resolve_flow_settings, resolve_settings
 from .weights import check_sdxl, get_unet_dtype, imagine_unet, is_sdxl, name_model
@@ -98,7 +100,11 @@ def check_in_graph(request: CheckRequest) -> CheckedInGraph:
 def _check_sdxl(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[SDXLConfig]]:
     dtype = {} if request.model is None else {"weight_dtype": get_unet_dtype(request.model)}
     settings = resolve_settings(
-        request.settings, goal=request.goal, memory=request.memory, dataset=request.dataset, **dtype
+        {**request.settings, **find_network_weights(request.settings)},
+        goal=request.goal,
+        memory=request.memory,
+        dataset=request.dataset,
+        **dtype,
     )
     of_family = SDXLCheck(
         settings.training.mixed_precision,
@@ -120,16 +126,25 @@ def _imagine_unet(model: Any) -> UNet2DConditionModel | None:
 def _check_flow(request: CheckRequest, host: ComfyHost) -> tuple[FlightReport, RunSettings[FlowConfig]]:
     model, family = request.model, choose_family(request.model)
     targets = request.settings.get("target_modules", AUTO)
-    given = {**request.settings, "target_modules": AUTO if targets in _TARGETS_OF_SDXL else targets}
+    given = {
+        **request.settings,
+        **find_network_weights(request.settings),
+        "target_modules": AUTO if targets in _TARGETS_OF_SDXL else targets,
+    }
     memory = GraphMemory(model, family, clip=request.clip)
 
-    def check_model(config: FlowConfig) -> None:
+    def check_layers(config: FlowConfig) -> None:
         check_parts(model, request.clip)
-        find_targets(memory.network, family, config.target_modules)
+        read_start(config, memory.network, find_targets(memory.network, family, config.target_modules))
+
+    def check_model(config: FlowConfig) -> None:
+        check_layers(config)
+        if request.clip is not None:
+            check_clip(request.clip, memory.network, family.name)
 
     settings = resolve_flow_settings(given, family, goal=request.goal, memory=request.memory, dataset=request.dataset)
     try:
-        check_model(settings.training)
+        check_layers(settings.training)
         settings, need = memory.fit_resolution(settings, given, request.memory)
     except ValueError:  # it is a finding of the check
         need = ""

@@ -158,14 +158,29 @@ def count_tokens(clip: Any, caption: str) -> int:
     return max(sum(len(chunk) for chunk in chunks) for chunks in tokens.values())
 
 
-def check_text(cond: torch.Tensor, width: int | None, name: str) -> None:
-    """Check that a text of the CLIP, [1, tokens, width], has the width that the network takes.
+def check_clip(clip: Any, network: nn.Module, name: str) -> None:
+    """Encode an empty caption, and check it as read_text does.
 
     Raises:
-        ValueError: it has not.
+        ValueError: as read_text.
     """
+    with torch.inference_mode():
+        entries = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    read_text(entries, find_text_width(network), name)
+
+
+def read_text(entries: Sequence[Any], width: int | None, name: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return a caption as the CLIP has encoded it, [1, tokens, width], and what comes with it.
+
+    Raises:
+        ValueError: it changes over the steps, or has not the width that the network takes.
+    """
+    if len(entries) != 1:
+        raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
+    cond, others = entries[0]
     if width is not None and cond.shape[-1] != width:
         raise ValueError(
             f"CLIP gives texts of width {cond.shape[-1]}; MODEL ({name}) takes {width}. Load the text encoder of "
             f"{name}, with its type chosen in the CLIP loader"
         )
+    return cond, others

@@ -36,6 +36,7 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     from .flow_memory import GraphMemory
     from .flow_training import FlowLoader, choose_family, list_notices
     from .settings import resolve_flow_settings
+    from .training_samples import check_sampler
     from .weights import training_mode
 
     dataset = scan_datasets(read_dataset_configs(settings))
@@ -44,9 +45,15 @@ def train(settings: dict[str, Any], load: "Callable[[Mapping[str, str]], GraphMo
     given = {name: value for config in CONFIGS[1:] for name, value in select_settings(config, settings).items()}
     memory = settings.get("memory") or "auto"
     run_settings = resolve_flow_settings(
-        given, family, goal=settings.get("goal") or "object", memory=memory, dataset=dataset
+        given,
+        family,
+        goal=settings.get("goal") or "object",
+        memory=memory,
+        dataset=dataset,
+        num_processes=world.size,
     )
     run_settings, need = GraphMemory(graph.model, family).fit_resolution(run_settings, given, memory)
+    check_sampler(run_settings.training)
     plan = plan_training(dataset, run_settings, num_processes=world.size)
     text = f"{family.name}: {describe(run_settings)}"
     notices = [*list_notices(graph.model, family, dataset), *filter(None, [need])]

@@ -10,6 +10,7 @@ import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
@@ -17,10 +18,13 @@ from ...trainers.flow.base_model import Conditions
 from ...trainers.flow.families import FlowFamilyRow
 from ...trainers.training.config import MAX_TIMESTEP
 from ...trainers.training.generators import seed_globals
+from ...trainers.training.host import Host
 from ...trainers.training.resume.weight_samples import hash_samples
+from ...trainers.training.sample_prompts import SamplePrompt
 from .control_images import encode_with_controls
-from .flow_checks import check_graph, check_text, count_tokens, find_text_width
+from .flow_checks import check_graph, count_tokens, find_text_width, read_text
 from .fused_kernels import add_derivatives
+from .training_samples import draw_samples
 from .twin import make_twin
 from .weights import GraphModel, name_model, unload_models
 
@@ -42,7 +46,7 @@ class GraphFlowModel:
         check_graph(graph)
         self.family = family
         self.name = name_model(graph.model)
-        self._clip, self._vae = graph.clip, graph.vae
+        self._graph, self._clip, self._vae = graph, graph.clip, graph.vae
         self._adopt(make_twin(graph.model), graph.model)
         self._device = comfy.model_management.get_torch_device()
         self.precision = find_precision(graph.model)
@@ -78,11 +82,7 @@ class GraphFlowModel:
     def encode_caption(self, caption: str, control_images: Sequence[Tensor] = ()) -> Conditions:
         with seed_globals(self._device, "control images"), torch.inference_mode():
             entries = self._encode(caption, control_images)
-        if len(entries) != 1:
-            raise ValueError("CLIP carries a schedule, which changes over the steps. Remove it before training")
-        cond, others = entries[0]
-        check_text(cond, self._text_width, self.family.name)
-        return _to_plain([cond, others])
+        return _to_plain([*read_text(entries, self._text_width, self.family.name)])
 
     def _encode(self, caption: str, control_images: Sequence[Tensor]) -> Any:
         if not control_images:
@@ -181,12 +181,33 @@ class GraphFlowModel:
         options = {"sigmas": sigmas, "cond_or_uncond": [0], "sample_sigmas": sigmas, **self._more_options}
         return self._model.apply_model(noisy, sigmas, transformer_options=options, **conds).float()
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        with torch.inference_mode():
-            pixels = self._vae.decode(self._model.process_latent_out(latents.to("cpu", torch.float32)))
-        pixels = pixels[:, 0] if pixels.ndim == 5 else pixels
-        return pixels[:1].clone()
+    def draw(
+        self,
+        positive: Conditions,
+        negative: Conditions,
+        prompt: SamplePrompt,
+        *,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> list[Image.Image]:
+        """A model that reads a guidance (FLUX.1 dev and others) gets it as FluxGuidance gives it,
+        and no CFG.
+        """
+        reads_guidance = bool(self.family.needs_guidance)
+        guidance = {"guidance": prompt.guidance_scale} if reads_guidance else {}
+        positive, negative = ([[cond, {**others, **guidance}]] for cond, others in (positive, negative))
+        return draw_samples(
+            self._graph,
+            self._model,
+            positive,
+            negative,
+            prompt,
+            sampling=self._sampling,
+            scheduler="simple",
+            cfg=1.0 if reads_guidance else prompt.guidance_scale,
+            size_hw=size_hw,
+            host=host,
+        )
 
 
 def _move_weights(module: nn.Module, device: torch.device) -> None:

@@ -34,6 +34,7 @@ from .graph_training import (
 from .memory_budget import MemoryBudget
 from .progress import ComfyHost
 from .settings import resolve_flow_settings
+from .training_samples import check_sampler
 from .weights import GraphModel
 
 
@@ -55,6 +56,7 @@ def train_flow(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         given, family, goal=request.goal, memory=request.memory, dataset=request.require_dataset()
     )
     settings, need = GraphMemory(model, family).fit_resolution(settings, given, request.memory)
+    check_sampler(settings.training)
     text = _describe(settings, family)
     notices = [*(remarks or []), *list_notices(model, family, request.require_dataset()), *filter(None, [need])]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,9 +14,8 @@ from ...trainers.compare.grid import CompareGrid
 from ...trainers.compare.plan import Column, ComparePlan
 from .contenders import Contender
 from .drawing_progress import DrawingProgress
+from .ksampler import SamplerSettings, decode, sample
 from .lora import LoadedLora, load_lora, patch_models
-
-PIXELS_PER_LATENT = 8  # of an empty latent; ComfyUI converts it for models with another number
 
 
 @dataclass(frozen=True)
@@ -26,17 +23,6 @@ class GraphModels:
     model: Any
     clip: Any
     vae: Any
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """As in ComfyUI's KSampler, with denoise 1."""
-
-    steps: int
-    cfg: float
-    sampler_name: str
-    scheduler: str
-    negative_prompt: str
 
 
 def load_fitting(contender: Contender, models: GraphModels) -> LoadedLora:
@@ -78,7 +64,7 @@ def draw_grid(
     for index, (column, patched, changes_text) in enumerate(_patch_columns(models, plan, contenders)):
         conditionings = texts.encode(plan, column, patched.clip, settings.negative_prompt, changes_text=changes_text)
         latents = [
-            _sample(
+            sample(
                 patched.model,
                 conditionings[plan.write_prompt(column, row.prompt)],
                 conditionings[settings.negative_prompt],
@@ -90,7 +76,7 @@ def draw_grid(
             for number, row in enumerate(plan.rows)
         ]
         for number, latent in enumerate(latents):
-            grid.put(index, number, _decode(models.vae, latent))
+            grid.put(index, number, decode(models.vae, latent))
             progress.show(grid.image, num_drawn=(index + 1) * num_rows)
     return grid.image
 
@@ -130,45 +116,3 @@ class _Texts:
 
 def _list_texts(plan: ComparePlan, column: Column, negative_prompt: str) -> Iterable[str]:
     return [*(plan.write_prompt(column, row.prompt) for row in plan.rows), negative_prompt]
-
-
-def _sample(
-    model: Any,
-    positive: Any,
-    negative: Any,
-    settings: SamplerSettings,
-    *,
-    seed: int,
-    size_hw: tuple[int, int],
-    callback: Any,
-) -> Tensor:
-    """What KSampler does with an Empty Latent Image."""
-    height, width = (side // PIXELS_PER_LATENT for side in size_hw)
-    latent = torch.zeros(
-        (1, 4, height, width),
-        device=comfy.model_management.intermediate_device(),
-        dtype=comfy.model_management.intermediate_dtype(),
-    )
-    latent = comfy.sample.fix_empty_latent_channels(model, latent, PIXELS_PER_LATENT, None)
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(latent, seed),
-        settings.steps,
-        settings.cfg,
-        settings.sampler_name,
-        settings.scheduler,
-        positive,
-        negative,
-        latent,
-        callback=callback,
-        disable_pbar=True,
-        seed=seed,
-    )
-
-
-def _decode(vae: Any, latent: Tensor) -> Image.Image:
-    """Decode one image; of a video its first frame. ComfyUI decodes in tiles if memory runs out."""
-    images = vae.decode(latent)  # [B, height, width, 3], of videos [B, frames, height, width, 3]
-    pixels = images.reshape(-1, *images.shape[-3:])[0, ..., :3]
-    # cut off, not rounded, as ComfyUI saves images: a cell is the image that Save Image writes
-    return Image.fromarray((255.0 * pixels.float()).clamp(0, 255).to(torch.uint8).cpu().numpy())

@@ -40,7 +40,9 @@ from .graph_training import (
 )
 from .memory_budget import MemoryBudget, can_step_here
 from .progress import ComfyHost
+from .sdxl_samples import SDXLDrawer
 from .settings import choose_precision, resolve_settings, resolve_slider_settings
+from .training_samples import check_sampler
 from .weights import GraphModel, borrow_model, find_checkpoint, get_unet_dtype, is_sdxl, predicts_v
 
 
@@ -63,6 +65,7 @@ def train_sdxl(request: TrainingRequest, *, remarks: list[str] | None = None) ->
         dataset=request.require_dataset(),
         weight_dtype=get_unet_dtype(base.model),
     )
+    check_sampler(settings.training)
     text = _describe(settings, base.model, remarks or [])
 
     def train(plan: TrainingPlan[SDXLConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
@@ -84,6 +87,7 @@ def train_slider(request: TrainingRequest) -> TrainedInGraph:
         memory=request.memory,
         weight_dtype=get_unet_dtype(base.model),
     )
+    check_sampler(settings.training)
     text = _describe(settings, base.model, [])
 
     def train(plan: TrainingPlan[SliderConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:
@@ -126,7 +130,14 @@ def _train(
     loader = _BudgetedLoader(base, plan, settings_text)
     try:
         cache = TensorCache(folders.get_cache_folder())
-        return train_lora(family(loader.load), plan, host, run_folder=run_folder, cache=cache, resume=resume)
+        return train_lora(
+            family(loader.load, drawer=SDXLDrawer(base)),
+            plan,
+            host,
+            run_folder=run_folder,
+            cache=cache,
+            resume=resume,
+        )
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if loader.budget is None or not comfy.model_management.is_oom(error):
             raise

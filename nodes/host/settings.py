@@ -56,7 +56,13 @@ def _complete(settings: dict[str, Any], weight_dtype: torch.dtype) -> dict[str, 
 
 
 def resolve_flow_settings(
-    settings: dict[str, Any], family: FlowFamilyRow, *, goal: str, memory: str, dataset: Dataset
+    settings: dict[str, Any],
+    family: FlowFamilyRow,
+    *,
+    goal: str,
+    memory: str,
+    dataset: Dataset,
+    num_processes: int = 1,
 ) -> RunSettings[FlowConfig]:
     """Resolve all settings of a training on any other model from the widgets' values.
 
@@ -70,11 +76,16 @@ def resolve_flow_settings(
             "has loaded it in. Set it to auto; the loader's weight_dtype decides"
         )
     given |= _choose_optimizer(given)
-    return resolve_flow(given, family, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset))
+    return resolve_flow(
+        given, family, goal=goal, memory=_choose_memory(memory), **_count_samples(dataset, num_processes)
+    )
 
 
-def _count_samples(dataset: Dataset) -> dict[str, Any]:
-    return {"num_images": dataset.num_training_samples, "count_steps": make_step_counter(dataset)}
+def _count_samples(dataset: Dataset, num_processes: int = 1) -> dict[str, Any]:
+    return {
+        "num_images": dataset.num_training_samples,
+        "count_steps": make_step_counter(dataset, num_processes=num_processes),
+    }
 
 
 def _choose_optimizer(given: dict[str, Any]) -> dict[str, Any]:

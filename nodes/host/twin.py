@@ -38,6 +38,16 @@ def make_hollow_twin(patcher: Any) -> Any:
     return _copy(patcher, lambda _, weight: hollow(weight), hollow)
 
 
+def make_twin_without_weights(patcher: Any) -> Any:
+    """Return a twin whose weights are on the meta device, to be replaced; its buffers are the
+    graph's.
+
+    Raises:
+        ValueError: a weight is in a form that cannot be trained on; the message names it.
+    """
+    return _copy(patcher, lambda _, weight: hollow(weight), alias)
+
+
 def _copy(patcher: Any, take_weight: Callable[[str, Tensor], Tensor], take_buffer: Callable[[Tensor], Tensor]) -> Any:
     model = patcher.model
     memo: dict[int, Any] = {}

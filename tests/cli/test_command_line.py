@@ -91,6 +91,7 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[
 def test_one_command_trains_and_a_config_file_does_the_same(base, images, tmp_path, run_here):
     first = run(sdxl(base, images), tmp_path)
     assert first.returncode == 0, first.stderr
+    assert first.stderr.startswith("Loading torch, ")  # which takes seconds
     assert "output/x.safetensors: 192/192 modules load" in first.stderr and "training: 100%" in first.stderr
     (tmp_path / "run.toml").write_text(
         f'images = "{images}"\nbase = "{base}"\noutput = "y"\ntrigger_word = "zwx"\nresolution = 64\nrank = 4\n'

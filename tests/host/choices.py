@@ -6,7 +6,7 @@ from trainers.musubi.architectures import ARCHITECTURES
 from trainers.training.resume.choose_run import AUTO, NEW
 
 NO_CHOICE = "[None]"  # the first entry of lists of files on this machine
-OF_COMFYUI = {"sampler_name", "scheduler"}  # each version has its own
+OF_COMFYUI = {"sampler_name", "scheduler", "sample_sampler", "sample_scheduler"}  # each version has its own
 # these list files on this machine too
 MODEL_FILES = {file.name for architecture in ARCHITECTURES.values() for file in architecture.models}
 

@@ -53,13 +53,14 @@ def installation() -> Installation:
 @pytest.fixture(scope="session")
 def run_in_comfyui(installation: Installation) -> Callable[..., str]:
     """run(script, *arguments) returns the script's output. The script can import ComfyUI's modules,
-    on the CPU or, with on_card, on the pretended GPU.
+    on the CPU or, with on_card, on the pretended GPU, and the modules of this folder.
     """
 
     def run(script: str, *arguments: object, on_card: bool = False) -> str:
         preamble = _ON_CARD + _TORCHVISION if on_card else PREAMBLE
         command = [str(installation.python), "-c", preamble + script, *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(installation.folder)}
+        folders = (installation.folder, Path(__file__).parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
         result = subprocess.run(
             command,
             check=False,

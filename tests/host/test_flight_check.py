@@ -146,6 +146,14 @@ def test_without_clip_it_says_that_captions_were_not_counted(comfyui_server: Com
             "target_modules: 'atn' matches no linear layer of NextDiT. Use auto",
         ),
         (
+            {
+                "class_type": "FlowPack_LoadTinyModel",
+                "inputs": {"family": "Z-Image", "file_name": "z_image.safetensors", "class_name": ""},
+            },
+            {"clip": ["other", 1]},
+            "CLIP gives texts of width ",
+        ),
+        (
             {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "embedded_base.safetensors"}},
             {"clip": ["last", 0]},
             "CLIP Set Last Layer is -1; SDXL is trained on the penultimate layer",
@@ -155,7 +163,28 @@ def test_without_clip_it_says_that_captions_were_not_counted(comfyui_server: Com
 def test_it_refuses_models_and_layers_as_the_trainer_does(
     comfyui_server: ComfyServer, base: dict[str, Any], settings: dict[str, Any], message: str
 ):
-    last = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -1}}
+    more = {
+        "last": {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -1}},
+        "other": {
+            "class_type": "FlowPack_LoadTinyModel",
+            "inputs": {"family": "FLUX.1", "file_name": "flux.safetensors", "class_name": ""},
+        },
+    }
     asked = {**prompt(model=["base", 0], max_train_steps=400, **settings), "base": base}
+    linked = settings["clip"][0] if "clip" in settings else ""
     with pytest.raises(PromptFailed, match=f"the trainer would stop: {re.escape(message)}"):
-        comfyui_server.client.run({**asked, "last": last} if "clip" in settings else asked)
+        comfyui_server.client.run({**asked, **{name: node for name, node in more.items() if name == linked}})
+
+
+def test_it_refuses_a_lora_to_start_from_that_is_for_another_model(comfyui_server: ComfyServer):
+    loras = comfyui_server.base_directory / "models" / "loras"
+    names = ("layers_0_attention_qkv", "no_such_layer")
+    factors = {f"lora_unet_{name}.lora_{way}.weight": torch.ones(2, 2) for name in names for way in ("down", "up")}
+    save_file(factors, loras / "of_another_model.safetensors")
+    base = {
+        "class_type": "FlowPack_LoadTinyModel",
+        "inputs": {"family": "Z-Image", "file_name": "z_image.safetensors", "class_name": ""},
+    }
+    asked = prompt(model=["base", 0], max_train_steps=400, network_weights="of_another_model.safetensors")
+    with pytest.raises(PromptFailed, match=r"the trainer would stop: .*of_another_model.safetensors: "):
+        comfyui_server.client.run({**asked, "base": base})

@@ -62,7 +62,7 @@ def test_every_preset_gives_settings_that_fit_or_says_what_does(estimates, memor
 
 
 def test_the_resolution_is_lowered_only_where_it_is_open(lines):
-    """Lumina 2 needs 4.5 GB at 1024 pixels, 2.4 GB at 768. On a CPU nothing needs to fit."""
+    """Z-Image needs 4.1 GB at 1024 pixels, 3.3 GB at 768. On a CPU nothing needs to fit."""
     lowered, given, on_cpu = lines[0]["fitted"]
     assert lowered == [768, ""] and given == [1024, ""] and on_cpu == [1024, ""]
 

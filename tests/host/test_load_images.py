@@ -377,15 +377,13 @@ def test_an_address_on_this_machine_is_refused(client: ComfyClient, address: str
 
 
 OPEN_ADDRESS = """
-import importlib.util
 import json
 import sys
+from pathlib import Path
 
-spec = importlib.util.spec_from_file_location(
-    "lora_trainer", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]]
-)
-sys.modules["lora_trainer"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["lora_trainer"])
+from pack_loader import load_pack
+
+load_pack(Path(sys.argv[1]), "lora_trainer")
 import folder_paths
 from lora_trainer.nodes.host.progress import ComfyHost
 from lora_trainer.nodes.host.sources import find_source, open_source

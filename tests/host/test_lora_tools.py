@@ -169,16 +169,14 @@ def test_any_other_models_lora_comes_back_out_of_it(client: ComfyClient, loras: 
 # ---- files of the tools in ComfyUI's own loader ----
 
 COUNT = """
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+from pack_loader import load_pack
+
 pack, checkpoint, folder = map(Path, sys.argv[1:])
-path = pack / "nodes" / "embedded_base_pack"
-spec = importlib.util.spec_from_file_location("base", path / "__init__.py", submodule_search_locations=[str(path)])
-sys.modules["base"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["base"])
+load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 import comfy.lora
 import comfy.lora_convert
 import comfy.sd

@@ -353,22 +353,14 @@ def test_a_lora_of_cores_trainer_is_applied_and_saved(client: ComfyClient, loras
 # ---- what is no LoRA for this model ----
 
 REFUSALS = """
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import torch
+from pack_loader import load_pack
 
 pack, checkpoint, folder = map(Path, sys.argv[1:])
-
-
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-
-
 load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 load_pack(pack, "lora_trainer")
 import comfy.sd

@@ -13,7 +13,6 @@ from ..check.flight_check import check_flight
 from ..check.report import FlightReport
 from ..config import build_config
 from ..files.atomic_write import atomic_write
-from ..packages import require_packages
 from ..sdxl.check.family_check import SDXLCheck
 from ..sdxl.config import SDXLConfig
 from ..training.run_folder import RunFolder
@@ -23,6 +22,7 @@ from .settings import (
     add_setting_flags,
     check_base_dtype,
     check_presets,
+    load_packages,
     read_dataset_configs,
     read_settings,
     require_base_model,
@@ -74,7 +74,7 @@ def check(settings: dict[str, Any]) -> FlightReport:
     dataset = scan_datasets(dataset_settings)
     run_settings = resolve_presets(settings, dataset)
     # torch takes a second to import: errors in settings and folders come first
-    require_packages()
+    load_packages()
     from ..sdxl.model.sdxl_model import check_header
     from ..training.console_host import ConsoleHost
     from ..training.device import choose_device, count_memory_bytes, resolve_precision

@@ -11,9 +11,8 @@ from ..compare.grid import lay_out_grid
 from ..compare.plan import ComparePlan, plan_comparison
 from ..config import add_flags, build_config
 from ..files.atomic_write import atomic_write
-from ..packages import require_packages
 from ..wording import pluralize
-from .settings import require_base_model
+from .settings import load_packages, require_base_model
 
 SUMMARY = "draw LoRAs, strengths, prompts and seeds as one labelled grid"
 
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     plan = plan_comparison(_list_checkpoints(options), _list_prompts(options), config)
     lay_out_grid(plan)  # raises if it would be too large
     # torch and diffusers take seconds to import: errors in settings and files come first
-    require_packages()
+    load_packages()
     from ..sdxl.compare import draw_comparison
     from ..sdxl.model.sdxl_model import load_model
     from ..training.console_host import ConsoleHost

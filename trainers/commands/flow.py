@@ -92,6 +92,7 @@ def split_files(value: str) -> list[Path]:
 
 
 def _run_there(installation: Installation) -> int:
+    print(f"Loading ComfyUI {installation.version} from {installation.folder} ...", file=sys.stderr)
     command = [str(installation.python), "-c", PROGRAM, str(PACK), *sys.argv[1:]]
     folders = [str(installation.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}

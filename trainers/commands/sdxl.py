@@ -10,7 +10,6 @@ from ..dataset.caption_variants import CaptionConfig
 from ..dataset.config import DatasetConfig
 from ..dataset.prepared_folder import write_prepared_folder
 from ..files.cache_folder import default_cache_folder
-from ..packages import require_packages
 from ..sdxl.config import SDXLConfig
 from ..training.events import Notice
 from ..training.plan import plan_training
@@ -21,6 +20,7 @@ from .settings import (
     add_setting_flags,
     check_base_dtype,
     check_presets,
+    load_packages,
     read_dataset_configs,
     read_settings,
     require_base_model,
@@ -59,10 +59,10 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     require_base_model(settings["base"])
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     dataset = scan_datasets(dataset_settings)
-    run_settings = resolve_presets(settings, dataset)
+    run_settings = resolve_presets(settings, dataset, num_processes=num_processes)
     plan = plan_training(dataset, run_settings, num_processes=num_processes)
     # torch and diffusers take seconds to import: errors in settings and folders come first
-    require_packages()
+    load_packages()
     from ..files.tensor_cache import TensorCache
     from ..sdxl.check.out_of_memory import explaining_out_of_memory
     from ..sdxl.family import SDXLFamily

@@ -4,6 +4,8 @@
 
 import argparse
 import logging
+import os
+import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..dataset.dataset import Dataset
 from ..dataset.join import join_datasets
 from ..dataset.scan import scan_folder
 from ..files.setting_file import HOW_TO_WRITE_PATHS, read_setting_file
+from ..packages import require_packages
 from ..sdxl.config import BASE_DTYPES, SDXLConfig
 from ..similar_names import describe_unknown
 from ..training.earlier_settings import read_earlier_settings
@@ -205,7 +208,7 @@ def check_base_dtype(settings: dict[str, Any]) -> None:
         raise ValueError(f"base_dtype must be one of {', '.join(BASE_DTYPES)}; got {value!r}")
 
 
-def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[SDXLConfig]:
+def resolve_presets(settings: dict[str, Any], dataset: Dataset, *, num_processes: int = 1) -> RunSettings[SDXLConfig]:
     """The settings with those that were not given from the presets, if there are any."""
     given, memory = read_given(settings)
     return resolve(
@@ -214,7 +217,7 @@ def resolve_presets(settings: dict[str, Any], dataset: Dataset) -> RunSettings[S
         goal=settings.get("goal"),
         memory=memory,
         num_images=dataset.num_training_samples,
-        count_steps=make_step_counter(dataset),
+        count_steps=make_step_counter(dataset, num_processes=num_processes),
     )
 
 
@@ -235,6 +238,18 @@ def _choose_memory() -> str:
     if not torch.cuda.is_available():
         raise ValueError(f"memory is auto, and there is no CUDA GPU. Choose one of {', '.join(MEMORY_PRESETS)}")
     return choose_memory_preset(torch.cuda.get_device_properties(0).total_memory)
+
+
+def load_packages() -> None:
+    """Import the packages that take many seconds, and say so first. Call it when everything is
+    checked that needs none of them.
+
+    Raises:
+        ImportError: one is missing or broken.
+    """
+    if os.environ.get("RANK", "0") == "0":  # of the processes of `accelerate launch`, one talks
+        print("Loading torch, transformers, diffusers and peft ...", file=sys.stderr)
+    require_packages()
 
 
 def require_base_model(base: str) -> None:

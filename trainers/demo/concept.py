@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..embedded_base.shared.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour
+from ..embedded_base.shared.scenes import BACKGROUNDS, COLOURS, SUPERSAMPLING, Colour, is_near_colour
 
 TRIGGER_WORD = "zwx"
 IMAGES = Path(__file__).parent / "pictures"
@@ -68,7 +68,7 @@ def fidelity(pixels: np.ndarray, *, cap: Colour = CAP, stem: Colour = STEM) -> f
     The drawing is placed by the bounding box of the pixels of both colours. An image without one of
     the two scores 0.
     """
-    seen_cap, seen_stem = (_find_colour(pixels, colour) for colour in (cap, stem))
+    seen_cap, seen_stem = (is_near_colour(pixels, colour) for colour in (cap, stem))
     if min(seen_cap.sum(), seen_stem.sum()) < 0.005 * seen_cap.size:
         return 0.0
     height, width = seen_cap.shape
@@ -80,14 +80,10 @@ def fidelity(pixels: np.ndarray, *, cap: Colour = CAP, stem: Colour = STEM) -> f
             float(np.percentile(xs, 1) + np.percentile(xs, 99)) / 2,
         )
         drawing = draw_toadstool((height, width), (0, 0, 0), cap_width=cap_width, centre_yx=centre, cap=cap, stem=stem)
-        wanted = [_find_colour(np.asarray(drawing), colour) for colour in (cap, stem)]
+        wanted = [is_near_colour(np.asarray(drawing), colour) for colour in (cap, stem)]
         pairs = zip((seen_cap, seen_stem), wanted, strict=True)
         scores.append(np.mean([(seen & want).sum() / (seen | want).sum() for seen, want in pairs]))
     return float(max(scores))
-
-
-def _find_colour(pixels: np.ndarray, colour: Colour) -> np.ndarray:
-    return np.linalg.norm(pixels.astype(float) - np.array(colour), axis=-1) < 75
 
 
 def _estimate_cap_widths(mask: np.ndarray) -> list[float]:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
+from ..training.host import Host
+from ..training.sample_prompts import SamplePrompt
 from .families import FlowFamilyRow
 
 # What the text encoder gives for one caption: nested lists and dicts of tensors and plain values.
@@ -85,10 +88,19 @@ class FlowBaseModel(Protocol):
         """
         ...
 
-    def denoised(self, output: Tensor, noisy: Tensor, sigmas: Tensor) -> Tensor:
-        """Return the clean latents that the network's answer means."""
-        ...
+    def draw(
+        self,
+        positive: Conditions,
+        negative: Conditions,
+        prompt: SamplePrompt,
+        *,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> list[Image.Image]:
+        """Draw an image for each seed of the prompt, with the network as it is. The conditions are
+        on the CPU.
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode [1, C, ...] to pixels [1, H, W, 3] in 0..1."""
+        Raises:
+            Interrupted: the host cancelled.
+        """
         ...

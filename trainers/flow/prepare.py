@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..dataset.crop_plan import TrainingItem
 from ..files.tensor_cache import TensorCache
-from ..lora.modules import AdapterModule, ModuleKey, ModuleNames, clone_module
-from ..lora.read import read_lora
-from ..training.adapter_layers import find_size
+from ..lora.modules import ModuleNames
 from ..training.adapter_shapes import AdapterSettings
 from ..training.adapters import (
     AdaptedComponent,
     AdaptedModel,
     group_parameters,
-    require_same_shapes,
     unwrap_linear_layer,
     wrap_linear_layers,
 )
@@ -40,6 +36,7 @@ from .encode import ConditionStore, encode_image
 from .lora_names import NETWORK, name_modules
 from .prepared_model import PreparedFlow
 from .prompt import find_largest_prompt, list_prompts
+from .start import Start, read_start
 from .targets import AUTO, find_targets, is_linear, list_blocks
 
 
@@ -62,7 +59,8 @@ def prepare_flow(
     targets = find_targets(base.network, base.family, config.target_modules)
     adapters = AdapterSettings.of(config, targets)
     layer_rates = find_layer_values(config.network_reg_lrs, targets, setting="network_reg_lrs")
-    start = _read_start(config, base, names, targets, adapters, host)
+    start = read_start(config, base.network, targets)
+    _add_targets(start, targets, host)
     conditions = _make_condition_store(base, hashes, cache)
     largest = find_largest_prompt(plan, base.count_tokens)
     conditions.encode_one(largest, base)
@@ -115,26 +113,8 @@ def _cache_conditions(
         world.wait_for_all()
 
 
-def _read_start(
-    config: FlowConfig,
-    base: FlowBaseModel,
-    names: ModuleNames,
-    targets: list[str],
-    adapters: AdapterSettings,
-    host: Host,
-) -> dict[ModuleKey, AdapterModule]:
-    """Read network_weights. Adds to `targets` the layers that the file trains and the settings do
-    not choose.
-
-    Raises:
-        ValueError: the file is not a LoRA for this model, or this run cannot go on from it.
-    """
-    if not config.network_weights:
-        return {}
-    start = read_lora(Path(config.network_weights), names)
-    for (component, path), module in start.items():
-        size = find_size(base.network.get_submodule(path))
-        require_same_shapes(module, size, adapters.for_name(path), names[component, path])
+def _add_targets(start: Start, targets: list[str], host: Host) -> None:
+    """Train the layers of the file that the settings do not choose, too."""
     added = [path for _, path in start if path not in targets]
     targets += added
     if added:
@@ -144,7 +124,6 @@ def _read_start(
                 f"{'is' if len(added) == 1 else 'are'} trained too: {name_examples(added)}"
             )
         )
-    return {key: clone_module(module) for key, module in start.items()}
 
 
 def _describe_adapters(

@@ -27,6 +27,7 @@ from ..training.noise import NoiseDraw, draw_noise, stack_noise
 from ..training.noise_levels import draw_level
 from ..training.plan import TrainingPlan
 from ..training.prior_preservation import choose_rows
+from ..training.sample_prompts import SamplePrompt
 from ..training.seeds import happens
 from ..training.transfer import move_together
 from ..training.validation_plan import ValidationDraw, batch_by_size
@@ -277,18 +278,17 @@ class PreparedFlow:
 
     def draw_samples(self) -> list[list[Image.Image]]:
         counts = self.plan.crops.bucket_counts
-        usual_size_hw = max(counts, key=lambda size: counts[size])
-        item = next(item for item in self.plan.crops.items if item.crop.target_hw == usual_size_hw)
         return draw_samples(
             self.base,
-            lambda sample: [
-                move_together(self.conditions.get(prompt), self.host.device) for prompt in make_sample_prompts(sample)
-            ],
+            self._get_sample_conditions,
             self.plan.texts.samples,
-            usual_size_hw=usual_size_hw,
-            usual_shape=self.latents.get(item, flip=False).shape,
+            usual_size_hw=max(counts, key=lambda size: counts[size]),
             host=self.host,
         )
+
+    def _get_sample_conditions(self, sample: SamplePrompt) -> tuple[Conditions, Conditions]:
+        positive, negative = make_sample_prompts(sample)
+        return self.conditions.get(positive), self.conditions.get(negative)
 
     def metadata(self, progress: Progress) -> dict[str, str]:
         config, family = self.config, self.base.family

@@ -13,18 +13,23 @@ from .config import SDXLConfig
 from .model.sdxl_model import SDXLModel
 from .prepare import prepare_sdxl
 from .prepared_model import PreparedSDXL
+from .samples import SampleDrawer
 from .start import check_settings
 
 
 class SDXLFamily:
     """The family to give to train_lora. It calls `load_model` once, after the dataset is planned;
     this reads a file, or borrows the model that the host has loaded. With `base_dtype`, one of
-    quantized_linear.KINDS, the frozen weights of the transformers get fewer bits.
+    quantized_linear.KINDS, the frozen weights of the transformers get fewer bits. `drawer` draws
+    the sample images; None: the trainer's own.
     """
 
-    def __init__(self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "") -> None:
+    def __init__(
+        self, load_model: Callable[[Host], SDXLModel], *, base_dtype: str = "", drawer: SampleDrawer | None = None
+    ) -> None:
         self._load_model = load_model
         self.base_dtype = base_dtype
+        self.drawer = drawer
         self._model: SDXLModel | None = None
 
     def identify(self, plan: TrainingPlan[SDXLConfig], host: Host) -> dict[str, str]:
@@ -40,7 +45,9 @@ class SDXLFamily:
         return {**hashes, "prediction": f"{model.prediction_type}, zero terminal SNR {model.zero_terminal_snr}"}
 
     def prepare(self, plan: TrainingPlan[SDXLConfig], host: Host, *, cache: TensorCache, world: World) -> PreparedSDXL:
-        return prepare_sdxl(plan, self.take_model(), host, cache=cache, world=world, base_dtype=self.base_dtype)
+        return prepare_sdxl(
+            plan, self.take_model(), host, cache=cache, world=world, base_dtype=self.base_dtype, drawer=self.drawer
+        )
 
     def take_model(self) -> SDXLModel:
         """Return the model that identify has loaded, and let go of it."""

@@ -1,7 +1,7 @@
 """Prepares an SDXL model for training: caches latents and embeddings, attaches adapters."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -14,6 +14,7 @@ from ..training.adapter_shapes import AdapterSettings
 from ..training.adapters import AdaptedComponent, AdaptedModel, attach_adapters, group_parameters
 from ..training.block_streaming import move_resident
 from ..training.compiled_blocks import compile_blocks
+from ..training.config import AUTO_SCHEDULER, DEFAULT_SAMPLER
 from ..training.device import COMPUTE_DTYPES, count_free_bytes, move_module, resolve_precision
 from ..training.distributed import World
 from ..training.events import Notice, StageStarted
@@ -34,6 +35,7 @@ from .model.noise_schedule import alphas_cumprod
 from .model.sdxl_model import SDXLModel
 from .names import TEXT_ENCODER, TEXT_ENCODER_2, UNET, kohya_names, module_key
 from .prepared_model import PreparedSDXL
+from .samples import SampleDrawer
 from .start import get_learning_rates, read_start
 from .step import Objective
 from .streaming import choose_streamed, list_blocks, resolve_blocks_to_swap
@@ -41,7 +43,22 @@ from .targets import find_text_encoder_targets, find_unet_targets
 
 PIXELS_PER_LATENT = 8
 PreparedT = TypeVar("PreparedT", bound=PreparedSDXL)
-LatentMaker = Callable[[TrainingPlan, MaskStore, SDXLModel, Host, TensorCache, World], LatentStore]
+
+
+class LatentMaker(Protocol):
+    """Makes the store of the latents, and drops the VAE unless it is to be kept in main memory."""
+
+    def __call__(
+        self,
+        plan: TrainingPlan[SDXLConfig],
+        masks: MaskStore,
+        model: SDXLModel,
+        host: Host,
+        cache: TensorCache,
+        world: World,
+        *,
+        keep_vae: bool,
+    ) -> LatentStore: ...
 
 
 def cache_image_latents(
@@ -51,12 +68,13 @@ def cache_image_latents(
     host: Host,
     cache: TensorCache,
     world: World,
+    *,
+    keep_vae: bool,
 ) -> LatentStore:
-    """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or,
-    if samples need it, move it to main memory. It stays there if everything is cached.
+    """Encode all images and masks in float32: SDXL's VAE overflows in fp16. Then drop the VAE, or
+    keep it in main memory. It stays there if everything is cached.
     """
     assert model.vae is not None
-    keep_vae = bool(plan.settings.training.sample_every_n_steps)
     remedy = "The base model's VAE may be damaged: try another one, such as sdxl_vae.safetensors"
     store = LatentStore(cache, kind="sdxl latents", model_hash=model.part_hash("vae"), remedy=remedy)
     where = host.device if store.lacks(plan) else torch.device("cpu")
@@ -75,6 +93,7 @@ def prepare_sdxl(
     cache: TensorCache,
     world: World,
     base_dtype: str = "",
+    drawer: SampleDrawer | None = None,
     make_latents: LatentMaker = cache_image_latents,
     prepared_class: type[PreparedT] = PreparedSDXL,
 ) -> PreparedT:
@@ -88,8 +107,12 @@ def prepare_sdxl(
     adapters = AdapterSettings.of(config, targets.get(UNET, ()))
     layer_rates = find_layer_values(config.network_reg_lrs, targets.get(UNET, ()), setting="network_reg_lrs")
     start = read_start(config, model, names, targets, adapters, host) if config.network_weights else None
+    zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
+    objective = _make_objective(config, model, zero_terminal_snr=zero_terminal_snr, device=host.device)
+    drawer = _choose_drawer(drawer, config, model, objective, host, zero_terminal_snr=zero_terminal_snr)
     masks = MaskStore(cache, pixels_per_latent=PIXELS_PER_LATENT)
-    latents = make_latents(plan, masks, model, host, cache, world)
+    keep_vae = drawer is None and config.sample_every_n_steps > 0
+    latents = make_latents(plan, masks, model, host, cache, world, keep_vae=keep_vae)
     host.release_memory()
     embeddings = None if config.train_text_encoders else _cache_embeddings(plan.texts.list_all(), model, host, cache)
     if base_dtype:
@@ -103,7 +126,6 @@ def prepare_sdxl(
     for group in adapted.groups:
         if group.name != UNET:
             group.weights.last_step = count_steps(config.stop_text_encoder_training, plan.schedule.total_steps)
-    zero_terminal_snr = _resolve_zero_terminal_snr(config, model)
     prepared = prepared_class(
         plan=plan,
         host=host,
@@ -112,9 +134,10 @@ def prepare_sdxl(
         latents=latents,
         masks=masks,
         embeddings=embeddings,
-        objective=_make_objective(config, model, zero_terminal_snr=zero_terminal_snr, device=host.device),
+        objective=objective,
         zero_terminal_snr=zero_terminal_snr,
         precision=precision,
+        drawer=drawer,
     )
     if streamed:
         prepared.stream_weights(streamed)
@@ -175,6 +198,33 @@ def _make_objective(
         huber_c=config.huber_c,
         huber_schedule=config.huber_schedule,
     )
+
+
+def _choose_drawer(
+    drawer: SampleDrawer | None,
+    config: SDXLConfig,
+    model: SDXLModel,
+    objective: Objective,
+    host: Host,
+    *,
+    zero_terminal_snr: bool,
+) -> SampleDrawer | None:
+    """Return the host's drawer, if it samples as this run trains; None: the trainer's own draws."""
+    if not config.sample_every_n_steps:
+        return None
+    if drawer is None:
+        if (config.sample_sampler, config.sample_scheduler) != (DEFAULT_SAMPLER, AUTO_SCHEDULER):
+            host.report(Notice("sample_sampler and sample_scheduler are for ComfyUI: samples are drawn by DDIM"))
+        return None
+    if (objective.prediction_type, zero_terminal_snr) != (model.prediction_type, model.zero_terminal_snr):
+        host.report(
+            Notice(
+                "samples are drawn by DDIM: MODEL samples otherwise than prediction_type and zero_terminal_snr say. "
+                "ModelSamplingDiscrete changes MODEL"
+            )
+        )
+        return None
+    return drawer
 
 
 def _get_adaptable_parts(model: SDXLModel) -> tuple[nn.Module, nn.Module, nn.Module]:

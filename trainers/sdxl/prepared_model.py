@@ -37,7 +37,7 @@ from .model.size_ids import size_ids
 from .model.text import TextEmbeddings, encode_captions, stack_embeddings
 from .names import ARCHITECTURE, BASE_MODEL_VERSION, IMPLEMENTATION, TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from .randomness import ItemDraw, draw_item
-from .samples import draw_samples
+from .samples import DDIMDrawer, SampleDrawer, draw_samples
 from .start import get_learning_rates
 from .step import Batch, Objective, distillation_losses, predict, select_rows, weighted_losses
 from .streaming import list_blocks
@@ -57,6 +57,7 @@ class PreparedSDXL:
     objective: Objective
     zero_terminal_snr: bool
     precision: str
+    drawer: SampleDrawer | None  # None: the trainer's own
     streamer: BlockStreamer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class PreparedSDXL:
         yield from self.prior_terms(batch, items, step)
 
     def prior_terms(self, batch: Batch, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
-        """Yield the loss of prior preservation for the samples that it looks at, if there are any."""
+        """Yield the loss of prior preservation for the samples that it looks at, if any."""
         rows = choose_rows(items, seed=self.config.seed, step=step) if self.config.prior_loss_weight else []
         if rows:
             class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
@@ -226,15 +227,18 @@ class PreparedSDXL:
     def draw_samples(self) -> list[list[Image.Image]]:
         bucket_counts = self.plan.crops.bucket_counts
         return draw_samples(
+            self.drawer or self._make_own_drawer(),
             self.model,
             self.embed,
             self.plan.texts.samples,
             usual_size_hw=max(bucket_counts, key=lambda size: bucket_counts[size]),
-            prediction_type=self.objective.prediction_type,
-            zero_terminal_snr=self.zero_terminal_snr,
             host=self.host,
             at_strength=self.adapted.at_strength,
         )
+
+    def _make_own_drawer(self) -> DDIMDrawer:
+        assert self.model.vae is not None, "kept for the samples"
+        return DDIMDrawer(self.model.vae, self.objective.prediction_type, self.zero_terminal_snr)
 
     def metadata(self, progress: Progress) -> dict[str, str]:
         config, model = self.config, self.model

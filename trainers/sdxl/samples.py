@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
+from torch import Tensor
 
 from ..training.device import move_module
 from ..training.evaluation import evaluating
@@ -13,21 +16,42 @@ from ..training.host import Host
 from ..training.sample_prompts import SamplePrompt
 from .model.sampling import decode_latents, denoise, make_noise_scheduler
 from .model.sdxl_model import SDXLModel
-from .model.text import TextEmbeddings
+from .model.text import TextEmbeddings, stack_embeddings
 
 MAX_AT_ONCE = 2  # images that are denoised together
 TILE_LATENTS = 64  # 512 x 512 pixels; decoded whole in float32, 1024 x 1024 pixels take about 9 GB
 
 
+class SampleDrawer(Protocol):
+    """Draws with a UNet that is being trained. ComfyUI brings its own sampler."""
+
+    def draw(
+        self,
+        unet: UNet2DConditionModel,
+        positive: TextEmbeddings,
+        negative: TextEmbeddings,
+        prompt: SamplePrompt,
+        *,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> list[Image.Image]:
+        """Return an image for each seed of the prompt. This must not change weights or the global
+        random numbers.
+
+        Raises:
+            Interrupted: the host cancelled.
+        """
+        ...
+
+
 @torch.no_grad()
 def draw_samples(
+    drawer: SampleDrawer,
     model: SDXLModel,
     embed: Callable[[list[str]], TextEmbeddings],
     prompts: Sequence[SamplePrompt],
     *,
     usual_size_hw: tuple[int, int],
-    prediction_type: str,
-    zero_terminal_snr: bool,
     host: Host,
     at_strength: Callable[[float], AbstractContextManager[None]],
 ) -> list[list[Image.Image]]:
@@ -39,43 +63,69 @@ def draw_samples(
     Raises:
         Interrupted: the host cancelled.
     """
-    scheduler = make_noise_scheduler(prediction_type, zero_terminal_snr=zero_terminal_snr)
-    rows: list[list[torch.Tensor]] = []
     with evaluating(model.unet, model.text_encoder, model.text_encoder_2):
+        rows = []
         for prompt in prompts:
-            rows.append([])
-            for start in range(0, len(prompt.seeds), MAX_AT_ONCE):
-                seeds = prompt.seeds[start : start + MAX_AT_ONCE]
-                with at_strength(prompt.strength):
-                    rows[-1] += denoise(
+            with at_strength(prompt.strength):
+                rows.append(
+                    drawer.draw(
                         model.unet,
-                        embed([prompt.negative_prompt] * len(seeds) + [prompt.prompt] * len(seeds)),
-                        scheduler,
-                        seeds=seeds,
+                        embed([prompt.prompt]),
+                        embed([prompt.negative_prompt]),
+                        prompt,
                         size_hw=prompt.size_hw or usual_size_hw,
-                        num_steps=prompt.num_steps,
-                        guidance_scale=prompt.guidance_scale,
-                        on_step=host.check_interrupted,
+                        host=host,
                     )
-    return _decode(model, rows, host)
+                )
+        return rows
 
 
-def _decode(model: SDXLModel, rows: list[list[torch.Tensor]], host: Host) -> list[list[Image.Image]]:
-    """One image at a time, in tiles; the VAE is on the device for as long."""
-    vae = model.vae
-    assert isinstance(vae, AutoencoderKL)
-    decode_in_tiles(vae)
-    move_module(vae, host.device)
-    try:
-        return [[_decode_image(vae, latent, host) for latent in row] for row in rows]
-    finally:
-        move_module(vae, torch.device("cpu"))
-        host.release_memory()
+@dataclass(frozen=True)
+class DDIMDrawer:
+    """The trainer's own sampler, for programs that have none."""
 
+    vae: AutoencoderKL
+    prediction_type: str
+    zero_terminal_snr: bool
 
-def _decode_image(vae: AutoencoderKL, latent: torch.Tensor, host: Host) -> Image.Image:
-    host.check_interrupted()
-    return Image.fromarray(decode_latents(vae, latent[None])[0])
+    def draw(
+        self,
+        unet: UNet2DConditionModel,
+        positive: TextEmbeddings,
+        negative: TextEmbeddings,
+        prompt: SamplePrompt,
+        *,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> list[Image.Image]:
+        latents: list[Tensor] = []
+        for start in range(0, len(prompt.seeds), MAX_AT_ONCE):
+            seeds = prompt.seeds[start : start + MAX_AT_ONCE]
+            latents += denoise(
+                unet,
+                stack_embeddings([negative] * len(seeds) + [positive] * len(seeds)),
+                make_noise_scheduler(self.prediction_type, zero_terminal_snr=self.zero_terminal_snr),
+                seeds=seeds,
+                size_hw=size_hw,
+                num_steps=prompt.num_steps,
+                guidance_scale=prompt.guidance_scale,
+                on_step=host.check_interrupted,
+            )
+        return self._decode(latents, host)
+
+    def _decode(self, latents: Sequence[Tensor], host: Host) -> list[Image.Image]:
+        """One image at a time, in tiles; the VAE is on the device for as long."""
+        decode_in_tiles(self.vae)
+        move_module(self.vae, host.device)
+        try:
+            return [self._decode_image(latent, host) for latent in latents]
+        finally:
+            move_module(self.vae, torch.device("cpu"))
+            host.release_memory()
+
+    def _decode_image(self, latent: Tensor, host: Host) -> Image.Image:
+        host.check_interrupted()
+        return Image.fromarray(decode_latents(self.vae, latent[None])[0])
 
 
 def decode_in_tiles(vae: AutoencoderKL) -> None:

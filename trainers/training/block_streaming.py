@@ -2,9 +2,10 @@
 the device, one block ahead of the computation.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import psutil
@@ -73,18 +74,15 @@ class BlockStreamer:
         for weight in block.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.to(self._device)
-        forward, streamed = block.forward, _Block(block, dtype)
+        streamed = _Block(block, dtype)
         self._largest_bytes = max(self._largest_bytes, streamed.num_bytes)
         self._modules.append(block)
         if self._device.type == "cuda" and _has_room_for(streamed.num_bytes):
             streamed.pin()
             self._num_pinned += 1
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._bringing(streamed):
-                return forward(*args, **kwargs)
-
-        block.forward = run  # type: ignore[assignment]
+        block._bringing_weights = partial(self._bringing, streamed)  # type: ignore[assignment]
+        _run_inside(block, block._bringing_weights)  # type: ignore[arg-type]
 
     def choose_more(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
         """Return half of the blocks whose weights are on the device all the time; [] if there are
@@ -161,6 +159,25 @@ class BlockStreamer:
         with self._copies.running():
             for slot in self._slots:
                 slot.buffer = torch.empty(self._largest_bytes, dtype=torch.uint8, device=self._device)
+
+
+def share_weights(block: nn.Module, user: nn.Module) -> None:
+    """Let `user`, another module that computes with the layers of this block, bring their weights
+    as the block does, if they are in main memory.
+    """
+    bringing = getattr(block, "_bringing_weights", None)
+    if bringing is not None:
+        _run_inside(user, bringing)
+
+
+def _run_inside(module: nn.Module, bringing: Callable[[], AbstractContextManager[None]]) -> None:
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with bringing():
+            return forward(*args, **kwargs)
+
+    module.forward = run  # type: ignore[assignment]
 
 
 def count_streamed_bytes(block: nn.Module, dtype: torch.dtype | None = None) -> int:

@@ -13,6 +13,7 @@ ADAPTERS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}  # a
 AUTO_BLOCKS, MAX_BLOCKS = -1, 1000  # of blocks_to_swap
 MAX_TIMESTEP = 1000  # pure noise
 MAX_RANK, MAX_LEARNING_RATE = 1024, 10.0
+DEFAULT_SAMPLER, AUTO_SCHEDULER = "euler", "auto"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,11 @@ class TrainingConfig:
     sample_seeds: str = param("0, 1", "Seeds of the sample images, with commas between them: one image each.")
     sample_steps: int = param(20, "Sampler steps of a sample image. Usually 20 to 30.", min=1, max=200)
     sample_guidance_scale: float = param(
-        5.0, "Guidance of the sample images (CFG). Usually 4 to 7; 1: none.", min=0.0, max=30.0
+        5.0,
+        "Guidance of the sample images (CFG). Usually 4 to 7; 1: none. Models that read a guidance, such as FLUX.1 "
+        "dev, get it as FluxGuidance gives it, without CFG: usually 2 to 4.",
+        min=0.0,
+        max=30.0,
     )
     sample_size: str = param(
         "", "Width x height of the sample images, such as 832x1216. Empty: the size that most images have."
@@ -386,6 +391,17 @@ class TrainingConfig:
         "svd: the directions of its inputs that each frozen weight answers to most, its top right singular vectors; "
         "takes seconds to minutes at the start.",
         choices=("kaiming", "svd"),
+    )
+
+    sample_sampler: str = param(
+        DEFAULT_SAMPLER,
+        "Sampler of the sample images in ComfyUI, as in KSampler. Usually that of your own images. The command sdxl "
+        "has no ComfyUI, and draws by DDIM.",
+    )
+    sample_scheduler: str = param(
+        AUTO_SCHEDULER,
+        "Noise schedule of the sample images in ComfyUI, as in KSampler. auto: normal for SDXL, simple for other "
+        "models.",
     )
 
     def __post_init__(self) -> None:

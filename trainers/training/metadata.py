@@ -22,68 +22,100 @@ def lora_metadata(
     """Return kohya's ss_* and modelspec.* keys as of progress.step. `network_args` come after those
     of the adapter; `of_the_family` are more fields of TrainingRecord.
     """
-    settings, schedule = plan.settings, plan.schedule
-    config, buckets, captions = settings.training, settings.buckets, settings.captions
-    items, adapters = plan.crops.items, AdapterSettings.of(config)
-    has_huber_c = config.loss_type in HUBER_TYPES
     record = TrainingRecord(
         output_name=progress.title,
-        rank=config.rank,
-        alpha=adapters.alpha,
-        resolution=buckets.resolution,
         started_at=progress.started_at,
         finished_at=time.time(),
-        folders=_list_folders(plan.dataset, items, captions),
-        num_regularization_samples=sum(item.image.is_regularization for item in items),
-        bucket_counts=plan.crops.bucket_counts,
-        bucket_no_upscale=buckets.bucket_no_upscale,
-        min_bucket_reso=buckets.min_bucket_reso,
-        max_bucket_reso=buckets.max_bucket_reso,
-        random_crop=buckets.resize_mode == "random_crop",
-        random_flip=buckets.random_flip,
-        trigger_word=plan.dataset.trigger_word or None,
-        steps=progress.step,
-        max_train_steps=schedule.total_steps,
-        epoch=-(-progress.step // schedule.steps_per_epoch),
-        num_epochs=-(-schedule.total_steps // schedule.steps_per_epoch),
-        num_batches_per_epoch=schedule.num_batches,
-        batch_size=config.train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_processes=schedule.num_processes,
-        optimizer=config.optimizer,
-        lr_scheduler=config.lr_scheduler,
-        lr_warmup_steps=count_steps(config.lr_warmup_steps, schedule.total_steps),
-        max_grad_norm=config.max_grad_norm,
-        scale_weight_norms=config.scale_weight_norms or None,
-        gradient_checkpointing=config.gradient_checkpointing,
-        cache_latents=True,
-        network_module="networks.lora" if config.adapter == "lora" else "lycoris.kohya",
-        network_dropout=config.lora_dropout or None,
-        network_args={
+        **_describe_dataset(plan),
+        **_describe_steps(plan, progress.step),
+        **_describe_network(plan.settings.training, network_args or {}),
+        **_describe_optimizer(plan),
+        **_describe_objective(plan),
+        settings={name: value for section in plan.settings.to_dict().values() for name, value in section.items()},
+        **of_the_family,
+    )
+    return build_metadata(record)
+
+
+def _describe_dataset(plan: TrainingPlan) -> dict[str, Any]:
+    buckets, captions, items = plan.settings.buckets, plan.settings.captions, plan.crops.items
+    return {
+        "resolution": buckets.resolution,
+        "folders": _list_folders(plan.dataset, items, captions),
+        "num_regularization_samples": sum(item.image.is_regularization for item in items),
+        "bucket_counts": plan.crops.bucket_counts,
+        "bucket_no_upscale": buckets.bucket_no_upscale,
+        "min_bucket_reso": buckets.min_bucket_reso,
+        "max_bucket_reso": buckets.max_bucket_reso,
+        "random_crop": buckets.resize_mode == "random_crop",
+        "random_flip": buckets.random_flip,
+        "trigger_word": plan.dataset.trigger_word or None,
+        "caption_dropout_rate": plan.settings.training.caption_dropout,
+        "caption_tag_dropout_rate": captions.tag_dropout,
+        "shuffle_caption": captions.shuffle_captions,
+        "keep_tokens": captions.keep_tokens,
+    }
+
+
+def _describe_steps(plan: TrainingPlan, step: int) -> dict[str, Any]:
+    config, schedule = plan.settings.training, plan.schedule
+    return {
+        "steps": step,
+        "max_train_steps": schedule.total_steps,
+        "epoch": -(-step // schedule.steps_per_epoch),
+        "num_epochs": -(-schedule.total_steps // schedule.steps_per_epoch),
+        "num_batches_per_epoch": schedule.num_batches,
+        "batch_size": config.train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "num_processes": schedule.num_processes,
+    }
+
+
+def _describe_network(config: TrainingConfig, network_args: Mapping[str, str]) -> dict[str, Any]:
+    adapters = AdapterSettings.of(config)
+    return {
+        "rank": config.rank,
+        "alpha": adapters.alpha,
+        "network_module": "networks.lora" if config.adapter == "lora" else "lycoris.kohya",
+        "network_dropout": config.lora_dropout or None,
+        "network_args": {
             **describe_adapter(config),
             **_describe_convolutions(adapters),
             **_describe_dropout(config),
             **_describe_rates_and_ranks(config),
-            **(network_args or {}),
+            **network_args,
         },
-        caption_dropout_rate=config.caption_dropout,
-        caption_tag_dropout_rate=captions.tag_dropout,
-        shuffle_caption=captions.shuffle_captions,
-        keep_tokens=captions.keep_tokens,
-        masked_loss=any(item.image.mask_sha256 for item in items) or None,
-        prior_loss_weight=_find_prior_loss_weight(config, plan.dataset),
-        noise_offset=config.noise_offset or None,
-        multires_noise_iterations=config.multires_noise_iterations or None,
-        multires_noise_discount=config.multires_noise_discount if config.multires_noise_iterations else None,
-        ip_noise_gamma=config.ip_noise_gamma or None,
-        loss_type=config.loss_type,
-        huber_schedule=config.huber_schedule if has_huber_c else None,
-        huber_c=config.huber_c if has_huber_c else None,
-        seed=config.seed,
-        settings={name: value for section in settings.to_dict().values() for name, value in section.items()},
-        **of_the_family,
-    )
-    return build_metadata(record)
+        "scale_weight_norms": config.scale_weight_norms or None,
+    }
+
+
+def _describe_optimizer(plan: TrainingPlan) -> dict[str, Any]:
+    config = plan.settings.training
+    return {
+        "optimizer": config.optimizer,
+        "lr_scheduler": config.lr_scheduler,
+        "lr_warmup_steps": count_steps(config.lr_warmup_steps, plan.schedule.total_steps),
+        "max_grad_norm": config.max_grad_norm,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "cache_latents": True,
+        "seed": config.seed,
+    }
+
+
+def _describe_objective(plan: TrainingPlan) -> dict[str, Any]:
+    config = plan.settings.training
+    has_huber_c = config.loss_type in HUBER_TYPES
+    return {
+        "masked_loss": any(item.image.mask_sha256 for item in plan.crops.items) or None,
+        "prior_loss_weight": _find_prior_loss_weight(config, plan.dataset),
+        "noise_offset": config.noise_offset or None,
+        "multires_noise_iterations": config.multires_noise_iterations or None,
+        "multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "ip_noise_gamma": config.ip_noise_gamma or None,
+        "loss_type": config.loss_type,
+        "huber_schedule": config.huber_schedule if has_huber_c else None,
+        "huber_c": config.huber_c if has_huber_c else None,
+    }
 
 
 def describe_adapter(config: TrainingConfig) -> dict[str, str]:

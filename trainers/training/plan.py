@@ -55,9 +55,10 @@ def plan_training(dataset: Dataset, settings: RunSettings[ConfigT], *, num_proce
     return TrainingPlan(split.training, settings, crops, schedule, texts, validation)
 
 
-def make_step_counter(dataset: Dataset) -> StepCounter:
+def make_step_counter(dataset: Dataset, *, num_processes: int = 1) -> StepCounter:
     """Return what tells how many steps draw so many samples of the training images: of an epoch
-    some batches are part filled, and some samples are regularization images.
+    some batches are part filled, and some samples are regularization images. Each process draws a
+    batch.
     """
 
     def count_steps(settings: RunSettings, num_samples: int) -> int:
@@ -66,8 +67,8 @@ def make_step_counter(dataset: Dataset) -> StepCounter:
             split = hold_out_images(replace(dataset, strict=False), share=config.validation_share, seed=config.seed)
             crops = plan_crops(split.training, settings.buckets, seed=config.seed)
         except ValueError:  # the trainer, or the flight check, will say what is wrong
-            return count_full_steps(settings, num_samples)
-        schedule = plan_schedule(crops, config)
+            return count_full_steps(settings, num_samples, num_processes=num_processes)
+        schedule = plan_schedule(crops, config, num_processes=num_processes)
         return math.ceil(Fraction(num_samples * schedule.steps_per_epoch, schedule.num_training_samples))
 
     return count_steps

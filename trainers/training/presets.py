@@ -141,10 +141,10 @@ def _apply_goal(goal: Goal, given: dict[str, Any]) -> dict[str, Any]:
     return {"rank": rank, "alpha": rank * goal.alpha_per_rank, "learning_rate": goal.learning_rate}
 
 
-def count_full_steps(settings: RunSettings, num_samples: int) -> int:
+def count_full_steps(settings: RunSettings, num_samples: int, *, num_processes: int = 1) -> int:
     """Return how many steps draw so many samples if all batches are full."""
     config = settings.training
-    return math.ceil(num_samples / (config.train_batch_size * config.gradient_accumulation_steps))
+    return math.ceil(num_samples / (config.train_batch_size * config.gradient_accumulation_steps * num_processes))
 
 
 def _count_samples(goal: Goal, num_images: int) -> int:

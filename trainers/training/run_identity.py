@@ -29,6 +29,8 @@ IRRELEVANT = frozenset(
         "sample_steps",
         "sample_guidance_scale",
         "sample_size",
+        "sample_sampler",
+        "sample_scheduler",
         "save_best",
         "gradient_checkpointing",
         "step_down_on_oom",

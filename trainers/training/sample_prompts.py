@@ -7,7 +7,7 @@ from typing import Any
 
 from ..dataset.image import TrainingImage
 from ..wording import name_examples
-from .config import TrainingConfig
+from .config import AUTO_SCHEDULER, DEFAULT_SAMPLER, TrainingConfig
 
 TRIGGER = "{trigger}"
 SIZES = (64, 4096)  # pixels of a side
@@ -28,6 +28,8 @@ class SamplePrompt:
     num_steps: int
     guidance_scale: float
     control_images: tuple[TrainingImage, ...] = ()
+    sampler: str = DEFAULT_SAMPLER
+    scheduler: str = AUTO_SCHEDULER
     strength: float = 1.0
 
     @property
@@ -58,6 +60,8 @@ def read_sample_prompts(
         num_steps=config.sample_steps,
         guidance_scale=config.sample_guidance_scale,
         control_images=next(iter(control_images.values()), ()),
+        sampler=config.sample_sampler,
+        scheduler=config.sample_scheduler,
     )
     lines = [line.strip() for line in re.split(r"[\n|]", config.sample_prompt)]
     prompts = [_read_line(line, usual, control_images) for line in lines if line and not line.startswith("#")]

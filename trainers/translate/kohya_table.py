@@ -218,7 +218,7 @@ WITHOUT_EFFECT = {
     "token_warmup_min": "counts only with token_warmup_step",
     "dataset_repeats": "counts only with in_json",
     "base_weights_multiplier": "counts only with base_weights",
-    "sample_sampler": "samples have a sampler of their own",
+    "sample_sampler": "the command line draws samples by DDIM",
     "sample_every_n_epochs": "samples are counted in steps: sample_every_n_steps",
     "validate_every_n_epochs": "the validation chooses its steps, or validate_every_n_steps",
     "max_validation_steps": "the validation chooses its steps, or validate_every_n_steps",

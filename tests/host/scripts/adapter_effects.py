@@ -6,7 +6,6 @@ FOLDER/NAME.safetensors it writes FOLDER/weights/NAME.safetensors, with the chan
 modules' names in the file.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -16,12 +15,7 @@ from safetensors.torch import load_file, save_file
 pack, checkpoint, folder = map(Path, sys.argv[1:])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 

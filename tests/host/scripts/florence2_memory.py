@@ -6,7 +6,6 @@ for models and output.
 """
 
 import gc
-import importlib.util
 import json
 import sys
 import weakref
@@ -21,12 +20,9 @@ import folder_paths
 folder_paths.models_dir = str(base / "models")
 folder_paths.set_output_directory(str(base / "output"))
 
-spec = importlib.util.spec_from_file_location(
-    "lora_trainer", pack / "__init__.py", submodule_search_locations=[str(pack)]
-)
-module = importlib.util.module_from_spec(spec)
-sys.modules["lora_trainer"] = module
-spec.loader.exec_module(module)
+from pack_loader import load_pack
+
+load_pack(pack, "lora_trainer")
 
 import comfy.model_management
 from lora_trainer.nodes.host import captioner as graph_captioner

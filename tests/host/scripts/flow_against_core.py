@@ -7,7 +7,6 @@ Arguments: the pack's folder, a folder for files, the number of steps, the numbe
 
 import ctypes
 import gc
-import importlib.util
 import itertools
 import json
 import statistics
@@ -21,12 +20,10 @@ import torch
 from PIL import Image
 
 pack, root, num_steps, num_rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-spec = importlib.util.spec_from_file_location(
-    "lora_trainer", pack / "__init__.py", submodule_search_locations=[str(pack)]
-)
-sys.modules["lora_trainer"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
 sys.path.insert(0, str(pack / "tests" / "host"))
+from pack_loader import load_pack
+
+load_pack(pack, "lora_trainer")
 
 import comfy.model_management
 import comfy.sd

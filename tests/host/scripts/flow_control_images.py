@@ -6,7 +6,6 @@ Arguments: the pack's folder, a folder for files.
 """
 
 import contextlib
-import importlib.util
 import json
 import sys
 import traceback
@@ -22,15 +21,9 @@ from PIL import Image
 pack, folder = map(Path, sys.argv[1:3])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 import nodes
 from comfy_extras.nodes_edit_model import ReferenceLatent

@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 
 pack = Path(sys.argv[1])
-sys.path[:0] = [str(pack), str(pack / "tests" / "host")]
+sys.path.insert(0, str(pack))
 
 from tiny_models import SPECS, build_tiny
 from trainers.flow.families import find_family

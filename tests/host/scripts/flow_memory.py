@@ -6,7 +6,6 @@ Arguments: the pack's folder, a folder for files, the configurations as JSON: na
 tokens, streamed, and settings of FlowConfig.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -25,19 +24,12 @@ from torch.overrides import TorchFunctionMode
 pack, folder, configurations = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 from full_models import FULL_SPECS, HALF, build_hollow, make_clip
 from lora_trainer.nodes.host.hollow_model import HollowFlowModel
-from lora_trainer.trainers.check.memory_estimate import FLOAT32, bytes_per_parameter
 from lora_trainer.trainers.dataset.bucket_config import BucketConfig
 from lora_trainer.trainers.dataset.config import DatasetConfig
 from lora_trainer.trainers.dataset.scan import scan_folder
@@ -180,13 +172,6 @@ def count(base, config, plan, shape, conditions, is_streamed):
     return weights.count_resident(num_streamed=weights.num_blocks * is_streamed) + peak
 
 
-def count_copied_gradients(adapters_bytes, config, precision):
-    """Count the gradients of the layers' copies in half precision."""
-    number_bytes = COMPUTE_DTYPES[precision].itemsize
-    per_parameter = bytes_per_parameter(config.optimizer, number_bytes=number_bytes)
-    return number_bytes * adapters_bytes / per_parameter if number_bytes < FLOAT32 else 0
-
-
 @torch.inference_mode(False)
 def compare(name, size, batch, tokens, is_streamed, **settings):
     patcher, clip, row, shape = open_model(name)
@@ -206,7 +191,6 @@ def compare(name, size, batch, tokens, is_streamed, **settings):
     return {
         "estimate": {**asdict(estimate), "training_bytes": estimate.training_bytes},
         "counted": counted,
-        "copied_gradients": count_copied_gradients(estimate.adapters_bytes, config, found.precision),
         "total_weights": count_bytes(patcher.model.diffusion_model),
         "seconds": seconds,
     }

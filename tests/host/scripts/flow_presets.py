@@ -4,7 +4,6 @@ data, at each resolution that a preset may choose, with all blocks in main memor
 Argument: the pack's folder.
 """
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -19,15 +18,9 @@ import torch
 pack = Path(sys.argv[1])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 from full_models import FULL_SPECS, build_hollow
 from lora_trainer.nodes.host import flow_memory
@@ -85,7 +78,7 @@ def fit(name, memory, **given):
 
 
 if __name__ == "__main__":
-    fitted = [fit("Lumina 2", "4 GB"), fit("Lumina 2", "4 GB", resolution=1024), fit("Lumina 2", "auto")]
+    fitted = [fit("Z-Image", "4 GB"), fit("Z-Image", "4 GB", resolution=1024), fit("Z-Image", "auto")]
     print("RESULT" + json.dumps({"caching": count_caching(), "fitted": fitted}), flush=True)
     for name, spec in FULL_SPECS.items():
         print("RESULT" + json.dumps({"name": name, **estimate_all(spec)}), flush=True)

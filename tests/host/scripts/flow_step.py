@@ -9,7 +9,6 @@ Arguments: the pack's folder, a folder for files. Writes FOLDER/CASE.safetensors
 and prints, for every family, whether the gradients are the same without gradient checkpointing.
 """
 
-import importlib.util
 import json
 import sys
 import traceback
@@ -24,15 +23,9 @@ from safetensors.torch import save_file
 pack, folder = map(Path, sys.argv[1:3])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 from lora_trainer.nodes.host.flow_model import GraphFlowModel
 from lora_trainer.nodes.host.weights import GraphModel, training_mode

@@ -4,7 +4,6 @@ and compares what was learned with ComfyUI's own use of the file. Prints JSON.
 Arguments: the pack's folder, a folder for files.
 """
 
-import importlib.util
 import json
 import sys
 import traceback
@@ -17,15 +16,9 @@ from PIL import Image
 pack, folder = map(Path, sys.argv[1:3])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack, "lora_trainer")
-sys.path.insert(0, str(pack / "tests" / "host"))
 
 import comfy.model_management
 from comfy.quant_ops import QuantizedTensor

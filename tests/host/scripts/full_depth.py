@@ -5,7 +5,6 @@ Arguments: the pack's folder, an embedded base checkpoint (for text encoders and
 images, a folder for files.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,13 +14,7 @@ import torch
 pack, checkpoint, images, folder = map(Path, sys.argv[1:])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
+from pack_loader import load_pack
 
 embedded = load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 load_pack(pack, "lora_trainer")

@@ -7,7 +7,6 @@ the mode.
 
 import gc
 import hashlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -46,12 +45,7 @@ folder_paths.models_dir = str(folder / "models")
 folder_paths.set_output_directory(str(folder / "output"))
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 load_pack(pack, "lora_trainer")
@@ -163,6 +157,8 @@ with torch.inference_mode(), counting() as counts:
         picture = sample(model, clip)
         _, results["after sampling"] = train(model, "after_sampling")
         results["same picture"] = sample(model, clip) == picture
+        samples = {"sample_every_n_steps": 2, "sample_steps": 2, "sample_prompt": "zwx thing"}
+        _, results["with samples"] = train(model, "with_samples", **samples)
         sample(with_lora, clip)
         _, results["after sampling with a LoRA"] = train(model, "after_sampling_with_a_lora")
         bytes_after = max(bytes_after, unload())

@@ -6,7 +6,6 @@ Arguments: the pack's folder, an embedded base checkpoint, a LoRA file for it, a
 """
 
 import hashlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,12 +17,7 @@ from PIL import Image
 pack, checkpoint, lora_file, folder = map(Path, sys.argv[1:])
 
 
-def load_pack(path, name):
-    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
+from pack_loader import load_pack
 
 load_pack(pack / "nodes" / "embedded_base_pack", "embedded_base_pack")
 load_pack(pack, "lora_trainer")

@@ -37,6 +37,11 @@ def test_a_goal_alone_leaves_the_memory_settings(dataset):
     assert (config.max_train_steps, config.optimizer) == (400, "AdamW")
 
 
+def test_several_processes_share_the_samples_of_the_goal(dataset):
+    given = {"goal": "object", "train_batch_size": 4}
+    assert resolve_presets(given, dataset, num_processes=2).training.max_train_steps == 200
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("goal", "goal must be one of person, style, object; got"), ("memory", "memory must be one of auto, 4 GB")],

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from trainers.flow.base_model import Conditions
 from trainers.flow.families import FlowFamilyRow
+from trainers.training.host import Host
+from trainers.training.sample_prompts import SamplePrompt
 
 CHANNELS, WIDTH, PIXELS = 4, 16, 8
 
@@ -120,9 +123,34 @@ class ToyBase:
         ]
         return torch.cat(parts)
 
-    def denoised(self, output: Tensor, noisy: Tensor, sigmas: Tensor) -> Tensor:
-        return noisy - output * sigmas[:, None, None, None]
+    def draw(
+        self,
+        positive: Conditions,
+        negative: Conditions,
+        prompt: SamplePrompt,
+        *,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> list[Image.Image]:
+        return [self._draw(positive, negative, prompt, seed, size_hw, host) for seed in prompt.seeds]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        pixels = nn.functional.interpolate(latents[:, :3], scale_factor=PIXELS).movedim(1, -1)
-        return (pixels + 1) / 2
+    def _draw(
+        self,
+        positive: Conditions,
+        negative: Conditions,
+        prompt: SamplePrompt,
+        seed: int,
+        size_hw: tuple[int, int],
+        host: Host,
+    ) -> Image.Image:
+        """Euler's method with classifier-free guidance."""
+        sides = [side // PIXELS for side in size_hw]
+        latents = torch.randn(1, CHANNELS, *sides, generator=torch.Generator().manual_seed(seed))
+        with self.computing():
+            for step in range(prompt.num_steps):
+                host.check_interrupted()
+                sigmas = torch.tensor([1 - step / prompt.num_steps])
+                flow, other = (self.predict(latents, sigmas, [each]) for each in (positive, negative))
+                latents = latents - (other + prompt.guidance_scale * (flow - other)) / prompt.num_steps
+        pixels = nn.functional.interpolate(latents[:, :3], scale_factor=PIXELS)[0].movedim(0, -1)
+        return Image.fromarray(((pixels + 1) / 2).clamp(0, 1).mul(255).byte().numpy())

@@ -16,7 +16,7 @@ from trainers.sdxl.encode import encode_means
 from trainers.sdxl.model.sampling import count_sampler_steps, decode_latents, sample_images
 from trainers.sdxl.model.sdxl_model import SDXLModel, load_model
 from trainers.sdxl.model.text import encode_captions
-from trainers.sdxl.samples import decode_in_tiles, draw_samples
+from trainers.sdxl.samples import DDIMDrawer, decode_in_tiles, draw_samples
 from trainers.training.device import DeviceMemory
 from trainers.training.events import Event, Interrupted
 from trainers.training.sample_prompts import SamplePrompt
@@ -55,12 +55,11 @@ PROMPT = SamplePrompt("a red circle", "", (0, 1), (64, 64), NUM_STEPS, 5.0)
 
 def draw(model: SDXLModel, host: ImpatientHost, *prompts: SamplePrompt) -> list[list[Image.Image]]:
     return draw_samples(
+        DDIMDrawer(model.vae, model.prediction_type, model.zero_terminal_snr),
         model,
         lambda captions: encode_captions(model.text_encoder, model.text_encoder_2, captions),
         prompts or (PROMPT,),
         usual_size_hw=(96, 64),
-        prediction_type=model.prediction_type,
-        zero_terminal_snr=model.zero_terminal_snr,
         host=host,
     )
 

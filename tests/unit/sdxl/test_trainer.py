@@ -34,6 +34,7 @@ from trainers.sdxl.model.sdxl_model import SDXLModel, build_model
 from trainers.sdxl.names import kohya_names
 from trainers.sdxl.objective import add_noise, min_snr_weights
 from trainers.sdxl.prepared_model import PreparedSDXL
+from trainers.sdxl.samples import SampleDrawer
 from trainers.sdxl.step import Batch
 from trainers.training import validation_plan
 from trainers.training.adapters import AdaptedModel, find_adapter_layers
@@ -125,6 +126,7 @@ def train(
     buckets: BucketConfig | None = None,
     resume: str = "new",
     base_dtype: str = "",
+    drawer: SampleDrawer | None = None,
     **settings,
 ):
     """By default a run of its own: what a test compares was trained twice, not loaded."""
@@ -133,7 +135,7 @@ def train(
         config, buckets or BucketConfig(resolution=64, random_flip=flip), captions or CaptionConfig()
     )
     return train_lora(
-        SDXLFamily(lambda _: copy_model(weights), base_dtype=base_dtype),
+        SDXLFamily(lambda _: copy_model(weights), base_dtype=base_dtype, drawer=drawer),
         plan_training(dataset, run_settings),
         host or RecordingHost(),
         run_folder=RunFolder(folder, name),
@@ -697,6 +699,34 @@ def test_drawing_samples_does_not_change_the_training(weights, dataset, tmp_path
     assert [event.path.name for event in drawn] == [f"sampled-step{step:08d}.png" for step in (0, 2, 4)]
     images = [np.asarray(Image.open(event.path)) for event in drawn]
     assert images[0].shape == (64, 128, 3) and not np.array_equal(images[0], images[2])
+
+
+class RedDrawer:
+    """A host's sampler."""
+
+    def draw(self, unet, positive, negative, prompt, *, size_hw, host) -> list[Image.Image]:
+        assert not any(module.training for module in unet.modules())
+        assert positive.prompt_embeds.shape[0] == negative.prompt_embeds.shape[0] == 1
+        return [Image.new("RGB", size_hw[::-1], "red") for _ in prompt.seeds]
+
+
+@pytest.mark.parametrize(
+    ("drawer", "given", "is_red", "said"),
+    [
+        (RedDrawer(), {"sample_sampler": "heun"}, True, ""),
+        (RedDrawer(), {"prediction_type": "v_prediction"}, False, "MODEL samples otherwise than prediction_type"),
+        (None, {}, False, ""),
+        (None, {"sample_scheduler": "karras"}, False, "sample_sampler and sample_scheduler are for ComfyUI"),
+    ],
+)
+def test_the_hosts_sampler_draws_what_it_can_draw_right(weights, dataset, tmp_path, drawer, given, is_red, said):
+    settings = {"sample_every_n_steps": 4, "sample_prompt": "zwx", "sample_steps": 1, **given}
+    host = RecordingHost()
+    train(weights, dataset, tmp_path, host=host, drawer=drawer, **settings)
+    for event in host.select(SamplesDrawn):
+        assert (np.asarray(event.image) == (255, 0, 0)).all() == is_red
+    notices = [notice.message for notice in host.select(Notice) if "DDIM" in notice.message]
+    assert [said in notice for notice in notices] == ([True] if said else [])
 
 
 def test_samples_have_a_row_for_each_prompt_and_a_sheet_that_grows(weights, dataset, tmp_path):

@@ -14,7 +14,15 @@ from trainers.dataset.join import join_datasets
 from trainers.dataset.scan import scan_folder
 from trainers.sdxl.config import SDXLConfig
 from trainers.training.plan import make_step_counter, plan_training
-from trainers.training.presets import GOALS, MEMORY_PRESETS, choose, choose_memory_preset, describe, resolve
+from trainers.training.presets import (
+    GOALS,
+    MEMORY_PRESETS,
+    choose,
+    choose_memory_preset,
+    count_full_steps,
+    describe,
+    resolve,
+)
 from trainers.wording import GIBIBYTE
 
 
@@ -161,7 +169,7 @@ def write_images(folder, sizes, *, red=0) -> DatasetConfig:
     return DatasetConfig(images=str(folder))
 
 
-def count_uses(dataset: Dataset, **given) -> tuple[float, float]:
+def count_uses(dataset: Dataset, *, num_processes: int = 1, **given) -> tuple[float, float]:
     """Return how often the least and the most seen image are seen."""
     given = {"resolution": 64, "bucket_reso_steps": 32, "train_batch_size": 4, **given}
     settings = resolve(
@@ -170,12 +178,14 @@ def count_uses(dataset: Dataset, **given) -> tuple[float, float]:
         goal="person",
         memory="24 GB",
         num_images=dataset.num_training_samples,
-        count_steps=make_step_counter(dataset),
+        count_steps=make_step_counter(dataset, num_processes=num_processes),
     )
-    return plan_training(dataset, settings).schedule.times_seen_range
+    return plan_training(dataset, settings, num_processes=num_processes).schedule.times_seen_range
 
 
-@pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2}, {"validation_share": 0.2}])
+@pytest.mark.parametrize(
+    "given", [{}, {"gradient_accumulation_steps": 2}, {"validation_share": 0.2}, {"num_processes": 3}]
+)
 def test_images_in_many_buckets_are_seen_as_often_as_the_goal_says(tmp_path, given):
     sizes = [(64, 64), (96, 64), (64, 96), (128, 64), (64, 128)] * 3
     dataset = scan_folder(write_images(tmp_path / "images", sizes))
@@ -195,3 +205,4 @@ def test_what_the_trainer_will_refuse_is_counted_as_full_batches(tmp_path):
     counter = make_step_counter(replace(dataset, images=[replace(image, caption="") for image in dataset.images]))
     settings = resolve(SDXLConfig, {"train_batch_size": 4}, goal="object", memory="24 GB", num_images=4)
     assert counter(settings, 800) == 200
+    assert count_full_steps(settings, 800, num_processes=2) == 100

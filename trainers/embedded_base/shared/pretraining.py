@@ -6,7 +6,7 @@ Letters: B batch, H W latent height and width.
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,17 @@ def draw_centred_bucket(num_images: int, targets: TargetLatents, rng: random.Ran
     return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
 
 
+def draw_small_bucket(num_images: int, targets: TargetLatents, rng: random.Random) -> Bucket:
+    """Draw those images of the base set whose caption calls the object small."""
+    drawings: list[scenes.Drawing] = []
+    while len(drawings) < num_images:
+        drawing = scenes.draw_scene((RESOLUTION, RESOLUTION), rng)
+        if drawing.caption.startswith("a small"):
+            drawings.append(drawing)
+    latents = targets(to_pixel_values([drawing.pixels for drawing in drawings]))
+    return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
+
+
 def train_base(
     model: nn.Module,
     compute_loss: Callable[[float], torch.Tensor],
@@ -220,22 +231,24 @@ def train_base(
     *,
     num_steps: int,
     learning_rate: float,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> None:
-    """Train all parameters of the model that require grad. `compute_loss` gets the progress, from 0
-    to 1. `save` is called now and then, and at the end, while the model holds the running average
-    of its weights.
+    """Train all parameters of the model that require grad: `matrices` with Muon, the others with
+    AdamW. `compute_loss` gets the progress, from 0 to 1. `save` is called now and then, and at the
+    end, while the model holds the running average of its weights.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = [parameter.detach().clone() for parameter in trainable]
-    optimizer = torch.optim.AdamW(trainable, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = _make_optimizers(trainable, matrices, learning_rate)
     losses: list[float] = []
     for step in range(num_steps):
-        set_learning_rate(optimizer, learning_rate, step, num_steps)
         loss = compute_loss(step / num_steps)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, learning_rate, step, num_steps)
+            optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [parameter.detach() for parameter in trainable], 1 - decay)
         losses.append(loss.item())
@@ -245,6 +258,19 @@ def train_base(
             _swap(trainable, average)
             save()
             _swap(trainable, average)
+
+
+def _make_optimizers(
+    trainable: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon scales its updates to the size of AdamW's: both have the same learning rate."""
+    of_muon = {id(each) for each in matrices}
+    others = [each for each in trainable if id(each) not in of_muon]
+    usual = torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    if not matrices:
+        return [usual]
+    muon = torch.optim.Muon(matrices, learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [usual, muon]
 
 
 @torch.no_grad()

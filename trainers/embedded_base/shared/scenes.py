@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
+COLOUR_DISTANCE = 75  # between a colour and what still counts as it
 
 RESOLUTION = 128  # that the base models are made for
 
@@ -226,6 +227,11 @@ class Reading:
     colour: str | None
     shape: str | None
     overlap: float
+
+
+def is_near_colour(pixels: np.ndarray, colour: Colour) -> np.ndarray:
+    """Return where pixels [..., height, width, 3] have this colour, [..., height, width] bool."""
+    return np.linalg.norm(pixels.astype(float) - np.array(colour), axis=-1) < COLOUR_DISTANCE
 
 
 def read_image(pixels: np.ndarray) -> Reading:

@@ -6,11 +6,12 @@ tests/host/test_flow_memory.py compares the estimate with whole steps of the rea
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...check.memory_estimate import MemoryEstimate, bytes_per_parameter
+from ...check.memory_estimate import FLOAT32, MemoryEstimate, bytes_per_parameter
 from ...training.adapter_layers import find_size
 from ...training.adapter_shapes import AdapterSettings, count_parameters, find_highest_rank
 from ...training.adapters import wrap_linear_layers
@@ -33,6 +34,13 @@ ROUGH_SHARE = 1 / 3  # of the weights, that activations take where they cannot b
 
 class NotCountable(RuntimeError):
     """A model does something else for other values, such as routing tokens to experts."""
+
+
+class Activations(NamedTuple):
+    """Bytes: the peak of forward and backward pass, and what equal blocks keep between them."""
+
+    peak_bytes: int
+    saved_bytes: int
 
 
 @dataclass(frozen=True)
@@ -83,19 +91,24 @@ def estimate_memory(
     `latent_shape`, [C, ...], and whose longest caption gives these conditions. The weights of
     `num_streamed` blocks stay in main memory.
 
-    The base model's network must be on the meta device, and is changed. Gradients count in full, as
-    they do from the second micro-batch of a step on.
+    The base model's network must be on the meta device, and is changed. The gradients in float32
+    count in full, as they do from the second micro-batch of a step on. Those that the layers
+    compute come while the backward pass gives up what blocks kept, and count as far as they are
+    larger.
     """
     weights = FrozenWeights.of(base.network)
     number_bytes = COMPUTE_DTYPES[base.precision].itemsize
     adapter_bytes = bytes_per_parameter(config.optimizer, has_ema=config.ema_decay > 0, number_bytes=number_bytes)
+    if number_bytes < FLOAT32:
+        adapter_bytes -= number_bytes
     targets = find_targets(base.network, base.family, config.target_modules)
     num_parameters = count_adapter_parameters(base.network, targets, AdapterSettings.of(config, targets))
     is_rough = False
     try:
-        activations_bytes = count_activations(
+        activations = count_activations(
             base, config, latent_shape=latent_shape, conditions=conditions, is_streamed=num_streamed > 0
         )
+        activations_bytes = activations.peak_bytes + max(0, number_bytes * num_parameters - activations.saved_bytes)
     except NotCountable:
         activations_bytes, is_rough = round(ROUGH_SHARE * weights.total_bytes), True
     return MemoryEstimate(
@@ -116,7 +129,7 @@ def count_activations(
     conditions: Conditions,
     is_streamed: bool = False,
     is_whole: bool = False,
-) -> int:
+) -> Activations:
     """Count the peak bytes of forward and backward pass, without gradients and weights, but with
     the buffers of streamed blocks. With `is_streamed`, all blocks are.
 
@@ -151,7 +164,7 @@ def count_activations(
     # what torch raises for .item() and numpy without data, and a list that was cut short
     except (RuntimeError, TypeError, IndexError) as error:
         raise NotCountable(f"{base.family.name} cannot be counted without data: {error}") from error
-    return timeline.find_peak()
+    return Activations(timeline.find_peak(), timeline.count_saved())
 
 
 def _compute_loss(

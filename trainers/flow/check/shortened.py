@@ -75,6 +75,14 @@ class BlockTimeline:
         self._close()
         return max(peak + self._count_missing(where) for where, peak in self._segments)
 
+    def count_saved(self) -> int:
+        """Count what all blocks of the runs keep for the backward pass."""
+        return sum(
+            run.num_blocks * (self._first_live[number, 1] - self._first_live[number, 0])
+            for number, run in enumerate(self._order)
+            if len(run.kept) > 1
+        )
+
     def _close(self) -> None:
         self._segments.append((self._now, self._memory.take_peak()))
 

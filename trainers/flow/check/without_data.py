@@ -4,13 +4,13 @@ it would have on a GPU.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import graph
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 META = torch.device("meta")
 
@@ -25,7 +25,9 @@ def running_without_data() -> Iterator[None]:
         stack.enter_context(_replaced(graph, "_get_tid", lambda tensor: (id(tensor), *_identify(tensor))))
         stack.enter_context(_replaced(graph, "_get_sid", _identify))
         stack.enter_context(_replaced(torch, "autocast", _Autocast))
-        stack.enter_context(_CudaKernels())
+        # not a TorchFunctionMode, which is off in the backward pass, where blocks run again
+        for name, replacement in _CUDA_KERNELS.items():
+            stack.enter_context(_replaced(functional, name, _on_meta(replacement, getattr(functional, name))))
         yield
 
 
@@ -39,6 +41,18 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
+def _on_meta(replacement: Callable[..., Tensor], usual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that leaves tensors with data, also those of other threads, to the usual
+    one.
+    """
+
+    @wraps(usual)
+    def choose(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (replacement if values.is_meta else usual)(values, *args, **kwargs)
+
+    return choose
+
+
 def _identify(tensor: Tensor) -> tuple[int, int]:
     return tensor.untyped_storage()._cdata, tensor._version
 
@@ -50,15 +64,8 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == META.type else device_type, *args, **kwargs)
 
 
-class _CudaKernels(TorchFunctionMode):
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            return _FlashAttention.apply(*args[:3])
-        if func is functional.rms_norm:
-            return _normalize(*args, **(kwargs or {}))
-        if func is functional.dropout:
-            return _drop(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+def _attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return _FlashAttention.apply(query, key, value)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -103,3 +110,6 @@ class _FusedRmsNorm(torch.autograd.Function):
 def _drop(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Keeps a mask of one byte per value."""
     return torch.native_dropout(values, p, training)[0] if p and training else values
+
+
+_CUDA_KERNELS = {"scaled_dot_product_attention": _attend, "rms_norm": _normalize, "dropout": _drop}

@@ -30,6 +30,7 @@ class SliderFamily(SDXLFamily):
             cache=cache,
             world=world,
             base_dtype=self.base_dtype,
+            drawer=self.drawer,
             make_latents=self._make_store,
             prepared_class=PreparedSlider,
         )
@@ -44,10 +45,10 @@ class SliderFamily(SDXLFamily):
         host: Host,
         cache: TensorCache,
         world: World,
+        *,
+        keep_vae: bool,
     ) -> LatentStore:
-        """Return the store of the drawings, which are made when the model is ready. Only samples
-        need the VAE.
-        """
+        """Return the store of the drawings, which are made when the model is ready."""
         config = plan.settings.training
         facts = [
             hash_samples(model.unet),
@@ -59,7 +60,6 @@ class SliderFamily(SDXLFamily):
             f"{model.prediction_type} {model.zero_terminal_snr}",
         ]
         assert model.vae is not None
-        keep_vae = bool(config.sample_every_n_steps)
         model.vae = move_module(model.vae, torch.device("cpu"), torch.float32) if keep_vae else None
         remedy = "The base model may be damaged, or mixed_precision fp16 too narrow for it: try bf16"
         return LatentStore(cache, kind="sdxl drawings", model_hash="/".join(facts), remedy=remedy)

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.unit.flow.toy_base import CHANNELS, WIDTH, Block, Network, ToyBase
 from trainers.check.memory_estimate import MemoryEstimate
 from trainers.flow.base_model import Conditions
 from trainers.flow.check.memory import FrozenWeights, count_activations, estimate_memory
 from trainers.flow.check.shortened import NUM_KEPT, shorten
-from trainers.flow.check.without_data import META
+from trainers.flow.check.without_data import META, running_without_data
+from trainers.flow.checkpointing import checkpoint_blocks
 from trainers.flow.config import FlowConfig
 from trainers.flow.targets import find_targets
 from trainers.training.adapter_shapes import AdapterSettings
@@ -58,7 +60,7 @@ def count(*, is_whole: bool = False, is_streamed: bool = False, **settings: Any)
     config = FlowConfig(**{"rank": 2, **settings})
     return count_activations(
         HollowBase(), config, latent_shape=SHAPE, conditions=text(), is_whole=is_whole, is_streamed=is_streamed
-    )
+    ).peak_bytes
 
 
 def estimate(*, needs_values: bool = False, **settings: Any) -> MemoryEstimate:
@@ -143,6 +145,37 @@ def test_a_model_that_needs_the_values_is_estimated_roughly_and_that_is_said() -
     rough = estimate(needs_values=True)
     assert rough.is_rough and rough.text().startswith("very roughly ")
     assert not estimate().is_rough and rough.activations_bytes == round(rough.weights_bytes / 3)
+
+
+class Attention(nn.Linear):
+    """Attends over positions of 64 channels in one head."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rotated = functional.rms_norm(super().forward(input), (64,))
+        return functional.dropout(functional.scaled_dot_product_attention(rotated, rotated, rotated), 0.0)
+
+
+def test_no_attention_is_written_out_when_a_block_runs_again() -> None:
+    """CUDA's kernels never hold the scores of all positions with all others."""
+    layer, values = Attention(64, 64, device="meta"), torch.zeros(1, 1, 4096, 64, device="meta")
+    checkpoint_blocks([layer])
+    with running_without_data(), LiveMemory() as memory:
+        layer(values).sum().backward()
+    assert memory.take_peak() < 16 * values.nbytes < 4096 * 4096 * 4
+
+
+def test_tensors_with_data_are_computed_as_ever() -> None:
+    values = torch.randn(1, 2, 5, 8)
+    expected = functional.scaled_dot_product_attention(values, values, values, is_causal=True)
+    with running_without_data():
+        assert torch.equal(functional.scaled_dot_product_attention(values, values, values, is_causal=True), expected)
+
+
+def test_gradients_count_as_far_as_they_are_more_than_what_blocks_kept() -> None:
+    usual, large = estimate(rank=2), estimate(rank=512)
+    kept, gradients = WIDTH * 4 * SHAPE[1] * SHAPE[2], large.adapters_bytes // 4
+    assert usual.activations_bytes == count(rank=2)
+    assert large.activations_bytes == pytest.approx(count(rank=512) + gradients - 9 * kept, rel=0.1)
 
 
 def test_living_storages_count_once_and_until_they_are_gone() -> None:
