@@ -21,6 +21,7 @@ import { ENGLISH } from "./training_panel/words.js";
 const NODE_TYPES = [
   "LoRATrainer_TrainLoRA",
   "LoRATrainer_LoRATrainSDXL",
+  "LoRATrainer_TrainSlider",
   "LoRATrainer_MusubiTrain",
 ];
 const MIN_OPEN_WIDTH = 340;

@@ -87,6 +87,7 @@ def train_slider(request: TrainingRequest) -> TrainedInGraph:
         memory=request.memory,
         weight_dtype=get_unet_dtype(base.model),
     )
+    check_sampler(settings.training)
     text = _describe(settings, base.model, [])
 
     def train(plan: TrainingPlan[SliderConfig], host: ComfyHost, run_folder: RunFolder) -> TrainedLora:

@@ -70,7 +70,8 @@ def unload_models() -> None:
 
 
 def is_sdxl(model: Any) -> bool:
-    """
+    """Tell whether a MODEL is SDXL's.
+
     Raises:
         ValueError: MODEL is empty.
     """

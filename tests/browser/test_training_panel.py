@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "train_sdxl_from_folder.json"
-TRAINERS = ("LoRATrainer_LoRATrainSDXL", "LoRATrainer_TrainLoRA", "LoRATrainer_MusubiTrain")
+TRAINERS = (
+    "LoRATrainer_LoRATrainSDXL",
+    "LoRATrainer_TrainLoRA",
+    "LoRATrainer_MusubiTrain",
+    "LoRATrainer_TrainSlider",
+)
 NAME = "toadstool-20261130-140000"
 EARLIER = "earlier-20261129-101500"
 BUSY = "(count) => app.api.dispatchCustomEvent('status', { exec_info: { queue_remaining: count } })"

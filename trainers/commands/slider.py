@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..config import list_field_names
 from ..dataset.bucket_config import BucketConfig
 from ..files.cache_folder import default_cache_folder
-from ..packages import require_packages
 from ..sdxl.slider.config import NOT_FOR_SLIDERS, SliderConfig
 from ..sdxl.slider.plan import plan_slider
 from ..training.presets import resolve
@@ -19,6 +18,7 @@ from .settings import (
     add_setting_flags,
     check_base_dtype,
     check_presets,
+    load_packages,
     read_given,
     read_settings,
     require_base_model,
@@ -62,7 +62,7 @@ def train(settings: dict[str, Any]) -> "TrainedLora":
     run_folder.require_writable()
     require_base_model(settings["base"])
     # torch and diffusers take seconds to import: errors in settings and folders come first
-    require_packages()
+    load_packages()
     from ..files.tensor_cache import TensorCache
     from ..sdxl.check.out_of_memory import explaining_out_of_memory
     from ..sdxl.model.sdxl_model import load_model

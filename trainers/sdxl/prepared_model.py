@@ -76,20 +76,16 @@ class PreparedSDXL:
         batch = self.make_batch(items, step)
         self._mask_ranks(batch)
         yield weighted_losses(self.model.unet, batch, self.objective)
-        chosen = self.choose_prior_samples(batch, items, step)
-        if chosen:
-            self._mask_ranks(chosen)
-            yield self.compute_prior_losses(chosen)
+        yield from self.prior_terms(batch, items, step)
 
-    def choose_prior_samples(self, batch: Batch, items: Sequence[TrainingItem], step: int) -> Batch | None:
-        """Return the samples that prior preservation looks at, with their class prompts; None if
-        there are none.
-        """
+    def prior_terms(self, batch: Batch, items: Sequence[TrainingItem], step: int) -> Iterator[Tensor]:
+        """Yield the loss of prior preservation for the samples that it looks at, if any."""
         rows = choose_rows(items, seed=self.config.seed, step=step) if self.config.prior_loss_weight else []
-        if not rows:
-            return None
-        class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
-        return self.replace_texts(select_rows(batch, rows), class_prompts)
+        if rows:
+            class_prompts = [self.plan.texts.choose_class_prompt(items[row], step) for row in rows]
+            chosen = select_rows(batch, rows)
+            self._mask_ranks(chosen)
+            yield self.config.prior_loss_weight * self._compute_prior_losses(chosen, class_prompts)
 
     def _mask_ranks(self, batch: Batch) -> None:
         """The text encoders see no noise: they train all their ranks."""
@@ -129,12 +125,13 @@ class PreparedSDXL:
         for block in blocks:
             self.streamer.stream(block, COMPUTE_DTYPES[self.precision])
 
-    def compute_prior_losses(self, batch: Batch) -> Tensor:
-        """Compare the predictions for class prompts with and without the adapters."""
+    def _compute_prior_losses(self, batch: Batch, class_prompts: list[str]) -> Tensor:
+        """Compare the predictions for the class prompts with and without the adapters."""
         unet, objective = self.model.unet, self.objective
         with self.adapted.disable_adapters():
-            base_pred = predict(unet, batch, objective.alphas_cumprod[batch.timesteps])
-        return self.config.prior_loss_weight * distillation_losses(unet, batch, base_pred, objective)
+            alphas = objective.alphas_cumprod[batch.timesteps]
+            base_pred = predict(unet, self.replace_texts(batch, class_prompts), alphas)
+        return distillation_losses(unet, self.replace_texts(batch, class_prompts), base_pred, objective)
 
     def make_batch(self, items: Sequence[TrainingItem], step: int) -> Batch:
         loss_weights = [item.image.loss_weight for item in items]

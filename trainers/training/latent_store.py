@@ -42,9 +42,10 @@ class LatentStore:
         return self._cache.get(self._make_key(item, flip)) is not None
 
     def put(self, item: TrainingItem, latents: Tensor, *, flip: bool = False) -> None:
-        """
+        """Keep the latents of an item.
+
         Raises:
-            ValueError: they have NaN or infinity, and were not cached.
+            ValueError: they have NaN or infinity. The message names the item.
         """
         self._require_finite(latents, item)
         self._cache.put(self._make_key(item, flip), {"latents": latents})
@@ -76,9 +77,7 @@ class LatentStore:
 
     def _require_finite(self, latents: Tensor, item: TrainingItem) -> None:
         if not torch.isfinite(latents).all():
-            raise ValueError(
-                f"{item.image.name}: the VAE gave NaN or infinite latents. The image was not cached. {self._remedy}"
-            )
+            raise ValueError(f"{item.image.name}: NaN or infinite latents, which were not cached. {self._remedy}")
 
     def _make_key(self, item: TrainingItem, flip: bool) -> str:
         return content_key(kind=self._kind, **item.describe_pixels(), flip=flip, vae=self._model_hash)

@@ -215,10 +215,10 @@ def test_prior_preservation_keeps_both_directions_close_to_the_base(weights):  #
     """Every second term: nothing is moved yet at the start, and both directions are later."""
     prepared = prepare(weights, prior_loss_weight=2.0, class_prompt="a house", train_batch_size=2)
     items = prepared.plan.crops.items[:2]
-    _, first, _, second = (float(term.sum()) for term in prepared.loss_terms(items, 1))
+    _, first, _, second = (float(term.detach().sum()) for term in prepared.loss_terms(items, 1))
     assert first == second == 0
     randomize(prepared)
-    _, first, _, second = (float(term.sum()) for term in prepared.loss_terms(items, 1))
+    _, first, _, second = (float(term.detach().sum()) for term in prepared.loss_terms(items, 1))
     assert first > 0 and second > 0
 
 

@@ -45,14 +45,13 @@ class PreparedSlider(PreparedSDXL):
         both ways alike; with prior_loss_weight the losses of prior preservation after each.
         """
         batch = self.make_batch(items, step)
-        prior = self.choose_prior_samples(batch, items, step)
         base_pred, direction = self._predict_base(batch, items)
         for strength in DIRECTIONS:
             target = slider_target(base_pred, direction, guidance=strength * self.config.slider_guidance)
             with self.adapted.at_strength(strength):  # until the loop has run the backward pass
                 yield distillation_losses(self.model.unet, batch, target, self.objective) / len(DIRECTIONS)
-                if prior:
-                    yield self.compute_prior_losses(prior) / len(DIRECTIONS)
+                for losses in self.prior_terms(batch, items, step):
+                    yield losses / len(DIRECTIONS)
 
     def _predict_base(self, batch: Batch, items: Sequence[TrainingItem]) -> tuple[Tensor, Tensor]:
         """Return the frozen base's predictions for the target, and positive less negative, both
