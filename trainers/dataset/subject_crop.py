@@ -15,7 +15,7 @@ def find_subject(mask: Image.Image, size_hw: Size) -> Box | None:
     """Return the box around the white part of a mask (mode "L", of any size), in pixels of its
     image; None if nothing of it is white.
     """
-    box = mask.point(lambda value: 255 * (value >= _WHITE)).getbbox()
+    box = mask.point([255 * (value >= _WHITE) for value in range(256)]).getbbox()
     if box is None:
         return None
     across, down = size_hw[1] / mask.width, size_hw[0] / mask.height

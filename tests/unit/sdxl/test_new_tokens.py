@@ -58,7 +58,7 @@ def test_new_tokens_start_as_the_initializer_or_the_word_token_by_token(weights)
         for vectors, encoder in zip(
             new_tokens.parameters().values(), (plain.text_encoder, plain.text_encoder_2), strict=True
         ):
-            table = encoder.get_input_embeddings().weight
+            table = encoder.get_input_embeddings().state_dict()["weight"]
             assert torch.equal(vectors, table[[ids[index % len(ids)] for index in range(3)]])
 
 
