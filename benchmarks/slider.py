@@ -100,6 +100,7 @@ SLIDERS = {
             "class_prompt": "a green circle on a black background | a yellow star on a white background | an orange "
             "cross on a grey background | a cyan square on a beige background",
             "prior_loss_weight": 1.0,
+            "slider_guidance": 0.5,  # purple is between the two: 1 would lead beyond them
         },
         measure_redness,
         (False, True, True),

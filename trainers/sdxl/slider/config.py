@@ -70,7 +70,7 @@ class SliderConfig(SDXLConfig):
     slider_guidance: float = param(
         1.0,
         "How far strength 1 leads: so many times the difference between the predictions for positive and negative "
-        "(eta in the paper). Usually 1 to 4.",
+        "(eta in the paper). Usually 0.5 to 2; lower if images break at strength 2.",
         min=0.01,
         max=100.0,
     )
