@@ -1,5 +1,6 @@
 """Samples of a running training: decoded in tiles, and ended by an interrupt between two steps."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def draw(model: SDXLModel, host: ImpatientHost, *prompts: SamplePrompt) -> list[
         prompts or (PROMPT,),
         usual_size_hw=(96, 64),
         host=host,
+        at_strength=lambda _: nullcontext(),
     )
 
 
