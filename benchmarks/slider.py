@@ -209,7 +209,7 @@ def _measure(slider: Slider, images: np.ndarray, unchanged: np.ndarray, num_seed
     return {
         "property": float(np.mean([slider.measure(image) for image in images[:own]])),
         "right": float(np.mean(right)),
-        "drift": max(own_drift, *other_drift),
+        "drift": max([own_drift, *other_drift]),
         "drift_of_backgrounds": own_drift,
         **({"drift_of_other_prompts": other_drift[0]} if other_drift else {}),
     }
