@@ -10,6 +10,7 @@ from tests.browser.editor import Editor
 
 ANY_MODEL = "LoRA Trainer: Train LoRA"
 SDXL = "LoRA Trainer: Train LoRA (SDXL)"
+SLIDER = "LoRA Trainer: Train Slider LoRA (SDXL)"
 MUSUBI = "LoRA Trainer: Train LoRA (Musubi Tuner)"
 LOAD_IMAGES = "Dataset: Load Images (LoRA Trainer)"
 CORE_TRAINER = "Train LoRA"  # ComfyUI's own; nothing ranks before a name that is the search text itself
@@ -36,8 +37,8 @@ def find_nodes(search: Editor, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "first"),
     [
-        ("lora train", [ANY_MODEL, SDXL, MUSUBI]),
-        ("lora trainer", [ANY_MODEL, SDXL, MUSUBI]),
+        ("lora train", [ANY_MODEL, SDXL, SLIDER, MUSUBI]),
+        ("lora trainer", [ANY_MODEL, SDXL, SLIDER, MUSUBI]),
         ("train lora", [CORE_TRAINER, ANY_MODEL, SDXL, MUSUBI]),
         ("fine-tune", [ANY_MODEL]),
         ("dataset", [LOAD_IMAGES]),

@@ -202,9 +202,8 @@ def test_training_does_not_change_a_bit_of_the_graphs_model(client: ComfyClient,
 
 def test_progress_is_shown_and_stays_below_four_messages_a_second(trained: Result):
     texts = trained.texts("trainer")
-    assert any(
-        "step" in text and "loss" in text and "it/s" in text and "ETA" in text and "GB" in text for text in texts
-    )
+    is_whole = re.compile(r"step .*loss .*(it/s|s/it) .*ETA .*GB")  # a busy machine takes seconds for each step
+    assert any(is_whole.search(text) for text in texts)
     assert any("rank 16, alpha 16" in text and "Memory: about" in text for text in texts[:3])
     assert "192/192 modules load" in texts[-1]
     assert len(trained.previews("trainer")) >= 2
