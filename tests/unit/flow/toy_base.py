@@ -145,12 +145,16 @@ class ToyBase:
     ) -> Image.Image:
         """Euler's method with classifier-free guidance."""
         sides = [side // PIXELS for side in size_hw]
-        latents = torch.randn(1, CHANNELS, *sides, generator=torch.Generator().manual_seed(seed))
+        latents = torch.randn(1, CHANNELS, *sides, generator=torch.Generator().manual_seed(seed)).to(host.device)
+        texts = [
+            {name: value.to(host.device) if isinstance(value, Tensor) else value for name, value in each.items()}
+            for each in (positive, negative)
+        ]
         with self.computing():
             for step in range(prompt.num_steps):
                 host.check_interrupted()
-                sigmas = torch.tensor([1 - step / prompt.num_steps])
-                flow, other = (self.predict(latents, sigmas, [each]) for each in (positive, negative))
+                sigmas = torch.tensor([1 - step / prompt.num_steps], device=host.device)
+                flow, other = (self.predict(latents, sigmas, [each]) for each in texts)
                 latents = latents - (other + prompt.guidance_scale * (flow - other)) / prompt.num_steps
         pixels = nn.functional.interpolate(latents[:, :3], scale_factor=PIXELS)[0].movedim(0, -1)
-        return Image.fromarray(((pixels + 1) / 2).clamp(0, 1).mul(255).byte().numpy())
+        return Image.fromarray(((pixels + 1) / 2).clamp(0, 1).mul(255).byte().cpu().numpy())
