@@ -67,12 +67,15 @@ def test_the_estimate_is_within_a_twentieth_of_a_whole_step(results: list[dict[s
 
 
 def test_the_activations_alone_are_within_a_tenth(results: list[dict[str, Any]]):
-    """Large weights would hide what is wrong with them."""
+    """Large weights would hide what is wrong with them. The gradients of copies in half precision
+    come one by one, and are counted as far as blocks do not give up as much.
+    """
     for each in results:
         rest = each["estimate"]["weights_bytes"] + each["estimate"]["adapters_bytes"]
         counted = each["counted"] - rest
-        little = 0.002 * each["counted"]
-        assert each["estimate"]["activations_bytes"] == pytest.approx(counted, rel=0.1, abs=little), each
+        assert 0.9 * counted <= each["estimate"]["activations_bytes"] <= 1.1 * (counted + each["copied_gradients"]), (
+            each
+        )
 
 
 def test_streaming_keeps_only_the_other_layers_resident(results: list[dict[str, Any]]):

@@ -30,6 +30,7 @@ load_pack(pack, "lora_trainer")
 
 from full_models import FULL_SPECS, HALF, build_hollow, make_clip
 from lora_trainer.nodes.host.hollow_model import HollowFlowModel
+from lora_trainer.trainers.check.memory_estimate import FLOAT32, bytes_per_parameter
 from lora_trainer.trainers.dataset.bucket_config import BucketConfig
 from lora_trainer.trainers.dataset.config import DatasetConfig
 from lora_trainer.trainers.dataset.scan import scan_folder
@@ -172,6 +173,13 @@ def count(base, config, plan, shape, conditions, is_streamed):
     return weights.count_resident(num_streamed=weights.num_blocks * is_streamed) + peak
 
 
+def count_copied_gradients(adapters_bytes, config, precision):
+    """Count the gradients of the layers' copies in half precision, which are not in the bytes."""
+    number_bytes = COMPUTE_DTYPES[precision].itemsize
+    per_parameter = bytes_per_parameter(config.optimizer, number_bytes=number_bytes) - number_bytes
+    return number_bytes * adapters_bytes / per_parameter if number_bytes < FLOAT32 else 0
+
+
 @torch.inference_mode(False)
 def compare(name, size, batch, tokens, is_streamed, **settings):
     patcher, clip, row, shape = open_model(name)
@@ -191,6 +199,7 @@ def compare(name, size, batch, tokens, is_streamed, **settings):
     return {
         "estimate": {**asdict(estimate), "training_bytes": estimate.training_bytes},
         "counted": counted,
+        "copied_gradients": count_copied_gradients(estimate.adapters_bytes, config, found.precision),
         "total_weights": count_bytes(patcher.model.diffusion_model),
         "seconds": seconds,
     }

@@ -208,9 +208,7 @@ def _draw_bucket(
 
 
 def draw_centred_bucket(num_images: int, targets: TargetLatents, rng: random.Random, *, spread: float) -> Bucket:
-    drawings = [scenes.draw_centred(rng, spread=spread) for _ in range(num_images)]
-    latents = targets(to_pixel_values([drawing.pixels for drawing in drawings]))
-    return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
+    return _make_square_bucket([scenes.draw_centred(rng, spread=spread) for _ in range(num_images)], targets)
 
 
 def draw_small_bucket(num_images: int, targets: TargetLatents, rng: random.Random) -> Bucket:
@@ -220,6 +218,10 @@ def draw_small_bucket(num_images: int, targets: TargetLatents, rng: random.Rando
         drawing = scenes.draw_scene((RESOLUTION, RESOLUTION), rng)
         if drawing.caption.startswith("a small"):
             drawings.append(drawing)
+    return _make_square_bucket(drawings, targets)
+
+
+def _make_square_bucket(drawings: Sequence[scenes.Drawing], targets: TargetLatents) -> Bucket:
     latents = targets(to_pixel_values([drawing.pixels for drawing in drawings]))
     return Bucket((RESOLUTION, RESOLUTION), 1.0, latents, [drawing.caption for drawing in drawings])
 

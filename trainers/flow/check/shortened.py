@@ -80,7 +80,7 @@ class BlockTimeline:
         return sum(
             run.num_blocks * (self._first_live[number, 1] - self._first_live[number, 0])
             for number, run in enumerate(self._order)
-            if len(run.kept) > 1
+            if (number, 1) in self._first_live
         )
 
     def _close(self) -> None:
